@@ -1,0 +1,126 @@
+#include "attention/panel.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+static float *take(char **scratch, int64_t floats) {
+    float *taken = (float *)*scratch;
+    *scratch += ice_round_up((size_t)floats * sizeof(float));
+    return taken;
+}
+
+size_t ice_panel_bytes(const icecore_attention *p) {
+    int64_t rows = p->dim + p->value_dim + ICE_KEY_BLOCK + 3;
+    int64_t widened = p->dtype == ICECORE_FLOAT32 ? 0 : ICE_KEY_BLOCK * (p->dim + p->value_dim);
+    return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + 8 * ICE_ALIGNMENT;
+}
+
+void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
+                     int64_t key_head, int64_t first_row, int lanes, void *scratch) {
+    char *free_space = scratch;
+    *panel = (ice_panel){.problem = p, .kernels = kernels, .batch = batch, .key_head = key_head, .first_row = first_row,
+                         .lanes = lanes};
+    panel->queries = take(&free_space, p->dim * ICE_PANEL);
+    panel->accumulator = take(&free_space, p->value_dim * ICE_PANEL);
+    panel->scores = take(&free_space, ICE_KEY_BLOCK * ICE_PANEL);
+    panel->maximum = take(&free_space, ICE_PANEL);
+    panel->sum = take(&free_space, ICE_PANEL);
+    panel->correction = take(&free_space, ICE_PANEL);
+    if (p->dtype != ICECORE_FLOAT32) {
+        panel->keys = take(&free_space, ICE_KEY_BLOCK * p->dim);
+        panel->values = take(&free_space, ICE_KEY_BLOCK * p->value_dim);
+    }
+    float query[ICECORE_MAX_DIM];
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        if (lane < lanes) {
+            ice_row row = ice_row_at(p, batch, key_head, first_row + lane);
+            panel->visible[lane] = ice_visible_keys(p, row.query);
+            ice_load_query(p, kernels, row, (float)(p->scale * ICE_LOG2_E), query);
+        } else {
+            panel->visible[lane] = panel->visible[lanes - 1];
+        }
+        for (int64_t t = 0; t < p->dim; t++) panel->queries[t * ICE_PANEL + lane] = query[t];
+        panel->maximum[lane] = -INFINITY;
+        panel->sum[lane] = 0.0f;
+    }
+    memset(panel->accumulator, 0, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
+}
+
+ice_visible ice_panel_visible(const ice_panel *panel) {
+    ice_visible all = panel->visible[0];
+    for (int lane = 1; lane < panel->lanes; lane++) {
+        const ice_visible *row = &panel->visible[lane];
+        if (row->sink_end > all.sink_end) all.sink_end = row->sink_end;
+        if (row->begin < all.begin) all.begin = row->begin;
+        if (row->end > all.end) all.end = row->end;
+    }
+    if (all.begin < all.sink_end) all.begin = all.sink_end;
+    if (all.end < all.begin) all.end = all.begin;
+    return all;
+}
+
+/* Hides what the rows may not see of keys first .. first + count - 1; returns whether anything was hidden. */
+static int hide(ice_panel *panel, int64_t first, int64_t count) {
+    const icecore_attention *p = panel->problem;
+    float lower[ICE_PANEL], upper[ICE_PANEL], sink_upper[ICE_PANEL];
+    int64_t sinks = p->window < 0 ? 0 : p->sinks - first;
+    int partial = 0;
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        /* relative to the block and clipped to it, so that floats hold them exactly */
+        const ice_visible *row = &panel->visible[lane];
+        int64_t low = row->begin - first, high = row->end - first, sink_high = row->sink_end - first;
+        /* a begin that only says "after the sinks" hides nothing by itself */
+        lower[lane] = (float)(low < 0 ? 0 : low > count ? count : low);
+        upper[lane] = (float)(high < 0 ? 0 : high > count ? count : high);
+        sink_upper[lane] = (float)(sink_high < 0 ? 0 : sink_high > count ? count : sink_high);
+        int64_t sinks_here = sinks < 0 ? 0 : sinks > count ? count : sinks;
+        partial |= sink_upper[lane] < (float)sinks_here;
+        partial |= sinks_here < count && (lower[lane] > (float)sinks_here || upper[lane] < (float)count);
+    }
+    if (partial)
+        panel->kernels->mask_range(panel->scores, count, panel->lanes, lower, upper, sink_upper,
+                                   (float)(sinks < 0 ? 0 : sinks > count ? count : sinks));
+    if (p->mask_kind != ICECORE_MASK_NONE)
+        for (int lane = 0; lane < panel->lanes; lane++)
+            partial |= ice_add_mask(p, ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane), first, count,
+                                    panel->scores + lane, ICE_PANEL);
+    return partial;
+}
+
+/* Rows `first`.. as float32: where they lie, or widened into `buffer`. */
+static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, int64_t width, int64_t first, int64_t count,
+                               float *buffer, int64_t *stride) {
+    const icecore_attention *p = panel->problem;
+    if (p->dtype == ICECORE_FLOAT32) {
+        *stride = tensor->row_stride;
+        return ice_address(tensor, p->dtype, panel->batch, panel->key_head, first);
+    }
+    for (int64_t j = 0; j < count; j++)
+        panel->kernels->to_float32(p->dtype, ice_address(tensor, p->dtype, panel->batch, panel->key_head, first + j),
+                                   buffer + j * width, width);
+    *stride = width;
+    return buffer;
+}
+
+void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end) {
+    const icecore_attention *p = panel->problem;
+    const ice_kernels *kernels = panel->kernels;
+    for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
+        int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
+        int64_t key_stride, value_stride;
+        const float *keys = float_rows(panel, &p->key, p->dim, block, count, panel->keys, &key_stride);
+        kernels->scores(panel->queries, p->dim, panel->lanes, keys, key_stride, count, panel->scores);
+        int hidden = hide(panel, block, count);
+        kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
+        const float *values = float_rows(panel, &p->value, p->value_dim, block, count, panel->values, &value_stride);
+        /* a hidden NaN or inf must not get in as 0 * NaN */
+        int plain = !hidden || ice_all_finite(ICECORE_FLOAT32, values, value_stride, count, p->value_dim);
+        (plain ? kernels->weighted_sum : kernels->weighted_sum_nonzero)(panel->scores, count, panel->lanes, values, value_stride,
+                                                                        p->value_dim, panel->correction, panel->accumulator);
+    }
+}
+
+void ice_panel_row(const ice_panel *panel, int lane, float *target) {
+    for (int64_t t = 0; t < panel->problem->value_dim; t++) target[t] = panel->accumulator[t * ICE_PANEL + lane];
+}

@@ -1,0 +1,38 @@
+/* A panel of up to ICE_PANEL rows on its way through the keys: the state of the online softmax.
+ *
+ * begin, then any number of attend_* in any order over disjoint keys, then read the rows out.  Memory comes from the caller's scratch:
+ * ice_panel_bytes(problem), aligned to ICE_ALIGNMENT. */
+#ifndef ICE_PANEL_H
+#define ICE_PANEL_H
+
+#include "attention/problem.h"
+
+typedef struct {
+    const icecore_attention *problem;
+    const ice_kernels *kernels;
+    int64_t batch, key_head, first_row;
+    int lanes;
+    float *queries;            /* dim x ICE_PANEL, times scale * log2(e) */
+    float *accumulator;        /* value_dim x ICE_PANEL */
+    float *scores;             /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *keys, *values;      /* ICE_KEY_BLOCK rows widened to float32; unused when the inputs are float32 */
+    float *maximum, *sum, *correction;   /* ICE_PANEL each */
+    ice_visible visible[ICE_PANEL];
+} ice_panel;
+
+size_t ice_panel_bytes(const icecore_attention *problem);
+
+/* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row. */
+void ice_panel_begin(ice_panel *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
+                     int64_t key_head, int64_t first_row, int lanes, void *scratch);
+
+/* The keys that any row of the panel may see: the union of the rows' ranges. */
+ice_visible ice_panel_visible(const ice_panel *panel);
+
+/* Attends to the keys first .. end - 1 exactly, each row to those it may see. */
+void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end);
+
+/* Copies the accumulator of one lane into `target` (value_dim floats). */
+void ice_panel_row(const ice_panel *panel, int lane, float *target);
+
+#endif

@@ -1,0 +1,87 @@
+#include "attention/problem.h"
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+icecore_status ice_check_problem(const icecore_attention *p) {
+    if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
+    int sizes = p->batch >= 0 && p->query_heads >= 0 && p->key_heads >= 0 && p->queries >= 0 && p->keys >= 0;
+    int dims = p->dim >= 1 && p->dim <= ICECORE_MAX_DIM && p->value_dim >= 1 && p->value_dim <= ICECORE_MAX_DIM;
+    int heads = p->query_heads == 0 || (p->key_heads > 0 && p->query_heads % p->key_heads == 0);
+    int options = p->window >= -1 && p->sinks >= 0 && (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
+    if (!sizes || !dims || !heads || !options) return ICECORE_ERROR_VALUE;
+    if (!ice_is_empty(p) && (!p->query.data || !p->out.data || (p->keys > 0 && (!p->key.data || !p->value.data))))
+        return ICECORE_ERROR_VALUE;
+    return ICECORE_OK;
+}
+
+ice_visible ice_visible_keys(const icecore_attention *p, int64_t query) {
+    int64_t position = p->keys - p->queries + query;
+    int64_t causal_end = p->causal ? larger(0, position + 1) : p->keys;
+    if (p->window < 0) return (ice_visible){0, 0, causal_end};
+    /* clipped first, so that a huge window cannot overflow */
+    int64_t window = smaller(p->window, p->keys + p->queries);
+    int64_t sink_end = smaller(p->sinks, causal_end);
+    int64_t begin = larger(sink_end, position - window + 1);
+    int64_t end = smaller(causal_end, larger(0, position + window));
+    return (ice_visible){sink_end, begin, larger(begin, end)};
+}
+
+void ice_load_query(const icecore_attention *p, const ice_kernels *kernels, ice_row row, float factor, float *target) {
+    kernels->to_float32(p->dtype, ice_address(&p->query, p->dtype, row.batch, row.head, row.query), target, p->dim);
+    for (int64_t t = 0; t < p->dim; t++) target[t] *= factor;
+}
+
+void ice_write_row(const icecore_attention *p, const ice_kernels *kernels, ice_row row, float maximum, float sum,
+                   float *accumulator) {
+    /* nothing visible: 0, not 0/0; a NaN sum is not 0 and stays */
+    int nothing = sum == 0.0f && maximum == -INFINITY;
+    float inverse = nothing ? 0.0f : 1.0f / sum;
+    for (int64_t t = 0; t < p->value_dim; t++) accumulator[t] = nothing ? 0.0f : accumulator[t] * inverse;
+    kernels->from_float32(p->dtype, accumulator, ice_address(&p->out, p->dtype, row.batch, row.head, row.query), p->value_dim);
+    if (p->lse) {
+        float lse = nothing ? -INFINITY : (float)(ICE_LN_2 * ((double)maximum + log2((double)sum)));
+        p->lse[(row.batch * p->query_heads + row.head) * p->queries + row.query] = lse;
+    }
+}
+
+int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t count, float *scores, int64_t step) {
+    int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride +
+                     first * p->mask_key_stride;
+    int hid = 0;
+    if (p->mask_kind == ICECORE_MASK_BOOL) {
+        const uint8_t *mask = (const uint8_t *)p->mask + offset;
+        for (int64_t j = 0; j < count; j++)
+            if (!mask[j * p->mask_key_stride]) {
+                scores[j * step] = -INFINITY;
+                hid = 1;
+            }
+    } else if (p->mask_kind == ICECORE_MASK_FLOAT32) {
+        const float *mask = (const float *)p->mask + offset;
+        for (int64_t j = 0; j < count; j++) {
+            float bias = mask[j * p->mask_key_stride];
+            if (bias == -INFINITY) {
+                scores[j * step] = -INFINITY;   /* even where the score is NaN or inf */
+                hid = 1;
+            } else if (scores[j * step] != -INFINITY) {
+                scores[j * step] += bias * (float)ICE_LOG2_E;
+            }
+        }
+    }
+    return hid;
+}
+
+int ice_all_finite(icecore_dtype dtype, const void *data, int64_t stride, int64_t count, int64_t dim) {
+    uint32_t found = 0;
+    for (int64_t j = 0; j < count; j++) {
+        if (dtype == ICECORE_FLOAT32) {
+            const uint32_t *row = (const uint32_t *)data + j * stride;
+            for (int64_t t = 0; t < dim; t++) found |= (row[t] & 0x7F800000u) == 0x7F800000u;
+        } else {
+            const uint16_t exponent = dtype == ICECORE_FLOAT16 ? 0x7C00u : 0x7F80u;
+            const uint16_t *row = (const uint16_t *)data + j * stride;
+            for (int64_t t = 0; t < dim; t++) found |= (row[t] & exponent) == exponent;
+        }
+    }
+    return !found;
+}

@@ -1,0 +1,64 @@
+/* An attention problem's rows: addresses, visible keys, validation. */
+#ifndef ICE_PROBLEM_H
+#define ICE_PROBLEM_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "icecore.h"
+#include "kernels/kernels.h"
+
+#define ICE_LOG2_E 1.44269504088896340736
+#define ICE_LN_2 0.69314718055994530942
+
+/* ICECORE_ERROR_VALUE when a size or a pointer cannot be right. */
+icecore_status ice_check_problem(const icecore_attention *problem);
+
+/* 1 when there is no query to answer. */
+static inline int ice_is_empty(const icecore_attention *p) {
+    return p->batch == 0 || p->query_heads == 0 || p->queries == 0;
+}
+
+/* All queries that read one key head, of one batch entry, are its rows, query by query and within a query head by head, so that
+ * neighbouring rows see the same keys. */
+static inline int64_t ice_group(const icecore_attention *p) { return p->query_heads / p->key_heads; }
+static inline int64_t ice_rows(const icecore_attention *p) { return ice_group(p) * p->queries; }
+
+typedef struct {
+    int64_t batch, head, query;   /* head: the query head */
+} ice_row;
+
+static inline ice_row ice_row_at(const icecore_attention *p, int64_t batch, int64_t key_head, int64_t row) {
+    int64_t group = ice_group(p);
+    return (ice_row){batch, key_head * group + row % group, row / group};
+}
+
+static inline size_t ice_element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : 2; }
+
+/* The address of row `row` of head `head`. */
+static inline void *ice_address(const icecore_tensor *t, icecore_dtype dtype, int64_t batch, int64_t head, int64_t row) {
+    int64_t offset = batch * t->batch_stride + head * t->head_stride + row * t->row_stride;
+    return (char *)t->data + offset * (int64_t)ice_element_size(dtype);
+}
+
+/* The keys a query may see, masks aside: [0, sink_end) and [begin, end); begin >= sink_end, either may be empty. */
+typedef struct {
+    int64_t sink_end, begin, end;
+} ice_visible;
+ice_visible ice_visible_keys(const icecore_attention *problem, int64_t query);
+
+/* Reads a query as float32, times `factor`. */
+void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float factor, float *target);
+
+/* Writes one finished row: accumulator / sum and the natural-log lse.  `maximum` is in units of log 2.  `accumulator` is overwritten. */
+void ice_write_row(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float maximum, float sum,
+                   float *accumulator);
+
+/* Adds the mask of (row, key first + j) to scores[j * step], j < count; returns whether it hid any key. */
+int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores, int64_t step);
+
+/* 1 if all of count x dim numbers are finite. */
+int ice_all_finite(icecore_dtype dtype, const void *data, int64_t stride, int64_t count, int64_t dim);
+
+#endif

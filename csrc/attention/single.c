@@ -1,0 +1,54 @@
+#include "attention/single.h"
+
+void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_kernels *kernels, ice_row row,
+                       int64_t key_head, const float *query, int64_t first, int64_t end) {
+    float scores[ICE_KEY_BLOCK], correction;
+    for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
+        int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
+        const char *keys = ice_address(&p->key, p->dtype, row.batch, key_head, block);
+        const char *values = ice_address(&p->value, p->dtype, row.batch, key_head, block);
+        kernels->row_scores(query, p->dim, p->dtype, keys, p->key.row_stride, count, scores);
+        int hidden = p->mask_kind != ICECORE_MASK_NONE && ice_add_mask(p, row, block, count, scores, 1);
+        kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
+        if (!hidden || ice_all_finite(p->dtype, values, p->value.row_stride, count, p->value_dim)) {
+            kernels->row_weighted_sum(scores, count, p->dtype, values, p->value.row_stride, p->value_dim, correction,
+                                      state->accumulator);
+            continue;
+        }
+        /* a hidden NaN or inf must not get in as 0 * NaN */
+        const float one = 1.0f;
+        kernels->row_weighted_sum(&one, 0, p->dtype, values, p->value.row_stride, p->value_dim, correction, state->accumulator);
+        for (int64_t j = 0; j < count; j++)
+            if (scores[j] != 0.0f)
+                kernels->row_weighted_sum(scores + j, 1, p->dtype,
+                                          values + j * p->value.row_stride * (int64_t)ice_element_size(p->dtype),
+                                          p->value.row_stride, p->value_dim, 1.0f, state->accumulator);
+    }
+}
+
+void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, int64_t dim, int64_t value_dim,
+                           const float *keys, const float *values, int64_t count) {
+    float scores[ICE_KEY_BLOCK], correction;
+    for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
+        int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
+        kernels->row_scores(query, dim, ICECORE_FLOAT32, keys + first * dim, dim, n, scores);
+        kernels->row_softmax(scores, n, &state->maximum, &state->sum, &correction);
+        kernels->row_weighted_sum(scores, n, ICECORE_FLOAT32, values + first * value_dim, value_dim, value_dim, correction,
+                                  state->accumulator);
+    }
+}
+
+void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {
+    if (sum == 0.0f) return;   /* nothing was visible there */
+    if (state->sum == 0.0f) {
+        state->maximum = maximum;
+        state->sum = sum;
+        for (int64_t t = 0; t < value_dim; t++) state->accumulator[t] = accumulator[t];
+        return;
+    }
+    float top = state->maximum > maximum ? state->maximum : maximum;
+    float own = exp2f(state->maximum - top), other = exp2f(maximum - top);
+    state->maximum = top;
+    state->sum = state->sum * own + sum * other;
+    for (int64_t t = 0; t < value_dim; t++) state->accumulator[t] = state->accumulator[t] * own + accumulator[t] * other;
+}

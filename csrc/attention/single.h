@@ -1,0 +1,23 @@
+/* One row on its way through the keys: the online softmax for a single query, with the row kernels. */
+#ifndef ICE_SINGLE_H
+#define ICE_SINGLE_H
+
+#include "attention/problem.h"
+
+typedef struct {
+    float maximum, sum;        /* log2 units; -inf and 0 at the start */
+    float *accumulator;        /* value_dim, zero at the start */
+} ice_single;
+
+/* Attends to keys first .. end - 1, all visible but for the mask of the problem. */
+void ice_single_attend(ice_single *state, const icecore_attention *problem, const ice_kernels *kernels, ice_row row,
+                       int64_t key_head, const float *query, int64_t first, int64_t end);
+
+/* Attends to `count` float32 keys and values in contiguous rows, all visible. */
+void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, int64_t dim, int64_t value_dim,
+                           const float *keys, const float *values, int64_t count);
+
+/* Adds another partial result over other keys: the log-sum-exp merge. */
+void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator);
+
+#endif

@@ -1,0 +1,10 @@
+/* What this processor and operating system can run. */
+#ifndef ICE_CPU_H
+#define ICE_CPU_H
+
+int ice_cpu_any(void);      /* always 1 */
+int ice_cpu_avx2(void);     /* AVX2, FMA, F16C */
+int ice_cpu_avx512(void);   /* AVX-512 F, BW, DQ, VL */
+int ice_cpu_avx512_bf16(void);
+
+#endif

@@ -1,0 +1,20 @@
+/* Aligned memory. */
+#ifndef ICE_MEMORY_H
+#define ICE_MEMORY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A vector register and a cache line. */
+#define ICE_ALIGNMENT 64
+
+/* `bytes` rounded up to whole cache lines, so that neighbours in one allocation never share one. */
+static inline size_t ice_round_up(size_t bytes) {
+    return (bytes + (ICE_ALIGNMENT - 1)) & ~(size_t)(ICE_ALIGNMENT - 1);
+}
+
+/* count * size bytes aligned to ICE_ALIGNMENT; NULL on failure or overflow.  Free with ice_free. */
+void *ice_alloc(int64_t count, size_t size);
+void ice_free(void *memory);
+
+#endif

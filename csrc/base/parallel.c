@@ -1,0 +1,118 @@
+#include "base/parallel.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/memory.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* Seconds between two calls of the interrupt check. */
+#define CHECK_INTERVAL 0.05
+
+static int (*interrupt_check)(void) = NULL;
+
+/* Set when threads were started in this process, and when this process is a fork of such a one. */
+static volatile int threads_started = 0;
+static volatile int forked_after_threads = 0;
+static pthread_once_t fork_handler_once = PTHREAD_ONCE_INIT;
+
+static void in_forked_child(void) { forked_after_threads |= threads_started; }
+static void install_fork_handler(void) { pthread_atfork(NULL, NULL, in_forked_child); }
+
+void icecore_set_interrupt_check(int (*check)(void)) { interrupt_check = check; }
+
+int icecore_has_openmp(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* CPUs' worth of time the control group grants, rounded up; 0 where there is no quota. */
+static int cgroup_quota(void) {
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (!file) return 0;
+    char quota[32];
+    long period;
+    int fields = fscanf(file, "%31s %ld", quota, &period);
+    fclose(file);
+    if (fields != 2 || strcmp(quota, "max") == 0 || period <= 0) return 0;
+    long microseconds;
+    if (sscanf(quota, "%ld", &microseconds) != 1 || microseconds <= 0) return 0;
+    return (int)((microseconds + period - 1) / period);
+}
+
+int icecore_default_threads(void) {
+#ifdef _OPENMP
+    int threads = omp_get_max_threads();
+    int processors = omp_get_num_procs();   /* respects affinity */
+    if (threads > processors) threads = processors;
+    static int quota = -1;                  /* a race writes the same value twice */
+    if (quota < 0) quota = cgroup_quota();
+    if (quota > 0 && threads > quota) threads = quota;
+    return threads > 0 ? threads : 1;
+#else
+    (void)cgroup_quota;
+    return 1;
+#endif
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Asks the interrupt check, at most every CHECK_INTERVAL.  Called by the calling thread only. */
+static int interrupted(double *next_check) {
+    if (!interrupt_check) return 0;
+    double now = seconds_now();
+    if (now < *next_check) return 0;
+    *next_check = now + CHECK_INTERVAL;
+    return interrupt_check();
+}
+
+icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
+    if (threads <= 0) threads = icecore_default_threads();
+    if (threads > count) threads = (int)count;
+#ifndef _OPENMP
+    threads = 1;
+#endif
+    if (threads < 1 || forked_after_threads) threads = 1;
+    size_t stride = ice_round_up(scratch_bytes);
+    char *scratch = ice_alloc(threads, stride);
+    if (!scratch) return ICECORE_ERROR_MEMORY;
+    volatile int stop = 0;
+    double next_check = seconds_now() + CHECK_INTERVAL;
+    if (threads == 1) {
+        for (int64_t i = 0; i < count && !stop; i++) {
+            task(context, i, scratch);
+            stop = interrupted(&next_check);
+        }
+    }
+#ifdef _OPENMP
+    else {
+        pthread_once(&fork_handler_once, install_fork_handler);
+        threads_started = 1;
+#pragma omp parallel num_threads(threads)
+        {
+            int thread = omp_get_thread_num();
+            char *own = scratch + stride * (size_t)thread;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < count; i++) {
+                if (stop) continue;
+                task(context, i, own);
+                if (thread == 0 && interrupted(&next_check)) stop = 1;
+            }
+        }
+    }
+#endif
+    ice_free(scratch);
+    return stop ? ICECORE_INTERRUPTED : ICECORE_OK;
+}

@@ -1,0 +1,159 @@
+/* icecore: attention over long sequences on CPUs.  The C interface and its manual.
+ *
+ * Conventions
+ *   - Every function returns an icecore_status unless it cannot fail.  On any status but ICECORE_OK the output
+ *     arrays hold unspecified values and nothing else has changed.
+ *   - Strides count elements, not bytes.  The last axis of queries, keys, values and outputs is contiguous.
+ *   - The caller owns every array.  No function keeps a pointer after it returns, unless it says so.
+ *   - All functions may be called from several threads at once on separate outputs.  icecore_set_isa affects
+ *     calls that start after it.
+ *   - Results do not depend on the number of threads, bit for bit.  They differ between instruction sets by rounding.
+ */
+#ifndef ICECORE_H
+#define ICECORE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    ICECORE_OK = 0,
+    ICECORE_ERROR_MEMORY,      /* an allocation failed */
+    ICECORE_ERROR_VALUE,       /* an argument is outside its documented range */
+    ICECORE_ERROR_ISA,         /* this build or this machine lacks the instruction set asked for */
+    ICECORE_INTERRUPTED        /* the interrupt check said stop */
+} icecore_status;
+
+typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16 } icecore_dtype;
+
+/* Largest width of a query, key or value row. */
+#define ICECORE_MAX_DIM 512
+
+/* ---- Runtime ------------------------------------------------------------------------------------------- */
+
+/* Names of instruction sets, worst first: "scalar", "avx2", "avx512", "avx512_bf16", "amx"; "scalar", "neon".
+ * Writes up to `capacity` names and returns how many there are.  `built`: compiled into this library;
+ * `usable`: built, and this processor and operating system run it. */
+int icecore_built_isas(const char **names, int capacity);
+int icecore_usable_isas(const char **names, int capacity);
+
+/* The instruction set in force: the best usable one, unless ICECORE_ISA in the environment (read at first use) or
+ * icecore_set_isa chose another.  A bad ICECORE_ISA is reported by icecore_isa_status and by every computing call. */
+const char *icecore_isa(void);
+icecore_status icecore_isa_status(void);
+/* ICECORE_ERROR_ISA if `name` is not usable here; NULL restores the default. */
+icecore_status icecore_set_isa(const char *name);
+
+/* 1 if built with OpenMP.  Without it every call runs on the calling thread. */
+int icecore_has_openmp(void);
+/* Threads a call uses when asked for 0: the OpenMP maximum, bounded by affinity and by the cgroup's quota. */
+int icecore_default_threads(void);
+
+/* `check` is called from the calling thread about twenty times a second during long calls; a non-zero answer ends the
+ * call with ICECORE_INTERRUPTED.  NULL removes it.  Not thread safe: set it once. */
+void icecore_set_interrupt_check(int (*check)(void));
+
+/* Compares every kernel of one usable instruction set against the scalar kernels on awkward shapes.  Returns the number
+ * of failures and writes one line per kernel into `report` (always terminated). */
+int icecore_selftest(const char *isa, char *report, int64_t report_size);
+
+/* ---- Attention ----------------------------------------------------------------------------------------- */
+
+/* (batch, head, row) axes of a four-dimensional array whose fourth axis is contiguous. */
+typedef struct {
+    void *data;
+    int64_t batch_stride, head_stride, row_stride;
+} icecore_tensor;
+
+typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } icecore_mask_kind;
+
+/* One attention problem:  out[i] = sum_j softmax_j(scale * query[i].key[j] + mask[i][j]) value[j].
+ *
+ * Query head h reads key head h / (query_heads / key_heads).  Query i stands at position keys - queries + i.
+ * causal: key j is visible to a query at position p when j <= p.
+ * window >= 0: key j is visible only when |p - j| < window or j < sinks (and causality holds).
+ * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes.
+ * A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse -inf.
+ * NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it. */
+typedef struct {
+    icecore_dtype dtype;                 /* of query, key, value and out */
+    int64_t batch, query_heads, key_heads, queries, keys, dim, value_dim;
+    icecore_tensor query, key, value;    /* read only */
+    icecore_tensor out;                  /* must not overlap an input */
+    float *lse;                          /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
+    float scale;
+    int causal;
+    int64_t window;                      /* -1: no window */
+    int64_t sinks;                       /* first keys, visible in spite of the window (causality still holds) */
+    icecore_mask_kind mask_kind;
+    const void *mask;                    /* strides below, 0 where broadcast */
+    int64_t mask_batch_stride, mask_head_stride, mask_row_stride, mask_key_stride;
+    int threads;                         /* 0: icecore_default_threads() */
+} icecore_attention;
+
+/* Exact attention, blocked, with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; the blocking of
+ * FlashAttention, arXiv 2205.14135).  No array of queries x keys exists: extra memory is under 1 MB a thread plus, for
+ * short query sides, batch * query_heads * queries * value_dim * 4 bytes for each split of the keys (at most 32). */
+icecore_status icecore_attend_exact(const icecore_attention *problem);
+
+/* Near/far attention: sinks, the local window and the k best cells' keys exactly, all other cells by their means.
+ *
+ * Keys are grouped in cells (see icecore_segment).  For a query with scaled score z_c against the mean key of cell c:
+ *   far weight n_c exp(z_c), value: the mean value;
+ *   risk  n_c exp(z_c) sqrt(exp(x_c) - 1),  x_c = scale^2 |q|^2 variance_c.
+ * Cells are opened in order of risk until they hold at least near_keys keys; equal risks open together.
+ *
+ * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
+ * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
+ * Not causal: one segment over all keys past the first `sinks`, which stay exact.
+ *
+ * far_field = 0 is the published rule (IceFormer): cells are opened until they hold at least `visit` keys, of these the
+ * near_keys with the largest scores are kept, and all the rest is dropped.
+ *
+ * Uses of icecore_attention's fields: window and mask must be absent (-1, ICECORE_MASK_NONE); sinks as said here. */
+typedef struct {
+    int64_t near_keys;                   /* >= 1 */
+    int64_t visit;                       /* used when far_field = 0; >= near_keys */
+    int far_field;
+    int64_t block;                       /* causal: >= 1 */
+    int64_t cell_size;                   /* keys per cell, on average; >= 1 */
+    uint64_t seed;
+    int32_t *near_count;                 /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
+    float *captured_mass;                /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */
+} icecore_near_far;
+icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options);
+
+/* ---- Segments ------------------------------------------------------------------------------------------ */
+
+/* A sealed segment: keys and values of one head, grouped in cells and stored in cell order.  Immutable once built; any
+ * number of threads may read it.  Owned by the caller until icecore_segment_free. */
+typedef struct icecore_segment icecore_segment;
+
+/* Parents are sampled without replacement (count / cell_size of them, rounded, at least one), each key goes to the nearest
+ * parent, each parent moves to the mean of its keys (one Lloyd step), and the keys are assigned once more.  Empty cells vanish.
+ * `keys`: count x dim rows of `dtype`, `values`: count x value_dim or NULL.  Both are copied.
+ * Cost: 4 count (count / cell_size) dim flops. */
+icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
+                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
+                                     int64_t cell_size, uint64_t seed, icecore_segment **result);
+void icecore_segment_free(icecore_segment *segment);
+
+/* Views into a segment, valid as long as it lives. */
+typedef struct {
+    int64_t count, cells, dim, value_dim;
+    const int64_t *offset;               /* cells + 1: cell c holds stored rows offset[c] .. offset[c+1] - 1 */
+    const int32_t *order;                /* count: the input row of each stored row */
+    const float *keys, *values;          /* count x dim, count x value_dim, in cell order */
+    const float *mean_key, *mean_value;  /* cells x dim, cells x value_dim */
+    const float *variance;               /* cells: mean squared distance from the mean, per dimension */
+    const float *radius;                 /* cells: largest distance from the mean */
+    const float *log2_count;             /* cells */
+} icecore_segment_view;
+icecore_segment_view icecore_segment_get(const icecore_segment *segment);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,33 @@
+/* Conversion between float32 and the 16-bit types. */
+
+static void to_float32(icecore_dtype dtype, const void *source, float *target, int64_t count) {
+    if (dtype == ICECORE_FLOAT32) {
+        memcpy(target, source, (size_t)count * sizeof *target);
+        return;
+    }
+    const uint16_t *half = source;
+    int64_t i = 0;
+    if (dtype == ICECORE_BFLOAT16) {
+        for (; i + VF_WIDTH <= count; i += VF_WIDTH) vf_store(target + i, vf_load_bf16(half + i));
+        vf_store_n(target + i, vf_load_bf16_n(half + i, (int)(count - i)), (int)(count - i));
+    } else {
+        for (; i + VF_WIDTH <= count; i += VF_WIDTH) vf_store(target + i, vf_load_f16(half + i));
+        vf_store_n(target + i, vf_load_f16_n(half + i, (int)(count - i)), (int)(count - i));
+    }
+}
+
+static void from_float32(icecore_dtype dtype, const float *source, void *target, int64_t count) {
+    if (dtype == ICECORE_FLOAT32) {
+        memcpy(target, source, (size_t)count * sizeof *source);
+        return;
+    }
+    uint16_t *half = target;
+    int64_t i = 0;
+    if (dtype == ICECORE_BFLOAT16) {
+        for (; i + VF_WIDTH <= count; i += VF_WIDTH) vf_store_bf16(half + i, vf_load(source + i));
+        vf_store_bf16_n(half + i, vf_load_n(source + i, (int)(count - i)), (int)(count - i));
+    } else {
+        for (; i + VF_WIDTH <= count; i += VF_WIDTH) vf_store_f16(half + i, vf_load(source + i));
+        vf_store_f16_n(half + i, vf_load_n(source + i, (int)(count - i)), (int)(count - i));
+    }
+}

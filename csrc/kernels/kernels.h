@@ -1,0 +1,90 @@
+/* The table of kernels: one per instruction set, all with the same meaning.
+ *
+ * Kernels do not allocate, start threads or fail.  They read and write exactly the elements named here.
+ *
+ * A panel holds up to ICE_PANEL queries side by side, transposed: panel[t * ICE_PANEL + lane] is component t of the query in
+ * `lane`.  Scores, weights and accumulators are laid out the same way, one row of ICE_PANEL lanes per key or per component.
+ * With queries in lanes, keys and values are read as they lie (broadcast), and the softmax needs no sums across lanes.  Kernels work on
+ * whole vectors: lanes from `lanes` up to the next multiple of the vector width are computed too and must hold numbers.
+ *
+ * Scores are in units of log 2: the panel carries scale * log2(e), so that exp is exp2.
+ */
+#ifndef ICE_KERNELS_H
+#define ICE_KERNELS_H
+
+#include <stdint.h>
+
+#include "icecore.h"
+
+/* Queries in a panel: a multiple of 3 vectors of 16 lanes (the register tile) and of the usual 3 heads a key head. */
+#define ICE_PANEL 48
+/* Keys scored at once: scores of a block (24 KB), the panel and the accumulators stay in a level-2 cache. */
+#define ICE_KEY_BLOCK 128
+
+typedef struct {
+    const char *isa;
+    int width;                          /* floats in a vector */
+
+    /* ---- kernels/convert.inc.h ---- */
+
+    /* `count` contiguous numbers.  Rounds to nearest, ties to even. */
+    void (*to_float32)(icecore_dtype dtype, const void *source, float *target, int64_t count);
+    void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
+
+    /* ---- kernels/panel.inc.h ---- */
+
+    /* scores[j][lane] = sum_t keys[j * stride + t] panel[t][lane]  for j < count, t < dim. */
+    void (*scores)(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
+                   float *scores);
+    /* scores[j][lane] = -inf unless  j < sinks ? j < sink_upper[lane] : lower[lane] <= j < upper[lane]. */
+    void (*mask_range)(float *scores, int64_t count, int lanes, const float *lower, const float *upper,
+                       const float *sink_upper, float sinks);
+    /* One step of the online softmax.  new = max(maximum, max_j scores[j]); scores[j] becomes 2^(scores[j] - new);
+     * correction = 2^(maximum - new); sum = sum * correction + sum_j scores[j]; maximum = new.
+     * While nothing was visible the maximum stays -inf, weights are 0 and the correction is 1. */
+    void (*softmax)(float *scores, int64_t count, int lanes, float *maximum, float *sum, float *correction);
+    /* accumulator[t][lane] = accumulator[t][lane] * correction[lane] + sum_j weights[j][lane] values[j * stride + t]. */
+    void (*weighted_sum)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
+                         int64_t value_dim, const float *correction, float *accumulator);
+    /* The same, but a weight of exactly 0 keeps its value out altogether, NaN and inf included. */
+    void (*weighted_sum_nonzero)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
+                                 int64_t value_dim, const float *correction, float *accumulator);
+
+    /* ---- kernels/rows.inc.h: one query at a time, lanes along the components ---- */
+
+    /* scores[j] = sum_t query[t] keys[j * stride + t]. */
+    void (*row_scores)(const float *query, int64_t dim, icecore_dtype dtype, const void *keys, int64_t stride,
+                       int64_t count, float *scores);
+    /* As softmax, for one query. */
+    void (*row_softmax)(float *scores, int64_t count, float *maximum, float *sum, float *correction);
+    /* accumulator[t] = accumulator[t] * correction + sum_j weights[j] values[j * stride + t]. */
+    void (*row_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *values,
+                             int64_t stride, int64_t value_dim, float correction, float *accumulator);
+
+    /* ---- kernels/cells.inc.h ---- */
+
+    /* Keeps, per lane, the largest scores[j] + bias[j] seen and its index first + j (as a float, exact below 2^24); the
+     * smaller index among equals. */
+    void (*nearest)(const float *scores, int64_t count, int lanes, const float *bias, int64_t first, float *best,
+                    float *best_index);
+    /* maximum[lane] = max(maximum[lane], max_c scores[c][lane] + log2_count[c]). */
+    void (*cell_maximum)(const float *scores, int64_t cells, int lanes, const float *log2_count, float *maximum);
+    /* mass = 2^(scores + log2_count - maximum), written over scores; risk = mass * sqrt(exp(x) - 1) with
+     * x = min(spread[lane] * variance[c], 60). */
+    void (*cell_risk)(float *scores, int64_t cells, int lanes, const float *log2_count, const float *variance,
+                      const float *spread, const float *maximum, float *risk);
+    /* keys[lane], opened[lane] = how many keys, how many cells have not (risk < threshold[lane]); `count` holds the cells' sizes.
+     * A NaN risk is thus always opened, so that the NaN behind it shows in the result. */
+    void (*count_at_least)(const float *risk, int64_t cells, int lanes, const float *count, const float *threshold,
+                           float *keys, float *opened);
+    /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and mass becomes 0.  far[lane] = sum of the rest. */
+    void (*open_cells)(float *mass, const float *risk, int64_t cells, int lanes, const float *threshold,
+                       uint64_t *open, float *far);
+} ice_kernels;
+
+/* The table in force (isa/dispatch.c); NULL when ICECORE_ISA asks for what is not usable. */
+const ice_kernels *ice_active_kernels(void);
+/* The table of one usable instruction set, or NULL. */
+const ice_kernels *ice_find_kernels(const char *isa);
+
+#endif

@@ -1,0 +1,44 @@
+/* Included once by each file of isa/, after one header of simd/ and with KERNEL_ISA (a string) and KERNEL_TABLE (a name) defined:
+ * compiles every kernel for that instruction set and exports one table. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if ICE_PANEL % (QUERY_VECTORS * VF_WIDTH) != 0
+#error "a panel is a whole number of register tiles"
+#endif
+
+#include "kernels/convert.inc.h"
+#include "kernels/panel.inc.h"
+#include "kernels/rows.inc.h"
+#include "kernels/cells.inc.h"
+
+const ice_kernels KERNEL_TABLE = {
+    .isa = KERNEL_ISA,
+    .width = VF_WIDTH,
+    .to_float32 = to_float32,
+    .from_float32 = from_float32,
+    .scores = scores,
+    .mask_range = mask_range,
+    .softmax = softmax,
+    .weighted_sum = weighted_sum,
+    .weighted_sum_nonzero = weighted_sum_nonzero,
+    .row_scores = row_scores,
+    .row_softmax = row_softmax,
+    .row_weighted_sum = row_weighted_sum,
+    .nearest = nearest,
+    .cell_maximum = cell_maximum,
+    .cell_risk = cell_risk,
+    .count_at_least = count_at_least,
+    .open_cells = open_cells,
+};

@@ -1,0 +1,152 @@
+"""Arrays at the door: dtype, shape, strides, masks and `out`, checked before any work."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+
+from icecore import _native
+
+MAX_DIM = 512
+
+_NATIVE_DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "uint16": _native.BFLOAT16}
+
+
+def integer(value, name, least):
+    """`value` as an int of at least `least`, or an error that names the argument."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got a bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return min(number, 2**62)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Checked four-dimensional views of the inputs: (batch, heads, length, dim)."""
+
+    dtype: np.dtype  # of the query as given
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    out_shape: tuple
+
+    @property
+    def native_dtype(self):
+        return _NATIVE_DTYPES[self.dtype.name]
+
+    @property
+    def is_double(self):
+        return self.dtype == np.float64
+
+    @property
+    def shape(self):
+        """(batch, query_heads, queries, dim, keys, value_dim)."""
+        return (*self.query.shape, self.key.shape[2], self.value.shape[3])
+
+
+def _checked_array(array, name):
+    array = np.asarray(array)
+    if array.dtype.name not in _NATIVE_DTYPES and array.dtype != np.float64:
+        raise TypeError(f"{name} has dtype {array.dtype}; expected float32, float16, bfloat16 (or its bits as uint16) or float64")
+    if not array.dtype.isnative:
+        raise TypeError(f"{name} has byte order {array.dtype.byteorder!r}; expected the machine's own")
+    if not 2 <= array.ndim <= 4:
+        raise ValueError(f"{name} has {array.ndim} dimensions {array.shape}; expected 2 to 4: (..., length, dim)")
+    return array
+
+
+def _bits(array):
+    """16-bit floats as uint16, the form in which the core takes them; float32 as it is."""
+    return array if array.dtype == np.float32 else array.view(np.uint16)
+
+
+def native_view(array):
+    """`array` as the core reads it: rows contiguous, strides whole elements; a copy only where they are not."""
+    if array.strides[-1] != array.itemsize or any(stride % array.itemsize for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    return _bits(array)
+
+
+def check_problem(query, key, value):
+    """Validate query, key and value and view them as four-dimensional."""
+    query, key, value = (_checked_array(a, n) for a, n in ((query, "query"), (key, "key"), (value, "value")))
+    for array, name in ((key, "key"), (value, "value")):
+        if array.dtype != query.dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, but query has {query.dtype}; expected one dtype")
+        if array.ndim != query.ndim:
+            raise ValueError(f"{name} has shape {array.shape}, but query has {query.shape}; expected as many dimensions")
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key has dim {key.shape[-1]} (shape {key.shape}), but query has {query.shape[-1]} ({query.shape})")
+    if value.shape[:-1] != key.shape[:-1]:
+        raise ValueError(f"value has shape {value.shape}, but key has {key.shape}; expected them equal up to the last axis")
+    for array, name in ((query, "query"), (value, "value")):
+        if not 1 <= array.shape[-1] <= MAX_DIM:
+            raise ValueError(f"{name} has a last axis of {array.shape[-1]}; expected 1 to {MAX_DIM}")
+    if query.ndim == 4 and query.shape[0] != key.shape[0]:
+        raise ValueError(f"key has batch {key.shape[0]} (shape {key.shape}), but query has {query.shape[0]} ({query.shape})")
+    if query.ndim >= 3:
+        heads, key_heads = query.shape[-3], key.shape[-3]
+        if (key_heads == 0 and heads) or (key_heads and heads % key_heads):
+            raise ValueError(f"query has {heads} heads and key has {key_heads}; expected a multiple of the key heads")
+    out_shape = (*query.shape[:-1], value.shape[-1])
+    as_four = (None,) * (4 - query.ndim)
+    return Problem(query.dtype, query[as_four], key[as_four], value[as_four], out_shape)
+
+
+def check_out(out, problem, inputs):
+    """Validate `out`: shape, dtype, writable, sharing no memory with an input."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.shape != problem.out_shape:
+        raise ValueError(f"out has shape {out.shape}; expected {problem.out_shape}")
+    if out.dtype != problem.dtype:
+        raise TypeError(f"out has dtype {out.dtype}; expected the query's, {problem.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    for name, array in inputs.items():
+        if array is not None and np.may_share_memory(out, array) and np.shares_memory(out, array):
+            raise ValueError(f"out overlaps {name}; expected memory of its own")
+    if out.size and _overlaps_itself(out):
+        raise ValueError(f"out overlaps itself (strides {out.strides}); expected every element to have its own memory")
+    return out
+
+
+def _overlaps_itself(array):
+    """Whether two elements may share memory: some axis steps by less than the smaller-stepping axes span."""
+    reach = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (length - 1) + reach
+    return False
+
+
+def check_mask(mask, problem):
+    """(keep, bias): a bool mask as bytes or an additive float32 mask, broadcast to four dimensions; None where absent."""
+    if mask is None:
+        return None, None
+    mask = np.asarray(mask)
+    batch, heads, queries, _, keys, _ = problem.shape
+    shape = (*problem.out_shape[:-1], keys)
+    try:
+        broadcast = np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"attn_mask has shape {mask.shape}; expected one that broadcasts to {shape}") from None
+    broadcast = broadcast[(None,) * (4 - broadcast.ndim)]
+    if mask.dtype == np.bool_:
+        return broadcast.view(np.uint8), None
+    if mask.dtype.kind == "f" or mask.dtype.name == "bfloat16":
+        if mask.dtype != np.float32:
+            small = mask.astype(np.float32)
+            broadcast = np.broadcast_to(small, shape)[(None,) * (4 - len(shape))]
+        if any(stride % 4 for stride in broadcast.strides):
+            broadcast = np.ascontiguousarray(broadcast)
+        return None, broadcast
+    raise TypeError(f"attn_mask has dtype {mask.dtype}; expected bool (True keeps) or a float to add to the scores")

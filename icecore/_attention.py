@@ -1,0 +1,318 @@
+"""attention() and merge_states(): validation and ergonomics; the work is the C core's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icecore import _native
+from icecore._arrays import check_mask, check_out, check_problem, integer, native_view
+from icecore._runtime import threads_for_call
+
+#: Keys a query sees exactly before and around its own block, when causal and `k` is given.
+DEFAULT_WINDOW = 512
+#: First keys that stay exact, when causal and `k` is given: attention sinks (inside cells they spoil every mean).
+DEFAULT_SINKS = 16
+#: Keys per cell, on average.
+CELL_SIZE = 32
+
+
+@dataclass(frozen=True)
+class AttentionInfo:
+    """What a call did.
+
+    Attributes
+    ----------
+    path : str
+        ``"exact"`` or ``"near_far"``; ``"reference"`` for float64.
+    near_keys : ndarray of int32, shape (..., L)
+        Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
+    captured_mass : ndarray of float32, shape (..., L)
+        Share of each query's softmax mass that was summed exactly, sinks and window included; the rest was estimated from
+        cell means (or dropped). 1 where the path is exact; an estimate from the same numbers elsewhere.
+    """
+
+    path: str
+    near_keys: np.ndarray
+    captured_mass: np.ndarray
+
+
+def _check_k(k):
+    if k is None:
+        return None
+    if isinstance(k, np.ndarray) and k.ndim > 0 or isinstance(k, (list, tuple)):
+        raise TypeError(
+            "k= is the number of near-field keys (an integer), not the key array; "
+            "arrays are positional: attention(query, key, value, k=256)"
+        )
+    return integer(k, "k", 1)
+
+
+def _check_scale(scale, dim):
+    if scale is None:
+        return 1.0 / float(np.sqrt(dim))
+    try:
+        scale = float(scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}") from None
+    if not np.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return scale
+
+
+def _near_far_pays(queries, keys, causal, k, window, sinks):
+    """Whether near/far is expected to be faster than exact attention for these lengths.
+
+    Per key head, in units of one exact query-key pair. Sealing costs about keys * keys / CELL_SIZE pairs (half of it when causal,
+    summed over the merges); a query pays for its window, one pair a cell, and its near keys, which are worth about
+    `near` pairs each because they differ from query to query. Measured by bench/bench_near_far.py.
+    """
+    if k >= keys:
+        return False
+    exact_part = sinks + 1.5 * window if causal else sinks
+    near = 4.0
+    average = max(keys - queries / 2, 1) if causal else keys
+    sealed = max(average - exact_part, 0)
+    exact = queries * average
+    approximate = queries * (min(exact_part, average) + 2.5 * sealed / CELL_SIZE + near * min(k + CELL_SIZE / 2, sealed))
+    build = 0.7 * keys * keys / CELL_SIZE + 8 * keys
+    return 1.1 * (approximate + build) < exact
+
+
+def attention(query, key, value, /, *, k=None, far_field=True, causal=False, window=None, sinks=None, scale=None,
+              attn_mask=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0):
+    """Softmax attention, exact or near/far, on the CPU.
+
+    ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, L, d), (H, L, d) or (L, d)
+        float32, float16, bfloat16 (``ml_dtypes.bfloat16``, or its bits as uint16). float64 is computed by the slow oracle in
+        ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
+    key : array_like, shape (..., H_k, S, d)
+        Same dtype and number of dimensions; H must be a multiple of H_k (grouped-query attention: query head h reads key
+        head ``h // (H // H_k)``). 1 <= d <= 512.
+    value : array_like, shape (..., H_k, S, d_v)
+        1 <= d_v <= 512.
+    k : int, optional
+        Near-field keys per query besides sinks and window. None, or k >= S: exact attention. Otherwise keys are grouped in cells;
+        a query opens the cells in which an error would weigh most until they hold at least k keys, and sums those exactly. Where
+        that would not be faster than exact attention (short inputs), the call computes exactly.
+    far_field : bool, default True
+        Every unopened cell contributes through its mean key and mean value. False is the published rule of IceFormer: the k
+        visited keys with the largest scores, the rest dropped.
+    causal : bool, default False
+        Query i sees keys up to S - L + i (aligned bottom-right, as a cache needs it).
+    window : int, optional
+        With k=None: sliding-window attention, a query sees only the keys less than `window` positions away, and the sinks.
+        With k and causal: at least the last `window` keys (up to twice as many) are exact; default 512. With k and not causal
+        it must be None.
+    sinks : int, optional
+        First keys that are always exact and visible in spite of a window. Default 16 with k and causal, else 0.
+    scale : float, optional
+        Default ``1 / sqrt(d)``.
+    attn_mask : array_like, optional
+        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores. Needs k=None.
+    visit : int, optional
+        With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact top k.
+    return_lse : bool, default False
+        Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
+    return_info : bool, default False
+        Also return an `AttentionInfo`, as the last item.
+    out : ndarray, optional
+        Result array: shape (..., L, d_v), query's dtype, writable, sharing no memory with the inputs.
+    num_threads : int, optional
+        For this call; default as in `get_num_threads`.
+    seed : int, default 0
+        Of the cells' sampled parents. The same seed gives the same bits for any number of threads.
+
+    Returns
+    -------
+    out : ndarray, shape (..., L, d_v), query's dtype
+    lse : ndarray of float32, shape (..., L)
+        Only with return_lse.
+    info : AttentionInfo
+        Only with return_info.
+
+    Raises
+    ------
+    TypeError
+        A dtype that is not supported, arrays of different dtypes, an argument that is not of its type, an array as ``k=``.
+    ValueError
+        Shapes that do not fit, numbers out of range, `out` read-only or overlapping an input.
+    MemoryError
+        Nothing was written then.
+
+    Notes
+    -----
+    A query that sees no key gives 0 and lse -inf, never NaN. A key that is not visible contributes nothing, whatever it holds. NaN
+    and inf in visible inputs propagate as IEEE arithmetic has it.
+
+    Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
+    O(L (window + k + S / 32) (d + d_v) + S^2 / 32 d) time and one float32 copy of keys and values.
+
+    Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
+
+    References
+    ----------
+    .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
+    .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
+    """
+    k = _check_k(k)
+    window = None if window is None else integer(window, "window", 0)
+    sinks = None if sinks is None else integer(sinks, "sinks", 0)
+    seed = integer(seed, "seed", 0)
+    if visit is not None:
+        visit = integer(visit, "visit", 1)
+        if k is None or far_field:
+            raise ValueError(f"visit={visit} needs k and far_field=False")
+        if visit < k:
+            raise ValueError(f"visit must be at least k={k}, got {visit}")
+    if k is not None and attn_mask is not None:
+        raise ValueError("attn_mask needs exact attention; expected k=None")
+    if k is not None and not causal and window is not None:
+        raise ValueError(f"window={window} with k needs causal=True")
+    threads = threads_for_call(num_threads) or 0
+    problem = check_problem(query, key, value)
+    scale = _check_scale(scale, problem.query.shape[-1])
+    mask = check_mask(attn_mask, problem)
+    if out is not None:
+        check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
+
+    batch, heads, queries, _, keys, value_dim = problem.shape
+    if k is not None:
+        if far_field and k >= keys:
+            k = None
+            window, sinks = None, None
+        else:
+            window = (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None
+            sinks = sinks if sinks is not None else DEFAULT_SINKS if causal else 0
+
+    call = _Call(problem, scale, bool(causal), threads)
+    native_out = out is not None and out.strides[-1] == out.itemsize and not any(s % out.itemsize for s in out.strides)
+    result = out if native_out else np.empty(problem.out_shape, problem.dtype)
+    call.out = result[(None,) * (4 - result.ndim)]
+    call.lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
+    if problem.is_double:
+        info = call.reference(k, far_field, window, sinks, attn_mask, visit, seed, return_info)
+    elif k is None:
+        info = call.exact(window, sinks, mask, return_info)
+    elif far_field and not _near_far_pays(queries, keys, causal, k, window or 0, sinks):
+        info = call.exact(None, None, (None, None), return_info)
+    else:
+        visit = max(8 * k, 1024) if visit is None else visit
+        info = call.near_far(k, far_field, window, sinks, visit, seed, return_info)
+    if out is not None and not native_out:
+        out[...] = result
+
+    shape = problem.out_shape[:-1]
+    returned = [out if out is not None else result]
+    if return_lse:
+        returned.append(call.lse.reshape(shape))
+    if return_info:
+        returned.append(AttentionInfo(info[0], info[1].reshape(shape), info[2].reshape(shape)))
+    return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+class _Call:
+    """One checked call on its way to a path; each path fills `out` and `lse` and returns (path, near_keys, captured_mass)."""
+
+    def __init__(self, problem, scale, causal, threads):
+        self.problem, self.scale, self.causal, self.threads = problem, scale, causal, threads
+        self.out = self.lse = None
+
+    def _arrays(self):
+        p = self.problem
+        out = self.out if self.out.dtype == np.float32 else self.out.view(np.uint16)
+        return p.native_dtype, native_view(p.query), native_view(p.key), native_view(p.value), out, self.lse
+
+    def exact(self, window, sinks, mask, return_info):
+        _native.attend_exact(*self._arrays(), self.scale, self.causal, -1 if window is None else window, sinks or 0, *mask,
+                             self.threads)
+        return self._exact_info(window, sinks, mask) if return_info else None
+
+    def near_far(self, k, far_field, window, sinks, visit, seed, return_info):
+        batch, heads, queries, *_ = self.problem.shape
+        near = np.empty((batch, heads, queries), np.int32) if return_info else None
+        mass = np.empty((batch, heads, queries), np.float32) if return_info else None
+        _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, k, visit, bool(far_field), window or 1,
+                                CELL_SIZE, seed & (2**64 - 1), near, mass, self.threads)
+        return "near_far", near, mass
+
+    def reference(self, k, far_field, window, sinks, attn_mask, visit, seed, return_info):
+        from icecore import reference
+
+        p = self.problem
+        options = {"causal": self.causal, "scale": self.scale}
+        if k is None:
+            out, lse = reference.attention(p.query, p.key, p.value, window=window, sinks=sinks or 0, attn_mask=attn_mask, **options)
+            near = mass = None
+        else:
+            out, lse, near, mass = reference.near_far_attention(
+                p.query, p.key, p.value, k=k, far_field=far_field, block=window or 1, sinks=sinks,
+                visit=max(8 * k, 1024) if visit is None else visit, cell_size=CELL_SIZE, seed=seed, **options,
+            )
+        self.out[...] = out
+        if self.lse is not None:
+            self.lse[...] = lse
+        if not return_info:
+            return None
+        if near is None:
+            return ("reference", *self._exact_info(window, sinks, check_mask(attn_mask, p))[1:])
+        return "reference", near, mass
+
+    def _exact_info(self, window, sinks, mask):
+        """All visible keys are near, and hold all the mass."""
+        from icecore.reference.dense import visible_count
+
+        batch, heads, queries, _, keys, _ = self.problem.shape
+        near = np.broadcast_to(visible_count(queries, keys, self.causal, window, sinks or 0), (batch, heads, queries))
+        if mask[0] is not None:
+            near = np.minimum(near, np.count_nonzero(mask[0], axis=-1))
+        return "exact", near.astype(np.int32), np.ones((batch, heads, queries), np.float32)
+
+
+def merge_states(outs, lses):
+    """Merge attention results over disjoint sets of keys into the result over all of them.
+
+    Parameters
+    ----------
+    outs : sequence of ndarray, each of shape (..., L, d_v)
+        Results of `attention` for the same queries.
+    lses : sequence of ndarray, each of shape (..., L)
+        Their natural-log sums of exponentials (``return_lse=True``).
+
+    Returns
+    -------
+    out : ndarray, shape (..., L, d_v), dtype of ``outs[0]``
+    lse : ndarray of float32, shape (..., L)
+
+    Raises
+    ------
+    ValueError
+        Empty or unequal sequences, or shapes that differ.
+
+    Notes
+    -----
+    ``lse = log sum_n exp(lse_n)``, ``out = sum_n exp(lse_n - lse) out_n``: associative and commutative up to rounding. Where
+    every part saw no key (lse -inf) the result is 0 and -inf.
+    """
+    outs, lses = [np.asarray(o) for o in outs], [np.asarray(s) for s in lses]
+    if not outs or len(outs) != len(lses):
+        raise ValueError(f"outs and lses must be equally many and not empty, got {len(outs)} and {len(lses)}")
+    for o, s in zip(outs, lses, strict=True):
+        if o.shape != outs[0].shape or s.shape != outs[0].shape[:-1]:
+            raise ValueError(f"outs and lses must have shapes {outs[0].shape} and {outs[0].shape[:-1]}, got {o.shape} and {s.shape}")
+    stacked = np.stack([s.astype(np.float64) for s in lses])
+    top = stacked.max(axis=0)
+    shift = np.where(np.isneginf(top), 0.0, top)
+    weights = np.exp(stacked - shift)
+    total = weights.sum(axis=0)
+    with np.errstate(divide="ignore"):
+        lse = shift + np.log(total)
+    share = weights / np.where(total == 0.0, 1.0, total)
+    # a part that saw nothing adds nothing, whatever its out holds
+    parts = (np.where(w[..., None] == 0.0, 0.0, w[..., None] * o.astype(np.float64)) for w, o in zip(share, outs, strict=True))
+    return sum(parts).astype(outs[0].dtype), lse.astype(np.float32)

@@ -1,0 +1,107 @@
+"""Dense attention and exact top-k attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def visible_keys(queries, keys, causal=False, window=None, sinks=0):
+    """(L, S) bool: which keys each query may see. Query i stands at position S - L + i."""
+    position = np.arange(queries)[:, None] + (keys - queries)  # (L, 1)
+    j = np.arange(keys)[None, :]  # (1, S)
+    visible = np.ones((queries, keys), bool)
+    if window is not None:
+        visible = (np.abs(position - j) < window) | (j < sinks)
+    if causal:
+        visible &= j <= position
+    return visible
+
+
+def visible_count(queries, keys, causal=False, window=None, sinks=0):
+    """(L,): how many keys each query may see, without the (L, S) array."""
+    position = np.arange(queries) + (keys - queries)  # (L,)
+    end = np.clip(position + 1, 0, keys) if causal else np.full(queries, keys)
+    if window is None:
+        return end
+    sink_end = np.minimum(sinks, end)
+    begin = np.maximum(sink_end, position - window + 1)
+    end = np.minimum(end, np.maximum(0, position + window))
+    return sink_end + np.maximum(end - begin, 0)
+
+
+def per_query_head(array, query_heads):
+    """(B, H_k, S, d) -> (B, H, S, d): each key head repeated for its group of query heads."""
+    return np.repeat(array, query_heads // array.shape[1], axis=1) if query_heads else array[:, :0]
+
+
+def softmax_sum(scores, value):
+    """(..., L, S) scores with -inf where hidden, (..., S, dv) values -> out (..., L, dv), lse (..., L)."""
+    top = scores.max(axis=-1, initial=-np.inf)  # (..., L)
+    shift = np.where(np.isneginf(top), 0.0, top)
+    weights = np.exp(scores - shift[..., None])  # (..., L, S)
+    total = weights.sum(axis=-1)  # (..., L)
+    with np.errstate(divide="ignore"):
+        lse = shift + np.log(total)
+    if np.isfinite(value).all():
+        summed = weights @ value  # (..., L, dv)
+    else:  # a hidden key contributes nothing, NaN and inf included
+        with np.errstate(invalid="ignore"):
+            terms = weights[..., None] * value[..., None, :, :]  # (..., L, S, dv)
+        summed = np.where(np.isneginf(scores)[..., None], 0.0, terms).sum(axis=-2)
+    return summed / np.where(total == 0.0, 1.0, total)[..., None], lse
+
+
+def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, scale=None):
+    """Exact attention in float64.
+
+    Parameters
+    ----------
+    query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
+    causal, window, sinks, attn_mask, scale
+        As in `icecore.attention`.
+
+    Returns
+    -------
+    out : (B, H, L, dv) float64; lse : (B, H, L) float64
+    """
+    query, key, value = (np.asarray(a).astype(np.float64) for a in (query, key, value))
+    heads, queries, dim = query.shape[1:]
+    keys = key.shape[2]
+    scale = 1.0 / np.sqrt(dim) if scale is None else scale
+    key, value = per_query_head(key, heads), per_query_head(value, heads)
+    visible = visible_keys(queries, keys, causal, window, sinks)  # (L, S)
+    out, lse = np.empty((*query.shape[:3], value.shape[-1])), np.empty(query.shape[:3])
+    if attn_mask is not None:
+        attn_mask = np.broadcast_to(attn_mask, (*query.shape[:3], keys))
+    rows = max(1, 2**22 // max(keys, 1))  # in chunks of queries: no (L, S) array of a long input
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i in range(0, queries, rows):
+            chunk = slice(i, i + rows)
+            scores = scale * (query[:, :, chunk] @ key.swapaxes(-1, -2))  # (B, H, rows, S)
+            if attn_mask is not None:
+                mask = attn_mask[:, :, chunk]
+                bias = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
+                scores = np.where(np.isneginf(bias), -np.inf, scores + bias)
+            scores = np.where(visible[chunk], scores, -np.inf)
+            out[:, :, chunk], lse[:, :, chunk] = softmax_sum(scores, value)
+    return out, lse
+
+
+def top_k_attention(query, key, value, *, k, causal=False, window=0, sinks=0, scale=None):
+    """Exact top-k attention: the k visible keys with the largest scores besides sinks and window, the rest dropped.
+
+    The ceiling of every method that keeps k keys and drops the others. Shapes as in `attention`.
+    """
+    query, key, value = (np.asarray(a).astype(np.float64) for a in (query, key, value))
+    heads, queries, dim = query.shape[1:]
+    keys = key.shape[2]
+    scale = 1.0 / np.sqrt(dim) if scale is None else scale
+    key, value = per_query_head(key, heads), per_query_head(value, heads)
+    visible = visible_keys(queries, keys, causal)
+    kept = visible_keys(queries, keys, causal, window, sinks)  # always exact
+    scores = np.where(visible, scale * (query @ key.swapaxes(-1, -2)), -np.inf)  # (B, H, L, S)
+    others = np.where(kept, -np.inf, scores)
+    if k < keys:
+        least = np.partition(others, keys - k, axis=-1)[..., keys - k, None]  # the k-th largest
+        others = np.where(others >= least, others, -np.inf)
+    return softmax_sum(np.where(kept, scores, others), value)

@@ -1,0 +1,43 @@
+"""The key/value buffer holds what was written, and the past is not copied at each step."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icecore.nn import KeyValueCache
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_rows_written_in_pieces_are_the_rows_written_at_once(pieces):
+    rows = np.random.default_rng(0).standard_normal(
+        (2, 2, 3, sum(pieces), 4), np.float32
+    )  # layer, key or value
+    cache = KeyValueCache()
+    for count in pieces:
+        end = cache.length + count
+        for layer in range(2):
+            keys, values = cache.write(layer, *rows[layer, :, :, cache.length : end])
+            np.testing.assert_array_equal(keys, rows[layer, 0, :, :end])
+            np.testing.assert_array_equal(values, rows[layer, 1, :, :end])
+        cache.advance(count)
+        assert cache.length == end
+
+
+def test_buffers_are_copied_a_logarithmic_number_of_times():
+    row = np.ones((1, 1, 2), np.float32)
+    cache = KeyValueCache()
+    addresses = set()
+    for _ in range(1000):
+        keys, _ = cache.write(0, row, row)
+        cache.advance(1)
+        addresses.add(keys.__array_interface__["data"][0])
+    assert len(addresses) <= 11
+
+
+def test_rows_that_were_not_advanced_over_are_overwritten():
+    cache = KeyValueCache()
+    cache.write(0, np.ones((1, 3, 2), np.float32), np.ones((1, 3, 2), np.float32))
+    assert cache.length == 0
+    keys, values = cache.write(0, np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
+    assert keys.shape == values.shape == (1, 2, 2)
+    assert not keys.any() and not values.any()

@@ -1,0 +1,92 @@
+"""Tokens of SmolLM2's tokenizer: known ids, and text that comes back unchanged."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icecore import nn
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("gguf")
+    try:
+        return nn.load_tokenizer(nn.find_smollm2())
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def test_known_ids(tokenizer):
+    tokens = tokenizer.encode("Hello world!")
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == [19556, 905, 17]
+
+
+def test_chat_template_of_the_model_card(tokenizer):
+    text = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\n"
+    )
+    expected = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407]
+    expected += [19712, 8182, 2, 198, 1, 4093, 198]
+    assert tokenizer.encode(text).tolist() == expected
+    assert tokenizer.decode(expected) == text
+
+
+def test_digits_are_tokens_of_their_own(tokenizer):
+    tokens = tokenizer.encode("12345")
+    assert [tokenizer.decode([token]) for token in tokens] == list("12345")
+
+
+def test_special_tokens(tokenizer):
+    assert tokenizer.special["<|endoftext|>"] == 0
+    assert tokenizer.special["<|im_start|>"] == 1
+    assert tokenizer.end == tokenizer.special["<|im_end|>"] == 2
+
+
+def test_empty_text(tokenizer):
+    assert tokenizer.encode("").tolist() == []
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["naïve café", "日本語のテキスト", "🙂 👩‍👩‍👧", "e\u0301 \u200d \x00\t\r\n", "  a\n\n  b  ", "½ ٣ ²"],
+)
+def test_round_trip_of_awkward_text(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_round_trip_of_any_text(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def write_tokenizer(path, **metadata):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in metadata.items():
+        writer.add_string(f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"model": "llama"}, "tokenizer llama"),
+        ({"model": "gpt2", "pre": "qwen2"}, "pre-tokenizer qwen2"),
+        ({}, r"no tokenizer\.ggml\.model"),
+        ({"model": "gpt2"}, r"no tokenizer\.ggml\.tokens"),
+    ],
+)
+def test_tokenizer_of_another_kind(tmp_path, metadata, message):
+    pytest.importorskip("tokenizers")
+    with pytest.raises(ValueError, match=message):
+        nn.load_tokenizer(write_tokenizer(tmp_path / "tokenizer.gguf", **metadata))
