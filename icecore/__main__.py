@@ -1,0 +1,25 @@
+"""``python -m icecore``: the command line; each command is a module of `icecore.commands`."""
+
+import argparse
+import sys
+
+from icecore import __version__
+from icecore.commands import demo, info, selftest
+
+COMMANDS = {"demo": demo, "info": info, "selftest": selftest}
+
+
+def main(arguments=None):
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m icecore", description="Attention over long sequences on CPUs.")
+    parser.add_argument("--version", action="version", version=f"icecore {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name, command in COMMANDS.items():
+        summary = command.__doc__.splitlines()[0]
+        command.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
+    parsed = parser.parse_args(arguments)
+    return COMMANDS[parsed.command].run(parsed) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
