@@ -23,6 +23,7 @@ WARNINGS = ["-Wall", "-Wextra"]
 COMMON = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 # ICECORE_CFLAGS adds to every compilation and ICECORE_LDFLAGS to the link: sanitizers, -Werror, debugging.
 EXTRA_COMPILE = os.environ.get("ICECORE_CFLAGS", "").split()
 EXTRA_LINK = os.environ.get("ICECORE_LDFLAGS", "").split()
@@ -33,8 +34,14 @@ SOURCES = sorted(str(path) for room in ("base", "segment", "attention") for path
 
 # machine name -> the instruction sets that can exist there: (name, flags)
 ISAS = {
-    "x86_64": [("avx2", AVX2), ("avx512", AVX512)],
+    "x86_64": [("avx2", AVX2), ("avx512", AVX512), ("avx512_bf16", AVX512_BF16),
+               ("amx", [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"])],
     "aarch64": [("neon", [])],
+}
+# what to try compiling where including the header of simd/ is not enough
+PROBES = {
+    "avx512_bf16": "#include <immintrin.h>\n__m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }\n",
+    "amx": "#include <immintrin.h>\nvoid f(void) { _tile_dpbf16ps(0, 1, 2); }\n",
 }
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 
@@ -81,7 +88,7 @@ class BuildLibraries(build_clib):
         openmp, openmp_link = openmp_flags(self.compiler)
         defines, built = [], []
         for name, flags in ISAS.get(MACHINE, []):
-            if compiles(self.compiler, f'#include "simd/{name}.h"\n', [*flags, *(f"-I{d}" for d in INCLUDE)]):
+            if compiles(self.compiler, PROBES.get(name, f'#include "simd/{name}.h"\n'), [*flags, *(f"-I{d}" for d in INCLUDE)]):
                 defines.append(f"-DICE_BUILD_{name.upper()}")
                 built.append((name, flags))
             else:

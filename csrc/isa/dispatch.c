@@ -13,6 +13,12 @@ extern const ice_kernels ice_kernels_avx2;
 #ifdef ICE_BUILD_AVX512
 extern const ice_kernels ice_kernels_avx512;
 #endif
+#ifdef ICE_BUILD_AVX512_BF16
+extern const ice_kernels ice_kernels_avx512_bf16;
+#endif
+#ifdef ICE_BUILD_AMX
+extern const ice_kernels ice_kernels_amx;
+#endif
 #ifdef ICE_BUILD_NEON
 extern const ice_kernels ice_kernels_neon;
 #endif
@@ -31,6 +37,12 @@ static const struct {
 #endif
 #ifdef ICE_BUILD_AVX512
     {&ice_kernels_avx512, ice_cpu_avx512},
+#endif
+#ifdef ICE_BUILD_AVX512_BF16
+    {&ice_kernels_avx512_bf16, ice_cpu_avx512_bf16},
+#endif
+#ifdef ICE_BUILD_AMX
+    {&ice_kernels_amx, ice_cpu_amx},
 #endif
 };
 #define LEVELS ((int)(sizeof levels / sizeof *levels))

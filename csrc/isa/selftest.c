@@ -1,2 +1,584 @@
+/* Compares every kernel of one instruction set with the scalar kernels, on shapes that leave tails everywhere.
+ *
+ * Both get the same inputs.  What kernels.h does not let a kernel read (gaps between rows, what follows the last row) holds NaN, so that
+ * reading it shows in the result; what it does not let a kernel write must be as before.
+ *
+ * Tolerances, with u = 2^-24 the rounding error of one operation.  A sum of n terms in any order, fused or not, is within n u of the
+ * truth relative to the sum of the terms' absolute values, so two of them are within 2 n u.  vf_exp2 is within 2e-7 of the truth, and
+ * its argument is rounded alike everywhere.  What only adds, compares and selects agrees exactly. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/half.h"
+#include "base/memory.h"
+#include "base/random.h"
 #include "icecore.h"
-int icecore_selftest(const char *isa, char *report, int64_t report_size) { (void)isa; if (report_size) report[0] = 0; return 0; }
+#include "kernels/kernels.h"
+
+#define MOST_DIM 128
+#define MOST_COUNT 128
+#define MOST_GAP 9
+#define GUARD 64
+#define BLOCK (MOST_COUNT * ICE_PANEL)
+#define OUTPUTS 4
+
+#define U 0x1p-24
+#define EXP_TOLERANCE 4.1e-7
+/* The mass, and half (it is under a root) of exp(x) - 1, worst at x = 1/4 where exp(x) / (exp(x) - 1) = 4.5. */
+#define RISK_TOLERANCE (EXP_TOLERANCE + 0.5 * 4.6 * EXP_TOLERANCE + 4 * U)
+/* Products below the normal range are rounded to multiples of 2^-149, each by itself. */
+#define SUBNORMAL_ERROR ((MOST_COUNT + 2) * 0x1p-149)
+
+static const int dims[] = {1, 3, 15, 16, 17, 64, 65, MOST_DIM};
+static const int counts[] = {1, 2, 5, 8, 9, 31, MOST_COUNT};
+static const int lane_counts[] = {1, 3, 16, 17, 33, ICE_PANEL};
+static const int gaps[] = {0, MOST_GAP};
+
+/* ORDINARY: within [-4, 4).  WIDE: magnitudes from 2^-76 to 2^40.  SPECIAL: ordinary with NaN, inf, -inf and 0 among them. */
+enum { ORDINARY, WIDE, SPECIAL, KINDS };
+static const char *const kind_names[] = {"ordinary", "wide", "special"};
+#define DTYPES 3
+
+/* An array that both kernels write: what it held before the call, and after. */
+typedef struct {
+    float before[GUARD + BLOCK + GUARD], plain[GUARD + BLOCK + GUARD], fast[GUARD + BLOCK + GUARD];
+} output;
+
+typedef struct {
+    const ice_kernels *plain, *fast;
+    uint64_t random;
+    int dim, count, lanes, gap, kind;        /* the case in hand */
+    icecore_dtype dtype;
+    int failed;                              /* the kernel in hand */
+    double error;
+    char reason[160];
+    float panel[BLOCK], rows[MOST_COUNT * (MOST_DIM + MOST_GAP)], list[3][MOST_COUNT];
+    float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)];   /* rows of any dtype */
+    output out[OUTPUTS];
+    uint64_t open[2][GUARD + MOST_COUNT + GUARD];
+} selftest;
+
+/* ---- Inputs ---- */
+
+static float uniform(selftest *t) { return (float)((int64_t)(ice_random(&t->random) >> 40) - (1 << 23)) * 0x1p-23f; }
+
+static float number(selftest *t) {
+    float x = uniform(t);
+    if (t->kind == WIDE) return ldexpf(x < 0 ? -1.0f : 1.0f, (int)ice_random_below(&t->random, 117) - 76);
+    if (t->kind == SPECIAL) switch (ice_random_below(&t->random, 32)) {
+        case 0: return NAN;
+        case 1: return INFINITY;
+        case 2: return -INFINITY;
+        case 3: return 0.0f;
+        }
+    return 4.0f * x;
+}
+
+static void fill(selftest *t, float *target, int64_t count) {
+    for (int64_t i = 0; i < count; i++) target[i] = number(t);
+}
+
+/* `rows` rows of a panel's lanes; NaN after them. */
+static void fill_panel(selftest *t, float *panel, int64_t rows) {
+    memset(panel, 0xFF, BLOCK * sizeof *panel);
+    fill(t, panel, rows * ICE_PANEL);
+}
+
+/* `count` rows of `width` numbers in t->raw as t->dtype, NaN between and after them; what they hold, in t->rows without gaps. */
+static void fill_rows(selftest *t, int64_t count, int64_t width) {
+    size_t element = t->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    memset(t->raw, 0xFF, sizeof t->raw);
+    for (int64_t j = 0; j < count; j++) {
+        char *row = (char *)t->raw + (size_t)(j * (width + t->gap)) * element;
+        fill(t, t->rows + j * width, width);
+        t->plain->from_float32(t->dtype, t->rows + j * width, row, width);
+        t->plain->to_float32(t->dtype, row, t->rows + j * width, width);
+    }
+}
+
+/* ---- Outputs ---- */
+
+static void fail(selftest *t, const char *format, ...) {
+    if (t->failed++) return;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(t->reason, sizeof t->reason, format, arguments);
+    va_end(arguments);
+}
+
+/* The number at `index` of both results. */
+static void expect_near(selftest *t, int output, int64_t index, double scale, double tolerance) {
+    double plain = (double)t->out[output].plain[GUARD + index], fast = (double)t->out[output].fast[GUARD + index];
+    int same = plain == fast || (isnan(plain) && isnan(fast));
+    if (!same && isfinite(plain) && isfinite(fast)) {
+        double error = fabs(plain - fast);
+        same = error <= tolerance * scale + SUBNORMAL_ERROR;
+        if (error > SUBNORMAL_ERROR && error / scale > t->error) t->error = error / scale;
+    }
+    if (!same) fail(t, "%.9g is not %.9g", fast, plain);
+}
+
+static void expect_equal(selftest *t, int output, int64_t index) { expect_near(t, output, index, 0.0, 0.0); }
+
+static void expect_nan(selftest *t, int output, int64_t index) {
+    if (!isnan(t->out[output].plain[GUARD + index]) || !isnan(t->out[output].fast[GUARD + index])) fail(t, "a NaN was lost");
+}
+
+static float *before(selftest *t, int output) { return t->out[output].before + GUARD; }
+static float *plain(selftest *t, int output) { return t->out[output].plain + GUARD; }
+static float *fast(selftest *t, int output) { return t->out[output].fast + GUARD; }
+
+/* New random contents, the same for both kernels. */
+static void fill_output(selftest *t, int index) { fill(t, t->out[index].before, GUARD + BLOCK + GUARD); }
+
+static void begin(selftest *t, int outputs) {
+    for (int i = 0; i < outputs; i++) {
+        memcpy(t->out[i].plain, t->out[i].before, sizeof t->out[i].before);
+        memcpy(t->out[i].fast, t->out[i].before, sizeof t->out[i].before);
+    }
+}
+
+/* Only the first `written` of each of `rows` rows of `stride` numbers may have changed. */
+static void expect_untouched(selftest *t, int index, int64_t rows, int64_t stride, int64_t written) {
+    const output *o = &t->out[index];
+    int64_t changed = 0, from = 0;
+    for (int64_t r = 0; r <= rows; r++) {
+        int64_t to = r < rows ? GUARD + r * stride : GUARD + BLOCK + GUARD;
+        changed += memcmp(o->fast + from, o->before + from, (size_t)(to - from) * sizeof *o->fast) != 0;
+        from = to + written;
+    }
+    if (changed) fail(t, "wrote outside its output");
+}
+
+/* Kernels compute whole vectors. */
+static int written_lanes(const selftest *t) { return (t->lanes + t->fast->width - 1) / t->fast->width * t->fast->width; }
+
+static void expect_panel_untouched(selftest *t, int index, int64_t rows) {
+    expect_untouched(t, index, rows, ICE_PANEL, written_lanes(t));
+}
+
+/* ---- One case of each kernel ---- */
+
+/* All 16-bit patterns, in runs of t->count. */
+static void compare_to_float32(selftest *t) {
+    uint16_t half[MOST_COUNT];
+    for (int64_t first = 0; first < 65536; first += t->count) {
+        const void *source = half;
+        fill_output(t, 0);
+        for (int i = 0; i < t->count; i++) half[i] = (uint16_t)(first + i);
+        if (t->dtype == ICECORE_FLOAT32) {
+            fill(t, t->rows, t->count);
+            source = t->rows;
+        }
+        begin(t, 1);
+        t->plain->to_float32(t->dtype, source, plain(t, 0), t->count);
+        t->fast->to_float32(t->dtype, source, fast(t, 0), t->count);
+        for (int i = 0; i < t->count; i++) expect_equal(t, 0, i);
+        expect_untouched(t, 0, 1, BLOCK, t->count);
+        if (t->dtype == ICECORE_FLOAT32) return;
+    }
+}
+
+/* Numbers on, just below and just above the middle between two neighbours; SPECIAL: any bits. */
+static float hard_to_round(selftest *t) {
+    uint32_t bits = (uint32_t)ice_random(&t->random);
+    if (t->kind == SPECIAL) return ice_bits_float(bits);
+    float neighbour;
+    uint16_t half = (uint16_t)bits;
+    t->plain->to_float32(t->dtype, &half, &neighbour, 1);
+    uint32_t middle = t->dtype == ICECORE_FLOAT16 ? 0x1000u : 0x8000u;
+    if (t->kind == WIDE && t->dtype == ICECORE_FLOAT16) return ((float)(half & 0x3FFu) + 0.5f) * 0x1p-24f;   /* subnormal */
+    return ice_bits_float(ice_float_bits(neighbour) + middle + (uint32_t)ice_random_below(&t->random, 3) - 1u);
+}
+
+static void compare_from_float32(selftest *t) {
+    uint16_t guarded[2][2 * MOST_COUNT + 2 * GUARD];
+    const int64_t halves = t->dtype == ICECORE_FLOAT32 ? 2 * t->count : t->count;   /* 16-bit units of the result */
+    for (int i = 0; i < t->count; i++) t->rows[i] = hard_to_round(t);
+    memset(guarded, 0xA5, sizeof guarded);
+    t->plain->from_float32(t->dtype, t->rows, guarded[0] + GUARD, t->count);
+    t->fast->from_float32(t->dtype, t->rows, guarded[1] + GUARD, t->count);
+    for (int64_t i = 0; i < 2 * MOST_COUNT + 2 * GUARD; i++) {
+        int64_t at = i - GUARD;
+        if (at >= 0 && at < t->count && t->dtype != ICECORE_FLOAT32 && isnan(t->rows[at])) {
+            float back;
+            t->plain->to_float32(t->dtype, &guarded[1][i], &back, 1);
+            if (!isnan(back)) fail(t, "a NaN was lost");
+        } else if (guarded[0][i] != guarded[1][i]) {
+            fail(t, at >= 0 && at < halves ? "0x%04X is not 0x%04X" : "wrote outside its output", guarded[1][i], guarded[0][i]);
+        }
+    }
+}
+
+static void compare_scores(selftest *t) {
+    const int64_t stride = t->dim + t->gap;
+    fill_panel(t, t->panel, t->dim);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0);
+    begin(t, 1);
+    t->plain->scores(t->panel, t->dim, t->lanes, t->raw, stride, t->count, plain(t, 0));
+    t->fast->scores(t->panel, t->dim, t->lanes, t->raw, stride, t->count, fast(t, 0));
+    for (int j = 0; j < t->count; j++)
+        for (int lane = 0; lane < t->lanes; lane++) {
+            double scale = 0.0;
+            for (int i = 0; i < t->dim; i++) scale += fabs((double)t->rows[j * t->dim + i] * t->panel[i * ICE_PANEL + lane]);
+            expect_near(t, 0, j * ICE_PANEL + lane, scale, 2 * t->dim * U);
+        }
+    expect_panel_untouched(t, 0, t->count);
+}
+
+static void compare_mask_range(selftest *t) {
+    float *lower = t->list[0], *upper = t->list[1], *sink_upper = t->list[2];
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        lower[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+        upper[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+        sink_upper[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    }
+    float sinks = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    fill_output(t, 0);
+    begin(t, 1);
+    t->plain->mask_range(plain(t, 0), t->count, t->lanes, lower, upper, sink_upper, sinks);
+    t->fast->mask_range(fast(t, 0), t->count, t->lanes, lower, upper, sink_upper, sinks);
+    for (int j = 0; j < t->count; j++)
+        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, 0, j * ICE_PANEL + lane);
+    expect_panel_untouched(t, 0, t->count);
+}
+
+/* A softmax in progress in outputs 1 (maximum) and 2 (sum); it has seen nothing yet in every third lane. */
+static void fill_softmax_state(selftest *t) {
+    for (int i = 1; i < 4; i++) fill_output(t, i);
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        before(t, 1)[lane] = lane % 3 == 0 ? -INFINITY : 3.0f * uniform(t);
+        before(t, 2)[lane] = lane % 3 == 0 ? 0.0f : 2.0f + uniform(t);
+    }
+}
+
+/* The results for one query, whose `count` scores lie `step` apart.  Where a score is NaN the maximum is unspecified, but the NaN must get on. */
+static void expect_softmax(selftest *t, int64_t first, int64_t step, int64_t lane) {
+    int nan = 0;
+    for (int j = 0; j < t->count; j++)
+        if (isnan(before(t, 0)[first + j * step])) {
+            nan = 1;
+            expect_nan(t, 0, first + j * step);
+        }
+    if (nan) {
+        expect_nan(t, 2, lane);
+        return;
+    }
+    for (int j = 0; j < t->count; j++)
+        expect_near(t, 0, first + j * step, (double)plain(t, 0)[first + j * step], EXP_TOLERANCE);
+    expect_equal(t, 1, lane);
+    expect_near(t, 2, lane, (double)plain(t, 2)[lane], EXP_TOLERANCE + 2 * (t->count + 2) * U);
+    expect_near(t, 3, lane, (double)plain(t, 3)[lane], EXP_TOLERANCE);
+}
+
+static void compare_softmax(selftest *t) {
+    fill_output(t, 0);
+    fill_softmax_state(t);
+    for (int j = 0; j < t->count; j++) before(t, 0)[j * ICE_PANEL] = -INFINITY;   /* lane 0 sees nothing, before or now */
+    begin(t, 4);
+    t->plain->softmax(plain(t, 0), t->count, t->lanes, plain(t, 1), plain(t, 2), plain(t, 3));
+    t->fast->softmax(fast(t, 0), t->count, t->lanes, fast(t, 1), fast(t, 2), fast(t, 3));
+    for (int lane = 0; lane < t->lanes; lane++) expect_softmax(t, lane, ICE_PANEL, lane);
+    expect_panel_untouched(t, 0, t->count);
+    for (int i = 1; i < 4; i++) expect_panel_untouched(t, i, 1);
+}
+
+/* Weights with zeros of both signs among them. */
+static void fill_weights(selftest *t, float *weights, int64_t rows, int64_t width) {
+    for (int64_t i = 0; i < rows * width; i++) {
+        uint64_t zero = ice_random_below(&t->random, 8);
+        if (zero < 2) weights[i] = zero ? 0.0f : -0.0f;
+    }
+}
+
+typedef void (*weighted_sum)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
+                             int64_t value_dim, const float *correction, float *accumulator);
+
+static void compare_weighted_sums(selftest *t, weighted_sum plain_sum, weighted_sum fast_sum, int skip_zeros) {
+    const float *correction = t->list[0];
+    fill_panel(t, t->panel, t->count);
+    fill_weights(t, t->panel, t->count, ICE_PANEL);
+    fill_rows(t, t->count, t->dim);
+    fill(t, t->list[0], ICE_PANEL);
+    fill_output(t, 0);
+    begin(t, 1);
+    plain_sum(t->panel, t->count, t->lanes, t->raw, t->dim + t->gap, t->dim, correction, plain(t, 0));
+    fast_sum(t->panel, t->count, t->lanes, t->raw, t->dim + t->gap, t->dim, correction, fast(t, 0));
+    for (int i = 0; i < t->dim; i++)
+        for (int lane = 0; lane < t->lanes; lane++) {
+            double scale = fabs((double)before(t, 0)[i * ICE_PANEL + lane] * correction[lane]);
+            for (int j = 0; j < t->count; j++) {
+                float weight = t->panel[j * ICE_PANEL + lane];
+                if (weight != 0.0f || !skip_zeros) scale += fabs((double)weight * t->rows[j * t->dim + i]);
+            }
+            expect_near(t, 0, i * ICE_PANEL + lane, scale, 2 * (t->count + 2) * U);
+            if (skip_zeros && isnan(scale)) expect_nan(t, 0, i * ICE_PANEL + lane);
+            if (skip_zeros && isfinite(scale) && !isfinite(fast(t, 0)[i * ICE_PANEL + lane])) fail(t, "a weight of 0 let a value in");
+        }
+    expect_panel_untouched(t, 0, t->dim);
+}
+
+static void compare_weighted_sum(selftest *t) { compare_weighted_sums(t, t->plain->weighted_sum, t->fast->weighted_sum, 0); }
+static void compare_weighted_sum_nonzero(selftest *t) {
+    compare_weighted_sums(t, t->plain->weighted_sum_nonzero, t->fast->weighted_sum_nonzero, 1);
+}
+
+static void compare_row_scores(selftest *t) {
+    const float *query = t->panel;
+    const int64_t stride = t->dim + t->gap;
+    memset(t->panel, 0xFF, sizeof t->panel);
+    fill(t, t->panel, t->dim);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0);
+    begin(t, 1);
+    t->plain->row_scores(query, t->dim, t->dtype, t->raw, stride, t->count, plain(t, 0));
+    t->fast->row_scores(query, t->dim, t->dtype, t->raw, stride, t->count, fast(t, 0));
+    for (int j = 0; j < t->count; j++) {
+        double scale = 0.0;
+        for (int i = 0; i < t->dim; i++) scale += fabs((double)t->rows[j * t->dim + i] * query[i]);
+        expect_near(t, 0, j, scale, 2 * t->dim * U);
+    }
+    expect_untouched(t, 0, 1, BLOCK, t->count);
+}
+
+static void compare_row_softmax(selftest *t) {
+    fill_output(t, 0);
+    fill_softmax_state(t);
+    const int lane = (int)ice_random_below(&t->random, 4);   /* a new softmax or one in progress */
+    if (lane == 3)
+        for (int j = 0; j < t->count; j++) before(t, 0)[j] = -INFINITY;
+    begin(t, 4);
+    t->plain->row_softmax(plain(t, 0), t->count, plain(t, 1) + lane, plain(t, 2) + lane, plain(t, 3) + lane);
+    t->fast->row_softmax(fast(t, 0), t->count, fast(t, 1) + lane, fast(t, 2) + lane, fast(t, 3) + lane);
+    expect_softmax(t, 0, 1, lane);
+    expect_untouched(t, 0, 1, BLOCK, t->count);
+    for (int i = 1; i < 4; i++) {
+        fast(t, i)[lane] = before(t, i)[lane];
+        expect_untouched(t, i, 0, BLOCK, 0);
+    }
+}
+
+static void compare_row_weighted_sum(selftest *t) {
+    float *weights = t->panel;
+    const int64_t stride = t->dim + t->gap;
+    memset(t->panel, 0xFF, sizeof t->panel);
+    fill(t, weights, t->count);
+    fill_weights(t, weights, 1, t->count);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0);
+    begin(t, 1);
+    const float correction = number(t);
+    t->plain->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, plain(t, 0));
+    t->fast->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, fast(t, 0));
+    for (int i = 0; i < t->dim; i++) {
+        double scale = fabs((double)before(t, 0)[i] * correction);
+        for (int j = 0; j < t->count; j++) scale += fabs((double)weights[j] * t->rows[j * t->dim + i]);
+        expect_near(t, 0, i, scale, 2 * (t->count + 2) * U);
+    }
+    expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
+static void compare_nearest(selftest *t) {
+    const int64_t first = 1000;
+    for (int i = 0; i < 2; i++) fill_output(t, i);
+    fill_panel(t, t->panel, t->count);
+    fill(t, t->list[0], t->count);
+    if (t->kind == ORDINARY) {   /* small integers: ties */
+        for (int i = 0; i < t->count * ICE_PANEL; i++) t->panel[i] = floorf(t->panel[i]);
+        for (int i = 0; i < t->count; i++) t->list[0][i] = floorf(t->list[0][i]);
+    }
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        before(t, 0)[lane] = lane % 3 == 0 ? -INFINITY : floorf(8.0f * uniform(t));
+        before(t, 1)[lane] = (float)lane;
+    }
+    begin(t, 2);
+    t->plain->nearest(t->panel, t->count, t->lanes, t->list[0], first, plain(t, 0), plain(t, 1));
+    t->fast->nearest(t->panel, t->count, t->lanes, t->list[0], first, fast(t, 0), fast(t, 1));
+    for (int i = 0; i < 2; i++) {
+        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, i, lane);
+        expect_panel_untouched(t, i, 1);
+    }
+}
+
+static void compare_cell_maximum(selftest *t) {
+    fill_panel(t, t->panel, t->count);
+    for (int c = 0; c < t->count; c++) t->list[0][c] = 6.0f * fabsf(uniform(t));
+    fill_output(t, 0);
+    for (int lane = 0; lane < ICE_PANEL; lane++) before(t, 0)[lane] = lane % 3 == 0 ? -INFINITY : 4.0f * uniform(t);
+    begin(t, 1);
+    t->plain->cell_maximum(t->panel, t->count, t->lanes, t->list[0], plain(t, 0));
+    t->fast->cell_maximum(t->panel, t->count, t->lanes, t->list[0], fast(t, 0));
+    for (int lane = 0; lane < t->lanes; lane++) {
+        int nan = 0;   /* the maximum is then unspecified */
+        for (int c = 0; c < t->count; c++) nan |= isnan(t->panel[c * ICE_PANEL + lane]);
+        if (!nan) expect_equal(t, 0, lane);
+    }
+    expect_panel_untouched(t, 0, 1);
+}
+
+static void compare_cell_risk(selftest *t) {
+    float maximum[ICE_PANEL], spread[ICE_PANEL], *log2_count = t->list[0], *variance = t->list[1];
+    for (int i = 0; i < 2; i++) fill_output(t, i);
+    for (int c = 0; c < t->count; c++) {
+        log2_count[c] = 6.0f * fabsf(uniform(t));
+        variance[c] = t->kind == WIDE ? fabsf(number(t)) : fabsf(uniform(t)) + 0x1p-23f;
+    }
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        spread[lane] = t->kind == SPECIAL && lane % 5 == 0 ? INFINITY : 2.0f * fabsf(uniform(t)) + 0x1p-20f;
+        maximum[lane] = -INFINITY;
+        for (int c = 0; c < t->count; c++) maximum[lane] = fmaxf(maximum[lane], before(t, 0)[c * ICE_PANEL + lane] + log2_count[c]);
+    }
+    if (t->kind != SPECIAL) variance[0] = 0.0f;
+    begin(t, 2);
+    t->plain->cell_risk(plain(t, 0), t->count, t->lanes, log2_count, variance, spread, maximum, plain(t, 1));
+    t->fast->cell_risk(fast(t, 0), t->count, t->lanes, log2_count, variance, spread, maximum, fast(t, 1));
+    for (int c = 0; c < t->count; c++)
+        for (int lane = 0; lane < t->lanes; lane++) {
+            int64_t at = c * ICE_PANEL + lane;
+            expect_near(t, 0, at, (double)plain(t, 0)[at], EXP_TOLERANCE);
+            expect_near(t, 1, at, (double)plain(t, 1)[at], RISK_TOLERANCE);
+        }
+    for (int i = 0; i < 2; i++) expect_panel_untouched(t, i, t->count);
+}
+
+/* Risks in t->panel, and for each lane a threshold that one of them equals. */
+static void fill_risks(selftest *t, float *threshold) {
+    fill_panel(t, t->panel, t->count);
+    for (int i = 0; i < t->count * ICE_PANEL; i++) t->panel[i] = fabsf(t->panel[i]);
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        float risk = t->panel[(int)ice_random_below(&t->random, (uint64_t)t->count) * ICE_PANEL + lane];
+        threshold[lane] = lane % 7 == 6 || isnan(risk) ? 0.0f : risk;
+    }
+}
+
+static void compare_count_at_least(selftest *t) {
+    float threshold[ICE_PANEL];
+    fill_risks(t, threshold);
+    for (int c = 0; c < t->count; c++) t->list[0][c] = 1.0f + (float)ice_random_below(&t->random, 64);
+    for (int i = 0; i < 2; i++) fill_output(t, i);
+    begin(t, 2);
+    t->plain->count_at_least(t->panel, t->count, t->lanes, t->list[0], threshold, plain(t, 0), plain(t, 1));
+    t->fast->count_at_least(t->panel, t->count, t->lanes, t->list[0], threshold, fast(t, 0), fast(t, 1));
+    for (int i = 0; i < 2; i++) {
+        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, i, lane);
+        expect_panel_untouched(t, i, 1);
+    }
+}
+
+static void compare_open_cells(selftest *t) {
+    float threshold[ICE_PANEL];
+    const uint64_t lanes = ((uint64_t)1 << t->lanes) - 1, written = ((uint64_t)1 << written_lanes(t)) - 1;
+    fill_risks(t, threshold);
+    for (int i = 0; i < 2; i++) fill_output(t, i);
+    for (int i = 0; i < t->count * ICE_PANEL; i++) before(t, 0)[i] = fabsf(before(t, 0)[i]);   /* masses */
+    begin(t, 2);
+    memset(t->open, 0xA5, sizeof t->open);
+    t->plain->open_cells(plain(t, 0), t->panel, t->count, t->lanes, threshold, t->open[0] + GUARD, plain(t, 1));
+    t->fast->open_cells(fast(t, 0), t->panel, t->count, t->lanes, threshold, t->open[1] + GUARD, fast(t, 1));
+    for (int c = 0; c < t->count; c++)
+        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, 0, c * ICE_PANEL + lane);
+    for (int lane = 0; lane < t->lanes; lane++) expect_near(t, 1, lane, (double)plain(t, 1)[lane], 2 * t->count * U);
+    for (int i = 0; i < GUARD + MOST_COUNT + GUARD; i++) {
+        uint64_t differ = t->open[0][i] ^ t->open[1][i];
+        int inside = i >= GUARD && i < GUARD + t->count;
+        if (inside ? (differ & lanes) || (t->open[1][i] & ~written) : differ) fail(t, "other bits are set");
+    }
+    expect_panel_untouched(t, 0, t->count);
+    expect_panel_untouched(t, 1, 1);
+}
+
+/* ---- All of them ---- */
+
+/* The axes along which a kernel's cases differ; counts and kinds of values always do. */
+enum { DIM = 1, LANES = 2, GAP = 4, DTYPE = 8 };
+
+static const struct {
+    const char *name;
+    void (*compare)(selftest *t);
+    int axes;
+} comparisons[] = {
+    {"to_float32", compare_to_float32, DTYPE},
+    {"from_float32", compare_from_float32, DTYPE},
+    {"scores", compare_scores, DIM | LANES | GAP},
+    {"mask_range", compare_mask_range, LANES},
+    {"softmax", compare_softmax, LANES},
+    {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
+    {"weighted_sum_nonzero", compare_weighted_sum_nonzero, DIM | LANES},
+    {"row_scores", compare_row_scores, DIM | GAP | DTYPE},
+    {"row_softmax", compare_row_softmax, GAP},
+    {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | DTYPE},
+    {"nearest", compare_nearest, LANES},
+    {"cell_maximum", compare_cell_maximum, LANES},
+    {"cell_risk", compare_cell_risk, LANES},
+    {"count_at_least", compare_count_at_least, LANES},
+    {"open_cells", compare_open_cells, LANES},
+};
+
+#define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
+
+/* Every case of one kernel; the first failure says where it was. */
+static void compare_all(selftest *t, void (*compare)(selftest *t), int axes) {
+    const int combinations[] = {LENGTH(counts), KINDS, axes & DIM ? LENGTH(dims) : 1, axes & LANES ? LENGTH(lane_counts) : 1,
+                                axes & GAP ? LENGTH(gaps) : 1, axes & DTYPE ? DTYPES : 1};
+    int total = 1;
+    for (int i = 0; i < LENGTH(combinations); i++) total *= combinations[i];
+    t->failed = 0;
+    t->error = 0.0;
+    for (int i = 0, rest; i < total; i++) {
+        rest = i;
+        t->count = counts[rest % combinations[0]], rest /= combinations[0];
+        t->kind = rest % combinations[1], rest /= combinations[1];
+        t->dim = dims[rest % combinations[2]], rest /= combinations[2];
+        t->lanes = lane_counts[rest % combinations[3]], rest /= combinations[3];
+        t->gap = gaps[rest % combinations[4]], rest /= combinations[4];
+        t->dtype = (icecore_dtype)(axes & DTYPE ? rest : ICECORE_FLOAT32);
+        int failed_before = t->failed;
+        compare(t);
+        if (failed_before || !t->failed) continue;
+        size_t used = strlen(t->reason);
+        snprintf(t->reason + used, sizeof t->reason - used, " (dim %d, count %d, lanes %d, gap %d, dtype %d, %s values)", t->dim,
+                 t->count, t->lanes, t->gap, (int)t->dtype, kind_names[t->kind]);
+    }
+}
+
+/* Appends to a string of `size` bytes as far as there is room. */
+static void append(char *report, int64_t size, const char *format, ...) {
+    if (size <= 0) return;
+    size_t used = strlen(report);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(report + used, (size_t)size - used, format, arguments);
+    va_end(arguments);
+}
+
+int icecore_selftest(const char *isa, char *report, int64_t report_size) {
+    if (report_size > 0) report[0] = '\0';
+    const ice_kernels *kernels = ice_find_kernels(isa);
+    if (!kernels) {
+        append(report, report_size, "FAILED  instruction set %s is not known here, not built or not usable\n", isa);
+        return 1;
+    }
+    selftest *t = ice_alloc(1, sizeof *t);
+    if (!t) {
+        append(report, report_size, "FAILED  out of memory\n");
+        return 1;
+    }
+    t->plain = ice_find_kernels("scalar");
+    t->fast = kernels;
+    t->random = 1;
+    int failures = 0;
+    for (int i = 0; i < LENGTH(comparisons); i++) {
+        compare_all(t, comparisons[i].compare, comparisons[i].axes);
+        failures += t->failed > 0;
+        append(report, report_size, "%-22s", comparisons[i].name);
+        if (t->failed)
+            append(report, report_size, "FAILED  %s\n", t->reason);
+        else
+            append(report, report_size, "ok  max error %.0e\n", t->error);
+    }
+    ice_free(t);
+    return failures;
+}

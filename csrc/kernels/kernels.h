@@ -21,9 +21,28 @@
 /* Keys scored at once: scores of a block (24 KB), the panel and the accumulators stay in a level-2 cache. */
 #define ICE_KEY_BLOCK 128
 
+/* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components (queries) or keys
+ * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0. */
+typedef struct {
+    int dim_multiple, value_dim_multiple;   /* widths this set can do; for others the float32 kernels serve */
+    /* Rounds to bfloat16.  panel: dim x ICE_PANEL. */
+    void (*pack_queries)(const float *panel, int64_t dim, uint16_t *pairs);
+    /* scores[j][lane] = scale * sum_t keys[j * stride + t] query[t][lane]. */
+    void (*scores)(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys, int64_t stride,
+                   int64_t count, float *scores);
+    /* As pack_queries, over keys; room for `count` rounded up to 32 keys. */
+    void (*pack_weights)(const float *weights, int64_t count, uint16_t *pairs);
+    /* Values in this set's own order; room for `count` rounded up to 32 rows of value_dim. */
+    void (*pack_values)(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed);
+    /* As weighted_sum below, from packed weights and values. */
+    void (*weighted_sum)(const uint16_t *weights, int64_t count, int lanes, const uint16_t *values, int64_t value_dim,
+                         const float *correction, float *accumulator);
+} ice_bf16_kernels;
+
 typedef struct {
     const char *isa;
     int width;                          /* floats in a vector */
+    const ice_bf16_kernels *bf16;       /* NULL where bfloat16 is widened to float32 instead */
 
     /* ---- kernels/convert.inc.h ---- */
 

@@ -23,9 +23,20 @@
 #include "kernels/rows.inc.h"
 #include "kernels/cells.inc.h"
 
+#ifdef KERNEL_BF16_DOT
+#include "kernels/bf16_dot.inc.h"
+#endif
+#ifdef KERNEL_BF16_TILES
+#include "kernels/bf16_tiles.inc.h"
+#endif
+#ifndef KERNEL_BF16
+#define KERNEL_BF16 NULL
+#endif
+
 const ice_kernels KERNEL_TABLE = {
     .isa = KERNEL_ISA,
     .width = VF_WIDTH,
+    .bf16 = KERNEL_BF16,
     .to_float32 = to_float32,
     .from_float32 = from_float32,
     .scores = scores,

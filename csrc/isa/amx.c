@@ -1,0 +1,9 @@
+#include "simd/avx512.h"
+#include "simd/tiles.h"
+
+#define KERNEL_ISA "amx"
+#define KERNEL_TABLE ice_kernels_amx
+#define KERNEL_BF16_DOT
+#define KERNEL_BF16_TILES
+#define KERNEL_BF16 &bf16_tiles
+#include "kernels/table.inc.h"

@@ -1,0 +1,7 @@
+#include "simd/avx512.h"
+
+#define KERNEL_ISA "avx512_bf16"
+#define KERNEL_TABLE ice_kernels_avx512_bf16
+#define KERNEL_BF16_DOT
+#define KERNEL_BF16 &bf16_dot
+#include "kernels/table.inc.h"

@@ -1,0 +1,100 @@
+/* bfloat16 kernels on the dot product instruction of AVX512_BF16: two products a lane into a float32 sum.
+ *
+ * Same register tile as kernels/panel.inc.h, over pairs: a step covers two components (scores) or two keys (weighted sum).  Keys are
+ * read where they lie, as broadcast 32-bit pairs.  Values are interleaved first, two keys at a time: packed[(j / 2 * value_dim + t) * 2 +
+ * j % 2].  The instruction takes subnormal numbers as 0 and rounds to nearest even.
+ * Earned by bench/bench_exact.py: see the bfloat16 rows of bench/README.md against ICECORE_ISA=avx512. */
+
+/* sum over i < length of two products: a pairs at a[r * row_stride + i * step] (in 16-bit units), b pairs of all lanes. */
+static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64_t step, const uint16_t *b, int64_t length,
+                                    float *out, float scale, const float *correction, const int rows, const int vectors) {
+    vf sum[KEY_TILE][QUERY_VECTORS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
+    for (int64_t i = 0; i < length; i++) {
+        __m512bh column[QUERY_VECTORS];
+        UNROLL for (int q = 0; q < vectors; q++)
+            column[q] = (__m512bh)_mm512_loadu_si512(b + (i * ICE_PANEL + q * VF_WIDTH) * 2);
+        UNROLL for (int r = 0; r < rows; r++) {
+            int pair;
+            memcpy(&pair, a + r * row_stride + i * step, sizeof pair);
+            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+            UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = _mm512_dpbf16_ps(sum[r][q], x, column[q]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < vectors; q++) {
+            float *target = out + r * ICE_PANEL + q * VF_WIDTH;
+            vf result = correction ? vf_fma(vf_load(target), vf_load(correction + q * VF_WIDTH), sum[r][q])
+                                   : vf_mul(sum[r][q], vf_set1(scale));
+            vf_store(target, result);
+        }
+}
+
+static ALWAYS_INLINE void pair_column(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step, const uint16_t *b,
+                                      int64_t length, float *out, float scale, const float *correction, const int vectors) {
+    int64_t r = 0;
+    for (; r + KEY_TILE <= rows; r += KEY_TILE)
+        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, KEY_TILE, vectors);
+    for (; r < rows; r++)
+        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, 1, vectors);
+}
+
+static ALWAYS_INLINE void pair_product(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step, const uint16_t *b,
+                                       int64_t length, int lanes, float *out, float scale, const float *correction) {
+    int lane = 0;
+    for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
+        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale, correction ? correction + lane : NULL,
+                    QUERY_VECTORS);
+    for (; lane < lanes; lane += VF_WIDTH)
+        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale, correction ? correction + lane : NULL, 1);
+}
+
+static void dot_scores(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys, int64_t stride,
+                       int64_t count, float *out) {
+    pair_product(keys, count, stride, 2, queries, dim / 2, lanes, out, scale, NULL);
+}
+
+static void dot_weighted_sum(const uint16_t *weights, int64_t count, int lanes, const uint16_t *values, int64_t value_dim,
+                             const float *correction, float *accumulator) {
+    pair_product(values, value_dim, 2, 2 * value_dim, weights, (count + 1) / 2, lanes, accumulator, 1.0f, correction);
+}
+
+/* Two float vectors as bfloat16, lane by lane side by side: the first in the low halves. */
+static ALWAYS_INLINE __m512i interleave_bf16(vf low, vf high) {
+    __m512i first = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+    __m512i second = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
+    return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+}
+
+static void dot_pack_queries(const float *panel, int64_t dim, uint16_t *pairs) {
+    for (int64_t t = 0; t < dim; t += 2)
+        for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH) {
+            vf low = vf_load(panel + t * ICE_PANEL + lane);
+            vf high = t + 1 < dim ? vf_load(panel + (t + 1) * ICE_PANEL + lane) : vf_zero();
+            _mm512_storeu_si512(pairs + (t * ICE_PANEL + 2 * lane), interleave_bf16(low, high));
+        }
+}
+
+static void dot_pack_values(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed) {
+    for (int64_t j = 0; j < count; j += 2)
+        for (int64_t t = 0; t < value_dim; t += VF_WIDTH) {
+            const uint16_t *row = values + j * stride + t;
+            __mmask16 lanes = vf_first_lanes(value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH);
+            __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, row));
+            __m512i high = j + 1 < count ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, row + stride))
+                                         : _mm512_setzero_si512();
+            _mm512_mask_storeu_epi32(packed + (j * value_dim + 2 * t), lanes,
+                                     _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+
+static const ice_bf16_kernels bf16_dot __attribute__((unused)) = {
+    .dim_multiple = 2,
+    .value_dim_multiple = 1,
+    .pack_queries = dot_pack_queries,
+    .scores = dot_scores,
+    .pack_weights = dot_pack_queries,
+    .pack_values = dot_pack_values,
+    .weighted_sum = dot_weighted_sum,
+};
