@@ -38,6 +38,7 @@ static float *partial_row(const exact_call *call, int64_t split, int64_t head, i
 }
 
 static void panel_task(void *context, int64_t index, void *scratch) {
+    if (!scratch) return;
     const exact_call *call = context;
     const icecore_attention *p = call->problem;
     int64_t heads = p->batch * p->key_heads, head = index % heads;
@@ -58,6 +59,7 @@ static void panel_task(void *context, int64_t index, void *scratch) {
 }
 
 static void single_task(void *context, int64_t index, void *scratch) {
+    if (!scratch) return;
     const exact_call *call = context;
     const icecore_attention *p = call->problem;
     int64_t heads = p->batch * p->key_heads, head = index % heads, split = index / heads;

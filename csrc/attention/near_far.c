@@ -1,6 +1,6 @@
 /* Near/far attention (the treecode of icecore.h, one level of cells).
  *
- * Keys are sealed block by block; between two seals all queries of a block are independent tasks, one panel of rows each:
+ * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A panel of their rows is a task:
  *   1. sinks and open blocks, exactly, by the panel kernels;
  *   2. scores of all cells, their masses and risks, a threshold of risk per row;
  *   3. the far field: the masses of unopened cells times their mean values, by the panel kernels;
@@ -17,34 +17,40 @@
 #include "segment/stack.h"
 #include "segment/threshold.h"
 
-/* One head's segments, and its cells' numbers side by side. */
+/* The queries of one block, which see the same sealed keys. */
 typedef struct {
-    ice_stack stack;
-    int64_t cells, keys;
-    float *count;              /* cells: keys in each */
-} sealed_head;
+    int64_t first_query, end_query;
+    int64_t blocks;            /* sealed for them; -1: one segment over all keys */
+    int64_t sink_end, open_begin;   /* exact keys: [0, sink_end) and from open_begin on */
+    int64_t tiles;             /* panels of rows for each head */
+    int64_t first_task;        /* of sealing for this step, then of attending in the step before */
+} step;
+
+/* One head's stack at one step.  Whoever needs it holds it; the last to let go frees it. */
+typedef struct {
+    ice_stack *stack;
+    icecore_status status;
+    atomic_int ready, holders;
+} sealed;
 
 typedef struct {
     const icecore_attention *problem;
     const icecore_near_far *options;
     const ice_kernels *kernels;
-    sealed_head *heads;        /* batch x key heads */
-    icecore_status *status;    /* the same */
-    int64_t blocks;            /* sealed for the queries in hand; -1: one segment over all keys */
-    int64_t first_query, end_query;   /* the queries in hand */
-    int64_t sink_end, open_begin;     /* exact keys: [0, sink_end) and from open_begin on */
-    int64_t tiles;             /* panels per head for these queries */
-    int64_t most_cells;        /* of any head now */
-    int64_t most_keys;
+    int64_t heads, steps;      /* heads: batch x key heads */
+    step *step;                /* steps + 1: the last one only ends the task list */
+    sealed *sealed;            /* steps x heads */
 } near_far_call;
 
 /* ---- Sealing ---- */
 
-static void seal_task(void *context, int64_t head, void *scratch) {
-    (void)scratch;
-    near_far_call *call = context;
+static void let_go(sealed *s) {
+    if (atomic_fetch_sub(&s->holders, 1) == 1) ice_stack_free(s->stack);
+}
+
+static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,
+                                  ice_stack **stack) {
     const icecore_attention *p = call->problem;
-    sealed_head *sealed = &call->heads[head];
     ice_source source = {
         .dtype = p->dtype,
         .keys = ice_address(&p->key, p->dtype, head / p->key_heads, head % p->key_heads, 0),
@@ -58,39 +64,18 @@ static void seal_task(void *context, int64_t head, void *scratch) {
         .cell_size = call->options->cell_size,
         .seed = call->options->seed,
     };
-    icecore_status status = call->blocks < 0 ? ice_stack_seal_all(&sealed->stack, &source, p->keys)
-                                             : ice_stack_seal(&sealed->stack, &source, call->blocks);
-    sealed->cells = sealed->keys = 0;
-    ice_free(sealed->count);
-    sealed->count = NULL;
-    for (int level = 0; level < sealed->stack.levels; level++)
-        if (sealed->stack.level[level].segment) {
-            sealed->cells += sealed->stack.level[level].segment->cells;
-            sealed->keys += sealed->stack.level[level].segment->count;
-        }
-    if (status == ICECORE_OK && sealed->cells) {
-        sealed->count = ice_alloc(sealed->cells, sizeof(float));
-        if (!sealed->count) status = ICECORE_ERROR_MEMORY;
-    }
-    int64_t c = 0;
-    if (sealed->count)
-        for (int level = 0; level < sealed->stack.levels; level++) {
-            const icecore_segment *s = sealed->stack.level[level].segment;
-            for (int64_t i = 0; s && i < s->cells; i++) sealed->count[c++] = (float)(s->offset[i + 1] - s->offset[i]);
-        }
-    call->status[head] = status;
+    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, stack);
 }
 
-static icecore_status seal(near_far_call *call) {
-    int64_t heads = call->problem->batch * call->problem->key_heads;
-    icecore_status status = ice_parallel_for(heads, call->problem->threads, 0, seal_task, call);
-    call->most_cells = call->most_keys = 0;
-    for (int64_t head = 0; head < heads && status == ICECORE_OK; head++) {
-        status = call->status[head];
-        if (call->heads[head].cells > call->most_cells) call->most_cells = call->heads[head].cells;
-        if (call->heads[head].keys > call->most_keys) call->most_keys = call->heads[head].keys;
-    }
-    return status;
+static void seal_task(near_far_call *call, int64_t number, int64_t head, int cancelled) {
+    sealed *own = &call->sealed[number * call->heads + head], *previous = number ? own - call->heads : NULL;
+    if (previous) ice_wait(&previous->ready);
+    own->status = cancelled ? ICECORE_INTERRUPTED : previous ? previous->status : ICECORE_OK;
+    if (own->status == ICECORE_OK)
+        own->status = build_stack(call, call->step[number].blocks, head, previous ? previous->stack : NULL, &own->stack);
+    ice_signal(&own->ready);
+    if (previous) let_go(previous);
+    let_go(own);
 }
 
 /* ---- Attending ---- */
@@ -98,7 +83,7 @@ static icecore_status seal(near_far_call *call) {
 /* A panel's work over the cells; memory from the task's scratch. */
 typedef struct {
     const near_far_call *call;
-    const sealed_head *sealed;
+    const ice_stack *stack;
     ice_panel panel;
     float *scores, *risk;      /* cells x ICE_PANEL */
     uint64_t *open;            /* cells */
@@ -121,18 +106,19 @@ static char *after(char **scratch, size_t bytes) {
 
 static size_t tile_bytes(const near_far_call *call) {
     const icecore_attention *p = call->problem;
-    size_t cells = (size_t)call->most_cells, keys = call->options->far_field ? 0 : (size_t)call->most_keys;
+    size_t cells = (size_t)ice_stack_most_cells(p->keys, call->options->cell_size);
+    size_t keys = call->options->far_field ? 0 : (size_t)p->keys;
     size_t lanes = (size_t)(p->dim + p->value_dim + 1) * ICE_PANEL * sizeof(float);
     return ice_round_up(sizeof(tile)) + ice_panel_bytes(p) + cells * (2 * ICE_PANEL * sizeof(float) + sizeof(uint64_t)) + lanes +
            keys * (2 * sizeof(float) + sizeof(float *)) + 12 * ICE_ALIGNMENT;
 }
 
-static tile *lay_out_tile(const near_far_call *call, const sealed_head *sealed, char *scratch, char **rest) {
+static tile *lay_out_tile(const near_far_call *call, const ice_stack *stack, char *scratch, char **rest) {
     const icecore_attention *p = call->problem;
-    size_t cells = (size_t)sealed->cells, keys = call->options->far_field ? 0 : (size_t)sealed->keys;
+    size_t cells = (size_t)stack->cells, keys = call->options->far_field ? 0 : (size_t)stack->keys;
     tile *t = (tile *)after(&scratch, sizeof *t);
     t->call = call;
-    t->sealed = sealed;
+    t->stack = stack;
     t->scores = (float *)after(&scratch, cells * ICE_PANEL * sizeof(float));
     t->risk = (float *)after(&scratch, cells * ICE_PANEL * sizeof(float));
     t->open = (uint64_t *)after(&scratch, cells * sizeof(uint64_t));
@@ -151,7 +137,7 @@ static void choose_cells(tile *t) {
     const icecore_near_far *options = t->call->options;
     const ice_kernels *kernels = t->call->kernels;
     ice_panel *panel = &t->panel;
-    const ice_stack *stack = &t->sealed->stack;
+    const ice_stack *stack = t->stack;
     float threshold[ICE_PANEL];
     memcpy(t->far_maximum, panel->maximum, sizeof t->far_maximum);
     int64_t c = 0;
@@ -171,11 +157,11 @@ static void choose_cells(tile *t) {
         c += s->cells;
     }
     int64_t wanted = options->far_field ? options->near_keys : options->visit;
-    if (wanted >= t->sealed->keys)
+    if (wanted >= stack->keys)
         for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = 0.0f;
     else
-        ice_risk_threshold(kernels, t->risk, t->sealed->cells, panel->lanes, t->sealed->count, wanted, threshold);
-    kernels->open_cells(t->scores, t->risk, t->sealed->cells, panel->lanes, threshold, t->open, t->far);
+        ice_risk_threshold(kernels, t->risk, stack->cells, panel->lanes, stack->count, wanted, threshold);
+    kernels->open_cells(t->scores, t->risk, stack->cells, panel->lanes, threshold, t->open, t->far);
 }
 
 /* Step 3: the panel's state moves to the cells' maximum and takes in the unopened cells. */
@@ -192,8 +178,8 @@ static void add_far_field(tile *t) {
     }
     const float *correction = panel->correction;
     int64_t c = 0;
-    for (int level = 0; level < t->sealed->stack.levels; level++) {
-        const icecore_segment *s = t->sealed->stack.level[level].segment;
+    for (int level = 0; level < t->stack->levels; level++) {
+        const icecore_segment *s = t->stack->level[level].segment;
         if (!s) continue;
         kernels->weighted_sum(t->scores + c * ICE_PANEL, s->cells, panel->lanes, s->mean_value, s->value_dim, s->value_dim,
                               correction, panel->accumulator);
@@ -206,8 +192,8 @@ static void add_far_field(tile *t) {
 static void add_near_field(tile *t) {
     const icecore_attention *p = t->call->problem;
     int64_t c = 0;
-    for (int level = 0; level < t->sealed->stack.levels; level++) {
-        const icecore_segment *s = t->sealed->stack.level[level].segment;
+    for (int level = 0; level < t->stack->levels; level++) {
+        const icecore_segment *s = t->stack->level[level].segment;
         for (int64_t i = 0; s && i < s->cells; i++, c++) {
             int64_t first = s->offset[i], count = s->offset[i + 1] - first;
             for (uint64_t lanes = t->open[c]; lanes; lanes &= lanes - 1) {
@@ -227,8 +213,8 @@ static void add_largest(tile *t, int lane) {
     const ice_kernels *kernels = t->call->kernels;
     ice_single *state = &t->near_field[lane];
     int64_t visited = 0, c = 0;
-    for (int level = 0; level < t->sealed->stack.levels; level++) {
-        const icecore_segment *s = t->sealed->stack.level[level].segment;
+    for (int level = 0; level < t->stack->levels; level++) {
+        const icecore_segment *s = t->stack->level[level].segment;
         for (int64_t i = 0; s && i < s->cells; i++, c++) {
             if (!((t->open[c] >> lane) & 1)) continue;
             int64_t first = s->offset[i], count = s->offset[i + 1] - first;
@@ -292,14 +278,13 @@ static void finish_row(tile *t, int lane) {
     ice_write_row(p, t->call->kernels, row, state->maximum, state->sum, state->accumulator);
 }
 
-static void attend_task(void *context, int64_t index, void *scratch) {
-    const near_far_call *call = context;
+static void attend_rows(const near_far_call *call, const step *now, int64_t head, int64_t number, const ice_stack *stack,
+                        void *scratch) {
     const icecore_attention *p = call->problem;
-    int64_t heads = p->batch * p->key_heads, head = index % heads, number = index / heads;
-    int64_t first_row = call->first_query * ice_group(p) + number * ICE_PANEL;
-    int64_t rest = call->end_query * ice_group(p) - first_row;
+    int64_t first_row = now->first_query * ice_group(p) + number * ICE_PANEL;
+    int64_t rest = now->end_query * ice_group(p) - first_row;
     char *free_space;
-    tile *t = lay_out_tile(call, &call->heads[head], scratch, &free_space);
+    tile *t = lay_out_tile(call, stack, scratch, &free_space);
     ice_panel *panel = &t->panel;
     ice_panel_begin(panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
                     rest < ICE_PANEL ? (int)rest : ICE_PANEL, free_space);
@@ -318,9 +303,9 @@ static void attend_task(void *context, int64_t index, void *scratch) {
         t->far_maximum[lane] = -INFINITY;
     }
     ice_visible visible = ice_panel_visible(panel);
-    ice_panel_attend(panel, 0, call->sink_end);
-    ice_panel_attend(panel, call->open_begin, visible.end);
-    if (t->sealed->cells) {
+    ice_panel_attend(panel, 0, now->sink_end);
+    ice_panel_attend(panel, now->open_begin, visible.end);
+    if (stack->cells) {
         choose_cells(t);
         if (call->options->far_field) {
             add_far_field(t);
@@ -332,40 +317,80 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     for (int lane = 0; lane < panel->lanes; lane++) finish_row(t, lane);
 }
 
-static icecore_status attend(near_far_call *call) {
-    const icecore_attention *p = call->problem;
-    int64_t rows = (call->end_query - call->first_query) * ice_group(p);
-    call->tiles = (rows + ICE_PANEL - 1) / ICE_PANEL;
-    return ice_parallel_for(p->batch * p->key_heads * call->tiles, p->threads, tile_bytes(call), attend_task, call);
+static void attend_task(near_far_call *call, int64_t number, int64_t index, void *scratch) {
+    int64_t head = index % call->heads;
+    sealed *seen = &call->sealed[number * call->heads + head];
+    if (scratch) {
+        ice_wait(&seen->ready);
+        if (seen->status == ICECORE_OK)
+            attend_rows(call, &call->step[number], head, index / call->heads, seen->stack, scratch);
+    }
+    let_go(seen);
 }
 
-static icecore_status attend_causal(near_far_call *call) {
+/* ---- The task list ---- */
+
+/* Tasks in order: seal step 0; then for each step, seal the next one and attend in this one.  Sealing is thus ahead of the queries that
+ * need it, and no thread waits at the end of a block. */
+static void run_task(void *context, int64_t index, void *scratch) {
+    near_far_call *call = context;
+    int64_t low = 0, high = call->steps;   /* the step whose tasks include `index` */
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        if (call->step[middle].first_task <= index) low = middle;
+        else high = middle;
+    }
+    if (index >= call->step[call->steps].first_task) low = call->steps;
+    int64_t offset = index - call->step[low].first_task;
+    if (low < call->steps && offset < call->heads)
+        seal_task(call, low, offset, !scratch);
+    else
+        attend_task(call, low - 1, low < call->steps ? offset - call->heads : offset, scratch);
+}
+
+static int64_t count_steps(const icecore_attention *p, int64_t block) {
+    if (!p->causal) return 1;
+    int64_t first = p->keys - p->queries, last = p->keys - 1;
+    return last < 0 ? 1 : last / block - (first < 0 ? 0 : first / block) + 1;
+}
+
+/* Fills in the steps; returns the number of tasks. */
+static int64_t plan_steps(near_far_call *call) {
     const icecore_attention *p = call->problem;
     const int64_t block = call->options->block, offset = p->keys - p->queries;
-    icecore_status status = ICECORE_OK;
-    for (int64_t query = 0; query < p->queries && status == ICECORE_OK; query = call->end_query) {
-        int64_t position = offset + query, number = position < 0 ? 0 : position / block;
-        int64_t end = (number + 1) * block - offset;   /* the first query of the next block */
-        call->blocks = number > 0 ? number - 1 : 0;
-        call->first_query = query;
-        call->end_query = end < p->queries ? end : p->queries;
-        call->open_begin = call->blocks * block;
-        if (call->open_begin <= p->sinks) call->open_begin = 0;
-        call->sink_end = call->open_begin ? p->sinks : 0;
-        status = seal(call);
-        if (status == ICECORE_OK) status = attend(call);
+    int64_t query = 0, task = 0;
+    for (int64_t i = 0; i < call->steps; i++) {
+        step *now = &call->step[i];
+        now->first_query = query;
+        if (p->causal) {
+            int64_t position = offset + query, number = position < 0 ? 0 : position / block;
+            int64_t end = (number + 1) * block - offset;   /* the first query of the next block */
+            now->end_query = end < p->queries ? end : p->queries;
+            now->blocks = number > 0 ? number - 1 : 0;
+            now->open_begin = now->blocks * block;
+            if (now->open_begin <= p->sinks) now->open_begin = 0;
+            now->sink_end = now->open_begin ? p->sinks : 0;
+        } else {
+            now->end_query = p->queries;
+            now->blocks = -1;
+            now->sink_end = p->sinks < p->keys ? p->sinks : p->keys;
+            now->open_begin = p->keys;
+        }
+        query = now->end_query;
+        now->tiles = ((now->end_query - now->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
+        now->first_task = task;
+        task += call->heads * (1 + (i ? call->step[i - 1].tiles : 0));
     }
-    return status;
-}
-
-static icecore_status attend_bidirectional(near_far_call *call) {
-    const icecore_attention *p = call->problem;
-    call->blocks = -1;
-    call->end_query = p->queries;
-    call->sink_end = p->sinks < p->keys ? p->sinks : p->keys;
-    call->open_begin = p->keys;
-    icecore_status status = seal(call);
-    return status == ICECORE_OK ? attend(call) : status;
+    call->step[call->steps].first_task = task;
+    for (int64_t i = 0; i < call->steps; i++)
+        for (int64_t head = 0; head < call->heads; head++) {
+            sealed *s = &call->sealed[i * call->heads + head];
+            s->stack = NULL;
+            atomic_init(&s->ready, 0);
+            /* its own sealing, the next step's, and its queries */
+            atomic_init(&s->holders, (int)(1 + (i + 1 < call->steps) + call->step[i].tiles));
+        }
+    return task + call->heads * call->step[call->steps - 1].tiles;
 }
 
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options) {
@@ -375,21 +400,20 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
         (problem->causal && options->block < 1) || (!options->far_field && options->visit < options->near_keys))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
-    int64_t heads = problem->batch * problem->key_heads;
-    near_far_call call = {.problem = problem, .options = options, .kernels = ice_active_kernels()};
-    call.heads = ice_alloc(heads, sizeof *call.heads);
-    call.status = ice_alloc(heads, sizeof *call.status);
-    if (call.heads && call.status) {
-        memset(call.heads, 0, (size_t)heads * sizeof *call.heads);
-        status = problem->causal ? attend_causal(&call) : attend_bidirectional(&call);
-        for (int64_t head = 0; head < heads; head++) {
-            ice_stack_clear(&call.heads[head].stack);
-            ice_free(call.heads[head].count);
-        }
+    near_far_call call = {.problem = problem, .options = options, .kernels = ice_active_kernels(),
+                          .heads = problem->batch * problem->key_heads, .steps = count_steps(problem, options->block)};
+    call.step = ice_alloc(call.steps + 1, sizeof *call.step);
+    call.sealed = ice_alloc(call.steps * call.heads, sizeof *call.sealed);
+    if (call.step && call.sealed) {
+        int64_t tasks = plan_steps(&call);
+        status = ice_parallel_for(tasks, problem->threads, tile_bytes(&call), run_task, &call);
+        /* a failure passes from step to step, so the last one tells */
+        for (int64_t head = 0; head < call.heads && status == ICECORE_OK; head++)
+            status = call.sealed[(call.steps - 1) * call.heads + head].status;
     } else {
         status = ICECORE_ERROR_MEMORY;
     }
-    ice_free(call.heads);
-    ice_free(call.status);
+    ice_free(call.step);
+    ice_free(call.sealed);
     return status;
 }

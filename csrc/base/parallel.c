@@ -1,6 +1,7 @@
 #include "base/parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -78,6 +79,31 @@ static int interrupted(double *next_check) {
     return interrupt_check();
 }
 
+void ice_wait(const atomic_int *flag) {
+    while (!atomic_load_explicit(flag, memory_order_acquire)) sched_yield();
+}
+
+void ice_signal(atomic_int *flag) { atomic_store_explicit(flag, 1, memory_order_release); }
+
+typedef struct {
+    int64_t count;
+    ice_task task;
+    void *context;
+    atomic_llong next;
+    atomic_int stop;
+} task_list;
+
+/* Takes tasks until there are none.  Only the calling thread asks the interrupt check. */
+static void work(task_list *list, void *scratch, int is_caller) {
+    double next_check = seconds_now() + CHECK_INTERVAL;
+    for (;;) {
+        int64_t i = atomic_fetch_add(&list->next, 1);
+        if (i >= list->count) return;
+        list->task(list->context, i, atomic_load(&list->stop) ? NULL : scratch);
+        if (is_caller && interrupted(&next_check)) atomic_store(&list->stop, 1);
+    }
+}
+
 icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
     if (threads <= 0) threads = icecore_default_threads();
     if (threads > count) threads = (int)count;
@@ -85,34 +111,21 @@ icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes
     threads = 1;
 #endif
     if (threads < 1 || forked_after_threads) threads = 1;
-    size_t stride = ice_round_up(scratch_bytes);
+    size_t stride = ice_round_up(scratch_bytes ? scratch_bytes : 1);
     char *scratch = ice_alloc(threads, stride);
     if (!scratch) return ICECORE_ERROR_MEMORY;
-    volatile int stop = 0;
-    double next_check = seconds_now() + CHECK_INTERVAL;
+    task_list list = {.count = count, .task = task, .context = context};
     if (threads == 1) {
-        for (int64_t i = 0; i < count && !stop; i++) {
-            task(context, i, scratch);
-            stop = interrupted(&next_check);
-        }
+        work(&list, scratch, 1);
     }
 #ifdef _OPENMP
     else {
         pthread_once(&fork_handler_once, install_fork_handler);
         threads_started = 1;
 #pragma omp parallel num_threads(threads)
-        {
-            int thread = omp_get_thread_num();
-            char *own = scratch + stride * (size_t)thread;
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < count; i++) {
-                if (stop) continue;
-                task(context, i, own);
-                if (thread == 0 && interrupted(&next_check)) stop = 1;
-            }
-        }
+        work(&list, scratch + stride * (size_t)omp_get_thread_num(), omp_get_thread_num() == 0);
     }
 #endif
     ice_free(scratch);
-    return stop ? ICECORE_INTERRUPTED : ICECORE_OK;
+    return atomic_load(&list.stop) ? ICECORE_INTERRUPTED : ICECORE_OK;
 }

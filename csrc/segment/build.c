@@ -15,7 +15,7 @@ uint64_t ice_segment_seed(uint64_t seed, int64_t first, int64_t count) {
 }
 
 void icecore_segment_free(icecore_segment *s) {
-    if (!s) return;
+    if (!s || atomic_fetch_sub(&s->owners, 1) > 1) return;
     ice_free(s->offset);
     ice_free(s->order);
     ice_free(s->keys);
@@ -26,6 +26,11 @@ void icecore_segment_free(icecore_segment *s) {
     ice_free(s->radius);
     ice_free(s->log2_count);
     ice_free(s);
+}
+
+icecore_segment *ice_segment_share(icecore_segment *s) {
+    if (s) atomic_fetch_add(&s->owners, 1);
+    return s;
 }
 
 icecore_segment_view icecore_segment_get(const icecore_segment *s) {
@@ -212,7 +217,7 @@ icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int6
     move_to_means(&w);
     assign(&w);
     move_to_means(&w);
-    *s = (icecore_segment){.count = count, .cells = w.cells, .dim = dim, .value_dim = value_dim};
+    *s = (icecore_segment){.owners = 1, .count = count, .cells = w.cells, .dim = dim, .value_dim = value_dim};
     if (!allocate_segment(s)) goto out_of_memory;
     store_rows(s, &w);
     summarize(s, &w);

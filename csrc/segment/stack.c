@@ -1,52 +1,89 @@
 #include "segment/stack.h"
 
 #include <stddef.h>
+#include <string.h>
 
-static icecore_status push(ice_stack *stack, const ice_source *source, int64_t first, int64_t end) {
-    ice_stacked stacked = {first, end, NULL};
+#include "base/memory.h"
+
+int64_t ice_stack_most_cells(int64_t keys, int64_t cell_size) {
+    /* each segment rounds to the nearest number of cells, and has at least one */
+    return keys / cell_size + 2 * ICE_STACK_LEVELS;
+}
+
+static icecore_status build(const ice_source *source, int64_t first, int64_t end, icecore_segment **segment) {
     int64_t start = first < source->skip ? source->skip : first;
-    if (start < end) {
-        size_t element = source->dtype == ICECORE_FLOAT32 ? 4 : 2;
-        const char *keys = (const char *)source->keys + start * source->key_stride * (int64_t)element;
-        const char *values = (const char *)source->values + start * source->value_stride * (int64_t)element;
-        icecore_status status = icecore_segment_build(
-            source->dtype, keys, source->key_stride, values, source->value_stride, end - start, source->dim, source->value_dim,
-            source->cell_size, ice_segment_seed(source->seed, start, end - start), &stacked.segment);
-        if (status != ICECORE_OK) return status;
+    *segment = NULL;
+    if (start >= end) return ICECORE_OK;
+    int64_t element = source->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    return icecore_segment_build(source->dtype, (const char *)source->keys + start * source->key_stride * element,
+                                 source->key_stride, (const char *)source->values + start * source->value_stride * element,
+                                 source->value_stride, end - start, source->dim, source->value_dim, source->cell_size,
+                                 ice_segment_seed(source->seed, start, end - start), segment);
+}
+
+void ice_stack_free(ice_stack *stack) {
+    if (!stack) return;
+    for (int i = 0; i < stack->levels; i++) icecore_segment_free(stack->level[i].segment);
+    ice_free(stack->count);
+    ice_free(stack);
+}
+
+static ice_stack *empty_stack(void) {
+    ice_stack *stack = ice_alloc(1, sizeof *stack);
+    if (stack) memset(stack, 0, sizeof *stack);
+    return stack;
+}
+
+/* Adds up the segments; gives the stack to *result, or frees it when `status` or the last allocation failed. */
+static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack **result) {
+    for (int i = 0; i < stack->levels; i++)
+        if (stack->level[i].segment) {
+            stack->cells += stack->level[i].segment->cells;
+            stack->keys += stack->level[i].segment->count;
+        }
+    if (status == ICECORE_OK) {
+        stack->count = ice_alloc(stack->cells, sizeof(float));
+        if (!stack->count) status = ICECORE_ERROR_MEMORY;
     }
-    stack->level[stack->levels++] = stacked;
+    if (status != ICECORE_OK) {
+        ice_stack_free(stack);
+        return status;
+    }
+    float *count = stack->count;
+    for (int i = 0; i < stack->levels; i++) {
+        const icecore_segment *s = stack->level[i].segment;
+        for (int64_t c = 0; s && c < s->cells; c++) *count++ = (float)(s->offset[c + 1] - s->offset[c]);
+    }
+    *result = stack;
     return ICECORE_OK;
 }
 
-static void pop(ice_stack *stack) { icecore_segment_free(stack->level[--stack->levels].segment); }
-
-void ice_stack_clear(ice_stack *stack) {
-    while (stack->levels) pop(stack);
-}
-
-icecore_status ice_stack_seal(ice_stack *stack, const ice_source *source, int64_t blocks) {
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_stack **result) {
+    ice_stack *stack = empty_stack();
+    if (!stack) return ICECORE_ERROR_MEMORY;
+    icecore_status status = ICECORE_OK;
     int64_t first = 0;
-    int kept = 0, matching = 1;
-    for (int bit = ICE_STACK_LEVELS - 1; bit >= 0; bit--) {
+    for (int bit = ICE_STACK_LEVELS - 1; bit >= 0 && status == ICECORE_OK; bit--) {
         if (!((blocks >> bit) & 1)) continue;
         int64_t end = first + ((int64_t)1 << bit) * source->block;
-        if (matching && kept < stack->levels && stack->level[kept].first == first && stack->level[kept].end == end) {
-            kept++;
-        } else {
-            if (matching)
-                while (stack->levels > kept) pop(stack);
-            matching = 0;
-            icecore_status status = push(stack, source, first, end);
-            if (status != ICECORE_OK) return status;
-        }
+        int level = stack->levels;
+        const ice_stacked *old = previous && level < previous->levels ? &previous->level[level] : NULL;
+        ice_stacked *added = &stack->level[level];
+        *added = (ice_stacked){first, end, NULL};
+        if (old && old->first == first && old->end == end)
+            added->segment = ice_segment_share(old->segment);
+        else
+            status = build(source, first, end, &added->segment);
+        stack->levels++;
         first = end;
     }
-    if (matching)
-        while (stack->levels > kept) pop(stack);
-    return ICECORE_OK;
+    return finish(stack, status, result);
 }
 
-icecore_status ice_stack_seal_all(ice_stack *stack, const ice_source *source, int64_t end) {
-    ice_stack_clear(stack);
-    return push(stack, source, 0, end);
+icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result) {
+    ice_stack *stack = empty_stack();
+    if (!stack) return ICECORE_ERROR_MEMORY;
+    stack->levels = 1;
+    stack->level[0] = (ice_stacked){0, end, NULL};
+    return finish(stack, build(source, 0, end, &stack->level[0].segment), result);
 }

@@ -14,9 +14,12 @@ typedef struct {
     icecore_segment *segment;           /* NULL where the range is empty */
 } ice_stacked;
 
+/* Immutable once made.  Stacks share segments; each owns its part. */
 typedef struct {
     ice_stacked level[ICE_STACK_LEVELS];
     int levels;
+    int64_t cells, keys;                /* of all segments */
+    float *count;                       /* cells: keys in each, segment by segment */
 } ice_stack;
 
 /* Where a head's keys and values lie, and how they are sealed. */
@@ -29,11 +32,13 @@ typedef struct {
     uint64_t seed;
 } ice_source;
 
-/* Makes the stack hold the first `blocks` blocks: keeps the segments that stay, frees and builds the others.  On failure the
- * stack is valid but incomplete. */
-icecore_status ice_stack_seal(ice_stack *stack, const ice_source *source, int64_t blocks);
-/* The stack with one segment over keys skip .. end - 1. */
-icecore_status ice_stack_seal_all(ice_stack *stack, const ice_source *source, int64_t end);
-void ice_stack_clear(ice_stack *stack);
+/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) has are shared, the others built. */
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_stack **result);
+/* A stack of one segment over keys skip .. end - 1. */
+icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result);
+void ice_stack_free(ice_stack *stack);
+
+/* No stack over `keys` keys has more cells than this. */
+int64_t ice_stack_most_cells(int64_t keys, int64_t cell_size);
 
 #endif

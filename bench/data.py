@@ -1,0 +1,69 @@
+"""Queries, keys and values to measure on; each set says where it comes from.
+
+`capture(n)`: SmolLM2-135M-Instruct, layer 15, 9 query heads on 3 key heads, d = 64, on a real text, up to 8192 tokens. Needs
+``icecore[models]`` and the weights package; computed once and kept under bench/.cache. Without them the 2048 tokens of one key head in
+tests/data stand in. Beyond the capture's length it is continued: repeated with fresh noise of a tenth of its standard deviation.
+`gaussian(...)`: iid numbers, without structure: only for exact attention, where the data does not matter.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+FIXTURE = HERE.parent / "tests" / "data" / "smollm2_layer15_head0_2048.npz"
+LAYER = 15
+
+
+def gaussian(heads, key_heads, queries, keys, dim, dtype=np.float32, seed=0):
+    """(1, heads, queries, dim), (1, key_heads, keys, dim) twice."""
+    rng = np.random.default_rng(seed)
+    shapes = [(1, heads, queries, dim), (1, key_heads, keys, dim), (1, key_heads, keys, dim)]
+    return [rng.standard_normal(shape, np.float32).astype(dtype) for shape in shapes]
+
+
+def smollm2(tokens=8192):
+    """q (9, n, 64), k and v (3, n, 64) float16 of one layer, or None without the model."""
+    cached = HERE / ".cache" / f"smollm2_layer{LAYER}_{tokens}.npz"
+    if not cached.exists():
+        try:
+            from icecore import nn
+            from icecore.commands.demo import manual
+
+            path = nn.find_smollm2()
+            weights, tokenizer = nn.load_gguf(path), nn.load_tokenizer(path)
+        except (ImportError, FileNotFoundError):
+            return None
+        caught = {}
+
+        def attention(query, key, value, *, layer):
+            if layer == LAYER:
+                caught.update(q=query.astype(np.float16), k=key.astype(np.float16), v=value.astype(np.float16))
+            return nn.exact_attention(query, key, value, layer=layer)
+
+        nn.forward(weights, tokenizer.encode(manual())[:tokens], attention=attention)
+        cached.parent.mkdir(exist_ok=True)
+        np.savez(cached, **caught)
+    with np.load(cached) as file:
+        return file["q"], file["k"], file["v"]
+
+
+def capture(length):
+    """(source, q (1, h, n, 64), k, v (1, h_k, n, 64)) float32, real up to the capture's length."""
+    arrays, source = smollm2(), "SmolLM2"
+    if arrays is None:
+        with np.load(FIXTURE) as file:
+            arrays, source = (file["q"], file["k"], file["v"]), "SmolLM2 (one key head)"
+    rng, available = np.random.default_rng(0), arrays[0].shape[1]
+    if length > available:
+        source += ", continued"
+
+    def continued(array):
+        array = array.astype(np.float32)
+        parts = [array[:, :length]]
+        for first in range(available, length, available):
+            noise = 0.1 * array.std() * rng.standard_normal(array.shape, np.float32)
+            parts.append((array + noise)[:, : length - first])
+        return np.concatenate(parts, axis=1)[None]
+
+    return source, *(continued(array) for array in arrays)
