@@ -67,6 +67,22 @@ def _bits(array):
     return array if array.dtype == np.float32 else array.view(np.uint16)
 
 
+def widened(array):
+    """`array` as float64; uint16 is read as the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float64)
+
+
+def narrowed(array, dtype):
+    """float64 `array` in `dtype`; for uint16 as the bits of bfloat16, rounded to nearest even."""
+    if dtype != np.uint16:
+        return array.astype(dtype)
+    bits = array.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
 def native_view(array):
     """`array` as the core reads it: rows contiguous, strides whole elements; a copy only where they are not."""
     if array.strides[-1] != array.itemsize or any(stride % array.itemsize for stride in array.strides):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import check_mask, check_out, check_problem, integer, native_view
+from icecore._arrays import check_mask, check_out, check_problem, integer, narrowed, native_view, widened
 from icecore._runtime import threads_for_call
 
 #: Keys a query sees exactly before and around its own block, when causal and `k` is given.
@@ -52,13 +53,11 @@ def _check_k(k):
 def _check_scale(scale, dim):
     if scale is None:
         return 1.0 / float(np.sqrt(dim))
-    try:
-        scale = float(scale)
-    except (TypeError, ValueError):
-        raise TypeError(f"scale must be a number, got {type(scale).__name__}") from None
-    if not np.isfinite(scale):
+    if not isinstance(scale, (numbers.Real, np.floating, np.integer)):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+    if not abs(scale) <= float(np.finfo(np.float32).max):
         raise ValueError(f"scale must be finite, got {scale}")
-    return scale
+    return float(scale)
 
 
 def _near_far_pays(queries, keys, causal, k, window, sinks):
@@ -148,7 +147,8 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     Notes
     -----
     A query that sees no key gives 0 and lse -inf, never NaN. A key that is not visible contributes nothing, whatever it holds. NaN
-    and inf in visible inputs propagate as IEEE arithmetic has it.
+    and inf in visible inputs propagate as IEEE arithmetic has it; by way of cell means they reach every query that uses the
+    cell, and an inf may come out as NaN.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
     O(L (window + k + S / 32) (d + d_v) + S^2 / 32 d) time and one float32 copy of keys and values.
@@ -187,6 +187,8 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
             k = None
             window, sinks = None, None
         else:
+            k = max(1, min(k, keys))
+            visit = max(8 * k, 1024) if visit is None else visit
             window = (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None
             sinks = sinks if sinks is not None else DEFAULT_SINKS if causal else 0
 
@@ -202,7 +204,6 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     elif far_field and not _near_far_pays(queries, keys, causal, k, window or 0, sinks):
         info = call.exact(None, None, (None, None), return_info)
     else:
-        visit = max(8 * k, 1024) if visit is None else visit
         info = call.near_far(k, far_field, window, sinks, visit, seed, return_info)
     if out is not None and not native_out:
         out[...] = result
@@ -252,7 +253,7 @@ class _Call:
         else:
             out, lse, near, mass = reference.near_far_attention(
                 p.query, p.key, p.value, k=k, far_field=far_field, block=window or 1, sinks=sinks,
-                visit=max(8 * k, 1024) if visit is None else visit, cell_size=CELL_SIZE, seed=seed, **options,
+                visit=visit, cell_size=CELL_SIZE, seed=seed, **options,
             )
         self.out[...] = out
         if self.lse is not None:
@@ -265,13 +266,18 @@ class _Call:
 
     def _exact_info(self, window, sinks, mask):
         """All visible keys are near, and hold all the mass."""
-        from icecore.reference.dense import visible_count
+        from icecore.reference.dense import visible_count, visible_keys
 
         batch, heads, queries, _, keys, _ = self.problem.shape
-        near = np.broadcast_to(visible_count(queries, keys, self.causal, window, sinks or 0), (batch, heads, queries))
-        if mask[0] is not None:
-            near = np.minimum(near, np.count_nonzero(mask[0], axis=-1))
-        return "exact", near.astype(np.int32), np.ones((batch, heads, queries), np.float32)
+        keep, bias = mask
+        near = np.empty((batch, heads, queries), np.int32)
+        near[...] = visible_count(queries, keys, self.causal, window, sinks or 0)
+        if keep is not None or bias is not None:
+            visible = visible_keys(queries, keys, self.causal, window, sinks or 0)
+            for b, h in np.ndindex(batch, heads):
+                unmasked = keep[b, h] != 0 if keep is not None else bias[b, h] != -np.inf
+                near[b, h] = np.count_nonzero(visible & unmasked, axis=-1)
+        return "exact", near, np.ones((batch, heads, queries), np.float32)
 
 
 def merge_states(outs, lses):
@@ -280,7 +286,7 @@ def merge_states(outs, lses):
     Parameters
     ----------
     outs : sequence of ndarray, each of shape (..., L, d_v)
-        Results of `attention` for the same queries.
+        Results of `attention` for the same queries; uint16 is read as the bits of bfloat16.
     lses : sequence of ndarray, each of shape (..., L)
         Their natural-log sums of exponentials (``return_lse=True``).
 
@@ -314,5 +320,5 @@ def merge_states(outs, lses):
         lse = shift + np.log(total)
     share = weights / np.where(total == 0.0, 1.0, total)
     # a part that saw nothing adds nothing, whatever its out holds
-    parts = (np.where(w[..., None] == 0.0, 0.0, w[..., None] * o.astype(np.float64)) for w, o in zip(share, outs, strict=True))
-    return sum(parts).astype(outs[0].dtype), lse.astype(np.float32)
+    parts = (np.where(w[..., None] == 0.0, 0.0, w[..., None] * widened(o)) for w, o in zip(share, outs, strict=True))
+    return narrowed(sum(parts), outs[0].dtype), lse.astype(np.float32)

@@ -64,8 +64,9 @@ static void single_task(void *context, int64_t index, void *scratch) {
     const icecore_attention *p = call->problem;
     int64_t heads = p->batch * p->key_heads, head = index % heads, split = index / heads;
     int64_t batch = head / p->key_heads, key_head = head % p->key_heads, rows = ice_rows(p);
-    /* the scratch holds each row's query and accumulator; rows advance together, so that keys are read from memory once */
+    /* the scratch holds each row's query and accumulator, and a block of values; rows advance together, so that keys are read from memory once */
     float *query = scratch, *accumulator = query + SINGLE_ROWS * ICECORE_MAX_DIM;
+    float *cleaned_values = accumulator + SINGLE_ROWS * ICECORE_MAX_DIM;
     ice_single state[SINGLE_ROWS];
     int64_t begin[SINGLE_ROWS][2], end[SINGLE_ROWS][2];
     memset(accumulator, 0, SINGLE_ROWS * ICECORE_MAX_DIM * sizeof(float));
@@ -91,7 +92,7 @@ static void single_task(void *context, int64_t index, void *scratch) {
                 int64_t high = end[r][part] < block + ICE_KEY_BLOCK ? end[r][part] : block + ICE_KEY_BLOCK;
                 if (low < high)
                     ice_single_attend(&state[r], p, call->kernels, ice_row_at(p, batch, key_head, r), key_head,
-                                      query + r * ICECORE_MAX_DIM, low, high);
+                                      query + r * ICECORE_MAX_DIM, low, high, cleaned_values);
             }
     for (int64_t r = 0; r < rows; r++) {
         if (call->splits == 1) {
@@ -138,8 +139,8 @@ icecore_status icecore_attend_exact(const icecore_attention *problem) {
         call.partial = ice_alloc(call.splits * heads * rows * (problem->value_dim + 2), sizeof(float));
         if (!call.partial) return ICECORE_ERROR_MEMORY;
     }
-    status = ice_parallel_for(heads * call.splits, problem->threads, 2 * SINGLE_ROWS * ICECORE_MAX_DIM * sizeof(float),
-                              single_task, &call);
+    size_t scratch = (size_t)(2 * SINGLE_ROWS * ICECORE_MAX_DIM + ICE_KEY_BLOCK * problem->value_dim) * sizeof(float);
+    status = ice_parallel_for(heads * call.splits, problem->threads, scratch, single_task, &call);
     if (status == ICECORE_OK && call.splits > 1) merge_splits(&call);
     ice_free(call.partial);
     return status;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "attention/nonfinite.h"
 #include "base/memory.h"
 
 static void *take(char **scratch, int64_t count, size_t size) {
@@ -12,17 +13,15 @@ static void *take(char **scratch, int64_t count, size_t size) {
 
 static float *take_floats(char **scratch, int64_t count) { return take(scratch, count, sizeof(float)); }
 
-/* The bfloat16 kernels if this problem can use them. */
-static const ice_bf16_kernels *native_bf16(const icecore_attention *p, const ice_kernels *kernels) {
+/* Whether this problem can use the bfloat16 kernels. */
+static int native_bf16(const icecore_attention *p, const ice_kernels *kernels) {
     const ice_bf16_kernels *bf16 = kernels->bf16;
-    int fits = bf16 && p->dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 &&
-               p->value_dim % bf16->value_dim_multiple == 0;
-    return fits ? bf16 : NULL;
+    return bf16 && p->dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 && p->value_dim % bf16->value_dim_multiple == 0;
 }
 
 size_t ice_panel_bytes(const icecore_attention *p) {
     int64_t rows = p->dim + p->value_dim + ICE_KEY_BLOCK + 3;
-    int64_t widened = p->dtype == ICECORE_FLOAT32 ? 0 : ICE_KEY_BLOCK * (p->dim + p->value_dim);
+    int64_t widened = ICE_KEY_BLOCK * (p->dim + p->value_dim);
     int64_t pairs = p->dtype != ICECORE_BFLOAT16 ? 0 : (p->dim + 1 + ICE_KEY_BLOCK) * ICE_PANEL + ICE_KEY_BLOCK * p->value_dim;
     return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + (size_t)pairs * sizeof(uint16_t) + 12 * ICE_ALIGNMENT;
 }
@@ -38,12 +37,9 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     panel->maximum = take_floats(&free_space, ICE_PANEL);
     panel->sum = take_floats(&free_space, ICE_PANEL);
     panel->correction = take_floats(&free_space, ICE_PANEL);
-    if (p->dtype != ICECORE_FLOAT32) {
-        panel->keys = take_floats(&free_space, ICE_KEY_BLOCK * p->dim);
-        panel->values = take_floats(&free_space, ICE_KEY_BLOCK * p->value_dim);
-    }
-    panel->bf16 = native_bf16(p, kernels);
-    if (panel->bf16) {
+    panel->keys = take_floats(&free_space, ICE_KEY_BLOCK * p->dim);
+    panel->values = take_floats(&free_space, ICE_KEY_BLOCK * p->value_dim);
+    if (native_bf16(p, kernels)) {
         panel->query_pairs = take(&free_space, (p->dim + 1) * ICE_PANEL, sizeof(uint16_t));
         panel->weight_pairs = take(&free_space, ICE_KEY_BLOCK * ICE_PANEL, sizeof(uint16_t));
         panel->packed_values = take(&free_space, ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
@@ -62,7 +58,7 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
         panel->sum[lane] = 0.0f;
     }
     /* packed before scaling: a bfloat16 query goes in unrounded */
-    if (panel->bf16) panel->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
+    if (panel->query_pairs) kernels->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
     panel->scale = (float)(p->scale * ICE_LOG2_E);
     for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) panel->queries[i] *= panel->scale;
     memset(panel->accumulator, 0, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
@@ -124,6 +120,12 @@ static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, i
     return buffer;
 }
 
+static void add_nonfinite(ice_panel *panel, int64_t first, int64_t count) {
+    const icecore_attention *p = panel->problem;
+    ice_add_nonfinite(p->dtype, ice_address(&p->value, p->dtype, panel->batch, panel->key_head, first), p->value.row_stride, count,
+                      p->value_dim, panel->scores, panel->lanes, ICE_PANEL, panel->accumulator);
+}
+
 /* One block of keys through the float32 kernels. */
 static void attend_block(ice_panel *panel, int64_t first, int64_t count) {
     const icecore_attention *p = panel->problem;
@@ -134,32 +136,45 @@ static void attend_block(ice_panel *panel, int64_t first, int64_t count) {
     int hidden = hide(panel, first, count);
     kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
     const float *values = float_rows(panel, &p->value, p->value_dim, first, count, panel->values, &value_stride);
-    /* a hidden NaN or inf must not get in as 0 * NaN */
-    int plain = !hidden || ice_all_finite(ICECORE_FLOAT32, values, value_stride, count, p->value_dim);
-    (plain ? kernels->weighted_sum : kernels->weighted_sum_nonzero)(panel->scores, count, panel->lanes, values, value_stride,
-                                                                    p->value_dim, panel->correction, panel->accumulator);
+    int cleaned = hidden && !ice_all_finite(ICECORE_FLOAT32, values, value_stride, count, p->value_dim);
+    if (cleaned) {
+        ice_copy_finite(ICECORE_FLOAT32, values, value_stride, count, p->value_dim, panel->values);
+        values = panel->values;
+        value_stride = p->value_dim;
+    }
+    kernels->weighted_sum(panel->scores, count, panel->lanes, values, value_stride, p->value_dim, panel->correction,
+                          panel->accumulator);
+    if (cleaned) add_nonfinite(panel, first, count);
 }
 
-/* One block of keys through the bfloat16 kernels; 0 if it holds numbers that only the float32 kernels treat as promised. */
-static int attend_block_bf16(ice_panel *panel, int64_t first, int64_t count) {
+/* One block of keys through the bfloat16 kernels. */
+static void attend_block_bf16(ice_panel *panel, int64_t first, int64_t count) {
     const icecore_attention *p = panel->problem;
+    const ice_bf16_kernels *bf16 = panel->kernels->bf16;
     const uint16_t *keys = ice_address(&p->key, p->dtype, panel->batch, panel->key_head, first);
     const uint16_t *values = ice_address(&p->value, p->dtype, panel->batch, panel->key_head, first);
-    if (!ice_all_finite(p->dtype, values, p->value.row_stride, count, p->value_dim)) return 0;
-    panel->bf16->scores(panel->query_pairs, p->dim, panel->lanes, panel->scale, keys, p->key.row_stride, count, panel->scores);
-    hide(panel, first, count);
+    int64_t value_stride = p->value.row_stride;
+    bf16->scores(panel->query_pairs, p->dim, panel->lanes, panel->scale, keys, p->key.row_stride, count, panel->scores);
+    int hidden = hide(panel, first, count);
     panel->kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
-    panel->bf16->pack_weights(panel->scores, count, panel->weight_pairs);
-    panel->bf16->pack_values(values, p->value.row_stride, count, p->value_dim, panel->packed_values);
-    panel->bf16->weighted_sum(panel->weight_pairs, count, panel->lanes, panel->packed_values, p->value_dim, panel->correction,
-                              panel->accumulator);
-    return 1;
+    int cleaned = hidden && !ice_all_finite(p->dtype, values, value_stride, count, p->value_dim);
+    if (cleaned) {
+        uint16_t *copy = (uint16_t *)panel->values;
+        ice_copy_finite(p->dtype, values, value_stride, count, p->value_dim, copy);
+        values = copy;
+        value_stride = p->value_dim;
+    }
+    bf16->pack_weights(panel->scores, count, panel->weight_pairs);
+    bf16->pack_values(values, value_stride, count, p->value_dim, panel->packed_values);
+    bf16->weighted_sum(panel->weight_pairs, count, panel->lanes, panel->packed_values, p->value_dim, panel->correction,
+                       panel->accumulator);
+    if (cleaned) add_nonfinite(panel, first, count);
 }
 
 void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end) {
     for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
         int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
-        if (!panel->bf16 || !attend_block_bf16(panel, block, count)) attend_block(panel, block, count);
+        (panel->query_pairs ? attend_block_bf16 : attend_block)(panel, block, count);
     }
 }
 

@@ -16,9 +16,8 @@ typedef struct {
     float *queries;            /* dim x ICE_PANEL, times scale * log2(e) */
     float *accumulator;        /* value_dim x ICE_PANEL */
     float *scores;             /* ICE_KEY_BLOCK x ICE_PANEL */
-    float *keys, *values;      /* ICE_KEY_BLOCK rows widened to float32; unused when the inputs are float32 */
-    const ice_bf16_kernels *bf16;   /* the kernels for native bfloat16; NULL: everything in float32 */
-    uint16_t *query_pairs, *weight_pairs, *packed_values;   /* for them */
+    float *keys, *values;      /* ICE_KEY_BLOCK rows each: widened to float32, or cleaned of NaN and inf */
+    uint16_t *query_pairs, *weight_pairs, *packed_values;   /* for the bfloat16 kernels; NULL: everything in float32 */
     float *maximum, *sum, *correction;   /* ICE_PANEL each */
     ice_visible visible[ICE_PANEL];
 } ice_panel;

@@ -70,18 +70,3 @@ int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t
     }
     return hid;
 }
-
-int ice_all_finite(icecore_dtype dtype, const void *data, int64_t stride, int64_t count, int64_t dim) {
-    uint32_t found = 0;
-    for (int64_t j = 0; j < count; j++) {
-        if (dtype == ICECORE_FLOAT32) {
-            const uint32_t *row = (const uint32_t *)data + j * stride;
-            for (int64_t t = 0; t < dim; t++) found |= (row[t] & 0x7F800000u) == 0x7F800000u;
-        } else {
-            const uint16_t exponent = dtype == ICECORE_FLOAT16 ? 0x7C00u : 0x7F80u;
-            const uint16_t *row = (const uint16_t *)data + j * stride;
-            for (int64_t t = 0; t < dim; t++) found |= (row[t] & exponent) == exponent;
-        }
-    }
-    return !found;
-}

@@ -58,7 +58,4 @@ void ice_write_row(const icecore_attention *problem, const ice_kernels *kernels,
 /* Adds the mask of (row, key first + j) to scores[j * step], j < count; returns whether it hid any key. */
 int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores, int64_t step);
 
-/* 1 if all of count x dim numbers are finite. */
-int ice_all_finite(icecore_dtype dtype, const void *data, int64_t stride, int64_t count, int64_t dim);
-
 #endif

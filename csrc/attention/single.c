@@ -1,28 +1,27 @@
 #include "attention/single.h"
 
+#include "attention/nonfinite.h"
+
 void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_kernels *kernels, ice_row row,
-                       int64_t key_head, const float *query, int64_t first, int64_t end) {
+                       int64_t key_head, const float *query, int64_t first, int64_t end, void *cleaned_values) {
     float scores[ICE_KEY_BLOCK], correction;
     for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
         int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
-        const char *keys = ice_address(&p->key, p->dtype, row.batch, key_head, block);
-        const char *values = ice_address(&p->value, p->dtype, row.batch, key_head, block);
+        const void *keys = ice_address(&p->key, p->dtype, row.batch, key_head, block);
+        const void *values = ice_address(&p->value, p->dtype, row.batch, key_head, block), *used = values;
+        int64_t stride = p->value.row_stride;
         kernels->row_scores(query, p->dim, p->dtype, keys, p->key.row_stride, count, scores);
         int hidden = p->mask_kind != ICECORE_MASK_NONE && ice_add_mask(p, row, block, count, scores, 1);
         kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-        if (!hidden || ice_all_finite(p->dtype, values, p->value.row_stride, count, p->value_dim)) {
-            kernels->row_weighted_sum(scores, count, p->dtype, values, p->value.row_stride, p->value_dim, correction,
-                                      state->accumulator);
-            continue;
+        int cleaned = hidden && !ice_all_finite(p->dtype, values, stride, count, p->value_dim);
+        if (cleaned) {
+            ice_copy_finite(p->dtype, values, stride, count, p->value_dim, cleaned_values);
+            used = cleaned_values;
+            stride = p->value_dim;
         }
-        /* a hidden NaN or inf must not get in as 0 * NaN */
-        const float one = 1.0f;
-        kernels->row_weighted_sum(&one, 0, p->dtype, values, p->value.row_stride, p->value_dim, correction, state->accumulator);
-        for (int64_t j = 0; j < count; j++)
-            if (scores[j] != 0.0f)
-                kernels->row_weighted_sum(scores + j, 1, p->dtype,
-                                          values + j * p->value.row_stride * (int64_t)ice_element_size(p->dtype),
-                                          p->value.row_stride, p->value_dim, 1.0f, state->accumulator);
+        kernels->row_weighted_sum(scores, count, p->dtype, used, stride, p->value_dim, correction, state->accumulator);
+        if (cleaned)
+            ice_add_nonfinite(p->dtype, values, p->value.row_stride, count, p->value_dim, scores, 1, 1, state->accumulator);
     }
 }
 

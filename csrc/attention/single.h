@@ -9,9 +9,9 @@ typedef struct {
     float *accumulator;        /* value_dim, zero at the start */
 } ice_single;
 
-/* Attends to keys first .. end - 1, all visible but for the mask of the problem. */
+/* Attends to keys first .. end - 1, all visible but for the mask of the problem.  cleaned_values: room for ICE_KEY_BLOCK float32 rows. */
 void ice_single_attend(ice_single *state, const icecore_attention *problem, const ice_kernels *kernels, ice_row row,
-                       int64_t key_head, const float *query, int64_t first, int64_t end);
+                       int64_t key_head, const float *query, int64_t first, int64_t end, void *cleaned_values);
 
 /* Attends to `count` float32 keys and values in contiguous rows, all visible. */
 void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, int64_t dim, int64_t value_dim,

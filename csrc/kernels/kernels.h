@@ -22,7 +22,8 @@
 #define ICE_KEY_BLOCK 128
 
 /* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components (queries) or keys
- * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0. */
+ * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0.  All lanes of a panel may be
+ * written, whatever `lanes` says. */
 typedef struct {
     int dim_multiple, value_dim_multiple;   /* widths this set can do; for others the float32 kernels serve */
     /* Rounds to bfloat16.  panel: dim x ICE_PANEL. */
@@ -65,9 +66,6 @@ typedef struct {
     /* accumulator[t][lane] = accumulator[t][lane] * correction[lane] + sum_j weights[j][lane] values[j * stride + t]. */
     void (*weighted_sum)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
                          int64_t value_dim, const float *correction, float *accumulator);
-    /* The same, but a weight of exactly 0 keeps its value out altogether, NaN and inf included. */
-    void (*weighted_sum_nonzero)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
-                                 int64_t value_dim, const float *correction, float *accumulator);
 
     /* ---- kernels/rows.inc.h: one query at a time, lanes along the components ---- */
 

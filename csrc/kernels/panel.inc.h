@@ -63,22 +63,6 @@ static void weighted_sum(const float *weights, int64_t count, int lanes, const f
     product(values, value_dim, 1, stride, weights, count, lanes, accumulator, 1, correction);
 }
 
-static void weighted_sum_nonzero(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
-                                 int64_t value_dim, const float *correction, float *accumulator) {
-    for (int64_t t = 0; t < value_dim; t++)
-        for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-            float *target = accumulator + t * ICE_PANEL + lane;
-            vf sum = vf_zero(), zero = vf_zero();
-            for (int64_t j = 0; j < count; j++) {
-                vf weight = vf_load(weights + j * ICE_PANEL + lane);
-                /* a NaN weight is neither above nor below 0, and must reach the sum */
-                vm absent = vm_and(vf_ge(weight, zero), vf_ge(zero, weight));
-                sum = vf_select(absent, sum, vf_fma(weight, vf_set1(values[j * stride + t]), sum));
-            }
-            vf_store(target, vf_fma(vf_load(target), vf_load(correction + lane), sum));
-        }
-}
-
 static void mask_range(float *block, int64_t count, int lanes, const float *lower, const float *upper,
                        const float *sink_upper, float sinks) {
     const vf hidden = vf_set1(-INFINITY);

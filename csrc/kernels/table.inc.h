@@ -43,7 +43,6 @@ const ice_kernels KERNEL_TABLE = {
     .mask_range = mask_range,
     .softmax = softmax,
     .weighted_sum = weighted_sum,
-    .weighted_sum_nonzero = weighted_sum_nonzero,
     .row_scores = row_scores,
     .row_softmax = row_softmax,
     .row_weighted_sum = row_weighted_sum,
