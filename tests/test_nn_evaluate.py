@@ -40,7 +40,7 @@ def test_logits_come_in_chunks_that_cover_every_row(scored):
 
 @pytest.mark.parametrize("start", [0, -1, LENGTH])
 def test_start_out_of_range(scored, start):
-    with pytest.raises(ValueError, match="start must lie in 1..1299"):
+    with pytest.raises(ValueError, match=r"start must lie in 1\.\.1299"):
         nn.score(*scored, start)
 
 

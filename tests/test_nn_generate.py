@@ -42,7 +42,7 @@ def test_stop_token_ends_the_text_and_is_left_out(successor):
 
 
 def test_generation_ends_with_the_context(successor):
-    """The context of 10 holds the prompt of 7 and three new tokens; one more is known from the last of them."""
+    """The context of 10 holds the prompt of 7 and three new tokens; the last of them gives one more."""
     assert nn.generate(successor, [1] * 6 + [3], max_new_tokens=100) == [4, 5, 6, 7]
 
 

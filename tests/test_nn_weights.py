@@ -181,7 +181,7 @@ def test_safetensors_of_another_type(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no .safetensors file"):
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors file"):
         nn.load_safetensors(tmp_path)
     pytest.importorskip("gguf")
     with pytest.raises(FileNotFoundError, match=r"absent\.gguf"):

@@ -40,6 +40,8 @@ static const int gaps[] = {0, MOST_GAP};
 enum { ORDINARY, WIDE, SPECIAL, KINDS };
 static const char *const kind_names[] = {"ordinary", "wide", "special"};
 #define DTYPES 3
+/* A canary of 16 bits. */
+#define UNTOUCHED 0xA5A5
 
 /* An array that both kernels write: what it held before the call, and after. */
 typedef struct {
@@ -58,6 +60,7 @@ typedef struct {
     float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)];   /* rows of any dtype */
     output out[OUTPUTS];
     uint64_t open[2][GUARD + MOST_COUNT + GUARD];
+    uint16_t pairs[GUARD + BLOCK + GUARD], packed[GUARD + MOST_COUNT * MOST_DIM + GUARD];
 } selftest;
 
 /* ---- Inputs ---- */
@@ -99,6 +102,10 @@ static void fill_rows(selftest *t, int64_t count, int64_t width) {
 }
 
 /* ---- Outputs ---- */
+
+static void fill_untouched(uint16_t *target, int64_t count) {
+    for (int64_t i = 0; i < count; i++) target[i] = UNTOUCHED;
+}
 
 static float *before(selftest *t, int array) { return t->out[array].before + GUARD; }
 static float *plain(selftest *t, int array) { return t->out[array].plain + GUARD; }
@@ -156,7 +163,8 @@ static void expect_untouched(selftest *t, int array, int64_t rows, int64_t strid
 }
 
 /* Kernels compute whole vectors. */
-static int written_lanes(const selftest *t) { return (t->lanes + t->fast->width - 1) / t->fast->width * t->fast->width; }
+static int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+static int64_t written_lanes(const selftest *t) { return round_up(t->lanes, t->fast->width); }
 
 static void expect_panel_untouched(selftest *t, int array, int64_t rows) {
     expect_untouched(t, array, rows, ICE_PANEL, written_lanes(t));
@@ -202,7 +210,7 @@ static void compare_from_float32(selftest *t) {
     uint16_t guarded[2][2 * MOST_COUNT + 2 * GUARD];
     const int64_t halves = t->dtype == ICECORE_FLOAT32 ? 2 * t->count : t->count;   /* 16-bit units of the result */
     for (int i = 0; i < t->count; i++) t->rows[i] = hard_to_round(t);
-    memset(guarded, 0xA5, sizeof guarded);
+    for (int i = 0; i < 2; i++) fill_untouched(guarded[i], 2 * MOST_COUNT + 2 * GUARD);
     t->plain->from_float32(t->dtype, t->rows, guarded[0] + GUARD, t->count);
     t->fast->from_float32(t->dtype, t->rows, guarded[1] + GUARD, t->count);
     for (int64_t i = 0; i < 2 * MOST_COUNT + 2 * GUARD; i++) {
@@ -260,7 +268,7 @@ static void fill_softmax_state(selftest *t) {
     }
 }
 
-/* The results for one query, whose `count` scores lie `step` apart.  Where a score is NaN the maximum is unspecified, but the NaN must get on. */
+/* The results for one query, whose scores lie `step` apart.  Where a score is NaN the maximum is unspecified, but the NaN must get on. */
 static void expect_softmax(selftest *t, int64_t first, int64_t step, int64_t lane) {
     int nan = 0;
     for (int j = 0; j < t->count; j++)
@@ -299,11 +307,11 @@ static void fill_weights(selftest *t, float *weights, int64_t rows, int64_t widt
     }
 }
 
-/* accumulator * correction + weights * values in output 0. */
-static void expect_weighted_sum(selftest *t, double tolerance) {
+/* accumulator * correction + weights * values in output 0; `least` joins the scale of the error. */
+static void expect_weighted_sum(selftest *t, double least, double tolerance) {
     for (int i = 0; i < t->dim; i++)
         for (int lane = 0; lane < t->lanes; lane++) {
-            double scale = magnitude(before(t, 0)[i * ICE_PANEL + lane], t->list[0][lane]);
+            double scale = least + magnitude(before(t, 0)[i * ICE_PANEL + lane], t->list[0][lane]);
             for (int j = 0; j < t->count; j++)
                 scale += magnitude(t->panel[j * ICE_PANEL + lane], t->rows[j * t->dim + i]);
             expect_near(t, 0, i * ICE_PANEL + lane, scale, tolerance);
@@ -321,62 +329,8 @@ static void compare_weighted_sum(selftest *t) {
     begin(t, 1);
     t->plain->weighted_sum(t->panel, t->count, t->lanes, t->raw, stride, t->dim, correction, plain(t, 0));
     t->fast->weighted_sum(t->panel, t->count, t->lanes, t->raw, stride, t->dim, correction, fast(t, 0));
-    expect_weighted_sum(t, 2 * (t->count + 2) * U);
+    expect_weighted_sum(t, 0.0, 2 * (t->count + 2) * U);
     expect_panel_untouched(t, 0, t->dim);
-}
-
-/* ---- bfloat16 kernels, against the float32 ones on the same rounded numbers ---- */
-
-/* Products of two bfloat16 are exact in float32; two of them are added before they join the sum, and subnormal numbers count as 0.
- * Sums that leave the range of float32 on the way do so at another place. */
-#define BF16_TOLERANCE(terms) (4 * ((terms) + 2) * U)
-
-static void round_panel(selftest *t, int64_t rows) {
-    for (int64_t i = 0; i < rows * ICE_PANEL; i++) t->panel[i] = ice_bfloat16_to_float(ice_float_to_bfloat16(t->panel[i]));
-}
-
-static void compare_bf16_scores(selftest *t) {
-    const ice_bf16_kernels *bf16 = t->fast->bf16;
-    uint16_t pairs[(MOST_DIM + 1) * ICE_PANEL];
-    if (!bf16 || t->dim % bf16->dim_multiple || t->kind == WIDE) return;
-    const int64_t stride = t->dim + t->gap;
-    t->dtype = ICECORE_BFLOAT16;
-    fill_panel(t, t->panel, t->dim);
-    round_panel(t, t->dim);
-    fill_rows(t, t->count, t->dim);
-    fill_output(t, 0, t->count * ICE_PANEL);
-    begin(t, 1);
-    bf16->pack_queries(t->panel, t->dim, pairs);
-    bf16->scores(pairs, t->dim, t->lanes, 0.5f, (const uint16_t *)t->raw, stride, t->count, fast(t, 0));
-    t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, plain(t, 0));
-    for (int j = 0; j < t->count; j++)
-        for (int lane = 0; lane < t->lanes; lane++) {
-            double scale = 0.0;
-            for (int i = 0; i < t->dim; i++) scale += magnitude(t->rows[j * t->dim + i], t->panel[i * ICE_PANEL + lane]);
-            plain(t, 0)[j * ICE_PANEL + lane] *= 0.5f;
-            expect_near(t, 0, j * ICE_PANEL + lane, scale, BF16_TOLERANCE(t->dim));
-        }
-    expect_untouched(t, 0, t->count, ICE_PANEL, ICE_PANEL);
-}
-
-static void compare_bf16_weighted_sum(selftest *t) {
-    const ice_bf16_kernels *bf16 = t->fast->bf16;
-    uint16_t pairs[MOST_COUNT * ICE_PANEL], packed[MOST_COUNT * MOST_DIM];
-    if (!bf16 || t->dim % bf16->value_dim_multiple || t->kind == WIDE) return;
-    t->dtype = ICECORE_BFLOAT16;
-    fill_panel(t, t->panel, t->count);
-    fill_weights(t, t->panel, t->count, ICE_PANEL);
-    round_panel(t, t->count);
-    fill_rows(t, t->count, t->dim);
-    fill(t, t->list[0], ICE_PANEL);
-    fill_output(t, 0, t->dim * ICE_PANEL);
-    begin(t, 1);
-    bf16->pack_weights(t->panel, t->count, pairs);
-    bf16->pack_values((const uint16_t *)t->raw, t->dim + t->gap, t->count, t->dim, packed);
-    bf16->weighted_sum(pairs, t->count, t->lanes, packed, t->dim, t->list[0], fast(t, 0));
-    t->plain->weighted_sum(t->panel, t->count, t->lanes, t->rows, t->dim, t->dim, t->list[0], plain(t, 0));
-    expect_weighted_sum(t, BF16_TOLERANCE(t->count));
-    expect_untouched(t, 0, t->dim, ICE_PANEL, ICE_PANEL);
 }
 
 static void compare_row_scores(selftest *t) {
@@ -542,12 +496,83 @@ static void compare_open_cells(selftest *t) {
     expect_panel_untouched(t, 1, 1);
 }
 
+/* ---- The bfloat16 kernels, against the scalar float32 ones on the same rounded numbers ---- */
+
+/* Products of two bfloat16 are exact in float32; two of them are added before they join the sum. */
+#define BF16_TOLERANCE(terms) (4 * ((terms) + 2) * U)
+/* What lies below 2^-126 counts as 0 there: added to the scale, this gives n u 2^-100 > n 2^-126. */
+#define FLUSHED 0x1p-100
+
+/* Rounds t->panel to bfloat16 and checks that the packed pairs hold it, and that `room` numbers of each lane hold all that was written. */
+static void expect_pairs(selftest *t, int64_t rows, int64_t room) {
+    for (int64_t i = 0; i < round_up(rows, 2); i++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) {
+            float *x = &t->panel[i * ICE_PANEL + lane];
+            uint16_t wanted = i < rows ? ice_float_to_bfloat16(*x) : 0, pair = t->pairs[GUARD + (i / 2 * ICE_PANEL + lane) * 2 + i % 2];
+            *x = ice_bfloat16_to_float(wanted);
+            if (pair != wanted && !(isnan(*x) && isnan(ice_bfloat16_to_float(pair)))) fail(t, "packed 0x%04X is not 0x%04X", pair, wanted);
+        }
+    for (int64_t i = 0; i < GUARD + BLOCK + GUARD; i++)
+        if ((i < GUARD || i >= GUARD + room * ICE_PANEL) && t->pairs[i] != UNTOUCHED) fail(t, "packed outside its room");
+}
+
+static void compare_bf16_scores(selftest *t) {
+    const ice_bf16_kernels *bf16 = t->fast->bf16;
+    const float scale = 0.5f;
+    t->dtype = ICECORE_BFLOAT16;
+    t->dim = (int)round_up(t->dim, bf16->dim_multiple);
+    if (t->dim > MOST_DIM) return;
+    fill_panel(t, t->panel, t->dim);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0, t->count * ICE_PANEL);
+    begin(t, 1);
+    fill_untouched(t->pairs, GUARD + BLOCK + GUARD);
+    bf16->pack_queries(t->panel, t->dim, t->pairs + GUARD);
+    expect_pairs(t, t->dim, t->dim);
+    bf16->scores(t->pairs + GUARD, t->dim, t->lanes, scale, (const uint16_t *)t->raw, t->dim + t->gap, t->count, fast(t, 0));
+    t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, plain(t, 0));
+    for (int j = 0; j < t->count; j++)
+        for (int lane = 0; lane < t->lanes; lane++) {
+            double sum = FLUSHED;
+            for (int i = 0; i < t->dim; i++) sum += magnitude(t->rows[j * t->dim + i], t->panel[i * ICE_PANEL + lane]);
+            plain(t, 0)[j * ICE_PANEL + lane] *= scale;
+            expect_near(t, 0, j * ICE_PANEL + lane, sum * (double)scale, BF16_TOLERANCE(t->dim));
+        }
+    expect_untouched(t, 0, t->count, ICE_PANEL, ICE_PANEL);
+}
+
+static void compare_bf16_weighted_sum(selftest *t) {
+    const ice_bf16_kernels *bf16 = t->fast->bf16;
+    const float *correction = t->list[0];
+    const int64_t room = round_up(t->count, 32);
+    t->dtype = ICECORE_BFLOAT16;
+    t->dim = (int)round_up(t->dim, bf16->value_dim_multiple);
+    if (t->dim > MOST_DIM) return;
+    fill_panel(t, t->panel, t->count);
+    fill_weights(t, t->panel, t->count, ICE_PANEL);
+    fill_rows(t, t->count, t->dim);
+    fill(t, t->list[0], ICE_PANEL);
+    fill_output(t, 0, t->dim * ICE_PANEL);
+    begin(t, 1);
+    fill_untouched(t->pairs, GUARD + BLOCK + GUARD);
+    fill_untouched(t->packed, GUARD + MOST_COUNT * MOST_DIM + GUARD);
+    bf16->pack_weights(t->panel, t->count, t->pairs + GUARD);
+    expect_pairs(t, t->count, room);
+    bf16->pack_values((const uint16_t *)t->raw, t->dim + t->gap, t->count, t->dim, t->packed + GUARD);
+    for (int64_t i = 0; i < GUARD + MOST_COUNT * MOST_DIM + GUARD; i++)
+        if ((i < GUARD || i >= GUARD + room * t->dim) && t->packed[i] != UNTOUCHED) fail(t, "packed values outside their room");
+    bf16->weighted_sum(t->pairs + GUARD, t->count, t->lanes, t->packed + GUARD, t->dim, correction, fast(t, 0));
+    t->plain->weighted_sum(t->panel, t->count, t->lanes, t->rows, t->dim, t->dim, correction, plain(t, 0));
+    expect_weighted_sum(t, FLUSHED, BF16_TOLERANCE(t->count));
+    expect_untouched(t, 0, t->dim, ICE_PANEL, ICE_PANEL);
+}
+
 /* ---- All of them ---- */
 
 /* The axes along which a kernel's cases differ; counts and kinds of values always do. */
 enum { DIM = 1, LANES = 2, GAP = 4, DTYPE = 8 };
 
-static const struct {
+static const struct comparison {
     const char *name;
     void (*compare)(selftest *t);
     int axes;
@@ -558,8 +583,6 @@ static const struct {
     {"mask_range", compare_mask_range, LANES},
     {"softmax", compare_softmax, LANES},
     {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
-    {"bf16 scores", compare_bf16_scores, DIM | LANES | GAP},
-    {"bf16 weighted_sum", compare_bf16_weighted_sum, DIM | LANES | GAP},
     {"row_scores", compare_row_scores, DIM | GAP | DTYPE},
     {"row_softmax", compare_row_softmax, GAP},
     {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | DTYPE},
@@ -568,12 +591,16 @@ static const struct {
     {"cell_risk", compare_cell_risk, LANES},
     {"count_at_least", compare_count_at_least, LANES},
     {"open_cells", compare_open_cells, LANES},
+}, bf16_comparisons[] = {
+    {"bf16 scores", compare_bf16_scores, DIM | LANES | GAP},
+    {"bf16 weighted_sum", compare_bf16_weighted_sum, DIM | LANES | GAP},
 };
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 
 /* Every case of one kernel; the first failure says where it was. */
-static void compare_all(selftest *t, void (*compare)(selftest *t), int axes) {
+static void compare_all(selftest *t, const struct comparison *comparison) {
+    const int axes = comparison->axes;
     const int combinations[] = {LENGTH(counts), KINDS, axes & DIM ? LENGTH(dims) : 1, axes & LANES ? LENGTH(lane_counts) : 1,
                                 axes & GAP ? LENGTH(gaps) : 1, axes & DTYPE ? DTYPES : 1};
     int total = 1;
@@ -589,7 +616,7 @@ static void compare_all(selftest *t, void (*compare)(selftest *t), int axes) {
         t->gap = gaps[rest % combinations[4]], rest /= combinations[4];
         t->dtype = (icecore_dtype)(axes & DTYPE ? rest : ICECORE_FLOAT32);
         int failed_before = t->failed;
-        compare(t);
+        comparison->compare(t);
         if (failed_before || !t->failed) continue;
         size_t used = strlen(t->reason);
         snprintf(t->reason + used, sizeof t->reason - used, " (dim %d, count %d, lanes %d, gap %d, dtype %d, %s values)", t->dim,
@@ -605,6 +632,21 @@ static void append(char *report, int64_t size, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(report + used, (size_t)size - used, format, arguments);
     va_end(arguments);
+}
+
+/* One line for each kernel; the number that failed. */
+static int report_all(selftest *t, const struct comparison *list, int length, char *report, int64_t size) {
+    int failures = 0;
+    for (int i = 0; i < length; i++) {
+        compare_all(t, &list[i]);
+        append(report, size, "%-22s", list[i].name);
+        if (t->failed)
+            append(report, size, "FAILED  %s\n", t->reason);
+        else
+            append(report, size, "ok  max error %.0e\n", t->error);
+        failures += t->failed > 0;
+    }
+    return failures;
 }
 
 int icecore_selftest(const char *isa, char *report, int64_t report_size) {
@@ -624,16 +666,8 @@ int icecore_selftest(const char *isa, char *report, int64_t report_size) {
     t->random = 1;
     t->kind = ORDINARY;
     for (int i = 0; i < OUTPUTS; i++) fill(t, t->out[i].before, GUARD + BLOCK + GUARD);
-    int failures = 0;
-    for (int i = 0; i < LENGTH(comparisons); i++) {
-        compare_all(t, comparisons[i].compare, comparisons[i].axes);
-        failures += t->failed > 0;
-        append(report, report_size, "%-22s", comparisons[i].name);
-        if (t->failed)
-            append(report, report_size, "FAILED  %s\n", t->reason);
-        else
-            append(report, report_size, "ok  max error %.0e\n", t->error);
-    }
+    int failures = report_all(t, comparisons, LENGTH(comparisons), report, report_size);
+    if (kernels->bf16) failures += report_all(t, bf16_comparisons, LENGTH(bf16_comparisons), report, report_size);
     ice_free(t);
     return failures;
 }

@@ -1,4 +1,4 @@
-"""python -m icecore demo: a real language model over a long text, with exact and with near/far attention."""
+"""A real language model reads a long text, with exact and with near/far attention."""
 
 import sys
 import time

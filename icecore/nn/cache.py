@@ -1,0 +1,55 @@
+"""The keys and values of the tokens seen so far, in buffers that grow by doubling."""
+
+import numpy as np
+
+
+class KeyValueCache:
+    """Keys and values of every layer, growing without copying the past at each step.
+
+    A forward pass writes each layer with `write`, then makes the rows count with `advance`; a pass that is
+    interrupted in between leaves the cache as it was. Not safe to share between threads that write.
+
+    Attributes
+    ----------
+    length : int
+        Number of tokens held.
+    """
+
+    def __init__(self):
+        self.length = 0
+        self._buffers = {}  # layer -> (keys, values), each (key_heads, capacity, head_width) float32
+
+    def write(self, layer, key, value):
+        """Write a layer's new rows after the tokens held and return all of the layer's rows.
+
+        Parameters
+        ----------
+        layer : int
+        key, value : ndarray, (key_heads, n, head_width) float32
+            Copied.
+
+        Returns
+        -------
+        keys, values : ndarray, (key_heads, length + n, head_width) float32
+            Views of the buffers; good until the next `write` to this layer.
+        """
+        end = self.length + key.shape[1]
+        keys, values = self._buffers.get(layer, (key[:, :0], value[:, :0]))
+        if end > keys.shape[1]:
+            capacity = max(end, 2 * self.length)
+            keys, values = (self._grown(buffer, capacity) for buffer in (keys, values))
+            self._buffers[layer] = keys, values
+        keys[:, self.length : end] = key
+        values[:, self.length : end] = value
+        return keys[:, :end], values[:, :end]
+
+    def advance(self, count):
+        """Count the last `count` rows written to every layer as held."""
+        self.length += count
+
+    def _grown(self, buffer, capacity):
+        """A buffer of the given capacity with the same first `length` rows."""
+        heads, _, head_width = buffer.shape
+        grown = np.empty((heads, capacity, head_width), np.float32)
+        grown[:, : self.length] = buffer[:, : self.length]
+        return grown

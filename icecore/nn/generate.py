@@ -1,0 +1,148 @@
+"""Text generation: prefill once, then one token at a time over a key/value cache."""
+
+import numpy as np
+
+from .cache import KeyValueCache
+from .layers import linear
+from .llama import exact_attention, forward
+
+
+def generate(
+    weights,
+    tokens,
+    *,
+    max_new_tokens,
+    attention=exact_attention,
+    temperature=0.0,
+    top_k=None,
+    top_p=None,
+    seed=None,
+    stop=(),
+    callback=None,
+):
+    """Continue a prompt.
+
+    Parameters
+    ----------
+    weights : LlamaWeights
+    tokens : array_like, (n,) of integers
+        The prompt, at least one token.
+    max_new_tokens : int
+        How many tokens to add at most; fewer where the model's context ends or a stop token comes.
+    attention : callable, optional
+        As in `forward`.
+    temperature, top_k, top_p, seed
+        As in `continue_from`.
+    stop : collection of int, optional
+        Tokens that end the text; the one that did is not part of the result.
+    callback : callable, optional
+        Called with each new token as it comes.
+
+    Returns
+    -------
+    list of int
+        The new tokens.
+
+    Raises
+    ------
+    ValueError
+        For a prompt that `forward` refuses, or sampling parameters out of range.
+    """
+    cache = KeyValueCache()
+    hidden = forward(weights, tokens, attention=attention, cache=cache)  # (n, width)
+    stream = continue_from(
+        weights,
+        hidden[-1],
+        cache,
+        attention=attention,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    new_tokens = []
+    while len(new_tokens) < max_new_tokens:
+        token = next(stream, None)
+        if token is None or token in stop:
+            break
+        new_tokens.append(token)
+        if callback is not None:
+            callback(token)
+    return new_tokens
+
+
+def continue_from(
+    weights, hidden, cache, *, attention=exact_attention, temperature=0.0, top_k=None, top_p=None, seed=None
+):
+    """Generate tokens after a prompt that has been run through `forward`, until the context is full.
+
+    Parameters
+    ----------
+    weights : LlamaWeights
+    hidden : ndarray, (width,) float32
+        The hidden state of the last token so far.
+    cache : KeyValueCache
+        The tokens so far; grows by each token that is taken from the generator, save the last.
+    attention : callable, optional
+        As in `forward`.
+    temperature : float, optional
+        0 takes the most likely token each time; above it, tokens are drawn from
+        ``softmax(logits / temperature)``.
+    top_k : int, optional
+        Draw from the k most likely tokens only.
+    top_p : float, optional
+        Draw from the fewest most likely tokens that hold this share of the probability.
+    seed : int, optional
+        Makes the draws repeatable.
+
+    Yields
+    ------
+    int
+        The next token.
+    """
+    generator = np.random.default_rng(seed)
+    while True:
+        logits = linear(hidden[None], weights.head)[0]  # (1, width) -> (vocabulary,)
+        token = sample(logits, generator, temperature=temperature, top_k=top_k, top_p=top_p)
+        yield token
+        if cache.length == weights.config.context_length:
+            return
+        hidden = forward(weights, [token], attention=attention, cache=cache)[0]  # (width,)
+
+
+def sample(logits, generator, *, temperature=0.0, top_k=None, top_p=None):
+    """Choose one token.
+
+    Parameters
+    ----------
+    logits : ndarray, (vocabulary,) float32
+    generator : numpy.random.Generator
+    temperature, top_k, top_p
+        As in `continue_from`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If temperature is negative, `top_k` below 1 or `top_p` outside (0, 1].
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and up to 1, got {top_p}")
+    if temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")[:top_k]  # (candidates,), most likely first
+    scores = logits[order].astype(np.float64) / temperature  # (candidates,)
+    weights = np.exp(scores - scores[0])  # (candidates,)
+    weights /= weights.sum()
+    if top_p is not None:
+        before = np.cumsum(weights) - weights  # (candidates,): mass of the more likely ones
+        weights[before >= top_p] = 0.0
+        weights /= weights.sum()
+    return int(generator.choice(order, p=weights))

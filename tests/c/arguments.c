@@ -1,0 +1,128 @@
+/* Arguments outside their range are refused before anything is written. */
+#include <stdlib.h>
+
+#include "check.h"
+#include "tensors.h"
+
+static problem valid(void) {
+    problem s = {.p = {.batch = 1, .query_heads = 2, .key_heads = 1, .queries = 20, .keys = 20, .dim = 4, .value_dim = 4, .window = -1}};
+    problem_allocate(&s);
+    return s;
+}
+
+static const icecore_near_far valid_options = {.near_keys = 2, .visit = 4, .far_field = 1, .block = 4, .cell_size = 2};
+
+/* Both functions refuse the problem with `change` applied. */
+static void expect_refused(const char *what, void (*change)(icecore_attention *p)) {
+    problem s = valid();
+    icecore_attention p = s.p;
+    change(&p);
+    check_at("%s", what);
+    EXPECT(icecore_attend_exact(&p) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_near_far(&p, &valid_options) == ICECORE_ERROR_VALUE);
+    EXPECT(problem_is_clear(&s));
+    problem_free(&s);
+}
+
+#define REFUSED(name, change) \
+    static void name(icecore_attention *p) { change; }
+REFUSED(negative_batch, p->batch = -1)
+REFUSED(negative_query_heads, p->query_heads = -2)
+REFUSED(negative_key_heads, p->key_heads = -1)
+REFUSED(negative_queries, p->queries = -1)
+REFUSED(negative_keys, p->keys = -1)
+REFUSED(no_key_heads, p->key_heads = 0)
+REFUSED(uneven_heads, p->key_heads = 2; p->query_heads = 3)
+REFUSED(zero_dim, p->dim = 0)
+REFUSED(large_dim, p->dim = ICECORE_MAX_DIM + 1)
+REFUSED(zero_value_dim, p->value_dim = 0)
+REFUSED(large_value_dim, p->value_dim = ICECORE_MAX_DIM + 1)
+REFUSED(negative_window, p->window = -2)
+REFUSED(negative_sinks, p->sinks = -1)
+REFUSED(no_query, p->query.data = NULL)
+REFUSED(no_key, p->key.data = NULL)
+REFUSED(no_value, p->value.data = NULL)
+REFUSED(no_out, p->out.data = NULL)
+REFUSED(no_mask, p->mask_kind = ICECORE_MASK_BOOL)
+REFUSED(unknown_dtype, p->dtype = (icecore_dtype)7)
+REFUSED(unknown_mask_kind, p->mask_kind = (icecore_mask_kind)7; p->mask = p->key.data)
+
+static void problems(void) {
+    expect_refused("a negative batch", negative_batch);
+    expect_refused("negative query heads", negative_query_heads);
+    expect_refused("negative key heads", negative_key_heads);
+    expect_refused("negative queries", negative_queries);
+    expect_refused("negative keys", negative_keys);
+    expect_refused("no key heads", no_key_heads);
+    expect_refused("query heads that key heads do not divide", uneven_heads);
+    expect_refused("dim 0", zero_dim);
+    expect_refused("a large dim", large_dim);
+    expect_refused("value_dim 0", zero_value_dim);
+    expect_refused("a large value_dim", large_value_dim);
+    expect_refused("window -2", negative_window);
+    expect_refused("negative sinks", negative_sinks);
+    expect_refused("no query array", no_query);
+    expect_refused("no key array", no_key);
+    expect_refused("no value array", no_value);
+    expect_refused("no output array", no_out);
+    expect_refused("a kind of mask without a mask", no_mask);
+    expect_refused("an unknown dtype", unknown_dtype);
+    expect_refused("an unknown kind of mask", unknown_mask_kind);
+}
+
+static void near_far_options(void) {
+    static const icecore_near_far wrong[] = {
+        {.near_keys = 0, .far_field = 1, .block = 4, .cell_size = 2},
+        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 0},
+        {.near_keys = 1, .far_field = 1, .block = 0, .cell_size = 2},
+        {.near_keys = 5, .visit = 4, .far_field = 0, .block = 4, .cell_size = 2},
+    };
+    problem s = valid();
+    s.p.causal = 1;
+    for (int i = 0; i < 4; i++) {
+        check_at("options %d", i);
+        EXPECT(icecore_attend_near_far(&s.p, &wrong[i]) == ICECORE_ERROR_VALUE);
+    }
+    icecore_attention windowed = s.p, masked = s.p;
+    const uint8_t keep = 1;
+    windowed.window = 5;
+    masked.mask_kind = ICECORE_MASK_BOOL;
+    masked.mask = &keep;
+    EXPECT(icecore_attend_near_far(&windowed, &valid_options) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_near_far(&masked, &valid_options) == ICECORE_ERROR_VALUE);
+    EXPECT(problem_is_clear(&s));
+    problem_free(&s);
+}
+
+static void segments(void) {
+    const float rows[8] = {0};
+    static const struct {
+        int dtype, no_keys;
+        int64_t count, dim, value_dim, cell_size;
+    } wrong[] = {
+        {0, 1, 2, 2, 2, 1},
+        {0, 0, 0, 2, 2, 1},
+        {0, 0, -1, 2, 2, 1},
+        {0, 0, (int64_t)INT32_MAX + 1, 2, 2, 1},
+        {0, 0, 2, 0, 2, 1},
+        {0, 0, 2, ICECORE_MAX_DIM + 1, 2, 1},
+        {0, 0, 2, 2, -1, 1},
+        {0, 0, 2, 2, ICECORE_MAX_DIM + 1, 1},
+        {0, 0, 2, 2, 2, 0},
+        {7, 0, 2, 2, 2, 1},
+    };
+    for (int i = 0; i < (int)(sizeof wrong / sizeof *wrong); i++) {
+        icecore_segment *segment = NULL;
+        check_at("arguments %d", i);
+        EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2, wrong[i].count, wrong[i].dim,
+                                     wrong[i].value_dim, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+        EXPECT(segment == NULL);
+        icecore_segment_free(segment);
+    }
+}
+
+void argument_tests(void) {
+    check_run("arguments: problems that cannot be", problems);
+    check_run("arguments: near/far options that cannot be", near_far_options);
+    check_run("arguments: segments that cannot be", segments);
+}

@@ -1,0 +1,47 @@
+/* Tests of the C core through its public header: one line a test, the count last; exit status 1 if any failed.
+ *
+ *   driver [instruction set]...     default: each usable one in turn */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "icecore.h"
+
+/* Before any other call: ICECORE_ISA asks for what is not there. */
+static void bad_environment(void) {
+    setenv("ICECORE_ISA", "abacus", 1);
+    EXPECT(icecore_isa_status() == ICECORE_ERROR_ISA);
+    const icecore_attention nothing = {.dim = 1, .value_dim = 1, .window = -1};
+    EXPECT(icecore_attend_exact(&nothing) == ICECORE_ERROR_ISA);
+    EXPECT(icecore_attend_near_far(&nothing, &(icecore_near_far){.near_keys = 1, .far_field = 1, .cell_size = 1}) == ICECORE_ERROR_ISA);
+    const float key = 1.0f;
+    icecore_segment *segment = NULL;
+    EXPECT(icecore_segment_build(ICECORE_FLOAT32, &key, 1, NULL, 0, 1, 1, 0, 1, 0, &segment) == ICECORE_ERROR_ISA);
+    setenv("ICECORE_ISA", "scalar", 1);
+    EXPECT(icecore_isa_status() == ICECORE_OK);
+    unsetenv("ICECORE_ISA");
+}
+
+static void test_with(const char *isa) {
+    if (icecore_set_isa(isa) != ICECORE_OK) {
+        printf("instruction set %s is not usable here\n", isa);
+        exit(1);
+    }
+    instruction_set_tests();
+    exact_tests();
+    near_far_tests();
+    segment_tests();
+    special_value_tests();
+    thread_tests();
+    argument_tests();
+    out_of_memory_tests();
+}
+
+int main(int count, char **arguments) {
+    check_run("instruction sets: a bad ICECORE_ISA is an error of every call", bad_environment);
+    const char *names[16];
+    int usable = icecore_usable_isas(names, 16);
+    for (int i = 1; i < count; i++) test_with(arguments[i]);
+    for (int i = 0; i < usable && count < 2; i++) test_with(names[i]);
+    return check_result();
+}

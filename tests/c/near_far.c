@@ -1,0 +1,247 @@
+/* Near/far attention by what must hold whatever the cells are. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "naive.h"
+
+/* A problem with its options and the arrays of near_count and captured_mass. */
+typedef struct {
+    problem s;
+    icecore_near_far options;
+} near_far;
+
+static near_far allocate(problem s, icecore_near_far options) {
+    problem_allocate(&s);
+    options.near_count = malloc((size_t)s.lse_count * sizeof *options.near_count);
+    options.captured_mass = malloc((size_t)s.lse_count * sizeof *options.captured_mass);
+    return (near_far){s, options};
+}
+
+static void release(near_far *c) {
+    problem_free(&c->s);
+    free(c->options.near_count);
+    free(c->options.captured_mass);
+}
+
+static void attend(const near_far *c) {
+    EXPECT(icecore_attend_near_far(&c->s.p, &c->options) == ICECORE_OK);
+    EXPECT(problem_gaps_are_clear(&c->s));
+    for (int64_t i = 0; i < c->s.lse_count; i++) EXPECT(c->options.captured_mass[i] >= 0.0f && c->options.captured_mass[i] <= 1.0f);
+}
+
+/* Keys that a query sees in cells. */
+static int64_t sealed_keys(const near_far *c, int64_t query) {
+    const icecore_attention *p = &c->s.p;
+    int64_t end = p->keys;
+    if (p->causal) {
+        int64_t position = p->keys - p->queries + query;
+        end = position < 0 ? 0 : (position / c->options.block - 1) * c->options.block;
+    }
+    return end > p->sinks ? end - p->sinks : 0;
+}
+
+static problem self_attention(int causal, int64_t sinks) {
+    return (problem){.p = {.batch = 2, .query_heads = 4, .key_heads = 2, .queries = 230, .keys = 230, .dim = 12, .value_dim = 9,
+                           .window = -1, .causal = causal, .sinks = sinks}, .layout = ROWS_FIRST, .pad = 3, .seed = 20};
+}
+
+static problem decode(int causal, int64_t sinks) {
+    problem s = self_attention(causal, sinks);
+    s.p.queries = 3;
+    return s;
+}
+
+static problem more_queries_than_keys(int causal, int64_t sinks) {
+    problem s = self_attention(causal, sinks);
+    s.p.queries = 300;
+    return s;
+}
+
+static problem (*const shapes[])(int, int64_t) = {self_attention, decode, more_queries_than_keys};
+
+static void all_near(void) {
+    for (int i = 0; i < 3; i++)
+        for (int causal = 0; causal < 2; causal++)
+            for (int sinks = 0; sinks <= 21; sinks += 7)
+                for (int far_field = 0; far_field < 2; far_field++) {
+                    near_far c = allocate(shapes[i](causal, sinks), (icecore_near_far){.near_keys = 230, .visit = 230, .far_field = far_field,
+                                                                                         .block = 20, .cell_size = 8});
+                    check_at("shape %d, causal %d, sinks %d, far_field %d", i, causal, sinks, far_field);
+                    attend(&c);
+                    expect_attention(&c.s, NULL);
+                    for (int64_t row = 0; row < c.s.lse_count; row++) {
+                        EXPECT(c.options.near_count[row] == sealed_keys(&c, row % c.s.p.queries));
+                        EXPECT(c.options.captured_mass[row] == (isinf(c.s.p.lse[row]) ? 0.0f : 1.0f));
+                    }
+                    release(&c);
+                }
+}
+
+static void top_k(void) {
+    for (int causal = 0; causal < 2; causal++)
+        for (int k = 1; k <= 40; k += 13)
+            for (int sinks = 0; sinks <= 5; sinks += 5) {
+                near_far c = allocate(self_attention(causal, sinks), (icecore_near_far){.near_keys = k, .visit = 230, .block = 32, .cell_size = 8});
+                naive_top_k options = {.keep = k, .block = causal ? 32 : 0};
+                check_at("causal %d, k %d, sinks %d", causal, k, sinks);
+                attend(&c);
+                expect_attention(&c.s, &options);
+                for (int64_t row = 0; row < c.s.lse_count; row++) {
+                    int64_t queries = c.s.p.queries, query = row % queries, sealed = sealed_keys(&c, query);
+                    EXPECT(c.options.near_count[row] == (k < sealed ? k : sealed));
+                    /* every key was visited, so the captured mass is no estimate */
+                    double lse = naive_lse(&c.s.p, row / queries / 4, row / queries % 4, query);
+                    EXPECT(fabs(exp((double)c.s.p.lse[row] - lse) - (double)c.options.captured_mass[row]) < 1e-4);
+                }
+                release(&c);
+            }
+}
+
+/* By Jensen's inequality a cell's mean key holds at most its keys' mass, and the open cells hold at least near_keys keys. */
+static void budgets(void) {
+    for (int causal = 0; causal < 2; causal++)
+        for (int k = 1; k <= 100; k += 33) {
+            near_far c = allocate(self_attention(causal, 3), (icecore_near_far){.near_keys = k, .far_field = 1, .block = 16, .cell_size = 8});
+            check_at("causal %d, k %d", causal, k);
+            attend(&c);
+            for (int64_t row = 0; row < c.s.lse_count; row++) {
+                int64_t queries = c.s.p.queries, sealed = sealed_keys(&c, row % queries);
+                EXPECT(c.options.near_count[row] >= (k < sealed ? k : sealed) && c.options.near_count[row] <= sealed);
+                EXPECT((double)c.s.p.lse[row] <= naive_lse(&c.s.p, row / queries / 4, row / queries % 4, row % queries) + 1e-4);
+            }
+            release(&c);
+        }
+}
+
+/* Where all keys of a cell are the same, its mean stands for it exactly. */
+static void equal_keys(void) {
+    for (int causal = 0; causal < 2; causal++) {
+        near_far c = allocate(self_attention(causal, 3), (icecore_near_far){.near_keys = 1, .far_field = 1, .block = 16, .cell_size = 8});
+        const icecore_attention *p = &c.s.p;
+        for (int64_t b = 0; b < p->batch; b++)
+            for (int64_t h = 0; h < p->key_heads; h++)
+                for (int64_t j = 0; j < p->keys; j++)
+                    for (int64_t t = 0; t < p->dim; t++)
+                        element_set(&p->key, p->dtype, element_index(&p->key, b, h, j, t), 0.25f * (float)(t - h));
+        attend(&c);
+        expect_attention(&c.s, NULL);
+        release(&c);
+    }
+}
+
+/* Weights sum to 1. */
+static void equal_values(void) {
+    for (int causal = 0; causal < 2; causal++)
+        for (int far_field = 0; far_field < 2; far_field++) {
+            near_far c = allocate(self_attention(causal, 0), (icecore_near_far){.near_keys = 5, .visit = 40, .far_field = far_field, .block = 16,
+                                                                                 .cell_size = 8});
+            const icecore_attention *p = &c.s.p;
+            for (int64_t b = 0; b < p->batch; b++)
+                for (int64_t h = 0; h < p->key_heads; h++)
+                    for (int64_t j = 0; j < p->keys; j++)
+                        for (int64_t t = 0; t < p->value_dim; t++)
+                            element_set(&p->value, p->dtype, element_index(&p->value, b, h, j, t), (float)(t + 1));
+            attend(&c);
+            for (int64_t b = 0; b < p->batch; b++)
+                for (int64_t h = 0; h < p->query_heads; h++)
+                    for (int64_t i = 0; i < p->queries; i++)
+                        for (int64_t t = 0; t < p->value_dim; t++) {
+                            double found = element_get(&p->out, p->dtype, element_index(&p->out, b, h, i, t));
+                            EXPECT(fabs(found - (double)(t + 1)) < 1e-5 * (double)(t + 1));
+                        }
+            release(&c);
+        }
+}
+
+/* The queries in pieces, each with the keys up to it, give what one call gives: the same cells are opened. */
+static void chunks(void) {
+    static const int64_t ends[] = {1, 2, 17, 60, 61, 64, 128, 200, 230};
+    for (int far_field = 0; far_field < 2; far_field++) {
+        near_far whole = allocate(self_attention(1, 2), (icecore_near_far){.near_keys = 9, .visit = 40, .far_field = far_field, .block = 16,
+                                                                            .cell_size = 8, .seed = 99});
+        const icecore_attention *w = &whole.s.p;
+        attend(&whole);
+        for (int64_t i = 0, begin = 0; i < 9; begin = ends[i++]) {
+            near_far part = allocate(self_attention(1, 2), whole.options);
+            icecore_attention *p = &part.s.p;
+            float *lse = p->lse;
+            p->queries = ends[i] - begin;
+            p->keys = ends[i];
+            p->query.data = (float *)p->query.data + begin * p->query.row_stride;
+            p->out.data = (float *)p->out.data + begin * p->out.row_stride;
+            check_at("far_field %d, queries %d to %d", far_field, (int)begin, (int)ends[i]);
+            EXPECT(icecore_attend_near_far(p, &part.options) == ICECORE_OK);
+            for (int64_t head = 0; head < p->batch * p->query_heads; head++)
+                for (int64_t q = 0; q < p->queries; q++) {
+                    int64_t at = head * p->queries + q, in_whole = head * w->queries + begin + q;
+                    int64_t row = element_index(&p->out, head / 4, head % 4, q, 0);
+                    int64_t row_in_whole = element_index(&w->out, head / 4, head % 4, begin + q, 0);
+                    EXPECT(part.options.near_count[at] == whole.options.near_count[in_whole]);
+                    EXPECT(fabsf(lse[at] - w->lse[in_whole]) < 1e-5f);
+                    for (int64_t t = 0; t < p->value_dim; t++)
+                        EXPECT(fabs(element_get(&p->out, p->dtype, row + t) - element_get(&w->out, w->dtype, row_in_whole + t)) < 1e-5);
+                }
+            p->query.data = (float *)p->query.data - begin * p->query.row_stride;
+            p->out.data = (float *)p->out.data - begin * p->out.row_stride;
+            release(&part);
+        }
+        release(&whole);
+    }
+}
+
+static void dtypes_and_dims(void) {
+    static const int64_t dims[] = {1, 40, ICECORE_MAX_DIM};
+    for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++)
+        for (int i = 0; i < 3; i++)
+            for (int far_field = 0; far_field < 2; far_field++) {
+                near_far c = allocate((problem){.p = {.dtype = (icecore_dtype)dtype, .batch = 1, .query_heads = 1, .key_heads = 1, .queries = 60,
+                                                      .keys = 70, .dim = dims[i], .value_dim = dims[2 - i], .window = -1, .causal = 1},
+                                                .pad = 2, .seed = 21},
+                                      (icecore_near_far){.near_keys = 70, .visit = 70, .far_field = far_field, .block = 10, .cell_size = 4});
+                check_at("dtype %d, dim %d, far_field %d", dtype, (int)dims[i], far_field);
+                attend(&c);
+                expect_attention(&c.s, NULL);
+                release(&c);
+            }
+}
+
+/* Options far beyond the number of keys are as good as the number of keys. */
+static void huge_options(void) {
+    for (int i = 0; i < 3; i++)
+        for (int causal = 0; causal < 2; causal++)
+            for (int far_field = 0; far_field < 2; far_field++) {
+                near_far c = allocate(shapes[i](causal, INT64_MAX), (icecore_near_far){
+                    .near_keys = INT64_MAX, .visit = INT64_MAX, .far_field = far_field, .block = INT64_MAX, .cell_size = INT64_MAX});
+                check_at("shape %d, causal %d, far_field %d", i, causal, far_field);
+                attend(&c);
+                expect_attention(&c.s, NULL);
+                release(&c);
+            }
+}
+
+static void empty(void) {
+    for (int axis = 0; axis < 4; axis++)
+        for (int causal = 0; causal < 2; causal++) {
+            near_far c = allocate((problem){.p = {.batch = axis != 0, .query_heads = axis != 1, .key_heads = 1, .queries = axis != 2,
+                                                  .keys = axis == 3 ? 0 : 4, .dim = 4, .value_dim = 4, .window = -1, .causal = causal}},
+                                  (icecore_near_far){.near_keys = 1, .far_field = 1, .block = 1, .cell_size = 1});
+            check_at("axis %d, causal %d", axis, causal);
+            EXPECT(icecore_attend_near_far(&c.s.p, &c.options) == ICECORE_OK);
+            if (axis == 3) expect_attention(&c.s, NULL);
+            release(&c);
+        }
+}
+
+void near_far_tests(void) {
+    check_run("near/far: near_keys >= keys is exact attention", all_near);
+    check_run("near/far: without a far field, visiting all keys, it is the exact top k", top_k);
+    check_run("near/far: the budget is kept, and the far field is a lower bound", budgets);
+    check_run("near/far: cells of equal keys are exact", equal_keys);
+    check_run("near/far: equal values come out as they are", equal_values);
+    check_run("near/far: chunks of queries give what one call gives", chunks);
+    check_run("near/far: dtypes and dims", dtypes_and_dims);
+    check_run("near/far: options of any size", huge_options);
+    check_run("near/far: empty sizes", empty);
+}

@@ -1,0 +1,72 @@
+/* When memory runs out, at whichever allocation, the call says so and leaves nothing behind. */
+#include <stdlib.h>
+
+#include "check.h"
+#include "tensors.h"
+
+/* The core's allocator calls this in place of posix_memalign (see the Makefile). */
+int counted_posix_memalign(void **memory, size_t alignment, size_t size);
+
+static long remaining = -1;   /* allocations that still succeed; negative: all */
+
+int counted_posix_memalign(void **memory, size_t alignment, size_t size) {
+    if (remaining == 0) return 12;
+    if (remaining > 0) remaining--;
+    return posix_memalign(memory, alignment, size);
+}
+
+static problem some_keys(int causal, int64_t queries) {
+    problem s = {.p = {.batch = 1, .query_heads = 2, .key_heads = 2, .queries = queries, .keys = queries == 1 ? 5000 : 100, .dim = 4, .value_dim = 4,
+                       .window = -1, .causal = causal, .threads = 1}, .seed = 90};
+    problem_allocate(&s);
+    return s;
+}
+
+static icecore_status exact(const problem *s) { return icecore_attend_exact(&s->p); }
+
+static icecore_status near_far(const problem *s) {
+    const icecore_near_far options = {.near_keys = 4, .visit = 8, .far_field = 1, .block = 8, .cell_size = 2};
+    return icecore_attend_near_far(&s->p, &options);
+}
+
+static icecore_status segment(const problem *s) {
+    icecore_segment *built = NULL;
+    icecore_status status = icecore_segment_build(s->p.dtype, s->p.key.data, s->p.key.row_stride, s->p.value.data, s->p.value.row_stride,
+                                                  s->p.keys, s->p.dim, s->p.value_dim, 2, 0, &built);
+    EXPECT((status == ICECORE_OK) == (built != NULL));
+    icecore_segment_free(built);
+    return status;
+}
+
+/* Fails at the first allocation, the second and so on, until there is enough. */
+static void expect_errors(icecore_status (*call)(const problem *s), int causal, int64_t queries) {
+    problem s = some_keys(causal, queries);
+    icecore_status status = ICECORE_ERROR_MEMORY;
+    long enough = 0;
+    for (; enough < 10000 && status == ICECORE_ERROR_MEMORY; enough++) {
+        remaining = enough;
+        status = call(&s);
+    }
+    remaining = -1;
+    EXPECT(status == ICECORE_OK);
+    EXPECT(enough > 1);
+    problem_free(&s);
+}
+
+static void exact_attention(void) {
+    expect_errors(exact, 0, 1);
+    expect_errors(exact, 0, 50);
+}
+
+static void near_far_attention(void) {
+    expect_errors(near_far, 0, 50);
+    expect_errors(near_far, 1, 50);
+}
+
+static void segments(void) { expect_errors(segment, 0, 50); }
+
+void out_of_memory_tests(void) {
+    check_run("out of memory: exact attention", exact_attention);
+    check_run("out of memory: near/far attention", near_far_attention);
+    check_run("out of memory: segments", segments);
+}

@@ -1,0 +1,149 @@
+/* What a sealed segment promises. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "tensors.h"
+
+/* Keys and values of one head, as a problem without queries allocates them. */
+static problem rows(icecore_dtype dtype, int64_t count, int64_t dim, int64_t value_dim, int64_t pad) {
+    problem s = {.p = {.dtype = dtype, .batch = 1, .key_heads = 1, .keys = count, .dim = dim, .value_dim = value_dim},
+                 .pad = pad, .seed = 40};
+    problem_allocate(&s);
+    return s;
+}
+
+static icecore_segment *build(const problem *s, int with_values, int64_t cell_size, uint64_t seed) {
+    icecore_segment *segment = NULL;
+    EXPECT(icecore_segment_build(s->p.dtype, s->p.key.data, s->p.key.row_stride, with_values ? s->p.value.data : NULL, s->p.value.row_stride,
+                                 s->p.keys, s->p.dim, with_values ? s->p.value_dim : 0, cell_size, seed, &segment) == ICECORE_OK);
+    return segment;
+}
+
+/* Rows first .. end - 1 of stored keys or values: their mean is `mean`; returns the largest and the mean squared distance from it. */
+static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *mean, double *mean_squared) {
+    double largest = 0.0, total = 0.0;
+    for (int64_t t = 0; t < width; t++) {
+        double sum = 0.0;
+        for (int64_t j = first; j < end; j++) sum += (double)stored[j * width + t];
+        EXPECT(fabs(sum / (double)(end - first) - (double)mean[t]) < 1e-5);
+    }
+    for (int64_t j = first; j < end; j++) {
+        double squared = 0.0;
+        for (int64_t t = 0; t < width; t++) squared += pow((double)stored[j * width + t] - (double)mean[t], 2.0);
+        total += squared;
+        if (squared > largest) largest = squared;
+    }
+    *mean_squared = total / (double)(end - first);
+    return sqrt(largest);
+}
+
+static void expect_valid(const problem *s, const icecore_segment *segment, int64_t value_dim, int64_t cell_size) {
+    const icecore_attention *p = &s->p;
+    const icecore_segment_view v = icecore_segment_get(segment);
+    EXPECT(v.count == p->keys && v.dim == p->dim && v.value_dim == value_dim);
+    EXPECT(v.cells >= 1 && v.cells <= (v.count + cell_size / 2) / cell_size + 1);
+    EXPECT(v.offset[0] == 0 && v.offset[v.cells] == v.count);
+    char *seen = calloc((size_t)v.count, 1);
+    for (int64_t j = 0; j < v.count; j++) {
+        int32_t row = v.order[j];
+        EXPECT(row >= 0 && row < v.count && !seen[row]);
+        seen[row] = 1;
+        for (int64_t t = 0; t < v.dim; t++)
+            EXPECT((double)v.keys[j * v.dim + t] == element_get(&p->key, p->dtype, element_index(&p->key, 0, 0, row, t)));
+        for (int64_t t = 0; t < v.value_dim; t++)
+            EXPECT((double)v.values[j * v.value_dim + t] == element_get(&p->value, p->dtype, element_index(&p->value, 0, 0, row, t)));
+    }
+    for (int64_t c = 0; c < v.cells; c++) {
+        int64_t first = v.offset[c], end = v.offset[c + 1];
+        EXPECT(first < end);
+        double squared, of_values, radius = expect_mean(v.keys, v.dim, first, end, v.mean_key + c * v.dim, &squared);
+        expect_mean(v.values, v.value_dim, first, end, v.mean_value + c * v.value_dim, &of_values);
+        EXPECT(fabs((double)v.radius[c] - radius) < 1e-5 * (1.0 + radius));
+        EXPECT(fabs((double)v.variance[c] - squared / (double)v.dim) < 1e-5);
+        EXPECT(fabs((double)v.log2_count[c] - log2((double)(end - first))) < 1e-6);
+    }
+    free(seen);
+}
+
+static void invariants(void) {
+    static const int64_t counts[] = {1, 2, 31, 48, 49, 500}, dims[] = {1, 17, ICECORE_MAX_DIM}, sizes[] = {1, 2, 32, 1000000, INT64_MAX};
+    for (int i = 0; i < 6; i++)
+        for (int j = 0; j < 3; j++)
+            for (int k = 0; k < 5; k++) {
+                if (counts[i] * dims[j] > 20000 && sizes[k] < 32) continue;   /* slow, and nothing new */
+                problem s = rows(ICECORE_FLOAT32, counts[i], dims[j], dims[2 - j], 0);
+                check_at("count %d, dim %d, cell_size %lld", (int)counts[i], (int)dims[j], (long long)sizes[k]);
+                icecore_segment *segment = build(&s, 1, sizes[k], 5);
+                if (segment) expect_valid(&s, segment, dims[2 - j], sizes[k]);
+                icecore_segment_free(segment);
+                problem_free(&s);
+            }
+}
+
+static void dtypes_and_strides(void) {
+    for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++)
+        for (int with_values = 0; with_values < 2; with_values++) {
+            problem s = rows((icecore_dtype)dtype, 100, 13, 7, 4);
+            check_at("dtype %d, with values %d", dtype, with_values);
+            icecore_segment *segment = build(&s, with_values, 8, 5);
+            if (segment) expect_valid(&s, segment, with_values ? 7 : 0, 8);
+            icecore_segment_free(segment);
+            problem_free(&s);
+        }
+}
+
+/* Equal keys end in one cell, because the smaller parent wins. */
+static void equal_keys(void) {
+    problem s = rows(ICECORE_FLOAT32, 100, 6, 6, 0);
+    for (int64_t i = 0; i < 600; i++) ((float *)s.p.key.data)[i] = (float)(i % 6);
+    icecore_segment *segment = build(&s, 1, 4, 5);
+    if (segment) {
+        EXPECT(icecore_segment_get(segment).cells == 1);
+        expect_valid(&s, segment, 6, 4);
+    }
+    icecore_segment_free(segment);
+    problem_free(&s);
+}
+
+/* Well separated clumps, each with a sampled parent, end in cells of their own. */
+static void clumps(void) {
+    problem s = rows(ICECORE_FLOAT32, 96, 2, 1, 0);
+    for (int64_t i = 0; i < 96; i++) {
+        ((float *)s.p.key.data)[2 * i] *= 0.01f;
+        ((float *)s.p.key.data)[2 * i + 1] = 100.0f * (float)(i % 2);
+    }
+    icecore_segment *segment = build(&s, 1, 4, 5);
+    if (segment) {
+        icecore_segment_view v = icecore_segment_get(segment);
+        for (int64_t c = 0; c < v.cells; c++) EXPECT(v.radius[c] < 1.0f);
+    }
+    icecore_segment_free(segment);
+    problem_free(&s);
+}
+
+static void seeds(void) {
+    problem s = rows(ICECORE_FLOAT32, 300, 8, 4, 0);
+    icecore_segment *a = build(&s, 1, 8, 5), *same = build(&s, 1, 8, 5), *other = build(&s, 1, 8, 6);
+    if (a && same && other) {
+        icecore_segment_view x = icecore_segment_get(a), y = icecore_segment_get(same), z = icecore_segment_get(other);
+        EXPECT(x.cells == y.cells);
+        EXPECT(memcmp(x.order, y.order, 300 * sizeof *x.order) == 0);
+        EXPECT(memcmp(x.mean_key, y.mean_key, (size_t)(x.cells * x.dim) * sizeof(float)) == 0);
+        EXPECT(memcmp(x.order, z.order, 300 * sizeof *x.order) != 0);
+    }
+    icecore_segment_free(a);
+    icecore_segment_free(same);
+    icecore_segment_free(other);
+    problem_free(&s);
+    icecore_segment_free(NULL);
+}
+
+void segment_tests(void) {
+    check_run("segments: offsets, order, means, variances and radii", invariants);
+    check_run("segments: 16-bit types, strides, no values", dtypes_and_strides);
+    check_run("segments: equal keys share a cell", equal_keys);
+    check_run("segments: separate clumps share none", clumps);
+    check_run("segments: the seed decides, and nothing else", seeds);
+}

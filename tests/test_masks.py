@@ -1,0 +1,126 @@
+"""attn_mask: bool keeps, floating adds; any broadcast, dtype and strides; together with causal and window."""
+
+import numpy as np
+import pytest
+from helpers import assert_exact, assert_same_bits, encode, inputs
+from hypothesis import given
+from hypothesis import strategies as st
+
+import icecore
+from icecore import reference
+
+HEADS, KEYS, DIM = 4, 150, 12
+MASK_DTYPES = ("bool", "float32", "float16", "float64", "bfloat16")
+
+
+def random_mask(seed, shape, dtype, hidden=0.3):
+    """Bool, or finite numbers with -inf where bool would be False."""
+    generator = np.random.default_rng(seed)
+    keep = generator.random(shape) >= hidden
+    if dtype == "bool":
+        return keep
+    return encode(np.where(keep, generator.standard_normal(shape, np.float32), -np.inf), dtype)
+
+
+@st.composite
+def masks(draw, queries):
+    """A mask that broadcasts to (2, HEADS, queries, KEYS)."""
+    full = (2, HEADS, queries, KEYS)
+    shape = tuple(draw(st.sampled_from([1, n])) for n in full)[draw(st.integers(0, 3)) :]
+    hidden = draw(st.sampled_from([0.0, 0.3, 0.99, 1.0]))
+    return random_mask(draw(st.integers(0, 2**32)), shape, draw(st.sampled_from(MASK_DTYPES)), hidden)
+
+
+# with few queries the row kernels run, with many the panel kernels
+@pytest.mark.parametrize("queries", [3, 60])
+@given(data=st.data(), causal=st.booleans(), window=st.none() | st.integers(0, 200), sinks=st.integers(0, 5))
+def test_equals_the_float64_oracle(isa, queries, data, causal, window, sinks):
+    mask = data.draw(masks(queries))
+    query, key, value = inputs((2, HEADS, queries, DIM), (2, 2, KEYS, DIM), DIM)
+    options = {"attn_mask": mask, "causal": causal, "window": window, "sinks": sinks}
+    result = icecore.attention(query, key, value, return_lse=True, **options)
+    assert_exact(result, query, key, value, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "bits", "float64"])
+@pytest.mark.parametrize("mask_dtype", ["bool", "float32"])
+def test_every_input_dtype_takes_masks(isa, dtype, mask_dtype):
+    query, key, value = inputs((HEADS, 60, DIM), (2, KEYS, DIM), DIM, dtype)
+    mask = random_mask(0, (60, KEYS), mask_dtype)
+    result = icecore.attention(query, key, value, attn_mask=mask, return_lse=True)
+    assert_exact(result, query, key, value, attn_mask=mask)
+
+
+def test_a_mask_over_keys_that_are_split(isa):
+    query, key, value = inputs((HEADS, 2, DIM), (2, 5000, DIM), DIM)
+    for dtype in ("bool", "float32"):
+        mask = random_mask(0, (2, 5000), dtype)
+        result = icecore.attention(query, key, value, attn_mask=mask, return_lse=True)
+        assert_exact(result, query, key, value, attn_mask=mask)
+
+
+VIEWS = {
+    "transposed": lambda m: np.ascontiguousarray(m.T).T,
+    "reversed": lambda m: np.ascontiguousarray(m[::-1, ::-1])[::-1, ::-1],
+    "every second key": lambda m: np.repeat(m, 2, axis=1)[:, ::2],
+    "unaligned": lambda m: np.frombuffer(b"-" + m.tobytes(), m.dtype, offset=1).reshape(m.shape),
+    "big-endian": lambda m: m.astype(m.dtype.newbyteorder(">")),
+    "list": lambda m: m.tolist(),
+}
+
+
+@pytest.mark.parametrize("queries", [3, 60])
+@pytest.mark.parametrize("dtype", ["bool", "float32"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_strides_of_the_mask_do_not_matter(view, dtype, queries):
+    query, key, value = inputs((HEADS, queries, DIM), (2, KEYS, DIM), DIM)
+    mask = random_mask(0, (queries, KEYS), dtype)
+    expected = icecore.attention(query, key, value, attn_mask=mask)
+    assert_same_bits(icecore.attention(query, key, value, attn_mask=VIEWS[view](mask)), expected)
+
+
+@pytest.mark.parametrize("queries", [3, 60])
+class TestSameBits:
+    """Masks that mean the same give the same result, bit for bit."""
+
+    def attend(self, queries, **options):
+        query, key, value = inputs((HEADS, queries, DIM), (2, KEYS, DIM), DIM)
+        return np.concatenate(
+            [a.ravel() for a in icecore.attention(query, key, value, return_lse=True, **options)]
+        )
+
+    def test_keeping_all_and_no_mask(self, queries):
+        expected = self.attend(queries)
+        assert_same_bits(self.attend(queries, attn_mask=np.True_), expected)
+        assert_same_bits(self.attend(queries, attn_mask=np.zeros((queries, 1))), expected)
+
+    def test_bool_and_minus_infinity(self, queries):
+        keep = random_mask(0, (queries, KEYS), "bool")
+        bias = np.where(keep, 0.0, -np.inf)
+        assert_same_bits(self.attend(queries, attn_mask=bias), self.attend(queries, attn_mask=keep))
+
+    def test_a_causal_mask_and_causal(self, queries):
+        keep = reference.dense.visible_keys(queries, KEYS, causal=True)
+        assert_same_bits(self.attend(queries, attn_mask=keep), self.attend(queries, causal=True))
+
+
+@pytest.mark.parametrize("queries", [3, 60])
+@pytest.mark.parametrize("dtype", MASK_DTYPES)
+def test_a_fully_masked_row_gives_zero(queries, dtype):
+    query, key, value = inputs((HEADS, queries, DIM), (2, KEYS, DIM), DIM)
+    mask = random_mask(0, (queries, KEYS), dtype, hidden=0.0)
+    mask[1] = False if dtype == "bool" else -np.inf
+    out, lse = icecore.attention(query, key, value, attn_mask=mask, return_lse=True)
+    assert not out[:, 1].any()
+    assert np.all(lse[:, 1] == -np.inf)
+    assert np.isfinite(np.delete(lse, 1, axis=1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float32"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_info_counts_the_keys_a_mask_leaves(dtype, causal):
+    query, key, value = inputs((HEADS, 5, DIM), (2, 9, DIM), DIM)
+    mask = random_mask(1, (5, 9), dtype)
+    info = icecore.attention(query, key, value, causal=causal, attn_mask=mask, return_info=True)[1]
+    visible = reference.dense.visible_keys(5, 9, causal) & (mask if dtype == "bool" else ~np.isneginf(mask))
+    np.testing.assert_array_equal(info.near_keys, np.broadcast_to(visible.sum(axis=1), (HEADS, 5)))

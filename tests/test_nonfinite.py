@@ -1,0 +1,181 @@
+"""NaN, infinity and extreme numbers: hidden ones change nothing, visible ones show, none hangs."""
+
+import numpy as np
+import pytest
+from helpers import as_four, assert_same_bits, decode, encode, inputs, near_far
+
+import icecore
+from icecore import reference
+
+KEYS, DIM = 200, 12
+ODD = [np.nan, np.inf, -np.inf]
+
+
+def exact(query, key, value, **options):
+    return icecore.attention(query, key, value, return_lse=True, **options)
+
+
+def near_far_causal(query, key, value, **options):
+    return near_far(query, key, value, k=16, causal=True, block=16, sinks=4, cell_size=8, **options)[:2]
+
+
+def near_far_both_ways(query, key, value, **options):
+    return near_far(query, key, value, k=16, sinks=4, cell_size=8, **options)[:2]
+
+
+def published_rule(query, key, value, **options):
+    return near_far_both_ways(query, key, value, far_field=False, visit=64, **options)
+
+
+PATHS = [exact, near_far_causal, near_far_both_ways, published_rule]
+
+
+def replaced(array, rows, number, components=slice(None)):
+    """A copy of (heads, length, dim) with some rows overwritten."""
+    copy = array.copy()
+    copy[:, rows, components] = encode(
+        np.float32(number), "bits" if array.dtype == np.uint16 else array.dtype
+    )
+    return copy
+
+
+@pytest.mark.parametrize("number", ODD)
+@pytest.mark.parametrize("queries", [3, 60])
+@pytest.mark.parametrize("path", PATHS)
+def test_an_odd_query_spoils_only_its_own_row(isa, path, queries, number):
+    query, key, value = inputs((2, queries, DIM), (1, KEYS, DIM), DIM)
+    out, lse = path(query, key, value)
+    odd_out, odd_lse = path(replaced(query, 1, number, 0), key, value)
+    assert_same_bits(np.delete(odd_out, 1, axis=-2), np.delete(out, 1, axis=-2))
+    assert_same_bits(np.delete(odd_lse, 1, axis=-1), np.delete(lse, 1, axis=-1))
+    assert np.isnan(odd_out[..., 1, :]).all()  # an infinite query has scores of both infinities
+    assert not np.isfinite(odd_lse[..., 1]).any()
+
+
+def hidden_by(how, queries):
+    """Options under which no query sees the keys from 100 to 104."""
+    keep = np.ones((queries, KEYS), bool)
+    keep[:, 100:105] = False
+    return {
+        "window": {"window": 60, "causal": True, "sinks": 2},
+        "bool mask": {"attn_mask": keep},
+        "additive mask": {"attn_mask": np.where(keep, np.float32(0.5), -np.inf)},
+    }[how]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize("queries", [3, 30])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bits"])
+@pytest.mark.parametrize("how", ["window", "bool mask", "additive mask"])
+def test_hidden_keys_may_hold_anything(isa, how, dtype, queries, number):
+    query, key, value = inputs((2, queries, DIM), (1, KEYS, DIM), DIM, dtype)
+    options = hidden_by(how, queries)
+    expected = exact(query, key, value, **options)
+    hidden = slice(100, 105)
+    with np.errstate(over="ignore"):  # 1e38 is inf in float16
+        odd_key, odd_value = replaced(key, hidden, number), replaced(value, hidden, number)
+    for actual, wanted in zip(exact(query, odd_key, odd_value, **options), expected, strict=True):
+        assert_same_bits(actual, wanted)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bits"])
+@pytest.mark.parametrize("queries", [3, 60, KEYS])
+@pytest.mark.parametrize("path", [exact, near_far_causal])
+def test_later_keys_may_hold_anything(isa, path, queries, dtype, number):
+    query, key, value = inputs((2, queries, DIM), (1, KEYS, DIM), DIM, dtype)
+    options = {"causal": True} if path is exact else {}
+    expected = path(query, key, value, **options)
+    last = KEYS - queries // 2 - 1  # the last key that half of the queries see
+    later = slice(last + 1, KEYS)
+    actual = path(query, replaced(key, later, number), replaced(value, later, number), **options)
+    seen = slice(0, queries - queries // 2)
+    assert_same_bits(actual[0][..., seen, :], expected[0][..., seen, :])
+    assert_same_bits(actual[1][..., seen], expected[1][..., seen])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bits"])
+@pytest.mark.parametrize("queries", [3, 60])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_visible_nan_key_spoils_the_rows_that_see_it(isa, path, queries, dtype):
+    query, key, value = inputs((2, queries, DIM), (1, KEYS, DIM), DIM, dtype)
+    out, lse = path(query, replaced(key, 77, np.nan, 3), value)
+    assert np.isnan(decode(out)).all()
+    assert np.isnan(lse).all()
+
+
+@pytest.mark.parametrize("number", ODD)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bits"])
+@pytest.mark.parametrize("queries", [3, 60])
+@pytest.mark.parametrize("path", PATHS[:3])  # the published rule may never visit it
+def test_a_visible_odd_value_spoils_its_own_component(isa, path, queries, dtype, number):
+    query, key, value = inputs((2, queries, DIM), (1, KEYS, DIM), DIM, dtype)
+    out = decode(path(query, key, replaced(value, 77, number, 3))[0])
+    if path is exact:
+        np.testing.assert_array_equal(out[..., 3], np.full(out.shape[:-1], number))
+    else:
+        assert not np.isfinite(out[..., 3]).any()
+    assert np.isfinite(np.delete(out, 3, axis=-1)).all()
+
+
+@pytest.mark.parametrize("queries", [3, 60])
+def test_odd_masks_act_as_arithmetic_has_it(isa, queries):
+    query, key, value = inputs((2, queries, DIM), (1, KEYS, DIM), DIM)
+    for number in (np.nan, np.inf):
+        mask = np.zeros((queries, KEYS), np.float32)
+        mask[1, 5] = number
+        out, lse = exact(query, key, value, attn_mask=mask)
+        expected, expected_lse = exact(query, key, value)
+        assert np.isnan(out[:, 1]).all()
+        assert np.isnan(lse[:, 1]).all()
+        assert_same_bits(np.delete(out, 1, axis=1), np.delete(expected, 1, axis=1))
+        assert_same_bits(np.delete(lse, 1, axis=1), np.delete(expected_lse, 1, axis=1))
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 1), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("number", [*ODD, 1e38, -1e38, 1e19])
+@pytest.mark.parametrize("path", PATHS)
+def test_any_numbers_come_to_an_end(isa, path, number, which):
+    """Sums and squares overflow here: there is no right answer, but there is one."""
+    arrays = list(inputs((2, 60, DIM), (1, KEYS, DIM), DIM))
+    for i in which:
+        generator = np.random.default_rng(i)
+        arrays[i][generator.random(arrays[i].shape) < 0.05] = number
+    out, lse = path(*arrays)
+    assert out.shape[-3:] == (2, 60, DIM)
+    assert lse.shape[-2:] == (2, 60)
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, 1e-40, 3e-20, -2.5])
+@pytest.mark.parametrize("path", [near_far_causal, near_far_both_ways])
+def test_equal_keys_are_one_cell_and_exact(isa, path, number):
+    """All keys equal, zero and subnormal ones included: cells have no spread, so the far field is exact."""
+    query, key, value = inputs((2, 60, DIM), (1, KEYS, DIM), DIM)
+    key[:] = np.float32(number)
+    out, lse = path(query, key, value)
+    expected, expected_lse = reference.attention(
+        *(as_four(decode(a)) for a in (query, key, value)), causal=path is near_far_causal
+    )
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6, atol=1e-5)
+
+
+def test_subnormal_inputs_are_numbers(isa):
+    """Values below the normal range are averaged like others, by every path."""
+    query, key, value = inputs((2, 60, DIM), (1, KEYS, DIM), DIM)
+    tiny = (value * np.float32(1e-40)).astype(np.float32)
+    expected, _ = reference.attention(*(as_four(decode(a)) for a in (query, key, tiny)))
+    np.testing.assert_allclose(exact(query, key, tiny)[0], expected[0], atol=KEYS * 2.0**-149)
+
+
+@pytest.mark.parametrize("scale", [30.0, -30.0])
+@pytest.mark.parametrize("path", PATHS)
+def test_scores_far_beyond_the_range_of_exp(isa, path, scale):
+    """Scores in the thousands: the softmax is a maximum, and nothing overflows."""
+    query, key, value = inputs((2, 60, DIM), (1, KEYS, DIM), DIM)
+    out, lse = path(query * 10, key, value, scale=scale)
+    assert np.isfinite(out).all()
+    assert np.isfinite(lse).all()
+    if path is exact:
+        best = (scale * (query * 10 @ key.swapaxes(-1, -2))).max(axis=-1)
+        np.testing.assert_allclose(lse, best, rtol=1e-5, atol=np.log(KEYS))

@@ -1,0 +1,260 @@
+"""The oracles themselves, against loops that spell out their definitions."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from helpers import inputs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icecore import reference
+from icecore.reference.cells import nearest_parent, summarize
+from icecore.reference.dense import top_k_attention, visible_count, visible_keys
+from icecore.reference.near_far import attend_one, exact_and_sealed, opened_cells, sealed_ranges
+from icecore.reference.random import sample_without_replacement, segment_seed, split_mix
+
+# ---- Dense ----
+
+
+def is_visible(queries, keys, i, j, causal, window, sinks):
+    position = keys - queries + i
+    if causal and j > position:
+        return False
+    return window is None or abs(position - j) < window or j < sinks
+
+
+def loop_attention(query, key, value, visible, scale, bias=None):
+    """One head: query (L, d), key (S, d), value (S, dv), visible (L, S) bool."""
+    out, lse = np.zeros((len(query), value.shape[1])), np.full(len(query), -np.inf)
+    for i in range(len(query)):
+        total = 0.0
+        for j in np.flatnonzero(visible[i]):
+            score = scale * sum(a * b for a, b in zip(query[i], key[j], strict=True))
+            weight = math.exp(score + (0.0 if bias is None else bias[i, j]))
+            total += weight
+            out[i] += weight * value[j]
+        if total > 0:
+            out[i] /= total
+            lse[i] = math.log(total)
+    return out, lse
+
+
+small = st.integers(0, 7)
+
+
+@given(
+    small, small, st.booleans(), st.none() | small, small, st.sampled_from([None, 0.0, -0.4]), st.booleans()
+)
+def test_attention(queries, keys, causal, window, sinks, scale, additive):
+    query, key, value = inputs((2, 4, queries, 3), (2, 2, keys, 3), 5, "float64")
+    keep = np.random.default_rng(1).random((2, 4, queries, keys)) < 0.8
+    bias = np.random.default_rng(2).standard_normal(keep.shape)
+    mask = np.where(keep, bias, -np.inf) if additive else keep
+    out, lse = reference.attention(
+        query, key, value, causal=causal, window=window, sinks=sinks, attn_mask=mask, scale=scale
+    )
+    for i, j in np.ndindex(queries, keys):
+        keep[:, :, i, j] &= is_visible(queries, keys, i, j, causal, window, sinks)
+    for b, h in np.ndindex(2, 4):
+        rows = query[b, h], key[b, h // 2], value[b, h // 2]
+        factor = 1 / math.sqrt(3) if scale is None else scale
+        expected = loop_attention(*rows, keep[b, h], factor, bias[b, h] if additive else None)
+        np.testing.assert_allclose(out[b, h], expected[0], atol=1e-12)
+        np.testing.assert_allclose(lse[b, h], expected[1], atol=1e-12)
+
+
+@given(small, small, st.booleans(), st.none() | small, small)
+def test_visible_keys_and_their_count(queries, keys, causal, window, sinks):
+    visible = visible_keys(queries, keys, causal, window, sinks)
+    for i, j in np.ndindex(queries, keys):
+        assert visible[i, j] == is_visible(queries, keys, i, j, causal, window, sinks)
+    np.testing.assert_array_equal(visible_count(queries, keys, causal, window, sinks), visible.sum(axis=1))
+
+
+def test_chunks_of_queries_are_joined():
+    """More scores than one chunk holds."""
+    query, key, value = inputs((1, 1, 3000, 2), (1, 1, 3000, 2), 1, "float64")
+    out, lse = reference.attention(query, key, value, causal=True)
+    for i in (0, 1397, 1398, 2999):
+        rows = query[0, 0, i : i + 1], key[0, 0, : i + 1], value[0, 0, : i + 1]
+        expected = loop_attention(*rows, np.ones((1, i + 1)), 1 / math.sqrt(2))
+        np.testing.assert_allclose(out[0, 0, i], expected[0][0])
+        np.testing.assert_allclose(lse[0, 0, i], expected[1][0])
+
+
+def test_hidden_keys_contribute_nothing_whatever_they_hold():
+    query, key, value = inputs((1, 1, 4, 3), (1, 1, 4, 3), 2, "float64")
+    expected = reference.attention(query, key, value, causal=True)
+    key[:, :, 2:], value[:, :, 2:] = np.nan, np.inf
+    actual = reference.attention(query, key, value, causal=True)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a[:, :, :2], e[:, :, :2])
+        assert np.isnan(a[:, :, 2:]).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("window", "sinks"), [(0, 0), (3, 2)])
+@pytest.mark.parametrize("k", [1, 4, 12, 20])
+def test_top_k_attention(k, window, sinks, causal):
+    query, key, value = inputs((1, 2, 9, 3), (1, 1, 12, 3), 5, "float64")
+    out, lse = top_k_attention(query, key, value, k=k, causal=causal, window=window, sinks=sinks)
+    kept = np.zeros((2, 9, 12), bool)
+    for h, i in np.ndindex(2, 9):
+        seen = [j for j in range(12) if is_visible(9, 12, i, j, causal, None, 0)]
+        always = [j for j in seen if is_visible(9, 12, i, j, causal, window, sinks)]
+        scores = {j: query[0, h, i] @ key[0, 0, j] for j in seen if j not in always}
+        kept[h, i, always + sorted(scores, key=scores.get, reverse=True)[:k]] = True
+    expected = reference.attention(query, key, value, attn_mask=kept[None])
+    np.testing.assert_allclose(out, expected[0], atol=1e-12)
+    np.testing.assert_allclose(lse, expected[1], atol=1e-12)
+
+
+# ---- Random numbers and cells ----
+
+
+def test_split_mix():
+    stream = split_mix(1234567)
+    # the first values of the published program
+    assert next(stream) == 6457827717110365317
+    assert next(stream) == 3203168211198807973
+    assert next(stream) == 9817491932198370423
+
+
+@given(st.integers(1, 50), st.integers(0, 2**64 - 1), st.data())
+def test_sample_without_replacement(count, seed, data):
+    chosen = data.draw(st.integers(0, count))
+    sample = sample_without_replacement(count, chosen, seed)
+    assert len(set(sample)) == len(sample) == chosen
+    assert set(sample) <= set(range(count))
+    assert sample == sample_without_replacement(count, count, seed)[:chosen]
+
+
+def test_every_key_is_sampled_about_as_often():
+    """10 000 draws of 3 of 12: each is drawn 2500 times, give or take 4 standard deviations of 43."""
+    drawn = [j for seed in range(10_000) for j in sample_without_replacement(12, 3, seed)]
+    assert np.abs(np.bincount(drawn, minlength=12) - 2500).max() < 175
+
+
+def test_segment_seeds_differ():
+    arguments = list(itertools.product(range(5), range(20), range(1, 20)))
+    assert len({segment_seed(*a) for a in arguments}) == len(arguments)
+
+
+def test_nearest_parent():
+    key, parents = np.random.default_rng(0).standard_normal((2, 50, 3))
+    parents = np.concatenate([parents[:7], parents[:1]])  # of two equal parents the first
+    expected = [min(range(8), key=lambda c: (((x - parents[c]) ** 2).sum(), c)) for x in key]
+    np.testing.assert_array_equal(nearest_parent(key, parents), expected)
+
+
+def test_summarize():
+    key, value = np.array([[0.0, 0], [2, 0], [5, 5]]), np.array([[1.0], [3], [7]])
+    cells = summarize(key, value, [np.array([0, 1]), np.array([2])])
+    np.testing.assert_array_equal(cells.count, [2, 1])
+    np.testing.assert_array_equal(cells.mean_key, [[1, 0], [5, 5]])
+    np.testing.assert_array_equal(cells.mean_value, [[2], [7]])
+    np.testing.assert_array_equal(cells.variance, [0.5, 0])  # 1 squared, over two dimensions
+    np.testing.assert_array_equal(cells.radius, [1, 0])
+
+
+def test_build_cells_finds_separate_groups():
+    key = np.repeat(100.0 * np.eye(4), 10, axis=0) + np.random.default_rng(0).standard_normal((40, 4))
+    for seed in range(10):
+        cells = reference.build_cells(key, key, cell_size=1, seed=seed)
+        assert np.array_equal(np.sort(np.concatenate(cells.members)), np.arange(40))
+        assert all(len(set(rows // 10)) == 1 for rows in cells.members)
+
+
+# ---- Near and far ----
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sinks", "expected"),
+    [
+        (0, 0, []),
+        (1, 0, [(0, 10)]),
+        (2, 0, [(0, 20)]),
+        (3, 0, [(0, 20), (20, 30)]),
+        (7, 4, [(4, 40), (40, 60), (60, 70)]),
+        (3, 20, [(20, 30)]),
+        (3, 25, [(25, 30)]),
+        (3, 30, []),
+    ],
+)
+def test_sealed_ranges(blocks, sinks, expected):
+    assert sealed_ranges(blocks, 10, sinks) == expected
+
+
+@given(st.integers(0, 500), st.integers(1, 40), st.integers(0, 60))
+def test_exact_and_sealed_keys_are_all_that_is_visible(position, block, sinks):
+    exact, ranges = exact_and_sealed(position, position + 5, causal=True, block=block, sinks=sinks)
+    sealed = [j for first, end in ranges for j in range(first, end)]
+    assert sorted([*exact, *sealed]) == list(range(position + 1))
+    # the current block and the one before stay open
+    assert set(range(max(position // block - 1, 0) * block, position + 1)) <= set(exact)
+
+
+def test_opened_cells():
+    risk, count = np.array([0.1, 0.4, 0.4, 0.9, 0.0]), np.array([5, 6, 7, 8, 9])
+    for wanted, expected in [(1, [3]), (8, [3]), (9, [1, 2, 3]), (21, [1, 2, 3]), (22, [0, 1, 2, 3])]:
+        np.testing.assert_array_equal(np.flatnonzero(opened_cells(risk, count, wanted)), expected)
+    assert opened_cells(risk, count, 35).all()
+
+
+def test_attend_one_is_the_formula():
+    """Two cells, one opened: exact keys and its keys one by one, the other as one key of weight n exp(z)."""
+    key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
+    query, scale = np.array([1.0, 0.2]), 0.5
+    cells = [(0, summarize(key, value, [np.array([0, 1]), np.array([2, 3])]))]
+    out, lse, near, mass, margin = attend_one(
+        query, key, value, cells, np.array([4]), k=1, far_field=True, visit=None, scale=scale
+    )
+    weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
+    far = 2 * math.exp(scale * query @ [0, 2])
+    total = sum(weight.values()) + far
+    expected = (sum(w * value[j] for j, w in weight.items()) + far * (value[2] + value[3]) / 2) / total
+    np.testing.assert_allclose(out, expected)
+    assert lse == pytest.approx(math.log(total))
+    assert near == 2
+    assert mass == pytest.approx(1 - far / total)
+    # both cells have variance 1/2: their risks differ as their masses do
+    assert margin == pytest.approx(scale * query @ [2, 0] - scale * query @ [0, 2])
+
+
+def test_attend_one_by_the_published_rule():
+    key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
+    query, scale = np.array([1.0, 0.2]), 0.5
+    cells = [(0, summarize(key, value, [np.array([0, 1]), np.array([2, 3])]))]
+    out, lse, near, mass, _ = attend_one(
+        query, key, value, cells, np.array([4]), k=1, far_field=False, visit=2, scale=scale
+    )
+    weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
+    kept = weight[1] + weight[4]  # of the visited keys 0 and 1 the larger, and the exact one
+    np.testing.assert_allclose(out, (weight[1] * value[1] + weight[4] * value[4]) / kept)
+    assert lse == pytest.approx(math.log(kept))
+    assert near == 1
+    assert mass == pytest.approx(kept / (kept + weight[0] + 2 * math.exp(scale * query @ [0, 2])))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_near_far_attention_with_all_cells_open_is_exact(causal):
+    query, key, value = inputs((1, 4, 40, 3), (1, 2, 60, 3), 5, "float64")
+    expected = reference.attention(query, key, value, causal=causal)
+    for far_field in (True, False):
+        out, lse, _, mass = reference.near_far_attention(
+            query,
+            key,
+            value,
+            k=60,
+            visit=60,
+            far_field=far_field,
+            causal=causal,
+            block=8,
+            sinks=3,
+            cell_size=4,
+        )
+        np.testing.assert_allclose(out, expected[0], atol=1e-12)
+        np.testing.assert_allclose(lse, expected[1], atol=1e-12)
+        np.testing.assert_allclose(mass, 1)

@@ -1,0 +1,127 @@
+"""A sealed segment: the cells of the float64 oracle, and a partition with true means, spreads and radii."""
+
+import numpy as np
+import pytest
+from helpers import cell_members, inputs, segment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icecore import reference
+from icecore.reference.cells import summarize
+from icecore.reference.random import sample_without_replacement
+
+
+def labels(members):
+    """The cell of each key."""
+    label = np.empty(sum(len(m) for m in members), int)
+    for cell, rows in enumerate(members):
+        label[rows] = cell
+    return label
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+@pytest.mark.parametrize(
+    ("count", "dim", "cell_size"), [(1000, 16, 32), (500, 3, 8), (300, 130, 17), (257, 5, 4)]
+)
+def test_same_cells_as_the_oracle(isa, count, dim, cell_size, seed):
+    key, value = inputs((0, dim), (count, dim), 5)[1:]
+    expected = reference.build_cells(key, value, cell_size=cell_size, seed=seed)
+    members = cell_members(segment(key, value, cell_size, seed))
+    # a key halfway between two parents may go to either, and moves both
+    assert len(members) == len(expected.members)
+    assert np.mean(labels(members) == labels(expected.members)) > 0.98
+
+
+@pytest.mark.parametrize("seed", [0, 12345, 2**64 - 1])
+def test_parents_are_the_oracles_sample(isa, seed):
+    """With cells of one key every key is a parent, in the order in which it was sampled."""
+    key = np.arange(50, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(
+        segment(key, key, 1, seed)["order"], sample_without_replacement(50, 50, seed)
+    )
+
+
+@st.composite
+def keys(draw):
+    """(n, d) keys: scattered, in few distinct places, or all zero; of any size."""
+    count, dim = draw(st.integers(1, 200)), draw(st.integers(1, 20))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    scattered = generator.standard_normal((count, dim), np.float32)
+    kind = draw(st.sampled_from(["scattered", "few places", "zero", "far from the origin"]))
+    if kind == "few places":
+        scattered = scattered[generator.integers(min(count, 3), size=count)]
+    return scattered * np.float32(
+        0 if kind == "zero" else draw(st.sampled_from([1e-3, 1, 1e3]))
+    ) + np.float32(100 if kind == "far from the origin" else 0)
+
+
+@given(key=keys(), value_dim=st.integers(1, 9), cell_size=st.integers(1, 300), seed=st.integers(0, 2**64 - 1))
+def test_invariants(isa, key, value_dim, cell_size, seed):
+    value = np.random.default_rng(0).standard_normal((len(key), value_dim), np.float32)
+    cells = segment(key, value, cell_size, seed)
+    count, order, offset = len(key), cells["order"], cells["offset"]
+    members = cell_members(cells)
+
+    # a partition in at most count / cell_size cells, none empty, input order kept within each
+    np.testing.assert_array_equal(np.sort(order), np.arange(count))
+    assert offset[0] == 0
+    assert offset[-1] == count
+    assert np.all(np.diff(offset) > 0)
+    assert len(members) <= max(1, (count + cell_size // 2) // cell_size)
+    assert all(np.all(np.diff(rows) > 0) for rows in members)
+
+    # keys and values stored in cell order, untouched
+    np.testing.assert_array_equal(cells["keys"], key[order])
+    np.testing.assert_array_equal(cells["values"], value[order])
+
+    # summaries; a mean of numbers up to x is wrong by some roundoffs of x, and shows in all the rest
+    expected = summarize(key, value, members)
+    blur = 2.0**-24 * np.sqrt(count) * max(np.abs(key).max(), 1e-30) + 1e-30
+    np.testing.assert_allclose(cells["mean_key"], expected.mean_key, atol=2 * blur)
+    np.testing.assert_allclose(cells["mean_value"], expected.mean_value, atol=1e-5)
+    np.testing.assert_allclose(
+        np.sqrt(cells["variance"]), np.sqrt(expected.variance), rtol=1e-5, atol=4 * blur
+    )
+    distance = np.sqrt(key.shape[1])
+    np.testing.assert_allclose(cells["radius"], expected.radius, rtol=1e-5, atol=4 * blur * distance)
+    np.testing.assert_allclose(cells["log2_count"], np.log2(expected.count), rtol=1e-6)
+
+
+def test_equal_keys_share_a_cell():
+    key = np.repeat(np.float32([[1, 2], [3, 4], [5, 6]]), 20, axis=0)
+    members = cell_members(segment(key, key, 6, 0))  # ten parents in three places
+    assert len(members) == 3
+    assert [np.unique(key[rows], axis=0).shape for rows in members] == [(1, 2)] * 3
+
+
+def test_same_seed_same_bytes():
+    key, value = inputs((0, 8), (300, 8), 4)[1:]
+    one, two, other = (segment(key, value, 16, seed) for seed in (7, 7, 8))
+    for name, array in one.items():
+        np.testing.assert_array_equal(two[name], array)
+    assert not np.array_equal(other["order"], one["order"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 31])
+def test_fewer_keys_than_a_cell_holds(isa, count):
+    key, value = inputs((0, 8), (count, 8), 4)[1:]
+    cells = segment(key, value, 32, 0)
+    np.testing.assert_array_equal(cells["offset"], [0, count])
+    np.testing.assert_array_equal(cells["order"], np.arange(count))
+    np.testing.assert_allclose(cells["mean_key"], key.mean(axis=0, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key_shape", "value_shape", "cell_size"),
+    [
+        ((0, 4), (0, 4), 8),
+        ((5, 4), (4, 4), 8),
+        ((5, 513), (5, 4), 8),
+        ((5, 4), (5, 513), 8),
+        ((5, 4), (5, 4), 0),
+    ],
+    ids=str,
+)
+def test_bad_arguments(key_shape, value_shape, cell_size):
+    with pytest.raises(ValueError):
+        segment(np.ones(key_shape, np.float32), np.ones(value_shape, np.float32), cell_size, 0)
