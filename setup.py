@@ -1,7 +1,7 @@
 """Build of the C core: one static library a set of compiler flags, all linked into icecore._native.
 
-Per-file flags are what setuptools' C libraries are for: each instruction set is a library with its own flags, everything else is
-built for the baseline processor.  What the compiler lacks is left out with a log line; the package then still works.
+Per-file flags are what setuptools' C libraries are for: each instruction set is a library with its own flags, everything
+else is built for the baseline processor.  What the compiler lacks is left out with a log line; the package then still works.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What people would call instead, each at its best. Every function takes NumPy arrays once and returns a call without arguments."""
+"""What people would call instead, each at its best: functions of NumPy arrays that return a call without arguments."""
 
 import numpy as np
 

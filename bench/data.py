@@ -1,8 +1,9 @@
 """Queries, keys and values to measure on; each set says where it comes from.
 
-`capture(n)`: SmolLM2-135M-Instruct, layer 15, 9 query heads on 3 key heads, d = 64, on a real text, up to 8192 tokens. Needs
-``icecore[models]`` and the weights package; computed once and kept under bench/.cache. Without them the 2048 tokens of one key head in
-tests/data stand in. Beyond the capture's length it is continued: repeated with fresh noise of a tenth of its standard deviation.
+`capture(n)`: SmolLM2-135M-Instruct, layer 15, 9 query heads on 3 key heads, d = 64, on a real text, up to 8192 tokens.
+Needs ``icecore[models]`` and the weights package; computed once and kept under bench/.cache. Without them the 2048 tokens of
+one key head in tests/data stand in. Beyond the capture's length it is continued: repeated with fresh noise of a tenth of its
+standard deviation.
 `gaussian(...)`: iid numbers, without structure: only for exact attention, where the data does not matter.
 """
 

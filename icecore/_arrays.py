@@ -11,7 +11,12 @@ from icecore import _native
 
 MAX_DIM = 512
 
-_NATIVE_DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "uint16": _native.BFLOAT16}
+_NATIVE_DTYPES = {
+    "float32": _native.FLOAT32,
+    "float16": _native.FLOAT16,
+    "bfloat16": _native.BFLOAT16,
+    "uint16": _native.BFLOAT16,
+}
 
 
 def integer(value, name, least):
@@ -54,7 +59,8 @@ class Problem:
 def _checked_array(array, name):
     array = np.asarray(array)
     if array.dtype.name not in _NATIVE_DTYPES and array.dtype != np.float64:
-        raise TypeError(f"{name} has dtype {array.dtype}; expected float32, float16, bfloat16 (or its bits as uint16) or float64")
+        expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
+        raise TypeError(f"{name} has dtype {array.dtype}; expected {expected}")
     if not array.dtype.isnative:
         raise TypeError(f"{name} has byte order {array.dtype.byteorder!r}; expected the machine's own")
     if not 2 <= array.ndim <= 4:
@@ -149,7 +155,7 @@ def check_mask(mask, problem):
     if mask is None:
         return None, None
     mask = np.asarray(mask)
-    batch, heads, queries, _, keys, _ = problem.shape
+    keys = problem.key.shape[2]
     shape = (*problem.out_shape[:-1], keys)
     try:
         broadcast = np.broadcast_to(mask, shape)

@@ -42,7 +42,7 @@ class AttentionInfo:
 def _check_k(k):
     if k is None:
         return None
-    if isinstance(k, np.ndarray) and k.ndim > 0 or isinstance(k, (list, tuple)):
+    if np.ndim(k) > 0:
         raise TypeError(
             "k= is the number of near-field keys (an integer), not the key array; "
             "arrays are positional: attention(query, key, value, k=256)"
@@ -63,8 +63,8 @@ def _check_scale(scale, dim):
 def _near_far_pays(queries, keys, causal, k, window, sinks):
     """Whether near/far is expected to be faster than exact attention for these lengths.
 
-    Per key head, in units of one exact query-key pair. Sealing costs about keys * keys / CELL_SIZE pairs (half of it when causal,
-    summed over the merges); a query pays for its window, one pair a cell, and its near keys, which are worth about
+    Per key head, in units of one exact query-key pair. Sealing costs about keys * keys / CELL_SIZE pairs (half of it when
+    causal, summed over the merges); a query pays for its window, one pair a cell, and its near keys, which are worth about
     `near` pairs each because they differ from query to query. Measured by bench/bench_near_far.py.
     """
     if k >= keys:
@@ -88,17 +88,17 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     Parameters
     ----------
     query : array_like, shape (..., H, L, d), (H, L, d) or (L, d)
-        float32, float16, bfloat16 (``ml_dtypes.bfloat16``, or its bits as uint16). float64 is computed by the slow oracle in
-        ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
+        float32, float16, bfloat16 (``ml_dtypes.bfloat16``, or its bits as uint16). float64 is computed by the slow oracle
+        in ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
     key : array_like, shape (..., H_k, S, d)
         Same dtype and number of dimensions; H must be a multiple of H_k (grouped-query attention: query head h reads key
         head ``h // (H // H_k)``). 1 <= d <= 512.
     value : array_like, shape (..., H_k, S, d_v)
         1 <= d_v <= 512.
     k : int, optional
-        Near-field keys per query besides sinks and window. None, or k >= S: exact attention. Otherwise keys are grouped in cells;
-        a query opens the cells in which an error would weigh most until they hold at least k keys, and sums those exactly. Where
-        that would not be faster than exact attention (short inputs), the call computes exactly.
+        Near-field keys per query besides sinks and window. None, or k >= S: exact attention. Otherwise keys are grouped in
+        cells; a query opens the cells in which an error would weigh most until they hold at least k keys, and sums those
+        exactly. Where that would not be faster than exact attention (short inputs), the call computes exactly.
     far_field : bool, default True
         Every unopened cell contributes through its mean key and mean value. False is the published rule of IceFormer: the k
         visited keys with the largest scores, the rest dropped.
@@ -106,8 +106,8 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
         Query i sees keys up to S - L + i (aligned bottom-right, as a cache needs it).
     window : int, optional
         With k=None: sliding-window attention, a query sees only the keys less than `window` positions away, and the sinks.
-        With k and causal: at least the last `window` keys (up to twice as many) are exact; default 512. With k and not causal
-        it must be None.
+        With k and causal: at least the last `window` keys (up to twice as many) are exact; default 512. With k and not
+        causal it must be None.
     sinks : int, optional
         First keys that are always exact and visible in spite of a window. Default 16 with k and causal, else 0.
     scale : float, optional
@@ -115,7 +115,8 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     attn_mask : array_like, optional
         Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores. Needs k=None.
     visit : int, optional
-        With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact top k.
+        With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
+        top k.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
     return_info : bool, default False
@@ -146,8 +147,8 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
 
     Notes
     -----
-    A query that sees no key gives 0 and lse -inf, never NaN. A key that is not visible contributes nothing, whatever it holds. NaN
-    and inf in visible inputs propagate as IEEE arithmetic has it; by way of cell means they reach every query that uses the
+    A query that sees no key gives 0 and lse -inf, never NaN. A key that is not visible contributes nothing, whatever it holds.
+    NaN and inf in visible inputs propagate as IEEE arithmetic has it; by way of cell means they reach every query that uses the
     cell, and an inf may come out as NaN.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
@@ -181,7 +182,7 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     if out is not None:
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
 
-    batch, heads, queries, _, keys, value_dim = problem.shape
+    batch, heads, queries, _, keys, _ = problem.shape
     if k is not None:
         if far_field and k >= keys:
             k = None
@@ -248,7 +249,9 @@ class _Call:
         p = self.problem
         options = {"causal": self.causal, "scale": self.scale}
         if k is None:
-            out, lse = reference.attention(p.query, p.key, p.value, window=window, sinks=sinks or 0, attn_mask=attn_mask, **options)
+            out, lse = reference.attention(
+                p.query, p.key, p.value, window=window, sinks=sinks or 0, attn_mask=attn_mask, **options
+            )
             near = mass = None
         else:
             out, lse, near, mass = reference.near_far_attention(
@@ -310,7 +313,8 @@ def merge_states(outs, lses):
         raise ValueError(f"outs and lses must be equally many and not empty, got {len(outs)} and {len(lses)}")
     for o, s in zip(outs, lses, strict=True):
         if o.shape != outs[0].shape or s.shape != outs[0].shape[:-1]:
-            raise ValueError(f"outs and lses must have shapes {outs[0].shape} and {outs[0].shape[:-1]}, got {o.shape} and {s.shape}")
+            expected = f"{outs[0].shape} and {outs[0].shape[:-1]}"
+            raise ValueError(f"outs and lses must have shapes {expected}, got {o.shape} and {s.shape}")
     stacked = np.stack([s.astype(np.float64) for s in lses])
     top = stacked.max(axis=0)
     shift = np.where(np.isneginf(top), 0.0, top)

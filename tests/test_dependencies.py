@@ -1,6 +1,6 @@
 """The arrows of the house point one way.
 
-    icecore -> _native -> icecore.h -> cache, attention, index -> segment -> kernels -> simd        base is below all
+    icecore -> _native -> icecore.h -> cache, attention, index -> segment -> kernels -> simd -> base
 
 The checker reads #include lines, imports and cimports. It is itself tested on made-up violations.
 """
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-#: Folder of csrc -> the folders whose headers its files may include. icecore.h, in include/, may be included by all.
+#: Folder of csrc -> the folders whose headers its files may include. All may include icecore.h.
 ROOMS = {
     "include": set(),
     "base": {"base"},
@@ -79,7 +79,7 @@ def pyx_violations(pyx):
 
 
 def imports_of(tree, package):
-    """(line number, module, name or None, whether at module level) of each import; relative ones made absolute."""
+    """(line number, module, name or None, at module level?) of each import; relative ones made absolute."""
 
     def visit(node, at_module_level):
         if isinstance(node, ast.Import):
@@ -133,15 +133,16 @@ def python_violations(package):
             elif room == "reference":
                 if not (standard or top == "numpy" or within(module, "icecore.reference")):
                     found.append(say + "reference uses NumPy only")
-            elif room == "nn" and top == "icecore":
-                if not within(full, "icecore.nn") and full != "icecore" and full.removeprefix("icecore.") not in public:
+            elif room == "nn" and top == "icecore" and not within(full, "icecore.nn"):
+                if full != "icecore" and full.removeprefix("icecore.") not in public:
                     found.append(say + "nn uses icecore's public names")
             elif room == "" and file.name != "__main__.py":
                 if within(full, "icecore.nn") or within(full, "icecore.commands"):
                     found.append(say + "nn and commands are above")
         if room == "nn":
             for node in ast.walk(tree):
-                if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "icecore" and node.attr not in public:
+                of_icecore = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "icecore"
+                if of_icecore and node.attr not in public:
                     found.append(f"{name}:{node.lineno}: icecore.{node.attr} is not a public name")
     return found
 

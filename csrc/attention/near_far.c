@@ -400,8 +400,11 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
         (problem->causal && options->block < 1) || (!options->far_field && options->visit < options->near_keys))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
-    near_far_call call = {.problem = problem, .options = options, .kernels = ice_active_kernels(),
-                          .heads = problem->batch * problem->key_heads, .steps = count_steps(problem, options->block)};
+    /* a block longer than everything never ends; clipped, so that its end cannot overflow */
+    icecore_near_far clipped = *options;
+    if (clipped.block > problem->keys + problem->queries) clipped.block = problem->keys + problem->queries;
+    near_far_call call = {.problem = problem, .options = &clipped, .kernels = ice_active_kernels(),
+                          .heads = problem->batch * problem->key_heads, .steps = count_steps(problem, clipped.block)};
     call.step = ice_alloc(call.steps + 1, sizeof *call.step);
     call.sealed = ice_alloc(call.steps * call.heads, sizeof *call.sealed);
     if (call.step && call.sealed) {

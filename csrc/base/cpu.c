@@ -8,9 +8,12 @@ int ice_cpu_any(void) { return 1; }
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define CPUID_ECX_F16C (1u << 29)
+
 /* The compiler's run-time library checks the operating system's support for the registers as well. */
 int ice_cpu_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, c = 0, d;   /* clang's builtin does not know F16C */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & CPUID_ECX_F16C);
 }
 
 int ice_cpu_avx512(void) {

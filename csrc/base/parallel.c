@@ -17,6 +17,7 @@
 
 static int (*interrupt_check)(void) = NULL;
 
+#ifdef _OPENMP
 /* Set when threads were started in this process, and when this process is a fork of such a one. */
 static volatile int threads_started = 0;
 static volatile int forked_after_threads = 0;
@@ -24,6 +25,7 @@ static pthread_once_t fork_handler_once = PTHREAD_ONCE_INIT;
 
 static void in_forked_child(void) { forked_after_threads |= threads_started; }
 static void install_fork_handler(void) { pthread_atfork(NULL, NULL, in_forked_child); }
+#endif
 
 void icecore_set_interrupt_check(int (*check)(void)) { interrupt_check = check; }
 
@@ -107,10 +109,11 @@ static void work(task_list *list, void *scratch, int is_caller) {
 icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
     if (threads <= 0) threads = icecore_default_threads();
     if (threads > count) threads = (int)count;
-#ifndef _OPENMP
+#ifdef _OPENMP
+    if (threads < 1 || forked_after_threads) threads = 1;
+#else
     threads = 1;
 #endif
-    if (threads < 1 || forked_after_threads) threads = 1;
     size_t stride = ice_round_up(scratch_bytes ? scratch_bytes : 1);
     char *scratch = ice_alloc(threads, stride);
     if (!scratch) return ICECORE_ERROR_MEMORY;

@@ -202,7 +202,7 @@ icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int6
                                      int64_t cell_size, uint64_t seed, icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
-    if (!keys || count < 1 || count > INT32_MAX || dim < 1 || dim > ICECORE_MAX_DIM || cell_size < 1) return ICECORE_ERROR_VALUE;
+    if (dtype > ICECORE_BFLOAT16 || !keys || count < 1 || count > INT32_MAX || dim < 1 || dim > ICECORE_MAX_DIM || cell_size < 1) return ICECORE_ERROR_VALUE;
     if (!values) value_dim = 0;
     if (value_dim < 0 || value_dim > ICECORE_MAX_DIM) return ICECORE_ERROR_VALUE;
     int64_t cells = (count + cell_size / 2) / cell_size;

@@ -10,7 +10,7 @@ from icecore.reference.random import segment_seed
 
 
 def sealed_ranges(blocks, block, sinks):
-    """The segments of a binary counter that holds `blocks` blocks: (first, end) key ranges past the sinks, the largest first."""
+    """The segments of a binary counter of `blocks` blocks: (first, end) key ranges past the sinks, the largest first."""
     ranges, first = [], 0
     for bit in reversed(range(blocks.bit_length())):
         if blocks >> bit & 1:
@@ -46,7 +46,8 @@ def opened_cells(risk, count, wanted):
 def attend_one(query, key, value, cells, exact, *, k, far_field, visit, scale):
     """One query (d,) over key (S, d), value (S, dv): exact keys plus cells (a list of (first key, Cells)).
 
-    Returns out (dv,), lse, near keys, captured mass, margin: the gap in log risk between the last cell opened and the first not.
+    Returns out (dv,), lse, near keys, captured mass, margin: the gap in log risk between the last cell opened and the first
+    one not.
     """
     if not cells:
         out, lse = softmax_sum(scale * (key[exact] @ query)[None], value[exact])

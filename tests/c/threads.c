@@ -90,7 +90,7 @@ static void interrupt(void) {
     for (int i = 0; i < 6; i++)
         for (int threads = 1; threads <= 2; threads++) {
             const int kind = i / 2, causal = i % 2;
-            problem s = {.p = {.batch = 1, .query_heads = 1, .key_heads = 1, .queries = 4096, .keys = 4096, .dim = 64, .value_dim = 1, .window = -1},
+            problem s = {.p = {.batch = 1, .query_heads = 1, .key_heads = 1, .queries = 4096, .keys = 1024, .dim = 64, .value_dim = 1, .window = -1},
                          .seed = 82};
             problem_allocate(&s);
             problem wide = {.p = {.batch = 1, .query_heads = 2000, .key_heads = 2000, .queries = 4096, .keys = 1, .dim = 1, .value_dim = 1}};
