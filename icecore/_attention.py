@@ -15,8 +15,10 @@ from icecore._runtime import threads_for_call
 DEFAULT_WINDOW = 512
 #: First keys that stay exact, when causal and `k` is given: attention sinks (inside cells they spoil every mean).
 DEFAULT_SINKS = 16
-#: Keys per cell, on average.
-CELL_SIZE = 32
+#: Keys per cell, on average: against 32, 6 % more time and less than half the loss in perplexity (bench/README.md).
+CELL_SIZE = 16
+#: Cost of an exact bfloat16 product, in float32 ones, where the machine has it natively (AMX: not yet measured).
+NATIVE_BFLOAT16_COST = {"avx512_bf16": 0.55, "amx": 0.25}
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,23 @@ def _check_scale(scale, dim):
     return float(scale)
 
 
-def _near_far_pays(queries, keys, causal, k, window, sinks):
-    """Whether near/far is expected to be faster than exact attention for these lengths.
+def _near_far_pays(problem, causal, k, window, sinks):
+    """Whether near/far is expected to be faster than exact attention.
 
-    Per key head, in units of one exact query-key pair. Sealing costs about keys * keys / CELL_SIZE pairs (half of it when
-    causal, summed over the merges); a query pays for its window, one pair a cell, and its near keys, which are worth about
-    `near` pairs each because they differ from query to query. Measured by bench/bench_near_far.py.
+    Counted per query head in products of one query with one key and its value, as the panel kernels do them in float32. A query
+    pays for its window, about 3 for each cell (scores, risks and the threshold) and 2.5 for each near key (they differ from
+    query to query). Sealing is shared by the query heads of a key head. Fitted to bench/bench_near_far.py; the margin of a
+    tenth is for what the fit leaves open.
     """
-    if k >= keys:
-        return False
-    exact_part = sinks + 1.5 * window if causal else sinks
-    near = 4.0
-    average = max(keys - queries / 2, 1) if causal else keys
-    sealed = max(average - exact_part, 0)
-    exact = queries * average
-    approximate = queries * (min(exact_part, average) + 2.5 * sealed / CELL_SIZE + near * min(k + CELL_SIZE / 2, sealed))
-    build = 0.7 * keys * keys / CELL_SIZE + 8 * keys
-    return 1.1 * (approximate + build) < exact
+    queries, keys, group = problem.query.shape[2], problem.key.shape[2], problem.query.shape[1] // problem.key.shape[1]
+    average = max(keys - queries / 2, 1) if causal else keys  # keys that a query sees
+    near_window = min(sinks + 1.5 * window if causal else sinks, average)
+    sealed = average - near_window
+    product = NATIVE_BFLOAT16_COST.get(_native.isa(), 1.0) if problem.native_dtype == _native.BFLOAT16 else 1.0
+    exact = queries * average * product
+    approximate = queries * (near_window * product + 3.0 * sealed / CELL_SIZE + 2.5 * min(k + CELL_SIZE / 2, sealed))
+    sealing = (1.5 * keys * keys / CELL_SIZE + 100.0 * keys) / group
+    return 1.1 * (approximate + sealing) < exact
 
 
 def attention(query, key, value, /, *, k=None, far_field=True, causal=False, window=None, sinks=None, scale=None,
@@ -152,7 +154,7 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     cell, and an inf may come out as NaN.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
-    O(L (window + k + S / 32) (d + d_v) + S^2 / 32 d) time and one float32 copy of keys and values.
+    O(L (window + k + S / 16) (d + d_v) + S^2 / 16 d) time and, for a moment, up to two float32 copies of keys and values.
 
     Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
 
@@ -202,7 +204,7 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
         info = call.reference(k, far_field, window, sinks, attn_mask, visit, seed, return_info)
     elif k is None:
         info = call.exact(window, sinks, mask, return_info)
-    elif far_field and not _near_far_pays(queries, keys, causal, k, window or 0, sinks):
+    elif far_field and not (problem.query.size and _near_far_pays(problem, causal, k, window or 0, sinks)):
         info = call.exact(None, None, (None, None), return_info)
     else:
         info = call.near_far(k, far_field, window, sinks, visit, seed, return_info)

@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 
 import icecore
 from icecore import reference
+from icecore._attention import CELL_SIZE
 
 CAUSAL = {"causal": True, "block": 32, "sinks": 4, "cell_size": 8, "k": 24}
 BOTH_WAYS = {"sinks": 4, "cell_size": 8, "k": 24}
 PUBLISHED = {"far_field": False, "visit": 60}  # the rule of the paper: the tail is dropped
 SETTINGS = [CAUSAL, BOTH_WAYS, CAUSAL | PUBLISHED, BOTH_WAYS | PUBLISHED]
-each_setting = pytest.mark.parametrize(
-    "options", SETTINGS, ids=["causal", "both", "causal, drop", "both, drop"]
-)
+each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both", "causal, drop", "both, drop"])
 
 
 def clustered(query_shape, key_shape, value_dim, dtype="float32", seed=0):
@@ -90,11 +89,9 @@ def test_equals_the_float64_oracle_on_a_language_model(capture, isa, options):
 
 def test_float64_is_computed_by_the_oracle():
     query, key, value = inputs((2, 60, 8), (1, 200, 8), 5, "float64")
-    out, lse, info = icecore.attention(
-        query, key, value, k=8, causal=True, window=16, return_lse=True, return_info=True
-    )
+    out, lse, info = icecore.attention(query, key, value, k=8, causal=True, window=16, return_lse=True, return_info=True)
     expected = reference.near_far_attention(
-        query[None], key[None], value[None], k=8, causal=True, block=16, sinks=16, cell_size=32
+        query[None], key[None], value[None], k=8, causal=True, block=16, sinks=16, cell_size=CELL_SIZE
     )
     assert info.path == "reference"
     np.testing.assert_array_equal(out, expected[0][0])
@@ -124,20 +121,27 @@ def test_visiting_all_keys_finds_the_exact_top_k_besides_sinks_and_blocks(isa):
         np.testing.assert_allclose(result.out[:, :, i], expected[:, :, 0], atol=1e-5)
 
 
+def test_of_equal_scores_as_many_are_kept_as_k_says(isa):
+    """Every key four times, and one value for all: the top seven scores are four equal ones and three of the next."""
+    query, key, _ = clustered((1, 2, 60, 16), (1, 1, 50, 16), 16)
+    key, value = np.repeat(key, 4, axis=2), np.ones((1, 1, 200, 3), np.float32)
+    result = near_far(query, key, value, k=7, far_field=False, visit=200, cell_size=8)
+    scores = np.sort((query / 4) @ key.swapaxes(-1, -2), axis=-1)[..., -7:]
+    assert np.all(result.near_keys == 7)
+    np.testing.assert_allclose(result.out, 1, atol=1e-6)
+    np.testing.assert_allclose(result.lse, np.log(np.exp(scores).sum(axis=-1)), atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{}, {"causal": True}], ids=str)
 def test_k_of_all_keys_is_exact(isa, options):
     query, key, value = inputs((4, 100, 16), (2, 300, 16), 24)
     exact = icecore.attention(query, key, value, return_lse=True, **options)
     for k in (300, 301, 10**9):
-        out, lse, info = icecore.attention(
-            query, key, value, k=k, return_lse=True, return_info=True, **options
-        )
+        out, lse, info = icecore.attention(query, key, value, k=k, return_lse=True, return_info=True, **options)
         assert info.path == "exact"
         assert_same_bits(out, exact[0])
         assert_same_bits(lse, exact[1])
-    dropping_nothing = icecore.attention(
-        query, key, value, k=300, far_field=False, return_lse=True, **options
-    )
+    dropping_nothing = icecore.attention(query, key, value, k=300, far_field=False, return_lse=True, **options)
     assert_exact(dropping_nothing, query, key, value, **options)
 
 
@@ -305,9 +309,7 @@ def test_info_says_what_was_summed(isa, options):
 @pytest.mark.parametrize("causal", [True, False])
 def test_short_inputs_are_computed_exactly(queries, keys, causal):
     query, key, value = inputs((2, queries, 64), (1, keys, 64), 64)
-    out, lse, info = icecore.attention(
-        query, key, value, k=32, causal=causal, return_lse=True, return_info=True
-    )
+    out, lse, info = icecore.attention(query, key, value, k=32, causal=causal, return_lse=True, return_info=True)
     exact = icecore.attention(query, key, value, causal=causal, return_lse=True, return_info=True)
     assert info.path == "exact"
     assert_same_bits(out, exact[0])
@@ -327,11 +329,9 @@ LONG = {
 def test_long_inputs_take_the_near_far_path(case):
     public, core = LONG[case]
     query, key, value = clustered((2, 8192, 8), (1, 8192, 8), 8)
-    out, lse, info = icecore.attention(
-        query, key, value, k=32, seed=4, return_lse=True, return_info=True, **public
-    )
+    out, lse, info = icecore.attention(query, key, value, k=32, seed=4, return_lse=True, return_info=True, **public)
     assert info.path == "near_far"
-    expected = near_far(query, key, value, k=32, seed=4, **core)
+    expected = near_far(query, key, value, k=32, seed=4, cell_size=CELL_SIZE, **core)
     for actual, wanted in zip((out, lse, info.near_keys, info.captured_mass), expected, strict=True):
         assert_same_bits(actual, wanted[0])
 
@@ -345,9 +345,7 @@ def test_16_bit_inputs(isa, options, dtype):
     expected = near_far(*(decode(a).astype(np.float32) for a in arrays), **options)
     assert result.out.dtype == arrays[0].dtype
     roundoff = 2.0**-11 if dtype == "float16" else 2.0**-8
-    np.testing.assert_allclose(
-        decode(result.out), expected.out, atol=2 * roundoff * np.abs(decode(arrays[2])).max()
-    )
+    np.testing.assert_allclose(decode(result.out), expected.out, atol=2 * roundoff * np.abs(decode(arrays[2])).max())
     np.testing.assert_allclose(result.lse, expected.lse, atol=1e-5)
     np.testing.assert_array_equal(result.near_keys, expected.near_keys)
 

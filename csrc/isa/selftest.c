@@ -1,11 +1,11 @@
 /* Compares every kernel of one instruction set with the scalar kernels, on shapes that leave tails everywhere.
  *
- * Both get the same inputs.  What kernels.h does not let a kernel read (gaps between rows, what follows the last row) holds NaN, so that
- * reading it shows in the result; what it does not let a kernel write must be as before.
+ * Both get the same inputs.  What kernels.h does not let a kernel read (gaps between rows, what follows the last row) holds NaN, so
+ * that reading it shows in the result; what it does not let a kernel write must be as before.
  *
- * Tolerances, with u = 2^-24 the rounding error of one operation.  A sum of n terms in any order, fused or not, is within n u of the
- * truth relative to the sum of the terms' absolute values, so two of them are within 2 n u.  vf_exp2 is within 2e-7 of the truth, and
- * its argument is rounded alike everywhere.  What only adds, compares and selects agrees exactly. */
+ * Tolerances, with u = 2^-24 the rounding error of one operation.  A sum of n terms in any order, fused or not, is within n u of
+ * the truth relative to the sum of the terms' absolute values, so two of them are within 2 n u.  vf_exp2 is within 2e-7 of the
+ * truth, and its argument is rounded alike everywhere.  What only adds, compares and selects agrees exactly. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -192,8 +192,8 @@ static void compare_to_float32(selftest *t) {
         if ((i < 0 || i >= t->count) && found[i] != 1.0f) fail(t, "wrote outside its output");
 }
 
-/* Numbers on, just below and just above the middle between two neighbours; SPECIAL: any bits, and NaN whose upper half is inf's or which
- * rounding would carry into the sign. */
+/* Numbers on, just below and just above the middle between two neighbours; SPECIAL: any bits, and NaN whose upper half is inf's or
+ * which rounding would carry into the sign. */
 static float hard_to_round(selftest *t) {
     uint32_t bits = (uint32_t)ice_random(&t->random);
     if (t->kind == SPECIAL && bits % 4 == 0) return ice_bits_float(bits % 8 == 0 ? 0x7F800001u : 0xFFFFFFFFu);
@@ -268,7 +268,7 @@ static void fill_softmax_state(selftest *t) {
     }
 }
 
-/* The results for one query, whose scores lie `step` apart.  Where a score is NaN the maximum is unspecified, but the NaN must get on. */
+/* The results for one query, whose scores lie `step` apart.  Where one is NaN the maximum is unspecified, but the NaN gets on. */
 static void expect_softmax(selftest *t, int64_t first, int64_t step, int64_t lane) {
     int nan = 0;
     for (int j = 0; j < t->count; j++)
@@ -503,14 +503,16 @@ static void compare_open_cells(selftest *t) {
 /* What lies below 2^-126 counts as 0 there: added to the scale, this gives n u 2^-100 > n 2^-126. */
 #define FLUSHED 0x1p-100
 
-/* Rounds t->panel to bfloat16 and checks that the packed pairs hold it, and that `room` numbers of each lane hold all that was written. */
+/* Rounds t->panel to bfloat16 and checks that the packed pairs hold it, and that nothing past `room` numbers a lane was written. */
 static void expect_pairs(selftest *t, int64_t rows, int64_t room) {
     for (int64_t i = 0; i < round_up(rows, 2); i++)
         for (int lane = 0; lane < ICE_PANEL; lane++) {
             float *x = &t->panel[i * ICE_PANEL + lane];
-            uint16_t wanted = i < rows ? ice_float_to_bfloat16(*x) : 0, pair = t->pairs[GUARD + (i / 2 * ICE_PANEL + lane) * 2 + i % 2];
+            uint16_t wanted = i < rows ? ice_float_to_bfloat16(*x) : 0;
+            uint16_t pair = t->pairs[GUARD + (i / 2 * ICE_PANEL + lane) * 2 + i % 2];
             *x = ice_bfloat16_to_float(wanted);
-            if (pair != wanted && !(isnan(*x) && isnan(ice_bfloat16_to_float(pair)))) fail(t, "packed 0x%04X is not 0x%04X", pair, wanted);
+            int same = pair == wanted || (isnan(*x) && isnan(ice_bfloat16_to_float(pair)));
+            if (!same) fail(t, "packed 0x%04X is not 0x%04X", pair, wanted);
         }
     for (int64_t i = 0; i < GUARD + BLOCK + GUARD; i++)
         if ((i < GUARD || i >= GUARD + room * ICE_PANEL) && t->pairs[i] != UNTOUCHED) fail(t, "packed outside its room");

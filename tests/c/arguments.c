@@ -5,7 +5,8 @@
 #include "tensors.h"
 
 static problem valid(void) {
-    problem s = {.p = {.batch = 1, .query_heads = 2, .key_heads = 1, .queries = 20, .keys = 20, .dim = 4, .value_dim = 4, .window = -1}};
+    problem s = one_head(20, 20, 4, 4);
+    s.p.query_heads = 2;
     problem_allocate(&s);
     return s;
 }
@@ -114,8 +115,8 @@ static void segments(void) {
     for (int i = 0; i < (int)(sizeof wrong / sizeof *wrong); i++) {
         icecore_segment *segment = NULL;
         check_at("arguments %d", i);
-        EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2, wrong[i].count, wrong[i].dim,
-                                     wrong[i].value_dim, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+        EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2, wrong[i].count,
+                                     wrong[i].dim, wrong[i].value_dim, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }

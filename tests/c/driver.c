@@ -13,7 +13,8 @@ static void bad_environment(void) {
     EXPECT(icecore_isa_status() == ICECORE_ERROR_ISA);
     const icecore_attention nothing = {.dim = 1, .value_dim = 1, .window = -1};
     EXPECT(icecore_attend_exact(&nothing) == ICECORE_ERROR_ISA);
-    EXPECT(icecore_attend_near_far(&nothing, &(icecore_near_far){.near_keys = 1, .far_field = 1, .cell_size = 1}) == ICECORE_ERROR_ISA);
+    const icecore_near_far options = {.near_keys = 1, .far_field = 1, .cell_size = 1};
+    EXPECT(icecore_attend_near_far(&nothing, &options) == ICECORE_ERROR_ISA);
     const float key = 1.0f;
     icecore_segment *segment = NULL;
     EXPECT(icecore_segment_build(ICECORE_FLOAT32, &key, 1, NULL, 0, 1, 1, 0, 1, 0, &segment) == ICECORE_ERROR_ISA);

@@ -20,7 +20,8 @@ static double score(const icecore_attention *p, int64_t batch, int64_t head, int
     double sum = 0.0;
     for (int64_t t = 0; t < p->dim; t++) sum += element_get(&p->query, p->dtype, q + t) * element_get(&p->key, p->dtype, k + t);
     sum *= p->scale;
-    int64_t mask = batch * p->mask_batch_stride + head * p->mask_head_stride + query * p->mask_row_stride + key * p->mask_key_stride;
+    int64_t mask = batch * p->mask_batch_stride + head * p->mask_head_stride + query * p->mask_row_stride +
+                   key * p->mask_key_stride;
     if (p->mask_kind == ICECORE_MASK_BOOL) return ((const uint8_t *)p->mask)[mask] ? sum : -INFINITY;
     if (p->mask_kind == ICECORE_MASK_FLOAT32) {
         double bias = ((const float *)p->mask)[mask];
@@ -61,8 +62,8 @@ static void keep_largest(const icecore_attention *p, const naive_top_k *options,
 }
 
 /* The mean over the keys that are not hidden, and the mean of the absolute values; returns the lse. */
-static double softmax_mean(const icecore_attention *p, int64_t batch, int64_t head, const double *scores, const char *hidden, double *out,
-                           double *absolute) {
+static double softmax_mean(const icecore_attention *p, int64_t batch, int64_t head, const double *scores, const char *hidden,
+                           double *out, double *absolute) {
     double top = -INFINITY, sum = 0.0;
     int any = 0;
     for (int64_t t = 0; t < p->value_dim; t++) out[t] = absolute[t] = 0.0;

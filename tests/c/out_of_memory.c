@@ -16,8 +16,10 @@ int counted_posix_memalign(void **memory, size_t alignment, size_t size) {
 }
 
 static problem some_keys(int causal, int64_t queries) {
-    problem s = {.p = {.batch = 1, .query_heads = 2, .key_heads = 2, .queries = queries, .keys = queries == 1 ? 5000 : 100, .dim = 4, .value_dim = 4,
-                       .window = -1, .causal = causal, .threads = 1}, .seed = 90};
+    problem s = one_head(queries, queries == 1 ? 5000 : 100, 4, 4);
+    s.p.query_heads = s.p.key_heads = 2;
+    s.p.causal = causal;
+    s.p.threads = 1;
     problem_allocate(&s);
     return s;
 }
@@ -31,8 +33,9 @@ static icecore_status near_far(const problem *s) {
 
 static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
-    icecore_status status = icecore_segment_build(s->p.dtype, s->p.key.data, s->p.key.row_stride, s->p.value.data, s->p.value.row_stride,
-                                                  s->p.keys, s->p.dim, s->p.value_dim, 2, 0, &built);
+    const icecore_attention *p = &s->p;
+    icecore_status status = icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride,
+                                                  p->keys, p->dim, p->value_dim, 2, 0, &built);
     EXPECT((status == ICECORE_OK) == (built != NULL));
     icecore_segment_free(built);
     return status;

@@ -8,20 +8,23 @@
 
 /* Keys and values of one head, as a problem without queries allocates them. */
 static problem rows(icecore_dtype dtype, int64_t count, int64_t dim, int64_t value_dim, int64_t pad) {
-    problem s = {.p = {.dtype = dtype, .batch = 1, .key_heads = 1, .keys = count, .dim = dim, .value_dim = value_dim},
-                 .pad = pad, .seed = 40};
+    problem s = one_head(0, count, dim, value_dim);
+    s.p.dtype = dtype;
+    s.pad = pad;
     problem_allocate(&s);
     return s;
 }
 
 static icecore_segment *build(const problem *s, int with_values, int64_t cell_size, uint64_t seed) {
+    const icecore_attention *p = &s->p;
+    const void *values = with_values ? p->value.data : NULL;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(s->p.dtype, s->p.key.data, s->p.key.row_stride, with_values ? s->p.value.data : NULL, s->p.value.row_stride,
-                                 s->p.keys, s->p.dim, with_values ? s->p.value_dim : 0, cell_size, seed, &segment) == ICECORE_OK);
+    EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, values, p->value.row_stride, p->keys, p->dim,
+                                 with_values ? p->value_dim : 0, cell_size, seed, &segment) == ICECORE_OK);
     return segment;
 }
 
-/* Rows first .. end - 1 of stored keys or values: their mean is `mean`; returns the largest and the mean squared distance from it. */
+/* The mean of stored rows first .. end - 1 is `mean`; returns the largest distance from it, and the mean squared one. */
 static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *mean, double *mean_squared) {
     double largest = 0.0, total = 0.0;
     for (int64_t t = 0; t < width; t++) {
@@ -50,10 +53,11 @@ static void expect_valid(const problem *s, const icecore_segment *segment, int64
         int32_t row = v.order[j];
         EXPECT(row >= 0 && row < v.count && !seen[row]);
         seen[row] = 1;
+        int64_t key = element_index(&p->key, 0, 0, row, 0), value = element_index(&p->value, 0, 0, row, 0);
         for (int64_t t = 0; t < v.dim; t++)
-            EXPECT((double)v.keys[j * v.dim + t] == element_get(&p->key, p->dtype, element_index(&p->key, 0, 0, row, t)));
+            EXPECT((double)v.keys[j * v.dim + t] == element_get(&p->key, p->dtype, key + t));
         for (int64_t t = 0; t < v.value_dim; t++)
-            EXPECT((double)v.values[j * v.value_dim + t] == element_get(&p->value, p->dtype, element_index(&p->value, 0, 0, row, t)));
+            EXPECT((double)v.values[j * v.value_dim + t] == element_get(&p->value, p->dtype, value + t));
     }
     for (int64_t c = 0; c < v.cells; c++) {
         int64_t first = v.offset[c], end = v.offset[c + 1];
@@ -68,7 +72,8 @@ static void expect_valid(const problem *s, const icecore_segment *segment, int64
 }
 
 static void invariants(void) {
-    static const int64_t counts[] = {1, 2, 31, 48, 49, 500}, dims[] = {1, 17, ICECORE_MAX_DIM}, sizes[] = {1, 2, 32, 1000000, INT64_MAX};
+    static const int64_t counts[] = {1, 2, 31, 48, 49, 500}, dims[] = {1, 17, ICECORE_MAX_DIM};
+    static const int64_t sizes[] = {1, 2, 32, 1000000, INT64_MAX};
     for (int i = 0; i < 6; i++)
         for (int j = 0; j < 3; j++)
             for (int k = 0; k < 5; k++) {

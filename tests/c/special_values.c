@@ -9,8 +9,12 @@
 static const float specials[] = {NAN, INFINITY, -INFINITY};
 
 static problem small(icecore_dtype dtype, int64_t queries) {
-    return (problem){.p = {.dtype = dtype, .batch = 1, .query_heads = 2, .key_heads = 1, .queries = queries, .keys = 140, .dim = 6,
-                           .value_dim = 5, .window = -1, .causal = 1}, .pad = 2, .seed = 60};
+    problem s = one_head(queries, 140, 6, 5);
+    s.p.dtype = dtype;
+    s.p.query_heads = 2;
+    s.p.causal = 1;
+    s.pad = 2;
+    return s;
 }
 
 /* The core agrees with the formula on which results are NaN, which infinite and which untouched. */
@@ -118,7 +122,8 @@ static void nan_in_a_cell(void) {
     for (int array = 0; array < 2; array++)
         for (int far_field = 0; far_field < 2; far_field++) {
             problem s = small(ICECORE_FLOAT32, 140);
-            icecore_near_far options = {.near_keys = far_field ? 4 : 140, .visit = 140, .far_field = far_field, .block = 12, .cell_size = 4};
+            icecore_near_far options = {.near_keys = 140, .visit = 140, .far_field = far_field, .block = 12, .cell_size = 4};
+            if (far_field) options.near_keys = 4;
             problem_allocate(&s);
             const icecore_tensor *tensor = array ? &s.p.value : &s.p.key;
             ((float *)tensor->data)[element_index(tensor, 0, 0, 17, 2)] = NAN;
@@ -139,8 +144,8 @@ static void segments(void) {
         fill_wildly(&s, &state, among);
         icecore_segment *segment = NULL;
         check_at("one in %d", among);
-        EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data, s.p.value.row_stride, s.p.keys,
-                                     s.p.dim, s.p.value_dim, 4, 1, &segment) == ICECORE_OK);
+        EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data, s.p.value.row_stride,
+                                     s.p.keys, s.p.dim, s.p.value_dim, 4, 1, &segment) == ICECORE_OK);
         if (segment) {
             icecore_segment_view v = icecore_segment_get(segment);
             char seen[140] = {0};

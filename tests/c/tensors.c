@@ -55,6 +55,11 @@ void element_set(const icecore_tensor *t, icecore_dtype dtype, int64_t index, fl
     ((uint16_t *)t->data)[index] = (uint16_t)(dtype == ICECORE_FLOAT16 ? sign | half : wide >> 16);
 }
 
+problem one_head(int64_t queries, int64_t keys, int64_t dim, int64_t value_dim) {
+    return (problem){.p = {.batch = 1, .query_heads = 1, .key_heads = 1, .queries = queries, .keys = keys, .dim = dim,
+                           .value_dim = value_dim, .window = -1}};
+}
+
 /* A number that its dtype holds exactly: uniform in [-2, 2), or of magnitude from 1/4 to 2. */
 static float random_element(icecore_dtype dtype, uint64_t *state) {
     if (dtype == ICECORE_FLOAT32) return random_float(state);

@@ -12,7 +12,7 @@ typedef enum {
     ROWS_FIRST            /* (batch, row, head) */
 } layout;
 
-/* A problem and its arrays.  Fill in the sizes and options of `p`, then allocate. */
+/* A problem and its arrays.  Start with one_head, change sizes and options, then allocate. */
 typedef struct {
     icecore_attention p;
     layout layout;
@@ -20,6 +20,9 @@ typedef struct {
     uint64_t seed;        /* of the contents */
     int64_t out_bytes, lse_count;
 } problem;
+
+/* One batch entry and one head, neither causal nor masked. */
+problem one_head(int64_t queries, int64_t keys, int64_t dim, int64_t value_dim);
 
 void problem_allocate(problem *problem);
 void problem_free(problem *problem);

@@ -7,18 +7,25 @@
 #include "tensors.h"
 
 static problem prefill(void) {
-    return (problem){.p = {.batch = 2, .query_heads = 4, .key_heads = 2, .queries = 150, .keys = 150, .dim = 16, .value_dim = 16, .window = -1,
-                           .causal = 1, .sinks = 4}, .seed = 80};
+    problem s = one_head(150, 150, 16, 16);
+    s.p.batch = s.p.key_heads = 2;
+    s.p.query_heads = 4;
+    s.p.causal = 1;
+    s.p.sinks = 4;
+    return s;
 }
 
 static problem decode(void) {
-    return (problem){.p = {.batch = 1, .query_heads = 2, .key_heads = 1, .queries = 1, .keys = 9000, .dim = 16, .value_dim = 16, .window = -1,
-                           .causal = 1, .sinks = 4}, .seed = 81};
+    problem s = one_head(1, 9000, 16, 16);
+    s.p.query_heads = 2;
+    s.p.causal = 1;
+    s.p.sinks = 4;
+    return s;
 }
 
-static icecore_status attend(const problem *s, int kind) {
+static icecore_status attend(const icecore_attention *p, int kind) {
     icecore_near_far options = {.near_keys = 10, .visit = 60, .far_field = kind == 1, .block = 16, .cell_size = 4};
-    return kind == 0 ? icecore_attend_exact(&s->p) : icecore_attend_near_far(&s->p, &options);
+    return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options);
 }
 
 static problem prefill_bfloat16(void) {
@@ -39,12 +46,12 @@ static void same_bits(void) {
             problem_allocate(&one);
             problem_allocate(&many);
             one.p.threads = 1;
-            EXPECT(attend(&one, kind) == ICECORE_OK);
+            EXPECT(attend(&one.p, kind) == ICECORE_OK);
             for (int i = 0; i < 5; i++) {
                 check_at("shape %d, kind %d, threads %d", shape, kind, threads[i]);
                 problem_clear(&many);
                 many.p.threads = threads[i];
-                EXPECT(attend(&many, kind) == ICECORE_OK);
+                EXPECT(attend(&many.p, kind) == ICECORE_OK);
                 EXPECT(memcmp(one.p.out.data, many.p.out.data, (size_t)one.out_bytes) == 0);
                 EXPECT(memcmp(one.p.lse, many.p.lse, (size_t)one.lse_count * sizeof *one.p.lse) == 0);
             }
@@ -63,17 +70,17 @@ static void after_fork(void) {
     problem_allocate(&parent);
     problem_allocate(&child);
     parent.p.threads = child.p.threads = 2;
-    EXPECT(attend(&parent, 1) == ICECORE_OK);
+    EXPECT(attend(&parent.p, 1) == ICECORE_OK);
     pid_t pid = fork();
     if (pid == 0) {
         alarm(60);   /* a child that hangs fails */
-        int same = attend(&child, 1) == ICECORE_OK && memcmp(parent.p.out.data, child.p.out.data, (size_t)child.out_bytes) == 0;
+        int same = attend(&child.p, 1) == ICECORE_OK && memcmp(parent.p.out.data, child.p.out.data, (size_t)child.out_bytes) == 0;
         _exit(same ? 0 : 1);
     }
     int status = -1;
     EXPECT(pid > 0 && waitpid(pid, &status, 0) == pid);
     EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    EXPECT(attend(&child, 1) == ICECORE_OK);
+    EXPECT(attend(&child.p, 1) == ICECORE_OK);
     EXPECT(memcmp(parent.p.out.data, child.p.out.data, (size_t)child.out_bytes) == 0);
     problem_free(&parent);
     problem_free(&child);
@@ -90,28 +97,24 @@ static void interrupt(void) {
     for (int i = 0; i < 6; i++)
         for (int threads = 1; threads <= 2; threads++) {
             const int kind = i / 2, causal = i % 2;
-            problem s = {.p = {.batch = 1, .query_heads = 1, .key_heads = 1, .queries = 4096, .keys = 1024, .dim = 64, .value_dim = 1, .window = -1},
-                         .seed = 82};
+            problem s = one_head(4096, 1024, 64, 1), wide = one_head(4096, 1, 1, 1);
+            wide.p.query_heads = wide.p.key_heads = 500;
             problem_allocate(&s);
-            problem wide = {.p = {.batch = 1, .query_heads = 2000, .key_heads = 2000, .queries = 4096, .keys = 1, .dim = 1, .value_dim = 1}};
-            s.p.query_heads = s.p.key_heads = wide.p.query_heads;
-            s.p.query.head_stride = s.p.key.head_stride = s.p.value.head_stride = 0;
-            s.p.threads = threads;
-            s.p.causal = causal;
-            float *lse = s.p.lse;
-            s.p.lse = NULL;
-            icecore_tensor out = s.p.out;
             problem_allocate(&wide);
-            s.p.out = wide.p.out;
+            icecore_attention p = s.p;
+            p.query_heads = p.key_heads = 500;
+            p.query.head_stride = p.key.head_stride = p.value.head_stride = 0;
+            p.out = wide.p.out;
+            p.lse = NULL;
+            p.threads = threads;
+            p.causal = causal;
             checks = 0;
             answer = 1;
             check_at("kind %d, causal %d, threads %d", kind, causal, threads);
             icecore_set_interrupt_check(count_and_answer);
-            EXPECT(attend(&s, kind) == ICECORE_INTERRUPTED);
+            EXPECT(attend(&p, kind) == ICECORE_INTERRUPTED);
             EXPECT(checks >= 1);
             icecore_set_interrupt_check(NULL);
-            s.p.out = out;
-            s.p.lse = lse;
             problem_free(&wide);
             problem_free(&s);
         }
@@ -123,9 +126,9 @@ static void no_interrupt(void) {
     problem_allocate(&a);
     problem_allocate(&b);
     answer = 0;
-    EXPECT(attend(&a, 1) == ICECORE_OK);
+    EXPECT(attend(&a.p, 1) == ICECORE_OK);
     icecore_set_interrupt_check(count_and_answer);
-    EXPECT(attend(&b, 1) == ICECORE_OK);
+    EXPECT(attend(&b.p, 1) == ICECORE_OK);
     icecore_set_interrupt_check(NULL);
     EXPECT(memcmp(a.p.out.data, b.p.out.data, (size_t)a.out_bytes) == 0);
     problem_free(&a);
