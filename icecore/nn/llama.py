@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layers import apply_rotary, linear, rms_norm, rotary_tables, swiglu
+import icecore
 
-ROWS = 512  # rows per chunk of the row-wise parts: enough for fast products, and the rest stays in cache
+from .layers import apply_rotary, linear, rms_norm, rotary_tables, swiglu
+from .row_threads import row_threads
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,6 @@ class LlamaWeights:
 
 def exact_attention(query, key, value, *, layer):
     """Exact causal attention by icecore, the default of `forward`."""
-    import icecore
-
     return icecore.attention(query, key, value, causal=True)
 
 
@@ -62,7 +61,7 @@ def forward(weights, tokens, *, attention=exact_attention, cache=None):
     """Run tokens through every layer.
 
     All tokens pass a layer at once, so `attention` sees every query of the layer in one call; the row-wise
-    parts go in chunks, so no intermediate array is larger than a few times `ROWS` rows.
+    parts go in chunks of rows, so that no large intermediate array exists.
 
     Parameters
     ----------
@@ -95,12 +94,13 @@ def forward(weights, tokens, *, attention=exact_attention, cache=None):
     positions = np.arange(start, start + tokens.size)  # (n,)
     tables = rotary_tables(positions, config.head_width, config.rotary_base)  # 2 x (n, head_width / 2)
     x = weights.embedding[tokens]  # (n, width)
-    for index, layer in enumerate(weights.layers):
-        query, key, value = _project(config, layer, x, tables)  # (heads, n, head_width) each
-        if cache is not None:
-            key, value = cache.write(index, key, value)  # (key_heads, start + n, head_width) each
-        mixed = attention(query, key, value, layer=index)  # (query_heads, n, head_width)
-        _add_attention_and_mlp(config, layer, x, mixed)  # (n, width), in place
+    with row_threads(tokens.size) as over_rows:
+        for index, layer in enumerate(weights.layers):
+            query, key, value = _project(config, layer, x, tables, over_rows)  # (heads, n, head_width) each
+            if cache is not None:
+                key, value = cache.write(index, key, value)  # (key_heads, start + n, head_width) each
+            mixed = attention(query, key, value, layer=index)  # (query_heads, n, head_width)
+            _add_attention_and_mlp(config, layer, x, mixed, over_rows)  # (n, width), in place
     if cache is not None:
         cache.advance(tokens.size)
     return rms_norm(x, weights.final_norm, config.norm_epsilon)  # (n, width)
@@ -125,7 +125,8 @@ def logits_in_chunks(weights, hidden, chunk=512):
         Overwritten by the next step.
     """
     buffer = np.empty((min(chunk, len(hidden)), len(weights.head)), np.float32)  # (chunk, vocabulary)
-    for rows in _chunks(len(hidden), chunk):
+    for first in range(0, len(hidden), chunk):
+        rows = slice(first, min(first + chunk, len(hidden)))
         block = hidden[rows]  # (rows, width)
         yield rows, linear(block, weights.head, out=buffer[: len(block)])  # (rows, vocabulary)
 
@@ -142,33 +143,34 @@ def _checked_tokens(tokens, config):
     return tokens
 
 
-def _chunks(rows, chunk):
-    """Slices of up to `chunk` rows that cover 0..rows."""
-    return [slice(first, min(first + chunk, rows)) for first in range(0, rows, chunk)]
-
-
-def _project(config, layer, x, tables):
+def _project(config, layer, x, tables, over_rows):
     """Queries, keys and values of one layer, queries and keys turned by their positions."""
-    rows_total, head_width = len(x), config.head_width
+    count, head_width = len(x), config.head_width
     turned_heads = config.query_heads + config.key_heads
-    turned = np.empty((turned_heads, rows_total, head_width), np.float32)  # (turned_heads, n, head_width)
-    value = np.empty((config.key_heads, rows_total, head_width), np.float32)  # (key_heads, n, head_width)
-    for rows in _chunks(rows_total, ROWS):
+    turned = np.empty((turned_heads, count, head_width), np.float32)  # (turned_heads, n, head_width)
+    value = np.empty((config.key_heads, count, head_width), np.float32)  # (key_heads, n, head_width)
+
+    def work(rows):
         cosine, sine = (table[rows] for table in tables)  # (rows, head_width / 2) each
         normed = rms_norm(x[rows], layer.attention_norm, config.norm_epsilon)  # (rows, width)
         heads = linear(normed, layer.query_key_value)  # (rows, all_heads * head_width)
         heads = heads.reshape(len(heads), -1, head_width).swapaxes(0, 1)  # (all_heads, rows, head_width)
         apply_rotary(heads[:turned_heads], cosine, sine, out=turned[:, rows])  # (turned_heads, rows, d)
         value[:, rows] = heads[turned_heads:]  # (key_heads, rows, head_width)
+
+    over_rows(work)
     return turned[: config.query_heads], turned[config.query_heads :], value
 
 
-def _add_attention_and_mlp(config, layer, x, mixed):
+def _add_attention_and_mlp(config, layer, x, mixed, over_rows):
     """Add the projected result of attention, then the MLP's, to the residual stream `x` in place."""
-    for rows in _chunks(len(x), ROWS):
+
+    def work(rows):
         block = x[rows]  # (rows, width), a view
         heads = mixed[:, rows].swapaxes(0, 1).reshape(len(block), -1)  # (rows, query_heads * head_width)
         block += linear(heads, layer.attention_output)  # (rows, width)
         normed = rms_norm(block, layer.mlp_norm, config.norm_epsilon)  # (rows, width)
         hidden = swiglu(linear(normed, layer.gate_up))  # (rows, 2 * hidden_width) -> (rows, hidden_width)
         block += linear(hidden, layer.down)  # (rows, width)
+
+    over_rows(work)
