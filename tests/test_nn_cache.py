@@ -9,9 +9,7 @@ from icecore.nn import KeyValueCache
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
 def test_rows_written_in_pieces_are_the_rows_written_at_once(pieces):
-    rows = np.random.default_rng(0).standard_normal(
-        (2, 2, 3, sum(pieces), 4), np.float32
-    )  # layer, key or value
+    rows = np.random.default_rng(0).standard_normal((2, 2, 3, sum(pieces), 4), np.float32)  # layer, key or value
     cache = KeyValueCache()
     for count in pieces:
         end = cache.length + count

@@ -32,9 +32,7 @@ def test_each_token_is_scored_from_the_state_before_it(scored, start):
 
 def test_logits_come_in_chunks_that_cover_every_row(scored):
     weights, hidden, _ = scored
-    rows = [
-        (rows.start, rows.stop, logits.shape) for rows, logits in nn.logits_in_chunks(weights, hidden, 500)
-    ]
+    rows = [(rows.start, rows.stop, logits.shape) for rows, logits in nn.logits_in_chunks(weights, hidden, 500)]
     assert rows == [(0, 500, (500, 31)), (500, 1000, (500, 31)), (1000, 1300, (300, 31))]
 
 

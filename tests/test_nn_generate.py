@@ -24,9 +24,7 @@ def successor():
         norm_epsilon=1e-5,
     )
     identity = np.eye(VOCABULARY, dtype=np.float32)
-    return nn.LlamaWeights(
-        config, identity, (), np.ones(VOCABULARY, np.float32), np.roll(identity, 1, axis=0)
-    )
+    return nn.LlamaWeights(config, identity, (), np.ones(VOCABULARY, np.float32), np.roll(identity, 1, axis=0))
 
 
 def test_greedy_generation_follows_the_most_likely_token(successor):
@@ -93,9 +91,7 @@ def test_shares_of_drawn_tokens(options, expected):
     assert not shares(**options)[np.array(expected) == 0].any()
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str
-)
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)
 def test_sampling_parameters_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         nn.sample(LOGITS, np.random.default_rng(0), **options)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from icecore import nn
-from icecore.nn import llama
+from icecore.nn import row_threads
 
 TINY = nn.LlamaConfig(
     vocabulary=61,
@@ -125,9 +125,7 @@ def torch_hidden(config, parts, tokens, *, interleaved=False, double=True):
         axes = (-1, 2) if interleaved else (2, -1)  # the pair's axis is last, or last but one
         pairs = x.unflatten(2, axes)
         pairs = pairs if interleaved else pairs.transpose(2, 3)
-        turned = torch.view_as_complex(pairs.double().contiguous()) * torch.polar(
-            torch.ones(()).double(), angles
-        )
+        turned = torch.view_as_complex(pairs.double().contiguous()) * torch.polar(torch.ones(()).double(), angles)
         turned = torch.view_as_real(turned)
         return (turned if interleaved else turned.transpose(2, 3)).flatten(2).to(dtype)
 
@@ -136,15 +134,11 @@ def torch_hidden(config, parts, tokens, *, interleaved=False, double=True):
         normed = norm(x, layer["attention_norm"])
         query, key = turn(heads(normed, layer["query"])), turn(heads(normed, layer["key"]))
         value = heads(normed, layer["value"])
-        out = functional.scaled_dot_product_attention(
-            query[None], key[None], value[None], is_causal=True, enable_gqa=True
-        )[0]
+        out = functional.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True, enable_gqa=True)[0]
         x = x + functional.linear(out.transpose(0, 1).flatten(1), tensor(layer["attention_output"]))
         normed = norm(x, layer["mlp_norm"])
         gate = functional.silu(functional.linear(normed, tensor(layer["gate"])))
-        x = x + functional.linear(
-            gate * functional.linear(normed, tensor(layer["up"])), tensor(layer["down"])
-        )
+        x = x + functional.linear(gate * functional.linear(normed, tensor(layer["up"])), tensor(layer["down"]))
     return norm(x, parts["final_norm"])
 
 
@@ -178,10 +172,8 @@ def test_default_attention_is_exact_causal_attention():
 def test_row_chunks_do_not_change_the_result(monkeypatch):
     weights, tokens = tiny_weights(), random_tokens(50)
     expected = nn.forward(weights, tokens, attention=numpy_attention)
-    monkeypatch.setattr(llama, "ROWS", 7)
-    np.testing.assert_allclose(
-        nn.forward(weights, tokens, attention=numpy_attention), expected, atol=TOLERANCE
-    )
+    monkeypatch.setattr(row_threads, "ROWS", 7)
+    np.testing.assert_allclose(nn.forward(weights, tokens, attention=numpy_attention), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("pieces", [[40], [13, 20, 7], [39, 1], [1] * 40], ids=str)
@@ -190,10 +182,7 @@ def test_pieces_over_a_cache_equal_one_pass_without(pieces):
     expected = nn.forward(weights, tokens, attention=numpy_attention)
     held = nn.KeyValueCache()
     ends = np.cumsum([0, *pieces])
-    hidden = [
-        nn.forward(weights, tokens[first:end], attention=numpy_attention, cache=held)
-        for first, end in pairwise(ends)
-    ]
+    hidden = [nn.forward(weights, tokens[first:end], attention=numpy_attention, cache=held) for first, end in pairwise(ends)]
     assert held.length == 40
     np.testing.assert_allclose(np.concatenate(hidden), expected, atol=TOLERANCE)
 
@@ -279,9 +268,7 @@ def smollm2():
     embedding = read("token_embd.weight")
     parts = {
         "embedding": embedding,
-        "layers": [
-            {part: read(f"blk.{layer}.{name}.weight") for part, name in names.items()} for layer in range(30)
-        ],
+        "layers": [{part: read(f"blk.{layer}.{name}.weight") for part, name in names.items()} for layer in range(30)],
         "final_norm": read("output_norm.weight"),
         "head": embedding,
     }

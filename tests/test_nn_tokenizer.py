@@ -26,8 +26,7 @@ def test_known_ids(tokenizer):
 
 def test_chat_template_of_the_model_card(tokenizer):
     text = (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-        "<|im_start|>user\n"
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
     )
     expected = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407]
     expected += [19712, 8182, 2, 198, 1, 4093, 198]

