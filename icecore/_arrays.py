@@ -20,7 +20,7 @@ _NATIVE_DTYPES = {
 
 
 def integer(value, name, least):
-    """`value` as an int of at least `least`, or an error that names the argument."""
+    """`value` as an int of at least `least`, or an error that names the argument. Clipped to what the core's integers hold."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got a bool")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,8 @@ class AttentionInfo:
         Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
     captured_mass : ndarray of float32, shape (..., L)
         Share of each query's softmax mass that was summed exactly, sinks and window included; the rest was estimated from
-        cell means (or dropped). 1 where the path is exact; an estimate from the same numbers elsewhere.
+        cell means (or dropped). 1 where the path is exact, an estimate from the same numbers elsewhere; 0 for a query that
+        sees no key.
     """
 
     path: str
@@ -166,7 +168,8 @@ def attention(query, key, value, /, *, k=None, far_field=True, causal=False, win
     k = _check_k(k)
     window = None if window is None else integer(window, "window", 0)
     sinks = None if sinks is None else integer(sinks, "sinks", 0)
-    seed = integer(seed, "seed", 0)
+    integer(seed, "seed", 0)
+    seed = operator.index(seed) % 2**64
     if visit is not None:
         visit = integer(visit, "visit", 1)
         if k is None or far_field:
@@ -242,7 +245,7 @@ class _Call:
         near = np.empty((batch, heads, queries), np.int32) if return_info else None
         mass = np.empty((batch, heads, queries), np.float32) if return_info else None
         _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, k, visit, bool(far_field), window or 1,
-                                CELL_SIZE, seed & (2**64 - 1), near, mass, self.threads)
+                                CELL_SIZE, seed, near, mass, self.threads)
         return "near_far", near, mass
 
     def reference(self, k, far_field, window, sinks, attn_mask, visit, seed, return_info):
@@ -282,7 +285,7 @@ class _Call:
             for b, h in np.ndindex(batch, heads):
                 unmasked = keep[b, h] != 0 if keep is not None else bias[b, h] != -np.inf
                 near[b, h] = np.count_nonzero(visible & unmasked, axis=-1)
-        return "exact", near, np.ones((batch, heads, queries), np.float32)
+        return "exact", near, (near > 0).astype(np.float32)
 
 
 def merge_states(outs, lses):

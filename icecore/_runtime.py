@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import operator
 import platform
 import sys
 
 import numpy as np
 
 from icecore import _native
+from icecore._arrays import integer
+
+MAX_THREADS = 4096
 
 _process_threads = 0
 _context_threads: contextvars.ContextVar[int] = contextvars.ContextVar("icecore_threads", default=0)
 
 
 def _checked_threads(n, name):
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(n).__name__}") from None
-    if not 1 <= count <= 4096:
-        raise ValueError(f"{name} must be from 1 to 4096, got {count}")
+    count = integer(n, name, -(2**62))
+    if not 1 <= count <= MAX_THREADS:
+        raise ValueError(f"{name} must be from 1 to {MAX_THREADS}, got {count}")
     return count
 
 

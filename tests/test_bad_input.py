@@ -118,6 +118,7 @@ BAD_OPTIONS = [
     ({"num_threads": 0}, ValueError, "num_threads must be from 1 to 4096, got 0"),
     ({"num_threads": -1}, ValueError, "num_threads must be from 1 to 4096, got -1"),
     ({"num_threads": 10**6}, ValueError, "num_threads must be from 1 to 4096, got 1000000"),
+    ({"num_threads": True}, TypeError, "num_threads must be an integer, got a bool"),
     ({"num_threads": "a"}, TypeError, "num_threads must be an integer, got str"),
     ({"num_threads": 1.0}, TypeError, "num_threads must be an integer, got float"),
     ({"attn_mask": np.ones((5, 19), bool)}, ValueError, r"attn_mask has shape \(5, 19\).*\(2, 4, 5, 20\)"),
