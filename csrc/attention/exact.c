@@ -10,7 +10,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 
-/* Below this many rows on a key head the row kernels win (measured: bench/bench_exact.py, decode shapes). */
+/* With at most this many rows on a key head the row kernels run: decode steps of the usual head groups. */
 #define SINGLE_ROWS 8
 /* Tasks wanted from a short query side, and the least keys worth a task. */
 #define WANTED_TASKS 32

@@ -63,7 +63,6 @@ static inline vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 static inline vm vf_gt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline vm vf_ge(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static inline vm vm_and(vm a, vm b) { return (vm)(a & b); }
-static inline vm vm_or(vm a, vm b) { return (vm)(a | b); }
 static inline uint32_t vm_bits(vm m) { return m; }
 static inline vf vf_select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }
 static inline float vf_reduce_add(vf v) { return _mm512_reduce_add_ps(v); }

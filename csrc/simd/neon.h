@@ -69,7 +69,6 @@ static inline vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 static inline vm vf_gt(vf a, vf b) { return vcgtq_f32(a, b); }
 static inline vm vf_ge(vf a, vf b) { return vcgeq_f32(a, b); }
 static inline vm vm_and(vm a, vm b) { return vandq_u32(a, b); }
-static inline vm vm_or(vm a, vm b) { return vorrq_u32(a, b); }
 static inline uint32_t vm_bits(vm m) {
     static const uint32_t weight[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(m, vld1q_u32(weight)));

@@ -39,7 +39,6 @@ static inline vf vf_sqrt(vf a) { return sqrtf(a); }
 static inline vm vf_gt(vf a, vf b) { return a > b; }
 static inline vm vf_ge(vf a, vf b) { return a >= b; }
 static inline vm vm_and(vm a, vm b) { return a & b; }
-static inline vm vm_or(vm a, vm b) { return a | b; }
 static inline uint32_t vm_bits(vm m) { return (uint32_t)m; }
 static inline vf vf_select(vm m, vf a, vf b) { return m ? a : b; }
 static inline float vf_reduce_add(vf v) { return v; }
