@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import icecore
 from icecore import nn
 from icecore.nn import row_threads
 
@@ -169,11 +170,14 @@ def test_default_attention_is_exact_causal_attention():
     np.testing.assert_allclose(nn.forward(weights, tokens), expected, atol=TOLERANCE)
 
 
-def test_row_chunks_do_not_change_the_result(monkeypatch):
+@pytest.mark.parametrize("count", [1, 3])
+def test_row_chunks_do_not_change_the_result(monkeypatch, count):
     weights, tokens = tiny_weights(), random_tokens(50)
     expected = nn.forward(weights, tokens, attention=numpy_attention)
     monkeypatch.setattr(row_threads, "ROWS", 7)
-    np.testing.assert_allclose(nn.forward(weights, tokens, attention=numpy_attention), expected, atol=TOLERANCE)
+    with icecore.threads(count):
+        hidden = nn.forward(weights, tokens, attention=numpy_attention)
+    np.testing.assert_allclose(hidden, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("pieces", [[40], [13, 20, 7], [39, 1], [1] * 40], ids=str)

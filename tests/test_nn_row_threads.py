@@ -53,14 +53,15 @@ def test_threads_follow_icecore():
         over_rows(lambda rows: barrier.wait())
 
 
-def test_blas_is_held_to_one_thread_only_meanwhile():
+@pytest.mark.parametrize("count", [1, 1000])
+def test_blas_is_held_to_one_thread_only_meanwhile(count):
     threadpoolctl = pytest.importorskip("threadpoolctl")
 
     def blas_threads():
         return {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"}
 
     seen = []
-    with threadpoolctl.threadpool_limits(2, user_api="blas"), row_threads.row_threads(1000) as over_rows:
+    with threadpoolctl.threadpool_limits(2, user_api="blas"), row_threads.row_threads(count) as over_rows:
         before = blas_threads()
         if not before:
             pytest.skip("threadpoolctl knows no BLAS here")

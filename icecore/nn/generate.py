@@ -3,8 +3,7 @@
 import numpy as np
 
 from .cache import KeyValueCache
-from .layers import linear
-from .llama import exact_attention, forward
+from .llama import exact_attention, forward, logits_in_chunks
 
 
 def generate(
@@ -100,8 +99,8 @@ def continue_from(weights, hidden, cache, *, attention=exact_attention, temperat
     """
     generator = np.random.default_rng(seed)
     while True:
-        logits = linear(hidden[None], weights.head)[0]  # (1, width) -> (vocabulary,)
-        token = sample(logits, generator, temperature=temperature, top_k=top_k, top_p=top_p)
+        _, logits = next(logits_in_chunks(weights, hidden[None]))  # (1, width) -> (1, vocabulary)
+        token = sample(logits[0], generator, temperature=temperature, top_k=top_k, top_p=top_p)
         yield token
         if cache.length == weights.config.context_length:
             return

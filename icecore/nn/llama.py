@@ -127,8 +127,14 @@ def logits_in_chunks(weights, hidden, chunk=512):
     buffer = np.empty((min(chunk, len(hidden)), len(weights.head)), np.float32)  # (chunk, vocabulary)
     for first in range(0, len(hidden), chunk):
         rows = slice(first, min(first + chunk, len(hidden)))
-        block = hidden[rows]  # (rows, width)
-        yield rows, linear(block, weights.head, out=buffer[: len(block)])  # (rows, vocabulary)
+        yield rows, _logits(weights, hidden[rows], out=buffer[: rows.stop - first])  # (rows, vocabulary)
+
+
+def _logits(weights, hidden, out):
+    """Logits of hidden states, all at once."""
+    with row_threads(len(hidden)) as over_rows:
+        over_rows(lambda rows: linear(hidden[rows], weights.head, out=out[rows]))  # (rows, vocabulary)
+    return out
 
 
 def _checked_tokens(tokens, config):

@@ -13,9 +13,10 @@ ROWS = 256  # per chunk: enough for fast products, few enough to stay in cache
 def row_threads(count):
     """Share work on rows between as many threads as icecore uses.
 
-    BLAS's own threads wait for each other several times in every product, which takes long wherever other
-    programs want the same cores; chunks of rows never wait. BLAS is kept to one thread meanwhile, by
-    threadpoolctl. Without that package, or with a single chunk, the chunks run in turn on BLAS's own threads.
+    BLAS's own threads wait for each other several times in every product, which takes long wherever others
+    want the same cores, be they other programs or the threads of attention; chunks of rows never wait. BLAS
+    is kept to one thread meanwhile, by threadpoolctl. Without that package the chunks run in turn on BLAS's
+    own threads. A single chunk runs where it is, which saves the way to another thread.
 
     Parameters
     ----------
@@ -29,14 +30,14 @@ def row_threads(count):
     """
     chunks = [slice(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
     blas = _blas()
-    if blas is None or len(chunks) == 1:
+    if blas is None:
         yield lambda work: [work(rows) for rows in chunks]
         return
     with ThreadPoolExecutor(icecore.get_num_threads()) as pool:
 
         def over_rows(work):
             with blas.limit(limits=1, user_api="blas"):
-                list(pool.map(work, chunks))
+                list(map(work, chunks) if len(chunks) == 1 else pool.map(work, chunks))
 
         yield over_rows
 
