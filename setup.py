@@ -23,14 +23,14 @@ WARNINGS = ["-Wall", "-Wextra"]
 COMMON = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-AVX512_BF16 = [*AVX512, "-mavx512bf16"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
 # ICECORE_CFLAGS adds to every compilation and ICECORE_LDFLAGS to the link: sanitizers, -Werror, debugging.
 EXTRA_COMPILE = os.environ.get("ICECORE_CFLAGS", "").split()
 EXTRA_LINK = os.environ.get("ICECORE_LDFLAGS", "").split()
 
 INCLUDE = ["csrc", "csrc/include"]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
-SOURCES = sorted(str(path) for room in ("base", "segment", "attention") for path in Path("csrc", room).glob("*.c"))
+SOURCES = sorted(str(path) for room in ("base", "segment", "index", "attention") for path in Path("csrc", room).glob("*.c"))
 
 # machine name -> the instruction sets that can exist there: (name, flags)
 ISAS = {

@@ -1,12 +1,16 @@
 """Attention over long sequences on CPUs, at inference, for pretrained transformers as they are."""
 
 from icecore._attention import AttentionInfo, attention, merge_states
+from icecore._index import Index, SearchResult, Tuning
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AttentionInfo",
+    "Index",
+    "SearchResult",
+    "Tuning",
     "attention",
     "get_num_threads",
     "merge_states",

@@ -1,6 +1,8 @@
 """The C core behind typed memoryviews: unwrap, one call without the GIL, check the status.  No logic lives here."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 from icecore_c cimport *
 
 cdef extern from "Python.h":
@@ -25,8 +27,8 @@ cdef int check_signals() noexcept nogil:
 icecore_set_interrupt_check(check_signals)
 
 
-cdef int check(icecore_status status) except -1:
-    """The one place where statuses become Python errors."""
+cdef int check(icecore_status status, id=None) except -1:
+    """The one place where statuses become Python errors; `id` is the one at fault."""
     if status == ICECORE_OK:
         return 0
     if status == ICECORE_INTERRUPTED:
@@ -38,6 +40,16 @@ cdef int check(icecore_status status) except -1:
             "icecore: the instruction set asked for (ICECORE_ISA or set_isa) is not usable here; "
             f"usable: {', '.join(usable_isas())}"
         )
+    if status == ICECORE_ERROR_ABSENT:
+        raise KeyError(f"id {id} is not in the index")
+    if status == ICECORE_ERROR_EXISTS:
+        raise ValueError(f"ids holds {id}, which is in the index already; remove it first")
+    if status == ICECORE_ERROR_REPEATED:
+        raise ValueError(f"ids holds {id} more than once; expected each id once")
+    if status == ICECORE_ERROR_READ_ONLY:
+        raise ValueError("the index is a read-only view of a file; copy() gives one that can be changed")
+    if status == ICECORE_ERROR_BUSY:
+        raise RuntimeError("the index is being changed by this thread; a progress callback must not use it")
     raise ValueError("icecore: an argument is outside its range")
 
 
@@ -182,3 +194,218 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int64_t 
         }
     finally:
         icecore_segment_free(segment)
+
+
+# ---- Index ----
+
+cdef struct callback:
+    void *function
+    void *error        # a list that takes the exception
+
+
+cdef int call_progress(void *context, double done) noexcept with gil:
+    cdef callback *c = <callback *>context
+    try:
+        (<object>c.function)(done)
+        return 0
+    except BaseException as error:
+        (<list>c.error).append(error)
+        return 1
+
+
+cdef int call_write(void *context, const icecore_array *table, int64_t arrays, const void *data, int64_t size) noexcept with gil:
+    cdef callback *c = <callback *>context
+    cdef uint8_t *piece = <uint8_t *>data
+    try:
+        if data == NULL:
+            (<object>c.function)([((<char *>table[i].name).decode(), chr(table[i].type), table[i].count) for i in range(arrays)], None)
+        else:
+            (<object>c.function)(None, <uint8_t[:size]>piece)
+        return 0
+    except BaseException as error:
+        (<list>c.error).append(error)
+        return 1
+
+
+cdef icecore_index_options options_of(int64_t dim, int metric, int composites, int simples, int levels, double promotion, int dtype,
+                                      uint64_t seed) noexcept:
+    cdef icecore_index_options o
+    o.dim, o.metric, o.composites, o.simples, o.levels = dim, <icecore_metric>metric, composites, simples, levels
+    o.promotion, o.dtype, o.seed = promotion, <icecore_dtype>dtype, seed
+    return o
+
+
+cdef class Index:
+    cdef icecore_index *index
+    cdef object memory     # what a mapped index reads
+
+    def __dealloc__(self):
+        icecore_index_free(self.index)
+
+    @staticmethod
+    def create(dim, metric, composites, simples, levels, promotion, dtype, seed):
+        cdef icecore_index_options o = options_of(dim, metric, composites, simples, levels, promotion, dtype, seed)
+        cdef Index new = Index.__new__(Index)
+        check(icecore_index_create(&o, &new.index))
+        return new
+
+    @staticmethod
+    def map(dim, metric, composites, simples, levels, promotion, dtype, seed, list arrays):
+        """`arrays`: (name, type, contiguous bytes as an array of uint8). (index, None) or (None, reason)."""
+        cdef icecore_index_options o = options_of(dim, metric, composites, simples, levels, promotion, dtype, seed)
+        cdef Index new = Index.__new__(Index)
+        cdef char reason[256]
+        cdef const uint8_t[::1] data
+        cdef bytes name
+        cdef icecore_status status
+        cdef int64_t size
+        cdef icecore_array *entries = <icecore_array *>malloc(sizeof(icecore_array) * max(1, len(arrays)))
+        if entries == NULL:
+            raise MemoryError("icecore: out of memory")
+        memset(entries, 0, sizeof(icecore_array) * len(arrays))
+        try:
+            for i, (text, kind, data) in enumerate(arrays):
+                name = text.encode()[:47]
+                memcpy(entries[i].name, <const char *>name, len(name))
+                entries[i].type = <char>ord(kind)
+                size = {"b": 1, "h": 2, "i": 4, "f": 4, "l": 8}[kind]
+                entries[i].count = data.shape[0] // size
+                entries[i].data = &data[0] if data.shape[0] else NULL
+            status = icecore_index_map(&o, entries, len(arrays), &new.index, reason, sizeof(reason))
+        finally:
+            free(entries)
+        if status == ICECORE_ERROR_VALUE:
+            return None, reason.decode(errors="replace")
+        check(status)
+        new.memory = arrays
+        return new, None
+
+    def copy(self):
+        cdef Index new = Index.__new__(Index)
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_copy(self.index, &new.index)
+        check(status)
+        return new
+
+    def reserve(self, int64_t count):
+        check(icecore_index_reserve(self.index, count))
+
+    def add(self, const float[:, ::1] vectors, const int64_t[::1] ids, progress, int threads):
+        cdef int64_t count = ids.shape[0], place = 0
+        cdef const float *data = &vectors[0, 0] if vectors.size else NULL
+        cdef const int64_t *names = &ids[0] if count else NULL
+        cdef list error = []
+        cdef callback c
+        cdef icecore_progress told = NULL
+        cdef icecore_status status
+        c.function = <void *>progress
+        c.error = <void *>error
+        if progress is not None:
+            told = call_progress
+        with nogil:
+            status = icecore_index_add(self.index, data, names, count, threads, told, &c, &place)
+        if error:
+            raise error[0]
+        check(status, ids[place] if count else None)
+
+    def remove(self, const int64_t[::1] ids):
+        cdef int64_t count = ids.shape[0], place = 0
+        cdef const int64_t *names = &ids[0] if count else NULL
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_remove(self.index, names, count, &place)
+        check(status, ids[place] if count else None)
+
+    def compact(self, int threads):
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_compact(self.index, threads)
+        check(status)
+
+    def clear(self):
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_clear(self.index)
+        check(status)
+
+    def search(self, const float[:, ::1] queries, int64_t k, int64_t visit, int64_t retrieve, int64_t field_of_view, bint exact,
+               const int64_t[::1] allowed, int threads, int64_t[:, ::1] ids, float[:, ::1] scores, int64_t[::1] counts,
+               int64_t[::1] visited):
+        cdef icecore_search s
+        cdef int64_t count = queries.shape[0], none = 0
+        if count == 0:
+            return
+        s.k, s.visit, s.retrieve, s.field_of_view, s.exact, s.threads = k, visit, retrieve, field_of_view, exact, threads
+        s.allowed, s.allowed_count = NULL, 0
+        if allowed is not None:
+            s.allowed_count = allowed.shape[0]
+            s.allowed = &allowed[0] if allowed.shape[0] else &none
+        cdef const float *query_data = &queries[0, 0]
+        cdef int64_t *id_data = &ids[0, 0]
+        cdef float *score_data = &scores[0, 0]
+        cdef int64_t *count_data = &counts[0]
+        cdef int64_t *visits = &visited[0] if visited is not None else NULL
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_search(self.index, query_data, count, &s, id_data, score_data, count_data, visits)
+        check(status)
+
+    def get(self, const int64_t[::1] ids, float[:, ::1] vectors):
+        cdef int64_t place = 0, count = ids.shape[0]
+        cdef icecore_status status
+        if count == 0:
+            return
+        cdef const int64_t *names = &ids[0]
+        cdef float *target = &vectors[0, 0]
+        with nogil:
+            status = icecore_index_get(self.index, names, count, target, &place)
+        check(status, ids[place])
+
+    def contains(self, const int64_t[::1] ids, uint8_t[::1] present):
+        cdef icecore_status status
+        cdef int64_t count = ids.shape[0]
+        if count == 0:
+            return
+        cdef const int64_t *names = &ids[0]
+        cdef uint8_t *target = &present[0]
+        with nogil:
+            status = icecore_index_contains(self.index, names, count, target)
+        check(status)
+
+    def state(self):
+        cdef icecore_index_state s
+        with nogil:
+            s = icecore_index_get_state(self.index)
+        return s
+
+    def ids(self, int64_t[::1] ids):
+        """Fills `ids` and returns how many there are, which may be more."""
+        cdef int64_t *target = &ids[0] if ids.shape[0] else NULL
+        cdef int64_t capacity = ids.shape[0], found
+        with nogil:
+            found = icecore_index_ids(self.index, target, capacity)
+        return found
+
+    def validate(self):
+        """None, or what is wrong."""
+        cdef char reason[256]
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_validate(self.index, reason, sizeof(reason))
+        if status == ICECORE_ERROR_VALUE:
+            return reason.decode(errors="replace")
+        check(status)
+
+    def write(self, function):
+        """Calls function(table, None) with the table of arrays, (name, type, count) each, then function(None, bytes) piece by piece."""
+        cdef list error = []
+        cdef callback c
+        cdef icecore_status status
+        c.function = <void *>function
+        c.error = <void *>error
+        with nogil:
+            status = icecore_index_write(self.index, call_write, &c)
+        if error:
+            raise error[0]
+        check(status)

@@ -1,5 +1,5 @@
 # The C interface of csrc/include/icecore.h, which is its manual.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 cdef extern from "icecore.h" nogil:
     ctypedef enum icecore_status:
@@ -8,6 +8,11 @@ cdef extern from "icecore.h" nogil:
         ICECORE_ERROR_VALUE
         ICECORE_ERROR_ISA
         ICECORE_INTERRUPTED
+        ICECORE_ERROR_ABSENT
+        ICECORE_ERROR_EXISTS
+        ICECORE_ERROR_REPEATED
+        ICECORE_ERROR_READ_ONLY
+        ICECORE_ERROR_BUSY
 
     ctypedef enum icecore_dtype:
         pass
@@ -74,3 +79,58 @@ cdef extern from "icecore.h" nogil:
                                          int64_t cell_size, uint64_t seed, icecore_segment **result)
     void icecore_segment_free(icecore_segment *segment)
     icecore_segment_view icecore_segment_get(const icecore_segment *segment)
+
+    ctypedef struct icecore_index:
+        pass
+
+    ctypedef enum icecore_metric:
+        pass
+
+    ctypedef struct icecore_index_options:
+        int64_t dim
+        icecore_metric metric
+        int composites, simples, levels
+        double promotion
+        icecore_dtype dtype
+        uint64_t seed
+
+    ctypedef struct icecore_search:
+        int64_t k, visit, retrieve, field_of_view
+        int exact
+        const int64_t *allowed
+        int64_t allowed_count
+        int threads
+
+    ctypedef struct icecore_index_state:
+        int64_t count, removed, open, slots, segments, cells, merging, next_id, bytes
+        int read_only
+
+    ctypedef struct icecore_array:
+        char name[48]
+        char type
+        int64_t count
+        const void *data
+
+    ctypedef int (*icecore_progress)(void *context, double done) noexcept
+    ctypedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes,
+                                  int64_t count) noexcept
+
+    icecore_status icecore_index_create(const icecore_index_options *options, icecore_index **result)
+    void icecore_index_free(icecore_index *index)
+    icecore_status icecore_index_reserve(icecore_index *index, int64_t count)
+    icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+                                     icecore_progress progress, void *context, int64_t *place)
+    icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place)
+    icecore_status icecore_index_compact(icecore_index *index, int threads)
+    icecore_status icecore_index_clear(icecore_index *index)
+    icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count, const icecore_search *search,
+                                        int64_t *ids, float *scores, int64_t *counts, int64_t *visited)
+    icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place)
+    icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, int64_t count, uint8_t *present)
+    icecore_index_state icecore_index_get_state(icecore_index *index)
+    int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity)
+    icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size)
+    icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context)
+    icecore_status icecore_index_map(const icecore_index_options *options, const icecore_array *arrays, int64_t count,
+                                     icecore_index **result, char *reason, int64_t reason_size)
+    icecore_status icecore_index_copy(icecore_index *index, icecore_index **result)

@@ -21,7 +21,7 @@ int ice_cpu_avx512(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-int ice_cpu_avx512_bf16(void) { return ice_cpu_avx512() && __builtin_cpu_supports("avx512bf16"); }
+int ice_cpu_avx512_bf16(void) { return ice_cpu_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"); }
 
 #ifdef ICE_EMULATE_TILES
 

@@ -23,12 +23,17 @@ typedef enum {
     ICECORE_ERROR_MEMORY,      /* an allocation failed */
     ICECORE_ERROR_VALUE,       /* an argument is outside its documented range */
     ICECORE_ERROR_ISA,         /* this build or this machine lacks the instruction set asked for */
-    ICECORE_INTERRUPTED        /* the interrupt check said stop */
+    ICECORE_INTERRUPTED,       /* the interrupt check said stop */
+    ICECORE_ERROR_ABSENT,      /* an id that is not in the index */
+    ICECORE_ERROR_EXISTS,      /* an id that is in the index already */
+    ICECORE_ERROR_REPEATED,    /* an id named twice in one call */
+    ICECORE_ERROR_READ_ONLY,   /* a mapped index does not change */
+    ICECORE_ERROR_BUSY         /* the calling thread is changing the same index: a progress callback must not use it */
 } icecore_status;
 
 typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16 } icecore_dtype;
 
-/* Largest width of a query, key or value row. */
+/* Largest width of a query, key or value row in attention. */
 #define ICECORE_MAX_DIM 512
 
 /* ---- Runtime ------------------------------------------------------------------------------------------- */
@@ -152,6 +157,109 @@ typedef struct {
     const float *log2_count;             /* cells */
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
+
+/* ---- Index --------------------------------------------------------------------------------------------- */
+
+/* A dynamic k-NN index: Prioritized DCI (Li & Malik, arXiv 1703.00440) in one level or several, over sealed segments.
+ *
+ * Vectors live in slots.  The newest are in the open block and compared exactly; full blocks are sealed into segments, trees over
+ * slots that never change.  Two segments of one size merge, a few rows at each insertion, while both go on serving.  A removed
+ * vector's slot is marked, left out of answers, and given back when a merge leaves it out of the new segment.
+ *
+ * Locks: any number of threads may search and read at once; whoever changes the index waits until they are done, and they for it. */
+typedef struct icecore_index icecore_index;
+
+#define ICECORE_MAX_INDEX_DIM 16384
+#define ICECORE_MAX_LEVELS 8
+#define ICECORE_MAX_COMPOSITES 64
+#define ICECORE_MAX_SIMPLES 64
+
+typedef enum { ICECORE_INNER_PRODUCT = 0, ICECORE_SQUARED_DISTANCE } icecore_metric;
+
+typedef struct {
+    int64_t dim;                 /* 1 .. ICECORE_MAX_INDEX_DIM */
+    icecore_metric metric;
+    int composites, simples;     /* composites = 0: cells are scanned in 8-bit codes; else P-DCI lists of that many simple indices */
+    int levels;                  /* 1 .. ICECORE_MAX_LEVELS: 1 keeps all vectors of a segment under its root */
+    double promotion;            /* share of a level promoted to the next, in (0, 1); 0: count^(-1 / levels) for each segment */
+    icecore_dtype dtype;         /* of storage */
+    uint64_t seed;
+} icecore_index_options;
+
+icecore_status icecore_index_create(const icecore_index_options *options, icecore_index **result);
+void icecore_index_free(icecore_index *index);
+/* Room for `count` vectors in all without further allocation of slots. */
+icecore_status icecore_index_reserve(icecore_index *index, int64_t count);
+
+/* Adds `count` rows of float32 (contiguous, finite) under ids that are neither in the index (ICECORE_ERROR_EXISTS) nor repeated
+ * (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  All or nothing.  `progress`, or NULL, is told from time to time how
+ * much of the work is done, in [0, 1]; a non-zero answer ends the call with ICECORE_INTERRUPTED.
+ * Cost: amortized O(dim sqrt(n)) a vector with two levels; one vector's share of pending merges at a time. */
+typedef int (*icecore_progress)(void *context, double done);
+icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+                                 icecore_progress progress, void *context, int64_t *place);
+/* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all.  O(1) each. */
+icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place);
+/* Seals everything into one segment without removed vectors, and gives unused memory back. */
+icecore_status icecore_index_compact(icecore_index *index, int threads);
+/* Removes everything; ids start at 0 again. */
+icecore_status icecore_index_clear(icecore_index *index);
+
+typedef struct {
+    int64_t k;
+    int64_t visit;               /* scan mode: cells are opened in order of score until they hold this many keys.  Lists: pops for
+                                    each composite, shared out over the opened cells.  0: no bound */
+    int64_t retrieve;            /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
+    int64_t field_of_view;       /* parents kept at each level; 0: no bound */
+    int exact;                   /* compare all, in float32; the budgets are not used */
+    const int64_t *allowed;      /* NULL, or ids: all others are left out; absent ones do not matter */
+    int64_t allowed_count;
+    int threads;
+} icecore_search;
+
+/* ids, scores: queries x k, best first, ties by the smaller id; places left over hold -1 and NaN.  Scores are inner products or squared
+ * distances in float32.  counts: queries.  visited: NULL, or queries: vectors and means that the query was compared with.
+ * queries: contiguous, finite. */
+icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count, const icecore_search *search,
+                                    int64_t *ids, float *scores, int64_t *counts, int64_t *visited);
+
+/* ICECORE_ERROR_ABSENT with *place where an id is absent.  vectors: count x dim. */
+icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place);
+/* present[i] = 1 where ids[i] is in the index. */
+icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, int64_t count, uint8_t *present);
+typedef struct {
+    int64_t count;               /* vectors in the index */
+    int64_t removed;             /* slots that wait for a merge to give them back */
+    int64_t open;                /* vectors in the open block */
+    int64_t slots, segments, cells, merging;   /* merging: segments that a pending merge will replace */
+    int64_t next_id;             /* one above the largest id ever added, at least 0 */
+    int64_t bytes;               /* memory held, mapped files not counted */
+    int read_only;
+} icecore_index_state;
+icecore_index_state icecore_index_get_state(icecore_index *index);
+/* ids of all vectors, in the order of their slots; room for `capacity`; returns how many there are. */
+int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity);
+
+/* Checks the structure; returns ICECORE_ERROR_VALUE and a sentence in `reason` (always terminated) when something is wrong. */
+icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size);
+
+/* An index as named arrays, for files.  Pending merges are left out: they begin anew. */
+typedef struct {
+    char name[48];
+    char type;                   /* 'b' uint8, 'h' 16-bit float, 'i' int32, 'l' int64, 'f' float32 */
+    int64_t count;               /* elements */
+    const void *data;
+} icecore_array;
+/* Gives the index to `write`, which reads alone meanwhile: first the table of all arrays (whose `data` mean nothing), with bytes = NULL, then
+ * the bytes of all arrays one after another, in pieces.  A non-zero answer ends the call with ICECORE_INTERRUPTED. */
+typedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count);
+icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context);
+/* An index over the arrays themselves, which must stay as they are as long as it lives: it is read only.  Every number that leads to memory
+ * is checked; ICECORE_ERROR_VALUE and a reason otherwise. */
+icecore_status icecore_index_map(const icecore_index_options *options, const icecore_array *arrays, int64_t count,
+                                 icecore_index **result, char *reason, int64_t reason_size);
+/* A writable copy with memory of its own. */
+icecore_status icecore_index_copy(icecore_index *index, icecore_index **result);
 
 #ifdef __cplusplus
 }

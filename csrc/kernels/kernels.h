@@ -97,6 +97,25 @@ typedef struct {
     /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and mass becomes 0.  far[lane] = sum of the rest. */
     void (*open_cells)(float *mass, const float *risk, int64_t cells, int lanes, const float *threshold,
                        uint64_t *open, float *far);
+
+    /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
+
+    /* scores[j][lane] = base[lane] + query_scale[lane] * scale[j] * sum_t (code[j * stride + t] - 128) query[t][lane] + bias[j], the sum in
+     * integers.  The query's bytes lie in fours: quads[(t / 4 * ICE_PANEL + lane) * 4 + t % 4], within [-127, 127]; `stride` is the
+     * width rounded up to a multiple of 4, at most 65536, and missing query bytes are 0.  offset[lane] = -128 sum_t query[t][lane].
+     * bias: NULL for 0. */
+    void (*code_scores)(const int8_t *quads, int lanes, const float *base, const float *query_scale, const int32_t *offset,
+                        const uint8_t *codes, int64_t stride, const float *scale, const float *bias, int64_t count, float *scores);
+    /* The places j * ICE_PANEL + lane, ascending, of scores that are at least threshold[lane]; returns how many.  A NaN is not. */
+    int64_t (*find_at_least)(const float *scores, int64_t count, int lanes, const float *threshold, int32_t *places);
+    /* Keeps the `keep` < count entries with the largest scores, the smaller numbers among equals, in their order; returns a
+     * bound that all of them reach and that no score left out exceeds.  No NaN. */
+    float (*keep_largest)(float *scores, int32_t *numbers, int64_t count, int64_t keep);
+    /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
+    void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
+                            int64_t count, float *scores);
+    /* distance[i] = max over j < simples of |projection[j * stride + i] - query[j]|. */
+    void (*chebyshev)(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance);
 } ice_kernels;
 
 /* The table in force (isa/dispatch.c); NULL when ICECORE_ISA asks for what is not usable. */

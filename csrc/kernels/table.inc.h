@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/order.h"
 #include "kernels/kernels.h"
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -22,6 +23,7 @@
 #include "kernels/panel.inc.h"
 #include "kernels/rows.inc.h"
 #include "kernels/cells.inc.h"
+#include "kernels/codes.inc.h"
 
 #ifdef KERNEL_BF16_DOT
 #include "kernels/bf16_dot.inc.h"
@@ -51,4 +53,9 @@ const ice_kernels KERNEL_TABLE = {
     .cell_risk = cell_risk,
     .count_at_least = count_at_least,
     .open_cells = open_cells,
+    .code_scores = code_scores,
+    .find_at_least = find_at_least,
+    .keep_largest = keep_largest,
+    .gathered_scores = gathered_scores,
+    .chebyshev = chebyshev,
 };

@@ -3,19 +3,56 @@
 #define ICE_SEGMENT_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 
 #include "icecore.h"
 #include "kernels/kernels.h"
+
+/* Levels of a tree, the keys included. */
+#define ICE_MOST_LAYERS ICECORE_MAX_LEVELS
+
+/* One step of a search down the tree: from parents to their children, which lie together.  The first layer has one parent, the root;
+ * the children of the last are the keys. */
+typedef struct {
+    int64_t parents, children;
+    int64_t stride;            /* bytes of a code: dim rounded up to a multiple of 4 */
+    int64_t *offset;           /* parents + 1: the children of parent p are offset[p] .. offset[p + 1] - 1 */
+    float *mean;               /* parents x dim: what codes and scores are relative to */
+    uint8_t *code;             /* children x stride: 128 + (child - mean) / scale, rounded; NULL where lists serve instead */
+    float *scale;              /* children */
+    float *bias;               /* children, for squared distances; NULL for inner products */
+} ice_layer;
+
+/* The sorted lists of P-DCI over the children of the last layer's parents: for each composite, the keys of each cell in the order of
+ * their first projection. */
+typedef struct {
+    int composites, simples;   /* 0, 0: none */
+    int32_t *row;              /* composites x count: the stored row at each place */
+    float *projection;         /* composites x simples x count, in the order of `row` */
+    float *sorted;             /* composites x (simples - 1) x count: all projections but the first, sorted in each cell */
+} ice_lists;
 
 struct icecore_segment {
     atomic_int owners;         /* icecore_segment_free gives up one; the last one's memory goes */
     int64_t count, cells, dim, value_dim;
     int64_t *offset;
     int32_t *order;
-    float *keys, *values;
-    float *mean_key, *mean_value;
+    float *mean_key;
+    float *keys, *values, *mean_value;             /* for attention */
     float *variance, *radius, *log2_count;
+    int layers;                                    /* for search */
+    ice_layer layer[ICE_MOST_LAYERS];
+    ice_lists lists;
+    float lifting;                                 /* c, or 0 where keys are not lifted */
+    int64_t bytes;                                 /* in `owned` */
+    int owned_count;
+    void *owned[16 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */
 };
+
+/* A segment without arrays; NULL when out of memory. */
+icecore_segment *ice_segment_new(void);
+/* count * size bytes that are freed with the segment; NULL on failure. */
+void *ice_segment_alloc(icecore_segment *segment, int64_t count, size_t size);
 
 /* One more owner of the same segment. */
 icecore_segment *ice_segment_share(icecore_segment *segment);

@@ -105,4 +105,27 @@ static inline vf vf_exp2(vf x) {
     return _mm256_and_ps(p, kept);
 }
 
+/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key.  Even and odd bytes are
+ * widened to 16 bits, where products of pairs are exact. */
+typedef __m256i vi;
+typedef struct { __m256i even, odd; } vq;
+typedef struct { __m256i even, odd; } vk;
+
+static inline vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline vf vf_from_vi(vi v) { return _mm256_cvtepi32_ps(v); }
+static inline vq vq_load(const int8_t *p) {
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)p);
+    return (vq){_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+}
+static inline vk vk_set1(const uint8_t *p) {
+    int quad;
+    memcpy(&quad, p, sizeof quad);
+    __m256i bytes = _mm256_set1_epi32(quad);
+    return (vk){_mm256_and_si256(bytes, _mm256_set1_epi16(0xFF)), _mm256_srli_epi16(bytes, 8)};
+}
+static inline vi vi_dot4(vi sum, vk x, vq q) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x.even, q.even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(x.odd, q.odd));
+}
+
 #endif

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "simd/exp2.h"
 
@@ -90,5 +91,41 @@ static inline vf vf_exp2(vf x) {
     p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(1.0f));
     return _mm512_maskz_scalef_ps(kept, p, n);
 }
+
+/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key. */
+typedef __m512i vi;
+
+static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+static inline vf vf_from_vi(vi v) { return _mm512_cvtepi32_ps(v); }
+
+static inline __m512i vk_bytes(const uint8_t *p) {
+    int quad;
+    memcpy(&quad, p, sizeof quad);
+    return _mm512_set1_epi32(quad);
+}
+
+#ifdef __AVX512VNNI__
+typedef __m512i vq;
+typedef __m512i vk;
+static inline vq vq_load(const int8_t *p) { return _mm512_loadu_si512(p); }
+static inline vk vk_set1(const uint8_t *p) { return vk_bytes(p); }
+static inline vi vi_dot4(vi sum, vk x, vq q) { return _mm512_dpbusd_epi32(sum, x, q); }
+#else
+/* Even and odd bytes widened to 16 bits, where products of pairs are exact. */
+typedef struct { __m512i even, odd; } vq;
+typedef struct { __m512i even, odd; } vk;
+static inline vq vq_load(const int8_t *p) {
+    __m512i bytes = _mm512_loadu_si512(p);
+    return (vq){_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};
+}
+static inline vk vk_set1(const uint8_t *p) {
+    __m512i bytes = vk_bytes(p);
+    return (vk){_mm512_and_si512(bytes, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16(bytes, 8)};
+}
+static inline vi vi_dot4(vi sum, vk x, vq q) {
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(x.even, q.even));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(x.odd, q.odd));
+}
+#endif
 
 #endif

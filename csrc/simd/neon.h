@@ -96,4 +96,27 @@ static inline vf vf_exp2(vf x) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(p), dropped));
 }
 
+/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key, both widened to 16 bits. */
+typedef int32x4_t vi;
+typedef struct { int16x8_t low, high; } vq;
+typedef struct { int16x4_t quad; } vk;
+
+static inline vi vi_load(const int32_t *p) { return vld1q_s32(p); }
+static inline vf vf_from_vi(vi v) { return vcvtq_f32_s32(v); }
+static inline vq vq_load(const int8_t *p) {
+    int8x16_t bytes = vld1q_s8(p);
+    return (vq){vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))};
+}
+static inline vk vk_set1(const uint8_t *p) {
+    uint32_t quad;
+    memcpy(&quad, p, sizeof quad);
+    uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(quad));
+    return (vk){vget_low_s16(vreinterpretq_s16_u16(vmovl_u8(bytes)))};
+}
+static inline vi vi_dot4(vi sum, vk x, vq q) {
+    int32x4_t a = vmull_s16(vget_low_s16(q.low), x.quad), b = vmull_s16(vget_high_s16(q.low), x.quad);
+    int32x4_t c = vmull_s16(vget_low_s16(q.high), x.quad), d = vmull_s16(vget_high_s16(q.high), x.quad);
+    return vaddq_s32(sum, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)));
+}
+
 #endif

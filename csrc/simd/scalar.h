@@ -56,4 +56,18 @@ static inline vf vf_exp2(vf x) {
     return p * 2.0f * ice_bits_float((uint32_t)((int32_t)n + 126) << 23);
 }
 
+/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key. */
+typedef int32_t vi;
+typedef struct { int8_t byte[4]; } vq;
+typedef struct { uint8_t byte[4]; } vk;
+
+static inline vi vi_load(const int32_t *p) { return *p; }
+static inline vq vq_load(const int8_t *p) { return (vq){{p[0], p[1], p[2], p[3]}}; }
+static inline vk vk_set1(const uint8_t *p) { return (vk){{p[0], p[1], p[2], p[3]}}; }
+static inline vi vi_dot4(vi sum, vk x, vq q) {
+    for (int i = 0; i < 4; i++) sum += x.byte[i] * q.byte[i];
+    return sum;
+}
+static inline vf vf_from_vi(vi v) { return (float)v; }
+
 #endif

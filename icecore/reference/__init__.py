@@ -3,5 +3,29 @@
 from icecore.reference.cells import Cells, build_cells
 from icecore.reference.dense import attention, top_k_attention
 from icecore.reference.near_far import near_far_attention
+from icecore.reference.pdci import (
+    Level,
+    lift_keys,
+    lift_query,
+    pdci_candidates,
+    pdci_candidates_by_radius,
+    pdci_search,
+    search_exact,
+    tree_search,
+)
 
-__all__ = ["Cells", "attention", "build_cells", "near_far_attention", "top_k_attention"]
+__all__ = [
+    "Cells",
+    "Level",
+    "attention",
+    "build_cells",
+    "lift_keys",
+    "lift_query",
+    "near_far_attention",
+    "pdci_candidates",
+    "pdci_candidates_by_radius",
+    "pdci_search",
+    "search_exact",
+    "top_k_attention",
+    "tree_search",
+]

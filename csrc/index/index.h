@@ -1,0 +1,81 @@
+/* The dynamic index's memory; its meaning is in icecore.h. */
+#ifndef ICE_INDEX_H
+#define ICE_INDEX_H
+
+#include <pthread.h>
+
+#include "index/id_map.h"
+#include "index/slots.h"
+#include "segment/segment.h"
+#include "segment/tree.h"
+
+/* Vectors that are compared exactly before they are sealed. */
+#define ICE_OPEN_BLOCK 1024
+/* Numbers of segments fit a byte.  Two or three of each size class exist at a time, so this is never reached. */
+#define ICE_MOST_SEGMENTS 200
+#define ICE_MOST_MERGES 48
+
+typedef struct {
+    icecore_segment *segment;  /* NULL: the number is free.  Its order holds slots */
+    int64_t removed;           /* of its slots */
+    int merging;               /* a merge reads it */
+} ice_sealed;
+
+/* Segments on their way to become one.  They serve until it is done. */
+typedef struct {
+    ice_tree_builder *builder; /* NULL: free */
+    ice_slot_rows rows;
+    int32_t *slot;             /* what was not removed when it began */
+    int64_t count, work;       /* slots; row visits in all */
+    int64_t owed;              /* visits not yet made, or made ahead (negative) */
+    uint8_t from[ICE_MOST_SEGMENTS];
+    int from_count;
+} ice_merge;
+
+struct icecore_index {
+    pthread_rwlock_t lock;
+    icecore_index_options options;
+    float *directions;         /* of the P-DCI lists; NULL without */
+    ice_slots slots;
+    ice_id_map map;            /* of a mapped index: empty until first needed */
+    int64_t used;              /* vectors in the index */
+    int64_t removed;           /* slots that a segment still names */
+    int64_t next_id;
+    uint64_t seals;            /* segments ever built: part of each one's seed */
+    int32_t open[ICE_OPEN_BLOCK];
+    int64_t open_count;
+    ice_sealed sealed[ICE_MOST_SEGMENTS];
+    ice_merge merge[ICE_MOST_MERGES];
+    int read_only;
+};
+
+/* ---- merge.c ---- */
+
+/* Begins the merges that the sizes of the segments ask for.  One for which there is no memory is left for later. */
+void ice_merge_begin_due(icecore_index *index);
+/* Goes on with all merges by the share of `changes` insertions or removals. */
+icecore_status ice_merge_advance(icecore_index *index, int64_t changes, int threads);
+/* Ends all merges without a result. */
+void ice_merge_drop_all(icecore_index *index);
+/* The plan of a segment over rows of this index, seeded by their number. */
+ice_tree_plan ice_index_plan(icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting);
+/* Puts a built segment over `slot` in force: its order becomes slots, and these learn where they are.  There must be a free number. */
+void ice_index_adopt(icecore_index *index, icecore_segment *segment, const int32_t *slot);
+/* Takes segment `number` out of force; removed slots that only it names are given back. */
+void ice_index_drop(icecore_index *index, int number);
+/* The lifting scale for these slots: their largest norm, or 1 when all are 0; 0 where the metric needs none. */
+float ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count);
+
+/* ---- validate.c ---- */
+
+/* What searching and changing rely on: every vector in one place, every place on a vector.  O(slots); no lock. */
+icecore_status ice_index_check_structure(const icecore_index *index, char *reason, int64_t reason_size);
+
+/* Read and write locks.  ICECORE_ERROR_BUSY: this thread holds the lock already (a progress callback that uses the index). */
+icecore_status ice_index_read_lock(icecore_index *index);
+/* As read_lock, with the ids in the map: a mapped index enters them when they are first needed. */
+icecore_status ice_index_lookup_lock(icecore_index *index);
+icecore_status ice_index_write_lock(icecore_index *index);
+void ice_index_unlock(icecore_index *index);
+
+#endif

@@ -1,0 +1,170 @@
+/* Merging segments beside the work: a log-structured merge whose steps ride on insertions and removals.
+ *
+ * Segments of one size class (powers of two of the open block) merge as soon as there are two.  A merge of n vectors gets two
+ * vectors' share of its work with every change, so it ends within n / 2 changes, before the next two of its class can have come. */
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "index/index.h"
+
+/* A segment with more than this share of removed vectors is built anew. */
+#define MOST_REMOVED 0.33
+
+static int64_t used_in(const ice_sealed *sealed) { return sealed->segment->count - sealed->removed; }
+
+static int size_class(const ice_sealed *sealed) {
+    int class = 0;
+    for (int64_t size = used_in(sealed) / ICE_OPEN_BLOCK; size > 1; size /= 2) class++;
+    return class;
+}
+
+float ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count) {
+    if (index->options.metric != ICECORE_INNER_PRODUCT) return 0.0f;
+    float *buffer = ice_alloc(index->options.dim, sizeof *buffer);
+    if (!buffer) return -1.0f;
+    const ice_slot_rows rows = {kernels, &index->slots, slot};
+    double largest = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        const float *x = ice_read_slot_row(&rows, i, buffer);
+        double squared = 0.0;
+        for (int64_t t = 0; t < index->options.dim; t++) squared += (double)x[t] * x[t];
+        if (squared > largest) largest = squared;
+    }
+    ice_free(buffer);
+    double norm = sqrt(largest) * (1.0 + 0x1p-23);   /* rounding to float must not put it below a row's norm */
+    return norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+}
+
+ice_tree_plan ice_index_plan(icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting) {
+    const icecore_index_options *o = &index->options;
+    return (ice_tree_plan){
+        .kernels = kernels,
+        .rows = {ice_read_slot_row, rows, count, o->dim},
+        .metric = o->metric,
+        .levels = o->levels,
+        .promotion = o->promotion,
+        .lifting = lifting,
+        .composites = o->composites,
+        .simples = o->simples,
+        .directions = index->directions,
+        .seed = ice_segment_seed(o->seed, (int64_t)index->seals++, count),
+    };
+}
+
+void ice_index_adopt(icecore_index *index, icecore_segment *segment, const int32_t *slot) {
+    int number = 0;
+    while (index->sealed[number].segment) number++;
+    int64_t removed = 0;
+    for (int64_t i = 0; i < segment->count; i++) {
+        int32_t own = slot[segment->order[i]];
+        segment->order[i] = own;
+        *ice_slot_home(&index->slots, own) = (uint8_t)number;
+        removed += *ice_slot_state(&index->slots, own) == ICE_SLOT_REMOVED;
+    }
+    index->sealed[number] = (ice_sealed){segment, removed, 0};
+}
+
+void ice_index_drop(icecore_index *index, int number) {
+    icecore_segment *segment = index->sealed[number].segment;
+    for (int64_t i = 0; i < segment->count; i++) {
+        int32_t slot = segment->order[i];
+        if (*ice_slot_home(&index->slots, slot) != number || *ice_slot_state(&index->slots, slot) != ICE_SLOT_REMOVED) continue;
+        ice_slots_give(&index->slots, slot);
+        index->removed--;
+    }
+    icecore_segment_free(segment);
+    index->sealed[number] = (ice_sealed){0};
+}
+
+static void end_merge(icecore_index *index, ice_merge *merge) {
+    for (int i = 0; i < merge->from_count; i++) index->sealed[merge->from[i]].merging = 0;
+    ice_tree_end(merge->builder);
+    ice_free(merge->slot);
+    *merge = (ice_merge){0};
+}
+
+void ice_merge_drop_all(icecore_index *index) {
+    for (int m = 0; m < ICE_MOST_MERGES; m++)
+        if (index->merge[m].builder) end_merge(index, &index->merge[m]);
+}
+
+static void begin(icecore_index *index, const uint8_t *from, int from_count) {
+    const ice_kernels *kernels = ice_active_kernels();
+    ice_merge *merge = index->merge;
+    while (merge < index->merge + ICE_MOST_MERGES && merge->builder) merge++;
+    if (merge == index->merge + ICE_MOST_MERGES || !kernels) return;
+    int64_t count = 0;
+    float lifting = 0.0f;
+    for (int i = 0; i < from_count; i++) {
+        count += used_in(&index->sealed[from[i]]);
+        lifting = fmaxf(lifting, index->sealed[from[i]].segment->lifting);   /* re-lifting: all keys on one scale, the largest */
+    }
+    merge->slot = ice_alloc(count, sizeof *merge->slot);
+    if (!merge->slot) return;
+    merge->count = 0;
+    for (int i = 0; i < from_count; i++) {
+        const icecore_segment *segment = index->sealed[from[i]].segment;
+        for (int64_t j = 0; j < segment->count; j++)
+            if (*ice_slot_state(&index->slots, segment->order[j]) == ICE_SLOT_USED) merge->slot[merge->count++] = segment->order[j];
+    }
+    merge->rows = (ice_slot_rows){kernels, &index->slots, merge->slot};
+    ice_tree_plan plan = ice_index_plan(index, kernels, &merge->rows, merge->count, lifting);
+    merge->work = ice_tree_work(&plan);
+    if (ice_tree_begin(&plan, &merge->builder) != ICECORE_OK) {
+        ice_free(merge->slot);
+        *merge = (ice_merge){0};
+        return;
+    }
+    memcpy(merge->from, from, (size_t)from_count);
+    merge->from_count = from_count;
+    for (int i = 0; i < from_count; i++) index->sealed[from[i]].merging = 1;
+}
+
+void ice_merge_begin_due(icecore_index *index) {
+    uint8_t members[ICE_MOST_SEGMENTS];
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+        ice_sealed *sealed = &index->sealed[n];
+        if (!sealed->segment || sealed->merging) continue;
+        if (used_in(sealed) == 0) {
+            ice_index_drop(index, n);
+            continue;
+        }
+        int count = 0, class = size_class(sealed);
+        members[count++] = (uint8_t)n;
+        for (int other = n + 1; other < ICE_MOST_SEGMENTS; other++) {
+            const ice_sealed *o = &index->sealed[other];
+            if (o->segment && !o->merging && used_in(o) && size_class(o) == class) members[count++] = (uint8_t)other;
+        }
+        if (count > 1 || (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count) begin(index, members, count);
+    }
+}
+
+static void finish(icecore_index *index, ice_merge *merge) {
+    icecore_segment *segment = ice_tree_take(merge->builder);
+    uint8_t from[ICE_MOST_SEGMENTS];
+    int from_count = merge->from_count;
+    memcpy(from, merge->from, (size_t)from_count);
+    ice_index_adopt(index, segment, merge->slot);
+    end_merge(index, merge);
+    for (int i = 0; i < from_count; i++) ice_index_drop(index, from[i]);
+}
+
+icecore_status ice_merge_advance(icecore_index *index, int64_t changes, int threads) {
+    int finished = 0;
+    for (int m = 0; m < ICE_MOST_MERGES; m++) {
+        ice_merge *merge = &index->merge[m];
+        if (!merge->builder) continue;
+        /* two vectors' share a change; a share is a few visits, and those are made by whole panels, so `owed` may run negative */
+        int64_t work = 2 * (merge->work / merge->count + 1) * changes + merge->owed;
+        icecore_status status = ice_tree_step(merge->builder, &work, threads);
+        if (status == ICECORE_INTERRUPTED) return status;
+        merge->owed = work;
+        if (status == ICECORE_OK && ice_tree_done(merge->builder)) {
+            finish(index, merge);
+            finished = 1;
+        }
+    }
+    if (finished) ice_merge_begin_due(index);
+    return ICECORE_OK;
+}

@@ -1,0 +1,72 @@
+#include "index/slots.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+/* Bytes of one chunk, all of its arrays in one piece. */
+static size_t chunk_bytes(const ice_slots *s) { return ICE_SLOT_CHUNK * (s->row_bytes + sizeof(int64_t) + 2); }
+
+icecore_status ice_slots_reserve(ice_slots *s, int64_t count) {
+    int64_t wanted = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;
+    if (count > INT32_MAX - ICE_SLOT_CHUNK) return ICECORE_ERROR_MEMORY;
+    if (wanted > s->capacity) {
+        int64_t capacity = 2 * s->capacity > wanted ? 2 * s->capacity : wanted;
+        ice_slot_chunk *grown = ice_alloc(capacity, sizeof *grown);
+        if (!grown) return ICECORE_ERROR_MEMORY;
+        if (s->chunks) memcpy(grown, s->chunk, (size_t)s->chunks * sizeof *grown);
+        ice_free(s->chunk);
+        s->chunk = grown;
+        s->capacity = capacity;
+    }
+    while (s->chunks < wanted) {
+        char *memory = ice_alloc(1, chunk_bytes(s));
+        if (!memory) return ICECORE_ERROR_MEMORY;
+        ice_slot_chunk *chunk = &s->chunk[s->chunks++];
+        chunk->rows = memory;
+        chunk->id = (int64_t *)(memory + ICE_SLOT_CHUNK * s->row_bytes);
+        chunk->state = (uint8_t *)(chunk->id + ICE_SLOT_CHUNK);
+        chunk->home = chunk->state + ICE_SLOT_CHUNK;
+        memset(chunk->state, ICE_SLOT_FREE, ICE_SLOT_CHUNK);
+    }
+    if (s->free_capacity < count) {
+        /* room for as many free slots as there can be, so that giving one back cannot fail */
+        int64_t capacity = 2 * s->free_capacity > count ? 2 * s->free_capacity : count;
+        int32_t *grown = ice_alloc(capacity, sizeof *grown);
+        if (!grown) return ICECORE_ERROR_MEMORY;
+        if (s->free_count) memcpy(grown, s->free, (size_t)s->free_count * sizeof *grown);
+        ice_free(s->free);
+        s->free = grown;
+        s->free_capacity = capacity;
+    }
+    return ICECORE_OK;
+}
+
+void ice_slots_end(ice_slots *s) {
+    for (int64_t i = 0; s->owned && i < s->chunks; i++) ice_free(s->chunk[i].rows);
+    ice_free(s->chunk);
+    ice_free(s->free);
+    s->chunk = NULL;
+    s->free = NULL;
+    s->chunks = s->capacity = s->count = s->free_count = s->free_capacity = 0;
+}
+
+int64_t ice_slots_bytes(const ice_slots *s) {
+    int64_t bytes = s->capacity * (int64_t)sizeof *s->chunk + s->free_capacity * (int64_t)sizeof *s->free;
+    return s->owned ? bytes + s->chunks * (int64_t)chunk_bytes(s) : bytes;
+}
+
+int32_t ice_slots_take(ice_slots *s) { return s->free_count ? s->free[--s->free_count] : (int32_t)s->count++; }
+
+void ice_slots_give(ice_slots *s, int32_t slot) {
+    *ice_slot_state(s, slot) = ICE_SLOT_FREE;
+    s->free[s->free_count++] = slot;
+}
+
+const float *ice_read_slot_row(const void *slot_rows, int64_t row, float *buffer) {
+    const ice_slot_rows *r = slot_rows;
+    const void *stored = ice_slot_row(r->slots, r->slot ? r->slot[row] : row);
+    if (r->slots->dtype == ICECORE_FLOAT32) return stored;
+    r->kernels->to_float32(r->slots->dtype, stored, buffer, r->slots->dim);
+    return buffer;
+}

@@ -1,0 +1,176 @@
+/* Scans of a k-NN search: low-precision scores of contiguous rows, and exact ones of few.
+ *
+ * A code is a row's difference from the mean of its cell, in bytes with one scale a row: the cell's own share of the score is exact, and
+ * rounding, at most half a step of 1/127 of the largest component, touches only the difference.  Bytes of four components are
+ * multiplied and summed a lane at a time; integer sums are the same on every instruction set. */
+
+static ALWAYS_INLINE void code_tile(const int8_t *quads, const uint8_t *codes, int64_t stride, const float *base,
+                                    const float *query_scale, const int32_t *offset, const float *scale, const float *bias, float *out,
+                                    const int rows, const int vectors) {
+    vi sum[KEY_TILE][QUERY_VECTORS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vi_load(offset + q * VF_WIDTH);
+    for (int64_t t = 0; t < stride; t += 4) {
+        vq column[QUERY_VECTORS];
+        UNROLL for (int q = 0; q < vectors; q++) column[q] = vq_load(quads + t * ICE_PANEL + q * VF_WIDTH * 4);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vk x = vk_set1(codes + r * stride + t);
+            UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vi_dot4(sum[r][q], x, column[q]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        vf step = vf_set1(scale[r]), own = vf_set1(bias ? bias[r] : 0.0f);
+        UNROLL for (int q = 0; q < vectors; q++) {
+            vf factor = vf_mul(step, vf_load(query_scale + q * VF_WIDTH));
+            vf score = vf_fma(vf_from_vi(sum[r][q]), factor, vf_add(own, vf_load(base + q * VF_WIDTH)));
+            vf_store(out + r * ICE_PANEL + q * VF_WIDTH, score);
+        }
+    }
+}
+
+static ALWAYS_INLINE void code_column(const int8_t *quads, const uint8_t *codes, int64_t stride, const float *base,
+                                      const float *query_scale, const int32_t *offset, const float *scale, const float *bias,
+                                      int64_t count, float *out, const int vectors) {
+    int64_t j = 0;
+    for (; j + KEY_TILE <= count; j += KEY_TILE)
+        code_tile(quads, codes + j * stride, stride, base, query_scale, offset, scale + j, bias ? bias + j : NULL,
+                  out + j * ICE_PANEL, KEY_TILE, vectors);
+    for (; j < count; j++)
+        code_tile(quads, codes + j * stride, stride, base, query_scale, offset, scale + j, bias ? bias + j : NULL,
+                  out + j * ICE_PANEL, 1, vectors);
+}
+
+static void code_scores(const int8_t *quads, int lanes, const float *base, const float *query_scale, const int32_t *offset,
+                        const uint8_t *codes, int64_t stride, const float *scale, const float *bias, int64_t count, float *out) {
+    int lane = 0;
+    for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
+        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count, out + lane,
+                    QUERY_VECTORS);
+    for (; lane < lanes; lane += VF_WIDTH)
+        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count, out + lane, 1);
+}
+
+static int64_t find_at_least(const float *block, int64_t count, int lanes, const float *threshold, int32_t *places) {
+    int64_t found = 0;
+    for (int64_t j = 0; j < count; j++)
+        for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
+            uint32_t bits = vm_bits(vf_ge(vf_load(block + j * ICE_PANEL + lane), vf_load(threshold + lane)));
+            if (lanes - lane < VF_WIDTH) bits &= (1u << (lanes - lane)) - 1u;
+            for (; bits; bits &= bits - 1) places[found++] = (int32_t)(j * ICE_PANEL + lane + __builtin_ctz(bits));
+        }
+    return found;
+}
+
+/* How many are at least `bound`; those beyond `count` up to a whole vector do not count. */
+static ALWAYS_INLINE int64_t how_many(const float *scores, int64_t count, float bound) {
+    vf least = vf_set1(bound);
+    int64_t found = 0, i = 0;
+    for (; i + VF_WIDTH <= count; i += VF_WIDTH) found += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + i), least)));
+    for (; i < count; i++) found += scores[i] >= bound;
+    return found;
+}
+
+/* The bound is found by bisection on the scores' order as integers; it ends as soon as a bound keeps just the wanted number. */
+static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_t keep) {
+    vf top = vf_set1(scores[0]), bottom = top;
+    int64_t whole = count - count % VF_WIDTH;
+    for (int64_t i = 0; i < whole; i += VF_WIDTH) {
+        top = vf_max(top, vf_load(scores + i));
+        bottom = vf_min(bottom, vf_load(scores + i));
+    }
+    float largest = vf_reduce_max(top), smallest = -vf_reduce_max(vf_sub(vf_zero(), bottom));
+    for (int64_t i = whole; i < count; i++) {
+        smallest = scores[i] < smallest ? scores[i] : smallest;
+        largest = scores[i] > largest ? scores[i] : largest;
+    }
+    /* at least `keep` reach low, fewer reach high */
+    int64_t low = ice_ordered(smallest), high = (int64_t)ice_ordered(largest) + 1, reach = count;
+    while (high - low > 1 && reach != keep) {
+        int64_t middle = low + (high - low) / 2, found = how_many(scores, count, ice_unordered((uint32_t)middle));
+        if (found >= keep) {
+            low = middle;
+            reach = found;
+        } else {
+            high = middle;
+        }
+    }
+    const float bound = ice_unordered((uint32_t)low);
+    /* more than wanted only where scores equal the bound: of these, those with a number up to `last` stay */
+    int32_t last = INT32_MAX;
+    for (int64_t excess = reach - keep; excess > 0;) {
+        int32_t greatest = -1;
+        for (int64_t i = 0; i < count; i++)
+            if (scores[i] == bound && numbers[i] > greatest && numbers[i] < last) greatest = numbers[i];
+        last = greatest;
+        excess--;
+    }
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float score = scores[i];
+        int32_t number = numbers[i];
+        int stays = score > bound || (score == bound && (reach == keep || number < last));
+        scores[kept] = score;
+        numbers[kept] = number;
+        kept += stays;
+    }
+    return bound;
+}
+
+static ALWAYS_INLINE vf load_row(icecore_dtype dtype, const void *row, int64_t t, int n) {
+    if (dtype == ICECORE_FLOAT32) return n == VF_WIDTH ? vf_load((const float *)row + t) : vf_load_n((const float *)row + t, n);
+    const uint16_t *half = (const uint16_t *)row + t;
+    if (dtype == ICECORE_BFLOAT16) return n == VF_WIDTH ? vf_load_bf16(half) : vf_load_bf16_n(half, n);
+    return n == VF_WIDTH ? vf_load_f16(half) : vf_load_f16_n(half, n);
+}
+
+static ALWAYS_INLINE void gather_tile(const float *query, int64_t dim, const int squared_distance, const icecore_dtype dtype,
+                                      const void *const *rows, float *out, const int tile) {
+    vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    for (int64_t t = 0; t < dim; t += VF_WIDTH) {
+        int n = dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH;
+        vf q = n == VF_WIDTH ? vf_load(query + t) : vf_load_n(query + t, n);
+        UNROLL for (int r = 0; r < tile; r++) {
+            vf x = load_row(dtype, rows[r], t, n);
+            if (squared_distance) {
+                vf difference = vf_sub(q, x);
+                sum[r] = vf_fma(difference, difference, sum[r]);
+            } else {
+                sum[r] = vf_fma(q, x, sum[r]);
+            }
+        }
+    }
+    float total[4];
+    vf_reduce_add4(sum[0], sum[1], sum[2], sum[3], total);
+    for (int r = 0; r < tile; r++) out[r] = squared_distance ? -0.5f * total[r] : total[r];
+}
+
+static ALWAYS_INLINE void gather(const float *query, int64_t dim, const int squared_distance, const icecore_dtype dtype,
+                                 const void *const *rows, int64_t count, float *out) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) gather_tile(query, dim, squared_distance, dtype, rows + i, out + i, 4);
+    for (; i < count; i++) gather_tile(query, dim, squared_distance, dtype, rows + i, out + i, 1);
+}
+
+static void gathered_scores(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
+                            int64_t count, float *out) {
+    if (dtype == ICECORE_FLOAT32)
+        squared_distance ? gather(query, dim, 1, ICECORE_FLOAT32, rows, count, out) : gather(query, dim, 0, ICECORE_FLOAT32, rows, count, out);
+    else if (dtype == ICECORE_BFLOAT16)
+        squared_distance ? gather(query, dim, 1, ICECORE_BFLOAT16, rows, count, out) : gather(query, dim, 0, ICECORE_BFLOAT16, rows, count, out);
+    else
+        squared_distance ? gather(query, dim, 1, ICECORE_FLOAT16, rows, count, out) : gather(query, dim, 0, ICECORE_FLOAT16, rows, count, out);
+}
+
+static void chebyshev(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance) {
+    for (int64_t i = 0; i < count; i += VF_WIDTH) {
+        int n = count - i < VF_WIDTH ? (int)(count - i) : VF_WIDTH;
+        vf largest = vf_zero();
+        for (int j = 0; j < simples; j++) {
+            const float *own = projection + j * stride + i;
+            vf difference = vf_sub(n == VF_WIDTH ? vf_load(own) : vf_load_n(own, n), vf_set1(query[j]));
+            largest = vf_max(largest, vf_max(difference, vf_sub(vf_zero(), difference)));
+        }
+        if (n == VF_WIDTH) vf_store(distance + i, largest);
+        else vf_store_n(distance + i, largest, n);
+    }
+}

@@ -1,0 +1,178 @@
+/* Rows are the panel's lanes and parents its "keys": |x - p|^2 is smallest where x.p - |p|^2 / 2 is largest, so assignment is the
+ * score kernel and a running maximum. */
+#include "segment/cells.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "base/random.h"
+
+/* Twice: assign all rows, sort them by cell, move the parents to the means. */
+enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };
+
+static const float *read_lifted(const ice_cells *c, int64_t row, float *buffer) {
+    const float *x = c->rows.read(c->rows.context, row, buffer);
+    if (!c->lifted) return x;
+    const float inverse = 1.0f / c->lifting;
+    for (int64_t t = 0; t < c->rows.dim; t++) buffer[t] = x[t] * inverse;
+    buffer[c->rows.dim] = c->lifted[row];
+    return buffer;
+}
+
+/* The last coordinate; computed in double, since 1 - |x|^2 / c^2 cancels for the longest rows. */
+static float last_coordinate(const float *x, int64_t dim, float lifting) {
+    double squared = 0.0;
+    for (int64_t t = 0; t < dim; t++) squared += (double)x[t] * x[t];
+    double rest = 1.0 - squared / ((double)lifting * lifting);
+    return rest > 0.0 ? (float)sqrt(rest) : 0.0f;
+}
+
+void ice_cells_end(ice_cells *c) {
+    ice_free(c->parents);
+    ice_free(c->label);
+    ice_free(c->order);
+    ice_free(c->offset);
+    ice_free(c->lifted);
+    ice_free(c->bias);
+    memset(c, 0, sizeof *c);
+}
+
+static void begin_assigning(ice_cells *c) {
+    for (int64_t i = 0; i < c->cells; i++) {
+        const float *parent = c->parents + i * c->width;
+        double squared = 0.0;
+        for (int64_t t = 0; t < c->width; t++) squared += (double)parent[t] * parent[t];
+        c->bias[i] = (float)(-0.5 * squared);
+    }
+    c->next = 0;
+}
+
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells,
+                               uint64_t seed) {
+    *c = (ice_cells){.kernels = kernels, .rows = rows, .lifting = lifting, .width = rows.dim + (lifting > 0), .cells = cells};
+    c->parents = ice_alloc(cells * c->width, sizeof(float));
+    c->label = ice_alloc(rows.count, sizeof(int32_t));
+    c->order = ice_alloc(rows.count, sizeof(int32_t));
+    c->offset = ice_alloc(cells + 1, sizeof(int64_t));
+    c->bias = ice_alloc(cells, sizeof(float));
+    float *buffer = ice_alloc(c->width, sizeof(float));
+    if (lifting > 0) c->lifted = ice_alloc(rows.count, sizeof(float));
+    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !buffer || (lifting > 0 && !c->lifted)) {
+        ice_free(buffer);
+        ice_cells_end(c);
+        return ICECORE_ERROR_MEMORY;
+    }
+    /* a partial Fisher-Yates shuffle */
+    int32_t *pick = c->order;
+    for (int64_t i = 0; i < rows.count; i++) pick[i] = (int32_t)i;
+    for (int64_t i = 0; i < cells; i++) {
+        int64_t j = i + (int64_t)ice_random_below(&seed, (uint64_t)(rows.count - i));
+        int32_t picked = pick[j];
+        pick[j] = pick[i];
+        pick[i] = picked;
+        const float *x = rows.read(rows.context, picked, buffer);
+        if (c->lifted) c->lifted[picked] = last_coordinate(x, rows.dim, lifting);
+        memcpy(c->parents + i * c->width, read_lifted(c, picked, buffer), (size_t)c->width * sizeof(float));
+    }
+    ice_free(buffer);
+    begin_assigning(c);
+    return ICECORE_OK;
+}
+
+static size_t panel_bytes(const ice_cells *c) {
+    return ((size_t)(c->width * ICE_PANEL) + ICE_KEY_BLOCK * ICE_PANEL + (size_t)c->width) * sizeof(float);
+}
+
+/* label[row] = the nearest parent, for a panel of rows; the smaller index among equals, 0 for a row with a NaN. */
+static void assign_panel(void *context, int64_t index, void *scratch) {
+    ice_cells *c = context;
+    if (!scratch) return;
+    float *panel = scratch, *scores = panel + c->width * ICE_PANEL, *buffer = scores + ICE_KEY_BLOCK * ICE_PANEL;
+    float best[ICE_PANEL], best_index[ICE_PANEL];
+    int64_t first = (c->next + index) * ICE_PANEL;
+    int lanes = c->rows.count - first < ICE_PANEL ? (int)(c->rows.count - first) : ICE_PANEL;
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        int64_t row = first + (lane < lanes ? lane : lanes - 1);
+        if (c->lifted && c->stage == ASSIGN && lane < lanes)
+            c->lifted[row] = last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
+        const float *x = read_lifted(c, row, buffer);
+        for (int64_t t = 0; t < c->width; t++) panel[t * ICE_PANEL + lane] = x[t];
+        best[lane] = -INFINITY;
+        best_index[lane] = 0.0f;
+    }
+    for (int64_t i = 0; i < c->cells; i += ICE_KEY_BLOCK) {
+        int64_t block = c->cells - i < ICE_KEY_BLOCK ? c->cells - i : ICE_KEY_BLOCK;
+        c->kernels->scores(panel, c->width, lanes, c->parents + i * c->width, c->width, block, scores);
+        c->kernels->nearest(scores, block, lanes, c->bias + i, i, best, best_index);
+    }
+    for (int lane = 0; lane < lanes; lane++) c->label[first + lane] = (int32_t)best_index[lane];
+}
+
+static void mean_of_cell(void *context, int64_t index, void *scratch) {
+    ice_cells *c = context;
+    if (!scratch) return;
+    int64_t cell = c->next + index, first = c->offset[cell], end = c->offset[cell + 1];
+    float *parent = c->parents + cell * c->width, inverse = 1.0f / (float)(end - first);
+    memset(parent, 0, (size_t)c->width * sizeof(float));
+    for (int64_t i = first; i < end; i++) {
+        const float *x = read_lifted(c, c->order[i], scratch);
+        for (int64_t t = 0; t < c->width; t++) parent[t] += x[t];
+    }
+    for (int64_t t = 0; t < c->width; t++) parent[t] *= inverse;
+}
+
+void ice_group_by_label(const int32_t *label, int64_t count, int64_t groups, int32_t *order, int64_t *offset) {
+    memset(offset, 0, (size_t)(groups + 1) * sizeof *offset);
+    for (int64_t i = 0; i < count; i++) offset[label[i] + 1]++;
+    for (int64_t g = 0; g < groups; g++) offset[g + 1] += offset[g];
+    for (int64_t i = 0; i < count; i++) order[offset[label[i]]++] = (int32_t)i;   /* offset[g] ends at the beginning of g + 1 */
+    memmove(offset + 1, offset, (size_t)groups * sizeof *offset);
+    offset[0] = 0;
+}
+
+/* Sorts the rows by cell; empty cells vanish and labels are renumbered. */
+static void sort_by_cell(ice_cells *c) {
+    ice_group_by_label(c->label, c->rows.count, c->cells, c->order, c->offset);
+    int64_t kept = 0;
+    for (int64_t i = 0; i < c->cells; i++) {
+        if (c->offset[i + 1] == c->offset[i]) continue;
+        if (kept != i)
+            for (int64_t j = c->offset[i]; j < c->offset[i + 1]; j++) c->label[c->order[j]] = (int32_t)kept;
+        c->offset[++kept] = c->offset[i + 1];
+    }
+    c->cells = kept;
+    c->next = 0;
+}
+
+static icecore_status run(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
+    if (threads != ICE_WITHIN_TASK) return ice_parallel_for(count, threads, scratch_bytes, task, context);
+    void *scratch = ice_alloc(1, scratch_bytes);
+    if (!scratch) return ICECORE_ERROR_MEMORY;
+    for (int64_t i = 0; i < count; i++) task(context, i, scratch);
+    ice_free(scratch);
+    return ICECORE_OK;
+}
+
+int ice_cells_done(const ice_cells *c) { return c->stage == DONE; }
+
+icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
+    while (*work > 0 && c->stage != DONE) {
+        int assigning = c->stage == ASSIGN || c->stage == ASSIGN_AGAIN;
+        int64_t items = assigning ? (c->rows.count + ICE_PANEL - 1) / ICE_PANEL : c->cells;
+        int64_t cost = assigning ? ICE_PANEL : (c->rows.count + c->cells - 1) / c->cells;   /* row visits of an item, about */
+        int64_t wanted = (*work - 1) / cost + 1, left = items - c->next;
+        if (wanted > left) wanted = left;
+        icecore_status status = run(wanted, threads, assigning ? panel_bytes(c) : (size_t)c->width * sizeof(float),
+                                    assigning ? assign_panel : mean_of_cell, c);
+        if (status != ICECORE_OK) return status;
+        *work -= wanted * cost;
+        c->next += wanted;
+        if (c->next < items) continue;
+        c->stage++;
+        if (assigning) sort_by_cell(c);
+        else if (c->stage == ASSIGN_AGAIN) begin_assigning(c);
+    }
+    return ICECORE_OK;
+}

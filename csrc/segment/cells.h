@@ -1,0 +1,43 @@
+/* Grouping rows in cells, in steps.
+ *
+ * Promotion: `cells` rows are sampled without replacement as parents.  Each row goes to the nearest parent, each parent moves to
+ * the mean of its rows (one Lloyd step), and both are done once more.  Empty cells vanish.
+ *
+ * With a lifting scale c (at least the largest norm) rows are compared as the inner product compares them (IceFormer, equation 5):
+ *   T(x) = [ x / c ; sqrt(1 - |x|^2 / c^2) ]. */
+#ifndef ICE_CELLS_H
+#define ICE_CELLS_H
+
+#include "segment/rows.h"
+
+typedef struct {
+    const ice_kernels *kernels;
+    ice_rows rows;
+    float lifting;             /* c, or 0 for none */
+    int64_t width;             /* dim, or dim + 1 where lifted */
+    int64_t cells;             /* shrinks when empty cells vanish */
+    float *parents;            /* cells x width, in lifted coordinates */
+    int32_t *label;            /* rows: the cell of each */
+    int32_t *order;            /* rows, cell by cell, ascending within each */
+    int64_t *offset;           /* cells + 1 */
+    float *lifted;             /* rows: the last coordinate, where lifted */
+    float *bias;               /* cells: -|parent|^2 / 2 */
+    int stage;
+    int64_t next;              /* panel or cell at which the stage goes on */
+} ice_cells;
+
+/* Samples the parents.  1 <= cells <= rows.count <= INT32_MAX.  ICECORE_ERROR_MEMORY leaves nothing to end. */
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells, uint64_t seed);
+/* Serial, without asking the interrupt check: for callers that are tasks themselves. */
+#define ICE_WITHIN_TASK (-1)
+/* Goes on by about `work` visits of a row (the whole takes 4 a row, and a sort); *work becomes what is left of it, 0 or less where
+ * there is more to do: call again.  When the status is not ICECORE_OK nothing is lost: call again, or end. */
+icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads);
+int ice_cells_done(const ice_cells *c);
+/* Frees what is left; fields that a caller took over are set to NULL by it before. */
+void ice_cells_end(ice_cells *c);
+
+/* order and offset of `count` items by label, stable; offset has groups + 1 places. */
+void ice_group_by_label(const int32_t *label, int64_t count, int64_t groups, int32_t *order, int64_t *offset);
+
+#endif

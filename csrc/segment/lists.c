@@ -1,0 +1,262 @@
+#include "segment/lists.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/order.h"
+#include "base/parallel.h"
+
+/* ---- Building ---- */
+
+enum { PROJECT, SORT_FIRST, SORT_REST, DONE };
+
+/* Rows projected by one task. */
+#define PROJECT_BLOCK 256
+
+typedef struct {
+    const ice_tree_plan *plan;
+    icecore_segment *segment;
+    int64_t next;
+    int64_t largest_cell;  /* scratch of a sort: twice as many 64-bit keys */
+} build_step;
+
+void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
+                 int simples, float *projection) {
+    int64_t width = dim + (lifting > 0);
+    kernels->row_scores(x, dim, ICECORE_FLOAT32, directions, width, simples, projection);
+    if (lifting > 0)
+        for (int j = 0; j < simples; j++)
+            projection[j] = projection[j] / lifting + last_coordinate * directions[j * width + dim];
+}
+
+static float last_coordinate(const float *x, int64_t dim, float lifting) {
+    double squared = 0.0;
+    for (int64_t t = 0; t < dim; t++) squared += (double)x[t] * x[t];
+    double rest = 1.0 - squared / ((double)lifting * lifting);
+    return rest > 0.0 ? (float)sqrt(rest) : 0.0f;
+}
+
+static void project_rows(void *context, int64_t index, void *scratch) {
+    const build_step *step = context;
+    if (!scratch) return;
+    const ice_tree_plan *plan = step->plan;
+    icecore_segment *s = step->segment;
+    ice_lists *lists = &s->lists;
+    int64_t width = s->dim + (s->lifting > 0), all = (int64_t)lists->composites * lists->simples;
+    float *projection = (float *)scratch + s->dim;
+    int64_t first = (step->next + index) * PROJECT_BLOCK, end = first + PROJECT_BLOCK < s->count ? first + PROJECT_BLOCK : s->count;
+    for (int64_t i = first; i < end; i++) {
+        const float *x = plan->rows.read(plan->rows.context, s->order[i], scratch);
+        float last = s->lifting > 0 ? last_coordinate(x, s->dim, s->lifting) : 0.0f;
+        for (int l = 0; l < lists->composites; l++)
+            ice_project(plan->kernels, x, s->dim, s->lifting, last, plan->directions + l * lists->simples * width, lists->simples,
+                        projection + l * lists->simples);
+        for (int64_t p = 0; p < all; p++) lists->projection[p * s->count + i] = projection[p];
+    }
+}
+
+/* The first list of a composite: cell by cell, rows sorted by their first projection. */
+static void sort_first(void *context, int64_t index, void *scratch) {
+    const build_step *step = context;
+    if (!scratch) return;
+    icecore_segment *s = step->segment;
+    int64_t composite = step->next + index;
+    float *projection = s->lists.projection + composite * s->lists.simples * s->count;
+    int32_t *row = s->lists.row + composite * s->count;
+    uint64_t *keys = scratch, *spare = keys + step->largest_cell;
+    for (int64_t c = 0; c < s->cells; c++) {
+        int64_t first = s->offset[c], count = s->offset[c + 1] - first;
+        for (int64_t i = 0; i < count; i++) keys[i] = (uint64_t)ice_ordered(projection[first + i]) << 32 | (uint32_t)(first + i);
+        ice_sort(keys, spare, count);
+        for (int64_t i = 0; i < count; i++) {
+            projection[first + i] = ice_unordered((uint32_t)(keys[i] >> 32));
+            row[first + i] = (int32_t)(uint32_t)keys[i];
+        }
+    }
+}
+
+/* The other lists: projections in the order of the first, and sorted by themselves. */
+static void sort_rest(void *context, int64_t index, void *scratch) {
+    const build_step *step = context;
+    if (!scratch) return;
+    icecore_segment *s = step->segment;
+    int rest = s->lists.simples - 1;
+    int64_t composite = (step->next + index) / rest, j = (step->next + index) % rest;
+    float *projection = s->lists.projection + (composite * s->lists.simples + j + 1) * s->count;
+    float *sorted = s->lists.sorted + (composite * rest + j) * s->count;
+    const int32_t *row = s->lists.row + composite * s->count;
+    uint64_t *keys = scratch, *spare = keys + step->largest_cell;
+    for (int64_t c = 0; c < s->cells; c++) {
+        int64_t first = s->offset[c], count = s->offset[c + 1] - first;
+        for (int64_t i = 0; i < count; i++) sorted[first + i] = projection[row[first + i]];
+        memcpy(projection + first, sorted + first, (size_t)count * sizeof(float));
+        for (int64_t i = 0; i < count; i++) keys[i] = ice_ordered(projection[first + i]);
+        ice_sort(keys, spare, count);
+        for (int64_t i = 0; i < count; i++) sorted[first + i] = ice_unordered((uint32_t)keys[i]);
+    }
+}
+
+static int allocate_lists(icecore_segment *s, int composites, int simples) {
+    ice_lists *lists = &s->lists;
+    lists->row = ice_segment_alloc(s, (int64_t)composites * s->count, sizeof(int32_t));
+    lists->projection = ice_segment_alloc(s, (int64_t)composites * simples * s->count, sizeof(float));
+    lists->sorted = ice_segment_alloc(s, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
+    if (!lists->row || !lists->projection || !lists->sorted) return 0;
+    lists->composites = composites;
+    lists->simples = simples;
+    return 1;
+}
+
+int ice_lists_done(const ice_lists_builder *b) { return b->stage == DONE; }
+
+icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s, int64_t *work, int threads) {
+    if (!s->lists.composites && !allocate_lists(s, plan->composites, plan->simples)) return ICECORE_ERROR_MEMORY;
+    int64_t largest = 0;
+    for (int64_t c = 0; c < s->cells; c++)
+        if (s->offset[c + 1] - s->offset[c] > largest) largest = s->offset[c + 1] - s->offset[c];
+    build_step step = {.plan = plan, .segment = s, .largest_cell = largest};
+    const size_t sorting = 2 * (size_t)largest * sizeof(uint64_t);
+    const size_t projecting = (size_t)(s->dim + (int64_t)plan->composites * plan->simples) * sizeof(float);
+    while (*work > 0 && b->stage != DONE) {
+        int64_t items = b->stage == PROJECT ? (s->count + PROJECT_BLOCK - 1) / PROJECT_BLOCK
+                        : b->stage == SORT_FIRST ? plan->composites
+                                                 : (int64_t)plan->composites * (plan->simples - 1);
+        int64_t cost = b->stage == PROJECT ? PROJECT_BLOCK : s->count;
+        int64_t wanted = (*work - 1) / cost + 1;
+        if (wanted > items - b->next) wanted = items - b->next;
+        step.next = b->next;
+        icecore_status status = ice_parallel_for(wanted, threads, b->stage == PROJECT ? projecting : sorting,
+                                                 b->stage == PROJECT      ? project_rows
+                                                 : b->stage == SORT_FIRST ? sort_first
+                                                                          : sort_rest,
+                                                 &step);
+        if (status != ICECORE_OK) return status;
+        *work -= wanted * cost;
+        b->next += wanted;
+        if (b->next < items) continue;
+        b->stage++;
+        b->next = 0;
+    }
+    return ICECORE_OK;
+}
+
+/* ---- Candidates ---- */
+
+/* One side of one sorted list as seen from the query: distances that grow from index 0 on. */
+typedef struct {
+    const float *values;   /* at the query's place: values[0], values[1], .. upwards; values[-1], values[-2], .. downwards */
+    float query;
+    int down;
+    int64_t low, high;     /* the first `low` are within the radius, those from `high` on are not */
+} side;
+
+static float distance_at(const side *s, int64_t i) { return s->down ? s->query - s->values[-1 - i] : s->values[i] - s->query; }
+
+/* How many of the side are <= radius, known to lie within [low, high]. */
+static int64_t within(const side *s, float radius) {
+    int64_t low = s->low, high = s->high;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (distance_at(s, middle) <= radius) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Distances left undecided that are simply sorted. */
+#define UNDECIDED 48
+
+/* The wanted-th smallest distance of all sides: pivots from the middle of the widest side until few are undecided. */
+static float smallest(side *sides, int count, int64_t wanted) {
+    for (;;) {
+        int64_t decided = 0, undecided = 0;
+        int widest = 0;
+        for (int i = 0; i < count; i++) {
+            decided += sides[i].low;
+            undecided += sides[i].high - sides[i].low;
+            if (sides[i].high - sides[i].low > sides[widest].high - sides[widest].low) widest = i;
+        }
+        if (undecided <= UNDECIDED) {
+            uint64_t keys[UNDECIDED], spare[UNDECIDED];
+            int64_t n = 0;
+            for (int i = 0; i < count; i++)
+                for (int64_t j = sides[i].low; j < sides[i].high; j++) keys[n++] = ice_ordered(distance_at(&sides[i], j));
+            ice_sort(keys, spare, n);
+            return ice_unordered((uint32_t)keys[wanted - decided - 1]);
+        }
+        const side *w = &sides[widest];
+        float pivot = distance_at(w, w->low + (w->high - w->low) / 2);
+        int64_t reached = 0, at[2 * ICECORE_MAX_SIMPLES];
+        for (int i = 0; i < count; i++) reached += at[i] = within(&sides[i], pivot);
+        if (reached < wanted) {
+            for (int i = 0; i < count; i++) sides[i].low = at[i];
+            continue;
+        }
+        /* the answer is at most the pivot: what equals it must stay, what is greater goes; when only the pivot's equals are left, done */
+        int64_t below = 0;
+        for (int i = 0; i < count; i++) {
+            int64_t place = at[i];
+            while (place > sides[i].low && distance_at(&sides[i], place - 1) == pivot) place--;
+            below += place;
+        }
+        if (below < wanted) return pivot;
+        for (int i = 0; i < count; i++) {
+            while (at[i] > sides[i].low && distance_at(&sides[i], at[i] - 1) == pivot) at[i]--;
+            sides[i].high = at[i];
+        }
+    }
+}
+
+static int64_t first_at_least(const float *sorted, int64_t count, float value) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (sorted[middle] < value) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *s, int composite, int64_t cell, const float *query,
+                             int64_t visit, int64_t retrieve, int32_t *rows, uint64_t *spare) {
+    const ice_lists *lists = &s->lists;
+    const int simples = lists->simples;
+    int64_t first = s->offset[cell], count = s->offset[cell + 1] - first;
+    const float *projection = lists->projection + (int64_t)composite * simples * s->count + first;
+    const float *sorted = lists->sorted + (int64_t)composite * (simples - 1) * s->count + first;
+    const int32_t *row = lists->row + (int64_t)composite * s->count + first;
+    int64_t begin = 0, end = count;
+    float radius = INFINITY;
+    if (visit > 0 && visit < count * simples) {
+        side sides[2 * ICECORE_MAX_SIMPLES];
+        for (int j = 0; j < simples; j++) {
+            const float *values = j == 0 ? projection : sorted + (j - 1) * s->count;
+            int64_t place = first_at_least(values, count, query[j]);
+            sides[2 * j] = (side){values + place, query[j], 0, 0, count - place};
+            sides[2 * j + 1] = (side){values + place, query[j], 1, 0, place};
+        }
+        side up = sides[0], down = sides[1];
+        radius = smallest(sides, 2 * simples, visit);
+        begin = down.high - within(&down, radius);
+        end = down.high + within(&up, radius);
+    }
+    float *distance = (float *)(spare + count);
+    kernels->chebyshev(projection + begin, s->count, simples, query, end - begin, distance);
+    int64_t found = 0;
+    for (int64_t i = begin; i < end; i++)
+        if (distance[i - begin] <= radius)
+            spare[found++] = (uint64_t)~ice_ordered(distance[i - begin]) << 32 | (uint32_t)i;
+    float last = INFINITY;
+    if (retrieve > 0 && retrieve < found) {
+        ice_select_largest(spare, found, retrieve);
+        uint32_t least = UINT32_MAX;
+        for (int64_t i = 0; i < retrieve; i++)
+            if ((uint32_t)(spare[i] >> 32) < least) least = (uint32_t)(spare[i] >> 32);
+        last = ice_unordered(~least);
+    }
+    int64_t kept = 0;
+    for (int64_t i = 0; i < found; i++)
+        if (ice_unordered(~(uint32_t)(spare[i] >> 32)) <= last) rows[kept++] = row[(uint32_t)spare[i]];
+    return kept;
+}

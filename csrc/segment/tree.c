@@ -1,0 +1,254 @@
+#include "segment/tree.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "segment/cells.h"
+#include "segment/codes.h"
+#include "segment/lists.h"
+
+enum { CELLS, SHAPE, CODES, LISTS, DONE };
+
+/* Rows encoded by one task. */
+#define CODE_BLOCK 256
+
+struct ice_tree_builder {
+    ice_tree_plan plan;
+    int stage;
+    int64_t next;                      /* block of rows at which CODES goes on */
+    int inner;                         /* levels between the root and the rows */
+    ice_cells level[ICE_MOST_LAYERS];  /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
+    icecore_segment *segment;
+    double *root_total;                /* dim, and a row */
+    ice_lists_builder lists;
+};
+
+int64_t ice_tree_work(const ice_tree_plan *plan) {
+    int64_t n = plan->rows.count;
+    return (plan->levels > 1 ? 4 * n : 0) + n * (plan->composites ? 1 + plan->composites * plan->simples : 1);
+}
+
+void ice_tree_end(ice_tree_builder *b) {
+    if (!b) return;
+    for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
+    icecore_segment_free(b->segment);
+    ice_free(b->root_total);
+    ice_free(b);
+}
+
+/* Parents of level t, counted from the rows: count * promotion^(t + 1), rounded. */
+static int64_t wanted_cells(const ice_tree_plan *plan, int t, int64_t below) {
+    double count = (double)plan->rows.count;
+    double promotion = plan->promotion > 0 ? plan->promotion : pow(count, -1.0 / plan->levels);
+    double wanted = floor(count * pow(promotion, t + 1) + 0.5);
+    return wanted < 1 ? 1 : wanted > (double)below ? below : (int64_t)wanted;
+}
+
+icecore_status ice_tree_begin(const ice_tree_plan *plan, ice_tree_builder **result) {
+    ice_tree_builder *b = ice_alloc(1, sizeof *b);
+    if (!b) return ICECORE_ERROR_MEMORY;
+    memset(b, 0, sizeof *b);
+    b->plan = *plan;
+    b->root_total = ice_alloc(plan->rows.dim * 2, sizeof *b->root_total);
+    icecore_status status = b->root_total ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    if (plan->levels == 1) {
+        b->stage = SHAPE;
+    } else if (status == ICECORE_OK) {
+        status = ice_cells_begin(&b->level[0], plan->kernels, plan->rows, plan->lifting,
+                                 wanted_cells(plan, 0, plan->rows.count), plan->seed);
+        if (status == ICECORE_OK) b->inner = 1;
+    }
+    if (status == ICECORE_OK) *result = b;
+    else ice_tree_end(b);
+    return status;
+}
+
+/* ---- Shape: the levels above the cells, and everything in its final order ---- */
+
+static const float *read_parent(const void *context, int64_t row, float *buffer) {
+    (void)buffer;
+    const ice_cells *below = context;
+    return below->parents + row * below->width;
+}
+
+/* Levels 1 and up; few rows each, so in one go. */
+static icecore_status group_cells(ice_tree_builder *b, int threads) {
+    for (; b->inner < b->plan.levels - 1; b->inner++) {
+        const ice_cells *below = &b->level[b->inner - 1];
+        ice_cells *level = &b->level[b->inner];
+        ice_rows rows = {read_parent, below, below->cells, below->width};
+        int64_t work = INT64_MAX;
+        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, 0.0f, wanted_cells(&b->plan, b->inner, below->cells),
+                                                b->plan.seed + (uint64_t)b->inner);
+        if (status == ICECORE_OK) status = ice_cells_step(level, &work, threads);
+        if (status != ICECORE_OK) {
+            ice_cells_end(level);
+            return status;
+        }
+    }
+    return ICECORE_OK;
+}
+
+static int allocate_layer(icecore_segment *s, ice_layer *layer, int with_codes, icecore_metric metric) {
+    layer->stride = (s->dim + 3) & ~(int64_t)3;
+    layer->offset = ice_segment_alloc(s, layer->parents + 1, sizeof(int64_t));
+    layer->mean = ice_segment_alloc(s, layer->parents * s->dim, sizeof(float));
+    if (!layer->offset || !layer->mean) return 0;
+    if (!with_codes) return 1;
+    layer->code = ice_segment_alloc(s, layer->children * layer->stride, 1);
+    layer->scale = ice_segment_alloc(s, layer->children, sizeof(float));
+    layer->bias = metric == ICECORE_SQUARED_DISTANCE ? ice_segment_alloc(s, layer->children, sizeof(float)) : NULL;
+    return layer->code && layer->scale && (layer->bias || metric != ICECORE_SQUARED_DISTANCE);
+}
+
+/* The layers' arrays; level t, from the rows, are the parents of layer inner - t. */
+static icecore_segment *allocate_segment(const ice_tree_builder *b) {
+    icecore_segment *s = ice_segment_new();
+    if (!s) return NULL;
+    s->count = b->plan.rows.count;
+    s->dim = b->plan.rows.dim;
+    s->lifting = b->plan.lifting;
+    s->layers = b->inner + 1;
+    s->order = ice_segment_alloc(s, s->count, sizeof(int32_t));
+    int whole = s->order != NULL;
+    for (int i = 0; i < s->layers && whole; i++) {
+        ice_layer *layer = &s->layer[i];
+        layer->parents = i == 0 ? 1 : b->level[b->inner - i].cells;
+        layer->children = i == b->inner ? s->count : b->level[b->inner - i - 1].cells;
+        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0, b->plan.metric);
+    }
+    if (whole) {
+        s->cells = s->layer[b->inner].parents;
+        s->offset = s->layer[b->inner].offset;
+        s->mean_key = s->layer[b->inner].mean;
+        return s;
+    }
+    icecore_segment_free(s);
+    return NULL;
+}
+
+/* Numbers the nodes of each level so that children of one parent lie together, from the top down; `place`: where each node goes. */
+static void put_in_order(ice_tree_builder *b) {
+    icecore_segment *s = b->segment;
+    s->layer[0].offset[0] = 0;
+    s->layer[0].offset[1] = s->layer[0].children;
+    for (int t = b->inner - 1; t >= 0; t--) {
+        ice_cells *level = &b->level[t], *above = t + 1 < b->inner ? &b->level[t + 1] : NULL;
+        ice_layer *layer = &s->layer[b->inner - t];
+        /* the order of this level's nodes: as sampled at the top, else what the level above left in its `order` */
+        int32_t *place = (int32_t *)level->bias;   /* has served, and is as large */
+        for (int64_t i = 0; i < level->cells; i++) {
+            int64_t node = above ? above->order[i] : i;
+            place[node] = (int32_t)i;
+            for (int64_t d = 0; d < s->dim; d++)
+                layer->mean[i * s->dim + d] = level->parents[node * level->width + d] * (s->lifting > 0 ? s->lifting : 1.0f);
+        }
+        for (int64_t i = 0; i < level->rows.count; i++) level->label[i] = place[level->label[i]];
+        ice_group_by_label(level->label, level->rows.count, level->cells, level->order, layer->offset);
+    }
+    if (b->inner) memcpy(s->order, b->level[0].order, (size_t)s->count * sizeof *s->order);
+    else for (int64_t i = 0; i < s->count; i++) s->order[i] = (int32_t)i;
+}
+
+/* The mean of all rows, from the cells' means where there are cells. */
+static void find_root_mean(ice_tree_builder *b) {
+    icecore_segment *s = b->segment;
+    double *total = b->root_total;
+    float *buffer = (float *)(total + s->dim);
+    memset(total, 0, (size_t)s->dim * sizeof *total);
+    for (int64_t i = 0; i < (b->inner ? s->cells : s->count); i++) {
+        double weight = b->inner ? (double)(s->offset[i + 1] - s->offset[i]) : 1.0;
+        const float *x = b->inner ? s->mean_key + i * s->dim : b->plan.rows.read(b->plan.rows.context, i, buffer);
+        for (int64_t d = 0; d < s->dim; d++) total[d] += weight * x[d];
+    }
+    for (int64_t d = 0; d < s->dim; d++) s->layer[0].mean[d] = (float)(total[d] / (double)s->count);
+}
+
+static icecore_status shape(ice_tree_builder *b, int threads) {
+    icecore_status status = group_cells(b, threads);
+    if (status != ICECORE_OK) return status;
+    b->segment = allocate_segment(b);
+    if (!b->segment) return ICECORE_ERROR_MEMORY;
+    put_in_order(b);
+    find_root_mean(b);
+    for (int i = 0; i < b->inner; i++) {
+        ice_layer *layer = &b->segment->layer[i];
+        for (int64_t child = 0, parent = 0; child < layer->children; child++) {
+            while (child >= layer->offset[parent + 1]) parent++;
+            ice_encode(layer, b->segment->dim, b->segment->layer[0].mean, parent, child,
+                       b->segment->layer[i + 1].mean + child * b->segment->dim);
+        }
+    }
+    for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
+    b->inner = 0;
+    return ICECORE_OK;
+}
+
+/* ---- Codes of the rows ---- */
+
+static void encode_rows(void *context, int64_t index, void *scratch) {
+    ice_tree_builder *b = context;
+    if (!scratch) return;
+    icecore_segment *s = b->segment;
+    ice_layer *layer = &s->layer[s->layers - 1];
+    int64_t first = (b->next + index) * CODE_BLOCK, end = first + CODE_BLOCK < s->count ? first + CODE_BLOCK : s->count;
+    int64_t parent = ice_parent_of(layer, first);
+    for (int64_t i = first; i < end; i++) {
+        while (i >= layer->offset[parent + 1]) parent++;
+        const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
+        ice_encode(layer, s->dim, s->layer[0].mean, parent, i, x);
+    }
+}
+
+static icecore_status code(ice_tree_builder *b, int64_t *work, int threads) {
+    int64_t items = (b->segment->count + CODE_BLOCK - 1) / CODE_BLOCK, wanted = (*work - 1) / CODE_BLOCK + 1;
+    if (wanted > items - b->next) wanted = items - b->next;
+    icecore_status status = ice_parallel_for(wanted, threads, (size_t)b->segment->dim * sizeof(float), encode_rows, b);
+    if (status != ICECORE_OK) return status;
+    *work -= wanted * CODE_BLOCK;
+    b->next += wanted;
+    if (b->next == items) b->stage = DONE;
+    return ICECORE_OK;
+}
+
+icecore_status ice_tree_step(ice_tree_builder *b, int64_t *work, int threads) {
+    icecore_status status = ICECORE_OK;
+    while (status == ICECORE_OK && *work > 0 && b->stage != DONE) {
+        switch (b->stage) {
+        case CELLS:
+            status = ice_cells_step(&b->level[0], work, threads);
+            if (status == ICECORE_OK && ice_cells_done(&b->level[0])) b->stage = SHAPE;
+            break;
+        case SHAPE:
+            status = shape(b, threads);
+            if (status == ICECORE_OK) b->stage = b->plan.composites ? LISTS : CODES;
+            break;
+        case CODES:
+            status = code(b, work, threads);
+            break;
+        default:
+            status = ice_lists_step(&b->lists, &b->plan, b->segment, work, threads);
+            if (status == ICECORE_OK && ice_lists_done(&b->lists)) b->stage = DONE;
+        }
+    }
+    return status;
+}
+
+int64_t ice_tree_bytes(const ice_tree_builder *b) {
+    int64_t bytes = b->segment ? b->segment->bytes : 0;
+    for (int t = 0; t < b->inner; t++) {
+        const ice_cells *c = &b->level[t];
+        bytes += c->cells * (c->width * (int64_t)sizeof(float) + 12) + c->rows.count * (c->lifted ? 12 : 8);
+    }
+    return bytes;
+}
+
+int ice_tree_done(const ice_tree_builder *b) { return b->stage == DONE; }
+
+icecore_segment *ice_tree_take(ice_tree_builder *b) {
+    icecore_segment *s = b->segment;
+    b->segment = NULL;
+    return s;
+}

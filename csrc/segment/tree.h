@@ -1,0 +1,34 @@
+/* Building a segment for search, in steps: cells, the levels above them, 8-bit codes or P-DCI lists. */
+#ifndef ICE_TREE_H
+#define ICE_TREE_H
+
+#include "segment/rows.h"
+#include "segment/segment.h"
+
+typedef struct {
+    const ice_kernels *kernels;
+    ice_rows rows;             /* 1 .. INT32_MAX of them; must stay as they are until the end */
+    icecore_metric metric;
+    int levels;
+    double promotion;          /* 0: count^(-1 / levels) */
+    float lifting;             /* inner products: at least the largest norm, above 0; else 0 */
+    int composites, simples;
+    const float *directions;   /* composites x simples x (dim + 1 where lifted, else dim): unit vectors; must outlive the build */
+    uint64_t seed;
+} ice_tree_plan;
+
+typedef struct ice_tree_builder ice_tree_builder;
+
+icecore_status ice_tree_begin(const ice_tree_plan *plan, ice_tree_builder **result);
+/* Goes on by about *work visits of a row; *work becomes what is left of it.  After an error or an interruption: call again, or end. */
+icecore_status ice_tree_step(ice_tree_builder *builder, int64_t *work, int threads);
+/* Visits of a row that a build takes in all, about. */
+int64_t ice_tree_work(const ice_tree_plan *plan);
+int ice_tree_done(const ice_tree_builder *builder);
+/* The segment once it is done; its order holds numbers of rows.  Gives up ownership. */
+icecore_segment *ice_tree_take(ice_tree_builder *builder);
+/* Memory held, about. */
+int64_t ice_tree_bytes(const ice_tree_builder *builder);
+void ice_tree_end(ice_tree_builder *builder);
+
+#endif

@@ -1,0 +1,583 @@
+"""Index: a dynamic k-NN index."""
+
+from __future__ import annotations
+
+import io
+import math
+import operator
+from typing import NamedTuple
+
+import numpy as np
+
+from icecore import _index_file, _native
+from icecore._arrays import integer
+from icecore._runtime import threads_for_call
+
+METRICS = {"ip": 0, "l2": 1}
+DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16}
+#: The largest magnitude that does not round to infinity.
+LARGEST = {"float32": math.inf, "float16": 65519.0, "bfloat16": 3.396e38}
+MAX_DIM = 16384
+#: Parents kept at each level when a search names no budget.
+DEFAULT_FIELD_OF_VIEW = 16
+#: P-DCI lists: candidates of each composite for each neighbour asked for, when a search names no budget.
+DEFAULT_CANDIDATES = 64
+
+
+class SearchResult(NamedTuple):
+    """Neighbours of each query, best first.
+
+    Attributes
+    ----------
+    ids : (n, k) int64
+        -1 where fewer than k were found.
+    scores : (n, k) float32
+        Inner products (descending) or squared distances (ascending); NaN where `ids` is -1.
+    counts : (n,) int64
+        How many were found.
+
+    For a single query of shape (dim,) the first axis is absent, and `counts` is an array of no dimensions.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+
+
+class Tuning(NamedTuple):
+    """What `Index.tune` found.
+
+    Attributes
+    ----------
+    budgets : dict
+        Arguments for `Index.search`: ``index.search(queries, k, **tuning.budgets)``.
+    recall : float
+        Reached on the sample, ties by value.
+    visited : float
+        Vectors and means that a query was compared with, on average.
+    trials : list of (dict, float, float)
+        All that was tried: budgets, recall, visited.
+    """
+
+    budgets: dict
+    recall: float
+    visited: float
+    trials: list
+
+
+def _vectors(array, dim, name, dtype="float32"):
+    """`array` as contiguous finite float32 of shape (n, dim), and whether it was a single vector."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
+    if array.dtype == np.uint16:
+        raise TypeError(f"{name} has dtype uint16, which may mean bits of bfloat16; expected it viewed as ml_dtypes.bfloat16, or float32")
+    if array.ndim not in (1, 2) or array.shape[-1] != dim:
+        raise ValueError(f"{name} has shape {array.shape}; expected (n, {dim}) or ({dim},)")
+    single = array.ndim == 1
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(array.reshape(-1, dim), np.float32)
+    largest = LARGEST[dtype]
+    # minimum and maximum instead of isfinite: no array of the same size; a NaN makes the comparison false
+    if rows.size and not (rows.min() > -np.inf and rows.max() < np.inf and max(-rows.min(), rows.max()) <= largest):
+        bad = np.flatnonzero(~(np.abs(rows) <= min(largest, np.finfo(np.float32).max)).all(axis=1))[0]
+        kind = "a NaN, an infinity or a number beyond float32" if largest == math.inf else f"a number that {dtype} cannot hold"
+        raise ValueError(f"{name} holds {kind} in row {bad}; expected finite numbers")
+    return rows, single
+
+
+def _ids(array, name="ids"):
+    """`array` as contiguous int64 of one dimension."""
+    array = np.asarray(array)
+    if array.size == 0 and array.dtype == np.float64:
+        array = array.astype(np.int64)  # an empty list
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
+    if array.ndim > 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected one dimension")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} holds {array.max()}; expected at most {np.iinfo(np.int64).max}")
+    return np.ascontiguousarray(array.reshape(-1), np.int64)
+
+
+class Index:
+    """A dynamic k-nearest-neighbour index: Prioritized DCI over sealed segments.
+
+    Vectors may come and go at any time. The newest are compared exactly; the others lie in segments, trees that never change: a
+    share of the vectors is promoted to parents, each vector hangs under its nearest parent, and a search keeps the best parents on
+    its way down. What it finds is compared exactly before it is returned. Segments merge a little at every change, so that no change
+    takes long.
+
+    Parameters
+    ----------
+    dim : int
+        Width of a vector, 1 to 16384.
+    metric : {"ip", "l2"}
+        Largest inner product or smallest squared distance.
+    num_composite : int
+        0: the vectors under an opened parent are all scored in 8-bit codes, many queries at a time; the fast way. At least 1: that
+        many composite indices of the published P-DCI at each parent, for few queries or very many dimensions of which few matter.
+    num_simple : int
+        Simple indices (random directions) of a composite.
+    num_levels : int
+        Levels of the tree, 1 to 8. 1: no parents, all vectors of a segment together.
+    promotion : float, optional
+        Share of a level's vectors promoted to the next. Default: ``n ** (-1 / num_levels)`` for a segment of n vectors.
+    dtype : {"float32", "float16", "bfloat16"}
+        Storage of the vectors. Searching a float32 index takes about 1.4 times the vectors' own memory.
+    seed : int
+        Of the sampling and of the directions. Equal calls on equal seeds give equal results, for any number of threads.
+    capacity : int
+        Vectors to make room for at once, as `reserve` does.
+
+    Notes
+    -----
+    Thread safety: any number of threads may search and read at the same time; a call that changes the index waits for them and
+    they for it. Methods release the interpreter's lock.
+
+    Complexity, for n vectors in two levels: `add` O(dim sqrt(n)) amortized, `remove` O(1), `search` O(dim sqrt(n)
+    field_of_view) a query, memory O(n dim).
+
+    References
+    ----------
+    Li & Malik, "Fast k-Nearest Neighbour Search via Prioritized DCI", ICML 2017, arXiv:1703.00440 (P-DCI). Mao, Ester & Li,
+    "IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs", ICLR 2024, arXiv:2405.02842 (equations 4-7: inner
+    product as nearest neighbour by lifting).
+
+    Examples
+    --------
+    >>> index = icecore.Index(64, metric="ip")
+    >>> ids = index.add(keys)
+    >>> ids, scores, counts = index.search(queries, k=10)
+    """
+
+    def __init__(self, dim, *, metric="ip", num_composite=0, num_simple=7, num_levels=2, promotion=None, dtype="float32", seed=0,
+                 capacity=0):
+        self._parameters = _check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed)
+        self._native = _native.Index.create(*_native_parameters(self._parameters))
+        if integer(capacity, "capacity", 0):
+            self.reserve(capacity)
+
+    @classmethod
+    def _of(cls, native, parameters):
+        index = cls.__new__(cls)
+        index._native, index._parameters = native, parameters
+        return index
+
+    # ---- What it is ----
+
+    dim = property(lambda self: self._parameters["dim"], doc="Width of a vector.")
+    metric = property(lambda self: self._parameters["metric"], doc="``'ip'`` or ``'l2'``.")
+    dtype = property(lambda self: self._parameters["dtype"], doc="Storage of the vectors, by name.")
+
+    def __len__(self):
+        return self._native.state()["count"]
+
+    def __repr__(self):
+        changed = ", ".join(f"{name}={value!r}" for name, value in self._parameters.items() if value != _DEFAULTS.get(name, self))
+        return f"<icecore.Index {changed}: {len(self)} vectors>"
+
+    @property
+    def nbytes(self):
+        """Bytes of memory held; a `view` counts only what is not in the mapped file."""
+        return self._native.state()["bytes"]
+
+    @property
+    def stats(self):
+        """A dictionary: ``count``, ``open`` (compared exactly), ``removed`` (waiting for a merge), ``segments``, ``cells``, ``merging``
+        (segments that a pending merge will replace), ``slots``, ``next_id``, ``bytes``, ``read_only``."""
+        return self._native.state()
+
+    @property
+    def ids(self):
+        """Ids of all vectors, (len,) int64, in no particular order."""
+        while True:
+            ids = np.empty(len(self), np.int64)
+            found = self._native.ids(ids)
+            if found <= len(ids):
+                return ids[:found]
+
+    def __contains__(self, id):
+        ids = _ids(id, "id")
+        if len(ids) != 1:
+            raise ValueError(f"id has shape {np.shape(id)}; expected one integer")
+        present = np.empty(1, np.uint8)
+        self._native.contains(ids, present)
+        return bool(present[0])
+
+    def __iter__(self):
+        return iter(self.ids.tolist())
+
+    def __getitem__(self, id):
+        """The vector of an id, (dim,) float32, or (n, dim) for an array of ids. KeyError if one is absent."""
+        ids = _ids(id, "id")
+        vectors = np.empty((len(ids), self.dim), np.float32)
+        self._native.get(ids, vectors)
+        return vectors[0] if np.ndim(id) == 0 else vectors
+
+    # ---- Changing it ----
+
+    def add(self, vectors, ids=None, progress=None, *, num_threads=None):
+        """Add vectors.
+
+        Parameters
+        ----------
+        vectors : (n, dim) or (dim,) array of real numbers
+            Finite. Copied.
+        ids : (n,) array of int, optional
+            Distinct, and not in the index. Default: counting up from one above the largest ever used.
+        progress : callable, optional
+            Called with (vectors done, n) from time to time. An exception raised in it ends the call. It must not use the index.
+        num_threads : int, optional
+            Default: see `set_num_threads`. Used from about a thousand vectors on.
+
+        Returns
+        -------
+        ids : (n,) int64
+
+        Raises
+        ------
+        TypeError, ValueError
+            For wrong shapes or dtypes, NaN or infinity, ids that are present or repeated, or a read-only index. Nothing is added then.
+
+        Notes
+        -----
+        All or nothing, also when interrupted. A thousand vectors and more in one call become a segment of their own, so one call with
+        all vectors gives a better index than many with few; `compact` makes up for it.
+        """
+        rows, _ = _vectors(vectors, self.dim, "vectors", self.dtype)
+        if ids is None:
+            first = self._native.state()["next_id"]
+            ids = np.arange(first, first + len(rows), dtype=np.int64)
+        else:
+            ids = _ids(ids)
+        if len(ids) != len(rows):
+            raise ValueError(f"ids has {len(ids)} entries for {len(rows)} vectors; expected as many")
+        report = None if progress is None else lambda done: progress(round(done * len(rows)), len(rows))
+        self._native.add(rows, ids, report, threads_for_call(num_threads))
+        return ids
+
+    def remove(self, ids):
+        """Remove vectors by id.
+
+        Parameters
+        ----------
+        ids : int or (n,) array of int
+            Distinct, all in the index.
+
+        Raises
+        ------
+        KeyError
+            If an id is absent. Nothing is removed then.
+        ValueError
+            If an id is repeated, or the index is read-only.
+        """
+        self._native.remove(_ids(ids))
+
+    __delitem__ = remove
+
+    def clear(self):
+        """Remove everything; ids given by `add` start at 0 again."""
+        self._native.clear()
+
+    def compact(self, *, num_threads=None):
+        """Rebuild everything as one segment, without what was removed: the fastest index to search."""
+        self._native.compact(threads_for_call(num_threads))
+
+    def reserve(self, capacity):
+        """Make room for `capacity` vectors in all, so that adding them allocates little."""
+        self._native.reserve(integer(capacity, "capacity", 0))
+
+    # ---- Searching ----
+
+    def search(self, queries, k, *, visit=None, retrieve=None, field_of_view=None, exact=False, filter=None, out=None,
+               num_threads=None):
+        """The k best vectors for each query.
+
+        Parameters
+        ----------
+        queries : (n, dim) or (dim,) array of real numbers
+            Finite. Many at a time are far cheaper than one by one.
+        k : int
+            At least 1.
+        visit : int, optional
+            Open parents, best first, until the vectors under them are this many. With P-DCI lists: pops of each composite, shared
+            out over the opened parents by their size.
+        retrieve : int, optional
+            Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for each
+        of the `k` when no other budget is given.
+        field_of_view : int, optional
+            Parents kept at each level. Default: 16 when `visit` is not given either.
+        exact : bool
+            Compare all vectors instead, in float32.
+        filter : (m,) array of int, optional
+            Ids that may be returned; others are passed over. Ids that are absent do not matter.
+        out : SearchResult or tuple of two or three arrays, optional
+            Where to put ids (int64), scores (float32) and counts (int64).
+        num_threads : int, optional
+            Default: see `set_num_threads`.
+
+        Returns
+        -------
+        SearchResult
+
+        Raises
+        ------
+        TypeError, ValueError
+            For wrong shapes or dtypes, NaN or infinity, budgets below 1, an empty index.
+
+        Notes
+        -----
+        Ties go to the smaller id. `tune` finds budgets for a wanted recall.
+        """
+        rows, single = _vectors(queries, self.dim, "queries")
+        k = integer(k, "k", 1)
+        budgets = self._budgets(k, visit, retrieve, field_of_view)
+        allowed = None if filter is None else _ids(filter, "filter")
+        if len(self) == 0:
+            raise ValueError("the index is empty; add vectors before searching")
+        result = _result(out, len(rows), k, single)
+        self._native.search(rows, k, *budgets, bool(exact), allowed, threads_for_call(num_threads),
+                            *(np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)), None)
+        return result
+
+    def _budgets(self, k, visit, retrieve, field_of_view):
+        """The core's three budgets; 0 stands for no bound."""
+        given = [integer(value, name, 1) if value is not None else 0
+                 for name, value in (("visit", visit), ("retrieve", retrieve), ("field_of_view", field_of_view))]
+        if visit is None and field_of_view is None:
+            given[2] = DEFAULT_FIELD_OF_VIEW
+            if self._parameters["num_composite"] and retrieve is None:
+                given[1] = DEFAULT_CANDIDATES * k
+        return given
+
+    def tune(self, queries, k, recall=0.95, *, num_threads=None):
+        """Find the cheapest budgets that reach a recall.
+
+        Parameters
+        ----------
+        queries : (n, dim) array
+            A sample of the queries to come; at most 1000 of them are used.
+        k : int
+        recall : float
+            Share of the true k nearest to be found, in (0, 1]; ties count by value.
+
+        Returns
+        -------
+        Tuning
+
+        Notes
+        -----
+        Bisection of each budget in turn, the others held generous. Where no budget reaches the recall, ``budgets`` is
+        ``{"exact": True}``. The index itself is not changed.
+        """
+        rows, _ = _vectors(queries, self.dim, "queries")
+        k, threads = integer(k, "k", 1), threads_for_call(num_threads)
+        if not 0 < recall <= 1:
+            raise ValueError(f"recall must be in (0, 1], got {recall}")
+        if len(rows) == 0:
+            raise ValueError("queries is empty; expected a sample of the queries to come")
+        if len(self) == 0:
+            raise ValueError("the index is empty; add vectors before tuning")
+        rows = np.ascontiguousarray(rows[:: -(-len(rows) // 1000)])
+        return _Tuner(self, rows, k, recall, threads).tune()
+
+    # ---- Keeping it ----
+
+    def copy(self):
+        """An independent copy, writable also where the index is a view."""
+        return self._of(self._native.copy(), dict(self._parameters))
+
+    def save(self, path):
+        """Write to a file (safetensors): first under a temporary name beside it, then renamed.
+
+        Merges that are under way are not saved; they begin anew in the loaded index.
+        """
+        _index_file.save(self._native, self._parameters, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a saved index into memory.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a saved index, is damaged (by its checksum, and by `validate`'s rules), or is of another version.
+        """
+        return cls._read(np.fromfile(path, np.uint8), path, verify=True).copy()
+
+    @classmethod
+    def view(cls, path):
+        """Map a saved index: opens in milliseconds, is read from the file as it is used, and cannot be changed (`copy` can).
+
+        The header's checksum and every number that leads to memory are checked here; the data's checksum is not (`load` checks it).
+        The file must not be written while the view lives; `save` over it is safe, since that makes a new file.
+
+        Raises
+        ------
+        ValueError
+            As `load`.
+        """
+        data = np.memmap(path, np.uint8, mode="r") if _size(path) else np.empty(0, np.uint8)
+        return cls._read(data, path, verify=False)
+
+    @classmethod
+    def _read(cls, data, path, verify):
+        try:
+            parameters, arrays = _index_file.parse(data, verify)
+            try:
+                parameters = _check_parameters(**parameters)
+            except TypeError as error:
+                raise _index_file.Refused(f"its parameters are not those of an index ({error})") from error
+            native, reason = _native.Index.map(*_native_parameters(parameters), arrays)
+            if native is None:
+                raise _index_file.Refused(reason)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a usable index file: {error}") from error
+        return cls._of(native, parameters)
+
+    def __reduce__(self):
+        buffer = io.BytesIO()
+        _index_file.write(self._native, self._parameters, buffer)
+        return _unpickle, (type(self), buffer.getvalue())
+
+    def validate(self):
+        """Check the whole structure: every vector in its place, ids, codes, sorted lists. O(n dim).
+
+        Returns
+        -------
+        True
+
+        Raises
+        ------
+        ValueError
+            Naming what is wrong. Only a damaged file behind a `view`, or a defect of icecore, can cause it.
+        """
+        reason = self._native.validate()
+        if reason is not None:
+            raise ValueError(f"the index is damaged: {reason}")
+        return True
+
+
+def _unpickle(cls, data):
+    return cls._read(np.frombuffer(bytearray(data), np.uint8), "pickled data", verify=True).copy()
+
+
+def _size(path):
+    with open(path, "rb") as file:
+        return file.seek(0, io.SEEK_END)
+
+
+_DEFAULTS = Index.__init__.__kwdefaults__
+
+
+def _check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed):
+    """The constructor's arguments as plain numbers and names."""
+    dim = integer(dim, "dim", 1)
+    if dim > MAX_DIM:
+        raise ValueError(f"dim must be at most {MAX_DIM}, got {dim}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    counts = {}
+    for name, value, low, high in (("num_composite", num_composite, 0, 64), ("num_simple", num_simple, 1, 64),
+                                   ("num_levels", num_levels, 1, 8)):
+        counts[name] = integer(value, name, low)
+        if counts[name] > high:
+            raise ValueError(f"{name} must be at most {high}, got {value}")
+    if promotion is not None:
+        promotion = float(promotion)
+        if not 0 < promotion < 1:
+            raise ValueError(f"promotion must be between 0 and 1, got {promotion}")
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or np.dtype(dtype).name
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    try:
+        seed = operator.index(seed) % 2**64
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {type(seed).__name__}") from None
+    return {"dim": dim, "metric": metric, **counts, "promotion": promotion, "dtype": name, "seed": seed}
+
+
+def _native_parameters(p):
+    return (p["dim"], METRICS[p["metric"]], p["num_composite"], p["num_simple"], p["num_levels"], p["promotion"] or 0.0,
+            DTYPES[p["dtype"]], p["seed"])
+
+
+def _shapes(n, k):
+    return (n, k), (n, k), (n,)
+
+
+def _result(out, n, k, single):
+    """The arrays to fill: new ones, or `out` checked."""
+    shapes = [shape[1:] for shape in _shapes(n, k)] if single else _shapes(n, k)
+    dtypes = np.int64, np.float32, np.int64
+    if out is None:
+        return SearchResult(*(np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)))
+    if len(out) not in (2, 3):
+        raise ValueError(f"out holds {len(out)} arrays; expected ids, scores and, if wanted, counts")
+    arrays = [*out] if len(out) == 3 else [*out, np.empty(shapes[2], np.int64)]
+    for name, array, shape, dtype in zip(SearchResult._fields, arrays, shapes, dtypes, strict=True):
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"out: {name} must be an array of shape {shape} and dtype {np.dtype(dtype)}")
+        if not array.flags.c_contiguous or not array.flags.writeable:
+            raise ValueError(f"out: {name} must be contiguous and writable")
+    if np.shares_memory(arrays[0], arrays[1]):
+        raise ValueError("out: ids and scores share memory")
+    return SearchResult(*arrays)
+
+
+class _Tuner:
+    """One call of `Index.tune`."""
+
+    def __init__(self, index, queries, k, recall, threads):
+        self.index, self.queries, self.k, self.recall, self.threads = index, queries, min(k, len(index)), recall, threads
+        self.trials = []
+        self.truth, _ = self._search({"exact": True})
+
+    def _search(self, budgets):
+        n, k = len(self.queries), self.k
+        ids, scores, counts, visited = (np.empty(shape, dtype) for shape, dtype in
+                                        (((n, k), np.int64), ((n, k), np.float32), (n, np.int64), (n, np.int64)))
+        core = [budgets.get(name, 0) for name in ("visit", "retrieve", "field_of_view")]
+        self.index._native.search(self.queries, k, *core, budgets.get("exact", False), None, self.threads, ids, scores, counts,
+                                  visited)
+        return scores if self.index.metric == "ip" else -scores, visited.mean()
+
+    def _try(self, budgets):
+        scores, visited = self._search(budgets)
+        worst = self.truth[:, -1:]
+        # both are exact float32 scores of the same vectors: equal bits for equal neighbours
+        reached = float((scores >= worst).mean())
+        self.trials.append((dict(budgets), reached, float(visited)))
+        return reached
+
+    def _least(self, budgets, name, low, high):
+        """The smallest value of one budget that keeps the recall, by bisection on a logarithmic scale; `high` is known to."""
+        while low < high:
+            middle = min(max(int(math.sqrt(low * high)), low), high - 1)
+            if self._try({**budgets, name: middle}) >= self.recall:
+                high = middle
+            else:
+                low = middle + 1
+        return high
+
+    def tune(self):
+        stats = self.index.stats
+        lists = self.index._parameters["num_composite"]
+        generous = {} if lists else {"retrieve": 4 * self.k + 64}
+        budgets = dict(generous)
+        if self._try(budgets) < self.recall:
+            return self._found({"exact": True})
+        if stats["cells"] > stats["segments"]:
+            budgets["field_of_view"] = self._least(budgets, "field_of_view", 1, max(stats["cells"], 1))
+        if lists:
+            most = stats["count"] * self.index._parameters["num_simple"]
+            budgets["visit"] = self._least(budgets, "visit", 1, most)
+            budgets["retrieve"] = self._least(budgets, "retrieve", 1, stats["count"])
+        else:
+            budgets["retrieve"] = self._least(budgets, "retrieve", self.k, generous["retrieve"])
+        return self._found(budgets)
+
+    def _found(self, budgets):
+        reached = self._try(budgets)
+        return Tuning(budgets, reached, self.trials[-1][2], self.trials)

@@ -1,0 +1,150 @@
+"""An index as a file: safetensors (a length, a JSON header, arrays), which any reader of that format opens.
+
+The header's metadata hold the format's version, the index's parameters, and checksums of data and header. Arrays lie so that a
+memory map of the file can be searched in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = "icecore.index"
+VERSION = 1
+#: Types of the core's arrays: (name in the file, bytes). 16-bit floats are named by the index's dtype.
+TYPES = {"b": ("U8", 1), "i": ("I32", 4), "l": ("I64", 8), "f": ("F32", 4)}
+HALF = {"float16": "F16", "bfloat16": "BF16"}
+LARGEST_HEADER = 100_000_000
+UNKNOWN = "00000000"
+
+
+def _header(table, parameters, checksum):
+    half = HALF.get(parameters["dtype"])
+    entries, offset = {}, 0
+    for name, kind, count in table:
+        type_name, size = TYPES.get(kind, (half, 2))
+        shape = [count // parameters["dim"], parameters["dim"]] if name == "vectors" else [count]
+        entries[name] = {"dtype": type_name, "shape": shape, "data_offsets": [offset, offset + count * size]}
+        offset += count * size
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "parameters": json.dumps(parameters),
+        "checksum": checksum,
+        "header_checksum": UNKNOWN,
+    }
+    text = _padded({"__metadata__": metadata, **entries})
+    metadata["header_checksum"] = f"{zlib.crc32(text):08x}"
+    return _padded({"__metadata__": metadata, **entries})
+
+
+def _padded(header):
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-(8 + len(text)) % 64)
+
+
+def write(native, parameters, file):
+    """Writes the core's index to a seekable binary file, piece by piece."""
+    state = {"table": None, "checksum": 0, "start": file.tell()}
+
+    def take(table, piece):
+        if table is not None:
+            state["table"] = table
+            header = _header(table, parameters, UNKNOWN)
+            file.write(struct.pack("<Q", len(header)) + header)
+        else:
+            state["checksum"] = zlib.crc32(piece, state["checksum"])
+            file.write(piece)
+
+    native.write(take)
+    end = file.tell()
+    file.seek(state["start"] + 8)
+    file.write(_header(state["table"], parameters, f"{state['checksum']:08x}"))
+    file.seek(end)
+
+
+def save(native, parameters, path):
+    """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one, never a part."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            write(native, parameters, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask():
+    """The mask that new files get; mkstemp makes them private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class Refused(ValueError):
+    """A file that is not an index, or a damaged one."""
+
+
+def _object(pairs):
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name is used twice")
+    return dict(pairs)
+
+
+def parse(data, verify):
+    """`data`: the whole file as an array of uint8. (parameters, [(name, type, bytes)]); raises Refused with the reason."""
+    if len(data) < 8:
+        raise Refused("it is too short for a header")
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if length > min(LARGEST_HEADER, len(data) - 8):
+        raise Refused("it is not a safetensors file, or its header is cut off")
+    text, body = data[8 : 8 + length].tobytes(), data[8 + length :]
+    try:
+        header = json.loads(text, object_pairs_hook=_object)
+        metadata = header.pop("__metadata__")
+        if metadata["format"] != FORMAT:
+            raise Refused(f"it holds {metadata['format']!r}, not an index")
+        if metadata["version"] != str(VERSION):
+            raise Refused(f"it is of version {metadata['version']!r}; this icecore reads version {VERSION}")
+        checksum = metadata["header_checksum"]
+        plain = text.replace(f'"header_checksum":"{checksum}"'.encode(), f'"header_checksum":"{UNKNOWN}"'.encode(), 1)
+        if not isinstance(checksum, str) or f"{zlib.crc32(plain):08x}" != checksum:
+            raise Refused("its header is damaged")
+        parameters = json.loads(metadata["parameters"])
+        arrays = _arrays(header, body, HALF.get(parameters["dtype"]))
+        if verify and f"{zlib.crc32(body):08x}" != metadata["checksum"]:
+            raise Refused("its data are damaged: the checksum differs")
+    except Refused:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"its header is not one of an index ({error})") from error
+    return parameters, arrays
+
+
+def _arrays(header, body, half):
+    kinds = {name: (kind, size) for kind, (name, size) in TYPES.items()} | {half: ("h", 2)}
+    arrays, end = [], 0
+    for name, entry in header.items():
+        kind, size = kinds[entry["dtype"]]
+        first, last = entry["data_offsets"]
+        count = 1
+        for axis in entry["shape"]:
+            count *= axis
+        if first != end or last - first != count * size or last > len(body):
+            raise Refused(f"{name} is cut off or out of place")
+        arrays.append((name, kind, body[first:last]))
+        end = last
+    if end != len(body):
+        raise Refused(f"{len(body) - end} bytes at its end belong to no array")
+    return arrays
