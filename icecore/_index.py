@@ -564,7 +564,7 @@ class _Tuner:
     def tune(self):
         stats = self.index.stats
         lists = self.index._parameters["num_composite"]
-        generous = {} if lists else {"retrieve": 4 * self.k + 64}
+        generous = {} if lists else {"retrieve": 8 * self.k + 256}
         budgets = dict(generous)
         if self._try(budgets) < self.recall:
             return self._found({"exact": True})

@@ -19,6 +19,10 @@
 #define MOST_COLLECTOR ((int64_t)32 << 20)
 /* Room beyond what is kept: the larger, the rarer a cut. */
 #define SLACK 64
+/* The best parents go first until they hold this many times what is kept. */
+#define LEADING 3
+/* Up to this many are sorted by counting. */
+#define MOST_RANKED 256
 /* Rows compared exactly at once. */
 #define EXACT_BLOCK 64
 
@@ -53,16 +57,19 @@ typedef struct {
     int64_t *picks, *leading;      /* count: how many; how many of them go first */
     int64_t *node_begin;           /* parents + 1 */
     int64_t *visited;              /* count */
-    int8_t *code;                  /* count x stride, for `encoded` */
-    const icecore_segment *encoded;
+    int64_t stride;                /* of codes */
+    int8_t *code, *own_code;       /* count x stride: inner products; stride: one query's from one parent's mean */
     float *code_scale;
     int32_t *code_offset;
     int8_t *quads;                 /* stride x ICE_PANEL */
     float *scores;                 /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *node_scores;            /* nodes of the first layer x ICE_PANEL */
     int32_t *places;               /* ICE_KEY_BLOCK x ICE_PANEL */
     float *panel, *rows;           /* dim x ICE_PANEL; ICE_KEY_BLOCK x dim */
     int32_t *candidates;           /* lists: composites x the largest cell */
     uint64_t *spare;               /* lists, and sorting */
+    float *final_scores;           /* capacity: one query's candidates, best first */
+    int32_t *final_slots, *rank;
 } workspace;
 
 /* ---- Memory ---- */
@@ -85,7 +92,7 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static size_t lay_out(const search_call *call, void *scratch, workspace *w) {
     arena a = {scratch, 0};
     const icecore_index_options *o = &call->index->options;
-    const int64_t chunk = call->chunk, stride = (o->dim + 3) & ~(int64_t)3;
+    const int64_t chunk = call->chunk, stride = w->stride = (o->dim + 3) & ~(int64_t)3;
     int64_t parents = 1;
     for (int i = 0; i < call->forest.layers; i++) parents = most(parents, call->forest.first[i][call->forest.segments]);
     const int64_t listed = o->composites ? call->forest.largest_cell : 0;
@@ -101,16 +108,22 @@ static size_t lay_out(const search_call *call, void *scratch, workspace *w) {
     w->leading = take(&a, chunk, sizeof(int64_t));
     w->node_begin = take(&a, parents + 1, sizeof(int64_t));
     w->visited = take(&a, chunk, sizeof(int64_t));
-    w->code = take(&a, chunk * stride, 1);
+    w->code = take(&a, o->metric == ICECORE_INNER_PRODUCT ? chunk * stride : 0, 1);
+    w->own_code = take(&a, stride, 1);
     w->code_scale = take(&a, chunk, sizeof(float));
     w->code_offset = take(&a, chunk, sizeof(int32_t));
     w->quads = take(&a, stride * ICE_PANEL, 1);
     w->scores = take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
+    const int64_t roots = call->forest.layers > 1 ? call->forest.first[1][call->forest.segments] : 0;
+    w->node_scores = take(&a, roots * ICE_PANEL, sizeof(float));
     w->places = take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(int32_t));
     w->panel = take(&a, o->dim * ICE_PANEL, sizeof(float));
     w->rows = take(&a, o->dim * ICE_KEY_BLOCK, sizeof(float));
     w->candidates = take(&a, listed * o->composites, sizeof(int32_t));
     w->spare = take(&a, most(most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity), sizeof(uint64_t));
+    w->final_scores = take(&a, call->capacity, sizeof(float));
+    w->final_slots = take(&a, call->capacity, sizeof(int32_t));
+    w->rank = take(&a, call->capacity, sizeof(int32_t));
     return a.used;
 }
 
@@ -123,15 +136,41 @@ static int is_wanted(const search_call *call, int32_t slot) {
 
 /* ---- Down the tree ---- */
 
-static void encode_queries(workspace *w, const icecore_segment *segment, int64_t stride) {
+/* Inner products: the queries' own codes, for all parents. */
+static void encode_queries(workspace *w) {
     const search_call *call = w->call;
     const icecore_index_options *o = &call->index->options;
-    const float *center = o->metric == ICECORE_SQUARED_DISTANCE ? segment->layer[0].mean : NULL;
-    if (w->encoded == segment || (w->encoded && !center)) return;
-    w->encoded = segment;
     for (int64_t q = 0; q < w->count; q++)
-        ice_encode_query(call->queries + (w->first + q) * o->dim, center, o->dim, stride, w->code + q * stride, &w->code_scale[q],
-                         &w->code_offset[q]);
+        ice_encode_query(call->kernels, call->queries + (w->first + q) * o->dim, NULL, o->dim, w->stride, w->code + q * w->stride,
+                         &w->code_scale[q], &w->code_offset[q]);
+}
+
+typedef struct {
+    float base[ICE_PANEL], scale[ICE_PANEL];
+    int32_t offset[ICE_PANEL];
+} panel_of_codes;
+
+/* The codes of some queries side by side in w->quads, and what goes with them: base is the score of the parent's mean. */
+static void gather_panel(workspace *w, const ice_layer *layer, int64_t parent, const int32_t *queries, int lanes, panel_of_codes *p) {
+    const search_call *call = w->call;
+    const int64_t dim = call->index->options.dim, stride = w->stride;
+    const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
+    const float *mean = layer->mean + parent * dim;
+    const void *row = mean;
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        if (lane >= lanes && lane % call->kernels->width == 0) break;   /* kernels work on whole vectors, not on whole panels */
+        int32_t q = queries[lane < lanes ? lane : 0];
+        const float *query = call->queries + (w->first + q) * dim;
+        const int8_t *code = w->code + q * stride;
+        p->scale[lane] = w->code_scale[q];
+        p->offset[lane] = w->code_offset[q];
+        if (squared) {
+            ice_encode_query(call->kernels, query, mean, dim, stride, w->own_code, &p->scale[lane], &p->offset[lane]);
+            code = w->own_code;
+        }
+        for (int64_t t = 0; t < stride; t += 4) memcpy(w->quads + t * ICE_PANEL + lane * 4, code + t, 4);
+        call->kernels->gathered_scores(query, dim, squared, ICECORE_FLOAT32, &row, 1, &p->base[lane]);
+    }
 }
 
 /* Scores the children of one parent for a panel of queries and collects them. */
@@ -139,31 +178,34 @@ static void scan(workspace *w, const icecore_segment *segment, int64_t first_chi
                  const int32_t *queries, int lanes) {
     const search_call *call = w->call;
     const ice_kernels *kernels = call->kernels;
-    const int64_t dim = segment->dim, stride = layer->stride;
-    const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
-    float base[ICE_PANEL] = {0}, scale[ICE_PANEL] = {0}, threshold[ICE_PANEL];
-    int32_t offset[ICE_PANEL] = {0};
-    const void *mean = layer->mean + parent * dim;
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        int32_t q = queries[lane < lanes ? lane : 0];
-        const int8_t *code = w->code + q * stride;
-        for (int64_t t = 0; t < stride; t += 4) memcpy(w->quads + t * ICE_PANEL + lane * 4, code + t, 4);
-        if (lane >= lanes) {
-            if (lane % kernels->width == 0) break;   /* kernels work on whole vectors, not on whole panels */
-            continue;
-        }
-        kernels->gathered_scores(call->queries + (w->first + q) * dim, dim, squared, ICECORE_FLOAT32, &mean, 1, &base[lane]);
-        scale[lane] = w->code_scale[q];
-        offset[lane] = w->code_offset[q];
-        threshold[lane] = w->collector.threshold[q];
-    }
+    const int64_t stride = layer->stride;
+    float threshold[ICE_PANEL];
+    panel_of_codes p;
+    gather_panel(w, layer, parent, queries, lanes, &p);
+    for (int lane = 0; lane < lanes; lane++) threshold[lane] = w->collector.threshold[queries[lane]];
+    float lowest = INFINITY;
+    for (int lane = 0; lane < lanes; lane++) lowest = fminf(lowest, threshold[lane]);
     for (int lane = lanes; lane < ICE_PANEL; lane++) threshold[lane] = INFINITY;
     int64_t end = layer->offset[parent + 1];
     const int filtered = is_last && (call->allowed || call->index->removed);
-    for (int64_t child = layer->offset[parent]; child < end; child += ICE_KEY_BLOCK) {
-        int64_t block = least(end - child, ICE_KEY_BLOCK);
-        kernels->code_scores(w->quads, lanes, base, scale, offset, layer->code + child * stride, stride, layer->scale + child,
+    /* neighbours in time are alike: of many blocks every eighth goes first, which raises the threshold sooner */
+    const int64_t blocks = (end - layer->offset[parent] + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK, stride_of_blocks = blocks < 16 ? 1 : 8;
+    for (int64_t i = 0, turn = 0; turn < stride_of_blocks; i += stride_of_blocks) {
+        if (i >= blocks) {
+            i = ++turn - stride_of_blocks;
+            continue;
+        }
+        int64_t child = layer->offset[parent] + i * ICE_KEY_BLOCK, block = least(end - child, ICE_KEY_BLOCK);
+        kernels->code_scores(w->quads, lanes, p.base, p.scale, p.offset, layer->code + child * stride, stride, layer->scale + child,
                              layer->bias ? layer->bias + child : NULL, block, w->scores);
+        if (lowest == -INFINITY && !filtered && block > w->collector.keep) {
+            /* the first scores of a query: as many as are kept reach this, so nothing below is wanted */
+            float bound[ICE_PANEL];
+            kernels->nth_largest(w->scores, block, lanes, w->collector.keep, bound);
+            for (int lane = 0; lane < lanes; lane++)
+                if (bound[lane] > threshold[lane]) threshold[lane] = w->collector.threshold[queries[lane]] = bound[lane];
+            lowest = 0.0f;
+        }
         int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
         for (int64_t i = 0; i < found; i++) {
             int32_t place = w->places[i];
@@ -200,11 +242,11 @@ static int segment_of(const forest *f, int layer, int64_t node) {
 }
 
 /* What the collector holds becomes each query's picks in `layer`: the best field_of_view, or fewer once they hold `visit` keys.  The best
- * come first, until they hold twice the keys that are wanted: done before the others, they set a threshold that few of those pass. */
+ * come first, until they hold LEADING times the keys that are wanted: done before the others, they set a threshold that few of those pass. */
 static void pick_parents(workspace *w, int layer) {
     const search_call *call = w->call;
     const forest *f = &call->forest;
-    const int64_t enough = 2 * call->keep, visit = call->search->visit > 0 ? call->search->visit : INT64_MAX;
+    const int64_t enough = LEADING * call->keep, visit = call->search->visit > 0 ? call->search->visit : INT64_MAX;
     for (int64_t q = 0; q < w->count; q++) {
         ice_collector_cut(&w->collector, q);
         float *scores = w->collector.scores + q * w->collector.capacity;
@@ -267,7 +309,6 @@ static void scan_picks(workspace *w, int layer, int leading) {
         const icecore_segment *segment = f->segment[n];
         const ice_layer *own = &segment->layer[layer];
         int is_last = layer == f->layers - 1;
-        encode_queries(w, segment, own->stride);
         for (int64_t parent = 0; parent < own->parents; parent++) {
             int64_t node = f->first[layer][n] + parent, end = w->node_begin[node + 1];
             for (int64_t i = w->node_begin[node]; i < end; i += ICE_PANEL)
@@ -281,6 +322,58 @@ static void scan_layer(workspace *w, int layer) {
     scan_picks(w, layer, 1);
     for (int64_t q = 0; q < w->count; q++) ice_collector_cut(&w->collector, q);
     scan_picks(w, layer, 0);
+}
+
+/* Appends the nodes whose scores reach the threshold to the picks of a panel's queries, up to `most_picks`; the
+ * leading ones are there already. */
+static void take_picks(workspace *w, int64_t first, int lanes, int64_t nodes, int64_t most_picks, const float *threshold) {
+    const search_call *call = w->call;
+    for (int64_t j = 0; j < nodes; j += ICE_KEY_BLOCK) {
+        float *scores = w->node_scores + j * ICE_PANEL;
+        int64_t found = call->kernels->find_at_least(scores, least(nodes - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
+        for (int64_t i = 0; i < found; i++) {
+            int64_t q = first + w->places[i] % ICE_PANEL;
+            int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
+            int taken = 0;
+            for (int64_t t = 0; t < w->leading[q] && !taken; t++) taken = w->pick[q * call->nodes + t] == node;
+            if (!taken && w->picks[q] < most_picks) w->pick[q * call->nodes + w->picks[q]++] = node;
+        }
+    }
+}
+
+/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side. */
+static void pick_from_roots(workspace *w) {
+    const search_call *call = w->call;
+    const forest *f = &call->forest;
+    const ice_kernels *kernels = call->kernels;
+    const int64_t nodes = f->first[1][f->segments], keep = least(call->keep_nodes, nodes);
+    int64_t keys = 0;
+    for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
+    const int64_t lead = most(1, LEADING * call->keep * nodes / keys);
+    for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
+        int lanes = (int)least(w->count - first, ICE_PANEL);
+        float threshold[ICE_PANEL];
+        int32_t queries[ICE_PANEL];
+        for (int lane = 0; lane < lanes; lane++) queries[lane] = (int32_t)(first + lane);
+        for (int n = 0; n < f->segments; n++) {
+            const ice_layer *layer = &f->segment[n]->layer[0];
+            panel_of_codes p;
+            gather_panel(w, layer, 0, queries, lanes, &p);
+            kernels->code_scores(w->quads, lanes, p.base, p.scale, p.offset, layer->code, layer->stride, layer->scale, layer->bias,
+                                 layer->children, w->node_scores + f->first[1][n] * ICE_PANEL);
+        }
+        for (int lane = 0; lane < lanes; lane++) {
+            w->picks[first + lane] = w->leading[first + lane] = 0;
+            w->visited[first + lane] += nodes;
+        }
+        if (lead < keep) {
+            kernels->nth_largest(w->node_scores, nodes, lanes, lead, threshold);
+            take_picks(w, first, lanes, nodes, lead, threshold);
+        }
+        for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
+        kernels->nth_largest(w->node_scores, nodes, lanes, keep, threshold);
+        take_picks(w, first, lanes, nodes, keep, threshold);
+    }
 }
 
 /* ---- P-DCI lists ---- */
@@ -413,47 +506,58 @@ static void scan_exactly(workspace *w, const int32_t *slots, int64_t count) {
 /* ---- Answers ---- */
 
 /* Ties by the smaller id: runs of equal scores, which are short, are put in order by insertion. */
-static void order_ties(const search_call *call, uint64_t *entries, int64_t count) {
+static void order_ties(const search_call *call, const float *scores, int32_t *slots, int64_t count) {
     for (int64_t i = 1; i < count; i++) {
-        uint64_t entry = entries[i];
-        int64_t id = *ice_slot_id(&call->index->slots, (int32_t)(uint32_t)entry), j = i;
-        for (; j > 0 && entries[j - 1] >> 32 == entry >> 32; j--) {
-            if (*ice_slot_id(&call->index->slots, (int32_t)(uint32_t)entries[j - 1]) >= id) break;
-            entries[j] = entries[j - 1];
-        }
-        entries[j] = entry;
+        if (scores[i] != scores[i - 1]) continue;
+        int32_t slot = slots[i];
+        int64_t id = *ice_slot_id(&call->index->slots, slot), j = i;
+        for (; j > 0 && scores[j - 1] == scores[i] && *ice_slot_id(&call->index->slots, slots[j - 1]) > id; j--) slots[j] = slots[j - 1];
+        slots[j] = slot;
     }
 }
 
-static void answer(workspace *w, int64_t q) {
+/* Compares exactly what the collector holds for a query, best first into w->final_scores and w->final_slots; returns how many. */
+static int64_t compare_kept(workspace *w, int64_t q) {
     const search_call *call = w->call;
     const icecore_index *index = call->index;
-    const int64_t k = call->search->k, row = w->first + q;
-    const int squared = index->options.metric == ICECORE_SQUARED_DISTANCE;
+    const icecore_index_options *o = &index->options;
     ice_collector_cut(&w->collector, q);
-    const int32_t *slots = w->collector.numbers + q * w->collector.capacity;
+    int32_t *slots = w->collector.numbers + q * w->collector.capacity;
+    float *scores = w->collector.scores + q * w->collector.capacity;
     int64_t count = w->collector.count[q];
-    uint64_t *exact = w->spare;
     for (int64_t first = 0; first < count; first += EXACT_BLOCK) {
         int block = (int)least(count - first, EXACT_BLOCK);
         const void *address[EXACT_BLOCK];
-        float scores[EXACT_BLOCK];
         for (int i = 0; i < block; i++) {
             address[i] = ice_slot_row(&index->slots, slots[first + i]);
             __builtin_prefetch(address[i]);
         }
-        call->kernels->gathered_scores(call->queries + row * index->options.dim, index->options.dim, squared, index->options.dtype, address,
-                                       block, scores);
-        for (int i = 0; i < block; i++) exact[first + i] = (uint64_t)ice_ordered(scores[i]) << 32 | (uint32_t)slots[first + i];
+        call->kernels->gathered_scores(call->queries + (w->first + q) * o->dim, o->dim, o->metric == ICECORE_SQUARED_DISTANCE, o->dtype,
+                                       address, block, scores + first);
     }
-    ice_sort(exact, exact + count, count);
-    order_ties(call, exact, count);
-    int64_t found = least(count, k);
+    if (count <= MOST_RANKED) {
+        call->kernels->rank(scores, count, w->rank);
+    } else {
+        for (int64_t i = 0; i < count; i++) w->spare[i] = (uint64_t)~ice_ordered(scores[i]) << 32 | (uint32_t)i;
+        ice_sort(w->spare, w->spare + count, count);
+        for (int64_t i = 0; i < count; i++) w->rank[(uint32_t)w->spare[i]] = (int32_t)i;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        w->final_scores[w->rank[i]] = scores[i];
+        w->final_slots[w->rank[i]] = slots[i];
+    }
+    order_ties(call, w->final_scores, w->final_slots, count);
+    return count;
+}
+
+static void answer(workspace *w, int64_t q) {
+    const search_call *call = w->call;
+    const int64_t k = call->search->k, row = w->first + q;
+    const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
+    int64_t found = least(compare_kept(w, q), k);
     for (int64_t i = 0; i < found; i++) {
-        uint64_t entry = exact[count - 1 - i];
-        float score = ice_unordered((uint32_t)(entry >> 32));
-        call->ids[row * k + i] = *ice_slot_id(&index->slots, (int32_t)(uint32_t)entry);
-        call->scores[row * k + i] = squared ? -2.0f * score + 0.0f : score;
+        call->ids[row * k + i] = *ice_slot_id(&call->index->slots, w->final_slots[i]);
+        call->scores[row * k + i] = squared ? -2.0f * w->final_scores[i] + 0.0f : w->final_scores[i];
     }
     for (int64_t i = found; i < k; i++) {
         call->ids[row * k + i] = -1;
@@ -476,11 +580,16 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
         scan_exactly(&w, NULL, call->index->slots.count);
     } else {
         const int lists = call->index->options.composites > 0;
+        if (call->index->options.metric == ICECORE_INNER_PRODUCT) encode_queries(&w);
         if (f->segments) pick_all(&w, 0);
         for (int layer = 0; f->segments && layer + 1 < f->layers; layer++) {
             int64_t below = f->first[layer + 1][f->segments];
             if (below <= call->keep_nodes && call->search->visit == 0) {
                 pick_all(&w, layer + 1);
+                continue;
+            }
+            if (layer == 0 && call->search->visit == 0) {
+                pick_from_roots(&w);
                 continue;
             }
             ice_collector_clear(&w.collector, w.count, least(call->keep_nodes, below));

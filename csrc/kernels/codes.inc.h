@@ -61,6 +61,35 @@ static int64_t find_at_least(const float *block, int64_t count, int lanes, const
     return found;
 }
 
+/* Bisection between the smallest and the largest score of each lane; a lane that has found its number stays as it is. */
+static void nth_largest(const float *block, int64_t count, int lanes, int64_t wanted, float *threshold) {
+    const vf goal = vf_set1((float)wanted), half = vf_set1(0.5f), one = vf_set1(1.0f);
+    for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
+        const float *column = block + lane;
+        vf low = vf_load(column), high = low;
+        for (int64_t j = 1; j < count; j++) {
+            low = vf_min(low, vf_load(column + j * ICE_PANEL));
+            high = vf_max(high, vf_load(column + j * ICE_PANEL));
+        }
+        vf reach = vf_set1((float)count);   /* how many reach `low` */
+        for (int halving = 0; halving < 32; halving++) {
+            vf middle = vf_fma(half, vf_sub(high, low), low), found[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+            int64_t j = 0;
+            for (; j + 4 <= count; j += 4)
+                UNROLL for (int u = 0; u < 4; u++)
+                    found[u] = vf_add(found[u], vf_select(vf_ge(vf_load(column + (j + u) * ICE_PANEL), middle), one, vf_zero()));
+            for (; j < count; j++) found[0] = vf_add(found[0], vf_select(vf_ge(vf_load(column + j * ICE_PANEL), middle), one, vf_zero()));
+            vf total = vf_add(vf_add(found[0], found[1]), vf_add(found[2], found[3]));
+            vm enough = vf_ge(total, goal), open = vf_gt(reach, goal);
+            low = vf_select(vm_and(open, enough), middle, low);
+            high = vf_select(vm_and(open, vf_gt(goal, total)), middle, high);
+            reach = vf_select(vm_and(open, enough), total, reach);
+            if (!vm_bits(vf_gt(reach, goal))) break;
+        }
+        vf_store(threshold + lane, low);
+    }
+}
+
 /* How many are at least `bound`; those beyond `count` up to a whole vector do not count. */
 static ALWAYS_INLINE int64_t how_many(const float *scores, int64_t count, float bound) {
     vf least = vf_set1(bound);
@@ -95,25 +124,68 @@ static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_
         }
     }
     const float bound = ice_unordered((uint32_t)low);
-    /* more than wanted only where scores equal the bound: of these, those with a number up to `last` stay */
-    int32_t last = INT32_MAX;
-    for (int64_t excess = reach - keep; excess > 0;) {
-        int32_t greatest = -1;
-        for (int64_t i = 0; i < count; i++)
-            if (scores[i] == bound && numbers[i] > greatest && numbers[i] < last) greatest = numbers[i];
-        last = greatest;
-        excess--;
-    }
     int64_t kept = 0;
+    if (reach == keep) {
+        for (int64_t i = 0; i < count; i++) {   /* without a branch: half of them stay */
+            float score = scores[i];
+            scores[kept] = score;
+            numbers[kept] = numbers[i];
+            kept += score >= bound;
+        }
+        return bound;
+    }
+    /* more than wanted only where scores equal the bound: of these, those with a number up to `last` stay, found by bisection too */
+    int64_t above = 0, first = -1, last = INT32_MAX;   /* too few have a number up to `first`, enough up to `last` */
+    for (int64_t i = 0; i < count; i++) above += scores[i] > bound;
+    while (last - first > 1) {
+        int64_t middle = first + (last - first) / 2, found = above;
+        for (int64_t i = 0; i < count; i++) found += (scores[i] == bound) & (numbers[i] <= middle);
+        if (found >= keep) last = middle;
+        else first = middle;
+    }
     for (int64_t i = 0; i < count; i++) {
-        float score = scores[i];
-        int32_t number = numbers[i];
-        int stays = score > bound || (score == bound && (reach == keep || number < last));
-        scores[kept] = score;
-        numbers[kept] = number;
-        kept += stays;
+        if (scores[i] < bound || (scores[i] == bound && numbers[i] > last)) continue;
+        scores[kept] = scores[i];
+        numbers[kept++] = numbers[i];
     }
     return bound;
+}
+
+static void rank(const float *scores, int64_t count, int32_t *place) {
+    for (int64_t i = 0; i < count; i++) {
+        vf own = vf_set1(scores[i]);
+        int64_t before = 0, j = 0;
+        /* earlier ones count when they are equal, later ones do not */
+        for (; j + VF_WIDTH <= i; j += VF_WIDTH) before += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + j), own)));
+        for (; j < i && j < count; j++) before += scores[j] >= scores[i];
+        for (; j + VF_WIDTH <= count; j += VF_WIDTH) before += __builtin_popcount(vm_bits(vf_gt(vf_load(scores + j), own)));
+        for (; j < count; j++) before += scores[j] > scores[i];
+        place[i] = (int32_t)before;
+    }
+}
+
+/* Overflow and NaN, from numbers near the end of the range, stay within the range of codes too. */
+static float encode(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code) {
+    vf top = vf_zero();
+    int64_t t = 0;
+    for (; t + VF_WIDTH <= dim; t += VF_WIDTH) {
+        vf value = center ? vf_sub(vf_load(x + t), vf_load(center + t)) : vf_load(x + t);
+        top = vf_max(top, vf_max(value, vf_sub(vf_zero(), value)));
+    }
+    float largest = vf_reduce_max(top);
+    for (; t < dim; t++) {
+        float size = fabsf(center ? x[t] - center[t] : x[t]);
+        largest = size > largest ? size : largest;
+    }
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (t = 0; t < dim; t++) {
+        float scaled = (center ? x[t] - center[t] : x[t]) * inverse;
+        scaled = scaled > -127.0f ? scaled : -127.0f;
+        scaled = scaled < 127.0f ? scaled : 127.0f;
+        code[t] = (int8_t)(int)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    }
+    for (; t < stride; t++) code[t] = 0;
+    return largest / 127.0f;
 }
 
 static ALWAYS_INLINE vf load_row(icecore_dtype dtype, const void *row, int64_t t, int n) {

@@ -108,9 +108,17 @@ typedef struct {
                         const uint8_t *codes, int64_t stride, const float *scale, const float *bias, int64_t count, float *scores);
     /* The places j * ICE_PANEL + lane, ascending, of scores that are at least threshold[lane]; returns how many.  A NaN is not. */
     int64_t (*find_at_least)(const float *scores, int64_t count, int lanes, const float *threshold, int32_t *places);
+    /* threshold[lane] = a number that at least `wanted` <= count of the lane's scores reach; exactly so many unless scores tie, to the
+     * precision of 32 halvings of their range.  Depends on the lane's scores alone.  No NaN. */
+    void (*nth_largest)(const float *scores, int64_t count, int lanes, int64_t wanted, float *threshold);
     /* Keeps the `keep` < count entries with the largest scores, the smaller numbers among equals, in their order; returns a
      * bound that all of them reach and that no score left out exceeds.  No NaN. */
     float (*keep_largest)(float *scores, int32_t *numbers, int64_t count, int64_t keep);
+    /* rank[i] = how many scores are larger, or equal and earlier: a permutation.  Quadratic, for up to a few hundred.  No NaN. */
+    void (*rank)(const float *scores, int64_t count, int32_t *rank);
+    /* code[t] = (x[t] - center[t]) / scale to the nearest integer, halves away from 0, within [-127, 127]; scale such that the largest
+     * magnitude becomes 127; the last bytes up to `stride` are 0.  Returns the scale.  center: NULL for 0. */
+    float (*encode)(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code);
     /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
     void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
                             int64_t count, float *scores);

@@ -55,7 +55,10 @@ const ice_kernels KERNEL_TABLE = {
     .open_cells = open_cells,
     .code_scores = code_scores,
     .find_at_least = find_at_least,
+    .nth_largest = nth_largest,
     .keep_largest = keep_largest,
+    .rank = rank,
+    .encode = encode,
     .gathered_scores = gathered_scores,
     .chebyshev = chebyshev,
 };

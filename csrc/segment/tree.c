@@ -177,8 +177,7 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
         ice_layer *layer = &b->segment->layer[i];
         for (int64_t child = 0, parent = 0; child < layer->children; child++) {
             while (child >= layer->offset[parent + 1]) parent++;
-            ice_encode(layer, b->segment->dim, b->segment->layer[0].mean, parent, child,
-                       b->segment->layer[i + 1].mean + child * b->segment->dim);
+            ice_encode(b->plan.kernels, layer, b->segment->dim, parent, child, b->segment->layer[i + 1].mean + child * b->segment->dim);
         }
     }
     for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
@@ -198,7 +197,7 @@ static void encode_rows(void *context, int64_t index, void *scratch) {
     for (int64_t i = first; i < end; i++) {
         while (i >= layer->offset[parent + 1]) parent++;
         const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
-        ice_encode(layer, s->dim, s->layer[0].mean, parent, i, x);
+        ice_encode(b->plan.kernels, layer, s->dim, parent, i, x);
     }
 }
 
