@@ -93,7 +93,7 @@ class BuildLibraries(build_clib):
                 built.append((name, flags))
             else:
                 log.warning("icecore: this compiler cannot build %s kernels, leaving them out", name)
-        core = [*SOURCES, "csrc/isa/dispatch.c", "csrc/isa/selftest.c"]
+        core = [*SOURCES, "csrc/isa/dispatch.c", "csrc/isa/selftest.c", "csrc/isa/selftest_search.c"]
         plan = {"icecore_core": (core, [*openmp, *defines])}
         for name, flags in [("scalar", []), *built]:
             plan[f"icecore_{name}"] = ([f"csrc/isa/{name}.c"], flags)

@@ -15,6 +15,7 @@
 #include "base/memory.h"
 #include "base/random.h"
 #include "icecore.h"
+#include "isa/selftest_search.h"
 #include "kernels/kernels.h"
 
 #define MOST_DIM 128
@@ -651,6 +652,19 @@ static int report_all(selftest *t, const struct comparison *list, int length, ch
     return failures;
 }
 
+/* The kernels of a k-NN search, which have a file of their own. */
+static int report_search(selftest *t, char *report, int64_t size) {
+    int failures = 0;
+    for (int i = 0; i < ICE_SEARCH_KERNELS; i++) {
+        int failed = ice_selftest_search(i, t->plain, t->fast, t->reason, sizeof t->reason, &t->error);
+        append(report, size, "%-22s", ice_search_kernel_names[i]);
+        if (failed) append(report, size, "FAILED  %s\n", t->reason);
+        else append(report, size, "ok  max error %.0e\n", t->error);
+        failures += failed > 0;
+    }
+    return failures;
+}
+
 int icecore_selftest(const char *isa, char *report, int64_t report_size) {
     if (report_size > 0) report[0] = '\0';
     const ice_kernels *kernels = ice_find_kernels(isa);
@@ -669,6 +683,7 @@ int icecore_selftest(const char *isa, char *report, int64_t report_size) {
     t->kind = ORDINARY;
     for (int i = 0; i < OUTPUTS; i++) fill(t, t->out[i].before, GUARD + BLOCK + GUARD);
     int failures = report_all(t, comparisons, LENGTH(comparisons), report, report_size);
+    failures += report_search(t, report, report_size);
     if (kernels->bf16) failures += report_all(t, bf16_comparisons, LENGTH(bf16_comparisons), report, report_size);
     ice_free(t);
     return failures;
