@@ -233,9 +233,10 @@ static void leave_open_block(icecore_index *index, int32_t slot) {
 }
 
 static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
+    icecore_status status = ice_merge_advance(index, count, 1);   /* before any mark: a merge that ends counts what is removed */
+    if (status != ICECORE_OK) return status;
     int32_t *slot = ice_alloc(count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;
-    icecore_status status = ICECORE_OK;
     int64_t marked = 0;
     for (; marked < count; marked++) {
         int32_t found = ice_id_map_find(&index->map, &index->slots, ids[marked]);
@@ -247,7 +248,6 @@ static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t
         slot[marked] = found;
         *ice_slot_state(&index->slots, found) = ICE_SLOT_REMOVED;
     }
-    if (status == ICECORE_OK) status = ice_merge_advance(index, count, 1);   /* last of what may fail */
     for (int64_t i = 0; i < marked; i++) {
         if (status != ICECORE_OK) {
             *ice_slot_state(&index->slots, slot[i]) = ICE_SLOT_USED;

@@ -16,6 +16,7 @@ int check_result(void);
 void exact_tests(void);
 void near_far_tests(void);
 void segment_tests(void);
+void index_tests(void);
 void special_value_tests(void);
 void thread_tests(void);
 void argument_tests(void);

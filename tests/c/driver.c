@@ -32,6 +32,7 @@ static void test_with(const char *isa) {
     exact_tests();
     near_far_tests();
     segment_tests();
+    index_tests();
     special_value_tests();
     thread_tests();
     argument_tests();

@@ -41,6 +41,36 @@ static icecore_status segment(const problem *s) {
     return status;
 }
 
+/* Adds, merges, searches, copies; whatever fails leaves a valid index. */
+static icecore_status index_of(const problem *s) {
+    const icecore_index_options o = {.dim = s->p.dim, .simples = 3, .levels = 2, .composites = (int)s->p.queries % 2};
+    enum { ROWS = 1100 };
+    float *rows = calloc(ROWS * (size_t)o.dim, sizeof *rows), scores[3];
+    int64_t *ids = calloc(ROWS, sizeof *ids), found[3], counts[1], place;
+    icecore_index *index = NULL, *copy = NULL;
+    for (int64_t i = 0; i < ROWS * o.dim; i++) rows[i] = (float)(i * 7919 % 1000) / 1000.0f;
+    icecore_status status = icecore_index_create(&o, &index);
+    for (int part = 0; part < 3 && status == ICECORE_OK; part++) {
+        for (int64_t i = 0; i < ROWS; i++) ids[i] = part * ROWS + i;
+        status = icecore_index_add(index, rows, ids, ROWS, 1, NULL, NULL, &place);
+    }
+    const icecore_search search = {.k = 3, .threads = 1};
+    if (status == ICECORE_OK) status = icecore_index_remove(index, ids, 900, &place);
+    if (status == ICECORE_OK) status = icecore_index_search(index, rows, 1, &search, found, scores, counts, NULL);
+    if (status == ICECORE_OK) status = icecore_index_copy(index, &copy);
+    if (status == ICECORE_OK) status = icecore_index_compact(index, 1);
+    long saved = remaining;
+    remaining = -1;
+    char reason[200];
+    if (index) EXPECT(icecore_index_validate(index, reason, sizeof reason) == ICECORE_OK);
+    remaining = saved;
+    icecore_index_free(copy);
+    icecore_index_free(index);
+    free(ids);
+    free(rows);
+    return status;
+}
+
 /* Fails at the first allocation, the second and so on, until there is enough. */
 static void expect_errors(icecore_status (*call)(const problem *s), int causal, int64_t queries) {
     problem s = some_keys(causal, queries);
@@ -68,8 +98,14 @@ static void near_far_attention(void) {
 
 static void segments(void) { expect_errors(segment, 0, 50); }
 
+static void indices(void) {
+    expect_errors(index_of, 0, 2);
+    expect_errors(index_of, 0, 3);
+}
+
 void out_of_memory_tests(void) {
     check_run("out of memory: exact attention", exact_attention);
     check_run("out of memory: near/far attention", near_far_attention);
     check_run("out of memory: segments", segments);
+    check_run("out of memory: indices", indices);
 }
