@@ -182,7 +182,7 @@ static icecore_status enter(icecore_index *index, const float *vectors, const in
 
 static icecore_status add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                           icecore_progress progress, void *context, int64_t *place) {
-    icecore_status status = ice_merge_advance(index, count, count < ICE_OPEN_BLOCK ? 1 : threads);
+    icecore_status status = ice_merge_advance(index, 2 * count, count < ICE_OPEN_BLOCK ? 1 : threads);
     if (status != ICECORE_OK) return status;
     int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;

@@ -53,8 +53,8 @@ struct icecore_index {
 
 /* Begins the merges that the sizes of the segments ask for.  One for which there is no memory is left for later. */
 void ice_merge_begin_due(icecore_index *index);
-/* Goes on with all merges by the share of `changes` insertions or removals. */
-icecore_status ice_merge_advance(icecore_index *index, int64_t changes, int threads);
+/* Goes on with each merge by `shares`: the work of so many of its vectors.  Two for an insertion, one for a removal. */
+icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threads);
 /* Ends all merges without a result. */
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */

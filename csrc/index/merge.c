@@ -1,7 +1,7 @@
 /* Merging segments beside the work: a log-structured merge whose steps ride on insertions and removals.
  *
  * Segments of one size class (powers of two of the open block) merge as soon as there are two.  A merge of n vectors gets two
- * vectors' share of its work with every change, so it ends within n / 2 changes, before the next two of its class can have come. */
+ * vectors' share of its work with every insertion, so it ends within n / 2 of them, before the next two of its class can have come. */
 #include <math.h>
 #include <string.h>
 
@@ -150,13 +150,13 @@ static void finish(icecore_index *index, ice_merge *merge) {
     for (int i = 0; i < from_count; i++) ice_index_drop(index, from[i]);
 }
 
-icecore_status ice_merge_advance(icecore_index *index, int64_t changes, int threads) {
+icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threads) {
     int finished = 0;
     for (int m = 0; m < ICE_MOST_MERGES; m++) {
         ice_merge *merge = &index->merge[m];
         if (!merge->builder) continue;
-        /* two vectors' share a change; a share is a few visits, and those are made by whole panels, so `owed` may run negative */
-        int64_t work = 2 * (merge->work / merge->count + 1) * changes + merge->owed;
+        /* a share is a few visits, and those are made by whole panels, so `owed` may run negative */
+        int64_t work = (merge->work / merge->count + 1) * shares + merge->owed;
         icecore_status status = ice_tree_step(merge->builder, &work, threads);
         if (status == ICECORE_INTERRUPTED) return status;
         merge->owed = work;
