@@ -187,24 +187,20 @@ static float smallest(side *sides, int count, int64_t wanted) {
         }
         const side *w = &sides[widest];
         float pivot = distance_at(w, w->low + (w->high - w->low) / 2);
-        int64_t reached = 0, at[2 * ICECORE_MAX_SIMPLES];
-        for (int i = 0; i < count; i++) reached += at[i] = within(&sides[i], pivot);
-        if (reached < wanted) {
-            for (int i = 0; i < count; i++) sides[i].low = at[i];
-            continue;
-        }
-        /* the answer is at most the pivot: what equals it must stay, what is greater goes; when only the pivot's equals are left, done */
-        int64_t below = 0;
+        int64_t reach[2 * ICECORE_MAX_SIMPLES], below[2 * ICECORE_MAX_SIMPLES], reached = 0, all_below = 0, progress = 0;
         for (int i = 0; i < count; i++) {
-            int64_t place = at[i];
-            while (place > sides[i].low && distance_at(&sides[i], place - 1) == pivot) place--;
-            below += place;
+            reached += reach[i] = within(&sides[i], pivot);
+            below[i] = reach[i];
+            while (below[i] > sides[i].low && distance_at(&sides[i], below[i] - 1) == pivot) below[i]--;
+            all_below += below[i];
         }
-        if (below < wanted) return pivot;
+        if (reached >= wanted && all_below < wanted) return pivot;
         for (int i = 0; i < count; i++) {
-            while (at[i] > sides[i].low && distance_at(&sides[i], at[i] - 1) == pivot) at[i]--;
-            sides[i].high = at[i];
+            int64_t *bound = reached < wanted ? &sides[i].low : &sides[i].high, now = reached < wanted ? reach[i] : below[i];
+            progress |= *bound != now;
+            *bound = now;
         }
+        if (!progress) return pivot;   /* only where the lists of a damaged file are not sorted */
     }
 }
 

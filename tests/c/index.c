@@ -328,6 +328,26 @@ static void lying_arrays(void) {
     EXPECT(refused > 100);
 }
 
+/* Numbers near the end of float32's range: scores overflow, ids stay ids. */
+static void huge_numbers(void) {
+    enum { COUNT = 2000, DIM = 7, K = 30 };
+    for (int variant = 0; variant < 6; variant++) {
+        icecore_index *index = create(options(DIM, (icecore_metric)(variant % 2), 2, variant / 2 == 1));
+        float *rows = random_rows(COUNT, DIM), scores[20 * K];
+        for (int64_t i = 0; i < COUNT * DIM; i++) rows[i] *= variant / 2 == 2 ? 3e38f : i % 3 ? 1e30f : 1e-30f;
+        EXPECT(add(index, rows, 0, COUNT) == ICECORE_OK);
+        int64_t ids[20 * K], counts[20];
+        const icecore_search searches[] = {{.k = K}, {.k = K, .exact = 1}, {.k = K, .visit = 500, .field_of_view = 9}};
+        for (int i = 0; i < 3; i++) {
+            EXPECT(icecore_index_search(index, rows, 20, &searches[i], ids, scores, counts, NULL) == ICECORE_OK);
+            for (int64_t j = 0; j < 20 * K; j++)
+                EXPECT(j % K < counts[j / K] ? ids[j] >= 0 && ids[j] < COUNT : ids[j] == -1);
+        }
+        icecore_index_free(index);
+        free(rows);
+    }
+}
+
 static int stop_at_half(void *context, double done) {
     (void)context;
     return done > 0.5;
@@ -358,5 +378,6 @@ void index_tests(void) {
     check_run("index: what is refused changes nothing", refusals);
     check_run("index: arrays and back", round_trip);
     check_run("index: arrays that lie", lying_arrays);
+    check_run("index: huge numbers", huge_numbers);
     check_run("index: a build that is stopped", cancelled);
 }

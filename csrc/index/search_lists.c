@@ -1,0 +1,59 @@
+/* P-DCI at the picked parents, query by query: the union of the composites' candidates, compared exactly. */
+#include <math.h>
+
+#include "base/order.h"
+#include "index/search.h"
+#include "segment/lists.h"
+
+static int64_t share(int64_t budget, int64_t part, int64_t whole) {
+    if (budget == 0) return 0;
+    int64_t own = (int64_t)((double)budget * (double)part / (double)whole + 0.999999);
+    return own < 1 ? 1 : own;
+}
+
+void ice_search_lists(ice_search_space *w) {
+    const ice_search_call *call = w->call;
+    const ice_forest *f = &call->forest;
+    const icecore_index_options *o = &call->index->options;
+    const int last = f->layers - 1;
+    const int64_t width = o->dim + (o->metric == ICECORE_INNER_PRODUCT);
+    float unit[ICECORE_MAX_SIMPLES];
+    for (int64_t q = 0; q < w->count; q++) {
+        const float *query = call->queries + (w->first + q) * o->dim;
+        const int32_t *pick = w->pick + q * call->nodes;
+        int64_t whole = 0;
+        for (int64_t i = 0; i < w->picks[q]; i++) {
+            int n = ice_forest_segment(f, last, pick[i]);
+            whole += ice_keys_below(f->segment[n], last, pick[i] - f->first[last][n]);
+        }
+        /* T(q) = [q / |q|; 0] */
+        float norm = 1.0f;
+        if (o->metric == ICECORE_INNER_PRODUCT) {
+            double squared = 0.0;
+            for (int64_t t = 0; t < o->dim; t++) squared += (double)query[t] * query[t];
+            norm = squared > 0 ? (float)sqrt(squared) : 1.0f;
+        }
+        for (int64_t i = 0; i < w->picks[q]; i++) {
+            int n = ice_forest_segment(f, last, pick[i]);
+            const icecore_segment *segment = f->segment[n];
+            int64_t cell = pick[i] - f->first[last][n], keys = ice_keys_below(segment, last, cell), found = 0;
+            for (int l = 0; l < o->composites; l++) {
+                call->kernels->row_scores(query, o->dim, ICECORE_FLOAT32, call->index->directions + l * o->simples * width, width,
+                                          o->simples, unit);
+                for (int j = 0; j < o->simples; j++) unit[j] /= norm;
+                found += ice_lists_candidates(call->kernels, segment, l, cell, unit, share(call->search->visit, keys, whole),
+                                              share(call->search->retrieve, keys, whole), w->candidates + found, w->spare);
+            }
+            if (o->composites > 1) {   /* the union: sorted by 32-bit number, each once */
+                uint64_t *sorted = w->spare;
+                int64_t at = 0;
+                for (int64_t j = 0; j < found; j++) sorted[j] = (uint32_t)w->candidates[j];
+                ice_sort(sorted, sorted + found, found);
+                for (int64_t j = 0; j < found; j++)
+                    if (j == 0 || sorted[j] != sorted[j - 1]) w->candidates[at++] = (int32_t)sorted[j];
+                found = at;
+            }
+            ice_compare_exactly(w, q, segment, w->candidates, found);
+        }
+    }
+}

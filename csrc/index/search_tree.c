@@ -1,0 +1,224 @@
+/* Down the tree, layer by layer: queries are gathered by the parent they opened, so that the children of a parent, which lie together, are
+ * scored against a panel of queries at once.  Nodes of all segments compete with one another. */
+#include <string.h>
+
+#include "index/search.h"
+#include "segment/codes.h"
+
+void ice_encode_queries(ice_search_space *w) {
+    const ice_search_call *call = w->call;
+    const icecore_index_options *o = &call->index->options;
+    for (int64_t q = 0; q < w->count; q++)
+        ice_encode_query(call->kernels, call->queries + (w->first + q) * o->dim, NULL, o->dim, w->stride, w->code + q * w->stride,
+                         &w->code_scale[q], &w->code_offset[q]);
+}
+
+typedef struct {
+    float base[ICE_PANEL], scale[ICE_PANEL];
+    int32_t offset[ICE_PANEL];
+} panel_of_codes;
+
+/* The codes of some queries side by side in w->quads, and what goes with them: base is the score of the parent's mean. */
+static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t parent, const int32_t *queries, int lanes, panel_of_codes *p) {
+    const ice_search_call *call = w->call;
+    const int64_t dim = call->index->options.dim, stride = w->stride;
+    const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
+    const float *mean = layer->mean + parent * dim;
+    const void *row = mean;
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        if (lane >= lanes && lane % call->kernels->width == 0) break;   /* kernels work on whole vectors, not on whole panels */
+        int32_t q = queries[lane < lanes ? lane : 0];
+        const float *query = call->queries + (w->first + q) * dim;
+        const int8_t *code = w->code + q * stride;
+        p->scale[lane] = w->code_scale[q];
+        p->offset[lane] = w->code_offset[q];
+        if (squared) {
+            ice_encode_query(call->kernels, query, mean, dim, stride, w->own_code, &p->scale[lane], &p->offset[lane]);
+            code = w->own_code;
+        }
+        for (int64_t t = 0; t < stride; t += 4) memcpy(w->quads + t * ICE_PANEL + lane * 4, code + t, 4);
+        call->kernels->gathered_scores(query, dim, squared, ICECORE_FLOAT32, &row, 1, &p->base[lane]);
+    }
+}
+
+/* Scores the children of one parent for a panel of queries and collects them. */
+static void scan(ice_search_space *w, const icecore_segment *segment, int64_t first_child, const ice_layer *layer, int64_t parent, int is_last,
+                 const int32_t *queries, int lanes) {
+    const ice_search_call *call = w->call;
+    const ice_kernels *kernels = call->kernels;
+    const int64_t stride = layer->stride;
+    float threshold[ICE_PANEL];
+    panel_of_codes p;
+    gather_panel(w, layer, parent, queries, lanes, &p);
+    for (int lane = 0; lane < lanes; lane++) threshold[lane] = w->collector.threshold[queries[lane]];
+    float lowest = INFINITY;
+    for (int lane = 0; lane < lanes; lane++) lowest = fminf(lowest, threshold[lane]);
+    for (int lane = lanes; lane < ICE_PANEL; lane++) threshold[lane] = INFINITY;
+    const int64_t begin = layer->offset[parent], end = layer->offset[parent + 1];
+    const int filtered = is_last && (call->allowed || call->index->removed);
+    /* neighbours in time are alike: of many blocks every eighth goes first, which raises the threshold sooner */
+    const int64_t blocks = (end - begin + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK, step = blocks < 16 ? 1 : 8;
+    for (int64_t n = 0, place = 0; n < blocks; n++, place += step) {
+        if (place >= blocks) place = place % step + 1;
+        const int64_t child = begin + place * ICE_KEY_BLOCK, block = ice_least(end - child, ICE_KEY_BLOCK);
+        kernels->code_scores(w->quads, lanes, p.base, p.scale, p.offset, layer->code + child * stride, stride, layer->scale + child,
+                             layer->bias ? layer->bias + child : NULL, block, w->scores);
+        if (lowest == -INFINITY && !filtered && block > w->collector.keep) {
+            /* the first scores of a query: as many as are kept reach this, so nothing below is wanted */
+            float bound[ICE_PANEL];
+            kernels->nth_largest(w->scores, block, lanes, w->collector.keep, bound);
+            for (int lane = 0; lane < lanes; lane++)
+                if (bound[lane] > threshold[lane]) threshold[lane] = w->collector.threshold[queries[lane]] = bound[lane];
+            lowest = 0.0f;
+        }
+        int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
+        for (int64_t i = 0; i < found; i++) {
+            const int32_t at = w->places[i], lane = at % ICE_PANEL;
+            int64_t number = child + at / ICE_PANEL;
+            if (is_last) {
+                int32_t slot = segment->order[number];
+                if (filtered && !ice_is_wanted(call, slot)) continue;
+                number = slot;
+            } else {
+                number += first_child;
+            }
+            ice_collector_add(&w->collector, queries[lane], w->scores[at], (int32_t)number);
+        }
+        for (int lane = 0; lane < lanes; lane++) threshold[lane] = w->collector.threshold[queries[lane]];
+    }
+    for (int lane = 0; lane < lanes; lane++) w->visited[queries[lane]] += end - begin;
+}
+
+/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, or fewer once they hold `visit` keys.  The best
+ * come first, until they hold ICE_LEADING times the keys that are wanted: done before the others, they set a threshold that few of those pass. */
+void ice_pick_parents(ice_search_space *w, int layer) {
+    const ice_search_call *call = w->call;
+    const ice_forest *f = &call->forest;
+    const int64_t enough = ICE_LEADING * call->keep, visit = call->search->visit > 0 ? call->search->visit : INT64_MAX;
+    for (int64_t q = 0; q < w->count; q++) {
+        ice_collector_cut(&w->collector, q);
+        float *scores = w->collector.scores + q * w->collector.capacity;
+        int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
+        int64_t count = w->collector.count[q], keys = 0, i = 0;
+        w->leading[q] = 0;
+        for (; i < count && (keys < enough || visit < INT64_MAX) && keys < visit; i++) {
+            int64_t best = i;
+            for (int64_t j = i + 1; j < count; j++)
+                if (scores[j] > scores[best] || (scores[j] == scores[best] && numbers[j] < numbers[best])) best = j;
+            int32_t node = numbers[best];
+            scores[best] = scores[i];
+            numbers[best] = numbers[i];
+            numbers[i] = node;
+            int n = ice_forest_segment(f, layer, node);
+            if (keys < enough) w->leading[q]++;
+            keys += ice_keys_below(f->segment[n], layer, node - f->first[layer][n]);
+        }
+        w->picks[q] = visit < INT64_MAX ? i : count;
+        memcpy(w->pick + q * call->nodes, numbers, (size_t)w->picks[q] * sizeof *numbers);
+    }
+}
+
+void ice_pick_all(ice_search_space *w, int layer) {
+    int64_t parents = w->call->forest.first[layer][w->call->forest.segments];
+    for (int64_t q = 0; q < w->count; q++) {
+        w->picks[q] = parents;
+        w->leading[q] = 0;
+        for (int64_t node = 0; node < parents; node++) w->pick[q * w->call->nodes + node] = (int32_t)node;
+    }
+}
+
+/* Sorts the picks by parent, the leading ones or the others: the queries of parent n are by_node[node_begin[n]] ..
+ * by_node[node_begin[n + 1] - 1]. */
+static void group_by_parent(ice_search_space *w, int64_t parents, int leading) {
+    const int64_t nodes = w->call->nodes;
+    memset(w->node_begin, 0, (size_t)(parents + 1) * sizeof *w->node_begin);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t q = 0; q < w->count; q++) {
+            int64_t end = leading ? w->leading[q] : w->picks[q];
+            for (int64_t i = leading ? 0 : w->leading[q]; i < end; i++) {
+                int32_t node = w->pick[q * nodes + i];
+                if (pass == 0) w->node_begin[node + 1]++;
+                else w->by_node[w->node_begin[node]++] = (int32_t)q;
+            }
+        }
+        if (pass == 0)
+            for (int64_t n = 0; n < parents; n++) w->node_begin[n + 1] += w->node_begin[n];
+    }
+    memmove(w->node_begin + 1, w->node_begin, (size_t)parents * sizeof *w->node_begin);
+    w->node_begin[0] = 0;
+}
+
+static void scan_picks(ice_search_space *w, int layer, int leading) {
+    const ice_search_call *call = w->call;
+    const ice_forest *f = &call->forest;
+    group_by_parent(w, f->first[layer][f->segments], leading);
+    for (int n = 0; n < f->segments; n++) {
+        const icecore_segment *segment = f->segment[n];
+        const ice_layer *own = &segment->layer[layer];
+        int is_last = layer == f->layers - 1;
+        for (int64_t parent = 0; parent < own->parents; parent++) {
+            int64_t node = f->first[layer][n] + parent, end = w->node_begin[node + 1];
+            for (int64_t i = w->node_begin[node]; i < end; i += ICE_PANEL)
+                scan(w, segment, is_last ? 0 : f->first[layer + 1][n], own, parent, is_last, w->by_node + i,
+                     (int)ice_least(end - i, ICE_PANEL));
+        }
+    }
+}
+
+void ice_scan_layer(ice_search_space *w, int layer) {
+    scan_picks(w, layer, 1);
+    for (int64_t q = 0; q < w->count; q++) ice_collector_cut(&w->collector, q);
+    scan_picks(w, layer, 0);
+}
+
+/* Appends the nodes whose scores reach the threshold to the picks of a panel's queries, up to `most_picks`; the
+ * leading ones are there already. */
+static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t nodes, int64_t most_picks, const float *threshold) {
+    const ice_search_call *call = w->call;
+    for (int64_t j = 0; j < nodes; j += ICE_KEY_BLOCK) {
+        float *scores = w->node_scores + j * ICE_PANEL;
+        int64_t found = call->kernels->find_at_least(scores, ice_least(nodes - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
+        for (int64_t i = 0; i < found; i++) {
+            int64_t q = first + w->places[i] % ICE_PANEL;
+            int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
+            int taken = 0;
+            for (int64_t t = 0; t < w->leading[q] && !taken; t++) taken = w->pick[q * call->nodes + t] == node;
+            if (!taken && w->picks[q] < most_picks) w->pick[q * call->nodes + w->picks[q]++] = node;
+        }
+    }
+}
+
+/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side. */
+void ice_pick_from_roots(ice_search_space *w) {
+    const ice_search_call *call = w->call;
+    const ice_forest *f = &call->forest;
+    const ice_kernels *kernels = call->kernels;
+    const int64_t nodes = f->first[1][f->segments], keep = ice_least(call->keep_nodes, nodes);
+    int64_t keys = 0;
+    for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
+    const int64_t lead = ice_most(1, ICE_LEADING * call->keep * nodes / keys);
+    for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
+        int lanes = (int)ice_least(w->count - first, ICE_PANEL);
+        float threshold[ICE_PANEL];
+        int32_t queries[ICE_PANEL];
+        for (int lane = 0; lane < lanes; lane++) queries[lane] = (int32_t)(first + lane);
+        for (int n = 0; n < f->segments; n++) {
+            const ice_layer *layer = &f->segment[n]->layer[0];
+            panel_of_codes p;
+            gather_panel(w, layer, 0, queries, lanes, &p);
+            kernels->code_scores(w->quads, lanes, p.base, p.scale, p.offset, layer->code, layer->stride, layer->scale, layer->bias,
+                                 layer->children, w->node_scores + f->first[1][n] * ICE_PANEL);
+        }
+        for (int lane = 0; lane < lanes; lane++) {
+            w->picks[first + lane] = w->leading[first + lane] = 0;
+            w->visited[first + lane] += nodes;
+        }
+        if (lead < keep) {
+            kernels->nth_largest(w->node_scores, nodes, lanes, lead, threshold);
+            take_picks(w, first, lanes, nodes, lead, threshold);
+        }
+        for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
+        kernels->nth_largest(w->node_scores, nodes, lanes, keep, threshold);
+        take_picks(w, first, lanes, nodes, keep, threshold);
+    }
+}
