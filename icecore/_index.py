@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import numbers
 import operator
 from typing import NamedTuple
 
@@ -71,7 +73,8 @@ def _vectors(array, dim, name, dtype="float32"):
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.dtype == np.uint16:
-        raise TypeError(f"{name} has dtype uint16, which may mean bits of bfloat16; expected it viewed as ml_dtypes.bfloat16, or float32")
+        expected = "it viewed as ml_dtypes.bfloat16, or float32"
+        raise TypeError(f"{name} has dtype uint16, which may mean bits of bfloat16; expected {expected}")
     if array.ndim not in (1, 2) or array.shape[-1] != dim:
         raise ValueError(f"{name} has shape {array.shape}; expected (n, {dim}) or ({dim},)")
     single = array.ndim == 1
@@ -104,9 +107,9 @@ class Index:
     """A dynamic k-nearest-neighbour index: Prioritized DCI over sealed segments.
 
     Vectors may come and go at any time. The newest are compared exactly; the others lie in segments, trees that never change: a
-    share of the vectors is promoted to parents, each vector hangs under its nearest parent, and a search keeps the best parents on
-    its way down. What it finds is compared exactly before it is returned. Segments merge a little at every change, so that no change
-    takes long.
+    share of the vectors is promoted to parents, each vector hangs under its nearest parent, and a search keeps the best
+    parents on its way down. What it finds is compared exactly before it is returned. Segments merge a little at every change,
+    so that no change takes long.
 
     Parameters
     ----------
@@ -115,8 +118,9 @@ class Index:
     metric : {"ip", "l2"}
         Largest inner product or smallest squared distance.
     num_composite : int
-        0: the vectors under an opened parent are all scored in 8-bit codes, many queries at a time; the fast way. At least 1: that
-        many composite indices of the published P-DCI at each parent, for few queries or very many dimensions of which few matter.
+        0: the vectors under an opened parent are all scored in 8-bit codes, many queries at a time; the fast way. At least 1:
+        that many composite indices of the published P-DCI at each parent, for few queries or very many dimensions of which few
+        matter.
     num_simple : int
         Simple indices (random directions) of a composite.
     num_levels : int
@@ -141,8 +145,8 @@ class Index:
     References
     ----------
     Li & Malik, "Fast k-Nearest Neighbour Search via Prioritized DCI", ICML 2017, arXiv:1703.00440 (P-DCI). Mao, Ester & Li,
-    "IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs", ICLR 2024, arXiv:2405.02842 (equations 4-7: inner
-    product as nearest neighbour by lifting).
+    "IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs", ICLR 2024, arXiv:2405.02842 (equations 4-7:
+    inner product as nearest neighbour by lifting).
 
     Examples
     --------
@@ -151,8 +155,8 @@ class Index:
     >>> ids, scores, counts = index.search(queries, k=10)
     """
 
-    def __init__(self, dim, *, metric="ip", num_composite=0, num_simple=7, num_levels=2, promotion=None, dtype="float32", seed=0,
-                 capacity=0):
+    def __init__(self, dim, *, metric="ip", num_composite=0, num_simple=7, num_levels=2, promotion=None, dtype="float32",
+                 seed=0, capacity=0):
         self._parameters = _check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed)
         self._native = _native.Index.create(*_native_parameters(self._parameters))
         if integer(capacity, "capacity", 0):
@@ -174,8 +178,8 @@ class Index:
         return self._native.state()["count"]
 
     def __repr__(self):
-        changed = ", ".join(f"{name}={value!r}" for name, value in self._parameters.items() if value != _DEFAULTS.get(name, self))
-        return f"<icecore.Index {changed}: {len(self)} vectors>"
+        given = {name: value for name, value in self._parameters.items() if value != _DEFAULTS.get(name, self)}
+        return f"<icecore.Index {', '.join(f'{name}={value!r}' for name, value in given.items())}: {len(self)} vectors>"
 
     @property
     def nbytes(self):
@@ -184,8 +188,8 @@ class Index:
 
     @property
     def stats(self):
-        """A dictionary: ``count``, ``open`` (compared exactly), ``removed`` (waiting for a merge), ``segments``, ``cells``, ``merging``
-        (segments that a pending merge will replace), ``slots``, ``next_id``, ``bytes``, ``read_only``."""
+        """A dictionary: ``count``, ``open`` (compared exactly), ``removed`` (waiting for a merge), ``segments``, ``cells``,
+        ``merging`` (segments that a pending merge will replace), ``slots``, ``next_id``, ``bytes``, ``read_only``."""
         return self._native.state()
 
     @property
@@ -238,23 +242,25 @@ class Index:
         Raises
         ------
         TypeError, ValueError
-            For wrong shapes or dtypes, NaN or infinity, ids that are present or repeated, or a read-only index. Nothing is added then.
+            For wrong shapes or dtypes, NaN or infinity, ids that are present or repeated, or a read-only index. Nothing is
+            added then.
 
         Notes
         -----
-        All or nothing, also when interrupted. A thousand vectors and more in one call become a segment of their own, so one call with
-        all vectors gives a better index than many with few; `compact` makes up for it.
+        All or nothing, also when interrupted. A thousand vectors and more in one call become a segment of their own, so one
+        call with all vectors gives a better index than many with few; `compact` makes up for it.
         """
         rows, _ = _vectors(vectors, self.dim, "vectors", self.dtype)
-        if ids is None:
-            first = self._native.state()["next_id"]
-            ids = np.arange(first, first + len(rows), dtype=np.int64)
-        else:
+        if ids is not None:
             ids = _ids(ids)
-        if len(ids) != len(rows):
-            raise ValueError(f"ids has {len(ids)} entries for {len(rows)} vectors; expected as many")
+            if len(ids) != len(rows):
+                raise ValueError(f"ids has {len(ids)} entries for {len(rows)} vectors; expected as many")
+        elif self._native.state()["next_id"] > np.iinfo(np.int64).max - len(rows):
+            raise ValueError(f"ids is None, but {np.iinfo(np.int64).max} is nearly used; expected ids to be given")
         report = None if progress is None else lambda done: progress(round(done * len(rows)), len(rows))
-        self._native.add(rows, ids, report, threads_for_call(num_threads))
+        first = self._native.add(rows, ids, report, threads_for_call(num_threads))
+        if ids is None:
+            ids = np.arange(first, first + len(rows), dtype=np.int64)
         return ids
 
     def remove(self, ids):
@@ -301,11 +307,11 @@ class Index:
         k : int
             At least 1.
         visit : int, optional
-            Open parents, best first, until the vectors under them are this many. With P-DCI lists: pops of each composite, shared
-            out over the opened parents by their size.
+            Open parents, best first, until the vectors under them are this many. With P-DCI lists: pops of each composite,
+            shared out over the opened parents by their size.
         retrieve : int, optional
-            Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for each
-        of the `k` when no other budget is given.
+            Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for
+            each of the `k` when no other budget is given.
         field_of_view : int, optional
             Parents kept at each level. Default: 16 when `visit` is not given either.
         exact : bool
@@ -328,7 +334,7 @@ class Index:
 
         Notes
         -----
-        Ties go to the smaller id. `tune` finds budgets for a wanted recall.
+        Among equal scores that were compared exactly the smaller id comes first. `tune` finds budgets for a wanted recall.
         """
         rows, single = _vectors(queries, self.dim, "queries")
         k = integer(k, "k", 1)
@@ -336,9 +342,10 @@ class Index:
         allowed = None if filter is None else _ids(filter, "filter")
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before searching")
-        result = _result(out, len(rows), k, single)
+        result = _result(out, len(rows), k, single, rows)
         self._native.search(rows, k, *budgets, bool(exact), allowed, threads_for_call(num_threads),
-                            *(np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)), None)
+                            *(np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)),
+                            None)
         return result
 
     def _budgets(self, k, visit, retrieve, field_of_view):
@@ -373,6 +380,8 @@ class Index:
         """
         rows, _ = _vectors(queries, self.dim, "queries")
         k, threads = integer(k, "k", 1), threads_for_call(num_threads)
+        if isinstance(recall, bool) or not isinstance(recall, numbers.Real):
+            raise TypeError(f"recall must be a number, got {type(recall).__name__}")
         if not 0 < recall <= 1:
             raise ValueError(f"recall must be in (0, 1], got {recall}")
         if len(rows) == 0:
@@ -404,14 +413,14 @@ class Index:
         ValueError
             If the file is not a saved index, is damaged (by its checksum, and by `validate`'s rules), or is of another version.
         """
-        return cls._read(np.fromfile(path, np.uint8), path, verify=True).copy()
+        return cls._loaded(np.fromfile(path, np.uint8), path)
 
     @classmethod
     def view(cls, path):
         """Map a saved index: opens in milliseconds, is read from the file as it is used, and cannot be changed (`copy` can).
 
-        The header's checksum and every number that leads to memory are checked here; the data's checksum is not (`load` checks it).
-        The file must not be written while the view lives; `save` over it is safe, since that makes a new file.
+        The header's checksum and every number that leads to memory are checked here; the data's checksum is not (`load` checks
+        it). The file must not be written while the view lives; `save` over it is safe, since that makes a new file.
 
         Raises
         ------
@@ -420,6 +429,15 @@ class Index:
         """
         data = np.memmap(path, np.uint8, mode="r") if _size(path) else np.empty(0, np.uint8)
         return cls._read(data, path, verify=False)
+
+    @classmethod
+    def _loaded(cls, data, path):
+        """A writable index from a file's bytes, checked in every way."""
+        index = cls._read(data, path, verify=True).copy()
+        reason = index._native.validate()
+        if reason is not None:
+            raise ValueError(f"{path} is not a usable index file: {reason}")
+        return index
 
     @classmethod
     def _read(cls, data, path, verify):
@@ -460,7 +478,7 @@ class Index:
 
 
 def _unpickle(cls, data):
-    return cls._read(np.frombuffer(bytearray(data), np.uint8), "pickled data", verify=True).copy()
+    return cls._loaded(np.frombuffer(bytearray(data), np.uint8), "pickled data")
 
 
 def _size(path):
@@ -476,7 +494,7 @@ def _check_parameters(dim, metric, num_composite, num_simple, num_levels, promot
     dim = integer(dim, "dim", 1)
     if dim > MAX_DIM:
         raise ValueError(f"dim must be at most {MAX_DIM}, got {dim}")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     counts = {}
     for name, value, low, high in (("num_composite", num_composite, 0, 64), ("num_simple", num_simple, 1, 64),
@@ -485,10 +503,12 @@ def _check_parameters(dim, metric, num_composite, num_simple, num_levels, promot
         if counts[name] > high:
             raise ValueError(f"{name} must be at most {high}, got {value}")
     if promotion is not None:
+        if isinstance(promotion, bool) or not isinstance(promotion, numbers.Real):
+            raise TypeError(f"promotion must be a number or None, got {type(promotion).__name__}")
         promotion = float(promotion)
         if not 0 < promotion < 1:
             raise ValueError(f"promotion must be between 0 and 1, got {promotion}")
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or np.dtype(dtype).name
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", getattr(dtype, "name", None))
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     try:
@@ -507,7 +527,7 @@ def _shapes(n, k):
     return (n, k), (n, k), (n,)
 
 
-def _result(out, n, k, single):
+def _result(out, n, k, single, queries):
     """The arrays to fill: new ones, or `out` checked."""
     shapes = [shape[1:] for shape in _shapes(n, k)] if single else _shapes(n, k)
     dtypes = np.int64, np.float32, np.int64
@@ -521,8 +541,10 @@ def _result(out, n, k, single):
             raise ValueError(f"out: {name} must be an array of shape {shape} and dtype {np.dtype(dtype)}")
         if not array.flags.c_contiguous or not array.flags.writeable:
             raise ValueError(f"out: {name} must be contiguous and writable")
-    if np.shares_memory(arrays[0], arrays[1]):
-        raise ValueError("out: ids and scores share memory")
+    named = [*zip(SearchResult._fields, arrays, strict=True), ("queries", queries)]
+    for (name, array), (other, another) in itertools.combinations(named, 2):
+        if np.may_share_memory(array, another):  # contiguous, so bounds decide
+            raise ValueError(f"out: {name} and {other} share memory")
     return SearchResult(*arrays)
 
 

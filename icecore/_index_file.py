@@ -7,13 +7,12 @@ memory map of the file can be searched in place.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import struct
 import tempfile
 import zlib
 from pathlib import Path
-
-import numpy as np
 
 FORMAT = "icecore.index"
 VERSION = 1
@@ -70,7 +69,8 @@ def write(native, parameters, file):
 
 
 def save(native, parameters, path):
-    """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one, never a part."""
+    """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one, never a
+    part."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -140,7 +140,7 @@ def _arrays(header, body, half):
         first, last = entry["data_offsets"]
         count = 1
         for axis in entry["shape"]:
-            count *= axis
+            count *= operator.index(axis)
         if first != end or last - first != count * size or last > len(body):
             raise Refused(f"{name} is cut off or out of place")
         arrays.append((name, kind, body[first:last]))

@@ -1,4 +1,6 @@
 # The compiled core (pyx/_native.pyx). Private: use the functions of `icecore`.
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,3 +53,54 @@ def attend_near_far(
 def build_segment(
     keys: NDArray[np.float32], values: NDArray[np.float32], cell_size: int, seed: int
 ) -> dict[str, bytes]: ...
+
+class Index:
+    @staticmethod
+    def create(
+        dim: int, metric: int, composites: int, simples: int, levels: int, promotion: float, dtype: int, seed: int
+    ) -> Index: ...
+    @staticmethod
+    def map(
+        dim: int,
+        metric: int,
+        composites: int,
+        simples: int,
+        levels: int,
+        promotion: float,
+        dtype: int,
+        seed: int,
+        arrays: list[tuple[str, str, NDArray[np.uint8]]],
+    ) -> tuple[Index | None, str | None]: ...
+    def copy(self) -> Index: ...
+    def reserve(self, count: int) -> None: ...
+    def add(
+        self,
+        vectors: NDArray[np.float32],
+        ids: NDArray[np.int64] | None,
+        progress: Callable[[float], object] | None,
+        threads: int,
+    ) -> int: ...
+    def remove(self, ids: NDArray[np.int64]) -> None: ...
+    def compact(self, threads: int) -> None: ...
+    def clear(self) -> None: ...
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        visit: int,
+        retrieve: int,
+        field_of_view: int,
+        exact: bool,
+        allowed: NDArray[np.int64] | None,
+        threads: int,
+        ids: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        counts: NDArray[np.int64],
+        visited: NDArray[np.int64] | None,
+    ) -> None: ...
+    def get(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None: ...
+    def contains(self, ids: NDArray[np.int64], present: NDArray[np.uint8]) -> None: ...
+    def state(self) -> dict[str, int]: ...
+    def ids(self, ids: NDArray[np.int64]) -> int: ...
+    def validate(self) -> str | None: ...
+    def write(self, function: Callable[[list[tuple[str, str, int]] | None, memoryview | None], object]) -> None: ...

@@ -265,7 +265,9 @@ cdef class Index:
         memset(entries, 0, sizeof(icecore_array) * len(arrays))
         try:
             for i, (text, kind, data) in enumerate(arrays):
-                name = text.encode()[:47]
+                name = text.encode()
+                if len(name) > 47 or b"\0" in name:
+                    return None, f"it holds an array named {text!r}"
                 memcpy(entries[i].name, <const char *>name, len(name))
                 entries[i].type = <char>ord(kind)
                 size = {"b": 1, "h": 2, "i": 4, "f": 4, "l": 8}[kind]
@@ -289,16 +291,22 @@ cdef class Index:
         return new
 
     def reserve(self, int64_t count):
-        check(icecore_index_reserve(self.index, count))
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_reserve(self.index, count)
+        check(status)
 
     def add(self, const float[:, ::1] vectors, const int64_t[::1] ids, progress, int threads):
-        cdef int64_t count = ids.shape[0], place = 0
+        """`ids` None: counting up, and the first of them is returned."""
+        cdef int64_t count = vectors.shape[0], place = 0, none = 0
         cdef const float *data = &vectors[0, 0] if vectors.size else NULL
-        cdef const int64_t *names = &ids[0] if count else NULL
+        cdef const int64_t *names = NULL
         cdef list error = []
         cdef callback c
         cdef icecore_progress told = NULL
         cdef icecore_status status
+        if ids is not None:
+            names = &ids[0] if count else &none
         c.function = <void *>progress
         c.error = <void *>error
         if progress is not None:
@@ -307,7 +315,8 @@ cdef class Index:
             status = icecore_index_add(self.index, data, names, count, threads, told, &c, &place)
         if error:
             raise error[0]
-        check(status, ids[place] if count else None)
+        check(status, ids[place] if ids is not None and count else None)
+        return place
 
     def remove(self, const int64_t[::1] ids):
         cdef int64_t count = ids.shape[0], place = 0
@@ -375,16 +384,20 @@ cdef class Index:
 
     def state(self):
         cdef icecore_index_state s
+        cdef icecore_status status
         with nogil:
-            s = icecore_index_get_state(self.index)
+            status = icecore_index_get_state(self.index, &s)
+        check(status)
         return s
 
     def ids(self, int64_t[::1] ids):
         """Fills `ids` and returns how many there are, which may be more."""
         cdef int64_t *target = &ids[0] if ids.shape[0] else NULL
-        cdef int64_t capacity = ids.shape[0], found
+        cdef int64_t capacity = ids.shape[0], found = 0
+        cdef icecore_status status
         with nogil:
-            found = icecore_index_ids(self.index, target, capacity)
+            status = icecore_index_ids(self.index, target, capacity, &found)
+        check(status)
         return found
 
     def validate(self):

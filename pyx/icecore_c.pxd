@@ -127,8 +127,8 @@ cdef extern from "icecore.h" nogil:
                                         int64_t *ids, float *scores, int64_t *counts, int64_t *visited)
     icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place)
     icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, int64_t count, uint8_t *present)
-    icecore_index_state icecore_index_get_state(icecore_index *index)
-    int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity)
+    icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state *state)
+    icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity, int64_t *count)
     icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size)
     icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context)
     icecore_status icecore_index_map(const icecore_index_options *options, const icecore_array *arrays, int64_t count,

@@ -1,8 +1,11 @@
 """What several test files need: data, dtypes, error bounds, the core's functions behind the public face."""
 
+import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from typing import NamedTuple
 
 import ml_dtypes
@@ -11,6 +14,7 @@ import numpy as np
 from icecore import _native, reference
 from icecore.reference.cells import summarize
 from icecore.reference.dense import per_query_head
+from icecore.reference.pdci import true_scores
 
 #: Names of the dtypes of the fast path; "bits" is bfloat16 as uint16.
 DTYPES = ("float32", "float16", "bfloat16", "bits")
@@ -202,3 +206,137 @@ def run_python(code, timeout=120, **environment):
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+# ---- The index ----
+
+#: Variants of an index: the ways in which segments are searched.
+VARIANTS = {
+    "scan ip": {"metric": "ip"},
+    "scan l2, one level": {"metric": "l2", "num_levels": 1},
+    "scan l2, three levels": {"metric": "l2", "num_levels": 3},
+    "lists ip": {"metric": "ip", "num_composite": 2, "num_simple": 3, "num_levels": 1},
+    "lists l2, two levels": {"metric": "l2", "num_composite": 1, "num_simple": 4},
+}
+
+_FILE_TYPES = {
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.int64): "I64",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
+
+
+class IndexFile(NamedTuple):
+    """A saved index taken apart: `metadata` (dict of str) and `arrays` (dict by name, in the order of the file)."""
+
+    metadata: dict
+    arrays: dict
+
+    @classmethod
+    def parse(cls, data):
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length])
+        metadata, arrays = header.pop("__metadata__"), {}
+        types = {name: dtype for dtype, name in _FILE_TYPES.items()}
+        for name, entry in header.items():
+            first, last = (8 + length + offset for offset in entry["data_offsets"])
+            arrays[name] = np.frombuffer(data[first:last], types[entry["dtype"]]).reshape(entry["shape"]).copy()
+        return cls(metadata, arrays)
+
+    @classmethod
+    def of(cls, index):
+        return cls.parse(index_bytes(index))
+
+    def bytes(self):
+        """The file again, with checksums of what it now holds."""
+        metadata, entries, body = dict(self.metadata), {}, b""
+        for name, array in self.arrays.items():
+            piece = np.ascontiguousarray(array).tobytes()
+            offsets = [len(body), len(body) + len(piece)]
+            entries[name] = {"dtype": _FILE_TYPES[array.dtype], "shape": [*array.shape], "data_offsets": offsets}
+            body += piece
+        metadata["checksum"] = f"{zlib.crc32(body):08x}"
+        text = seal_header({"__metadata__": metadata, **entries})
+        return struct.pack("<Q", len(text)) + text + body
+
+
+def seal_header(header):
+    """The bytes of a header, which is padded and holds its own checksum."""
+
+    def text():
+        plain = json.dumps(header, separators=(",", ":")).encode()
+        return plain + b" " * (-(8 + len(plain)) % 64)
+
+    header["__metadata__"]["header_checksum"] = "00000000"
+    header["__metadata__"]["header_checksum"] = f"{zlib.crc32(text()):08x}"
+    return text()
+
+
+def index_bytes(index):
+    """What `Index.save` would write."""
+    return index.__reduce__()[1][1]
+
+
+def index_contents(index):
+    """{id: bytes of the vector}."""
+    ids = index.ids
+    return {int(id): row.tobytes() for id, row in zip(ids, index[ids], strict=True)}
+
+
+def clusters(seed, count, dim, *, centers=20, spread=0.3):
+    """Normal vectors around some centers."""
+    generator = np.random.default_rng(seed)
+    around = generator.standard_normal((centers, dim))[generator.integers(centers, size=count)]
+    return (around + spread * generator.standard_normal((count, dim))).astype(np.float32)
+
+
+def recall(found, expected):
+    """Share of the expected ids (n, k) that were found."""
+    hits = sum(len(set(row) & set(wanted)) for row, wanted in zip(found.tolist(), expected.tolist(), strict=True))
+    return hits / expected.size
+
+
+def score_bound(vectors, query, metric):
+    """(n,) bounds on the rounding of scores in float32: a random walk of dim roundings, with room."""
+    vectors, query = np.asarray(vectors, np.float64), np.asarray(query, np.float64)
+    size = ((vectors - query) ** 2).sum(axis=1) if metric == "l2" else np.abs(vectors) @ np.abs(query)
+    return 4 * FLOAT32_ROUNDOFF * (np.sqrt(vectors.shape[1]) + 4) * size + 1e-40
+
+
+def assert_present(result, index, queries):
+    """All that was found is in the index, once, with its own score, best first; the rest is -1 and NaN."""
+    for ids, scores, count, query in zip(*result, queries, strict=True):
+        assert (ids[count:] == -1).all()
+        assert np.isnan(scores[count:]).all()
+        ids, scores = ids[:count], scores[:count]
+        assert len(set(ids.tolist())) == count
+        vectors = index[ids]
+        true, bound = true_scores(vectors, query.astype(np.float64), index.metric), score_bound(vectors, query, index.metric)
+        assert (np.abs(scores - true) <= bound).all()
+        better = scores if index.metric == "l2" else -scores
+        assert (np.diff(better) >= 0).all()
+        assert (np.diff(ids)[np.diff(better) == 0] > 0).all()
+
+
+def assert_nearest(result, ids, vectors, queries, k, metric):
+    """The k best of all `vectors` (float64 oracle), up to vectors whose scores differ by rounding."""
+    row_of = {id: row for row, id in enumerate(np.asarray(ids).tolist())}
+    for found, scores, count, query in zip(*result, queries, strict=True):
+        assert count == min(k, len(vectors))
+        rows = [row_of[id] for id in found[:count].tolist()]
+        assert len(set(rows)) == count
+        assert (found[count:] == -1).all()
+        assert np.isnan(scores[count:]).all()
+        query = query.astype(np.float64)
+        _, expected = reference.search_exact(vectors, query, k, metric)
+        true, bound = true_scores(vectors, query, metric), score_bound(vectors, query, metric)
+        np.testing.assert_array_less(np.abs(scores[:count] - true[rows]), bound[rows] + 1e-45)
+        np.testing.assert_array_less(np.abs(true[rows] - expected), 2 * bound[rows] + 1e-45)
+
+
+def assert_same_result(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        assert_same_bits(np.asarray(one), np.asarray(other))

@@ -192,7 +192,8 @@ void icecore_index_free(icecore_index *index);
 icecore_status icecore_index_reserve(icecore_index *index, int64_t count);
 
 /* Adds `count` rows of float32 (contiguous, finite) under ids that are neither in the index (ICECORE_ERROR_EXISTS) nor repeated
- * (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  All or nothing.  `progress`, or NULL, is told from time to time how
+ * (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  ids = NULL: counting up from next_id, and *place becomes the first of
+ * them.  All or nothing.  `progress`, or NULL, is told from time to time how
  * much of the work is done, in [0, 1]; a non-zero answer ends the call with ICECORE_INTERRUPTED.
  * Cost: amortized O(dim sqrt(n)) a vector with two levels; one vector's share of pending merges at a time. */
 typedef int (*icecore_progress)(void *context, double done);
@@ -236,9 +237,9 @@ typedef struct {
     int64_t bytes;               /* memory held, mapped files not counted */
     int read_only;
 } icecore_index_state;
-icecore_index_state icecore_index_get_state(icecore_index *index);
-/* ids of all vectors, in the order of their slots; room for `capacity`; returns how many there are. */
-int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity);
+icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state *state);
+/* ids of all vectors, in the order of their slots, as far as `capacity` goes; *count: how many there are. */
+icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity, int64_t *count);
 
 /* Checks the structure; returns ICECORE_ERROR_VALUE and a sentence in `reason` (always terminated) when something is wrong. */
 icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size);

@@ -182,6 +182,7 @@ static icecore_status enter(icecore_index *index, const float *vectors, const in
 
 static icecore_status add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                           icecore_progress progress, void *context, int64_t *place) {
+    if (count == 0) return ICECORE_OK;
     icecore_status status = ice_merge_advance(index, 2 * count, count < ICE_OPEN_BLOCK ? 1 : threads);
     if (status != ICECORE_OK) return status;
     int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
@@ -214,11 +215,24 @@ static icecore_status add(icecore_index *index, const float *vectors, const int6
     return status;
 }
 
+static icecore_status add_counting(icecore_index *index, const float *vectors, int64_t count, int threads, icecore_progress progress,
+                                   void *context, int64_t *first) {
+    if (index->next_id > INT64_MAX - count) return ICECORE_ERROR_VALUE;
+    int64_t *ids = ice_alloc(count, sizeof *ids), place;
+    if (!ids) return ICECORE_ERROR_MEMORY;
+    *first = index->next_id;
+    for (int64_t i = 0; i < count; i++) ids[i] = *first + i;
+    icecore_status status = add(index, vectors, ids, count, threads, progress, context, &place);
+    ice_free(ids);
+    return status;
+}
+
 icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                                  icecore_progress progress, void *context, int64_t *place) {
     icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
-    if (count > 0) status = add(index, vectors, ids, count, threads, progress, context, place);
+    if (!ids) status = add_counting(index, vectors, count, threads, progress, context, place);
+    else status = add(index, vectors, ids, count, threads, progress, context, place);
     ice_index_unlock(index);
     return status;
 }
@@ -374,11 +388,11 @@ icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, 
     return status;
 }
 
-icecore_index_state icecore_index_get_state(icecore_index *index) {
-    icecore_index_state state = {0};
-    if (ice_index_read_lock(index) != ICECORE_OK) return state;
+icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state *result) {
+    icecore_status status = ice_index_read_lock(index);
+    if (status != ICECORE_OK) return status;
     const icecore_index_options *o = &index->options;
-    state = (icecore_index_state){
+    icecore_index_state state = {
         .count = index->used,
         .removed = index->removed,
         .open = index->open_count,
@@ -400,11 +414,13 @@ icecore_index_state icecore_index_get_state(icecore_index *index) {
         if (index->merge[m].builder)
             state.bytes += index->merge[m].count * (int64_t)sizeof(int32_t) + ice_tree_bytes(index->merge[m].builder);
     ice_index_unlock(index);
-    return state;
+    *result = state;
+    return ICECORE_OK;
 }
 
-int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity) {
-    if (ice_index_read_lock(index) != ICECORE_OK) return 0;
+icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity, int64_t *count) {
+    icecore_status status = ice_index_read_lock(index);
+    if (status != ICECORE_OK) return status;
     int64_t found = 0;
     for (int64_t s = 0; s < index->slots.count; s++) {
         if (*ice_slot_state(&index->slots, s) != ICE_SLOT_USED) continue;
@@ -412,5 +428,6 @@ int64_t icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity) 
         found++;
     }
     ice_index_unlock(index);
-    return found;
+    *count = found;
+    return ICECORE_OK;
 }

@@ -58,7 +58,7 @@ icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threa
 /* Ends all merges without a result. */
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
-ice_tree_plan ice_index_plan(icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting);
+ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting);
 /* Puts a built segment over `slot` in force: its order becomes slots, and these learn where they are.  There must be a free number. */
 void ice_index_adopt(icecore_index *index, icecore_segment *segment, const int32_t *slot);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */

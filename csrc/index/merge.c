@@ -36,7 +36,7 @@ float ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, 
     return norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
 }
 
-ice_tree_plan ice_index_plan(icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting) {
+ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting) {
     const icecore_index_options *o = &index->options;
     return (ice_tree_plan){
         .kernels = kernels,
@@ -48,7 +48,7 @@ ice_tree_plan ice_index_plan(icecore_index *index, const ice_kernels *kernels, c
         .composites = o->composites,
         .simples = o->simples,
         .directions = index->directions,
-        .seed = ice_segment_seed(o->seed, (int64_t)index->seals++, count),
+        .seed = ice_segment_seed(o->seed, (int64_t)index->seals, count),
     };
 }
 
@@ -63,6 +63,7 @@ void ice_index_adopt(icecore_index *index, icecore_segment *segment, const int32
         removed += *ice_slot_state(&index->slots, own) == ICE_SLOT_REMOVED;
     }
     index->sealed[number] = (ice_sealed){segment, removed, 0};
+    index->seals++;
 }
 
 void ice_index_drop(icecore_index *index, int number) {

@@ -130,22 +130,6 @@ static void find_forest(const icecore_index *index, ice_forest *f) {
             f->largest_cell = ice_most(f->largest_cell, f->segment[n]->offset[c + 1] - f->segment[n]->offset[c]);
 }
 
-/* What is subtracted from both sides of an exact squared distance: the mean of the open block, or of the first segment. */
-static void find_center(const ice_search_call *call) {
-    const icecore_index *index = call->index;
-    const int64_t dim = index->options.dim;
-    if (call->forest.segments) {
-        memcpy(call->center, call->forest.segment[0]->layer[0].mean, (size_t)dim * sizeof(float));
-        return;
-    }
-    memset(call->center, 0, 2 * (size_t)dim * sizeof(float));
-    const ice_slot_rows reader = {call->kernels, &index->slots, index->open};
-    for (int64_t i = 0; i < index->open_count; i++) {
-        const float *x = ice_read_slot_row(&reader, i, call->center + dim);
-        for (int64_t t = 0; t < dim; t++) call->center[t] += x[t] / (float)index->open_count;
-    }
-}
-
 static void plan_search(ice_search_call *call, int threads) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;
@@ -187,12 +171,9 @@ static icecore_status find_allowed(ice_search_call *call) {
 static icecore_status search_locked(ice_search_call *call) {
     const icecore_search *s = call->search;
     const int threads = s->threads > 0 ? s->threads : icecore_default_threads();
-    call->center = ice_alloc(2 * call->index->options.dim, sizeof(float));
-    if (!call->center) return ICECORE_ERROR_MEMORY;
     icecore_status status = find_allowed(call);
     if (status != ICECORE_OK || call->count == 0) return status;
     find_forest(call->index, &call->forest);
-    find_center(call);
     plan_search(call, threads);
     ice_search_space unused;
     return ice_parallel_for((call->count + call->chunk - 1) / call->chunk, threads, lay_out(call, NULL, &unused), search_chunk, call);
@@ -213,7 +194,6 @@ icecore_status icecore_index_search(icecore_index *index, const float *queries, 
         ice_index_unlock(index);
     }
     ice_free(call->allowed);
-    ice_free(call->center);
     ice_free(call);
     return status;
 }

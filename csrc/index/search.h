@@ -26,7 +26,6 @@ typedef struct {
     int64_t capacity, nodes;       /* of the collector; parents a query can have picked */
     ice_forest forest;
     uint8_t *allowed;              /* of each slot; NULL: all are */
-    float *center;                 /* squared distances, exact comparison: subtracted from both sides */
     int64_t *ids, *counts, *visited;
     float *scores;
 } ice_search_call;

@@ -1,5 +1,6 @@
 /* Exact scores: of all vectors in panels, of few one by one. */
 #include <math.h>
+#include <string.h>
 
 #include "base/order.h"
 #include "index/search.h"
@@ -12,31 +13,35 @@
 void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows, int64_t count) {
     const ice_search_call *call = w->call;
     const icecore_index *index = call->index;
-    const void *address[EXACT_BLOCK];
-    int32_t slots[EXACT_BLOCK];
-    float scores[EXACT_BLOCK];
-    for (int64_t i = 0; i < count;) {
-        int filled = 0;
-        for (; i < count && filled < EXACT_BLOCK; i++) {
-            int32_t slot = segment->order[rows[i]];
-            if (!ice_is_wanted(call, slot)) continue;
-            slots[filled] = slot;
-            address[filled++] = ice_slot_row(&index->slots, slot);
-        }
+    for (int64_t first = 0; first < count; first += EXACT_BLOCK) {
+        const int block = (int)ice_least(count - first, EXACT_BLOCK);
+        const void *address[EXACT_BLOCK];
+        float scores[EXACT_BLOCK];
+        for (int i = 0; i < block; i++) address[i] = ice_slot_row(&index->slots, segment->order[rows[first + i]]);
         call->kernels->gathered_scores(call->queries + (w->first + q) * index->options.dim, index->options.dim,
-                                       index->options.metric == ICECORE_SQUARED_DISTANCE, index->options.dtype, address, filled, scores);
-        w->visited[q] += filled;
-        for (int j = 0; j < filled; j++) ice_collector_add(&w->collector, q, scores[j], slots[j]);
+                                       index->options.metric == ICECORE_SQUARED_DISTANCE, index->options.dtype, address, block, scores);
+        for (int i = 0; i < block; i++) ice_collector_add(&w->collector, q, scores[i], segment->order[rows[first + i]]);
+    }
+    w->visited[q] += count;
+}
+
+/* The queries first .. first + lanes - 1 of the chunk in w->panel. */
+static void fill_panel(ice_search_space *w, int64_t first, int lanes) {
+    const ice_search_call *call = w->call;
+    const int64_t dim = call->index->options.dim;
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        const float *query = call->queries + (w->first + first + (lane < lanes ? lane : 0)) * dim;
+        for (int64_t t = 0; t < dim; t++) w->panel[t * ICE_PANEL + lane] = query[t];
     }
 }
 
 void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) {
     const ice_search_call *call = w->call;
+    const ice_kernels *kernels = call->kernels;
     const icecore_index_options *o = &call->index->options;
-    const ice_slot_rows reader = {call->kernels, &call->index->slots, NULL};
-    const int squared = o->metric == ICECORE_SQUARED_DISTANCE;
+    const ice_slot_rows reader = {kernels, &call->index->slots, NULL};
     int32_t slot[ICE_KEY_BLOCK];
-    float bias[ICE_KEY_BLOCK], base[ICE_PANEL], threshold[ICE_PANEL];
+    float threshold[ICE_PANEL];
     for (int64_t next = 0; next < count;) {
         int block = 0;
         for (; next < count && block < ICE_KEY_BLOCK; next++) {
@@ -44,31 +49,17 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
             if (!ice_is_wanted(call, own)) continue;
             float *row = w->rows + block * o->dim;
             const float *x = ice_read_slot_row(&reader, own, row);
-            double size = 0.0;
-            for (int64_t t = 0; t < o->dim; t++) {
-                row[t] = squared ? x[t] - call->center[t] : x[t];
-                size += (double)row[t] * row[t];
-            }
-            bias[block] = squared ? (float)(-0.5 * size) : 0.0f;
+            if (x != row) memcpy(row, x, (size_t)o->dim * sizeof *row);
             slot[block++] = own;
         }
-        for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
+        for (int64_t first = 0; first < w->count && block; first += ICE_PANEL) {
             int lanes = (int)ice_least(w->count - first, ICE_PANEL);
-            for (int lane = 0; lane < ICE_PANEL; lane++) {
-                const float *query = call->queries + (w->first + first + (lane < lanes ? lane : 0)) * o->dim;
-                double size = 0.0;
-                for (int64_t t = 0; t < o->dim; t++) {
-                    float x = squared ? query[t] - call->center[t] : query[t];
-                    w->panel[t * ICE_PANEL + lane] = x;
-                    size += (double)x * x;
-                }
-                base[lane] = squared ? (float)(-0.5 * size) : 0.0f;
+            fill_panel(w, first, lanes);
+            for (int lane = 0; lane < ICE_PANEL; lane++)
                 threshold[lane] = lane < lanes ? w->collector.threshold[first + lane] : INFINITY;
-            }
-            call->kernels->scores(w->panel, o->dim, lanes, w->rows, o->dim, block, w->scores);
-            for (int j = 0; j < block; j++)
-                for (int lane = 0; lane < lanes; lane++) w->scores[j * ICE_PANEL + lane] += base[lane] + bias[j];
-            int64_t found = call->kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
+            (o->metric == ICECORE_SQUARED_DISTANCE ? kernels->squared_distances : kernels->scores)(w->panel, o->dim, lanes, w->rows, o->dim,
+                                                                                                   block, w->scores);
+            int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
             for (int64_t i = 0; i < found; i++)
                 ice_collector_add(&w->collector, first + w->places[i] % ICE_PANEL, w->scores[w->places[i]],
                                   slot[w->places[i] / ICE_PANEL]);

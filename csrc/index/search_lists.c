@@ -5,6 +5,8 @@
 #include "index/search.h"
 #include "segment/lists.h"
 
+static int is_candidate(const void *call, int32_t slot) { return ice_is_wanted(call, slot); }
+
 static int64_t share(int64_t budget, int64_t part, int64_t whole) {
     if (budget == 0) return 0;
     int64_t own = (int64_t)((double)budget * (double)part / (double)whole + 0.999999);
@@ -42,7 +44,7 @@ void ice_search_lists(ice_search_space *w) {
                                           o->simples, unit);
                 for (int j = 0; j < o->simples; j++) unit[j] /= norm;
                 found += ice_lists_candidates(call->kernels, segment, l, cell, unit, share(call->search->visit, keys, whole),
-                                              share(call->search->retrieve, keys, whole), w->candidates + found, w->spare);
+                                              share(call->search->retrieve, keys, whole), is_candidate, call, w->candidates + found, w->spare);
             }
             if (o->composites > 1) {   /* the union: sorted by 32-bit number, each once */
                 uint64_t *sorted = w->spare;

@@ -14,7 +14,8 @@
 #define U 0x1p-24
 
 const char *const ice_search_kernel_names[ICE_SEARCH_KERNELS] = {
-    "code_scores", "find_at_least", "nth_largest", "keep_largest", "rank", "encode", "gathered_scores", "chebyshev",
+    "code_scores", "find_at_least", "nth_largest", "keep_largest", "rank", "encode", "gathered_scores", "squared_distances",
+    "chebyshev",
 };
 
 static const int dims[] = {1, 3, 4, 15, 16, 17, 63, 64, 130};
@@ -224,6 +225,25 @@ static void compare_gathered_scores(test *t) {
     ice_free(query);
 }
 
+static void compare_squared_distances(test *t) {
+    const int64_t stride = t->dim + (t->variant % 2) * 5;
+    float *panel = floats(t, PANEL_OF(t->dim)), *keys = floats(t, (t->count - 1) * stride + t->dim), out[2][PANEL_OF(MOST_COUNT)];
+    t->plain->squared_distances(panel, t->dim, t->lanes, keys, stride, t->count, out[0]);
+    t->fast->squared_distances(panel, t->dim, t->lanes, keys, stride, t->count, out[1]);
+    for (int j = 0; j < t->count; j++)
+        for (int lane = 0; lane < t->lanes; lane++) {
+            double sum = 0.0;
+            for (int d = 0; d < t->dim; d++) {
+                double difference = (double)keys[j * stride + d] - (double)panel[d * ICE_PANEL + lane];
+                sum -= 0.5 * difference * difference;
+            }
+            expect_near(t, sum, (double)out[0][j * ICE_PANEL + lane], -sum, (2 * t->dim + 4) * U);
+            expect_near(t, sum, (double)out[1][j * ICE_PANEL + lane], -sum, (2 * t->dim + 4) * U);
+        }
+    ice_free(panel);
+    ice_free(keys);
+}
+
 static void compare_chebyshev(test *t) {
     const int simples = 1 + t->variant * 3;
     const int64_t stride = t->count + 5;
@@ -245,7 +265,8 @@ static void compare_chebyshev(test *t) {
 /* In the order of the names. */
 static void (*const compare[ICE_SEARCH_KERNELS])(test *) = {
     compare_code_scores, compare_find_at_least, compare_nth_largest,     compare_keep_largest,
-    compare_rank,        compare_encode,        compare_gathered_scores, compare_chebyshev,
+    compare_rank,        compare_encode,        compare_gathered_scores, compare_squared_distances,
+    compare_chebyshev,
 };
 
 int ice_selftest_search(int number, const ice_kernels *plain, const ice_kernels *fast, char *reason, size_t size, double *error) {

@@ -233,6 +233,42 @@ static void gathered_scores(const float *query, int64_t dim, int squared_distanc
         squared_distance ? gather(query, dim, 1, ICECORE_FLOAT16, rows, count, out) : gather(query, dim, 0, ICECORE_FLOAT16, rows, count, out);
 }
 
+static ALWAYS_INLINE void distance_tile(const float *keys, int64_t stride, const float *panel, int64_t dim, float *out, const int rows,
+                                        const int vectors) {
+    vf sum[KEY_TILE][QUERY_VECTORS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
+    for (int64_t t = 0; t < dim; t++) {
+        vf column[QUERY_VECTORS];
+        UNROLL for (int q = 0; q < vectors; q++) column[q] = vf_load(panel + t * ICE_PANEL + q * VF_WIDTH);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf x = vf_set1(keys[r * stride + t]);
+            UNROLL for (int q = 0; q < vectors; q++) {
+                vf difference = vf_sub(x, column[q]);
+                sum[r][q] = vf_fma(difference, difference, sum[r][q]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < vectors; q++)
+            vf_store(out + r * ICE_PANEL + q * VF_WIDTH, vf_mul(sum[r][q], vf_set1(-0.5f)));
+}
+
+static ALWAYS_INLINE void distance_column(const float *keys, int64_t stride, const float *panel, int64_t dim, int64_t count,
+                                          float *out, const int vectors) {
+    int64_t j = 0;
+    for (; j + KEY_TILE <= count; j += KEY_TILE)
+        distance_tile(keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, KEY_TILE, vectors);
+    for (; j < count; j++) distance_tile(keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, 1, vectors);
+}
+
+static void squared_distances(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count, float *out) {
+    int lane = 0;
+    for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
+        distance_column(keys, stride, panel + lane, dim, count, out + lane, QUERY_VECTORS);
+    for (; lane < lanes; lane += VF_WIDTH) distance_column(keys, stride, panel + lane, dim, count, out + lane, 1);
+}
+
 static void chebyshev(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance) {
     for (int64_t i = 0; i < count; i += VF_WIDTH) {
         int n = count - i < VF_WIDTH ? (int)(count - i) : VF_WIDTH;

@@ -122,6 +122,9 @@ typedef struct {
     /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
     void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
                             int64_t count, float *scores);
+    /* scores[j][lane] = -|keys[j] - query[lane]|^2 / 2, from the differences; the panel and the rows as in `scores`. */
+    void (*squared_distances)(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
+                              float *scores);
     /* distance[i] = max over j < simples of |projection[j * stride + i] - query[j]|. */
     void (*chebyshev)(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance);
 } ice_kernels;

@@ -60,5 +60,6 @@ const ice_kernels KERNEL_TABLE = {
     .rank = rank,
     .encode = encode,
     .gathered_scores = gathered_scores,
+    .squared_distances = squared_distances,
     .chebyshev = chebyshev,
 };

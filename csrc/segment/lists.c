@@ -215,7 +215,7 @@ static int64_t first_at_least(const float *sorted, int64_t count, float value) {
 }
 
 int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *s, int composite, int64_t cell, const float *query,
-                             int64_t visit, int64_t retrieve, int32_t *rows, uint64_t *spare) {
+                             int64_t visit, int64_t retrieve, ice_wanted wanted, const void *context, int32_t *rows, uint64_t *spare) {
     const ice_lists *lists = &s->lists;
     const int simples = lists->simples;
     int64_t first = s->offset[cell], count = s->offset[cell + 1] - first;
@@ -241,7 +241,7 @@ int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *
     kernels->chebyshev(projection + begin, s->count, simples, query, end - begin, distance);
     int64_t found = 0;
     for (int64_t i = begin; i < end; i++)
-        if (distance[i - begin] <= radius)
+        if (distance[i - begin] <= radius && wanted(context, s->order[row[i]]))
             spare[found++] = (uint64_t)~ice_ordered(distance[i - begin]) << 32 | (uint32_t)i;
     float last = INFINITY;
     if (retrieve > 0 && retrieve < found) {

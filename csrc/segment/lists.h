@@ -21,10 +21,13 @@ int ice_lists_done(const ice_lists_builder *builder);
 void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
                  int simples, float *projection);
 
+/* Whether the row of segment->order may be a candidate. */
+typedef int (*ice_wanted)(const void *context, int32_t row);
 /* The candidates of one composite in one cell: appends numbers of stored rows to `rows` (room for the cell) and returns how many.
+ * Rows that are not wanted are no candidates, though they count as pops.
  * `query`: its projections.  visit, retrieve: 0 for no bound.  `spare`: room for ICE_LISTS_SPARE(cell's keys) 64-bit numbers. */
 #define ICE_LISTS_SPARE(keys) ((keys) + (keys) / 2 + 2)
 int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *segment, int composite, int64_t cell, const float *query,
-                             int64_t visit, int64_t retrieve, int32_t *rows, uint64_t *spare);
+                             int64_t visit, int64_t retrieve, ice_wanted wanted, const void *context, int32_t *rows, uint64_t *spare);
 
 #endif

@@ -1,5 +1,7 @@
 """The seeded stream of the C core (csrc/base/random.h): SplitMix64 (Steele, Lea & Flood, 2014)."""
 
+import numpy as np
+
 MASK = 2**64 - 1
 
 
@@ -25,3 +27,13 @@ def sample_without_replacement(count, chosen, seed):
 def segment_seed(seed, first, count):
     """The seed of the segment over keys first .. first + count - 1."""
     return next(split_mix((seed ^ (first * 0x9E3779B97F4A7C15) ^ (count << 32)) & MASK))
+
+
+def random_directions(seed, rows, width):
+    """(rows, width) float32: unit vectors uniform on the sphere, normal numbers by Box and Muller, normalized."""
+    stream = split_mix(seed & MASK)
+    uniform = np.array([next(stream) >> 11 for _ in range(2 * rows * width)], np.float64).reshape(rows, width, 2)
+    a, b = (uniform[..., 0] + 1) * 2.0**-53, uniform[..., 1] * 2.0**-53
+    numbers = np.sqrt(-2 * np.log(a)) * np.cos(2 * np.pi * b)
+    length = np.sqrt((numbers**2).sum(axis=1, keepdims=True))
+    return (numbers.astype(np.float32) / length).astype(np.float32)

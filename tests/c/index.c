@@ -38,6 +38,12 @@ static icecore_status add(icecore_index *index, const float *rows, int64_t first
     return status;
 }
 
+static icecore_index_state state_of(icecore_index *index) {
+    icecore_index_state found = {0};
+    EXPECT(icecore_index_get_state(index, &found) == ICECORE_OK);
+    return found;
+}
+
 static void expect_valid(icecore_index *index) {
     char reason[200];
     if (icecore_index_validate(index, reason, sizeof reason) != ICECORE_OK) {
@@ -142,14 +148,14 @@ static void changes(void) {
                 if (there) expect_answers(index, metric, rows, present, IDS, DIM, &s, 1);
             }
         }
-        EXPECT(icecore_index_get_state(index).count == there);
+        EXPECT(state_of(index).count == there);
         for (int64_t id = 0; id < IDS; id++) {   /* all out, one by one */
             uint8_t is_present;
             EXPECT(icecore_index_contains(index, &id, 1, &is_present) == ICECORE_OK && is_present == present[id]);
             EXPECT(icecore_index_remove(index, &id, 1, &place) == (present[id] ? ICECORE_OK : ICECORE_ERROR_ABSENT));
         }
         expect_valid(index);
-        EXPECT(icecore_index_get_state(index).count == 0);
+        EXPECT(state_of(index).count == 0);
         EXPECT(icecore_index_compact(index, 1) == ICECORE_OK);
         EXPECT(icecore_index_clear(index) == ICECORE_OK);
         icecore_index_free(index);
@@ -163,14 +169,14 @@ static void refusals(void) {
     float *rows = random_rows(3000, 4), vector[8];
     int64_t place = -1, ids[] = {5, 6, 5}, absent[] = {1, 9}, twice[] = {1, 1};
     EXPECT(icecore_index_add(index, rows, ids, 3, 1, NULL, NULL, &place) == ICECORE_ERROR_REPEATED && place == 2);
-    EXPECT(icecore_index_get_state(index).count == 0);
+    EXPECT(state_of(index).count == 0);
     EXPECT(add(index, rows, 0, 3) == ICECORE_OK);
     EXPECT(icecore_index_remove(index, absent, 2, &place) == ICECORE_ERROR_ABSENT && place == 1);
     EXPECT(icecore_index_remove(index, twice, 2, &place) == ICECORE_ERROR_REPEATED && place == 1);
     EXPECT(icecore_index_get(index, absent, 2, vector, &place) == ICECORE_ERROR_ABSENT && place == 1);
-    EXPECT(icecore_index_get_state(index).count == 3);
+    EXPECT(state_of(index).count == 3);
     EXPECT(add(index, rows, 2, 2000) == ICECORE_ERROR_EXISTS);
-    EXPECT(icecore_index_get_state(index).count == 3 && icecore_index_get_state(index).next_id == 3);
+    EXPECT(state_of(index).count == 3 && state_of(index).next_id == 3);
     expect_valid(index);
     icecore_index_free(index);
     free(rows);
@@ -236,7 +242,8 @@ static void use(icecore_index *index, int64_t dim, int is_mapped) {
     for (int i = 0; i < 3; i++)
         EXPECT(icecore_index_search(index, queries, 50, &searches[i], ids, scores, counts, NULL) == ICECORE_OK);
     icecore_index_validate(index, reason, sizeof reason);
-    icecore_index_ids(index, all, 5000);
+    int64_t there;
+    EXPECT(icecore_index_ids(index, all, 5000, &there) == ICECORE_OK && there <= 5000);
     icecore_index_get(index, all, 1, queries, &place);
     if (!is_mapped) {
         for (int i = 0; i < 40; i++) icecore_index_remove(index, all + i, 1, &place);
@@ -362,10 +369,10 @@ static void cancelled(void) {
     EXPECT(add(index, rows, 0, 100) == ICECORE_OK);
     for (int64_t i = 0; i < 3900; i++) ids[i] = 100 + i;
     EXPECT(icecore_index_add(index, rows, ids, 3900, 2, stop_at_half, NULL, &place) == ICECORE_INTERRUPTED);
-    EXPECT(icecore_index_get_state(index).count == 100);
+    EXPECT(state_of(index).count == 100);
     expect_valid(index);
     EXPECT(icecore_index_add(index, rows, ids, 3900, 2, NULL, NULL, &place) == ICECORE_OK);
-    EXPECT(icecore_index_get_state(index).count == 4000);
+    EXPECT(state_of(index).count == 4000);
     expect_valid(index);
     icecore_index_free(index);
     free(ids);

@@ -1,0 +1,601 @@
+"""Adding, removing, merging: the index holds what a dictionary would, at every moment and for every thread."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+from helpers import (
+    VARIANTS,
+    assert_nearest,
+    assert_present,
+    assert_same_result,
+    clusters,
+    index_bytes,
+    index_contents,
+    normal,
+    recall,
+    run_python,
+)
+
+import icecore
+
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def contents_of(vectors, ids):
+    return {int(id): row.tobytes() for id, row in zip(ids, vectors, strict=True)}
+
+
+def assert_holds(index, model, queries, k=8):
+    """`model`: {id: vector}."""
+    assert len(index) == len(model)
+    assert set(index) == set(model)
+    ids = np.array(sorted(model))
+    vectors = np.stack([model[id] for id in ids.tolist()])
+    np.testing.assert_array_equal(index[ids], vectors)
+    assert_nearest(index.search(queries, k, exact=True), ids, vectors, queries, k, index.metric)
+    everything = index.search(queries, k, field_of_view=10**6, retrieve=10**6)
+    assert_nearest(everything, ids, vectors, queries, k, index.metric)
+    assert_present(index.search(queries, k), index, queries)
+    assert index.validate()
+
+
+# ---- Adding ----
+
+
+@variants
+def test_one_at_a_time(variant):
+    vectors, queries = clusters(0, 7000, 6), clusters(0, 10, 6)
+    index, merges, segments = icecore.Index(6, **VARIANTS[variant]), 0, set()
+    for i, vector in enumerate(vectors):
+        (id,) = index.add(vector)
+        assert id == i
+        if i % 500 == 499:
+            assert_holds(index, dict(enumerate(vectors[: i + 1])), queries)
+        if i % 64 == 0:
+            stats = index.stats
+            merges += stats["merging"] > 0
+            segments.add(stats["segments"])
+            assert stats["count"] == i + 1
+            assert stats["open"] < 1024
+    assert merges
+    assert len(segments) > 2
+    assert index.stats["segments"] <= 6
+    assert index.stats["slots"] == 7000
+
+
+@variants
+@pytest.mark.parametrize("size", [100, 1000, 1024, 1500])
+def test_parts_of_any_size(variant, size):
+    vectors, queries = clusters(0, 9000, 6), clusters(0, 10, 6)
+    index = icecore.Index(6, **VARIANTS[variant])
+    for first in range(0, 9000, size):
+        ids = index.add(vectors[first : first + size])
+        np.testing.assert_array_equal(ids, np.arange(first, min(first + size, 9000)))
+    assert index.stats["segments"] <= 8
+    assert_holds(index, dict(enumerate(vectors)), queries)
+    found = index.search(queries, 5)
+    assert recall(found.ids, index.search(queries, 5, exact=True).ids) > 0.7
+
+
+def test_vectors_are_copied():
+    vectors = normal(0, 1500, 6)
+    index = icecore.Index(6)
+    index.add(vectors)
+    expected = vectors.copy()
+    vectors[:] = 0
+    np.testing.assert_array_equal(index[np.arange(1500)], expected)
+
+
+def test_adding_nothing():
+    index = icecore.Index(6)
+    for count in (0, 5):
+        before = index_bytes(index)
+        assert index.add(np.empty((0, 6))).shape == (0,)
+        assert index.add(np.empty((0, 6)), []).dtype == np.int64
+        index.remove([])
+        index.remove(np.empty(0, np.int64))
+        assert index_bytes(index) == before
+        index.add(normal(0, 5, 6))
+        assert len(index) == 5 + count
+
+
+def test_ids_of_ones_own():
+    vectors = normal(0, 1300, 6)
+    ids = np.random.default_rng(0).choice(2**63 - 1, 1300, replace=False)
+    ids[:4] = [-5, -(2**63), 0, 2**63 - 2]
+    index = icecore.Index(6)
+    returned = index.add(vectors, ids)
+    np.testing.assert_array_equal(returned, ids)
+    assert_holds(index, dict(zip(ids.tolist(), vectors, strict=True)), vectors[:10])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", "list"])
+def test_ids_of_any_integer_type(dtype):
+    index = icecore.Index(3)
+    ids = [5, 200, 7] if dtype == "list" else np.array([5, 100, 7], dtype)
+    assert index.add(normal(0, 3, 3), ids).dtype == np.int64
+    assert set(index) == {int(id) for id in ids}
+
+
+def test_ids_count_on_from_the_largest():
+    index = icecore.Index(2)
+    assert index.add(np.ones(2)).tolist() == [0]
+    assert index.add(np.ones(2), [41]).tolist() == [41]
+    assert index.add(np.ones((2, 2))).tolist() == [42, 43]
+    assert index.add(np.ones(2), [-7]).tolist() == [-7]
+    assert index.add(np.ones(2)).tolist() == [44]
+    index.remove([44, 43])
+    assert index.add(np.ones(2)).tolist() == [45]  # the largest ever used
+    index.compact()
+    assert index.add(np.ones(2)).tolist() == [46]
+    index.remove(index.ids)
+    index.compact()
+    assert index.add(np.ones(2)).tolist() == [47]
+    assert index.copy().add(np.ones(2)).tolist() == [48]
+    index.clear()
+    assert index.add(np.ones(2)).tolist() == [0]
+
+
+def test_no_ids_are_left():
+    """Above the largest of all integers there is none; one's own ids go on."""
+    index = icecore.Index(2)
+    index.add(np.ones(2), [2**63 - 2])
+    before = index_contents(index)
+    for count in (2, 3000):
+        with pytest.raises(ValueError, match="ids"):
+            index.add(np.ones((count, 2)))
+    assert index_contents(index) == before
+    index.add(np.ones((2, 2)), [3, 2**63 - 1])
+    assert set(index) == {3, 2**63 - 2, 2**63 - 1}
+    assert index.validate()
+
+
+def test_longer_keys_later():
+    """Inner products are lifted on the scale of the longest key; those that come later may be longer than it."""
+    generator = np.random.default_rng(0)
+    for options in ({}, {"num_composite": 2, "num_levels": 1}, {"num_composite": 1}):
+        index, model = icecore.Index(8, metric="ip", **options), {}
+        for part in range(12):
+            vectors = generator.standard_normal((700, 8)).astype(np.float32) * np.float32(2.0**part)
+            model |= dict(zip(index.add(vectors).tolist(), vectors, strict=True))
+        assert_holds(index, model, normal(1, 10, 8))
+        index.remove(index.ids[index.ids >= 4000])
+        index.compact()
+        assert_holds(index, {id: row for id, row in model.items() if id < 4000}, normal(1, 10, 8))
+
+
+# ---- Removing ----
+
+
+@variants
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_removing(variant, one_at_a_time):
+    vectors, queries = clusters(0, 5000, 6), clusters(0, 10, 6)
+    index = icecore.Index(6, **VARIANTS[variant])
+    for part in np.split(vectors, [2000, 4500]):
+        index.add(part)
+    model = dict(enumerate(vectors))
+    order = np.random.default_rng(0).permutation(5000)
+    for part in np.split(order, [300, 1000, 2500, 4000, 4900]):
+        if one_at_a_time:
+            for id in part.tolist():
+                index.remove(id)
+        else:
+            index.remove(part)
+        for id in part.tolist():
+            del model[id]
+            assert id not in index
+        if model:
+            assert_holds(index, model, queries)
+    assert len(index) == 0
+    assert index.validate()
+    assert index.ids.shape == (0,)
+    index.add(vectors)
+    assert_holds(index, dict(enumerate(vectors, 5000)), queries)
+
+
+def test_removed_slots_come_back():
+    """Memory does not grow where as much goes as comes."""
+    index = icecore.Index(6)
+    index.add(normal(0, 5000, 6))
+    for turn in range(20):
+        index.remove(index.ids[:1000])
+        index.add(normal((1, turn), 1000, 6))
+        assert len(index) == 5000
+        assert index.stats["slots"] < 12000
+        assert index.validate()
+
+
+@variants
+def test_a_vector_removed_while_its_merge_ends(variant):
+    """Removals carry merges forward; one may end in the very call that removes what it merges."""
+    vectors = clusters(0, 4096, 6)
+    for size in (1, 37, 600):
+        index = icecore.Index(6, **VARIANTS[variant])
+        index.add(vectors[:2048])
+        index.add(vectors[2048:])
+        assert index.stats["merging"] == 2
+        model = dict(enumerate(vectors))
+        for first in range(0, 4000 - size, size):
+            ids = range(first, first + size)
+            index.remove(ids)
+            for id in ids:
+                del model[id]
+            assert index.validate()
+        assert_holds(index, model, vectors[:10])
+
+
+def test_an_id_comes_back():
+    vectors = normal(0, 3000, 6)
+    index = icecore.Index(6, metric="l2")
+    index.add(vectors)
+    for turn in range(5):
+        fresh = normal((1, turn), 10, 6)
+        index.remove(np.arange(0, 1000, 100))
+        index.add(fresh, np.arange(0, 1000, 100))
+        np.testing.assert_array_equal(index[np.arange(0, 1000, 100)], fresh)
+        found = index.search(fresh, 1, field_of_view=100)
+        np.testing.assert_array_equal(found.ids[:, 0], np.arange(0, 1000, 100))
+        np.testing.assert_array_equal(found.scores, np.zeros((10, 1)))
+        assert index.validate()
+
+
+@variants
+def test_remove_all_and_clear(variant):
+    vectors = clusters(0, 3000, 6)
+    for empty in (lambda index: index.remove(index.ids), icecore.Index.clear):
+        index = icecore.Index(6, **VARIANTS[variant])
+        index.add(vectors[:1500])
+        index.add(vectors[1500:])
+        empty(index)
+        assert len(index) == 0
+        assert list(index) == []
+        assert 0 not in index
+        assert index.stats["segments"] == 0
+        assert index.validate()
+        with pytest.raises(ValueError, match="empty"):
+            index.search(vectors[0], 1)
+        index.compact()
+        ids = index.add(vectors)
+        assert_holds(index, dict(zip(ids.tolist(), vectors, strict=True)), vectors[:10])
+
+
+# ---- compact, reserve ----
+
+
+@variants
+def test_compact(variant):
+    vectors, queries = clusters(0, 6000, 6), clusters(0, 50, 6)
+    index = icecore.Index(6, **VARIANTS[variant])
+    for part in np.split(vectors, 12):
+        index.add(part)
+    index.remove(np.arange(0, 6000, 5))
+    expected, contents = index.search(queries, 10, exact=True), index_contents(index)
+    before = index.search(queries, 10)
+    index.compact()
+    stats = index.stats
+    assert (stats["segments"], stats["removed"], stats["open"], stats["merging"]) == (1, 0, 0, 0)
+    assert index_contents(index) == contents
+    assert_same_result(index.search(queries, 10, exact=True), expected)
+    found = index.search(queries, 10)
+    assert recall(found.ids, expected.ids) > recall(before.ids, expected.ids) - 0.05
+    assert index.validate()
+    once = index_bytes(index)
+    index.compact()
+    assert index_bytes(index) == once
+
+
+def test_compact_of_any_threads_is_the_same():
+    data = []
+    for threads in (1, 2, 4):
+        index = icecore.Index(6)
+        for part in np.split(clusters(0, 6000, 6), 4):
+            index.add(part, num_threads=threads)
+        index.compact(num_threads=threads)
+        data.append(index_bytes(index))
+    assert data[0] == data[1] == data[2]
+
+
+def test_reserve():
+    index = icecore.Index(16, capacity=20000)
+    room = index.nbytes
+    assert room > 20000 * 16 * 4
+    assert len(index) == 0
+    index.add(normal(0, 1000, 16))
+    assert index.nbytes == room
+    index.reserve(20000)
+    index.reserve(0)
+    assert index.nbytes == room
+    index.reserve(50000)
+    assert index.nbytes > 50000 * 16 * 4
+    np.testing.assert_array_equal(index[np.arange(1000)], normal(0, 1000, 16))
+
+
+# ---- Reading ----
+
+
+def test_reading():
+    vectors = normal(0, 1500, 6)
+    index = icecore.Index(6)
+    ids = index.add(vectors, np.arange(1500) * 3)
+    assert len(index) == 1500
+    assert index.ids.dtype == np.int64
+    assert sorted(index.ids) == sorted(index) == ids.tolist()
+    assert all(isinstance(id, int) for id in index)
+    assert 3 in index
+    assert np.int8(3) in index
+    assert 4 not in index
+    assert -1 not in index
+    np.testing.assert_array_equal(index[6], vectors[2])
+    assert index[6].shape == (6,)
+    np.testing.assert_array_equal(index[[6, 0, 6]], vectors[[2, 0, 2]])
+    assert index[[]].shape == (0, 6)
+    assert (index.dim, index.metric, index.dtype) == (6, "ip", "float32")
+    assert repr(index) == "<icecore.Index dim=6: 1500 vectors>"
+    assert index.nbytes == index.stats["bytes"] > vectors.nbytes
+    del index[6]
+    assert 6 not in index
+
+
+def test_an_empty_index():
+    index = icecore.Index(6)
+    assert len(index) == 0
+    assert list(index) == []
+    assert index.validate()
+    assert index.ids.shape == (0,)
+    assert 0 not in index
+    index.compact()
+    index.clear()
+    assert set(index.stats) == {
+        *("count", "open", "removed", "segments", "cells", "merging", "slots", "next_id", "bytes", "read_only")
+    }
+
+
+@pytest.mark.parametrize("make", [icecore.Index.copy, copy.copy, copy.deepcopy])
+@variants
+def test_copies_are_independent(variant, make):
+    vectors = clusters(0, 4000, 6)
+    index = icecore.Index(6, **VARIANTS[variant])
+    index.add(vectors[:2000])
+    index.add(vectors[2000:3500])
+    index.remove(np.arange(100))
+    twin = make(index)
+    assert_same_result(twin.search(vectors[:20], 5), index.search(vectors[:20], 5))
+    before = index_bytes(index)
+    twin.remove(np.arange(100, 1000))
+    twin.add(vectors[3500:])
+    twin.compact()
+    assert index_bytes(index) == before
+    expected = index_contents(twin)
+    index.clear()
+    assert index_contents(twin) == expected
+    assert twin.validate()
+
+
+# ---- progress ----
+
+
+@variants
+def test_progress(variant):
+    index, reports = icecore.Index(6, **VARIANTS[variant]), []
+    index.add(clusters(0, 9000, 6), progress=lambda done, count: reports.append((done, count)))
+    done = [d for d, _ in reports]
+    assert len(done) > 5
+    assert done == sorted(done)
+    assert 0 <= done[0] < done[-1] == 9000
+    assert {count for _, count in reports} == {9000}
+
+
+class StopHere(BaseException):
+    """Not an Exception, as KeyboardInterrupt is none."""
+
+
+@variants
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StopHere])
+@pytest.mark.parametrize("call", [1, 10])
+def test_progress_that_raises_leaves_the_index_as_it_was(variant, error, call):
+    vectors, queries = clusters(0, 8000, 6), clusters(0, 20, 6)
+    index = icecore.Index(6, **VARIANTS[variant])
+    index.add(vectors[:1500])
+    index.add(vectors[1500:2000])
+    other = index.copy()
+    before, found, stats = index_contents(index), index.search(queries, 5), index.stats
+    calls = []
+
+    def progress(done, count):
+        calls.append(done)
+        if len(calls) == call:
+            raise error("enough")
+
+    with pytest.raises(error, match="enough"):
+        index.add(vectors[2000:], progress=progress)
+    assert len(calls) == call
+    assert index_contents(index) == before
+    assert_same_result(index.search(queries, 5), found)
+    assert index.validate()
+    assert {name: index.stats[name] for name in ("count", "open", "removed", "segments", "next_id")} == {
+        name: stats[name] for name in ("count", "open", "removed", "segments", "next_id")
+    }
+    # and it goes on as if nothing had been
+    for each in (index, other):
+        each.add(vectors[2000:])
+    assert_same_result(index.search(queries, 5), other.search(queries, 5))
+    assert index.validate()
+
+
+USES = {
+    "add": lambda index: index.add(np.ones(6)),
+    "remove": lambda index: index.remove(0),
+    "compact": lambda index: index.compact(),
+    "clear": lambda index: index.clear(),
+    "reserve": lambda index: index.reserve(10**5),
+    "search": lambda index: index.search(np.ones(6), 1),
+    "tune": lambda index: index.tune(np.ones(6), 1),
+    "get": lambda index: index[0],
+    "in": lambda index: 0 in index,
+    "len": len,
+    "ids": lambda index: index.ids,
+    "iter": list,
+    "stats": lambda index: index.stats,
+    "nbytes": lambda index: index.nbytes,
+    "copy": lambda index: index.copy(),
+    "pickle": index_bytes,
+    "validate": lambda index: index.validate(),
+    "repr": repr,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_progress_must_not_use_the_index(use):
+    vectors = clusters(0, 3000, 6)
+    index = icecore.Index(6)
+    index.add(vectors[:1500])
+    before = index_contents(index)
+    with pytest.raises(RuntimeError, match="progress"):
+        index.add(vectors[1500:], progress=lambda done, count: USES[use](index))
+    assert index_contents(index) == before
+    assert index.validate()
+
+
+def test_control_c_leaves_the_index_as_it_was():
+    """A signal ends a long call, which changes nothing then."""
+    code = """
+import signal, time, numpy as np, icecore
+vectors = np.random.default_rng(0).standard_normal((400_000, 16)).astype(np.float32)
+index = icecore.Index(16)
+index.add(vectors[:2000])
+before = index.search(vectors[:10], 5)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+def stop(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, stop)
+try:
+    index.add(vectors[2000:], num_threads=1)
+except KeyboardInterrupt:
+    assert len(index) == 2000 and index.validate()
+    after = index.search(vectors[:10], 5)
+    assert (after.ids == before.ids).all() and (after.scores == before.scores).all()
+    index.add(vectors[2000:4000])
+    assert len(index) == 4000 and index.validate()
+    print("stopped")
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "stopped\n"
+
+
+# ---- Threads ----
+
+
+def in_threads(*functions):
+    """Runs all at once and raises what one of them raised."""
+    errors = []
+
+    def run(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@variants
+def test_searches_while_others_change(variant):
+    """Vector v of id i starts with i, so that every answer can be checked by itself."""
+    dim, stop = 6, threading.Event()
+    index = icecore.Index(dim, **VARIANTS[variant])
+
+    def vectors_of(ids):
+        rows = normal(3, 10000, dim)[ids % 10000]
+        rows[:, 0] = ids % 1000
+        return rows
+
+    kept = np.arange(2000)  # these stay
+    index.add(vectors_of(kept), kept)
+
+    def change():
+        try:
+            for turn in range(40):
+                ids = 10000 + 300 * turn + np.arange(300)
+                index.add(vectors_of(ids), ids)
+                if turn >= 3:
+                    index.remove(ids - 900)
+                if turn % 15 == 14:
+                    index.compact()
+        finally:
+            stop.set()
+
+    def search():
+        queries = normal(threading.get_ident(), 5, dim)
+        while not stop.is_set():
+            for exact in (False, True):
+                result = index.search(queries, 7, exact=exact, num_threads=2)
+                assert (result.counts == 7).all()
+                rows = vectors_of(result.ids.ravel()).reshape(5, 7, dim).astype(np.float64)
+                product = (rows * queries[:, None]).sum(axis=2)
+                true = product if index.metric == "ip" else ((rows - queries[:, None]) ** 2).sum(axis=2)
+                np.testing.assert_allclose(result.scores, true, rtol=1e-4, atol=1e-2)
+
+    def read():
+        while not stop.is_set():
+            ids = kept[:: np.random.default_rng().integers(1, 50)]
+            np.testing.assert_array_equal(index[ids], vectors_of(ids))
+            assert np.isin(kept, index.ids).all()
+            assert 17 in index
+            assert len(index) >= 2000
+            assert len(index.copy()) >= 2000
+            assert index.validate()
+
+    in_threads(change, search, search, read)
+    assert index.validate()
+    assert len(index) == 2000 + 3 * 300
+
+
+def test_threads_that_add_together():
+    """Every vector gets an id of its own."""
+    index, given = icecore.Index(4), []
+    vectors = normal(0, 4, 50, 4)
+
+    def add(part):
+        for vector in vectors[part]:
+            given.append((int(index.add(vector)[0]), vector))
+            given.extend(zip(index.add(vectors[part][:10]).tolist(), vectors[part], strict=False))
+
+    in_threads(*[lambda part=part: [add(part) for _ in range(10)] for part in range(4)])
+    assert len({id for id, _ in given}) == len(given) == len(index) == 4 * 10 * 50 * 11
+    for id, vector in given[::50]:
+        np.testing.assert_array_equal(index[id], vector)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["reserve(20000)", "copy()", "stats", "ids", "compact()", "remove(0)", "search(vectors[0], 3)", "validate()"],
+)
+def test_no_call_waits_for_ever(call):
+    """The interpreter's lock and the index's own: a call that waits for one does not hold the other."""
+    code = f"""
+import threading, numpy as np, icecore
+vectors = np.random.default_rng(0).standard_normal((60_000, 16)).astype(np.float32)
+index = icecore.Index(16)
+index.add(vectors[:3000])
+started = threading.Event()
+def progress(done, count):
+    started.set()
+adding = threading.Thread(target=lambda: index.add(vectors[3000:], progress=progress))
+adding.start()
+started.wait()
+index.{call}
+adding.join()
+print(index.validate())
+"""
+    done = run_python(code, timeout=15)
+    assert done.stdout == "True\n", done.stderr

@@ -1,0 +1,790 @@
+"""A saved index: comes back as it was, is refused when it is damaged or foreign, and never harms who opens it."""
+
+import copy
+import io
+import json
+import os
+import pickle
+import struct
+import threading
+
+import numpy as np
+import pytest
+from helpers import (
+    VARIANTS,
+    IndexFile,
+    assert_same_result,
+    clusters,
+    index_bytes,
+    index_contents,
+    normal,
+    run_python,
+    seal_header,
+)
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import icecore
+from icecore import _index_file
+
+DIM = 6
+Index = icecore.Index
+
+variants = pytest.mark.parametrize("variant", VARIANTS)
+opens = pytest.mark.parametrize("opener", [Index.load, Index.view])
+
+
+def sample(**options):
+    """Two segments, an open block, removed vectors and free slots."""
+    vectors = clusters(0, 4000, DIM)
+    index = Index(DIM, **options)
+    index.add(vectors[:1100])
+    index.compact()
+    index.add(vectors[1100:3500])
+    index.add(vectors[3500:3600])
+    index.remove(np.arange(50, 150))
+    index.remove(np.arange(3550, 3560))
+    stats = index.stats
+    assert (stats["segments"], stats["open"], stats["removed"], stats["count"]) == (2, 90, 100, 3490)
+    assert stats["slots"] == 3600
+    return index
+
+
+QUERIES = clusters(1, 30, DIM)
+
+
+def saved(index, path):
+    index.save(path)
+    return path.read_bytes()
+
+
+def opened(data, path, opener):
+    path.write_bytes(data)
+    return opener(path)
+
+
+def index_of(data, load):
+    """The index of a file's bytes, by the rules of `load` or of `view`."""
+    return Index._loaded(data, "it") if load else Index._read(data, "it", verify=False)
+
+
+def refuses(data, path, opener=Index.load, match=""):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"is not a usable index file: .*{match}") as caught:
+        opener(path)
+    assert str(path) in str(caught.value)
+
+
+# ---- There and back ----
+
+
+@variants
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_round_trips(tmp_path, variant, dtype):
+    index = sample(dtype=dtype, seed=3, **VARIANTS[variant])
+    data = saved(index, tmp_path / "a")
+    assert data == index_bytes(index)
+    copies = {
+        "load": Index.load(tmp_path / "a"),
+        "view": Index.view(str(tmp_path / "a")),
+        "pickle": pickle.loads(pickle.dumps(index)),
+        "copy": index.copy(),
+        "copy of a view": Index.view(tmp_path / "a").copy(),
+        "copy.copy": copy.copy(index),
+        "view of a copy": pickle.loads(pickle.dumps(Index.view(tmp_path / "a"))),
+    }
+    for name, twin in copies.items():
+        assert twin.validate()
+        assert repr(twin) == repr(index)
+        assert index_contents(twin) == index_contents(index)
+        np.testing.assert_array_equal(twin.ids, index.ids)
+        for options in ({}, {"field_of_view": 2}, {"exact": True}, {"visit": 300}, {"filter": np.arange(0, 4000, 3)}):
+            assert_same_result(twin.search(QUERIES, 7, **options), index.search(QUERIES, 7, **options))
+        own, other = IndexFile.of(twin), IndexFile.parse(data)
+        assert own.metadata == other.metadata
+        for array, expected in zip(own.arrays.values(), other.arrays.values(), strict=True):
+            assert array.tobytes() == expected.tobytes()
+        read_only = name == "view"
+        assert twin.stats["read_only"] == read_only
+        if not read_only:
+            twin.add(normal(2, 3, DIM))
+            np.testing.assert_array_equal(twin.ids[np.isin(twin.ids, index.ids, invert=True)].size, 3)
+    # what grows from one file is the same
+    grown = [Index.load(tmp_path / "a"), Index.view(tmp_path / "a").copy(), pickle.loads(pickle.dumps(index))]
+    for twin in grown:
+        twin.add(normal(3, 3000, DIM))
+        twin.remove(np.arange(500, 1500))
+        for row in normal(4, 300, DIM):
+            twin.add(row)
+        assert twin.validate()
+    assert index_bytes(grown[0]) == index_bytes(grown[1]) == index_bytes(grown[2])
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        Index(3),
+        Index(1, metric="l2", dtype="bfloat16", num_levels=8, promotion=0.3, seed=2**64 - 1),
+        Index(16384),
+        Index(3, num_composite=64, num_simple=1),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_small_ones(tmp_path, index, count):
+    index = index.copy()
+    index.add(normal(0, count, index.dim), np.arange(count) * -7)
+    data = saved(index, tmp_path / "a")
+    for opener in (Index.load, Index.view):
+        twin = opener(tmp_path / "a")
+        assert twin.validate()
+        assert repr(twin) == repr(index)
+        assert index_contents(twin) == index_contents(index)
+        assert index_bytes(twin) == data
+
+
+def test_a_large_id_and_the_next_one(tmp_path):
+    index = Index(2)
+    index.add(np.ones((2, 2)), [-(2**63), 2**62])
+    index.save(tmp_path / "a")
+    twin = Index.load(tmp_path / "a")
+    assert set(twin) == {-(2**63), 2**62}
+    assert twin.add(np.ones(2)).tolist() == [2**62 + 1]
+
+
+def test_merges_begin_anew(tmp_path):
+    index = Index(DIM)
+    vectors = clusters(0, 9000, DIM)
+    index.add(vectors[:2048])
+    index.add(vectors[2048:4096])
+    assert index.stats["merging"] == 2
+    index.save(tmp_path / "a")
+    twin = Index.load(tmp_path / "a")
+    assert twin.stats["merging"] == 2
+    assert Index.view(tmp_path / "a").stats["merging"] == 0
+    for row in vectors[4096:]:
+        twin.add(row)
+    assert twin.stats["segments"] < 5
+    assert twin.validate()
+
+
+def test_any_safetensors_reader_opens_it(tmp_path):
+    index = sample(dtype="float16")
+    index.save(tmp_path / "a.safetensors")
+    arrays = load_file(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "icecore.index"
+    assert metadata["version"] == "1"
+    assert json.loads(metadata["parameters"]) == index._parameters
+    assert arrays["vectors"].shape == (3600, DIM)
+    assert arrays["vectors"].dtype == np.float16
+    used = arrays["state"] == 1
+    np.testing.assert_array_equal(arrays["ids"][used], index.ids)
+    np.testing.assert_array_equal(arrays["vectors"][used], index[index.ids])
+
+
+@variants
+def test_arrays_are_aligned(variant):
+    data = index_bytes(sample(dtype="bfloat16", **VARIANTS[variant]))
+    (length,) = struct.unpack_from("<Q", data)
+    assert (8 + length) % 64 == 0
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name != "__metadata__":
+            assert entry["data_offsets"][0] % {"U8": 1, "BF16": 2, "F32": 4, "I32": 4, "I64": 8}[entry["dtype"]] == 0
+
+
+# ---- Writing ----
+
+
+def test_the_file_is_whole_or_old(tmp_path, monkeypatch):
+    """A write that fails leaves the old file, and nothing beside it."""
+    old, index = sample(), sample(metric="l2")
+    path = tmp_path / "index"
+    data = saved(old, path)
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    for module, name in ((os, "fsync"), (os, "replace"), (os, "chmod"), (_index_file, "write"), (_index_file, "_header")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(OSError, match="no space left"):
+                index.save(path)
+        assert [*tmp_path.iterdir()] == [path]
+        assert path.read_bytes() == data
+    calls = []
+
+    def interrupt(piece, before):
+        calls.append(piece)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return before
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_index_file.zlib, "crc32", interrupt)
+        with pytest.raises((KeyboardInterrupt, TypeError)):
+            index.save(path)
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_bytes() == data
+    assert index.validate()
+    assert saved(index, path) != data
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    Index(3).save(tmp_path / "index")
+    assert (tmp_path / "index").stat().st_mode == plain.stat().st_mode
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    index = sample()
+    for path in (tmp_path / "absent" / "index", tmp_path):
+        with pytest.raises(OSError):
+            index.save(path)
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(TypeError):
+        index.save(None)
+
+
+@opens
+def test_places_that_cannot_be_read(tmp_path, opener):
+    with pytest.raises(FileNotFoundError):
+        opener(tmp_path / "absent")
+    with pytest.raises(OSError):
+        opener(tmp_path)
+
+
+def test_saving_over_the_file_of_a_view(tmp_path):
+    one, other = sample(), sample(metric="l2")
+    one.save(tmp_path / "a")
+    view = Index.view(tmp_path / "a")
+    expected = one.search(QUERIES, 5)
+    other.save(tmp_path / "a")
+    assert_same_result(view.search(QUERIES, 5), expected)
+    view.save(tmp_path / "a")
+    assert_same_result(Index.load(tmp_path / "a").search(QUERIES, 5), expected)
+    assert view.validate()
+
+
+# ---- Views ----
+
+
+@variants
+def test_a_view_is_read_only(tmp_path, variant):
+    index = sample(**VARIANTS[variant])
+    data = saved(index, tmp_path / "a")
+    view = Index.view(tmp_path / "a")
+    for change in (
+        lambda: view.add(np.ones(DIM)),
+        lambda: view.add(normal(0, 2000, DIM)),
+        lambda: view.remove(0),
+        lambda: view.__delitem__(0),
+        lambda: view.clear(),
+        lambda: view.compact(),
+        lambda: view.reserve(10**5),
+    ):
+        with pytest.raises(ValueError, match=r"read-only view of a file; copy\(\) gives one"):
+            change()
+    assert view.validate()
+    assert (tmp_path / "a").read_bytes() == data
+    assert 0 in view
+    assert 50 not in view
+    assert list(view) == list(index)
+    np.testing.assert_array_equal(view[3], index[3])
+    view.tune(QUERIES, 3)
+    twin = view.copy()
+    twin.remove(0)
+    twin.compact()
+    assert twin.validate()
+    assert 0 in view
+
+
+def test_a_view_takes_little_memory(tmp_path):
+    index = Index(64)
+    index.add(normal(0, 20000, 64))
+    index.save(tmp_path / "a")
+    view = Index.view(tmp_path / "a")
+    assert view.nbytes < index.nbytes / 50
+
+
+def test_threads_that_share_a_view(tmp_path):
+    """The ids are entered when they are first needed, by whoever comes first."""
+    index = sample()
+    index.save(tmp_path / "a")
+    for _ in range(20):
+        view, errors = Index.view(tmp_path / "a"), []
+        expected = index.search(QUERIES, 5)
+
+        def use(view=view, errors=errors, expected=expected):
+            try:
+                assert 0 in view
+                assert_same_result(view.search(QUERIES, 5), expected)
+                np.testing.assert_array_equal(view[[0, 3]], index[[0, 3]])
+                assert view.validate()
+                view.search(QUERIES, 5, filter=[1, 2])
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors[0]
+
+
+# ---- Damage ----
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The bytes of small files: they are read thousands of times."""
+    data = {}
+    for name, options in VARIANTS.items():
+        index = Index(2, promotion=0.02, **options)
+        index.add(clusters(0, 1024, 2))
+        index.add(clusters(1, 20, 2))
+        index.remove([3, 1030])
+        data[name] = index_bytes(index)
+    return data
+
+
+@opens
+def test_truncated(tmp_path, small, opener):
+    data = small["scan ip"]
+    (length,) = struct.unpack_from("<Q", data)
+    entries = json.loads(data[8 : 8 + length])
+    del entries["__metadata__"]
+    borders = {8 + length + offset for entry in entries.values() for offset in entry["data_offsets"]}
+    places = {0, 1, 7, 8, 9, 100, length, *(b + d for b in borders for d in (-1, 0, 1))} | {*range(0, len(data), 997)}
+    for place in sorted(places):
+        if 0 <= place < len(data):
+            refuses(data[:place], tmp_path / "a", opener)
+    for more in (b"\0", b"x" * 1000, data):
+        refuses(data + more, tmp_path / "a", opener)
+    refuses(data[1:], tmp_path / "a", opener)
+
+
+@opens
+def test_a_flipped_bit_in_the_header(tmp_path, small, opener):
+    data = small["lists ip"]
+    (length,) = struct.unpack_from("<Q", data)
+    generator = np.random.default_rng(0)
+    for place in range(8 + length):
+        for bit in generator.choice(8, 2, replace=False) if place >= 8 else range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            with pytest.raises(ValueError):
+                index_of(np.frombuffer(flipped, np.uint8), opener is Index.load)
+    refuses(bytes(flipped), tmp_path / "a", opener)
+
+
+@variants
+def test_a_flipped_bit_in_the_data(small, variant):
+    """`load` knows by the checksum."""
+    data = small[variant]
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    generator = np.random.default_rng(0)
+    for place in [*generator.integers(start, len(data), 400), start, len(data) - 1]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(generator.integers(8))
+        with pytest.raises(ValueError, match="its data are damaged"):
+            Index._read(np.frombuffer(flipped, np.uint8), "it", verify=True)
+
+
+DAMAGED_VIEW = """
+import json, struct, numpy as np, icecore
+data = bytes.fromhex(open({path!r}).read())
+start = 8 + struct.unpack_from("<Q", data)[0]
+entries = json.loads(data[8:start])
+del entries["__metadata__"]
+rng = np.random.default_rng({seed})
+queries = np.concatenate([rng.standard_normal((40, 2)), np.zeros((1, 2))]).astype(np.float32)
+opened = 0
+for turn in range({turns}):
+    damaged = bytearray(data)
+    names = [n for n in entries if entries[n]["data_offsets"][0] < entries[n]["data_offsets"][1]]
+    first, last = entries[names[turn % len(names)]]["data_offsets"]
+    for place in rng.integers(first, last, {places}) + start:
+        damaged[place] = {change}
+    try:
+        view = icecore.Index._read(np.frombuffer(damaged, np.uint8), "it", verify=False)
+    except ValueError:
+        continue
+    opened += 1
+    for use in (view.validate, lambda: view.copy().validate(), lambda: view[view.ids[:50]]):
+        try:
+            use()
+        except (ValueError, KeyError):
+            pass
+    budgets = [{{}}, {{"visit": 30}}, {{"visit": 700}}, {{"retrieve": 20}}, {{"field_of_view": 1}}]
+    budgets += [{{"visit": 300, "retrieve": 5}}, {{"exact": True}}, {{"field_of_view": 10**6, "retrieve": 10**6}}]
+    for options in (*budgets, {{"filter": np.arange(500)}}):
+        for k in (1, 10, 400):
+            result = view.search(queries, k, **options)
+            assert (result.counts <= k).all()
+    grown = view.copy()
+    try:
+        grown.add(rng.standard_normal((1100, 2)))
+        grown.remove(grown.ids[:300])
+        grown.compact()
+        grown.search(queries, 5)
+    except (ValueError, KeyError):
+        pass
+assert opened
+print("safe")
+"""
+
+
+@variants
+@pytest.mark.parametrize(
+    ("places", "change"),
+    [(1, "damaged[place] ^ 1 << int(rng.integers(8))"), (30, "int(rng.integers(256))"), (100, "255"), (10, "127")],
+    ids=["a flipped bit", "noise", "NaN", "large"],
+)
+def test_a_damaged_view_is_safe(tmp_path, small, variant, places, change):
+    """Its data's checksum is not read: searches may find what is wrong, but they end and touch nothing else."""
+    (tmp_path / "hex").write_text(small[variant].hex())
+    code = DAMAGED_VIEW.format(path=str(tmp_path / "hex"), seed=places, turns=20, places=places, change=change)
+    done = run_python(code, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "safe\n"), done.stderr[-2000:]
+
+
+# ---- Foreign files ----
+
+
+@opens
+def test_foreign_files(tmp_path, opener):
+    path = tmp_path / "a"
+    for data, match in (
+        (b"", "too short"),
+        (b"short", "too short"),
+        (b"A text about something, and longer than a header's length.\n", "not a safetensors file"),
+        (pickle.dumps({"vectors": [1, 2, 3] * 100}), ""),
+        (b"\0" * 1000, ""),
+        (b"\xff" * 1000, "not a safetensors file"),
+        (struct.pack("<Q", 2) + b"{}", ""),
+        (struct.pack("<Q", 2) + b"[]", ""),
+        (struct.pack("<Q", 4) + b"null", ""),
+        (struct.pack("<Q", 50) + b"[" * 50, ""),
+        (struct.pack("<Q", 100_000) + b"[" * 100_000, ""),
+        (struct.pack("<Q", 20) + b'{"__metadata__": {}}', ""),
+        (struct.pack("<Q", 22) + b'{"__metadata__": null}', ""),
+        (struct.pack("<Q", 2**63) + b"x" * 100, "not a safetensors file"),
+    ):
+        refuses(data, path, opener, match)
+    for metadata in (None, {"format": "pt"}, {"format": "icecore.index"}):
+        save_file({"vectors": np.ones((3, 4), np.float32)}, path, metadata)
+        refuses(path.read_bytes(), path, opener)
+    np.save(tmp_path / "b.npy", np.ones(100))
+    refuses((tmp_path / "b.npy").read_bytes(), path, opener)
+    refuses(saved(sample(), path)[8:], path, opener)
+
+
+def resealed(data, change):
+    """The file with `change` made to its header, and the checksum of that."""
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = seal_header(header)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+@opens
+@pytest.mark.parametrize("version", ["0", "2", "10", "", 1])
+def test_other_versions(tmp_path, opener, version):
+    data = resealed(index_bytes(sample()), lambda header: header["__metadata__"].update(version=version))
+    refuses(data, tmp_path / "a", opener, match=f"of version {version!r}; this icecore reads version 1")
+
+
+def edits_of_header():
+    """{what: change} that no writer makes."""
+
+    def parameters(**changes):
+        def change(header):
+            own = json.loads(header["__metadata__"]["parameters"]) | changes
+            header["__metadata__"]["parameters"] = json.dumps({k: v for k, v in own.items() if v != "absent"})
+
+        return change
+
+    def metadata(**changes):
+        return lambda header: header["__metadata__"].update(changes)
+
+    def entry(name, **changes):
+        return lambda header: header[name].update(changes)
+
+    for name, values in {
+        "dim": [0, -1, 5, 7, 12, 10**6, 6.0, None, "6", [6], True, "absent"],
+        "metric": ["l2", "cosine", 0, None, [], {}, "absent"],
+        "num_composite": [1, -1, 65, None, 0.5, "absent"],
+        "num_simple": [0, 65, "7", "absent"],
+        "num_levels": [0, 1, 3, 9, None, "absent"],
+        "promotion": [0, 1, -1, "0.5x", [], float("nan"), "absent"],
+        "dtype": ["float16", "bfloat16", "float64", None, 3, [], {}, "absent"],
+        "seed": [None, 0.5, "1", "absent"],
+        "extra": [1],
+    }.items():
+        for value in values:
+            yield f"{name}={value!r}", parameters(**{name: value})
+    for value in ("null", "[]", "3", "{}", "", "{", 3, None, {}, '{"dim": 6, "dim": 7}'):
+        yield f"parameters are {value!r}", metadata(parameters=value)
+    for value in ("icecore.segment", None, 7, [], ""):
+        yield f"format={value!r}", metadata(format=value)
+    for value in ([0, 10], [8, 4], [-8, 0], [0], [0, 48, 50], "0", None, [0.0, 48.0], [0, 2**70], [True, False], [[0], [48]]):
+        yield f"offsets of the first are {value!r}", entry("header", data_offsets=value)
+    for value in ([7], [-6], [2**63], [2**62, 4], [6.0], ["6"], 6, None, [6, 1, 0], [[6]], [2, 2]):
+        yield f"shape of the first is {value!r}", entry("header", shape=value)
+    for value in ("F64", "I32", "i64", None, 5, [], {}, "BOOL"):
+        yield f"dtype of the first is {value!r}", entry("header", dtype=value)
+    for value in (None, [], 3, "x", {}):
+        yield f"the first is {value!r}", lambda header, value=value: header.update(header=value)
+    yield "no dtype", lambda header: header["header"].pop("dtype")
+    yield "no offsets", lambda header: header["header"].pop("data_offsets")
+    yield "an array absent", lambda header: header.pop("home")
+    yield "the first absent", lambda header: header.pop("header")
+    yield (
+        "an array of no bytes",
+        lambda header: header.update(
+            more={"dtype": "F32", "shape": [0], "data_offsets": [header["home"]["data_offsets"][1]] * 2}
+        ),
+    )
+
+
+@pytest.mark.parametrize(("what", "change"), [pytest.param(*edit, id=edit[0]) for edit in edits_of_header()])
+@opens
+def test_headers_that_do_not_fit(tmp_path, opener, what, change):
+    refuses(resealed(index_bytes(sample()), change), tmp_path / "a", opener)
+
+
+def test_a_name_used_twice(tmp_path):
+    data = index_bytes(Index(3))
+    (length,) = struct.unpack_from("<Q", data)
+    text = data[8 : 8 + length].replace(b'"header":', b'"header":{"dtype":"I64","shape":[0],"data_offsets":[0,0]},"header":', 1)
+    refuses(struct.pack("<Q", len(text)) + text + data[8 + length :], tmp_path / "a", match="twice")
+
+
+# ---- Files made to harm: the checksums are right ----
+
+
+def edits_of_arrays():
+    """{what: (variant, change of the arrays by name)}."""
+
+    def put(name, place, value):
+        def change(arrays):
+            arrays[name].reshape(-1)[place] = value
+
+        return change
+
+    def resize(name, count):
+        def change(arrays):
+            arrays[name] = np.resize(arrays[name].reshape(-1), count)
+
+        return change
+
+    def rename(old, new):
+        def change(arrays):
+            pairs = [(new if name == old else name, array) for name, array in arrays.items()]
+            arrays.clear()
+            arrays.update(pairs)
+
+        return change
+
+    def retype(name, dtype):
+        return lambda arrays: arrays.update({name: arrays[name].view(dtype)})
+
+    scan, three, lists = "scan ip", "scan l2, three levels", "lists l2, two levels"
+    header = {"used": 0, "removed": 1, "next_id": 2, "open": 4, "slots": 5}
+    for field, place in header.items():
+        for value in (-1, 0, 1, 3489, 4000, 2**31, 2**40, 2**62, -(2**63)):
+            if field != "next_id" or value < 3600:
+                yield f"header: {field} is {value}", scan, put("header", place, value)
+    for name in ("ids", "state", "home", "open", "vectors", "segment0.order", "segment0.layer1.offset", "segment0.layer1.code"):
+        yield f"{name} is shorter", scan, lambda arrays, name=name: arrays.update({name: arrays[name][:-1]})
+        yield f"{name} is longer", scan, resize(name, 30000)
+        yield f"{name} is empty", scan, resize(name, 0)
+        yield f"{name} is missing", scan, lambda arrays, name=name: arrays.pop(name)
+        yield f"{name} is misnamed", scan, rename(name, name + "x")
+    yield "header is shorter", scan, resize("header", 5)
+    yield "header is longer", scan, resize("header", 7)
+    yield "types: ids", scan, retype("ids", np.float32)
+    yield "types: order", scan, retype("segment0.order", np.float32)
+    yield "types: scale", scan, retype("segment0.layer0.scale", np.int32)
+    yield "types: vectors", scan, retype("vectors", np.float16)
+    yield "an extra array", scan, lambda arrays: arrays.update(extra=np.zeros(3, np.uint8))
+    yield "an extra array of a segment", scan, lambda arrays: arrays.update({"segment0.more": np.zeros(3, np.uint8)})
+    yield (
+        "an array of a segment that is not there",
+        scan,
+        lambda arrays: arrays.update({"segment9.order": np.zeros(3, np.int32)}),
+    )
+    yield "segment 200", scan, rename("segment0.shape", "segment200.shape")
+    yield "segment -1", scan, rename("segment0.shape", "segment-1.shape")
+    yield "segment 01", scan, rename("segment0.shape", "segment01.shape")
+    yield "an endless name", scan, lambda arrays: arrays.update({"n" * 5000: np.zeros(3, np.uint8)})
+    yield "a name that is cut to another", scan, rename("home", "home\0x")
+    yield "lists where there are none", scan, lambda arrays: arrays.update({"segment0.lists.row": np.zeros(1100, np.int32)})
+    for value in (3, 255, 128):
+        yield f"a state of {value}", scan, put("state", 5, value)
+    yield "a used slot is free", scan, put("state", 5, 0)
+    yield "a used slot is removed", scan, put("state", 5, 2)
+    yield "a removed slot is used", scan, put("state", 60, 1)
+    yield "an open slot is removed", scan, put("state", 3505, 2)
+    yield "a free slot is used", scan, put("state", 3555, 1)
+    for value in (1, 7, 199, 200, 255):
+        yield f"a home of {value}", scan, put("home", 5, value)
+    yield "an open slot at home in a segment", scan, put("home", 3505, 0)
+    yield "an id twice", scan, lambda arrays: arrays["ids"].__setitem__(5, arrays["ids"][6])
+    yield "an id in two segments", scan, lambda arrays: arrays["ids"].__setitem__(5, arrays["ids"][2000])
+    yield "an id in a segment and the open block", scan, lambda arrays: arrays["ids"].__setitem__(5, arrays["ids"][3505])
+    yield "an id above the next", scan, put("ids", 5, 10**6)
+    for value in (-1, 3600, 2**31 - 1, -(2**31)):
+        yield f"open names slot {value}", scan, put("open", 3, value)
+        yield f"order names slot {value}", scan, put("segment0.order", 3, value)
+        yield f"order of segment 1 names slot {value}", scan, put("segment1.order", 2000, value)
+    yield "open names a slot twice", scan, lambda arrays: arrays["open"].__setitem__(3, arrays["open"][4])
+    yield "open names a free slot", scan, put("open", 3, 3555)
+    yield "open names a slot of a segment", scan, put("open", 3, 5)
+    yield "order names a slot twice", scan, lambda arrays: arrays["segment0.order"].__setitem__(3, arrays["segment0.order"][4])
+    yield "order names a slot of another segment", scan, put("segment0.order", 3, 2000)
+    yield "order names a free slot", scan, put("segment0.order", 3, 3555)
+    yield "order names an open slot", scan, put("segment0.order", 3, 3505)
+    for layer in (0, 1, 2):
+        for place in (0, 1, -1):
+            for value in (-1, 1, 2**40, -(2**63), 2**63 - 1, 3000):
+                if (place, value) != (1, 1):
+                    yield (
+                        f"offset {place} of layer {layer} is {value}",
+                        three,
+                        put(f"segment1.layer{layer}.offset", place, value),
+                    )
+    yield "offsets fall", three, lambda arrays: arrays["segment1.layer2.offset"].__setitem__(slice(3, 5), [40, 10])
+    for place in range(5):
+        for value in (0, -1, 1101, 2**31, 2**62, -(2**63)):
+            yield f"shape {place} is {value}", three, put("segment0.shape", place, value)
+    yield "shape is shorter", three, resize("segment0.shape", 2)
+    yield "shape is longer", three, resize("segment0.shape", 20)
+    yield "shape is empty", three, resize("segment0.shape", 0)
+    for value in (np.nan, -1, 0, -np.inf):
+        yield f"lifting is {value}", scan, put("segment0.lifting", 0, value)
+    yield "lifting is none", scan, resize("segment0.lifting", 0)
+    for value in (1.0, np.nan, np.inf):
+        yield f"lifting of distances is {value}", three, put("segment0.lifting", 0, value)
+    for value in (-1, 1100, 2**31 - 1, -(2**31)):
+        yield f"lists name row {value}", lists, put("segment0.lists.row", 7, value)
+    yield "lists name a row of another cell", lists, lambda arrays: arrays["segment0.lists.row"].__setitem__(0, 1099)
+    for name in ("row", "projection", "sorted"):
+        yield f"lists.{name} is shorter", lists, resize(f"segment0.lists.{name}", 100)
+        yield f"lists.{name} is missing", lists, lambda arrays, name=name: arrays.pop(f"segment0.lists.{name}")
+
+
+@pytest.fixture(scope="module")
+def files():
+    names = ("scan ip", "scan l2, three levels", "lists l2, two levels")
+    return {name: IndexFile.of(sample(**VARIANTS[name])) for name in names}
+
+
+def test_a_file_written_again_is_the_same(tmp_path, files):
+    """What follows is refused for what is wrong with it, not for how it was written."""
+    for file in files.values():
+        for opener in (Index.load, Index.view):
+            index = opened(file.bytes(), tmp_path / "a", opener)
+            assert index.validate()
+            assert len(index) == 3490
+
+
+@pytest.mark.parametrize(("what", "variant", "change"), [pytest.param(*edit, id=edit[0]) for edit in edits_of_arrays()])
+def test_files_made_to_harm(files, what, variant, change):
+    """`load` and `view` refuse them, with a reason."""
+    arrays = {name: array.copy() for name, array in files[variant].arrays.items()}
+    change(arrays)
+    data = np.frombuffer(bytearray(IndexFile(files[variant].metadata, arrays).bytes()), np.uint8)
+    for verify in (True, False):
+        if not verify and what in ONLY_LOAD:
+            continue
+        with pytest.raises(ValueError, match=r"it is not a usable index file: .+"):
+            index = index_of(data, verify)
+            if verify:
+                index.copy()
+
+
+#: Harmless to read, and found by `load` alone, as it would take reading every id.
+ONLY_LOAD = {
+    "an id twice",
+    "an id in two segments",
+    "an id in a segment and the open block",
+    "an id above the next",
+    *(f"header: next_id is {value}" for value in (0, 1, 3489)),
+}
+
+
+HARMFUL = """
+import sys, numpy as np, icecore
+sys.path.insert(0, {tests!r})
+from helpers import VARIANTS, IndexFile, clusters
+index = icecore.Index(6, **VARIANTS[{variant!r}])
+index.add(clusters(0, 2000, 6))
+file = IndexFile.of(index)
+queries = clusters(1, 20, 6)
+for name in file.arrays:
+    if file.arrays[name].dtype != np.float32:
+        continue
+    for value in (np.nan, np.inf, -np.inf, 3e38, -3e38, 0, 1e-45):
+        for places in (slice(None), slice(5, 6), slice(None, None, 3), slice(1000, None)):
+            arrays = {{n: a.copy() for n, a in file.arrays.items()}}
+            arrays[name].reshape(-1)[places] = value
+            data = np.frombuffer(bytearray(IndexFile(file.metadata, arrays).bytes()), np.uint8)
+            try:
+                index = icecore.Index._read(data, "it", True).copy()
+            except ValueError:
+                continue
+            budgets = [{{}}, {{"visit": 50}}, {{"visit": 3000}}, {{"retrieve": 30}}, {{"field_of_view": 2}}]
+            for options in (*budgets, {{"exact": True}}):
+                for k in (1, 30, 700):
+                    result = index.search(queries, k, **options)
+                    for ids, count in zip(result.ids, result.counts):
+                        assert ((ids[:count] >= 0) & (ids[:count] < 2000)).all(), (name, value, options)
+            try:
+                index.validate()
+            except ValueError:
+                pass
+print("safe")
+"""
+
+
+@variants
+def test_numbers_that_no_index_holds(variant):
+    """NaN, infinities and lists out of order, wherever numbers are: searches end, and name vectors that exist."""
+    code = HARMFUL.format(tests=os.path.dirname(__file__), variant=variant)
+    done = run_python(code, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "safe\n"), done.stderr[-2000:]
+
+
+def test_pickles_are_checked():
+    """A damaged pickle is refused as a file is."""
+    index = sample()
+    rebuild, (cls, data) = index.__reduce__()
+    assert cls is Index
+    for damaged in (data[:-1], data + b"x", b"", data[:5000] + bytes([data[5000] ^ 4]) + data[5001:]):
+        with pytest.raises(ValueError, match="pickled data is not a usable index file"):
+            rebuild(Index, damaged)
+
+
+def test_a_subclass_comes_back_as_one(tmp_path):
+    class Own(Index):
+        pass
+
+    index = Own(3)
+    index.add(np.ones((5, 3)))
+    index.save(tmp_path / "a")
+    assert all(type(other) is Own for other in (Own.load(tmp_path / "a"), Own.view(tmp_path / "a"), index.copy()))
+
+
+def test_the_file_of_an_index_in_a_file(tmp_path):
+    """An index may be written behind something else."""
+    index, file = sample(), io.BytesIO(b"prefix")
+    file.seek(6)
+    _index_file.write(index._native, index._parameters, file)
+    assert file.getvalue()[6:] == index_bytes(index)

@@ -1,0 +1,611 @@
+"""What a search of an index finds: exactly, down the tree, through P-DCI lists; and in which order."""
+
+import numpy as np
+import pytest
+from helpers import (
+    VARIANTS,
+    IndexFile,
+    assert_nearest,
+    assert_present,
+    assert_same_result,
+    clusters,
+    encode,
+    normal,
+    recall,
+    run_python,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import icecore
+from icecore import _native, reference
+from icecore.reference import Level
+from icecore.reference.pdci import true_scores
+from icecore.reference.random import random_directions
+
+METRICS = ("ip", "l2")
+#: Enough vectors at once that they become a segment.
+SEGMENT = 1100
+
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def filled(vectors, ids=None, **options):
+    index = icecore.Index(vectors.shape[1], **options)
+    index.add(vectors, ids)
+    return index
+
+
+def in_parts(vectors, sizes, **options):
+    """An index of several segments and an open block."""
+    index = icecore.Index(vectors.shape[1], **options)
+    for part in np.split(vectors, np.cumsum(sizes)[:-1]):
+        index.add(part)
+    return index
+
+
+# ---- Exactly ----
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dim", [1, 3, 64, 100])
+def test_exact_is_brute_force(isa, dtype, dim, metric):
+    vectors, queries = normal(0, 1700, dim), normal(1, 19, dim)
+    vectors[::50] = 0
+    vectors[300:310] = vectors[7]
+    queries[3] = 0
+    index = in_parts(vectors, [SEGMENT, 600], metric=metric, dtype=dtype)
+    assert index.stats["segments"] == 1
+    assert index.stats["open"] == 600
+    stored = encode(vectors, dtype).astype(np.float64)
+    assert_nearest(index.search(queries, 12, exact=True), index.ids, index[index.ids], queries, 12, metric)
+    assert_nearest(index.search(queries, 12, exact=True), range(1700), stored, queries, 12, metric)
+
+
+@st.composite
+def small_integers(draw):
+    """Vectors of small integers, whose scores are exact in float32 and tie often; any ids."""
+    count, dim = draw(st.integers(1, 60)), draw(st.integers(1, 5))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    largest = draw(st.sampled_from([0, 1, 3, 20]))
+    vectors = generator.integers(-largest, largest + 1, (count, dim)).astype(np.float32)
+    ids = generator.choice(draw(st.sampled_from([count, 1000])), count, replace=False)
+    return vectors, ids, generator.integers(-3, 4, (5, dim)).astype(np.float32)
+
+
+@given(data=small_integers(), k=st.integers(1, 70), metric=st.sampled_from(METRICS))
+def test_ties_go_to_the_smaller_id(isa, data, k, metric):
+    """Among all that are compared exactly; `exact` keeps a quarter more than k for that."""
+    vectors, ids, queries = data
+    order = np.argsort(ids)
+    index = filled(vectors, ids, metric=metric)
+    for options in ({"exact": True}, {"retrieve": len(ids)}, {}):
+        for found, scores, count, query in zip(*index.search(queries, k, **options), queries, strict=True):
+            rows, expected = reference.search_exact(vectors[order], query, k, metric)
+            assert count == len(rows)
+            np.testing.assert_array_equal(scores[:count], expected)
+            if "retrieve" in options or len(ids) <= k + k // 4:
+                np.testing.assert_array_equal(found[:count], ids[order][rows])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [100, 3000])
+def test_many_ties(isa, metric, count):
+    """All alike, and ids against the order in which they came."""
+    vectors, ids = np.ones((count, 8), np.float32), np.arange(count)[::-1].copy()
+    index = filled(vectors, ids, metric=metric)
+    np.testing.assert_array_equal(index.search(vectors[:3], 5, retrieve=count).ids, [[0, 1, 2, 3, 4]] * 3)
+
+
+@variants
+def test_one_vector(isa, variant):
+    index = icecore.Index(7, **VARIANTS[variant])
+    vector = normal(0, 7)
+    index.add(vector, [42])
+    for exact in (False, True):
+        result = index.search(vector, 3, exact=exact)
+        np.testing.assert_array_equal(result.ids, [42, -1, -1])
+        assert result.counts == 1
+        assert np.isnan(result.scores[1:]).all()
+        assert_nearest(index.search(vector[None], 3, exact=exact), [42], vector[None], vector[None], 3, index.metric)
+
+
+@variants
+def test_more_neighbours_than_vectors(variant):
+    vectors, queries = normal(0, SEGMENT, 6), normal(1, 4, 6)
+    index = filled(vectors, **VARIANTS[variant])
+    for options in ({"exact": True}, {"field_of_view": SEGMENT}):
+        result = index.search(queries, SEGMENT + 50, **options)
+        assert (result.counts == SEGMENT).all()
+        assert_present(result, index, queries)
+        np.testing.assert_array_equal(np.sort(result.ids)[:, 50:], [np.arange(SEGMENT)] * 4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_zero_vectors(isa, metric):
+    vectors, queries = np.zeros((SEGMENT, 5), np.float32), normal(0, 3, 5)
+    for options in ({}, {"num_composite": 2, "num_levels": 1}):
+        index = filled(vectors, metric=metric, **options)
+        for result in (index.search(queries, 4), index.search(queries, 4, exact=True), index.search(vectors[:2], 4)):
+            np.testing.assert_array_equal(result.ids, [[0, 1, 2, 3]] * len(result.ids))
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e3, 1e15])
+@pytest.mark.parametrize("metric", METRICS)
+def test_any_scale(metric, scale):
+    vectors, queries = normal(0, 1500, 20) * np.float32(scale), normal(1, 10, 20) * np.float32(scale)
+    index = filled(vectors, metric=metric)
+    assert_nearest(index.search(queries, 10, exact=True), index.ids, vectors, queries, 10, metric)
+    everything = index.search(queries, 10, field_of_view=index.stats["cells"], retrieve=1500)
+    assert_nearest(everything, index.ids, vectors, queries, 10, metric)
+
+
+def test_exact_distances_of_clusters_far_apart():
+    vectors = normal(0, 4000, 16)
+    vectors[::2] += 1000
+    vectors[1::2] -= 1000
+    index = filled(vectors, metric="l2")
+    assert_nearest(index.search(vectors[:20], 10, exact=True), index.ids, vectors, vectors[:20], 10, "l2")
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e20])
+def test_exact_distances_of_huge_vectors(scale):
+    """Distances that float32 holds are found, whatever the squares of the vectors do."""
+    vectors = np.float32([[1, 0], [-1, 0], [1, 1], [1, 0.1]]) * np.float32(scale)
+    index = filled(vectors, metric="l2")
+    result = index.search(vectors[:1], 2, exact=True)
+    np.testing.assert_array_equal(result.ids, [[0, 3]])
+    np.testing.assert_allclose(result.scores, [[0, (0.1 * scale) ** 2]], rtol=1e-6)
+
+
+OVERFLOW = """
+import numpy as np, icecore
+row = np.zeros(64, np.float32)
+row[0::16], row[1::16] = 2.0**64, -(2.0**64)  # products cancel in the order of the dimensions; in lanes they overflow
+vectors = np.concatenate([np.tile(row, (300, 1)), np.full((1500, 64), -1, np.float32)])
+queries = np.concatenate([np.full((40, 64), 2.0**63, np.float32), -vectors[:40]])
+for options in ({}, {"metric": "l2"}, {"num_composite": 2}):
+    index = icecore.Index(64, **options)
+    index.add(vectors)
+    for exact in (True, False):
+        for k in (3, 100, 1000):
+            result = index.search(queries, k, exact=exact)
+            for ids, count in zip(result.ids, result.counts):
+                assert set(ids[:count].tolist()) <= set(range(1800)), (options, exact, k, ids)
+                assert len(set(ids[:count].tolist())) == count, (options, exact, k, ids)
+    index.tune(queries, 10)
+"""
+
+
+@pytest.mark.parametrize("name", _native.usable_isas())
+def test_scores_beyond_float32_are_safe(name):
+    """Finite numbers whose products overflow: infinities and NaN among the scores, which name no other vectors."""
+    done = run_python(OVERFLOW, ICECORE_ISA=name)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- Down the tree ----
+
+
+@variants
+def test_all_cells_are_everything(isa, variant):
+    vectors, queries = normal(0, 2600, 24), normal(1, 40, 24)
+    index = in_parts(vectors, [1400, SEGMENT, 100], **VARIANTS[variant])
+    assert index.stats["open"] == 100
+    index.remove(np.arange(0, 2500, 7))
+    exact = index.search(queries, 10, exact=True)
+    found = index.search(queries, 10, field_of_view=max(1, index.stats["cells"]), retrieve=2600)
+    assert_same_result(found, exact)
+
+
+@variants
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_recall_with_default_budgets(variant, dtype):
+    data = clusters(0, 5100, 32)
+    vectors, queries = data[100:], data[:100]
+    index = filled(vectors, dtype=dtype, **VARIANTS[variant])
+    found = index.search(queries, 10)
+    assert recall(found.ids, index.search(queries, 10, exact=True).ids) > 0.8
+    assert_present(found, index, queries)
+
+
+@pytest.mark.parametrize("variant", ["scan l2, three levels", "lists l2, two levels", "scan l2, one level"])
+def test_far_from_the_origin(variant):
+    """Distances do not drown in the vectors' common offset."""
+    data = clusters(0, 5100, 32)
+    vectors, queries = data[100:], data[:100]
+    near, far = (filled(vectors + offset, **VARIANTS[variant]) for offset in (np.float32(0), np.float32(1000)))
+    moved = queries + np.float32(1000)
+    exact = far.search(moved, 10, exact=True)
+    assert_nearest(exact, far.ids, vectors + np.float32(1000), moved, 10, "l2")
+    expected = recall(near.search(queries, 10).ids, near.search(queries, 10, exact=True).ids)
+    assert recall(far.search(moved, 10).ids, exact.ids) > expected - 0.05
+
+
+def tree_of(index):
+    """(levels for the oracle, ids in the order of the tree) of an index of one segment."""
+    assert index.stats["segments"] == 1
+    arrays = IndexFile.of(index).arrays
+    depth = int(arrays["segment0.shape"][1])
+    levels = [
+        Level(arrays[f"segment0.layer{i}.mean"].reshape(-1, index.dim), arrays[f"segment0.layer{i}.offset"])
+        for i in range(1, depth)
+    ]
+    return levels, arrays["ids"][arrays["segment0.order"]]
+
+
+def ranks_of(level, query, metric, reached):
+    """Ranks of the oracle's `tree_search`, and how far rounding to 8 bits may move each: six standard deviations."""
+    means = level.means[reached].astype(np.float64)
+    ranks = means @ query - (0.5 * (means**2).sum(axis=1) if metric == "l2" else 0)
+    top = means.mean(axis=0)  # about what the codes are relative to
+    side = query - top if metric == "l2" else query
+    step, own = (np.abs(a).max(axis=-1) / 127 for a in (means - top, side))
+    blur = step * np.linalg.norm(side) + own * np.linalg.norm(means - top, axis=1)
+    return ranks, 6 / np.sqrt(12) * 1.3 * blur + 1e-6 * np.abs(means).max()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("field_of_view", [1, 3, 10, 25])
+@pytest.mark.parametrize("num_levels", [2, 3])
+def test_the_best_parents_are_opened(isa, num_levels, field_of_view, metric):
+    """With room for all vectors, what comes back names the parents that were opened."""
+    vectors, queries = normal(0, 3000, 16), normal(1, 60, 16)
+    index = filled(vectors, metric=metric, num_levels=num_levels)
+    levels, ids = tree_of(index)
+    cell = np.empty(3000, int)
+    cell[ids] = np.repeat(np.arange(len(levels[-1].means)), np.diff(levels[-1].offset))
+    result = index.search(queries, 3000, field_of_view=field_of_view)
+    checked = 0
+    for query, found, count in zip(queries.astype(np.float64), result.ids, result.counts, strict=True):
+        opened = np.unique(cell[found[:count]])
+        assert count == np.isin(cell, opened).sum()
+        reached, clear = np.arange(len(levels[0].means)), True
+        for level in levels[:-1]:
+            ranks, blur = ranks_of(level, query, metric, reached)
+            order = np.argsort(-ranks)
+            kept, left = order[:field_of_view], order[field_of_view:]
+            clear &= (ranks - blur)[kept].min() > (ranks + blur)[left].max(initial=-np.inf)
+            reached = np.concatenate([np.arange(level.offset[i], level.offset[i + 1]) for i in reached[kept]])
+        if not clear:
+            continue
+        checked += 1
+        ranks, blur = ranks_of(levels[-1], query, metric, reached)
+        assert len(opened) == min(field_of_view, len(reached))
+        chosen = np.isin(reached, opened)
+        assert chosen.sum() == len(opened)
+        assert (ranks + blur)[chosen].min() >= (ranks - blur)[~chosen].max(initial=-np.inf)
+    assert checked >= (60 if num_levels == 2 else 5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("num_levels", [2, 3])
+def test_as_many_found_as_by_the_oracle(num_levels, metric):
+    vectors, queries = clusters(0, 4000, 24, centers=100), clusters(0, 100, 24, centers=100)
+    queries += normal(2, 100, 24) * np.float32(0.1)
+    index = filled(vectors, metric=metric, num_levels=num_levels)
+    levels, ids = tree_of(index)
+    exact = index.search(queries, 10, exact=True).ids
+    for field_of_view in (2, 8):
+        oracle = [
+            ids[reference.tree_search(levels, vectors[ids], q, 10, metric=metric, field_of_view=field_of_view)[0]]
+            for q in queries
+        ]
+        oracle = np.array([np.pad(row, (0, 10 - len(row)), constant_values=-1) for row in oracle])
+        found = index.search(queries, 10, field_of_view=field_of_view, retrieve=200).ids
+        assert recall(found, exact) == pytest.approx(recall(oracle, exact), abs=0.02)
+        assert recall(found, oracle) > 0.97
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("num_levels", [2, 3])
+@pytest.mark.parametrize("visit", [1, 100, 900, 10**9])
+def test_visit_opens_parents_until_they_hold_enough(num_levels, visit, metric):
+    vectors, queries = normal(0, 3000, 8), normal(1, 30, 8)
+    index = filled(vectors, metric=metric, num_levels=num_levels)
+    levels, ids = tree_of(index)
+    size = np.diff(levels[-1].offset)
+    cell = np.empty(3000, int)
+    cell[ids] = np.repeat(np.arange(len(size)), size)
+    result = index.search(queries, 3000, visit=visit)
+    for found, count in zip(result.ids, result.counts, strict=True):
+        assert count >= min(visit, 3000)
+        opened = np.unique(cell[found[:count]])
+        assert count == size[opened].sum()
+        assert count - size[opened].max() < visit
+    if visit == 10**9:
+        assert_nearest(result._replace(ids=result.ids[:, :3000]), range(3000), vectors, queries, 3000, metric)
+
+
+def test_budgets_bound_each_other():
+    vectors, queries = normal(0, 3000, 8), normal(1, 30, 8)
+    index = filled(vectors, metric="l2")
+    by_both = index.search(queries, 3000, visit=500, field_of_view=3)
+    by_view = index.search(queries, 3000, field_of_view=3)
+    by_visit = index.search(queries, 3000, visit=500)
+    np.testing.assert_array_equal(by_both.counts, np.minimum(by_view.counts, by_visit.counts))
+
+
+def test_more_budget_finds_no_worse():
+    vectors, queries = normal(0, 4000, 32), normal(1, 50, 32)
+    index = filled(vectors)
+    exact = index.search(queries, 10, exact=True).ids
+    by_view = [recall(index.search(queries, 10, field_of_view=v, retrieve=200).ids, exact) for v in (1, 4, 16, 64)]
+    assert (np.diff(by_view) >= 0).all()
+    assert by_view[-1] == 1
+    by_retrieve = [recall(index.search(queries, 10, field_of_view=64, retrieve=r).ids, exact) for r in (10, 20, 100)]
+    assert (np.diff(by_retrieve) >= 0).all()
+    assert by_retrieve[-1] == 1
+
+
+# ---- P-DCI lists ----
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
+def test_directions_are_unit_vectors(seed):
+    directions = random_directions(seed, 50, 40)
+    assert directions.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-6)
+    assert np.abs(directions @ directions.T - np.eye(50)).max() < 0.8
+    assert abs(directions.mean()) < 0.02
+
+
+def lists_oracle(vectors, queries, seed, shape, metric, visit, retrieve, scale):
+    """For each query: the oracle's candidates, and those that a little rounding might add or drop."""
+    composites, simples = shape
+    lifted = metric == "ip"
+    directions = random_directions(seed, composites * simples, vectors.shape[1] + lifted).astype(np.float64)
+    directions = directions.reshape(composites, simples, -1)
+    placed = reference.lift_keys(vectors, scale) if lifted else vectors.astype(np.float64)
+    for query in queries:
+        expected = reference.pdci_search(
+            vectors, query, 1, directions, metric=metric, visit=visit, retrieve=retrieve, scale=scale if lifted else None
+        )[2]
+        sought = reference.lift_query(query) if lifted else query.astype(np.float64)
+        doubtful = np.zeros(len(vectors), bool)
+        for own in directions:
+            difference = np.abs((placed - sought) @ own.T)
+            radius = difference.max(axis=1)
+            end = min(np.sort(a, axis=None)[min(b, a.size) - 1] for a, b in ((difference, visit), (radius, retrieve)))
+            doubtful |= np.abs(radius - end) < 2e-6 * (1 + np.abs(placed).max())
+        yield expected, np.flatnonzero(doubtful)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("visit", "retrieve"), [(1, None), (300, None), (6000, None), (None, 1), (None, 60), (900, 25), (10**6, 10**6)]
+)
+def test_candidates_of_lists_are_the_oracles(isa, shape, metric, visit, retrieve):
+    """With k = n, all candidates come back."""
+    vectors, queries = normal(0, SEGMENT, 12), normal(1, 8, 12)
+    queries[0] = vectors[5]
+    queries[1] = 0
+    index = filled(vectors, metric=metric, num_composite=shape[0], num_simple=shape[1], num_levels=1, seed=11)
+    result = index.search(queries, SEGMENT, visit=visit, retrieve=retrieve)
+    assert_present(result, index, queries)
+    scale = float(IndexFile.of(index).arrays["segment0.lifting"][0])
+    unbounded = SEGMENT * shape[1]
+    oracle = lists_oracle(vectors, queries, 11, shape, metric, visit or unbounded, retrieve or SEGMENT, scale)
+    doubts = 0
+    for found, count, (expected, doubtful) in zip(result.ids, result.counts, oracle, strict=True):
+        differ = np.setxor1d(found[:count], expected)
+        assert set(differ) <= set(doubtful)
+        doubts += len(differ)
+    assert doubts <= 8
+
+
+def test_equal_projections_come_along():
+    """What ties with the last candidate is one too."""
+    vectors = np.repeat(np.arange(11, dtype=np.float32)[:, None], 100, axis=0)  # 11 places of 100 vectors
+    index = filled(vectors, metric="l2", num_composite=1, num_simple=1, num_levels=1)
+    query = np.float32([[3.1]])
+    for budget in ({"visit": 1}, {"retrieve": 1}, {"visit": 100}, {"retrieve": 100}):
+        np.testing.assert_array_equal(index.search(query, 2000, **budget).counts, [100])
+    for budget in ({"visit": 101}, {"retrieve": 150}, {"visit": 200}):
+        np.testing.assert_array_equal(index.search(query, 2000, **budget).counts, [200])
+
+
+@pytest.mark.parametrize("budget", ["visit", "retrieve"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_lists_under_parents_find_more_for_more(metric, budget):
+    vectors, queries = clusters(0, 4000, 24), clusters(0, 50, 24)
+    index = filled(vectors, metric=metric, num_composite=2, num_simple=5)
+    exact = index.search(queries, 10, exact=True).ids
+    found = [recall(index.search(queries, 10, field_of_view=64, **{budget: b}).ids, exact) for b in (10, 1000, 10000, 30000)]
+    assert (np.diff(found) >= 0).all()
+    assert found[0] < 0.5
+    assert found[-1] == 1
+
+
+# ---- filter, out, shapes ----
+
+
+@variants
+def test_filter(isa, variant):
+    vectors, queries = normal(0, 2000, 10), normal(1, 20, 10)
+    index = in_parts(vectors, [1500, 500], **VARIANTS[variant])
+    allowed = np.random.default_rng(2).choice(2000, 300, replace=False)
+    absent = np.int64([-5, 2000, 2**62])
+    for ids in (allowed, np.concatenate([absent, allowed, allowed[:5]]), allowed.astype(np.int16)):
+        result = index.search(queries, 8, exact=True, filter=ids)
+        assert_nearest(result, allowed, vectors[allowed], queries, 8, index.metric)
+        everything = index.search(queries, 8, filter=ids, field_of_view=2000, retrieve=2000)
+        assert_same_result(everything, result)
+        assert np.isin(index.search(queries, 8, filter=ids).ids, [-1, *allowed]).all()
+    for nothing in ([], absent):
+        for exact in (False, True):
+            result = index.search(queries, 3, filter=nothing, exact=exact)
+            assert (result.ids == -1).all()
+            assert np.isnan(result.scores).all()
+            assert not result.counts.any()
+
+
+def test_a_filter_does_not_name_removed_vectors():
+    vectors = normal(0, 1500, 10)
+    index = filled(vectors)
+    index.remove([3, 4])
+    result = index.search(vectors[:1], 5, filter=[3, 4, 5], field_of_view=2000)
+    np.testing.assert_array_equal(result.ids, [[5, -1, -1, -1, -1]])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_out(exact):
+    vectors, queries = normal(0, 2000, 10), normal(1, 20, 10)
+    index = filled(vectors)
+    expected = index.search(queries, 7, exact=exact)
+    out = icecore.SearchResult(np.zeros((20, 7), np.int64), np.zeros((20, 7), np.float32), np.zeros(20, np.int64))
+    result = index.search(queries, 7, exact=exact, out=out)
+    assert all(one is other for one, other in zip(result, out, strict=True))
+    assert_same_result(out, expected)
+    pair = out[0] * 0, out[1] * 0
+    assert_same_result(index.search(queries, 7, exact=exact, out=pair), expected)
+    assert_same_result(pair, expected[:2])
+
+
+def test_one_query():
+    vectors, query = normal(0, 2000, 10), normal(1, 10)
+    index = filled(vectors)
+    one, many = index.search(query, 5), index.search(query[None], 5)
+    assert one.ids.shape == one.scores.shape == (5,)
+    assert one.counts.shape == ()
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_array_equal(a, b[0])
+    out = icecore.SearchResult(np.zeros(5, np.int64), np.zeros(5, np.float32), np.zeros((), np.int64))
+    assert_same_result(index.search(query, 5, out=out), one)
+    assert out.counts == 5
+
+
+def test_no_queries():
+    index = filled(normal(0, 1500, 10))
+    result = index.search(np.empty((0, 10), np.float32), 4)
+    assert result.ids.shape == result.scores.shape == (0, 4)
+    assert result.counts.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", ">f4", "int8", "uint32", "int64"])
+def test_real_numbers_of_any_type(dtype):
+    vectors, queries = ((normal(seed, 1500, 10) * 50).astype(dtype if dtype != "bfloat16" else "float32") for seed in (0, 1))
+    if dtype == "bfloat16":
+        vectors, queries = encode(vectors, dtype), encode(queries, dtype)
+    index, plain = filled(vectors), filled(vectors.astype(np.float32))
+    assert_same_result(index.search(queries, 5), plain.search(queries.astype(np.float32), 5))
+
+
+def test_any_layout():
+    vectors, queries = normal(0, 1500, 10), normal(1, 30, 10)
+    index = filled(np.asfortranarray(vectors))
+    expected = filled(vectors).search(queries, 5)
+    assert_same_result(index.search(np.asfortranarray(queries), 5), expected)
+    assert_same_result(index.search(np.repeat(queries, 2, axis=0)[::2], 5), expected)
+    assert_same_result(index.search(queries.tolist(), 5), expected)
+
+
+# ---- The same bits ----
+
+
+@variants
+@pytest.mark.parametrize("budget", [{}, {"field_of_view": 3}, {"visit": 400}, {"exact": True}], ids=str)
+def test_threads_and_batches_change_nothing(variant, budget):
+    vectors, queries = clusters(0, 3000, 20), clusters(0, 1000, 20)
+    built = [icecore.Index(20, **VARIANTS[variant]) for _ in range(3)]
+    for index, threads in zip(built, (1, 2, 4), strict=True):
+        index.add(vectors[:2500], num_threads=threads)
+        index.add(vectors[2500:], num_threads=threads)
+    expected = built[0].search(queries, 6, num_threads=1, **budget)
+    for index, threads in zip(built, (1, 2, 4), strict=True):
+        assert_same_result(index.search(queries, 6, num_threads=threads, **budget), expected)
+    for size in (1, 7, 500):
+        for first in (0, 3, 450):
+            part = built[0].search(queries[first : first + size], 6, **budget)
+            assert_same_result(part, [a[first : first + size] for a in expected])
+
+
+@variants
+def test_instruction_sets_agree(variant):
+    vectors, queries = clusters(0, 3000, 20), clusters(0, 200, 20)
+    before, index = _native.isa(), filled(vectors, **VARIANTS[variant])
+    found = {}
+    try:
+        for name in _native.usable_isas():
+            icecore.set_isa(name)
+            index.validate()
+            found[name] = index.search(queries, 10)
+    finally:
+        icecore.set_isa(before)
+    expected = found[before]
+    for name, result in found.items():
+        assert recall(result.ids, expected.ids) > 0.999, name
+        true = [true_scores(index[ids], q, index.metric) for ids, q in zip(result.ids, queries, strict=True)]
+        np.testing.assert_allclose(result.scores, true, rtol=1e-4, atol=1e-4)
+
+
+@variants
+def test_seeds(variant):
+    vectors, queries = clusters(0, 3000, 20), clusters(0, 50, 20)
+    one, two, other = (filled(vectors, seed=seed, **VARIANTS[variant]) for seed in (5, 5, 6))
+    assert_same_result(one.search(queries, 10, field_of_view=2), two.search(queries, 10, field_of_view=2))
+    if variant != "scan l2, one level":
+        assert IndexFile.of(one).arrays.keys() == IndexFile.of(two).arrays.keys()
+        different = [
+            not np.array_equal(a, b)
+            for a, b in zip(IndexFile.of(one).arrays.values(), IndexFile.of(other).arrays.values(), strict=True)
+        ]
+        assert any(different)
+
+
+# ---- tune ----
+
+
+@variants
+@pytest.mark.parametrize("wanted", [0.5, 0.9, 1.0])
+def test_tune(variant, wanted):
+    vectors, queries = clusters(0, 3000, 24), clusters(0, 60, 24)
+    index = filled(vectors, **VARIANTS[variant])
+    before = index.stats
+    tuning = index.tune(queries, 10, wanted)
+    assert tuning.recall >= wanted
+    assert index.stats == before
+    found = index.search(queries, 10, **tuning.budgets)
+    exact = index.search(queries, 10, exact=True)
+    assert recall(found.ids, exact.ids) == pytest.approx(tuning.recall)
+    assert (tuning.budgets, tuning.recall, tuning.visited) in tuning.trials
+    assert 0 < tuning.visited <= 3000 + index.stats["cells"] + 1
+
+
+def test_tune_is_cheaper_for_less():
+    vectors, queries = clusters(0, 5000, 24), clusters(0, 100, 24)
+    index = filled(vectors)
+    visited = [index.tune(queries, 10, wanted).visited for wanted in (0.3, 0.8, 0.999)]
+    assert visited[0] < visited[1] < visited[2] < 5000
+
+
+def test_tune_counts_ties_by_value():
+    """Equal vectors are as good as one another."""
+    index = filled(np.repeat(normal(0, 30, 8), 100, axis=0))
+    assert index.tune(normal(1, 20, 8), 10, 1.0).recall == 1
+
+
+def test_tune_where_no_budget_reaches():
+    """So many vectors of nearly one score that 8-bit codes cannot tell the best among those compared exactly."""
+    generator = np.random.default_rng(0)
+    vectors = np.ones((6000, 64), np.float32)
+    vectors[:, 0] += 1e-4 * generator.standard_normal(6000)
+    vectors[:, 1:] += generator.standard_normal((6000, 63)) * 10
+    query = np.zeros((5, 64), np.float32)
+    query[:, 0] = 1
+    query[:, 1] = 1e-3
+    index = filled(vectors, num_levels=1)
+    tuning = index.tune(query, 3, 1.0)
+    assert tuning.budgets == {"exact": True}
+    assert tuning.recall == 1
+    assert recall(index.search(query, 3, **tuning.budgets).ids, index.search(query, 3, exact=True).ids) == 1
+
+
+def test_tune_takes_few_and_many():
+    index = filled(normal(0, 1500, 8))
+    assert index.tune(normal(1, 8), 5).recall >= 0.95
+    assert index.tune(normal(1, 2500, 8), 5, 0.5).recall >= 0.5
+    assert index.tune(normal(1, 3, 8), 5000, 1.0).recall == 1
+    assert filled(normal(0, 10, 8)).tune(normal(1, 3, 8), 5).recall == 1
