@@ -7,11 +7,16 @@ import numpy as np
 import icecore
 
 
+#: Between two calls, so that the threads of one library, which spin for a while after their work, do not slow the next.
+REST = 0.05
+
+
 def alternate(calls, rounds=7):
     """{name: call} -> {name: seconds of each round}; one unmeasured round first."""
     seconds = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
+            time.sleep(REST)
             start = time.perf_counter()
             call()
             if turn:
