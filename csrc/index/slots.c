@@ -29,38 +29,32 @@ icecore_status ice_slots_reserve(ice_slots *s, int64_t count) {
         chunk->home = chunk->state + ICE_SLOT_CHUNK;
         memset(chunk->state, ICE_SLOT_FREE, ICE_SLOT_CHUNK);
     }
-    if (s->free_capacity < count) {
-        /* room for as many free slots as there can be, so that giving one back cannot fail */
-        int64_t capacity = 2 * s->free_capacity > count ? 2 * s->free_capacity : count;
-        int32_t *grown = ice_alloc(capacity, sizeof *grown);
-        if (!grown) return ICECORE_ERROR_MEMORY;
-        if (s->free_count) memcpy(grown, s->free, (size_t)s->free_count * sizeof *grown);
-        ice_free(s->free);
-        s->free = grown;
-        s->free_capacity = capacity;
-    }
     return ICECORE_OK;
 }
 
 void ice_slots_end(ice_slots *s) {
     for (int64_t i = 0; s->owned && i < s->chunks; i++) ice_free(s->chunk[i].rows);
     ice_free(s->chunk);
-    ice_free(s->free);
     s->chunk = NULL;
-    s->free = NULL;
-    s->chunks = s->capacity = s->count = s->free_count = s->free_capacity = 0;
+    s->chunks = s->capacity = s->count = s->free = 0;
 }
 
 int64_t ice_slots_bytes(const ice_slots *s) {
-    int64_t bytes = s->capacity * (int64_t)sizeof *s->chunk + s->free_capacity * (int64_t)sizeof *s->free;
+    int64_t bytes = s->capacity * (int64_t)sizeof *s->chunk;
     return s->owned ? bytes + s->chunks * (int64_t)chunk_bytes(s) : bytes;
 }
 
-int32_t ice_slots_take(ice_slots *s) { return s->free_count ? s->free[--s->free_count] : (int32_t)s->count++; }
+int32_t ice_slots_take(ice_slots *s) {
+    if (!s->free) return (int32_t)s->count++;
+    int32_t slot = s->free - 1;
+    s->free = (int32_t)*ice_slot_id(s, slot);
+    return slot;
+}
 
 void ice_slots_give(ice_slots *s, int32_t slot) {
     *ice_slot_state(s, slot) = ICE_SLOT_FREE;
-    s->free[s->free_count++] = slot;
+    *ice_slot_id(s, slot) = s->free;
+    s->free = slot + 1;
 }
 
 const float *ice_read_slot_row(const void *slot_rows, int64_t row, float *buffer) {

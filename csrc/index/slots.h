@@ -28,8 +28,7 @@ typedef struct {
     int64_t count;             /* slots that have ever been used: the rest of the last chunk is not */
     int64_t chunks, capacity;  /* chunks there are; places in `chunk` */
     ice_slot_chunk *chunk;
-    int32_t *free;             /* slots below `count` that are free, to be used again */
-    int64_t free_count, free_capacity;
+    int32_t free;              /* one above a slot below `count` that is free, whose id names the next in the same way; 0: none */
     int owned;                 /* 0: the chunks' arrays belong to somebody else */
 } ice_slots;
 
@@ -39,7 +38,7 @@ void ice_slots_end(ice_slots *slots);
 int64_t ice_slots_bytes(const ice_slots *slots);
 /* Takes a free slot; there must be one (ice_slots_reserve). */
 int32_t ice_slots_take(ice_slots *slots);
-/* Gives a slot back.  ice_slots_reserve has made room for it. */
+/* Gives a slot back. */
 void ice_slots_give(ice_slots *slots, int32_t slot);
 
 static inline ice_slot_chunk *ice_chunk_of(const ice_slots *slots, int64_t slot) { return &slots->chunk[slot / ICE_SLOT_CHUNK]; }
