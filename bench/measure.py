@@ -6,7 +6,6 @@ import numpy as np
 
 import icecore
 
-
 #: Between two calls, so that the threads of one library, which spin for a while after their work, do not slow the next.
 REST = 0.05
 
