@@ -3,6 +3,7 @@
     python -m pytest bench/bench_index.py                    (small cases, pytest-benchmark's table)
     python bench/bench_index.py [--set smollm2 dinov2 images clustered] [--k 10 64] [--recall 0.9 0.95 0.99] [--json FILE]
     python bench/bench_index.py --dynamic                    (inserts and deletes one at a time)
+    python bench/bench_index.py --file                       (saving, loading and mapping a gigabyte)
     python bench/bench_index.py --sublinear [--figure FILE]  (keys visited per query against n)
 
 Every method is tuned on a sample of the queries, twice: for the least build + search of all queries, and for the least search.
@@ -12,9 +13,11 @@ times slower than the best runs once. Data sets: index_data.py; tuning: index_ba
 
 import argparse
 import json
+import tempfile
 import time
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,7 +236,45 @@ def dynamic(n=100_000, dim=64):
                 row["compacted"] = size() / keys.nbytes
             rows.append({"method": name} | {what: float(value) for what, value in row.items()})
             print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |" * (9 - len(row)), flush=True)
+        rows[0]["largest bytes"] = largest_size(keys)
+    print(f"\nicecore, from {2 * n // 5} vectors on, merges under way: at most {rows[0]['largest bytes']:.2f} bytes / raw")
     return rows
+
+
+def largest_size(keys):
+    """The most bytes by the size of the raw vectors so far, while the last three fifths are added."""
+    index, largest = icecore.Index(keys.shape[1], metric="l2"), 0.0
+    for first in range(0, len(keys), 100):
+        index.add(keys[first : first + 100])
+        if first >= 2 * len(keys) // 5:
+            largest = max(largest, index.nbytes / keys[: first + 100].nbytes)
+    return largest
+
+
+def on_disk(n=2_800_000, dim=64):
+    """Milliseconds of what one does with a file of an index."""
+    keys = np.random.default_rng(0).standard_normal((n, dim), dtype=np.float32)
+    index = icecore.Index(dim)
+    index.add(keys)
+    row = {}
+
+    def once(what, call, *arguments):
+        start = time.perf_counter()
+        result = call(*arguments)
+        row[what] = time.perf_counter() - start
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "index")
+        once("save", index.save, path)
+        once("load", icecore.Index.load, path)
+        index = once("view", icecore.Index.view, path)
+        once("first search", index.search, keys[:1], 10)
+        once("first look-up", index.__contains__, 0)
+        print(f"\na file of {path.stat().st_size / 1e9:.2f} GB, {n} vectors of {dim} float32; ms\n")
+    print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
+    print("| " + " | ".join(f"{1e3 * seconds:.1f}" for seconds in row.values()) + " |")
+    return {what: float(1e3 * seconds) for what, seconds in row.items()}
 
 
 def sublinear(lengths=LENGTHS, k=10, recall=0.9, threads=None):
@@ -356,6 +397,7 @@ def main():
     parser.add_argument("--threads", type=int, default=icecore.get_num_threads())
     parser.add_argument("--tuning-seconds", type=float, default=300, help="for each method and set (default: %(default)s)")
     parser.add_argument("--dynamic", action="store_true")
+    parser.add_argument("--file", action="store_true")
     parser.add_argument("--sublinear", action="store_true")
     parser.add_argument("--figure", metavar="FILE", help="of --sublinear")
     parser.add_argument("--json", metavar="FILE")
@@ -364,6 +406,8 @@ def main():
     print(results["machine"])
     if given.dynamic:
         results["dynamic"] = dynamic(given.keys or 100_000)
+    if given.file:
+        results["file"] = on_disk(given.keys or 2_800_000)
     if given.sublinear or given.figure:
         results["sublinear"] = sublinear([n for n in LENGTHS if n <= (given.keys or n)], threads=given.threads)
         if given.figure:

@@ -283,15 +283,21 @@ class Index:
     __delitem__ = remove
 
     def clear(self):
-        """Remove everything; ids given by `add` start at 0 again."""
+        """Remove everything; ids given by `add` start at 0 again. ValueError where the index is read-only."""
         self._native.clear()
 
     def compact(self, *, num_threads=None):
-        """Rebuild everything as one segment, without what was removed: the fastest index to search."""
+        """Rebuild everything as one segment, without what was removed: the fastest index to search.
+
+        O(dim n ** 1.5) with two levels. ValueError where the index is read-only.
+        """
         self._native.compact(threads_for_call(num_threads))
 
     def reserve(self, capacity):
-        """Make room for `capacity` vectors in all, so that adding them allocates little."""
+        """Make room for `capacity` vectors in all, so that adding them allocates little.
+
+        ValueError where the index is read-only.
+        """
         self._native.reserve(integer(capacity, "capacity", 0))
 
     # ---- Searching ----
@@ -372,6 +378,11 @@ class Index:
         Returns
         -------
         Tuning
+
+        Raises
+        ------
+        TypeError, ValueError
+            For wrong shapes or dtypes, no queries, a `recall` outside (0, 1], an empty index.
 
         Notes
         -----

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import operator
 import os
+import secrets
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -69,27 +69,18 @@ def write(native, parameters, file):
 
 
 def save(native, parameters, path):
-    """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one, never a
-    part."""
+    """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one."""
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             write(native, parameters, file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask():
-    """The mask that new files get; mkstemp makes them private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class Refused(ValueError):

@@ -206,7 +206,7 @@ def test_the_file_is_whole_or_old(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    for module, name in ((os, "fsync"), (os, "replace"), (os, "chmod"), (_index_file, "write"), (_index_file, "_header")):
+    for module, name in ((os, "fsync"), (os, "replace"), (_index_file, "write"), (_index_file, "_header")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
             with pytest.raises(OSError, match="no space left"):

@@ -130,7 +130,7 @@ static icecore_status build(ice_tree_builder *builder, int64_t whole, int thread
     return ICECORE_OK;
 }
 
-/* A segment over these slots, whose count is at least 1. */
+/* A segment over these slots, whose count is at least 1; its order holds slots. */
 static icecore_status seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, int (*progress)(void *, double),
                            void *context, icecore_segment **segment) {
     const ice_kernels *kernels = ice_active_kernels();
@@ -143,7 +143,10 @@ static icecore_status seal(icecore_index *index, const int32_t *slot, int64_t co
     icecore_status status = ice_tree_begin(&plan, &builder);
     if (status != ICECORE_OK) return status;
     status = build(builder, ice_tree_work(&plan), threads, progress, context);
-    if (status == ICECORE_OK) *segment = ice_tree_take(builder);
+    if (status == ICECORE_OK) {
+        ice_tree_rename(builder, slot);
+        *segment = ice_tree_take(builder);
+    }
     ice_tree_end(builder);
     return status;
 }
@@ -196,7 +199,7 @@ static icecore_status add(icecore_index *index, const float *vectors, const int6
         icecore_segment *segment;
         status = seal(index, slot, index->open_count + count, threads, progress, context, &segment);
         if (status == ICECORE_OK) {
-            ice_index_adopt(index, segment, slot);
+            ice_index_adopt(index, segment);
             index->open_count = 0;
         } else {
             for (int64_t i = index->open_count + count - 1; i >= index->open_count; i--) {
@@ -324,7 +327,7 @@ static icecore_status compact(icecore_index *index, int threads) {
         ice_merge_drop_all(index);
         for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
             if (index->sealed[n].segment) number[numbers++] = n;
-        ice_index_adopt(index, segment, slot);
+        ice_index_adopt(index, segment);
         for (int i = 0; i < numbers; i++) ice_index_drop(index, number[i]);
         index->open_count = 0;
     }
@@ -412,7 +415,7 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
     }
     for (int m = 0; m < ICE_MOST_MERGES; m++)
         if (index->merge[m].builder)
-            state.bytes += index->merge[m].count * (int64_t)sizeof(int32_t) + ice_tree_bytes(index->merge[m].builder);
+            state.bytes += (index->merge[m].slot ? index->merge[m].count * (int64_t)sizeof(int32_t) : 0) + ice_tree_bytes(index->merge[m].builder);
     ice_index_unlock(index);
     *result = state;
     return ICECORE_OK;

@@ -25,7 +25,7 @@ typedef struct {
 typedef struct {
     ice_tree_builder *builder; /* NULL: free */
     ice_slot_rows rows;
-    int32_t *slot;             /* what was not removed when it began */
+    int32_t *slot;             /* what was not removed when it began; NULL once the builder knows the rows as slots */
     int64_t count, work;       /* slots; row visits in all */
     int64_t owed;              /* visits not yet made, or made ahead (negative) */
     uint8_t from[ICE_MOST_SEGMENTS];
@@ -59,8 +59,8 @@ icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threa
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
 ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting);
-/* Puts a built segment over `slot` in force: its order becomes slots, and these learn where they are.  There must be a free number. */
-void ice_index_adopt(icecore_index *index, icecore_segment *segment, const int32_t *slot);
+/* Puts a built segment in force: the slots in its order learn where they are.  There must be a free number. */
+void ice_index_adopt(icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
 /* The lifting scale for these slots: their largest norm, or 1 when all are 0; 0 where the metric needs none. */

@@ -52,13 +52,12 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
     };
 }
 
-void ice_index_adopt(icecore_index *index, icecore_segment *segment, const int32_t *slot) {
+void ice_index_adopt(icecore_index *index, icecore_segment *segment) {
     int number = 0;
     while (index->sealed[number].segment) number++;
     int64_t removed = 0;
     for (int64_t i = 0; i < segment->count; i++) {
-        int32_t own = slot[segment->order[i]];
-        segment->order[i] = own;
+        int32_t own = segment->order[i];
         *ice_slot_home(&index->slots, own) = (uint8_t)number;
         removed += *ice_slot_state(&index->slots, own) == ICE_SLOT_REMOVED;
     }
@@ -146,7 +145,7 @@ static void finish(icecore_index *index, ice_merge *merge) {
     uint8_t from[ICE_MOST_SEGMENTS];
     int from_count = merge->from_count;
     memcpy(from, merge->from, (size_t)from_count);
-    ice_index_adopt(index, segment, merge->slot);
+    ice_index_adopt(index, segment);
     end_merge(index, merge);
     for (int i = 0; i < from_count; i++) ice_index_drop(index, from[i]);
 }
@@ -161,6 +160,10 @@ icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threa
         icecore_status status = ice_tree_step(merge->builder, &work, threads);
         if (status == ICECORE_INTERRUPTED) return status;
         merge->owed = work;
+        if (merge->slot && ice_tree_rename(merge->builder, merge->slot)) {   /* one array the less */
+            ice_free(merge->slot);
+            merge->rows.slot = merge->slot = NULL;
+        }
         if (status == ICECORE_OK && ice_tree_done(merge->builder)) {
             finish(index, merge);
             finished = 1;

@@ -26,7 +26,7 @@ static void *take(arena *a, int64_t count, size_t size) {
     return taken;
 }
 
-/* Lays a ice_search_space out; with scratch = NULL only measures it. */
+/* Lays out a chunk's memory; with scratch = NULL only measures it. */
 static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_space *w) {
     arena a = {scratch, 0};
     const icecore_index_options *o = &call->index->options;
@@ -149,7 +149,7 @@ static void plan_search(ice_search_call *call, int threads) {
     chunk = ice_least(chunk, (call->count + threads - 1) / threads);
     chunk = ice_least(chunk, MOST_COLLECTOR / (8 * call->capacity + 8 * call->nodes));
     chunk = ice_most(chunk, 1);
-    /* whole panels, and as many chunks for each thread */
+    /* whole panels */
     if (chunk > ICE_PANEL) chunk = (chunk + ICE_PANEL - 1) / ICE_PANEL * ICE_PANEL;
     call->chunk = chunk;
 }

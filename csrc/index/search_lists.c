@@ -13,13 +13,21 @@ static int64_t share(int64_t budget, int64_t part, int64_t whole) {
     return own < 1 ? 1 : own;
 }
 
+/* |q|, by which a query is lifted; 1 for a zero query, 0 where the metric needs no lifting. */
+static float query_norm(const float *query, const icecore_index_options *o) {
+    if (o->metric != ICECORE_INNER_PRODUCT) return 0.0f;
+    double squared = 0.0;
+    for (int64_t t = 0; t < o->dim; t++) squared += (double)query[t] * query[t];
+    float norm = (float)sqrt(squared);
+    return norm > 0.0f ? norm : 1.0f;
+}
+
 void ice_search_lists(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const icecore_index_options *o = &call->index->options;
     const int last = f->layers - 1;
-    const int64_t width = o->dim + (o->metric == ICECORE_INNER_PRODUCT);
-    float unit[ICECORE_MAX_SIMPLES];
+    float projection[ICECORE_MAX_COMPOSITES * ICECORE_MAX_SIMPLES];
     for (int64_t q = 0; q < w->count; q++) {
         const float *query = call->queries + (w->first + q) * o->dim;
         const int32_t *pick = w->pick + q * call->nodes;
@@ -28,22 +36,13 @@ void ice_search_lists(ice_search_space *w) {
             int n = ice_forest_segment(f, last, pick[i]);
             whole += ice_keys_below(f->segment[n], last, pick[i] - f->first[last][n]);
         }
-        /* T(q) = [q / |q|; 0] */
-        float norm = 1.0f;
-        if (o->metric == ICECORE_INNER_PRODUCT) {
-            double squared = 0.0;
-            for (int64_t t = 0; t < o->dim; t++) squared += (double)query[t] * query[t];
-            norm = squared > 0 ? (float)sqrt(squared) : 1.0f;
-        }
+        ice_project(call->kernels, query, o->dim, query_norm(query, o), 0.0f, call->index->directions, o->composites * o->simples, projection);
         for (int64_t i = 0; i < w->picks[q]; i++) {
             int n = ice_forest_segment(f, last, pick[i]);
             const icecore_segment *segment = f->segment[n];
             int64_t cell = pick[i] - f->first[last][n], keys = ice_keys_below(segment, last, cell), found = 0;
             for (int l = 0; l < o->composites; l++) {
-                call->kernels->row_scores(query, o->dim, ICECORE_FLOAT32, call->index->directions + l * o->simples * width, width,
-                                          o->simples, unit);
-                for (int j = 0; j < o->simples; j++) unit[j] /= norm;
-                found += ice_lists_candidates(call->kernels, segment, l, cell, unit, share(call->search->visit, keys, whole),
+                found += ice_lists_candidates(call->kernels, segment, l, cell, projection + l * o->simples, share(call->search->visit, keys, whole),
                                               share(call->search->retrieve, keys, whole), is_candidate, call, w->candidates + found, w->spare);
             }
             if (o->composites > 1) {   /* the union: sorted by 32-bit number, each once */

@@ -2,6 +2,7 @@
  * scored against a panel of queries at once.  Nodes of all segments compete with one another. */
 #include <string.h>
 
+#include "base/order.h"
 #include "index/search.h"
 #include "segment/codes.h"
 
@@ -95,26 +96,23 @@ void ice_pick_parents(ice_search_space *w, int layer) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const int64_t enough = ICE_LEADING * call->keep, visit = call->search->visit > 0 ? call->search->visit : INT64_MAX;
+    uint64_t *sorted = w->spare;
     for (int64_t q = 0; q < w->count; q++) {
         ice_collector_cut(&w->collector, q);
-        float *scores = w->collector.scores + q * w->collector.capacity;
-        int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
+        const float *scores = w->collector.scores + q * w->collector.capacity;
+        const int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
         int64_t count = w->collector.count[q], keys = 0, i = 0;
+        for (int64_t j = 0; j < count; j++) sorted[j] = (uint64_t)~ice_ordered(scores[j]) << 32 | (uint32_t)numbers[j];
+        ice_sort(sorted, sorted + count, count);
         w->leading[q] = 0;
-        for (; i < count && (keys < enough || visit < INT64_MAX) && keys < visit; i++) {
-            int64_t best = i;
-            for (int64_t j = i + 1; j < count; j++)
-                if (scores[j] > scores[best] || (scores[j] == scores[best] && numbers[j] < numbers[best])) best = j;
-            int32_t node = numbers[best];
-            scores[best] = scores[i];
-            numbers[best] = numbers[i];
-            numbers[i] = node;
+        for (; i < count && keys < visit; i++) {
+            int32_t node = (int32_t)(uint32_t)sorted[i];
             int n = ice_forest_segment(f, layer, node);
-            if (keys < enough) w->leading[q]++;
+            w->pick[q * call->nodes + i] = node;
+            w->leading[q] += keys < enough;
             keys += ice_keys_below(f->segment[n], layer, node - f->first[layer][n]);
         }
-        w->picks[q] = visit < INT64_MAX ? i : count;
-        memcpy(w->pick + q * call->nodes, numbers, (size_t)w->picks[q] * sizeof *numbers);
+        w->picks[q] = i;
     }
 }
 

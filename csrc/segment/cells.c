@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "base/random.h"
+#include "segment/lifting.h"
 
 /* Twice: assign all rows, sort them by cell, move the parents to the means. */
 enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };
@@ -19,14 +20,6 @@ static const float *read_lifted(const ice_cells *c, int64_t row, float *buffer) 
     for (int64_t t = 0; t < c->rows.dim; t++) buffer[t] = x[t] * inverse;
     buffer[c->rows.dim] = c->lifted[row];
     return buffer;
-}
-
-/* The last coordinate; computed in double, since 1 - |x|^2 / c^2 cancels for the longest rows. */
-static float last_coordinate(const float *x, int64_t dim, float lifting) {
-    double squared = 0.0;
-    for (int64_t t = 0; t < dim; t++) squared += (double)x[t] * x[t];
-    double rest = 1.0 - squared / ((double)lifting * lifting);
-    return rest > 0.0 ? (float)sqrt(rest) : 0.0f;
 }
 
 void ice_cells_end(ice_cells *c) {
@@ -73,7 +66,7 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
         pick[j] = pick[i];
         pick[i] = picked;
         const float *x = rows.read(rows.context, picked, buffer);
-        if (c->lifted) c->lifted[picked] = last_coordinate(x, rows.dim, lifting);
+        if (c->lifted) c->lifted[picked] = ice_last_coordinate(x, rows.dim, lifting);
         memcpy(c->parents + i * c->width, read_lifted(c, picked, buffer), (size_t)c->width * sizeof(float));
     }
     ice_free(buffer);
@@ -96,7 +89,7 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         int64_t row = first + (lane < lanes ? lane : lanes - 1);
         if (c->lifted && c->stage == ASSIGN && lane < lanes)
-            c->lifted[row] = last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
+            c->lifted[row] = ice_last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
         const float *x = read_lifted(c, row, buffer);
         for (int64_t t = 0; t < c->width; t++) panel[t * ICE_PANEL + lane] = x[t];
         best[lane] = -INFINITY;

@@ -3,8 +3,7 @@
  * Promotion: `cells` rows are sampled without replacement as parents.  Each row goes to the nearest parent, each parent moves to
  * the mean of its rows (one Lloyd step), and both are done once more.  Empty cells vanish.
  *
- * With a lifting scale c (at least the largest norm) rows are compared as the inner product compares them (IceFormer, equation 5):
- *   T(x) = [ x / c ; sqrt(1 - |x|^2 / c^2) ]. */
+ * With a lifting scale rows are compared as the inner product compares them (lifting.h). */
 #ifndef ICE_CELLS_H
 #define ICE_CELLS_H
 

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/order.h"
 #include "base/parallel.h"
+#include "segment/lifting.h"
 
 /* ---- Building ---- */
 
@@ -30,13 +31,6 @@ void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float 
             projection[j] = projection[j] / lifting + last_coordinate * directions[j * width + dim];
 }
 
-static float last_coordinate(const float *x, int64_t dim, float lifting) {
-    double squared = 0.0;
-    for (int64_t t = 0; t < dim; t++) squared += (double)x[t] * x[t];
-    double rest = 1.0 - squared / ((double)lifting * lifting);
-    return rest > 0.0 ? (float)sqrt(rest) : 0.0f;
-}
-
 static void project_rows(void *context, int64_t index, void *scratch) {
     const build_step *step = context;
     if (!scratch) return;
@@ -48,7 +42,7 @@ static void project_rows(void *context, int64_t index, void *scratch) {
     int64_t first = (step->next + index) * PROJECT_BLOCK, end = first + PROJECT_BLOCK < s->count ? first + PROJECT_BLOCK : s->count;
     for (int64_t i = first; i < end; i++) {
         const float *x = plan->rows.read(plan->rows.context, s->order[i], scratch);
-        float last = s->lifting > 0 ? last_coordinate(x, s->dim, s->lifting) : 0.0f;
+        float last = s->lifting > 0 ? ice_last_coordinate(x, s->dim, s->lifting) : 0.0f;
         for (int l = 0; l < lists->composites; l++)
             ice_project(plan->kernels, x, s->dim, s->lifting, last, plan->directions + l * lists->simples * width, lists->simples,
                         projection + l * lists->simples);

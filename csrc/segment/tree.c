@@ -244,6 +244,12 @@ int64_t ice_tree_bytes(const ice_tree_builder *b) {
     return bytes;
 }
 
+int ice_tree_rename(ice_tree_builder *b, const int32_t *name) {
+    if (!b->segment) return 0;
+    for (int64_t i = 0; i < b->segment->count; i++) b->segment->order[i] = name[b->segment->order[i]];
+    return 1;
+}
+
 int ice_tree_done(const ice_tree_builder *b) { return b->stage == DONE; }
 
 icecore_segment *ice_tree_take(ice_tree_builder *b) {

@@ -25,7 +25,10 @@ icecore_status ice_tree_step(ice_tree_builder *builder, int64_t *work, int threa
 /* Visits of a row that a build takes in all, about. */
 int64_t ice_tree_work(const ice_tree_plan *plan);
 int ice_tree_done(const ice_tree_builder *builder);
-/* The segment once it is done; its order holds numbers of rows.  Gives up ownership. */
+/* Once the cells are known, rows may go by other names: the segment's order holds names from then on, and rows.read is asked for names.
+ * 0, and nothing has changed, while they are not known.  At most once. */
+int ice_tree_rename(ice_tree_builder *builder, const int32_t *name);
+/* The segment once it is done; its order holds numbers of rows, or names.  Gives up ownership. */
 icecore_segment *ice_tree_take(ice_tree_builder *builder);
 /* Memory held, about. */
 int64_t ice_tree_bytes(const ice_tree_builder *builder);
