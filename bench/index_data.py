@@ -85,12 +85,12 @@ def _dinov2_layer(wanted, side, picture):
 
     pixels = resize(_picture(picture)[..., :3], (side, side), anti_aliasing=True).astype(np.float32)
     pixels = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    query, key = dinov2_forward(pixels, wanted)
-    return {"q": query.astype(np.float16), "k": key.astype(np.float16)}
+    query, key, value = dinov2_forward(pixels, wanted)
+    return {"q": query.astype(np.float16), "k": key.astype(np.float16), "v": value.astype(np.float16)}
 
 
 def dinov2_forward(pixels, wanted, heads=6):
-    """Queries and keys (6, n, 64) of layer `wanted`, from normalized pixels (side, side, 3)."""
+    """Queries, keys and values (6, n, 64) of layer `wanted`, from normalized pixels (side, side, 3)."""
     from scipy.special import erf
 
     import icecore
@@ -118,7 +118,7 @@ def dinov2_forward(pixels, wanted, heads=6):
         query, key, value = (linear(inner, f"attention.attention.{part}").reshape(len(x), heads, -1).swapaxes(0, 1)[None]
                              for part in ("query", "key", "value"))
         if layer == wanted:
-            return query[0], key[0]
+            return query[0], key[0], value[0]
         mixed = icecore.attention(*map(np.ascontiguousarray, (query, key, value)))[0].swapaxes(0, 1).reshape(len(x), -1)
         x = x + linear(mixed, "attention.output.dense") * weight[f"{name}.layer_scale1.lambda1"]
         inner = linear(norm(x, f"{name}.norm2"), "mlp.fc1")
