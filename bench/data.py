@@ -2,8 +2,8 @@
 
 `capture(n)`: SmolLM2-135M-Instruct, layer 15, 9 query heads on 3 key heads, d = 64, on a real text, up to 8192 tokens.
 Needs ``icecore[models]`` and the weights package; computed once and kept under bench/.cache. Without them the 2048 tokens of
-one key head in tests/data stand in. Beyond the capture's length it is continued: repeated with fresh noise of a tenth of its
-standard deviation.
+one key head in tests/data stand in. Beyond the capture's length it is continued: repeated with fresh noise of a tenth of each
+component's standard deviation in its head.
 `gaussian(...)`: iid numbers, without structure: only for exact attention, where the data does not matter.
 """
 
@@ -63,7 +63,7 @@ def capture(length):
         array = array.astype(np.float32)
         parts = [array[:, :length]]
         for first in range(available, length, available):
-            noise = 0.1 * array.std() * rng.standard_normal(array.shape, np.float32)
+            noise = 0.1 * array.std(axis=1, keepdims=True) * rng.standard_normal(array.shape, np.float32)
             parts.append((array + noise)[:, : length - first])
         return np.concatenate(parts, axis=1)[None]
 

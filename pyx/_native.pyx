@@ -113,7 +113,7 @@ cdef icecore_attention problem_of(int dtype, const element[:, :, :, :] query, co
                                   const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse,
                                   double scale, bint causal, int64_t window, int64_t sinks, int threads) noexcept:
     cdef icecore_attention p
-    p.dtype = <icecore_dtype>dtype
+    p.dtype = p.key_dtype = <icecore_dtype>dtype
     p.batch, p.query_heads, p.queries, p.dim = query.shape[0], query.shape[1], query.shape[2], query.shape[3]
     p.key_heads, p.keys, p.value_dim = key.shape[1], key.shape[2], value.shape[3]
     p.query, p.key, p.value = tensor(query), tensor(key), tensor(value)
@@ -146,14 +146,19 @@ def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :,
 
 def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
                     const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
-                    bint causal, int64_t sinks, int64_t near_keys, int64_t visit, bint far_field, int64_t block,
-                    int64_t cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass, int threads):
+                    bint causal, int64_t sinks, int64_t near_keys, int64_t visit, bint far_field, float cell_tolerance, bint rounding,
+                    int64_t block, int64_t cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
+                    float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, int threads):
     cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, sinks, threads)
     cdef icecore_near_far options
     options.near_keys, options.visit, options.far_field = near_keys, visit, far_field
+    options.cell_tolerance, options.rounding = cell_tolerance, rounding
     options.block, options.cell_size, options.seed = block, cell_size, seed
     options.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
     options.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
+    options.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
+    options.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
+    options.seconds = &seconds[0] if seconds is not None and seconds.size else NULL
     cdef icecore_status status
     with nogil:
         status = icecore_attend_near_far(&p, &options)
@@ -166,31 +171,41 @@ cdef bytes copy_of(const void *data, int64_t count, size_t size):
     return PyBytes_FromStringAndSize(<const char *>data, <Py_ssize_t>(count * size))
 
 
-def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int64_t cell_size, uint64_t seed):
-    """The arrays of a segment (icecore_segment_view) as bytes, by name."""
+cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
+    cdef size_t element = sizeof(float) if view.dtype == 0 else sizeof(uint16_t)
+    return {
+        "offset": copy_of(nodes.offset, nodes.count + 1, sizeof(int64_t)),
+        "mean_key": copy_of(nodes.mean_key, nodes.count * view.dim, element),
+        "mean_value": copy_of(nodes.mean_value, nodes.count * view.value_dim, element),
+        "variance": copy_of(nodes.variance, nodes.count, sizeof(float)),
+        "radius": copy_of(nodes.radius, nodes.count, sizeof(float)),
+        "log2_count": copy_of(nodes.log2_count, nodes.count, sizeof(float)),
+        "log2_risk": copy_of(nodes.log2_risk, nodes.count, sizeof(float)),
+    }
+
+
+def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, int64_t cell_size, uint64_t seed):
+    """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts."""
     cdef icecore_segment *segment = NULL
     cdef int64_t count = keys.shape[0], dim = keys.shape[1], value_dim = values.shape[1]
     cdef const float *key_data = &keys[0, 0] if keys.size else NULL
     cdef const float *value_data = &values[0, 0] if values.size else NULL
+    cdef size_t element = sizeof(float) if storage == 0 else sizeof(uint16_t)
     cdef icecore_status status
     if values.shape[0] != count:
         check(ICECORE_ERROR_VALUE)
     with nogil:
         status = icecore_segment_build(<icecore_dtype>0, key_data, dim, value_data, value_dim, count, dim, value_dim,
-                                       cell_size, seed, &segment)
+                                       <icecore_dtype>storage, cell_size, seed, &segment)
     check(status)
     cdef icecore_segment_view view = icecore_segment_get(segment)
     try:
         return {
-            "offset": copy_of(view.offset, view.cells + 1, sizeof(int64_t)),
             "order": copy_of(view.order, view.count, sizeof(int32_t)),
-            "keys": copy_of(view.keys, view.count * view.dim, sizeof(float)),
-            "values": copy_of(view.values, view.count * view.value_dim, sizeof(float)),
-            "mean_key": copy_of(view.mean_key, view.cells * view.dim, sizeof(float)),
-            "mean_value": copy_of(view.mean_value, view.cells * view.value_dim, sizeof(float)),
-            "variance": copy_of(view.variance, view.cells, sizeof(float)),
-            "radius": copy_of(view.radius, view.cells, sizeof(float)),
-            "log2_count": copy_of(view.log2_count, view.cells, sizeof(float)),
+            "keys": copy_of(view.keys, view.count * view.dim, element),
+            "values": copy_of(view.values, view.count * view.value_dim, element),
+            "cell": nodes_of(&view.cell, &view),
+            "parent": nodes_of(&view.parent, &view),
         }
     finally:
         icecore_segment_free(segment)

@@ -34,7 +34,7 @@ cdef extern from "icecore.h" nogil:
         pass
 
     ctypedef struct icecore_attention:
-        icecore_dtype dtype
+        icecore_dtype dtype, key_dtype
         int64_t batch, query_heads, key_heads, queries, keys, dim, value_dim
         icecore_tensor query, key, value, out
         float *lse
@@ -52,30 +52,40 @@ cdef extern from "icecore.h" nogil:
     ctypedef struct icecore_near_far:
         int64_t near_keys, visit
         int far_field
+        float cell_tolerance
+        int rounding
         int64_t block, cell_size
         uint64_t seed
         int32_t *near_count
         float *captured_mass
-
+        float *missed_bound
+        int32_t *summaries
+        double *seconds
     icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options)
 
     ctypedef struct icecore_segment:
         pass
 
-    ctypedef struct icecore_segment_view:
-        int64_t count, cells, dim, value_dim
+    ctypedef struct icecore_nodes_view:
+        int64_t count
         const int64_t *offset
-        const int32_t *order
-        const float *keys
-        const float *values
-        const float *mean_key
-        const float *mean_value
+        const void *mean_key
+        const void *mean_value
         const float *variance
         const float *radius
         const float *log2_count
+        const float *log2_risk
+
+    ctypedef struct icecore_segment_view:
+        icecore_dtype dtype
+        int64_t count, dim, value_dim
+        const int32_t *order
+        const void *keys
+        const void *values
+        icecore_nodes_view cell, parent
 
     icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                         int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
+                                         int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
                                          int64_t cell_size, uint64_t seed, icecore_segment **result)
     void icecore_segment_free(icecore_segment *segment)
     icecore_segment_view icecore_segment_get(const icecore_segment *segment)

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from icecore import _native, reference
-from icecore.reference.cells import summarize
+from icecore.reference.cells import summarize_tree
 from icecore.reference.dense import per_query_head
 from icecore.reference.pdci import true_scores
 
@@ -142,6 +142,8 @@ def near_far(
     value,
     *,
     k,
+    risk=None,
+    rounding=False,
     far_field=True,
     causal=False,
     block=1,
@@ -169,34 +171,49 @@ def near_far(
         k,
         visit or k,
         far_field,
+        risk or 0.0,
+        rounding,
         block,
         cell_size,
         seed,
         result.near_keys,
         result.captured_mass,
+        None,
+        None,
+        None,
         threads,
     )
     return result
 
 
 def segment(key, value, cell_size, seed):
-    """The arrays of a sealed segment of the core, by name."""
+    """The arrays of a sealed segment of the core, by name; "cell" and "parent" are dicts of arrays."""
     key, value = (np.ascontiguousarray(a, np.float32) for a in (key, value))
-    raw = _native.build_segment(key, value, cell_size, seed)
-    integers = {"offset": np.int64, "order": np.int32}
-    rows = {"keys": key, "mean_key": key, "values": value, "mean_value": value}
-    arrays = {name: np.frombuffer(data, integers.get(name, np.float32)) for name, data in raw.items()}
-    return {name: a.reshape(-1, rows[name].shape[1]) if name in rows else a for name, a in arrays.items()}
+    types = {"offset": np.int64, "order": np.int32}
+    width = {"keys": key, "mean_key": key, "values": value, "mean_value": value}
+
+    def arrays(raw):
+        if isinstance(raw, dict):
+            return {name: arrays(data) if isinstance(data, dict) else shaped(name, data) for name, data in raw.items()}
+        return raw
+
+    def shaped(name, data):
+        array = np.frombuffer(data, types.get(name, np.float32))
+        return array.reshape(-1, width[name].shape[1]) if name in width else array
+
+    return arrays(_native.build_segment(key, value, _native.FLOAT32, cell_size, seed))
 
 
 def cell_members(arrays):
     """The input rows of each cell of a `segment`."""
-    return np.split(arrays["order"], arrays["offset"][1:-1])
+    return np.split(arrays["order"], arrays["cell"]["offset"][1:-1])
 
 
-def core_cells(key, value, cell_size, seed):
-    """The core's partition with the oracle's summaries: `cells_of` for `reference.near_far_attention`."""
-    return summarize(key, value, cell_members(segment(key, value, cell_size, seed)))
+def core_tree(key, value, cell_size, seed):
+    """The core's partition with the oracle's summaries: `tree_of` for `reference.near_far_attention`."""
+    arrays = segment(key, value, cell_size, seed)
+    parent = np.repeat(np.arange(len(arrays["parent"]["offset"]) - 1), np.diff(arrays["parent"]["offset"]))
+    return summarize_tree(key, value, cell_members(arrays), parent)
 
 
 def run_python(code, timeout=120, **environment):

@@ -106,7 +106,7 @@ BAD_OPTIONS = [
     ({"k": 4, "far_field": False, "visit": 0}, ValueError, "visit must be at least 1, got 0"),
     ({"k": 4, "far_field": False, "visit": 4.0}, TypeError, "visit must be an integer, got float"),
     ({"k": 4, "attn_mask": np.ones((5, 20), bool)}, ValueError, "attn_mask .*k=None"),
-    ({"k": 4, "window": 7}, ValueError, "window=7 with k needs causal=True"),
+    ({"k": 4, "window": 7}, ValueError, "window=7 with k or tolerance needs causal=True"),
     ({"scale": np.nan}, ValueError, "scale must be finite, got nan"),
     ({"scale": -np.inf}, ValueError, "scale must be finite, got -inf"),
     ({"scale": "big"}, TypeError, "scale must be a number, got str"),

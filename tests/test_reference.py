@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icecore import reference
-from icecore.reference.cells import nearest_parent, summarize
+from icecore.reference.cells import nearest_parent, summarize, summarize_tree
 from icecore.reference.dense import top_k_attention, visible_count, visible_keys
-from icecore.reference.near_far import attend_one, exact_and_sealed, opened_cells, sealed_ranges
+from icecore.reference.near_far import attend_one, exact_and_sealed, least_risk, log_risk, sealed_ranges
 from icecore.reference.random import sample_without_replacement, segment_seed, split_mix
 
 # ---- Dense ----
@@ -159,12 +159,24 @@ def test_summarize():
     np.testing.assert_array_equal(cells.radius, [1, 0])
 
 
-def test_build_cells_finds_separate_groups():
+def test_build_tree_finds_separate_groups():
     key = np.repeat(100.0 * np.eye(4), 10, axis=0) + np.random.default_rng(0).standard_normal((40, 4))
     for seed in range(10):
-        cells = reference.build_cells(key, key, cell_size=1, seed=seed)
-        assert np.array_equal(np.sort(np.concatenate(cells.members)), np.arange(40))
-        assert all(len(set(rows // 10)) == 1 for rows in cells.members)
+        tree = reference.build_tree(key, key, cell_size=1, seed=seed)
+        assert np.array_equal(np.sort(np.concatenate(tree.cells.members)), np.arange(40))
+        assert tree.parents.count.sum() == 40
+        for parent, members in enumerate(tree.parents.members):
+            under = [rows for rows, p in zip(tree.cells.members, tree.parent, strict=True) if p == parent]
+            assert set(members) == set(np.concatenate(under))
+
+
+def test_the_risk_is_the_spread_of_a_cells_weights():
+    """Scores normal with variance x about z: exp(score) has the standard deviation exp(z) sqrt(e^x - 1), but for e^(x / 2)."""
+    for x in (0.01, 0.5, 2.0, 8.0, 30.0):
+        key, value = np.array([[1.0], [-1.0]]) * np.sqrt(x), np.array([[3.0], [-3.0]])
+        cells = summarize(key, value, [np.array([0, 1])])
+        (risk,) = log_risk(np.array([1.0]), 1.0, cells)
+        assert risk == pytest.approx(np.log(2 * np.sqrt(np.expm1(x)) * 3), rel=0.06)
 
 
 # ---- Near and far ----
@@ -196,20 +208,20 @@ def test_exact_and_sealed_keys_are_all_that_is_visible(position, block, sinks):
     assert set(range(max(position // block - 1, 0) * block, position + 1)) <= set(exact)
 
 
-def test_opened_cells():
-    risk, count = np.array([0.1, 0.4, 0.4, 0.9, 0.0]), np.array([5, 6, 7, 8, 9])
+def test_least_risk():
+    risk, count = np.array([-1.0, 0.4, 0.4, 0.9, -2.0]), np.array([5, 6, 7, 8, 9])
     for wanted, expected in [(1, [3]), (8, [3]), (9, [1, 2, 3]), (21, [1, 2, 3]), (22, [0, 1, 2, 3])]:
-        np.testing.assert_array_equal(np.flatnonzero(opened_cells(risk, count, wanted)), expected)
-    assert opened_cells(risk, count, 35).all()
+        np.testing.assert_array_equal(np.flatnonzero(risk >= least_risk(risk, count, wanted)), expected)
+    assert least_risk(risk, count, 35) == -np.inf
 
 
 def test_attend_one_is_the_formula():
     """Two cells, one opened: exact keys and its keys one by one, the other as one key of weight n exp(z)."""
     key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
     query, scale = np.array([1.0, 0.2]), 0.5
-    cells = [(0, summarize(key, value, [np.array([0, 1]), np.array([2, 3])]))]
+    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0]))]
     out, lse, near, mass, margin = attend_one(
-        query, key, value, cells, np.array([4]), k=1, far_field=True, visit=None, scale=scale
+        query, key, value, trees, np.array([4]), k=1, risk=None, far_field=True, visit=None, scale=scale
     )
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     far = 2 * math.exp(scale * query @ [0, 2])
@@ -226,9 +238,9 @@ def test_attend_one_is_the_formula():
 def test_attend_one_by_the_published_rule():
     key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
     query, scale = np.array([1.0, 0.2]), 0.5
-    cells = [(0, summarize(key, value, [np.array([0, 1]), np.array([2, 3])]))]
+    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0]))]
     out, lse, near, mass, _ = attend_one(
-        query, key, value, cells, np.array([4]), k=1, far_field=False, visit=2, scale=scale
+        query, key, value, trees, np.array([4]), k=1, risk=None, far_field=False, visit=2, scale=scale
     )
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     kept = weight[1] + weight[4]  # of the visited keys 0 and 1 the larger, and the exact one

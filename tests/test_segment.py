@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from helpers import cell_members, inputs, segment
+from helpers import cell_members, core_tree, inputs, segment
 from hypothesis import given
 from hypothesis import strategies as st
 
 from icecore import reference
-from icecore.reference.cells import summarize
 from icecore.reference.random import sample_without_replacement
 
 
@@ -21,24 +20,24 @@ def labels(members):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
 @pytest.mark.parametrize(
-    ("count", "dim", "cell_size"), [(1000, 16, 32), (500, 3, 8), (300, 130, 17), (257, 5, 4)]
+    ("count", "dim", "cell_size"), [(1000, 16, 32), (500, 3, 8), (300, 130, 17), (257, 5, 4), (2000, 16, 8)]
 )
 def test_same_cells_as_the_oracle(isa, count, dim, cell_size, seed):
     key, value = inputs((0, dim), (count, dim), 5)[1:]
-    expected = reference.build_cells(key, value, cell_size=cell_size, seed=seed)
-    members = cell_members(segment(key, value, cell_size, seed))
-    # a key halfway between two parents may go to either, and moves both
-    assert len(members) == len(expected.members)
-    assert np.mean(labels(members) == labels(expected.members)) > 0.98
+    expected = reference.build_tree(key, value, cell_size=cell_size, seed=seed)
+    tree = core_tree(key, value, cell_size, seed)
+    # a key halfway between two means may go to either, and moves both
+    assert len(tree.parents.members) == len(expected.parents.members)
+    assert np.mean(labels(tree.parents.members) == labels(expected.parents.members)) > 0.98
+    same = [rows.tolist() in [m.tolist() for m in expected.cells.members] for rows in tree.cells.members]
+    assert np.mean(same) > 0.9
 
 
 @pytest.mark.parametrize("seed", [0, 12345, 2**64 - 1])
-def test_parents_are_the_oracles_sample(isa, seed):
-    """With cells of one key every key is a parent, in the order in which it was sampled."""
-    key = np.arange(50, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(
-        segment(key, key, 1, seed)["order"], sample_without_replacement(50, 50, seed)
-    )
+def test_means_start_from_the_oracles_sample(isa, seed):
+    """With cells of one key every key is a mean, in the order in which it was sampled."""
+    key = np.arange(20, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(segment(key, key, 1, seed)["order"], sample_without_replacement(20, 20, seed))
 
 
 @st.composite
@@ -59,15 +58,17 @@ def keys(draw):
 def test_invariants(isa, key, value_dim, cell_size, seed):
     value = np.random.default_rng(0).standard_normal((len(key), value_dim), np.float32)
     cells = segment(key, value, cell_size, seed)
-    count, order, offset = len(key), cells["order"], cells["offset"]
+    count, order = len(key), cells["order"]
     members = cell_members(cells)
 
-    # a partition in at most count / cell_size cells, none empty, input order kept within each
+    # a partition in about count / cell_size cells, none empty, input order kept within each
+    parents = cells["parent"]["offset"]
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
-    assert offset[0] == 0
-    assert offset[-1] == count
-    assert np.all(np.diff(offset) > 0)
-    assert len(members) <= max(1, (count + cell_size // 2) // cell_size)
+    for level, below in ((cells["cell"]["offset"], count), (parents, len(members))):
+        assert level[0] == 0
+        assert level[-1] == below
+        assert np.all(np.diff(level) > 0)
+    assert len(members) <= max(1, count // cell_size + 2 * (len(parents) - 1))
     assert all(np.all(np.diff(rows) > 0) for rows in members)
 
     # keys and values stored in cell order, untouched
@@ -75,16 +76,18 @@ def test_invariants(isa, key, value_dim, cell_size, seed):
     np.testing.assert_array_equal(cells["values"], value[order])
 
     # summaries; a mean of numbers up to x is wrong by some roundoffs of x, and shows in all the rest
-    expected = summarize(key, value, members)
+    tree = core_tree(key, value, cell_size, seed)
     blur = 2.0**-24 * np.sqrt(count) * max(np.abs(key).max(), 1e-30) + 1e-30
-    np.testing.assert_allclose(cells["mean_key"], expected.mean_key, atol=2 * blur)
-    np.testing.assert_allclose(cells["mean_value"], expected.mean_value, atol=1e-5)
-    np.testing.assert_allclose(
-        np.sqrt(cells["variance"]), np.sqrt(expected.variance), rtol=1e-5, atol=4 * blur
-    )
     distance = np.sqrt(key.shape[1])
-    np.testing.assert_allclose(cells["radius"], expected.radius, rtol=1e-5, atol=4 * blur * distance)
-    np.testing.assert_allclose(cells["log2_count"], np.log2(expected.count), rtol=1e-6)
+    for actual, expected in ((cells["cell"], tree.cells), (cells["parent"], tree.parents)):
+        np.testing.assert_allclose(actual["mean_key"], expected.mean_key, atol=2 * blur)
+        np.testing.assert_allclose(actual["mean_value"], expected.mean_value, atol=1e-5)
+        np.testing.assert_allclose(np.sqrt(actual["variance"]), np.sqrt(expected.variance), rtol=1e-5, atol=4 * blur)
+        np.testing.assert_allclose(actual["radius"], expected.radius, rtol=1e-5, atol=4 * blur * distance)
+        np.testing.assert_allclose(actual["log2_count"], np.log2(expected.count), rtol=1e-6)
+        risk = np.exp2(actual["log2_risk"]) / expected.count
+        clear = (np.sqrt(expected.variance) > 1e4 * blur) & (expected.value_variance > 1e-3)
+        np.testing.assert_allclose(risk[clear], np.sqrt(expected.variance * expected.value_variance)[clear], rtol=1e-3)
 
 
 def test_equal_keys_share_a_cell():
@@ -97,8 +100,9 @@ def test_equal_keys_share_a_cell():
 def test_same_seed_same_bytes():
     key, value = inputs((0, 8), (300, 8), 4)[1:]
     one, two, other = (segment(key, value, 16, seed) for seed in (7, 7, 8))
-    for name, array in one.items():
-        np.testing.assert_array_equal(two[name], array)
+    for name, array in one["cell"].items():
+        np.testing.assert_array_equal(two["cell"][name], array)
+    np.testing.assert_array_equal(two["order"], one["order"])
     assert not np.array_equal(other["order"], one["order"])
 
 
@@ -106,9 +110,9 @@ def test_same_seed_same_bytes():
 def test_fewer_keys_than_a_cell_holds(isa, count):
     key, value = inputs((0, 8), (count, 8), 4)[1:]
     cells = segment(key, value, 32, 0)
-    np.testing.assert_array_equal(cells["offset"], [0, count])
+    np.testing.assert_array_equal(cells["cell"]["offset"], [0, count])
     np.testing.assert_array_equal(cells["order"], np.arange(count))
-    np.testing.assert_allclose(cells["mean_key"], key.mean(axis=0, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(cells["cell"]["mean_key"], key.mean(axis=0, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize(

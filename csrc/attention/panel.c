@@ -13,16 +13,15 @@ static void *take(char **scratch, int64_t count, size_t size) {
 
 static float *take_floats(char **scratch, int64_t count) { return take(scratch, count, sizeof(float)); }
 
-/* Whether this problem can use the bfloat16 kernels. */
-static int native_bf16(const icecore_attention *p, const ice_kernels *kernels) {
+int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
     const ice_bf16_kernels *bf16 = kernels->bf16;
-    return bf16 && p->dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 && p->value_dim % bf16->value_dim_multiple == 0;
+    return bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 && p->value_dim % bf16->value_dim_multiple == 0;
 }
 
 size_t ice_panel_bytes(const icecore_attention *p) {
     int64_t rows = p->dim + p->value_dim + ICE_KEY_BLOCK + 3;
     int64_t widened = ICE_KEY_BLOCK * (p->dim + p->value_dim);
-    int64_t pairs = p->dtype != ICECORE_BFLOAT16 ? 0 : (p->dim + 1 + ICE_KEY_BLOCK) * ICE_PANEL + ICE_KEY_BLOCK * p->value_dim;
+    int64_t pairs = p->key_dtype != ICECORE_BFLOAT16 ? 0 : (p->dim + 1 + ICE_KEY_BLOCK) * ICE_PANEL + ICE_KEY_BLOCK * p->value_dim;
     return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + (size_t)pairs * sizeof(uint16_t) + 12 * ICE_ALIGNMENT;
 }
 
@@ -39,7 +38,7 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     panel->correction = take_floats(&free_space, ICE_PANEL);
     panel->keys = take_floats(&free_space, ICE_KEY_BLOCK * p->dim);
     panel->values = take_floats(&free_space, ICE_KEY_BLOCK * p->value_dim);
-    if (native_bf16(p, kernels)) {
+    if (ice_panel_is_bf16(p, kernels)) {
         panel->query_pairs = take(&free_space, (p->dim + 1) * ICE_PANEL, sizeof(uint16_t));
         panel->weight_pairs = take(&free_space, ICE_KEY_BLOCK * ICE_PANEL, sizeof(uint16_t));
         panel->packed_values = take(&free_space, ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
@@ -105,16 +104,16 @@ static int hide(ice_panel *panel, int64_t first, int64_t count) {
     return partial;
 }
 
-/* Rows `first`.. as float32: where they lie, or widened into `buffer`. */
-static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, int64_t width, int64_t first, int64_t count,
-                               float *buffer, int64_t *stride) {
+/* Rows `first`.. as the kernels want them: where they lie, or widened into `buffer`. */
+static const void *block_rows(ice_panel *panel, const icecore_tensor *tensor, int64_t width, int64_t first, int64_t count,
+                              float *buffer, int64_t *stride) {
     const icecore_attention *p = panel->problem;
-    if (p->dtype == ICECORE_FLOAT32) {
+    if (p->key_dtype == ICECORE_FLOAT32 || panel->query_pairs) {
         *stride = tensor->row_stride;
-        return ice_address(tensor, p->dtype, panel->batch, panel->key_head, first);
+        return ice_address(tensor, p->key_dtype, panel->batch, panel->key_head, first);
     }
     for (int64_t j = 0; j < count; j++)
-        panel->kernels->to_float32(p->dtype, ice_address(tensor, p->dtype, panel->batch, panel->key_head, first + j),
+        panel->kernels->to_float32(p->key_dtype, ice_address(tensor, p->key_dtype, panel->batch, panel->key_head, first + j),
                                    buffer + j * width, width);
     *stride = width;
     return buffer;
@@ -122,59 +121,59 @@ static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, i
 
 static void add_nonfinite(ice_panel *panel, int64_t first, int64_t count) {
     const icecore_attention *p = panel->problem;
-    ice_add_nonfinite(p->dtype, ice_address(&p->value, p->dtype, panel->batch, panel->key_head, first), p->value.row_stride, count,
+    ice_add_nonfinite(p->key_dtype, ice_address(&p->value, p->key_dtype, panel->batch, panel->key_head, first), p->value.row_stride, count,
                       p->value_dim, panel->scores, panel->lanes, ICE_PANEL, panel->accumulator);
 }
 
-/* One block of keys through the float32 kernels. */
+void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_t count, float *scores) {
+    const int64_t dim = panel->problem->dim;
+    if (panel->query_pairs)
+        panel->kernels->bf16->scores(panel->query_pairs, dim, panel->lanes, panel->scale, keys, stride, count, scores);
+    else
+        panel->kernels->scores(panel->queries, dim, panel->lanes, keys, stride, count, scores);
+}
+
+static void add_values(ice_panel *panel, const float *weights, int64_t count, const void *values, int64_t stride) {
+    const int64_t value_dim = panel->problem->value_dim;
+    const ice_bf16_kernels *bf16 = panel->kernels->bf16;
+    if (panel->query_pairs) {
+        bf16->pack_weights(weights, count, panel->weight_pairs);
+        bf16->pack_values(values, stride, count, value_dim, panel->packed_values);
+        bf16->weighted_sum(panel->weight_pairs, count, panel->lanes, panel->packed_values, value_dim, panel->correction,
+                           panel->accumulator);
+    } else {
+        panel->kernels->weighted_sum(weights, count, panel->lanes, values, stride, value_dim, panel->correction, panel->accumulator);
+    }
+}
+
+void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values, int64_t stride) {
+    panel->kernels->softmax(scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
+    add_values(panel, scores, count, values, stride);
+}
+
 static void attend_block(ice_panel *panel, int64_t first, int64_t count) {
     const icecore_attention *p = panel->problem;
-    const ice_kernels *kernels = panel->kernels;
+    const icecore_dtype dtype = panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
     int64_t key_stride, value_stride;
-    const float *keys = float_rows(panel, &p->key, p->dim, first, count, panel->keys, &key_stride);
-    kernels->scores(panel->queries, p->dim, panel->lanes, keys, key_stride, count, panel->scores);
+    const void *keys = block_rows(panel, &p->key, p->dim, first, count, panel->keys, &key_stride);
+    ice_panel_scores(panel, keys, key_stride, count, panel->scores);
     int hidden = hide(panel, first, count);
-    kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
-    const float *values = float_rows(panel, &p->value, p->value_dim, first, count, panel->values, &value_stride);
-    int cleaned = hidden && !ice_all_finite(ICECORE_FLOAT32, values, value_stride, count, p->value_dim);
+    panel->kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
+    const void *values = block_rows(panel, &p->value, p->value_dim, first, count, panel->values, &value_stride);
+    int cleaned = hidden && !ice_all_finite(dtype, values, value_stride, count, p->value_dim);
     if (cleaned) {
-        ice_copy_finite(ICECORE_FLOAT32, values, value_stride, count, p->value_dim, panel->values);
+        ice_copy_finite(dtype, values, value_stride, count, p->value_dim, panel->values);
         values = panel->values;
         value_stride = p->value_dim;
     }
-    kernels->weighted_sum(panel->scores, count, panel->lanes, values, value_stride, p->value_dim, panel->correction,
-                          panel->accumulator);
-    if (cleaned) add_nonfinite(panel, first, count);
-}
-
-/* One block of keys through the bfloat16 kernels. */
-static void attend_block_bf16(ice_panel *panel, int64_t first, int64_t count) {
-    const icecore_attention *p = panel->problem;
-    const ice_bf16_kernels *bf16 = panel->kernels->bf16;
-    const uint16_t *keys = ice_address(&p->key, p->dtype, panel->batch, panel->key_head, first);
-    const uint16_t *values = ice_address(&p->value, p->dtype, panel->batch, panel->key_head, first);
-    int64_t value_stride = p->value.row_stride;
-    bf16->scores(panel->query_pairs, p->dim, panel->lanes, panel->scale, keys, p->key.row_stride, count, panel->scores);
-    int hidden = hide(panel, first, count);
-    panel->kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
-    int cleaned = hidden && !ice_all_finite(p->dtype, values, value_stride, count, p->value_dim);
-    if (cleaned) {
-        uint16_t *copy = (uint16_t *)panel->values;
-        ice_copy_finite(p->dtype, values, value_stride, count, p->value_dim, copy);
-        values = copy;
-        value_stride = p->value_dim;
-    }
-    bf16->pack_weights(panel->scores, count, panel->weight_pairs);
-    bf16->pack_values(values, value_stride, count, p->value_dim, panel->packed_values);
-    bf16->weighted_sum(panel->weight_pairs, count, panel->lanes, panel->packed_values, p->value_dim, panel->correction,
-                       panel->accumulator);
+    add_values(panel, panel->scores, count, values, value_stride);
     if (cleaned) add_nonfinite(panel, first, count);
 }
 
 void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end) {
     for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
         int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
-        (panel->query_pairs ? attend_block_bf16 : attend_block)(panel, block, count);
+        attend_block(panel, block, count);
     }
 }
 

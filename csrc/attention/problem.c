@@ -8,7 +8,7 @@ icecore_status ice_check_problem(const icecore_attention *p) {
     int sizes = p->batch >= 0 && p->query_heads >= 0 && p->key_heads >= 0 && p->queries >= 0 && p->keys >= 0;
     int dims = p->dim >= 1 && p->dim <= ICECORE_MAX_DIM && p->value_dim >= 1 && p->value_dim <= ICECORE_MAX_DIM;
     int heads = p->query_heads == 0 || (p->key_heads > 0 && p->query_heads % p->key_heads == 0);
-    int kinds = p->dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
+    int kinds = p->dtype <= ICECORE_BFLOAT16 && p->key_dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
     int options = p->window >= -1 && p->sinks >= 0 && (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
     if (!kinds || !sizes || !dims || !heads || !options) return ICECORE_ERROR_VALUE;
     if (!ice_is_empty(p) && (!p->query.data || !p->out.data || (p->keys > 0 && (!p->key.data || !p->value.data))))

@@ -7,32 +7,44 @@ void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_
     float scores[ICE_KEY_BLOCK], correction;
     for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
         int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
-        const void *keys = ice_address(&p->key, p->dtype, row.batch, key_head, block);
-        const void *values = ice_address(&p->value, p->dtype, row.batch, key_head, block), *used = values;
+        const void *keys = ice_address(&p->key, p->key_dtype, row.batch, key_head, block);
+        const void *values = ice_address(&p->value, p->key_dtype, row.batch, key_head, block), *used = values;
         int64_t stride = p->value.row_stride;
-        kernels->row_scores(query, p->dim, p->dtype, keys, p->key.row_stride, count, scores);
+        kernels->row_scores(query, p->dim, p->key_dtype, keys, p->key.row_stride, count, scores);
         int hidden = p->mask_kind != ICECORE_MASK_NONE && ice_add_mask(p, row, block, count, scores, 1);
         kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-        int cleaned = hidden && !ice_all_finite(p->dtype, values, stride, count, p->value_dim);
+        int cleaned = hidden && !ice_all_finite(p->key_dtype, values, stride, count, p->value_dim);
         if (cleaned) {
-            ice_copy_finite(p->dtype, values, stride, count, p->value_dim, cleaned_values);
+            ice_copy_finite(p->key_dtype, values, stride, count, p->value_dim, cleaned_values);
             used = cleaned_values;
             stride = p->value_dim;
         }
-        kernels->row_weighted_sum(scores, count, p->dtype, used, stride, p->value_dim, correction, state->accumulator);
+        kernels->row_weighted_sum(scores, count, p->key_dtype, used, stride, p->value_dim, correction, state->accumulator);
         if (cleaned)
-            ice_add_nonfinite(p->dtype, values, p->value.row_stride, count, p->value_dim, scores, 1, 1, state->accumulator);
+            ice_add_nonfinite(p->key_dtype, values, p->value.row_stride, count, p->value_dim, scores, 1, 1, state->accumulator);
     }
 }
 
-void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, int64_t dim, int64_t value_dim,
-                           const float *keys, const float *values, int64_t count) {
+void ice_single_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale, int64_t dim,
+                       const void *keys, int64_t count, float *scores) {
+    if (rounded) kernels->bf16->row_scores(rounded, dim, scale, keys, dim, count, scores);
+    else kernels->row_scores(query, dim, ICECORE_FLOAT32, keys, dim, count, scores);
+}
+
+void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale,
+                           int64_t dim, int64_t value_dim, const void *keys, const void *values, int64_t count, const float *bias) {
+    if (rounded) {
+        kernels->bf16->row_attend(rounded, dim, scale, keys, values, value_dim, count, bias, &state->maximum, &state->sum,
+                                  state->accumulator);
+        return;
+    }
     float scores[ICE_KEY_BLOCK], correction;
     for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
         int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
-        kernels->row_scores(query, dim, ICECORE_FLOAT32, keys + first * dim, dim, n, scores);
+        kernels->row_scores(query, dim, ICECORE_FLOAT32, (const float *)keys + first * dim, dim, n, scores);
+        for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
         kernels->row_softmax(scores, n, &state->maximum, &state->sum, &correction);
-        kernels->row_weighted_sum(scores, n, ICECORE_FLOAT32, values + first * value_dim, value_dim, value_dim, correction,
+        kernels->row_weighted_sum(scores, n, ICECORE_FLOAT32, (const float *)values + first * value_dim, value_dim, value_dim, correction,
                                   state->accumulator);
     }
 }

@@ -83,7 +83,8 @@ typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } 
  * A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse -inf.
  * NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it. */
 typedef struct {
-    icecore_dtype dtype;                 /* of query, key, value and out */
+    icecore_dtype dtype;                 /* of query and out */
+    icecore_dtype key_dtype;             /* of key and value */
     int64_t batch, query_heads, key_heads, queries, keys, dim, value_dim;
     icecore_tensor query, key, value;    /* read only */
     icecore_tensor out;                  /* must not overlap an input */
@@ -103,30 +104,44 @@ typedef struct {
  * short query sides, batch * query_heads * queries * value_dim * 4 bytes for each split of the keys (at most 32). */
 icecore_status icecore_attend_exact(const icecore_attention *problem);
 
-/* Near/far attention: sinks, the local window and the k best cells' keys exactly, all other cells by their means.
+/* Near/far attention: a treecode for softmax.  Sinks, the local window and the keys of opened cells count exactly, all others by means.
  *
- * Keys are grouped in cells (see icecore_segment).  For a query with scaled score z_c against the mean key of cell c:
+ * Keys are grouped in cells and these under parents (see icecore_segment).  For a query with scaled score z_c against the mean key of
+ * a cell c of n_c keys:
  *   far weight n_c exp(z_c), value: the mean value;
- *   risk  n_c exp(z_c) sqrt(exp(x_c) - 1),  x_c = scale^2 |q|^2 variance_c.
- * Cells are opened in order of risk until they hold at least near_keys keys; equal risks open together.
+ *   risk  n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c,  x_c = scale^2 |q|^2 variance_c,  h(x) = x / 4 (1 + x / (12 + x)),
+ * w_c the root mean square distance of the cell's values from their mean.  sqrt(x) exp(h(x)) is sqrt(exp(x) - 1) within a twentieth: the
+ * spread of the weights of a cell whose scores are normal with variance x.  The risk is thus what a cell's mean may be wrong by.
+ *
+ * near_keys: parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the cells of these, cells are
+ * opened in order of risk until they hold at least near_keys; equal risks open together.
+ * cell_tolerance > 0, instead: cells are opened whose risk exceeds cell_tolerance |sum_j exp(z_j) value_j|, where the sum is guessed from
+ * the exact keys and the parents' means; parents are expanded at 0.3 times that.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
  * Not causal: one segment over all keys past the first `sinks`, which stay exact.
  *
- * far_field = 0 is the published rule (IceFormer): cells are opened until they hold at least `visit` keys, of these the
- * near_keys with the largest scores are kept, and all the rest is dropped.
+ * far_field = 0 is the published rule (IceFormer): of all cells those are opened, in order of risk, that hold at least `visit` keys, of
+ * these the near_keys with the largest scores are kept, and all the rest is dropped.
  *
  * Uses of icecore_attention's fields: window and mask must be absent (-1, ICECORE_MASK_NONE); sinks as said here. */
 typedef struct {
     int64_t near_keys;                   /* >= 1 */
     int64_t visit;                       /* used when far_field = 0; >= near_keys */
     int far_field;
+    float cell_tolerance;                /* >= 0; 0: near_keys rules */
+    int rounding;                        /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
+                                            natively (and the widths suit); sums stay in float32 */
     int64_t block;                       /* causal: >= 1 */
     int64_t cell_size;                   /* keys per cell, on average; >= 1 */
     uint64_t seed;
     int32_t *near_count;                 /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
     float *captured_mass;                /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */
+    float *missed_bound;                 /* NULL, or same shape: no larger a share of the true mass (of rounded inputs, where they are
+                                            rounded) lies outside the exact keys; far_field = 1 */
+    int32_t *summaries;                  /* NULL, or same shape: cells and parents scored */
+    double *seconds;                     /* NULL, or 2: spent sealing and attending, all threads together */
 } icecore_near_far;
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options);
 
@@ -136,25 +151,34 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
  * number of threads may read it.  Owned by the caller until icecore_segment_free. */
 typedef struct icecore_segment icecore_segment;
 
-/* Parents are sampled without replacement (count / cell_size of them, rounded, at least one), each key goes to the nearest
- * parent, each parent moves to the mean of its keys (one Lloyd step), and the keys are assigned once more.  Empty cells vanish.
- * `keys`: count x dim rows of `dtype`, `values`: count x value_dim or NULL.  Both are copied.
- * Cost: 4 count (count / cell_size) dim flops. */
+/* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without replacement (count
+ * by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves to the mean of its keys (one Lloyd
+ * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.
+ * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored.
+ * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
+                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
                                      int64_t cell_size, uint64_t seed, icecore_segment **result);
 void icecore_segment_free(icecore_segment *segment);
 
+/* Cells, or parents.  Where a mean is not finite both are stored as 0. */
+typedef struct {
+    int64_t count;
+    const int64_t *offset;               /* count + 1: cell c holds stored rows offset[c] .. offset[c + 1] - 1; a parent: cells */
+    const void *mean_key, *mean_value;   /* count x dim, count x value_dim */
+    const float *variance;               /* mean squared distance of the keys from their mean, per dimension */
+    const float *radius;                 /* largest distance of a key from the mean */
+    const float *log2_count;             /* keys */
+    const float *log2_risk;              /* log2(keys sqrt(variance) w), w the root mean square distance of values from their mean */
+} icecore_nodes_view;
+
 /* Views into a segment, valid as long as it lives. */
 typedef struct {
-    int64_t count, cells, dim, value_dim;
-    const int64_t *offset;               /* cells + 1: cell c holds stored rows offset[c] .. offset[c+1] - 1 */
+    icecore_dtype dtype;                 /* of keys, values and means */
+    int64_t count, dim, value_dim;
     const int32_t *order;                /* count: the input row of each stored row */
-    const float *keys, *values;          /* count x dim, count x value_dim, in cell order */
-    const float *mean_key, *mean_value;  /* cells x dim, cells x value_dim */
-    const float *variance;               /* cells: mean squared distance from the mean, per dimension */
-    const float *radius;                 /* cells: largest distance from the mean */
-    const float *log2_count;             /* cells */
+    const void *keys, *values;           /* count x dim, count x value_dim, in cell order */
+    icecore_nodes_view cell, parent;
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
 

@@ -143,4 +143,6 @@ static const ice_bf16_kernels bf16_tiles = {
     .pack_weights = tile_pack_weights,
     .pack_values = tile_pack_values,
     .weighted_sum = tile_weighted_sum,
+    .row_scores = dot_row_scores,
+    .row_attend = dot_row_attend,
 };

@@ -1,4 +1,4 @@
-/* Cell kernels: assignment of keys to parents, and the far field's weights and risks. */
+/* Cell kernels: assignment of keys to parents, and which cells to open. */
 
 static void nearest(const float *block, int64_t count, int lanes, const float *bias, int64_t first, float *best,
                     float *best_index) {
@@ -15,37 +15,17 @@ static void nearest(const float *block, int64_t count, int lanes, const float *b
     }
 }
 
-static void cell_maximum(const float *block, int64_t cells, int lanes, const float *log2_count, float *maximum) {
+static void cell_risk(float *block, int64_t cells, int lanes, const float *log2_risk, const float *variance, const float *spread,
+                      const float *hidden, float *risk) {
+    const vf quarter = vf_set1(0.25f * 1.44269504f), twelve = vf_set1(12.0f);
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-        vf top = vf_load(maximum + lane);
-        for (int64_t c = 0; c < cells; c++)
-            top = vf_max(top, vf_add(vf_load(block + c * ICE_PANEL + lane), vf_set1(log2_count[c])));
-        vf_store(maximum + lane, top);
-    }
-}
-
-/* exp(x) - 1 for 0 <= x <= 60: below 1/4 by its series, where the difference would cancel. */
-static ALWAYS_INLINE vf exponential_minus_one(vf x) {
-    const vf one = vf_set1(1.0f);
-    vf series = vf_fma(x, vf_set1(1.0f / 120), vf_set1(1.0f / 24));
-    series = vf_fma(x, series, vf_set1(1.0f / 6));
-    series = vf_fma(x, series, vf_set1(0.5f));
-    series = vf_mul(x, vf_fma(x, series, one));
-    vf direct = vf_sub(vf_exp2(vf_mul(x, vf_set1(1.44269504f))), one);
-    return vf_select(vf_gt(vf_set1(0.25f), x), series, direct);
-}
-
-static void cell_risk(float *block, int64_t cells, int lanes, const float *log2_count, const float *variance,
-                      const float *spread, const float *maximum, float *risk) {
-    const vf most = vf_set1(60.0f);
-    for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-        vf top = vf_load(maximum + lane), width = vf_load(spread + lane);
+        vf width = vf_load(spread + lane), aside = hidden ? vf_load(hidden + lane) : vf_zero();
         for (int64_t c = 0; c < cells; c++) {
             float *score = block + c * ICE_PANEL + lane;
-            vf mass = vf_exp2(vf_sub(vf_add(vf_load(score), vf_set1(log2_count[c])), top));
-            vf x = vf_min(vf_mul(width, vf_set1(variance[c])), most);
-            vf_store(risk + c * ICE_PANEL + lane, vf_mul(mass, vf_sqrt(exponential_minus_one(x))));
-            vf_store(score, mass);
+            vf x = vf_mul(width, vf_set1(variance[c])), z = vf_add(vf_load(score), aside);
+            vf h = vf_mul(vf_mul(x, quarter), vf_add(vf_set1(1.0f), vf_div(x, vf_add(x, twelve))));
+            if (hidden) vf_store(score, z);
+            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_set1(log2_risk[c])), h));
         }
     }
 }
@@ -65,20 +45,18 @@ static void count_at_least(const float *risk, int64_t cells, int lanes, const fl
     }
 }
 
-static void open_cells(float *mass, const float *risk, int64_t cells, int lanes, const float *threshold, uint64_t *open,
-                       float *far) {
+static void open_cells(float *block, const float *risk, int64_t cells, int lanes, const float *threshold, const float *log2_count,
+                       uint64_t *open) {
     const uint64_t all = ((uint64_t)1 << VF_WIDTH) - 1;
+    const vf nothing = vf_set1(-INFINITY);
     for (int64_t c = 0; c < cells; c++) open[c] = 0;
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-        vf bound = vf_load(threshold + lane), rest = vf_zero();
+        vf bound = vf_load(threshold + lane);
         for (int64_t c = 0; c < cells; c++) {
-            float *weight = mass + c * ICE_PANEL + lane;
+            float *score = block + c * ICE_PANEL + lane;
             vm closed = vf_gt(bound, vf_load(risk + c * ICE_PANEL + lane));
-            vf kept = vf_select(closed, vf_load(weight), vf_zero());
             open[c] |= (all & ~(uint64_t)vm_bits(closed)) << lane;
-            rest = vf_add(rest, kept);
-            vf_store(weight, kept);
+            vf_store(score, vf_select(closed, vf_add(vf_load(score), vf_set1(log2_count[c])), nothing));
         }
-        vf_store(far + lane, rest);
     }
 }

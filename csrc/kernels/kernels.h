@@ -38,6 +38,13 @@ typedef struct {
     /* As weighted_sum below, from packed weights and values. */
     void (*weighted_sum)(const uint16_t *weights, int64_t count, int lanes, const uint16_t *values, int64_t value_dim,
                          const float *correction, float *accumulator);
+    /* As row_scores below, times scale; query: dim bfloat16 numbers. */
+    void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
+                       float *scores);
+    /* row_scores plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous rows.  The maximum need not be the largest
+     * score, but no score is above it by more than 16; weights are rounded to bfloat16 for the products. */
+    void (*row_attend)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values, int64_t value_dim,
+                       int64_t count, const float *bias, float *maximum, float *sum, float *accumulator);
 } ice_bf16_kernels;
 
 typedef struct {
@@ -84,19 +91,18 @@ typedef struct {
      * smaller index among equals. */
     void (*nearest)(const float *scores, int64_t count, int lanes, const float *bias, int64_t first, float *best,
                     float *best_index);
-    /* maximum[lane] = max(maximum[lane], max_c scores[c][lane] + log2_count[c]). */
-    void (*cell_maximum)(const float *scores, int64_t cells, int lanes, const float *log2_count, float *maximum);
-    /* mass = 2^(scores + log2_count - maximum), written over scores; risk = mass * sqrt(exp(x) - 1) with
-     * x = min(spread[lane] * variance[c], 60). */
-    void (*cell_risk)(float *scores, int64_t cells, int lanes, const float *log2_count, const float *variance,
-                      const float *spread, const float *maximum, float *risk);
+    /* scores[c][lane] += hidden[lane] (0, or -inf for lanes that have nothing to do with these cells; NULL: none), then
+     * risk[c][lane] = scores[c][lane] + log2_risk[c] + log2(e) h(spread[lane] * variance[c]),  h(x) = x / 4 (1 + x / (12 + x)):
+     * a logarithm; h is within a twentieth of log(sqrt((exp(x) - 1) / x)). */
+    void (*cell_risk)(float *scores, int64_t cells, int lanes, const float *log2_risk, const float *variance,
+                      const float *spread, const float *hidden, float *risk);
     /* keys[lane], opened[lane] = how many keys, how many cells have not (risk < threshold[lane]); `count` holds the cells' sizes.
-     * A NaN risk is thus always opened, so that the NaN behind it shows in the result. */
+     * A NaN risk is thus always opened. */
     void (*count_at_least)(const float *risk, int64_t cells, int lanes, const float *count, const float *threshold,
                            float *keys, float *opened);
-    /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and mass becomes 0.  far[lane] = sum of the rest. */
-    void (*open_cells)(float *mass, const float *risk, int64_t cells, int lanes, const float *threshold,
-                       uint64_t *open, float *far);
+    /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and the score becomes -inf; others grow by log2_count[c]. */
+    void (*open_cells)(float *scores, const float *risk, int64_t cells, int lanes, const float *threshold, const float *log2_count,
+                       uint64_t *open);
 
     /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
 

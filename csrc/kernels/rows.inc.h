@@ -103,12 +103,20 @@ static void row_softmax(float *row, int64_t count, float *maximum, float *sum, f
     for (int64_t j = 0; j < count; j += VF_WIDTH) {
         int n = count - j < VF_WIDTH ? (int)(count - j) : VF_WIDTH;
         vf weight = vf_exp2(vf_sub(vf_load_n(row + j, n), vf_set1(reference)));
-        vf_store_n(row + j, weight, n);
-        total = vf_add(total, vf_load_n(row + j, n));   /* reloaded, so that missing lanes are 0 */
+        if (n == VF_WIDTH) {
+            vf_store(row + j, weight);
+            total = vf_add(total, weight);
+        } else {
+            vf_store_n(row + j, weight, n);
+            total = vf_add(total, vf_load_n(row + j, n));   /* reloaded, so that missing lanes are 0 */
+        }
     }
-    float lanes[VF_WIDTH];
-    vf_store(lanes, vf_exp2(vf_set1(before - reference)));
-    *correction = before > -INFINITY ? lanes[0] : 1.0f;
+    *correction = 1.0f;
+    if (before > -INFINITY && before != after) {
+        float lanes[VF_WIDTH];
+        vf_store(lanes, vf_exp2(vf_set1(before - reference)));
+        *correction = lanes[0];
+    }
     *sum = *sum * *correction + vf_reduce_add(total);
     *maximum = after;
 }

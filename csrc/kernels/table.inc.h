@@ -49,7 +49,6 @@ const ice_kernels KERNEL_TABLE = {
     .row_softmax = row_softmax,
     .row_weighted_sum = row_weighted_sum,
     .nearest = nearest,
-    .cell_maximum = cell_maximum,
     .cell_risk = cell_risk,
     .count_at_least = count_at_least,
     .open_cells = open_cells,

@@ -32,15 +32,26 @@ typedef struct {
     float *sorted;             /* composites x (simples - 1) x count: all projections but the first, sorted in each cell */
 } ice_lists;
 
+/* Sets of keys that one mean key and one mean value can stand for: the cells of a segment, or their parents. */
+typedef struct {
+    int64_t count;
+    int64_t *offset;           /* count + 1: the stored rows of a cell, the cells of a parent */
+    void *mean_key, *mean_value;   /* of the segment's dtype; 0 where one of them is not finite */
+    float *variance, *radius;  /* distances from the mean key: mean square per dimension, largest */
+    float *log2_count;
+    float *log2_risk;          /* what of a risk is no query's; NaN where a mean is not finite, so that it is always opened */
+} ice_nodes;
+
 struct icecore_segment {
     atomic_int owners;         /* icecore_segment_free gives up one; the last one's memory goes */
     int64_t count, cells, dim, value_dim;
-    int64_t *offset;
     int32_t *order;
+    icecore_dtype dtype;                           /* for attention: of keys, values and means */
+    void *keys, *values;
+    ice_nodes cell, parent;
+    int64_t *offset;                               /* for search */
     float *mean_key;
-    float *keys, *values, *mean_value;             /* for attention */
-    float *variance, *radius, *log2_count;
-    int layers;                                    /* for search */
+    int layers;
     ice_layer layer[ICE_MOST_LAYERS];
     ice_lists lists;
     float lifting;                                 /* c, or 0 where keys are not lifted */

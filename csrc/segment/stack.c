@@ -4,10 +4,12 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "segment/groups.h"
 
-int64_t ice_stack_most_cells(int64_t keys, int64_t cell_size) {
-    /* each segment rounds to the nearest number of cells, and has at least one */
-    return keys / cell_size + 2 * ICE_STACK_LEVELS;
+int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size) {
+    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one */
+    int64_t cells = keys / cell_size + ICE_STACK_LEVELS, parents = cells / ICE_CELLS_PER_PARENT + 2 * ICE_STACK_LEVELS;
+    return cells + 2 * parents;
 }
 
 static icecore_status build(const ice_source *source, int64_t first, int64_t end, icecore_segment **segment) {
@@ -17,14 +19,13 @@ static icecore_status build(const ice_source *source, int64_t first, int64_t end
     int64_t element = source->dtype == ICECORE_FLOAT32 ? 4 : 2;
     return icecore_segment_build(source->dtype, (const char *)source->keys + start * source->key_stride * element,
                                  source->key_stride, (const char *)source->values + start * source->value_stride * element,
-                                 source->value_stride, end - start, source->dim, source->value_dim, source->cell_size,
+                                 source->value_stride, end - start, source->dim, source->value_dim, source->storage, source->cell_size,
                                  ice_segment_seed(source->seed, start, end - start), segment);
 }
 
 void ice_stack_free(ice_stack *stack) {
     if (!stack) return;
     for (int i = 0; i < stack->levels; i++) icecore_segment_free(stack->level[i].segment);
-    ice_free(stack->count);
     ice_free(stack);
 }
 
@@ -34,28 +35,17 @@ static ice_stack *empty_stack(void) {
     return stack;
 }
 
-/* Adds up the segments; gives the stack to *result, or frees it when `status` or the last allocation failed. */
+/* Adds up the segments; gives the stack to *result, or frees it when `status` is not OK. */
 static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack **result) {
-    for (int i = 0; i < stack->levels; i++)
-        if (stack->level[i].segment) {
-            stack->cells += stack->level[i].segment->cells;
-            stack->keys += stack->level[i].segment->count;
-        }
-    if (status == ICECORE_OK) {
-        stack->count = ice_alloc(stack->cells, sizeof(float));
-        if (!stack->count) status = ICECORE_ERROR_MEMORY;
-    }
-    if (status != ICECORE_OK) {
-        ice_stack_free(stack);
-        return status;
-    }
-    float *count = stack->count;
     for (int i = 0; i < stack->levels; i++) {
         const icecore_segment *s = stack->level[i].segment;
-        for (int64_t c = 0; s && c < s->cells; c++) *count++ = (float)(s->offset[c + 1] - s->offset[c]);
+        if (!s) continue;
+        stack->nodes += s->cell.count + s->parent.count;
+        stack->keys += s->count;
     }
-    *result = stack;
-    return ICECORE_OK;
+    if (status == ICECORE_OK) *result = stack;
+    else ice_stack_free(stack);
+    return status;
 }
 
 icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_stack **result) {

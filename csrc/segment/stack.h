@@ -18,13 +18,12 @@ typedef struct {
 typedef struct {
     ice_stacked level[ICE_STACK_LEVELS];
     int levels;
-    int64_t cells, keys;                /* of all segments */
-    float *count;                       /* cells: keys in each, segment by segment */
+    int64_t nodes, keys;                /* of all segments; nodes: cells and parents */
 } ice_stack;
 
 /* Where a head's keys and values lie, and how they are sealed. */
 typedef struct {
-    icecore_dtype dtype;
+    icecore_dtype dtype, storage;       /* of keys and values; of their copies in segments */
     const void *keys, *values;
     int64_t key_stride, value_stride, dim, value_dim;
     int64_t skip;                       /* keys before this one stay outside all segments (the sinks) */
@@ -38,7 +37,7 @@ icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ic
 icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result);
 void ice_stack_free(ice_stack *stack);
 
-/* No stack over `keys` keys has more cells than this. */
-int64_t ice_stack_most_cells(int64_t keys, int64_t cell_size);
+/* No stack over `keys` keys has more nodes than this. */
+int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size);
 
 #endif

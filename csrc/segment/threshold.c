@@ -1,6 +1,8 @@
 #include "segment/threshold.h"
 
-#include "base/half.h"
+#include <math.h>
+
+#include "base/order.h"
 
 void ice_risk_threshold(const ice_kernels *kernels, const float *risk, int64_t cells, int lanes, const float *count,
                         int64_t wanted, float *threshold) {
@@ -8,24 +10,23 @@ void ice_risk_threshold(const ice_kernels *kernels, const float *risk, int64_t c
     uint32_t low[ICE_PANEL], high[ICE_PANEL];
     float cells_low[ICE_PANEL], cells_high[ICE_PANEL], middle[ICE_PANEL], keys[ICE_PANEL], opened[ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        low[lane] = 0;
-        high[lane] = 0x7F800000u;   /* inf: above every risk */
+        low[lane] = ice_ordered(-INFINITY);
+        high[lane] = ice_ordered(INFINITY) + 1;   /* above every risk */
         cells_low[lane] = (float)cells;
         cells_high[lane] = 0.0f;
         middle[lane] = 0.0f;
     }
-    for (int pass = 0; pass < 31; pass++) {
+    for (int pass = 0; pass < 32; pass++) {
         int open = 0;
         for (int lane = 0; lane < lanes; lane++) {
             int undecided = high[lane] - low[lane] > 1 && cells_low[lane] - cells_high[lane] > 1.0f;
             open |= undecided;
-            /* 2^-30 first: most thresholds lie above it */
-            middle[lane] = ice_bits_float(pass == 0 ? 0x30800000u : low[lane] + (high[lane] - low[lane]) / 2);
+            middle[lane] = ice_unordered(low[lane] + (high[lane] - low[lane]) / 2);
         }
         if (!open) break;
         kernels->count_at_least(risk, cells, lanes, count, middle, keys, opened);
         for (int lane = 0; lane < lanes; lane++) {
-            uint32_t bits = ice_float_bits(middle[lane]);
+            uint32_t bits = low[lane] + (high[lane] - low[lane]) / 2;
             if (keys[lane] >= (float)wanted) {
                 low[lane] = bits;
                 cells_low[lane] = opened[lane];
@@ -35,5 +36,5 @@ void ice_risk_threshold(const ice_kernels *kernels, const float *risk, int64_t c
             }
         }
     }
-    for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = ice_bits_float(low[lane < lanes ? lane : 0]);
+    for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = ice_unordered(low[lane < lanes ? lane : 0]);
 }

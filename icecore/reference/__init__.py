@@ -1,6 +1,6 @@
 """Oracles: float64 NumPy that reads like the formulas. Slow, exact, and what the C core is tested against."""
 
-from icecore.reference.cells import Cells, build_cells
+from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention, top_k_attention
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.pdci import (
@@ -17,8 +17,9 @@ from icecore.reference.pdci import (
 __all__ = [
     "Cells",
     "Level",
+    "Tree",
     "attention",
-    "build_cells",
+    "build_tree",
     "lift_keys",
     "lift_query",
     "near_far_attention",

@@ -1,10 +1,10 @@
-"""Near/far attention: a treecode for softmax, one level of cells, as the C core computes it but in float64."""
+"""Near/far attention: a treecode for softmax, cells under parents, as the C core computes it but in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from icecore.reference.cells import build_cells
+from icecore.reference.cells import build_tree
 from icecore.reference.dense import softmax_sum
 from icecore.reference.random import segment_seed
 
@@ -33,72 +33,104 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
     return np.r_[:sinks, open_begin : position + 1], sealed_ranges(sealed_blocks, block, sinks)
 
 
-def opened_cells(risk, count, wanted):
-    """Bool (C,): cells in order of risk until they hold `wanted` keys; equal risks open together."""
+#: Parents are expanded at this share of the risk that opens a cell, or until they hold so many times the wanted keys and so many.
+EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.3, 16, 2048
+
+
+def log_risk(query, scale, cells):
+    """(C,): log of n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c, what the mean of a cell may be wrong by (icecore.h)."""
+    x = scale**2 * (query @ query) * cells.variance
+    h = x / 4 * (1 + x / (12 + x))
+    with np.errstate(divide="ignore"):
+        return scale * (cells.mean_key @ query) + np.log(cells.count) + 0.5 * np.log(x) + h + 0.5 * np.log(cells.value_variance)
+
+
+def least_risk(risk, count, wanted):
+    """The largest threshold at or above which cells hold `wanted` keys; -inf where all together hold fewer."""
     order = np.argsort(-risk, kind="stable")
     held = np.cumsum(count[order])
-    if held[-1] <= wanted:
-        return np.ones(len(risk), bool)
-    threshold = risk[order[np.searchsorted(held, wanted)]]
-    return risk >= threshold
+    return -np.inf if held[-1] <= wanted else risk[order[np.searchsorted(held, wanted)]]
 
 
-def attend_one(query, key, value, cells, exact, *, k, far_field, visit, scale):
-    """One query (d,) over key (S, d), value (S, dv): exact keys plus cells (a list of (first key, Cells)).
+def gap(risk, threshold):
+    """How clearly the risks lie on one side or the other."""
+    finite = np.isfinite(risk)
+    inside, outside = risk[finite & (risk >= threshold)], risk[finite & (risk < threshold)]
+    if not len(inside) or not len(outside):
+        return np.inf
+    return inside.min() - outside.max()
 
-    Returns out (dv,), lse, near keys, captured mass, margin: the gap in log risk between the last cell opened and the first
-    one not.
+
+def attend_one(query, key, value, trees, exact, *, k, risk, far_field, visit, scale):
+    """One query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
+
+    Returns out (dv,), lse, near keys, captured mass, margin: the gap in log risk between what was opened (expanded) last and
+    what was not.
     """
-    if not cells:
-        out, lse = softmax_sum(scale * (key[exact] @ query)[None], value[exact])
-        return out[0], lse[0], 0, 1.0 if len(exact) else 0.0, np.inf
-    count = np.concatenate([c.count for _, c in cells])  # (C,)
-    mean_key = np.concatenate([c.mean_key for _, c in cells])  # (C, d)
-    mean_value = np.concatenate([c.mean_value for _, c in cells])  # (C, dv)
-    variance = np.concatenate([c.variance for _, c in cells])  # (C,)
-    members = [first + m for first, c in cells for m in c.members]
-
-    far_score = scale * (mean_key @ query) + np.log(count)  # (C,): log of n_c exp(z_c)
     exact_score = scale * (key[exact] @ query)  # (E,)
-    top = max(far_score.max(), exact_score.max(initial=-np.inf))
-    spread = np.minimum(scale**2 * (query @ query) * variance, 60.0)  # x_c
-    mass = np.where((far_score - top) < -125 * np.log(2), 0.0, np.exp(far_score - top))  # as the core: below 2^-125 is 0
-    risk = mass * np.sqrt(np.expm1(spread))  # (C,)
-    opened = opened_cells(risk, count, k if far_field else visit)
-    inside, outside = risk[opened], risk[~opened]
-    margin = np.log(inside.min() / outside.max()) if len(outside) and outside.max() > 0 else np.inf
+    if not trees:
+        out, lse = softmax_sum(exact_score[None], value[exact])
+        return out[0], lse[0], 0, 1.0 if len(exact) else 0.0, np.inf
+    node_risk = [(log_risk(query, scale, tree.parents), log_risk(query, scale, tree.cells)) for _, tree in trees]
+    parent_risk = np.concatenate([p for p, _ in node_risk])
+    parent_count = np.concatenate([tree.parents.count for _, tree in trees])
+    sealed, wanted = parent_count.sum(), k if far_field else visit
+    if risk is not None:
+        masses = np.concatenate([exact_score, *(scale * (t.parents.mean_key @ query) + np.log(t.parents.count) for _, t in trees)])
+        guess, guess_lse = softmax_sum(masses[None], np.concatenate([value[exact], *(t.parents.mean_value for _, t in trees)]))
+        threshold = np.log(risk) + guess_lse[0] + np.log(np.linalg.norm(guess[0]))
+        expand = threshold + np.log(EXPAND_SHARE)
+    elif far_field and wanted < sealed // EXPAND_FACTOR and LEAST_EXPANDED < sealed:
+        expand = least_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, LEAST_EXPANDED))
+    else:
+        expand = -np.inf
+    margin = gap(parent_risk, expand)
+    expanded = [p >= expand for p, _ in node_risk]
+    cell_risk = np.concatenate([c[e[t.parent]] for (_, c), e, (_, t) in zip(node_risk, expanded, trees, strict=True)])
+    cell_count = np.concatenate([t.cells.count[e[t.parent]] for e, (_, t) in zip(expanded, trees, strict=True)])
+    if risk is None:
+        threshold = -np.inf if wanted >= sealed else least_risk(cell_risk, cell_count, wanted)
+    margin = min(margin, gap(cell_risk, threshold))
 
-    near = np.concatenate([members[c] for c in np.flatnonzero(opened)])  # visited keys
+    near, far_score, far_value = [np.empty(0, int)], [np.empty(0)], [np.empty((0, value.shape[1]))]
+    for (first, tree), (_, risks), expand_parent in zip(trees, node_risk, expanded, strict=True):
+        reached = expand_parent[tree.parent]
+        opened = reached & (risks >= threshold)
+        near += [first + tree.cells.members[c] for c in np.flatnonzero(opened)]
+        for nodes, closed in ((tree.parents, ~expand_parent), (tree.cells, reached & ~opened)):
+            far_score.append(scale * (nodes.mean_key[closed] @ query) + np.log(nodes.count[closed]))
+            far_value.append(nodes.mean_value[closed])
+    near, far_score, far_value = np.concatenate(near), np.concatenate(far_score), np.concatenate(far_value)
     near_score = scale * (key[near] @ query)
+    top = max(far_score.max(initial=-np.inf), exact_score.max(initial=-np.inf), near_score.max(initial=-np.inf))
+    missed = np.exp(far_score - top).sum()
     if not far_field and len(near) > k:
         kept = np.zeros(len(near), bool)
         kept[np.argsort(-near_score, kind="stable")[:k]] = True
-        dropped = np.exp(near_score[~kept] - top).sum()
+        missed += np.exp(near_score[~kept] - top).sum()
         near, near_score = near[kept], near_score[kept]
-    else:
-        dropped = 0.0
-    scores = [exact_score, near_score]
-    values = [value[exact], value[near]]
+    scores, values = [exact_score, near_score], [value[exact], value[near]]
     if far_field:
-        scores.append(np.where(opened | (mass == 0.0), -np.inf, far_score))
-        values.append(mean_value)
+        scores.append(far_score)
+        values.append(far_value)
     out, lse = softmax_sum(np.concatenate(scores)[None], np.concatenate(values))
     summed = np.exp(exact_score - top).sum() + np.exp(near_score - top).sum()
-    missed = mass[~opened].sum() + dropped
     return out[0], lse[0], len(near), summed / (summed + missed), margin
 
 
-def near_far_attention(query, key, value, *, k, far_field=True, causal=False, block=512, sinks=0, visit=None, cell_size=32,
-                       scale=None, seed=0, cells_of=None, return_margin=False):
+def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causal=False, block=512, sinks=0, visit=None, cell_size=32,
+                       scale=None, seed=0, tree_of=None, return_margin=False):
     """Near/far attention in float64, query by query.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
+    risk : float, optional
+        Instead of k: the risk, as a share of the output's norm, at which cells are opened.
     block : int
         Causal: keys per sealed block; the current block and the one before stay open.
-    cells_of : callable (key, value, cell_size, seed) -> Cells, optional
-        Builds a segment's cells; default `build_cells`. Pass one that returns the C core's cells to compare the rest alone.
+    tree_of : callable (key, value, cell_size, seed) -> Tree, optional
+        Builds a segment's tree; default `build_tree`. Pass one that returns the C core's to compare the rest alone.
     return_margin : bool
         Also return how clearly each query's opened cells are separated from the others (log risk).
 
@@ -111,13 +143,13 @@ def near_far_attention(query, key, value, *, k, far_field=True, causal=False, bl
     keys = key.shape[2]
     scale = 1.0 / np.sqrt(dim) if scale is None else scale
     group = heads // key.shape[1] if heads else 1
-    cells_of = cells_of or (lambda rows, values, size, seed: build_cells(rows, values, cell_size=size, seed=seed))
+    tree_of = tree_of or (lambda rows, values, size, seed: build_tree(rows, values, cell_size=size, seed=seed))
     built = {}
 
-    def cells(b, head, first, end):
+    def tree(b, head, first, end):
         if (b, head, first, end) not in built:
             rows, values = key[b, head, first:end], value[b, head, first:end]
-            built[b, head, first, end] = cells_of(rows, values, cell_size, segment_seed(seed, first, end - first))
+            built[b, head, first, end] = tree_of(rows, values, cell_size, segment_seed(seed, first, end - first))
         return first, built[b, head, first, end]
 
     out, lse = np.zeros((batch, heads, queries, value.shape[-1])), np.full((batch, heads, queries), -np.inf)
@@ -131,8 +163,8 @@ def near_far_attention(query, key, value, *, k, far_field=True, causal=False, bl
             exact, ranges = exact_and_sealed(position, keys, causal=causal, block=block, sinks=sinks)
             result = attend_one(
                 query[b, h, i], key[b, h // group], value[b, h // group],
-                [cells(b, h // group, first, end) for first, end in ranges], exact,
-                k=k, far_field=far_field, visit=visit, scale=scale,
+                [tree(b, h // group, first, end) for first, end in ranges], exact,
+                k=k, risk=risk, far_field=far_field, visit=visit, scale=scale,
             )
             out[b, h, i], lse[b, h, i], near[b, h, i], mass[b, h, i], margin[b, h, i] = result
     returned = (out, lse, near, mass)

@@ -108,6 +108,7 @@ static void segments(void) {
         {0, 0, 2, 0, 2, 1},
         {0, 0, 2, ICECORE_MAX_DIM + 1, 2, 1},
         {0, 0, 2, 2, -1, 1},
+        {0, 0, 2, 2, 0, 1},
         {0, 0, 2, 2, ICECORE_MAX_DIM + 1, 1},
         {0, 0, 2, 2, 2, 0},
         {7, 0, 2, 2, 2, 1},
@@ -116,7 +117,7 @@ static void segments(void) {
         icecore_segment *segment = NULL;
         check_at("arguments %d", i);
         EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2, wrong[i].count,
-                                     wrong[i].dim, wrong[i].value_dim, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+                                     wrong[i].dim, wrong[i].value_dim, ICECORE_FLOAT32, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }

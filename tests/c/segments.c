@@ -15,12 +15,11 @@ static problem rows(icecore_dtype dtype, int64_t count, int64_t dim, int64_t val
     return s;
 }
 
-static icecore_segment *build(const problem *s, int with_values, int64_t cell_size, uint64_t seed) {
+static icecore_segment *build(const problem *s, int64_t cell_size, uint64_t seed) {
     const icecore_attention *p = &s->p;
-    const void *values = with_values ? p->value.data : NULL;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, values, p->value.row_stride, p->keys, p->dim,
-                                 with_values ? p->value_dim : 0, cell_size, seed, &segment) == ICECORE_OK);
+    EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys, p->dim,
+                                 p->value_dim, ICECORE_FLOAT32, cell_size, seed, &segment) == ICECORE_OK);
     return segment;
 }
 
@@ -42,32 +41,37 @@ static double expect_mean(const float *stored, int64_t width, int64_t first, int
     return sqrt(largest);
 }
 
-static void expect_valid(const problem *s, const icecore_segment *segment, int64_t value_dim, int64_t cell_size) {
+static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view *nodes, int64_t node, int64_t first, int64_t end) {
+    const float *mean_key = (const float *)nodes->mean_key + node * v->dim, *mean_value = (const float *)nodes->mean_value + node * v->value_dim;
+    double squared, of_values, radius = expect_mean(v->keys, v->dim, first, end, mean_key, &squared);
+    EXPECT(first < end);
+    expect_mean(v->values, v->value_dim, first, end, mean_value, &of_values);
+    EXPECT(fabs((double)nodes->radius[node] - radius) < 1e-5 * (1.0 + radius));
+    EXPECT(fabs((double)nodes->variance[node] - squared / (double)v->dim) < 1e-5);
+    EXPECT(fabs((double)nodes->log2_count[node] - log2((double)(end - first))) < 1e-6);
+    if (squared > 1e-3 && of_values > 1e-3)
+        EXPECT(fabs((double)nodes->log2_risk[node] - log2((double)(end - first)) - 0.5 * log2(squared / (double)v->dim) - 0.5 * log2(of_values)) < 1e-3);
+}
+
+static void expect_valid(const problem *s, const icecore_segment *segment) {
     const icecore_attention *p = &s->p;
     const icecore_segment_view v = icecore_segment_get(segment);
-    EXPECT(v.count == p->keys && v.dim == p->dim && v.value_dim == value_dim);
-    EXPECT(v.cells >= 1 && v.cells <= (v.count + cell_size / 2) / cell_size + 1);
-    EXPECT(v.offset[0] == 0 && v.offset[v.cells] == v.count);
+    const float *keys = v.keys, *values = v.values;
+    EXPECT(v.dtype == ICECORE_FLOAT32 && v.count == p->keys && v.dim == p->dim && v.value_dim == p->value_dim);
+    EXPECT(v.cell.offset[0] == 0 && v.cell.offset[v.cell.count] == v.count);
+    EXPECT(v.parent.offset[0] == 0 && v.parent.offset[v.parent.count] == v.cell.count);
     char *seen = calloc((size_t)v.count, 1);
     for (int64_t j = 0; j < v.count; j++) {
         int32_t row = v.order[j];
         EXPECT(row >= 0 && row < v.count && !seen[row]);
         seen[row] = 1;
         int64_t key = element_index(&p->key, 0, 0, row, 0), value = element_index(&p->value, 0, 0, row, 0);
-        for (int64_t t = 0; t < v.dim; t++)
-            EXPECT((double)v.keys[j * v.dim + t] == element_get(&p->key, p->dtype, key + t));
-        for (int64_t t = 0; t < v.value_dim; t++)
-            EXPECT((double)v.values[j * v.value_dim + t] == element_get(&p->value, p->dtype, value + t));
+        for (int64_t t = 0; t < v.dim; t++) EXPECT((double)keys[j * v.dim + t] == element_get(&p->key, p->dtype, key + t));
+        for (int64_t t = 0; t < v.value_dim; t++) EXPECT((double)values[j * v.value_dim + t] == element_get(&p->value, p->dtype, value + t));
     }
-    for (int64_t c = 0; c < v.cells; c++) {
-        int64_t first = v.offset[c], end = v.offset[c + 1];
-        EXPECT(first < end);
-        double squared, of_values, radius = expect_mean(v.keys, v.dim, first, end, v.mean_key + c * v.dim, &squared);
-        expect_mean(v.values, v.value_dim, first, end, v.mean_value + c * v.value_dim, &of_values);
-        EXPECT(fabs((double)v.radius[c] - radius) < 1e-5 * (1.0 + radius));
-        EXPECT(fabs((double)v.variance[c] - squared / (double)v.dim) < 1e-5);
-        EXPECT(fabs((double)v.log2_count[c] - log2((double)(end - first))) < 1e-6);
-    }
+    for (int64_t c = 0; c < v.cell.count; c++) expect_nodes(&v, &v.cell, c, v.cell.offset[c], v.cell.offset[c + 1]);
+    for (int64_t n = 0; n < v.parent.count; n++)
+        expect_nodes(&v, &v.parent, n, v.cell.offset[v.parent.offset[n]], v.cell.offset[v.parent.offset[n + 1]]);
     free(seen);
 }
 
@@ -80,33 +84,32 @@ static void invariants(void) {
                 if (counts[i] * dims[j] > 20000 && sizes[k] < 32) continue;   /* slow, and nothing new */
                 problem s = rows(ICECORE_FLOAT32, counts[i], dims[j], dims[2 - j], 0);
                 check_at("count %d, dim %d, cell_size %lld", (int)counts[i], (int)dims[j], (long long)sizes[k]);
-                icecore_segment *segment = build(&s, 1, sizes[k], 5);
-                if (segment) expect_valid(&s, segment, dims[2 - j], sizes[k]);
+                icecore_segment *segment = build(&s, sizes[k], 5);
+                if (segment) expect_valid(&s, segment);
                 icecore_segment_free(segment);
                 problem_free(&s);
             }
 }
 
 static void dtypes_and_strides(void) {
-    for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++)
-        for (int with_values = 0; with_values < 2; with_values++) {
-            problem s = rows((icecore_dtype)dtype, 100, 13, 7, 4);
-            check_at("dtype %d, with values %d", dtype, with_values);
-            icecore_segment *segment = build(&s, with_values, 8, 5);
-            if (segment) expect_valid(&s, segment, with_values ? 7 : 0, 8);
-            icecore_segment_free(segment);
-            problem_free(&s);
-        }
+    for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++) {
+        problem s = rows((icecore_dtype)dtype, 100, 13, 7, 4);
+        check_at("dtype %d", dtype);
+        icecore_segment *segment = build(&s, 8, 5);
+        if (segment) expect_valid(&s, segment);
+        icecore_segment_free(segment);
+        problem_free(&s);
+    }
 }
 
-/* Equal keys end in one cell, because the smaller parent wins. */
+/* Equal keys end under one parent, because the smaller one wins. */
 static void equal_keys(void) {
     problem s = rows(ICECORE_FLOAT32, 100, 6, 6, 0);
     for (int64_t i = 0; i < 600; i++) ((float *)s.p.key.data)[i] = (float)(i % 6);
-    icecore_segment *segment = build(&s, 1, 4, 5);
+    icecore_segment *segment = build(&s, 4, 5);
     if (segment) {
-        EXPECT(icecore_segment_get(segment).cells == 1);
-        expect_valid(&s, segment, 6, 4);
+        EXPECT(icecore_segment_get(segment).parent.count == 1);
+        expect_valid(&s, segment);
     }
     icecore_segment_free(segment);
     problem_free(&s);
@@ -119,10 +122,10 @@ static void clumps(void) {
         ((float *)s.p.key.data)[2 * i] *= 0.01f;
         ((float *)s.p.key.data)[2 * i + 1] = 100.0f * (float)(i % 2);
     }
-    icecore_segment *segment = build(&s, 1, 4, 5);
+    icecore_segment *segment = build(&s, 4, 5);
     if (segment) {
         icecore_segment_view v = icecore_segment_get(segment);
-        for (int64_t c = 0; c < v.cells; c++) EXPECT(v.radius[c] < 1.0f);
+        for (int64_t c = 0; c < v.cell.count; c++) EXPECT(v.cell.radius[c] < 1.0f);
     }
     icecore_segment_free(segment);
     problem_free(&s);
@@ -130,12 +133,12 @@ static void clumps(void) {
 
 static void seeds(void) {
     problem s = rows(ICECORE_FLOAT32, 300, 8, 4, 0);
-    icecore_segment *a = build(&s, 1, 8, 5), *same = build(&s, 1, 8, 5), *other = build(&s, 1, 8, 6);
+    icecore_segment *a = build(&s, 8, 5), *same = build(&s, 8, 5), *other = build(&s, 8, 6);
     if (a && same && other) {
         icecore_segment_view x = icecore_segment_get(a), y = icecore_segment_get(same), z = icecore_segment_get(other);
-        EXPECT(x.cells == y.cells);
+        EXPECT(x.cell.count == y.cell.count);
         EXPECT(memcmp(x.order, y.order, 300 * sizeof *x.order) == 0);
-        EXPECT(memcmp(x.mean_key, y.mean_key, (size_t)(x.cells * x.dim) * sizeof(float)) == 0);
+        EXPECT(memcmp(x.cell.mean_key, y.cell.mean_key, (size_t)(x.cell.count * x.dim) * sizeof(float)) == 0);
         EXPECT(memcmp(x.order, z.order, 300 * sizeof *x.order) != 0);
     }
     icecore_segment_free(a);

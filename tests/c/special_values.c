@@ -145,12 +145,13 @@ static void segments(void) {
         icecore_segment *segment = NULL;
         check_at("one in %d", among);
         EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data, s.p.value.row_stride,
-                                     s.p.keys, s.p.dim, s.p.value_dim, 4, 1, &segment) == ICECORE_OK);
+                                     s.p.keys, s.p.dim, s.p.value_dim, ICECORE_FLOAT32, 4, 1, &segment) == ICECORE_OK);
         if (segment) {
             icecore_segment_view v = icecore_segment_get(segment);
             char seen[140] = {0};
-            EXPECT(v.offset[0] == 0 && v.offset[v.cells] == 140);
-            for (int64_t c = 0; c < v.cells; c++) EXPECT(v.offset[c] < v.offset[c + 1]);
+            const int64_t *offset = v.cell.offset;
+            EXPECT(offset[0] == 0 && offset[v.cell.count] == 140);
+            for (int64_t c = 0; c < v.cell.count; c++) EXPECT(offset[c] < offset[c + 1]);
             for (int j = 0; j < 140; j++) EXPECT(v.order[j] >= 0 && v.order[j] < 140 && !seen[v.order[j]]++);
         }
         icecore_segment_free(segment);

@@ -96,6 +96,7 @@ static void fill_random(const icecore_tensor *t, const problem *s, int64_t heads
 void problem_allocate(problem *s) {
     icecore_attention *p = &s->p;
     uint64_t state = s->seed + 1;
+    p->key_dtype = p->dtype;
     tensor_allocate(&p->query, s, p->query_heads, p->queries, p->dim, 0xFF);
     tensor_allocate(&p->key, s, p->key_heads, p->keys, p->dim, 0xFF);
     tensor_allocate(&p->value, s, p->key_heads, p->keys, p->value_dim, 0xFF);

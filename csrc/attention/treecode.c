@@ -1,0 +1,425 @@
+/* A panel's way:
+ *   1. sinks and open blocks, exactly;
+ *   2. scores and risks of all parents; which of them each row expands, so that their cells stand for them;
+ *   3. scores and risks of the cells of every parent that some row expands; which of them each row opens;
+ *   4. the near field: the keys of opened cells, for each row that opened them;
+ *   5. the far field: parents not expanded and cells not opened, each as one key of its mean value;
+ *   6. the merge of both by their log-sum-exp.
+ * What a row expands and opens depends on that row alone, so its result does not depend on the panel it happens to be in.
+ * All scores, masses and risks are logarithms to base 2. */
+#include "attention/treecode.h"
+
+#include <string.h>
+
+#include "attention/single.h"
+#include "attention/top_k.h"
+#include "base/memory.h"
+#include "segment/threshold.h"
+
+/* A parent is expanded when its own risk is above this share of what opens a cell (measured: halves the cells, costs a tenth of the error). */
+#define EXPAND_SHARE 0.3f
+/* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
+#define EXPAND_FACTOR 16
+#define LEAST_EXPANDED 2048
+/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else row by row. */
+#define DENSE_LANES 16
+
+/* Neighbouring nodes of one segment, whose rows lie together in `scores`. */
+typedef struct {
+    const ice_stacked *from;
+    const ice_nodes *nodes;
+    int64_t node, count, row;
+} run;
+
+typedef struct {
+    const icecore_attention *problem;
+    const icecore_near_far *options;
+    const ice_kernels *kernels;
+    const ice_stack *stack;
+    ice_panel panel;
+    int64_t parents, rows;     /* rows of `scores`: the parents', then those of the cells of expanded ones */
+    float *scores, *risk;      /* rows x ICE_PANEL */
+    uint64_t *open;            /* rows: the lanes that expand or open */
+    float *count;              /* rows: keys */
+    run *run;                  /* of parents, one for each segment; then of cells */
+    int64_t parent_runs, runs;
+    float *query;              /* ICE_PANEL x dim, times scale * log2(e) */
+    uint16_t *rounded;         /* ICE_PANEL x dim: the query as bfloat16, not scaled */
+    float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
+    float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
+    const void **visited_value;
+    float spread[ICE_PANEL];           /* scale^2 |q|^2 */
+    float far[ICE_PANEL];              /* of the panel's sum */
+    float bound[ICE_PANEL], bound_maximum[ICE_PANEL];   /* missed_bound: the most that the far field can stand for */
+    float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
+    ice_single near_field[ICE_PANEL];
+    int64_t near_count[ICE_PANEL];
+} treecode;
+
+static char *take(char **scratch, size_t bytes) {
+    char *taken = *scratch;
+    *scratch += ice_round_up(bytes);
+    return taken;
+}
+
+size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t nodes) {
+    size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
+    size_t lanes = (size_t)(p->dim * 2 + p->value_dim * 2) * ICE_PANEL * sizeof(float);
+    return ice_round_up(sizeof(treecode)) + ice_panel_bytes(p) +
+           all * (2 * ICE_PANEL * sizeof(float) + sizeof(uint64_t) + sizeof(float) + sizeof(run)) + lanes +
+           keys * (2 * sizeof(float) + sizeof(void *)) + 16 * ICE_ALIGNMENT;
+}
+
+static treecode *lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch, char **rest) {
+    size_t nodes = (size_t)stack->nodes, keys = options->far_field ? 0 : (size_t)stack->keys;
+    treecode *t = (treecode *)take(&scratch, sizeof *t);
+    t->problem = p;
+    t->options = options;
+    t->stack = stack;
+    t->scores = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
+    t->risk = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
+    t->open = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
+    t->count = (float *)take(&scratch, nodes * sizeof(float));
+    t->run = (run *)take(&scratch, nodes * sizeof(run));
+    t->query = (float *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(float));
+    t->rounded = (uint16_t *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(uint16_t));
+    t->near_accumulator = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    t->guess = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    t->visited = (float *)take(&scratch, keys * sizeof(float));
+    t->visited_copy = (float *)take(&scratch, keys * sizeof(float));
+    t->visited_value = (const void **)take(&scratch, keys * sizeof(void *));
+    *rest = scratch;
+    return t;
+}
+
+static const void *row_of(const icecore_segment *s, const void *rows, int64_t row, int64_t dim) {
+    return (const char *)rows + (size_t)(row * dim) * (s->dtype == ICECORE_FLOAT32 ? 4 : 2);
+}
+
+/* ---- Steps 2 and 3 ---- */
+
+/* Scores and risks of `count` nodes from `node` on, as the next rows; `hidden` as in kernels->cell_risk. */
+static void score(treecode *t, const icecore_segment *s, const ice_nodes *nodes, int64_t node, int64_t count, const float *hidden) {
+    float *scores = t->scores + t->rows * ICE_PANEL;
+    ice_panel_scores(&t->panel, row_of(s, nodes->mean_key, node, s->dim), s->dim, count, scores);
+    t->kernels->cell_risk(scores, count, t->panel.lanes, nodes->log2_risk + node, nodes->variance + node, t->spread, hidden,
+                          t->risk + t->rows * ICE_PANEL);
+    t->rows += count;
+}
+
+static void score_parents(treecode *t) {
+    t->rows = t->runs = 0;
+    for (int level = 0; level < t->stack->levels; level++) {
+        const ice_stacked *from = &t->stack->level[level];
+        if (!from->segment) continue;
+        const ice_nodes *parents = &from->segment->parent, *cells = &from->segment->cell;
+        t->run[t->runs++] = (run){from, parents, 0, parents->count, t->rows};
+        for (int64_t p = 0; p < parents->count; p++)
+            t->count[t->rows + p] = (float)(cells->offset[parents->offset[p + 1]] - cells->offset[parents->offset[p]]);
+        score(t, from->segment, parents, 0, parents->count, NULL);
+    }
+    t->parents = t->rows;
+    t->parent_runs = t->runs;
+}
+
+/* The cells of every parent that some lane expands. */
+static void score_cells(treecode *t) {
+    const uint64_t lanes = ((uint64_t)1 << t->panel.lanes) - 1;
+    float hidden[ICE_PANEL];
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const run *parents = &t->run[r];
+        const icecore_segment *s = parents->from->segment;
+        for (int64_t p = 0; p < parents->count; p++) {
+            uint64_t open = t->open[parents->row + p] & lanes;
+            if (!open) continue;
+            int64_t node = s->parent.offset[p], count = s->parent.offset[p + 1] - node;
+            for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = lane < t->panel.lanes && !((open >> lane) & 1) ? -INFINITY : 0.0f;
+            run *last = &t->run[t->runs - 1];
+            if (t->runs > t->parent_runs && last->from == parents->from && last->node + last->count == node) last->count += count;
+            else t->run[t->runs++] = (run){parents->from, &s->cell, node, count, t->rows};
+            for (int64_t c = 0; c < count; c++) t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
+            score(t, s, &s->cell, node, count, open == lanes ? NULL : hidden);
+        }
+    }
+}
+
+/* Opens what is at or above a row's threshold. */
+static void open(treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
+    for (int64_t r = first_run; r < end_run; r++) {
+        const run *now = &t->run[r];
+        t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count, t->panel.lanes, threshold,
+                               now->nodes->log2_count + now->node, t->open + now->row);
+    }
+}
+
+/* The risk that one cell may have at a tolerance: a share of the norm of the sum of weighted values, which is guessed from the exact keys
+ * and the parents. */
+static void tolerated_risk(treecode *t, float *threshold) {
+    const icecore_attention *p = t->problem;
+    float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->panel.scores;
+    ice_panel guess = t->panel;
+    guess.accumulator = t->guess;
+    guess.maximum = maximum;
+    guess.sum = sum;
+    memcpy(guess.accumulator, t->panel.accumulator, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
+    memcpy(maximum, t->panel.maximum, sizeof maximum);
+    memcpy(sum, t->panel.sum, sizeof sum);
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const run *now = &t->run[r];
+        for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
+            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            for (int64_t j = 0; j < count; j++)
+                for (int lane = 0; lane < ICE_PANEL; lane++)
+                    weights[j * ICE_PANEL + lane] = t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
+            ice_panel_add(&guess, weights, count, row_of(now->from->segment, now->nodes->mean_value, i, p->value_dim), p->value_dim);
+        }
+    }
+    float squared[ICE_PANEL] = {0};
+    for (int64_t i = 0; i < p->value_dim; i++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) squared[lane] += guess.accumulator[i * ICE_PANEL + lane] * guess.accumulator[i * ICE_PANEL + lane];
+    for (int lane = 0; lane < ICE_PANEL; lane++)
+        threshold[lane] = log2f(t->options->cell_tolerance) + maximum[lane] + 0.5f * log2f(squared[lane] / t->spread[lane]);
+}
+
+static void choose(treecode *t) {
+    const icecore_near_far *options = t->options;
+    const int by_tolerance = options->cell_tolerance > 0.0f;
+    float threshold[ICE_PANEL], expand[ICE_PANEL];
+    score_parents(t);
+    int64_t wanted = options->far_field ? options->near_keys : options->visit;
+    if (by_tolerance) {
+        tolerated_risk(t, threshold);
+        for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = threshold[lane] + log2f(EXPAND_SHARE);
+    } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && LEAST_EXPANDED < t->stack->keys) {
+        int64_t reached = wanted * EXPAND_FACTOR > LEAST_EXPANDED ? wanted * EXPAND_FACTOR : LEAST_EXPANDED;
+        ice_risk_threshold(t->kernels, t->risk, t->parents, t->panel.lanes, t->count, reached, expand);
+    } else {
+        for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
+    }
+    open(t, 0, t->parent_runs, expand);
+    score_cells(t);
+    if (!by_tolerance) {
+        if (wanted >= t->stack->keys)
+            for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
+        else
+            ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->panel.lanes, t->count + t->parents,
+                               wanted, threshold);
+    }
+    open(t, t->parent_runs, t->runs, threshold);
+}
+
+/* ---- Step 4 ---- */
+
+static void attend_run(treecode *t, int lane, const icecore_segment *s, int64_t first, int64_t count, const float *bias) {
+    ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * s->dim,
+                          s->dtype == ICECORE_BFLOAT16 ? t->rounded + lane * s->dim : NULL, t->panel.scale, s->dim, s->value_dim,
+                          row_of(s, s->keys, first, s->dim), row_of(s, s->values, first, s->value_dim), count, bias);
+    t->near_count[lane] += count;
+}
+
+/* The keys first .. first + count - 1 for the rows in `lanes`, all together. */
+static void attend_dense(treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
+    ice_panel *panel = &t->panel;
+    float hidden[ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = lane >= panel->lanes || ((lanes >> lane) & 1) ? 0.0f : -INFINITY;
+    for (int64_t i = 0; i < count; i += ICE_KEY_BLOCK) {
+        int64_t n = count - i < ICE_KEY_BLOCK ? count - i : ICE_KEY_BLOCK;
+        ice_panel_scores(panel, row_of(s, s->keys, first + i, s->dim), s->dim, n, panel->scores);
+        for (int64_t j = 0; j < n; j++)
+            for (int lane = 0; lane < ICE_PANEL; lane++) panel->scores[j * ICE_PANEL + lane] += hidden[lane];
+        ice_panel_add(panel, panel->scores, n, row_of(s, s->values, first + i, s->value_dim), s->value_dim);
+    }
+    for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
+}
+
+/* Cell by cell, so that a cell's rows stay in cache for all queries that opened it. */
+static void add_near_field(treecode *t) {
+    const uint64_t used = ((uint64_t)1 << t->panel.lanes) - 1;
+    for (int64_t r = t->parent_runs; r < t->runs; r++) {
+        const run *now = &t->run[r];
+        const icecore_segment *s = now->from->segment;
+        for (int64_t i = 0; i < now->count; i++) {
+            int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
+            uint64_t lanes = t->open[now->row + i] & used;
+            if (__builtin_popcountll(lanes) >= DENSE_LANES) {
+                attend_dense(t, lanes, s, first, count);
+                continue;
+            }
+            for (; lanes; lanes &= lanes - 1) attend_run(t, __builtin_ctzll(lanes), s, first, count, NULL);
+        }
+    }
+}
+
+/* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as dropped. */
+static void add_largest(treecode *t, int lane) {
+    const icecore_attention *p = t->problem;
+    const ice_kernels *kernels = t->kernels;
+    ice_single *state = &t->near_field[lane];
+    icecore_dtype dtype = ICECORE_FLOAT32;
+    int64_t visited = 0;
+    for (int64_t r = t->parent_runs; r < t->runs; r++) {
+        const run *now = &t->run[r];
+        const icecore_segment *s = now->from->segment;
+        dtype = s->dtype;
+        for (int64_t i = 0; i < now->count; i++) {
+            if (!((t->open[now->row + i] >> lane) & 1)) continue;
+            int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
+            ice_single_scores(kernels, t->query + lane * s->dim, s->dtype == ICECORE_BFLOAT16 ? t->rounded + lane * s->dim : NULL,
+                              t->panel.scale, s->dim, row_of(s, s->keys, first, s->dim), count, t->visited + visited);
+            for (int64_t j = 0; j < count; j++) {
+                float own = t->visited[visited];
+                t->visited_copy[visited] = own != own ? INFINITY : own;   /* a NaN is kept and shows */
+                t->visited_value[visited++] = row_of(s, s->values, first + j, s->value_dim);
+            }
+        }
+    }
+    if (!visited) return;
+    int64_t kept = visited;
+    if (visited > t->options->near_keys) {
+        kept = t->options->near_keys;
+        float least = ice_kth_largest(t->visited_copy, visited, kept);
+        int64_t above = 0, n = 0;
+        float correction;
+        for (int64_t j = 0; j < visited; j++) above += !(t->visited[j] <= least);
+        int64_t ties = kept - above;   /* of the keys equal to the least, the first ones */
+        for (int64_t j = 0; j < visited; j++) {
+            float own = t->visited[j];
+            if (!(own < least) && (own != least || ties-- > 0)) {
+                t->visited_value[n] = t->visited_value[j];
+                t->visited[n++] = own;
+            } else {
+                t->visited_copy[j - n] = own;
+            }
+        }
+        kernels->row_softmax(t->visited_copy, visited - n, &t->dropped_maximum[lane], &t->dropped[lane], &correction);
+        kept = n;
+    }
+    float correction;
+    kernels->row_softmax(t->visited, kept, &state->maximum, &state->sum, &correction);
+    for (int64_t j = 0; j < kept; j++)
+        kernels->row_weighted_sum(t->visited + j, 1, dtype, t->visited_value[j], p->value_dim, p->value_dim, 1.0f, state->accumulator);
+    t->near_count[lane] = kept;
+}
+
+/* What far_field = 0 drops unseen: parents not expanded (none today) and cells not opened. */
+static void count_dropped(treecode *t, int lane) {
+    float correction;
+    for (int64_t r = 0; r < t->runs; r++) {
+        const run *now = &t->run[r];
+        for (int64_t i = 0; i < now->count; i++) {
+            float mass = t->scores[(now->row + i) * ICE_PANEL + lane];
+            t->kernels->row_softmax(&mass, 1, &t->dropped_maximum[lane], &t->dropped[lane], &correction);
+        }
+    }
+}
+
+/* ---- Step 5 ---- */
+
+/* No key of a node scores higher than its mean by more than |query| times the radius. */
+static void bound_far_field(treecode *t) {
+    float norm[ICE_PANEL];
+    for (int lane = 0; lane < t->panel.lanes; lane++)   /* a little more, for the query's rounding */
+        norm[lane] = 1.004f * sqrtf(t->spread[lane]) * (float)ICE_LOG2_E;
+    for (int64_t r = 0; r < t->runs; r++) {
+        const run *now = &t->run[r];
+        for (int64_t i = 0; i < now->count; i++)
+            for (int lane = 0; lane < t->panel.lanes; lane++) {
+                float most = t->scores[(now->row + i) * ICE_PANEL + lane] + norm[lane] * now->nodes->radius[now->node + i], change;
+                t->kernels->row_softmax(&most, 1, &t->bound_maximum[lane], &t->bound[lane], &change);
+            }
+    }
+}
+
+static void add_far_field(treecode *t) {
+    const int64_t value_dim = t->problem->value_dim;
+    ice_panel *panel = &t->panel;
+    float before[ICE_PANEL];
+    for (int64_t r = 0; r < t->runs; r++) {
+        const run *now = &t->run[r];
+        for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
+            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            memcpy(before, panel->sum, sizeof before);
+            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count,
+                          row_of(now->from->segment, now->nodes->mean_value, now->node + i, value_dim), value_dim);
+            for (int lane = 0; lane < panel->lanes; lane++)
+                t->far[lane] = t->far[lane] * panel->correction[lane] + (panel->sum[lane] - before[lane] * panel->correction[lane]);
+        }
+    }
+}
+
+/* ---- Step 6 ---- */
+
+static void finish_row(treecode *t, int lane) {
+    const icecore_attention *p = t->problem;
+    const icecore_near_far *options = t->options;
+    ice_panel *panel = &t->panel;
+    ice_row row = ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane);
+    ice_single *state = &t->near_field[lane];
+    float accumulator[ICECORE_MAX_DIM];
+    ice_panel_row(panel, lane, accumulator);
+    ice_single_merge(state, p->value_dim, panel->maximum[lane], panel->sum[lane], accumulator);
+    int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
+    if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
+    if (options->captured_mass) {
+        float missed = 0.0f, total = state->sum;
+        if (t->far[lane] > 0.0f) missed = t->far[lane] * exp2f(panel->maximum[lane] - state->maximum);
+        if (t->dropped[lane] > 0.0f) {
+            missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
+            total += missed;
+        }
+        float captured = total > 0.0f ? (total - missed) / total : 0.0f;
+        options->captured_mass[at] = captured >= 0.0f ? captured < 1.0f ? captured : 1.0f : 0.0f;   /* 0 also where it is NaN */
+    }
+    if (options->summaries) options->summaries[at] = (int32_t)t->rows;
+    if (options->missed_bound) {
+        float exact = state->sum, far = panel->maximum[lane] - state->maximum;
+        if (t->far[lane] > 0.0f) exact -= t->far[lane] * exp2f(far);
+        if (exact < 0.0f) exact = 0.0f;
+        float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
+        options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? missed > 0.0f ? missed / (exact + missed) : 0.0f : 1.0f;
+    }
+    ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
+}
+
+void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_kernels *kernels, const ice_stack *stack,
+                         ice_exact_keys exact, int64_t head, int64_t first_row, int lanes, void *scratch) {
+    char *rest;
+    treecode *t = lay_out(p, options, stack, scratch, &rest);
+    ice_panel *panel = &t->panel;
+    t->kernels = kernels;
+    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
+    memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        float *query = t->query + lane * p->dim;
+        double squared = 0.0;
+        for (int64_t i = 0; i < p->dim; i++) {
+            query[i] = panel->queries[i * ICE_PANEL + lane];
+            squared += (double)query[i] * query[i];
+            if (panel->query_pairs) t->rounded[lane * p->dim + i] = panel->query_pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2];
+        }
+        t->spread[lane] = (float)(squared * ICE_LN_2 * ICE_LN_2);   /* back from log2 units */
+        t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * p->value_dim};
+        t->near_count[lane] = 0;
+        t->far[lane] = t->dropped[lane] = 0.0f;
+        t->dropped_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
+        t->bound[lane] = 0.0f;
+    }
+    t->rows = 0;
+    ice_visible visible = ice_panel_visible(panel);
+    ice_panel_attend(panel, 0, exact.sink_end);
+    ice_panel_attend(panel, exact.open_begin, visible.end);
+    if (stack->nodes) {
+        choose(t);
+        if (options->missed_bound && options->far_field) bound_far_field(t);
+        if (options->far_field) {
+            add_near_field(t);
+            add_far_field(t);
+        } else {
+            for (int lane = 0; lane < lanes; lane++) {
+                add_largest(t, lane);
+                count_dropped(t, lane);
+            }
+        }
+    }
+    for (int lane = 0; lane < lanes; lane++) finish_row(t, lane);
+}
