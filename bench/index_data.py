@@ -73,10 +73,19 @@ def _smollm2_layer(layer, tokens):
     return caught
 
 
+def _dinov2_cached(layer, side, picture):
+    return cached(f"dinov2_{Path(picture).stem}_layer{layer}_{side}_qkv", lambda: _dinov2_layer(layer, side, picture))
+
+
+def dinov2_heads(layer, side=1260, picture="astronaut.png"):
+    """q, k, v (1, 6, n, 64) float32 of one layer, 1 + (side / 14)**2 tokens."""
+    arrays = _dinov2_cached(layer, side, picture)
+    return tuple(arrays[name].astype(np.float32)[None] for name in "qkv")
+
+
 def dinov2(layer=6, head=0, side=1260, picture="astronaut.png"):
-    """One head of one layer, 1 + (side / 14)**2 tokens; metric "ip"."""
-    name = f"dinov2_{Path(picture).stem}_layer{layer}_{side}"
-    arrays = cached(name, lambda: _dinov2_layer(layer, side, picture))
+    """One head of one layer; metric "ip"."""
+    arrays = _dinov2_cached(layer, side, picture)
     return arrays["k"][head].astype(np.float32), arrays["q"][head].astype(np.float32), "ip"
 
 

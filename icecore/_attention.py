@@ -91,7 +91,7 @@ def cell_tolerance(tolerance):
     """The risk, as a share of the output, at which a cell is opened.
 
     The errors of the cells left closed add up to at most 0.45 times its root: over SmolLM2's layers at 8k and DINOv2's, 0.01
-    gave mean errors of 0.031 and 0.041, 0.003 gave 0.016 and 0.022; where there is nothing to exploit it comes out at just that.
+    gave mean errors of 0.031 and 0.041, 0.003 gave 0.016 and 0.022; on iid Gaussian inputs just that.
     """
     return (tolerance / 0.45) ** 2
 
@@ -100,23 +100,26 @@ def _near_far_pays(problem, causal, k, window, sinks):
     """Whether near/far is expected to be faster than exact attention.
 
     Counted per query head in products of one query with one key and its value, as the panel kernels do them in float32. A query
-    pays for its window, about 3 for each cell (scores, risks and the threshold) and 2.5 for each near key (they differ from
-    query to query). Sealing is shared by the query heads of a key head. Fitted to bench/bench_near_far.py; the margin of a
-    tenth is for what the fit leaves open.
+    pays for its window, for parents and about half of the cells (with native bfloat16 1.2 each, else 2), and for each near
+    key (1.5 or 2.5: they differ from query to query). Sealing is shared by the query heads of a key head. Fitted to
+    bench/bench_near_far.py; the margin of a tenth is for what the fit leaves open.
     """
     queries, keys, group = problem.query.shape[2], problem.key.shape[2], problem.query.shape[1] // problem.key.shape[1]
     average = max(keys - queries / 2, 1) if causal else keys  # keys that a query sees
     near_window = min(sinks + 1.5 * window if causal else sinks, average)
     sealed = average - near_window
-    product = NATIVE_BFLOAT16_COST.get(_native.isa(), 1.0) if problem.native_dtype == _native.BFLOAT16 else 1.0
-    exact = queries * average * product
-    approximate = queries * (near_window * product + 3.0 * sealed / CELL_SIZE + 2.5 * min(k + CELL_SIZE / 2, sealed))
-    sealing = (1.5 * keys * keys / CELL_SIZE + 100.0 * keys) / group
+    native = NATIVE_BFLOAT16_COST.get(_native.isa())
+    product = native or 1.0
+    exact = queries * average * (product if problem.native_dtype == _native.BFLOAT16 else 1.0)
+    node, near = (1.2, 1.5) if native else (2.0, 2.5)
+    nodes = sealed / CELL_SIZE * (0.5 + 1 / 16)
+    approximate = queries * (near_window * product + node * nodes + near * min(k + CELL_SIZE / 2, sealed))
+    sealing = (1.5 * keys * keys / (16 * CELL_SIZE) + 150.0 * keys) / group
     return 1.1 * (approximate + sealing) < exact
 
 
-def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, causal=False, window=None, sinks=None, scale=None,
-              attn_mask=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0):
+def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, causal=False, window=None, sinks=None,
+              scale=None, attn_mask=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -191,12 +194,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     NaN and inf in visible inputs propagate as IEEE arithmetic has it; by way of cell means they reach every query that uses the
     cell, and an inf may come out as NaN.
 
-    With a far field, queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively, unless the
-    tolerance is below 0.01; sums are in float32.
+    With a far field, queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively, unless
+    the tolerance is below 0.01; sums are in float32.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
-    O(L (window + k + S / 256 + opened parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of keys and values
-    (of 16 bits where they are rounded, and then one more).
+    O(L (window + k + S / 256 + cells of expanded parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of
+    keys and values (of 16 bits where they are rounded, and then one more).
 
     Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
 
@@ -292,8 +295,9 @@ class _Call:
             seconds = np.empty(2)
         rounding = far_field and (tolerance is None or tolerance >= LEAST_ROUNDED_TOLERANCE)
         risk = 0.0 if tolerance is None else cell_tolerance(tolerance)
-        _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, k, visit, bool(far_field), risk, bool(rounding),
-                                window or 1, CELL_SIZE, seed, near, mass, bound, summaries, seconds, self.threads)
+        _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, k, visit, bool(far_field), risk,
+                                bool(rounding), window or 1, CELL_SIZE, seed, near, mass, bound, summaries, seconds,
+                                self.threads)
         split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if return_info else None
         return "near_far", near, mass, bound, summaries, split
 
@@ -309,8 +313,8 @@ class _Call:
             near = mass = None
         else:
             out, lse, near, mass = reference.near_far_attention(
-                p.query, p.key, p.value, k=k, risk=None if tolerance is None else cell_tolerance(tolerance), far_field=far_field,
-                block=window or 1, sinks=sinks, visit=visit, cell_size=CELL_SIZE, seed=seed, **options,
+                p.query, p.key, p.value, k=k, risk=None if tolerance is None else cell_tolerance(tolerance),
+                far_field=far_field, block=window or 1, sinks=sinks, visit=visit, cell_size=CELL_SIZE, seed=seed, **options,
             )
         self.out[...] = out
         if self.lse is not None:

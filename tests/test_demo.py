@@ -45,7 +45,7 @@ def row(output, name):
 def test_short_run(model, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "figure.png"
-    assert demo.run(parse("--length", "2500", "--k", "16", "--generate", "3", "--plot", str(figure))) == 0
+    assert demo.run(parse("--length", "2500", "--tolerance", "0.1", "--generate", "3", "--plot", str(figure))) == 0
     output = capsys.readouterr().out
     assert "2500 tokens" in output
     exact, near_far = row(output, "perplexity, second half")
@@ -60,7 +60,7 @@ def test_short_run(model, tmp_path, capsys):
 
 
 def test_near_far_equals_exact_when_every_key_is_near(model, capsys):
-    assert demo.run(parse("--length", "300", "--k", "300", "--generate", "0")) == 0
+    assert demo.run(parse("--length", "300", "--tolerance", "0.1", "--generate", "0")) == 0
     output = capsys.readouterr().out
     assert row(output, "ratio") == pytest.approx([1.0], abs=1e-3)
     assert row(output, "next-token agreement")[0] > 99
@@ -98,7 +98,7 @@ def usage_error(capsys, *arguments):
         ["--length", "-5"],
         ["--length", "255"],
         ["--length", "many"],
-        ["--k", "0"],
+        ["--tolerance", "0"],
         ["--generate", "-1"],
         ["--threads", "0"],
         ["--text", "no/such/file.txt"],
@@ -154,5 +154,5 @@ def test_threads_are_set_for_the_run(model, monkeypatch):
     asked = []
     original = icecore.threads
     monkeypatch.setattr(icecore, "threads", lambda count: asked.append(count) or original(count))
-    assert demo.run(parse("--length", "256", "--k", "16", "--generate", "0", "--threads", "1")) == 0
+    assert demo.run(parse("--length", "256", "--tolerance", "0.1", "--generate", "0", "--threads", "1")) == 0
     assert asked == [1]

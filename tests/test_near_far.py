@@ -338,28 +338,33 @@ def test_a_tolerance_is_met_where_there_is_nothing_to_exploit(isa, tolerance):
 @pytest.mark.parametrize("bad", [0, -0.1, 1, 1.5, np.nan, np.inf])
 def test_tolerances_that_cannot_be(bad):
     query, key, value = inputs((5, 8), (5, 8), 3)
-    with pytest.raises(ValueError, match=f"tolerance must be above 0 and below 1, got {bad}"):
+    with pytest.raises(ValueError, match="tolerance must be above 0 and below 1, got"):
         icecore.attention(query, key, value, tolerance=bad)
 
 
 def test_tolerance_stands_alone():
     query, key, value = inputs((5, 8), (5, 8), 3)
     for other in ({"k": 3}, {"far_field": False}):
-        with pytest.raises(ValueError, match="tolerance=0.1 replaces k"):
+        with pytest.raises(ValueError, match=r"tolerance=0\.1 replaces k"):
             icecore.attention(query, key, value, tolerance=0.1, **other)
     with pytest.raises(TypeError, match="tolerance must be a number, got str"):
         icecore.attention(query, key, value, tolerance="0.1")
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 10**6), size=st.sampled_from([0.1, 1.0, 5.0]), outlier=st.floats(0, 30), tolerance=st.sampled_from([0.3, 0.05]))
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([0.1, 1.0, 5.0]),
+    outlier=st.floats(0, 30),
+    tolerance=st.sampled_from([0.3, 0.05]),
+)
 def test_the_bound_on_missed_mass_holds(seed, size, outlier, tolerance):
     """Also for a needle in a cell of other keys, which the risk does not foresee."""
     query, key, value = inputs((1, 1, 40, 8), (1, 1, 12288, 8), 8, seed=seed)
     key *= size
     key[0, 0, seed % 12288] += outlier * query[0, 0, 7] / np.linalg.norm(query[0, 0, 7])
     key, query, value = (decode(encode(a, "bfloat16")).astype(np.float32) for a in (key, query, value))
-    out, lse, info = icecore.attention(query, key, value, tolerance=tolerance, return_lse=True, return_info=True)
+    _, lse, info = icecore.attention(query, key, value, tolerance=tolerance, return_lse=True, return_info=True)
     if info.path == "exact":
         return
     exact_lse = icecore.attention(query, key, value, return_lse=True)[1].astype(np.float64)

@@ -144,7 +144,7 @@ static void score_cells(treecode *t) {
 }
 
 /* Opens what is at or above a row's threshold. */
-static void open(treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
+static void open_nodes(treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
     for (int64_t r = first_run; r < end_run; r++) {
         const run *now = &t->run[r];
         t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count, t->panel.lanes, threshold,
@@ -196,7 +196,7 @@ static void choose(treecode *t) {
     } else {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
     }
-    open(t, 0, t->parent_runs, expand);
+    open_nodes(t, 0, t->parent_runs, expand);
     score_cells(t);
     if (!by_tolerance) {
         if (wanted >= t->stack->keys)
@@ -205,7 +205,7 @@ static void choose(treecode *t) {
             ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->panel.lanes, t->count + t->parents,
                                wanted, threshold);
     }
-    open(t, t->parent_runs, t->runs, threshold);
+    open_nodes(t, t->parent_runs, t->runs, threshold);
 }
 
 /* ---- Step 4 ---- */
@@ -317,16 +317,19 @@ static void count_dropped(treecode *t, int lane) {
 
 /* No key of a node scores higher than its mean by more than |query| times the radius. */
 static void bound_far_field(treecode *t) {
-    float norm[ICE_PANEL];
-    for (int lane = 0; lane < t->panel.lanes; lane++)   /* a little more, for the query's rounding */
+    float norm[ICE_PANEL], correction[ICE_PANEL], *most = t->panel.scores;
+    for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
         norm[lane] = 1.004f * sqrtf(t->spread[lane]) * (float)ICE_LOG2_E;
     for (int64_t r = 0; r < t->runs; r++) {
         const run *now = &t->run[r];
-        for (int64_t i = 0; i < now->count; i++)
-            for (int lane = 0; lane < t->panel.lanes; lane++) {
-                float most = t->scores[(now->row + i) * ICE_PANEL + lane] + norm[lane] * now->nodes->radius[now->node + i], change;
-                t->kernels->row_softmax(&most, 1, &t->bound_maximum[lane], &t->bound[lane], &change);
-            }
+        for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
+            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            for (int64_t j = 0; j < count; j++)
+                for (int lane = 0; lane < ICE_PANEL; lane++)
+                    most[j * ICE_PANEL + lane] =
+                        t->scores[(now->row + i + j) * ICE_PANEL + lane] + norm[lane] * now->nodes->radius[now->node + i + j];
+            t->kernels->softmax(most, count, t->panel.lanes, t->bound_maximum, t->bound, correction);
+        }
     }
 }
 

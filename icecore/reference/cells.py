@@ -1,4 +1,4 @@
-"""Keys under parents and in cells: sampled means, the nearest one, one Lloyd step, the nearest one again; twice, from the top down."""
+"""Keys under parents, then in cells: sampled means, the nearest one, one Lloyd step, the nearest one again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def summarize(key, value, members):
     squared = [((key[m] - mean) ** 2).sum(axis=1) for m, mean in zip(members, mean_key, strict=True)]  # C of (n_c,)
     variance = np.array([s.mean() / key.shape[1] for s in squared])
     radius = np.array([np.sqrt(s.max()) for s in squared])
-    value_variance = np.array([((value[m] - mean) ** 2).sum(axis=1).mean() for m, mean in zip(members, mean_value, strict=True)])
+    spread = [((value[m] - mean) ** 2).sum(axis=1) for m, mean in zip(members, mean_value, strict=True)]  # C of (n_c,)
+    value_variance = np.array([s.mean() for s in spread])
     return Cells(members, np.array([len(m) for m in members]), mean_key, mean_value, variance, radius, value_variance)
 
 

@@ -33,7 +33,8 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
     return np.r_[:sinks, open_begin : position + 1], sealed_ranges(sealed_blocks, block, sinks)
 
 
-#: Parents are expanded at this share of the risk that opens a cell, or until they hold so many times the wanted keys and so many.
+#: Parents are expanded at this share of the risk that opens a cell; or until they hold so many times the wanted keys,
+#: and at least so many.
 EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.3, 16, 2048
 
 
@@ -76,7 +77,8 @@ def attend_one(query, key, value, trees, exact, *, k, risk, far_field, visit, sc
     parent_count = np.concatenate([tree.parents.count for _, tree in trees])
     sealed, wanted = parent_count.sum(), k if far_field else visit
     if risk is not None:
-        masses = np.concatenate([exact_score, *(scale * (t.parents.mean_key @ query) + np.log(t.parents.count) for _, t in trees)])
+        far = [scale * (tree.parents.mean_key @ query) + np.log(tree.parents.count) for _, tree in trees]
+        masses = np.concatenate([exact_score, *far])
         guess, guess_lse = softmax_sum(masses[None], np.concatenate([value[exact], *(t.parents.mean_value for _, t in trees)]))
         threshold = np.log(risk) + guess_lse[0] + np.log(np.linalg.norm(guess[0]))
         expand = threshold + np.log(EXPAND_SHARE)
@@ -118,8 +120,8 @@ def attend_one(query, key, value, trees, exact, *, k, risk, far_field, visit, sc
     return out[0], lse[0], len(near), summed / (summed + missed), margin
 
 
-def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causal=False, block=512, sinks=0, visit=None, cell_size=32,
-                       scale=None, seed=0, tree_of=None, return_margin=False):
+def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causal=False, block=512, sinks=0, visit=None,
+                       cell_size=32, scale=None, seed=0, tree_of=None, return_margin=False):
     """Near/far attention in float64, query by query.
 
     Parameters
