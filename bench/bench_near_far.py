@@ -125,18 +125,21 @@ def figure(rows, path):
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["workload"] for row in rows))
-    drawing, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), layout="constrained", squeeze=False)
+    drawing, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3.4), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = {row["method"]: row for row in rows if row["workload"] == name}
-        for kind, style in (("tolerance", "o-"), ("k=", "s-")):
+        for kind, style, label in (("tolerance", "o-", "near/far by tolerance"), ("k=", "s-", "near/far by k")):
             points = sorted((row["ms"], row["error"]) for method, row in own.items() if method.startswith(kind))
-            axis.loglog(*zip(*points, strict=True), style, label="by tolerance" if kind == "tolerance" else "by k")
-        axis.axhline(own["exact top-256"]["error"], color="gray", linestyle=":", label="exact top-256 (error)")
+            axis.loglog(*zip(*points, strict=True), style, label=label)
+        axis.axhline(own["exact top-256"]["error"], color="gray", linestyle=":", label="error of exact top-256")
         for method, color in (("exact", "tab:green"), ("torch float32", "tab:red")):
             if method in own:
-                axis.axvline(own[method]["ms"], color=color, linestyle="--", label=f"{method} (time)")
-        axis.set(title=name, xlabel="ms", ylabel="relative error")
-        axis.legend(fontsize=7)
+                axis.axvline(own[method]["ms"], color=color, linestyle="--", label=f"time of {method}")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_minor_formatter(mpl.ticker.NullFormatter())
+        axis.set(title=name, xlabel="ms", xlim=(10 ** np.floor(np.log10(axis.get_xlim()[0])), None), ylim=(0.005, 0.5))
+    axes[0, 0].set_ylabel("relative error of the output")
+    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     drawing.savefig(path, dpi=110)
 
 
