@@ -16,7 +16,7 @@ from icecore._runtime import threads_for_call
 DEFAULT_WINDOW = 512
 #: First keys that stay exact, when causal and `k` is given: attention sinks (inside cells they spoil every mean).
 DEFAULT_SINKS = 16
-#: Keys per cell, on average: against 32, 6 % more time and less than half the loss in perplexity (bench/README.md).
+#: Keys per cell, on average: the smaller the cells, the less is lost at equal near keys, and the more of them are scored.
 CELL_SIZE = 16
 #: Cost of an exact bfloat16 product, in float32 ones, where the machine has it natively (AMX: not yet measured).
 NATIVE_BFLOAT16_COST = {"avx512_bf16": 0.55, "amx": 0.25}

@@ -301,7 +301,7 @@ static void add_largest(treecode *t, int lane) {
     t->near_count[lane] = kept;
 }
 
-/* What far_field = 0 drops unseen: parents not expanded (none today) and cells not opened. */
+/* What far_field = 0 drops unseen: the cells not opened. */
 static void count_dropped(treecode *t, int lane) {
     float correction;
     for (int64_t r = 0; r < t->runs; r++) {
