@@ -156,7 +156,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     scale : float, optional
         Default ``1 / sqrt(d)``.
     attn_mask : array_like, optional
-        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores. Needs k=None.
+        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores. In near/far attention hidden keys
+        count neither near nor far; cells of which some keys are hidden or biased are opened, so that scattered masks leave
+        little to gain, while padding, documents and windows leave most.
     visit : int, optional
         With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
         top k.
@@ -222,8 +224,6 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
             raise ValueError(f"visit={visit} needs k and far_field=False")
         if visit < k:
             raise ValueError(f"visit must be at least k={k}, got {visit}")
-    if sparse and attn_mask is not None:
-        raise ValueError("attn_mask needs exact attention; expected k=None and tolerance=None")
     if sparse and not causal and window is not None:
         raise ValueError(f"window={window} with k or tolerance needs causal=True")
     threads = threads_for_call(num_threads) or 0
@@ -254,9 +254,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     elif not sparse:
         info = call.exact(window, sinks, mask, return_info)
     elif far_field and not (problem.query.size and _near_far_pays(problem, causal, k, window or 0, sinks)):
-        info = call.exact(None, None, (None, None), return_info)
+        info = call.exact(None, None, mask, return_info)
     else:
-        info = call.near_far(k, tolerance, far_field, window, sinks, visit, seed, return_info)
+        info = call.near_far(k, tolerance, far_field, window, sinks, mask, visit, seed, return_info)
     if out is not None and not native_out:
         out[...] = result
 
@@ -286,7 +286,7 @@ class _Call:
                              self.threads)
         return self._exact_info(window, sinks, mask) if return_info else None
 
-    def near_far(self, k, tolerance, far_field, window, sinks, visit, seed, return_info):
+    def near_far(self, k, tolerance, far_field, window, sinks, mask, visit, seed, return_info):
         shape = self.problem.shape[:3]
         near, mass, bound, summaries, seconds = None, None, None, None, None
         if return_info:
@@ -295,7 +295,7 @@ class _Call:
             seconds = np.empty(2)
         rounding = far_field and (tolerance is None or tolerance >= LEAST_ROUNDED_TOLERANCE)
         risk = 0.0 if tolerance is None else cell_tolerance(tolerance)
-        _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, k, visit, bool(far_field), risk,
+        _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, *mask, k, visit, bool(far_field), risk,
                                 bool(rounding), window or 1, CELL_SIZE, seed, near, mass, bound, summaries, seconds,
                                 self.threads)
         split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if return_info else None
@@ -314,7 +314,8 @@ class _Call:
         else:
             out, lse, near, mass = reference.near_far_attention(
                 p.query, p.key, p.value, k=k, risk=None if tolerance is None else cell_tolerance(tolerance),
-                far_field=far_field, block=window or 1, sinks=sinks, visit=visit, cell_size=CELL_SIZE, seed=seed, **options,
+                far_field=far_field, block=window or 1, sinks=sinks, attn_mask=attn_mask, visit=visit, cell_size=CELL_SIZE,
+                seed=seed, **options,
             )
         self.out[...] = out
         if self.lse is not None:

@@ -40,18 +40,25 @@ def attend_near_far(
     scale: float,
     causal: bool,
     sinks: int,
+    keep: NDArray[np.uint8] | None,
+    bias: NDArray[np.float32] | None,
     near_keys: int,
     visit: int,
     far_field: bool,
+    cell_tolerance: float,
+    rounding: bool,
     block: int,
     cell_size: int,
     seed: int,
     near_count: NDArray[np.int32] | None,
     captured_mass: NDArray[np.float32] | None,
+    missed_bound: NDArray[np.float32] | None,
+    summaries: NDArray[np.int32] | None,
+    seconds: NDArray[np.float64] | None,
     threads: int,
 ) -> None: ...
 def build_segment(
-    keys: NDArray[np.float32], values: NDArray[np.float32], cell_size: int, seed: int
+    keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, cell_size: int, seed: int
 ) -> dict[str, bytes]: ...
 
 class Index:

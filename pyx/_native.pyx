@@ -125,11 +125,8 @@ cdef icecore_attention problem_of(int dtype, const element[:, :, :, :] query, co
     return p
 
 
-def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
-                 const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
-                 int64_t window, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int threads):
+cdef void set_mask(icecore_attention *p, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias):
     """`keep`: bool mask as bytes; `bias`: additive mask; each (batch, heads, queries, keys), either may be None."""
-    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, window, sinks, threads)
     if keep is not None and keep.size:
         p.mask_kind, p.mask = <icecore_mask_kind>1, &keep[0, 0, 0, 0]
         p.mask_batch_stride, p.mask_head_stride = keep.strides[0], keep.strides[1]
@@ -138,6 +135,13 @@ def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :,
         p.mask_kind, p.mask = <icecore_mask_kind>2, &bias[0, 0, 0, 0]
         p.mask_batch_stride, p.mask_head_stride = bias.strides[0] // 4, bias.strides[1] // 4
         p.mask_row_stride, p.mask_key_stride = bias.strides[2] // 4, bias.strides[3] // 4
+
+
+def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
+                 const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
+                 int64_t window, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int threads):
+    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, window, sinks, threads)
+    set_mask(&p, keep, bias)
     cdef icecore_status status
     with nogil:
         status = icecore_attend_exact(&p)
@@ -146,10 +150,11 @@ def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :,
 
 def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
                     const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
-                    bint causal, int64_t sinks, int64_t near_keys, int64_t visit, bint far_field, float cell_tolerance, bint rounding,
+                    bint causal, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int64_t near_keys, int64_t visit, bint far_field, float cell_tolerance, bint rounding,
                     int64_t block, int64_t cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
                     float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, int threads):
     cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, sinks, threads)
+    set_mask(&p, keep, bias)
     cdef icecore_near_far options
     options.near_keys, options.visit, options.far_field = near_keys, visit, far_field
     options.cell_tolerance, options.rounding = cell_tolerance, rounding

@@ -149,6 +149,7 @@ def near_far(
     block=1,
     sinks=0,
     visit=None,
+    attn_mask=None,
     cell_size=32,
     scale=None,
     seed=0,
@@ -160,6 +161,10 @@ def near_far(
     shape = query.shape[:-1]
     out = np.empty((*shape, value.shape[-1]), query.dtype)
     result = NearFar(out, *(np.empty(shape, dtype) for dtype in (np.float32, np.int32, np.float32)))
+    keep = bias = None
+    if attn_mask is not None:
+        mask = np.broadcast_to(attn_mask, (*shape, key.shape[2]))
+        keep, bias = (mask.view(np.uint8), None) if mask.dtype == np.bool_ else (None, mask)
     stored = [a if a.dtype == np.float32 else a.view(np.uint16) for a in (query, key, value, out)]
     _native.attend_near_far(
         native,
@@ -168,6 +173,8 @@ def near_far(
         1 / np.sqrt(query.shape[-1]) if scale is None else scale,
         causal,
         sinks,
+        keep,
+        bias,
         k,
         visit or k,
         far_field,

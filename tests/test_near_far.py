@@ -94,6 +94,103 @@ def test_equals_the_float64_oracle_on_a_language_model(capture, isa, options):
     assert_equals_oracle(near_far(query, key, value, **options), query, key, value, options)
 
 
+# ---- Masks ----
+
+def keep_some(*shape, share):
+    return np.random.default_rng(7).random(shape) < share
+
+
+def documents(queries, keys, count):
+    """Queries see the keys of their own document."""
+    of_query, of_key = np.arange(queries) * count // queries, np.arange(keys) * count // keys
+    return of_query[:, None] == of_key
+
+
+MASKS = {
+    "padding": lambda queries, keys: np.arange(keys) < 0.8 * keys,
+    "padding in front": lambda queries, keys: np.arange(keys)[None, None] > 0.3 * keys,
+    "few keys of each query": lambda queries, keys: keep_some(queries, keys, share=0.98),
+    "most keys of each query": lambda queries, keys: keep_some(queries, keys, share=0.2),
+    "few keys of each head": lambda queries, keys: keep_some(3, 1, keys, share=0.99),
+    "documents": lambda queries, keys: documents(queries, keys, 4),
+    "all keys": lambda queries, keys: np.zeros((queries, keys), bool),
+    "biased keys": lambda queries, keys: np.where(
+        keep_some(queries, keys, share=0.02), np.float32(0.5), np.where(keep_some(keys, share=0.95), 0, -np.inf)
+    ).astype(np.float32),
+    "every key biased": lambda queries, keys: np.linspace(0, 4, queries * keys, dtype=np.float32).reshape(queries, keys),
+}
+
+
+@pytest.mark.parametrize("risky", [{}, {"risk": 0.02}], ids=["k", "tolerance"])
+@pytest.mark.parametrize("mask", MASKS)
+@each_setting
+def test_masks_equal_the_float64_oracle(isa, options, mask, risky):
+    if risky and "far_field" in options:
+        pytest.skip("a tolerance needs the far field")
+    query, key, value = clustered((1, 3, 150, 16), (1, 1, 400, 16), 16)
+    options = options | risky | {"attn_mask": MASKS[mask](150, 400)}
+    assert_equals_oracle(near_far(query, key, value, **options), query, key, value, options)
+
+
+@each_setting
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 3e38], ids=str)
+def test_what_hidden_keys_hold_does_no_harm(isa, options, garbage):
+    """Padding may hold anything; so may single keys among others."""
+    query, key, value = clustered((2, 3, 150, 16), (2, 1, 400, 16), 16)
+    keep = np.ones((2, 1, 1, 400), bool)
+    keep[0, ..., 320:] = keep[1, ..., 5::40] = False
+    dirty_key, dirty_value = (np.where(np.moveaxis(keep, -1, -2), a, np.float32(garbage)) for a in (key, value))
+    result = near_far(query, dirty_key, dirty_value, **options, attn_mask=keep)
+    assert np.isfinite(result.out).all()
+    assert np.isfinite(result.lse).all()
+    exact = decode(icecore.attention(query, key, value, attn_mask=keep, causal=options.get("causal", False)))
+    assert mean_row_error(result.out, exact) < 0.7  # as far as 24 keys of these go; 0.2 to 0.56 measured
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("shape", [(5, 300), (4, 1, 300), (2, 1, 1, 300)], ids=str)
+def test_masks_broadcast_as_on_the_exact_path(dtype, shape):
+    query, key, value = clustered((2, 4, 5, 16), (2, 2, 300, 16), 16, dtype)
+    mask = np.random.default_rng(1).random(shape) < 0.7
+    for attn_mask in (mask, np.where(mask, np.linspace(0, 1, 300), -np.inf)):
+        options = {"attn_mask": attn_mask, "return_lse": True}
+        out, lse = icecore.attention(query, key, value, k=300, far_field=False, visit=300, **options)
+        expected, expected_lse = icecore.attention(query, key, value, **options)
+        np.testing.assert_allclose(decode(out), decode(expected), atol=2e-2 if dtype == "bfloat16" else 1e-5)
+        np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
+
+
+def test_a_mask_that_keeps_all_changes_no_bit(isa):
+    arrays = clustered((1, 3, 150, 16), (1, 1, 400, 16), 16)
+    expected = near_far(*arrays, **CAUSAL)
+    for mask in (np.ones((150, 400), bool), np.zeros((150, 400), np.float32)):
+        result = near_far(*arrays, **CAUSAL, attn_mask=mask)
+        for name in NearFar._fields:
+            assert_same_bits(getattr(result, name), getattr(expected, name))
+
+
+def test_bool_and_minus_infinity_agree(isa):
+    arrays = clustered((1, 3, 150, 16), (1, 1, 400, 16), 16)
+    keep = keep_some(150, 400, share=0.97)
+    for options in SETTINGS:
+        by_bool = near_far(*arrays, **options, attn_mask=keep)
+        by_number = near_far(*arrays, **options, attn_mask=np.where(keep, 0, -np.inf).astype(np.float32))
+        np.testing.assert_allclose(by_number.out, by_bool.out, atol=2e-6)
+        np.testing.assert_array_equal(by_number.near_keys, by_bool.near_keys)
+
+
+@pytest.mark.parametrize("chunk", [29, 64])
+def test_masked_prefill_in_chunks_equals_prefill_at_once(isa, chunk):
+    query, key, value = clustered((1, 6, 200, 16), (1, 2, 200, 16), 16)
+    mask = documents(200, 200, 3) | keep_some(200, 200, share=0.5)
+    whole = near_far(query, key, value, **CAUSAL, attn_mask=mask)
+    for begin in range(0, 200, chunk):
+        end = min(begin + chunk, 200)
+        part = near_far(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], **CAUSAL, attn_mask=mask[begin:end, :end])
+        np.testing.assert_allclose(part.out, whole.out[:, :, begin:end], atol=2e-6)
+        np.testing.assert_array_equal(part.near_keys, whole.near_keys[:, :, begin:end])
+
+
 def test_float64_is_computed_by_the_oracle():
     query, key, value = inputs((2, 60, 8), (1, 200, 8), 5, "float64")
     out, lse, info = icecore.attention(query, key, value, k=8, causal=True, window=16, return_lse=True, return_info=True)

@@ -221,7 +221,7 @@ def test_attend_one_is_the_formula():
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0]))]
     out, lse, near, mass, margin = attend_one(
-        query, key, value, trees, np.array([4]), k=1, risk=None, far_field=True, visit=None, scale=scale
+        query, key, value, np.zeros(5), trees, np.array([4]), k=1, risk=None, far_field=True, visit=None, scale=scale
     )
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     far = 2 * math.exp(scale * query @ [0, 2])
@@ -240,7 +240,7 @@ def test_attend_one_by_the_published_rule():
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0]))]
     out, lse, near, mass, _ = attend_one(
-        query, key, value, trees, np.array([4]), k=1, risk=None, far_field=False, visit=2, scale=scale
+        query, key, value, np.zeros(5), trees, np.array([4]), k=1, risk=None, far_field=False, visit=2, scale=scale
     )
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     kept = weight[1] + weight[4]  # of the visited keys 0 and 1 the larger, and the exact one

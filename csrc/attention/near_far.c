@@ -233,8 +233,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     const int by_tolerance = options->cell_tolerance > 0.0f;
-    if (problem->window != -1 || problem->mask_kind != ICECORE_MASK_NONE || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) ||
-        (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
+    if (problem->window != -1 || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) || (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
         (!options->far_field && options->visit < options->near_keys))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;

@@ -122,10 +122,14 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
  * Not causal: one segment over all keys past the first `sinks`, which stay exact.
  *
+ * mask: a cell of which it hides every key stands for nothing; one of which it hides or biases some is opened, and of it the keys that are
+ * left count; a parent above such cells is expanded.  A row opens all when the cells so opened leave it more than a sixth of the sealed
+ * keys.  Reading the mask costs a look at every key for each different row of it.
+ *
  * far_field = 0 is the published rule (IceFormer): of all cells those are opened, in order of risk, that hold at least `visit` keys, of
  * these the near_keys with the largest scores are kept, and all the rest is dropped.
  *
- * Uses of icecore_attention's fields: window and mask must be absent (-1, ICECORE_MASK_NONE); sinks as said here. */
+ * Uses of icecore_attention's fields: window must be absent (-1); sinks as said here. */
 typedef struct {
     int64_t near_keys;                   /* >= 1 */
     int64_t visit;                       /* used when far_field = 0; >= near_keys */

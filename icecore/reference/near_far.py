@@ -36,6 +36,8 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
 #: Parents are expanded at this share of the risk that opens a cell; or until they hold so many times the wanted keys,
 #: and at least so many.
 EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.3, 16, 2048
+#: All cells are opened where those that a mask cuts leave more than one in so many of the sealed keys.
+DENSE_SHARE = 6
 
 
 def log_risk(query, scale, cells):
@@ -50,7 +52,7 @@ def least_risk(risk, count, wanted):
     """The largest threshold at or above which cells hold `wanted` keys; -inf where all together hold fewer."""
     order = np.argsort(-risk, kind="stable")
     held = np.cumsum(count[order])
-    return -np.inf if held[-1] <= wanted else risk[order[np.searchsorted(held, wanted)]]
+    return -np.inf if count.sum() <= wanted else risk[order[np.searchsorted(held, wanted)]]
 
 
 def gap(risk, threshold):
@@ -62,32 +64,64 @@ def gap(risk, threshold):
     return inside.min() - outside.max()
 
 
-def attend_one(query, key, value, trees, exact, *, k, risk, far_field, visit, scale):
+def marked(bias, first, tree):
+    """Of a row of the mask (S,): which parents and cells it hides whole, and of which it hides or biases some keys."""
+    seen = [bias[first + members] for members in tree.cells.members]
+    hidden = np.array([np.isneginf(b).all() for b in seen])
+    cut = np.array([(b != 0).any() for b in seen]) & ~hidden
+    children = [tree.parent == p for p in range(len(tree.parents.count))]
+    parent_hidden = np.array([hidden[c].all() for c in children])
+    parent_cut = np.array([(hidden | cut)[c].any() for c in children]) & ~parent_hidden
+    return (parent_hidden, parent_cut), (hidden, cut)
+
+
+def attend_one(query, key, value, bias, trees, exact, *, k, risk, far_field, visit, scale):
     """One query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
+
+    bias (S,) is its row of the mask. Nodes that it hides stand for nothing; those that it cuts are opened, and all where
+    these leave more than a sixth of the sealed keys.
 
     Returns out (dv,), lse, near keys, captured mass, margin: the gap in log risk between what was opened (expanded) last and
     what was not.
     """
-    exact_score = scale * (key[exact] @ query)  # (E,)
+    exact = exact[~np.isneginf(bias[exact])]
+    exact_score = scale * (key[exact] @ query) + bias[exact]  # (E,)
     if not trees:
         out, lse = softmax_sum(exact_score[None], value[exact])
         return out[0], lse[0], 0, 1.0 if len(exact) else 0.0, np.inf
-    node_risk = [(log_risk(query, scale, tree.parents), log_risk(query, scale, tree.cells)) for _, tree in trees]
+    marks = [marked(bias, first, tree) for first, tree in trees]
+    left_in_cut = sum(
+        np.count_nonzero(~np.isneginf(bias[first + tree.cells.members[c]]))
+        for (first, tree), (_, (_, cut)) in zip(trees, marks, strict=True) for c in np.flatnonzero(cut)
+    )
+    if DENSE_SHARE * left_in_cut > sum(tree.parents.count.sum() for _, tree in trees):
+        marks = [tuple((hidden, ~hidden) for hidden, _ in mark) for mark in marks]  # all are opened
+    node_risk = [
+        tuple(np.where(hidden | cut, -np.inf, log_risk(query, scale, nodes))
+              for nodes, (hidden, cut) in zip((tree.parents, tree.cells), mark, strict=True))
+        for (_, tree), mark in zip(trees, marks, strict=True)
+    ]
     parent_risk = np.concatenate([p for p, _ in node_risk])
     parent_count = np.concatenate([tree.parents.count for _, tree in trees])
     sealed, wanted = parent_count.sum(), k if far_field else visit
     if risk is not None:
-        far = [scale * (tree.parents.mean_key @ query) + np.log(tree.parents.count) for _, tree in trees]
+        far = [
+            np.where(hidden | cut, -np.inf, scale * (tree.parents.mean_key @ query) + np.log(tree.parents.count))
+            for (_, tree), ((hidden, cut), _) in zip(trees, marks, strict=True)
+        ]
         masses = np.concatenate([exact_score, *far])
         guess, guess_lse = softmax_sum(masses[None], np.concatenate([value[exact], *(t.parents.mean_value for _, t in trees)]))
-        threshold = np.log(risk) + guess_lse[0] + np.log(np.linalg.norm(guess[0]))
+        with np.errstate(divide="ignore"):  # a guess of 0, where the mask leaves nothing to guess from
+            threshold = np.log(risk) + guess_lse[0] + np.log(np.linalg.norm(guess[0]))
         expand = threshold + np.log(EXPAND_SHARE)
     elif far_field and wanted < sealed // EXPAND_FACTOR and LEAST_EXPANDED < sealed:
         expand = least_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, LEAST_EXPANDED))
     else:
         expand = -np.inf
     margin = gap(parent_risk, expand)
-    expanded = [p >= expand for p, _ in node_risk]
+    expanded = [
+        ((p >= expand) | cut) & ~hidden for (p, _), ((hidden, cut), _) in zip(node_risk, marks, strict=True)
+    ]
     cell_risk = np.concatenate([c[e[t.parent]] for (_, c), e, (_, t) in zip(node_risk, expanded, trees, strict=True)])
     cell_count = np.concatenate([t.cells.count[e[t.parent]] for e, (_, t) in zip(expanded, trees, strict=True)])
     if risk is None:
@@ -95,16 +129,19 @@ def attend_one(query, key, value, trees, exact, *, k, risk, far_field, visit, sc
     margin = min(margin, gap(cell_risk, threshold))
 
     near, far_score, far_value = [np.empty(0, int)], [np.empty(0)], [np.empty((0, value.shape[1]))]
-    for (first, tree), (_, risks), expand_parent in zip(trees, node_risk, expanded, strict=True):
-        reached = expand_parent[tree.parent]
-        opened = reached & (risks >= threshold)
+    for (first, tree), mark, (_, risks), expand_parent in zip(trees, marks, node_risk, expanded, strict=True):
+        (parent_hidden, _), (hidden, cut) = mark
+        reached = expand_parent[tree.parent] & ~hidden
+        opened = reached & ((risks >= threshold) | cut)
         near += [first + tree.cells.members[c] for c in np.flatnonzero(opened)]
-        for nodes, closed in ((tree.parents, ~expand_parent), (tree.cells, reached & ~opened)):
+        for nodes, closed in ((tree.parents, ~expand_parent & ~parent_hidden), (tree.cells, reached & ~opened)):
             far_score.append(scale * (nodes.mean_key[closed] @ query) + np.log(nodes.count[closed]))
             far_value.append(nodes.mean_value[closed])
     near, far_score, far_value = np.concatenate(near), np.concatenate(far_score), np.concatenate(far_value)
-    near_score = scale * (key[near] @ query)
+    near = near[~np.isneginf(bias[near])]
+    near_score = scale * (key[near] @ query) + bias[near]
     top = max(far_score.max(initial=-np.inf), exact_score.max(initial=-np.inf), near_score.max(initial=-np.inf))
+    top = 0.0 if np.isneginf(top) else top  # nothing is visible
     missed = np.exp(far_score - top).sum()
     if not far_field and len(near) > k:
         kept = np.zeros(len(near), bool)
@@ -117,11 +154,11 @@ def attend_one(query, key, value, trees, exact, *, k, risk, far_field, visit, sc
         values.append(far_value)
     out, lse = softmax_sum(np.concatenate(scores)[None], np.concatenate(values))
     summed = np.exp(exact_score - top).sum() + np.exp(near_score - top).sum()
-    return out[0], lse[0], len(near), summed / (summed + missed), margin
+    return out[0], lse[0], len(near), summed / (summed + missed) if summed + missed else 0.0, margin
 
 
 def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causal=False, block=512, sinks=0, visit=None,
-                       cell_size=32, scale=None, seed=0, tree_of=None, return_margin=False):
+                       attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None, return_margin=False):
     """Near/far attention in float64, query by query.
 
     Parameters
@@ -131,6 +168,8 @@ def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causa
         Instead of k: the risk, as a share of the output's norm, at which cells are opened.
     block : int
         Causal: keys per sealed block; the current block and the one before stay open.
+    attn_mask : array_like, optional
+        Broadcasts to (B, H, L, S): bool, True keeps; or added to the scaled scores.
     tree_of : callable (key, value, cell_size, seed) -> Tree, optional
         Builds a segment's tree; default `build_tree`. Pass one that returns the C core's to compare the rest alone.
     return_margin : bool
@@ -144,6 +183,9 @@ def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causa
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
     scale = 1.0 / np.sqrt(dim) if scale is None else scale
+    mask = np.zeros(()) if attn_mask is None else np.asarray(attn_mask)
+    mask = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
+    mask = np.broadcast_to(mask, (batch, heads, queries, keys))
     group = heads // key.shape[1] if heads else 1
     tree_of = tree_of or (lambda rows, values, size, seed: build_tree(rows, values, cell_size=size, seed=seed))
     built = {}
@@ -164,7 +206,7 @@ def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causa
                 continue
             exact, ranges = exact_and_sealed(position, keys, causal=causal, block=block, sinks=sinks)
             result = attend_one(
-                query[b, h, i], key[b, h // group], value[b, h // group],
+                query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i],
                 [tree(b, h // group, first, end) for first, end in ranges], exact,
                 k=k, risk=risk, far_field=far_field, visit=visit, scale=scale,
             )

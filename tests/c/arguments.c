@@ -84,13 +84,9 @@ static void near_far_options(void) {
         check_at("options %d", i);
         EXPECT(icecore_attend_near_far(&s.p, &wrong[i]) == ICECORE_ERROR_VALUE);
     }
-    icecore_attention windowed = s.p, masked = s.p;
-    const uint8_t keep = 1;
+    icecore_attention windowed = s.p;
     windowed.window = 5;
-    masked.mask_kind = ICECORE_MASK_BOOL;
-    masked.mask = &keep;
     EXPECT(icecore_attend_near_far(&windowed, &valid_options) == ICECORE_ERROR_VALUE);
-    EXPECT(icecore_attend_near_far(&masked, &valid_options) == ICECORE_ERROR_VALUE);
     EXPECT(problem_is_clear(&s));
     problem_free(&s);
 }

@@ -109,6 +109,46 @@ static void top_k(void) {
             }
 }
 
+/* Masks that hide much, little, or runs of keys, with all cells open: exact; and with few: within bounds and without harm. */
+static void masks(void) {
+    enum { QUERIES = KEYS, COUNT = 2 * 4 * QUERIES * KEYS };
+    uint8_t *keep = malloc(COUNT);
+    float *bias = malloc(COUNT * sizeof *bias);
+    for (int pattern = 0; pattern < 3; pattern++) {
+        uint64_t random = 5;
+        for (int i = 0; i < COUNT; i++) {
+            uint64_t bits = next_random(&random);
+            keep[i] = pattern == 0 ? bits % 2 : pattern == 1 ? bits % 60 != 0 : i % KEYS < 100;
+            bias[i] = !keep[i] ? -INFINITY : bits % 7 ? 0.0f : random_float(&random);
+        }
+        for (int broadcast = 0; broadcast < 16; broadcast++)
+            for (int kind = ICECORE_MASK_BOOL; kind <= ICECORE_MASK_FLOAT32; kind++) {
+                problem s = self_attention(broadcast & 1, 3);
+                s.p.mask_kind = (icecore_mask_kind)kind;
+                s.p.mask = kind == ICECORE_MASK_BOOL ? (const void *)keep : bias;
+                s.p.mask_batch_stride = broadcast & 1 ? 0 : 4 * QUERIES * KEYS;
+                s.p.mask_head_stride = broadcast & 2 ? 0 : QUERIES * KEYS;
+                s.p.mask_row_stride = broadcast & 4 ? 0 : KEYS;
+                s.p.mask_key_stride = broadcast & 8 ? 0 : 1;
+                for (int far_field = 0; far_field < 2; far_field++) {
+                    check_at("pattern %d, broadcast %d, kind %d, far field %d", pattern, broadcast, kind, far_field);
+                    icecore_near_far options = {.near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20, .cell_size = 8};
+                    near_far all = allocate(s, options);
+                    attend(&all);
+                    expect_attention(&all.s, NULL);
+                    release(&all);
+                    options.near_keys = options.visit = 20;
+                    near_far few = allocate(s, options);
+                    attend(&few);
+                    for (int64_t i = 0; i < few.s.lse_count; i++) EXPECT(!isnan(few.s.p.lse[i]));
+                    release(&few);
+                }
+            }
+    }
+    free(keep);
+    free(bias);
+}
+
 /* By Jensen's inequality a cell's mean key holds at most its keys' mass, and the open cells hold at least near_keys keys. */
 static void budgets(void) {
     for (int causal = 0; causal < 2; causal++)
@@ -257,6 +297,7 @@ static void empty(void) {
 void near_far_tests(void) {
     check_run("near/far: near_keys >= keys is exact attention", all_near);
     check_run("near/far: without a far field, visiting all keys, it is the exact top k", top_k);
+    check_run("near/far: masks", masks);
     check_run("near/far: the budget is kept, and the far field is a lower bound", budgets);
     check_run("near/far: cells of equal keys are exact", equal_keys);
     check_run("near/far: equal values come out as they are", equal_values);
