@@ -199,6 +199,14 @@ def test_sealed_ranges(blocks, sinks, expected):
     assert sealed_ranges(blocks, 10, sinks) == expected
 
 
+def test_segments_stop_growing_at_the_largest_size():
+    largest = 10 * 2**11  # the largest power of two of blocks of 10 within 32768 keys
+    assert sealed_ranges(2 * 2**11 + 3, 10, 4) == [
+        (4, largest), (largest, 2 * largest), (2 * largest, 2 * largest + 20), (2 * largest + 20, 2 * largest + 30),
+    ]
+    assert sealed_ranges(2, 40000, 0) == [(0, 40000), (40000, 80000)]
+
+
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(0, 60))
 def test_exact_and_sealed_keys_are_all_that_is_visible(position, block, sinks):
     exact, ranges = exact_and_sealed(position, position + 5, causal=True, block=block, sinks=sinks)

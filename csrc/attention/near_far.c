@@ -212,7 +212,8 @@ static icecore_status attend(const icecore_attention *problem, const icecore_nea
     call.sealed = ice_alloc(call.steps * call.heads, sizeof *call.sealed);
     if (call.step && call.sealed) {
         int64_t tasks = plan_steps(&call);
-        size_t bytes = ice_treecode_bytes(problem, options, ice_stack_most_nodes(problem->keys, options->cell_size));
+        int64_t nodes = ice_stack_most_nodes(problem->keys, problem->causal ? options->block : 1, options->cell_size);
+        size_t bytes = ice_treecode_bytes(problem, options, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, &call);
         if (options->seconds) {
             options->seconds[0] = 1e-9 * (double)call.sealing;
@@ -233,7 +234,8 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     const int by_tolerance = options->cell_tolerance > 0.0f;
-    if (problem->window != -1 || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) || (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
+    if (problem->window != -1 || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) ||
+        (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
         (!options->far_field && options->visit < options->near_keys))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;

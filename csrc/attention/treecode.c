@@ -165,7 +165,7 @@ static void count_seen(const treecode *t, const mask_row *row, const ice_stacked
 /* Marks the nodes that one row of the mask hides or cuts. */
 static void mark_nodes(treecode *t, mask_row *row) {
     int64_t number = 0, seen_in_cut = 0;
-    for (int level = 0; level < t->stack->levels; level++) {
+    for (int64_t level = 0; level < t->stack->levels; level++) {
         const ice_stacked *from = &t->stack->level[level];
         const icecore_segment *s = from->segment;
         if (!s) continue;
@@ -221,7 +221,7 @@ static void score(treecode *t, const run *now, const float *hidden) {
 static void score_parents(treecode *t) {
     int64_t number = 0;
     t->rows = t->runs = 0;
-    for (int level = 0; level < t->stack->levels; level++) {
+    for (int64_t level = 0; level < t->stack->levels; level++) {
         const ice_stacked *from = &t->stack->level[level];
         if (!from->segment) continue;
         const ice_nodes *parents = &from->segment->parent, *cells = &from->segment->cell;

@@ -9,15 +9,22 @@ from icecore.reference.dense import softmax_sum
 from icecore.reference.random import segment_seed
 
 
+#: Keys of the largest segments, unless a block has more.
+LARGEST_SEGMENT = 32768
+
+
 def sealed_ranges(blocks, block, sinks):
-    """The segments of a binary counter of `blocks` blocks: (first, end) key ranges past the sinks, the largest first."""
-    ranges, first = [], 0
-    for bit in reversed(range(blocks.bit_length())):
-        if blocks >> bit & 1:
-            end = first + (block << bit)
-            if end > max(first, sinks):
-                ranges.append((max(first, sinks), end))
-            first = end
+    """The segments of a binary counter of `blocks` blocks that stops at a largest size: (first, end) key ranges past the sinks."""
+    ranges, first, size = [], 0, 1
+    while 2 * size * block <= LARGEST_SEGMENT:
+        size *= 2
+    while blocks:
+        while size > blocks:
+            size //= 2
+        end = first + size * block
+        if end > max(first, sinks):
+            ranges.append((max(first, sinks), end))
+        first, blocks = end, blocks - size
     return ranges
 
 
