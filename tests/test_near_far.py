@@ -176,7 +176,7 @@ def test_bool_and_minus_infinity_agree(isa):
     for options in SETTINGS:
         by_bool = near_far(*arrays, **options, attn_mask=keep)
         by_number = near_far(*arrays, **options, attn_mask=np.where(keep, 0, -np.inf).astype(np.float32))
-        np.testing.assert_allclose(by_number.out, by_bool.out, atol=2e-6)
+        np.testing.assert_allclose(by_number.out, by_bool.out, atol=5e-6)
         np.testing.assert_array_equal(by_number.near_keys, by_bool.near_keys)
 
 
@@ -188,7 +188,7 @@ def test_masked_prefill_in_chunks_equals_prefill_at_once(isa, chunk):
     for begin in range(0, 200, chunk):
         end = min(begin + chunk, 200)
         part = near_far(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], **CAUSAL, attn_mask=mask[begin:end, :end])
-        np.testing.assert_allclose(part.out, whole.out[:, :, begin:end], atol=2e-6)
+        np.testing.assert_allclose(part.out, whole.out[:, :, begin:end], atol=5e-6)
         np.testing.assert_array_equal(part.near_keys, whole.near_keys[:, :, begin:end])
 
 
@@ -292,8 +292,8 @@ def test_prefill_in_chunks_equals_prefill_at_once(isa, chunk, options):
         part = near_far(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], **options)
         expected = NearFar(*(a[:, :, begin:end] for a in whole))
         # how sums are grouped depends on the last key of a call, hence rounding
-        np.testing.assert_allclose(part.out, expected.out, atol=2e-6)
-        np.testing.assert_allclose(part.lse, expected.lse, atol=2e-6)
+        np.testing.assert_allclose(part.out, expected.out, atol=5e-6)
+        np.testing.assert_allclose(part.lse, expected.lse, atol=5e-6)
         np.testing.assert_allclose(part.captured_mass, expected.captured_mass, atol=1e-6)
         np.testing.assert_array_equal(part.near_keys, expected.near_keys)
 

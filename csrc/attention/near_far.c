@@ -140,6 +140,7 @@ static int64_t plan_steps(near_far_call *call) {
             now->exact.sink_end = p->sinks < p->keys ? p->sinks : p->keys;
             now->exact.open_begin = p->keys;
         }
+        now->exact.sinks = p;
         query = now->end_query;
         now->tiles = ((now->end_query - now->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
         now->first_task = task;

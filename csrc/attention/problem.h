@@ -34,8 +34,6 @@ static inline ice_row ice_row_at(const icecore_attention *p, int64_t batch, int6
     return (ice_row){batch, key_head * group + row % group, row / group};
 }
 
-static inline size_t ice_element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : 2; }
-
 /* The address of row `row` of head `head`. */
 static inline void *ice_address(const icecore_tensor *t, icecore_dtype dtype, int64_t batch, int64_t head, int64_t row) {
     int64_t offset = batch * t->batch_stride + head * t->head_stride + row * t->row_stride;

@@ -13,13 +13,14 @@ typedef struct {
 void ice_single_attend(ice_single *state, const icecore_attention *problem, const ice_kernels *kernels, ice_row row,
                        int64_t key_head, const float *query, int64_t first, int64_t end, void *cleaned_values);
 
-/* Contiguous rows that are all visible: float32 keys and values, or bfloat16 ones where `rounded` holds the query rounded to bfloat16.
+/* Contiguous rows that are all visible.  rounded: NULL, or the query as bfloat16, which is then multiplied with keys of bfloat16.
  * query: times scale (which includes log2(e)); rounded: not scaled. */
 void ice_single_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale, int64_t dim,
-                       const void *keys, int64_t count, float *scores);
+                       icecore_dtype dtype, const void *keys, int64_t count, float *scores);
 /* Attends to `count` of them; bias: added to the scores (log2 units), or NULL. */
 void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale,
-                           int64_t dim, int64_t value_dim, const void *keys, const void *values, int64_t count, const float *bias);
+                           int64_t dim, int64_t value_dim, icecore_dtype dtype, const void *keys, const void *values, int64_t count,
+                           const float *bias);
 
 /* Adds another partial result over other keys: the log-sum-exp merge. */
 void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator);

@@ -21,6 +21,8 @@
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
 #define EXPAND_FACTOR 16
 #define LEAST_EXPANDED 2048
+/* With at most so many rows the exact keys go row by row: decode steps. */
+#define SINGLE_ROWS 8
 /* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else row by row. */
 #define DENSE_LANES 16
 
@@ -110,15 +112,71 @@ static treecode *lay_out(const icecore_attention *p, const icecore_near_far *opt
     return t;
 }
 
-static const void *row_of(const icecore_segment *s, const void *rows, int64_t row, int64_t dim) {
-    return (const char *)rows + (size_t)(row * dim) * (s->dtype == ICECORE_FLOAT32 ? 4 : 2);
+static const void *row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
+    return (const char *)rows + (size_t)(row * dim) * ice_element_size(dtype);
 }
-
-/* ---- The mask ---- */
+static const void *key_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->keys, row, s->dim); }
+static const void *value_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->values, row, s->value_dim); }
+static const void *mean_value_of(const run *r, int64_t node) {
+    const icecore_segment *s = r->from->segment;
+    return row_of(s->mean_dtype, r->nodes->mean_value, node, s->value_dim);
+}
 
 static int is_masked(const treecode *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
 
 static uint64_t used_lanes(const treecode *t) { return ((uint64_t)1 << t->panel.lanes) - 1; }
+
+/* NULL where keys are not multiplied as bfloat16. */
+static const uint16_t *rounded_query(const treecode *t, int lane) {
+    return t->panel.query_pairs ? t->rounded + lane * t->problem->dim : NULL;
+}
+
+/* ---- Step 1 ---- */
+
+static int attends_singly(const treecode *t) {
+    const icecore_attention *p = t->problem;
+    return t->panel.lanes <= SINGLE_ROWS && !is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
+}
+
+/* Row by row: the lanes of a panel would stand empty.  The result goes into the panel, whose state the steps that follow build on. */
+static void attend_singly(treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
+    ice_panel *panel = &t->panel;
+    for (int64_t block = first; block < end; block += ICE_KEY_BLOCK)
+        for (int lane = 0; lane < panel->lanes; lane++) {
+            int64_t last = block + ICE_KEY_BLOCK < end ? block + ICE_KEY_BLOCK : end;
+            if (last > panel->visible[lane].end) last = panel->visible[lane].end;
+            if (last <= block) continue;
+            ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * from->dim, rounded_query(t, lane), panel->scale,
+                                  from->dim, from->value_dim, from->key_dtype,
+                                  ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, block),
+                                  ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, block), last - block, NULL);
+        }
+}
+
+static void attend_exact_keys(treecode *t, ice_exact_keys exact) {
+    ice_panel *panel = &t->panel;
+    const int64_t end = ice_panel_visible(panel).end, value_dim = t->problem->value_dim;
+    if (!attends_singly(t)) {
+        panel->problem = exact.sinks;
+        ice_panel_attend(panel, 0, exact.sink_end);
+        panel->problem = t->problem;
+        ice_panel_attend(panel, exact.open_begin, end);
+        return;
+    }
+    attend_singly(t, exact.sinks, 0, exact.sink_end);
+    attend_singly(t, t->problem, exact.open_begin, end);
+    for (int lane = 0; lane < panel->lanes; lane++) {
+        ice_single *state = &t->near_field[lane];
+        panel->maximum[lane] = state->maximum;
+        panel->sum[lane] = state->sum;
+        for (int64_t i = 0; i < value_dim; i++) panel->accumulator[i * ICE_PANEL + lane] = state->accumulator[i];
+        memset(state->accumulator, 0, (size_t)value_dim * sizeof(float));
+        state->maximum = -INFINITY;
+        state->sum = 0.0f;
+    }
+}
+
+/* ---- The mask ---- */
 
 /* What a row of the mask adds to the score of a key, in units of log 2; -inf hides it. */
 static float mask_at(const treecode *t, const mask_row *row, int64_t key) {
@@ -211,7 +269,7 @@ static void score(treecode *t, const run *now, const float *hidden) {
     const ice_nodes *nodes = now->nodes;
     const icecore_segment *s = now->from->segment;
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL;
-    ice_panel_scores(&t->panel, row_of(s, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
+    ice_panel_scores(&t->panel, row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
     t->kernels->cell_risk(scores, now->count, t->panel.lanes, nodes->log2_risk + now->node, nodes->variance + now->node, t->spread, hidden,
                           risk);
     if (is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
@@ -287,7 +345,7 @@ static void tolerated_risk(treecode *t, float *threshold) {
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < ICE_PANEL; lane++)
                     weights[j * ICE_PANEL + lane] = t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
-            ice_panel_add(&guess, weights, count, row_of(now->from->segment, now->nodes->mean_value, i, p->value_dim), p->value_dim);
+            ice_panel_add(&guess, weights, count, mean_value_of(now, i), p->value_dim);
         }
     }
     float squared[ICE_PANEL] = {0};
@@ -327,9 +385,8 @@ static void choose(treecode *t) {
 /* ---- Step 4 ---- */
 
 static void attend_run(treecode *t, int lane, const icecore_segment *s, int64_t first, int64_t count, const float *bias) {
-    ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * s->dim,
-                          s->dtype == ICECORE_BFLOAT16 ? t->rounded + lane * s->dim : NULL, t->panel.scale, s->dim, s->value_dim,
-                          row_of(s, s->keys, first, s->dim), row_of(s, s->values, first, s->value_dim), count, bias);
+    ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * s->dim, rounded_query(t, lane), t->panel.scale, s->dim,
+                          s->value_dim, s->dtype, key_of(s, first), value_of(s, first), count, bias);
     t->near_count[lane] += count;
 }
 
@@ -340,10 +397,17 @@ static void attend_dense(treecode *t, uint64_t lanes, const icecore_segment *s, 
     for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = lane >= panel->lanes || ((lanes >> lane) & 1) ? 0.0f : -INFINITY;
     for (int64_t i = 0; i < count; i += ICE_KEY_BLOCK) {
         int64_t n = count - i < ICE_KEY_BLOCK ? count - i : ICE_KEY_BLOCK;
-        ice_panel_scores(panel, row_of(s, s->keys, first + i, s->dim), s->dim, n, panel->scores);
+        const void *keys = key_of(s, first + i), *values = value_of(s, first + i);
+        if (s->dtype != ICECORE_FLOAT32 && !panel->query_pairs) {
+            t->kernels->to_float32(s->dtype, keys, panel->keys, n * s->dim);
+            t->kernels->to_float32(s->dtype, values, panel->values, n * s->value_dim);
+            keys = panel->keys;
+            values = panel->values;
+        }
+        ice_panel_scores(panel, keys, s->dim, n, panel->scores);
         for (int64_t j = 0; j < n; j++)
             for (int lane = 0; lane < ICE_PANEL; lane++) panel->scores[j * ICE_PANEL + lane] += hidden[lane];
-        ice_panel_add(panel, panel->scores, n, row_of(s, s->values, first + i, s->value_dim), s->value_dim);
+        ice_panel_add(panel, panel->scores, n, values, s->value_dim);
     }
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
@@ -404,15 +468,15 @@ static void add_largest(treecode *t, int lane) {
         for (int64_t i = 0; i < now->count; i++) {
             if (!((t->open[now->row + i] >> lane) & 1)) continue;
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            ice_single_scores(kernels, t->query + lane * s->dim, s->dtype == ICECORE_BFLOAT16 ? t->rounded + lane * s->dim : NULL,
-                              t->panel.scale, s->dim, row_of(s, s->keys, first, s->dim), count, t->visited + visited);
+            ice_single_scores(kernels, t->query + lane * s->dim, rounded_query(t, lane), t->panel.scale, s->dim, s->dtype,
+                              key_of(s, first), count, t->visited + visited);
             const float *scores = t->visited + visited;
             for (int64_t j = 0; j < count; j++) {
                 float bias = mask ? mask_at(t, mask, now->from->end - s->count + s->order[first + j]) : 0.0f, own = scores[j] + bias;
                 if (bias == -INFINITY) continue;
                 t->visited[visited] = own;
                 t->visited_copy[visited] = own != own ? INFINITY : own;   /* a NaN is kept and shows */
-                t->visited_value[visited++] = row_of(s, s->values, first + j, s->value_dim);
+                t->visited_value[visited++] = value_of(s, first + j);
             }
         }
     }
@@ -486,8 +550,7 @@ static void add_far_field(treecode *t) {
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             memcpy(before, panel->sum, sizeof before);
-            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count,
-                          row_of(now->from->segment, now->nodes->mean_value, now->node + i, value_dim), value_dim);
+            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, mean_value_of(now, now->node + i), value_dim);
             for (int lane = 0; lane < panel->lanes; lane++)
                 t->far[lane] = t->far[lane] * panel->correction[lane] + (panel->sum[lane] - before[lane] * panel->correction[lane]);
         }
@@ -553,12 +616,10 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     }
     t->rows = t->runs = t->parent_runs = 0;
     t->dense = 0;
-    ice_visible visible = ice_panel_visible(panel);
-    ice_panel_attend(panel, 0, exact.sink_end);
-    ice_panel_attend(panel, exact.open_begin, visible.end);
+    attend_exact_keys(t, exact);
     if (stack->nodes && is_masked(t)) read_mask(t);
     if (stack->nodes && options->far_field && t->dense == used_lanes(t)) {
-        ice_panel_attend(panel, exact.sink_end, exact.open_begin);
+        ice_panel_attend(panel, exact.sink_end, exact.open_begin);   /* never of a cache, which has no masks */
         for (int m = 0; m < t->masks; m++)
             for (uint64_t left = t->mask[m].lanes; left; left &= left - 1) t->near_count[__builtin_ctzll(left)] = t->mask[m].seen;
     } else if (stack->nodes) {

@@ -8,6 +8,7 @@
 /* Some queries' keys: [0, sink_end) and from open_begin on exactly, the others by the cells of a stack. */
 typedef struct {
     int64_t sink_end, open_begin;
+    const icecore_attention *sinks;   /* the problem, or one like it whose keys and values are where the sinks lie */
 } ice_exact_keys;
 
 /* Scratch of one panel over at most `nodes` cells and parents. */

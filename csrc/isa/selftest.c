@@ -90,7 +90,7 @@ static void fill_panel(selftest *t, float *panel, int64_t rows) {
 
 /* `count` rows of `width` numbers in t->raw as t->dtype, NaN between and after them; what they hold, in t->rows without gaps. */
 static void fill_rows(selftest *t, int64_t count, int64_t width) {
-    size_t element = t->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    size_t element = ice_element_size(t->dtype);
     memset(t->raw, 0xFF, sizeof t->raw);
     for (int64_t j = 0; j < count; j++) {
         char *row = (char *)t->raw + (size_t)(j * (width + t->gap)) * element;

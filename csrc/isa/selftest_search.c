@@ -198,7 +198,7 @@ static void compare_encode(test *t) {
 static void compare_gathered_scores(test *t) {
     float *query = floats(t, t->dim), out[2][MOST_COUNT], *wide = floats(t, (int64_t)t->count * t->dim);
     const icecore_dtype dtype = (icecore_dtype)(t->variant % 3);
-    const size_t bytes = (size_t)t->dim * (dtype == ICECORE_FLOAT32 ? 4 : 2);
+    const size_t bytes = (size_t)t->dim * ice_element_size(dtype);
     void *row[MOST_COUNT];
     for (int i = 0; i < t->count; i++) {
         row[i] = ice_alloc(1, bytes);

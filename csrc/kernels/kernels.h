@@ -12,9 +12,13 @@
 #ifndef ICE_KERNELS_H
 #define ICE_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "icecore.h"
+
+/* Bytes of a number. */
+static inline size_t ice_element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : 2; }
 
 /* Queries in a panel: a multiple of 3 vectors of 16 lanes (the register tile) and of the usual 3 heads a key head. */
 #define ICE_PANEL 48

@@ -3,14 +3,13 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "segment/groups.h"
-#include "segment/segment.h"
+#include "segment/build.h"
 
 /* Rows whose distances are found at a time. */
 #define BLOCK 128
 
 static int allocate_nodes(icecore_segment *s, ice_nodes *nodes, int64_t count) {
-    size_t element = s->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    size_t element = ice_element_size(s->mean_dtype);
     nodes->count = count;
     nodes->offset = ice_segment_alloc(s, count + 1, sizeof(int64_t));
     nodes->mean_key = ice_segment_alloc(s, count * s->dim, element);
@@ -24,7 +23,7 @@ static int allocate_nodes(icecore_segment *s, ice_nodes *nodes, int64_t count) {
 }
 
 static int allocate(icecore_segment *s, const ice_groups *groups) {
-    size_t element = s->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    size_t element = ice_element_size(s->dtype);
     s->order = ice_segment_alloc(s, s->count, sizeof(int32_t));
     s->keys = ice_segment_alloc(s, s->count * s->dim, element);
     s->values = ice_segment_alloc(s, s->count * s->value_dim, element);
@@ -32,24 +31,21 @@ static int allocate(icecore_segment *s, const ice_groups *groups) {
            allocate_nodes(s, &s->parent, groups->parents);
 }
 
-/* Rows in the order of the cells, in the segment's dtype. */
-static void store_rows(const icecore_segment *s, const ice_array_rows *rows, void *target) {
-    const size_t element = s->dtype == ICECORE_FLOAT32 ? 4 : 2, bytes = (size_t)rows->dim * element;
+/* Rows first .. end - 1 in the order of the cells, in the segment's dtype. */
+static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first, int64_t end, void *target) {
+    const size_t bytes = (size_t)rows->dim * ice_element_size(b->segment->dtype);
     float buffer[ICECORE_MAX_DIM];
-    char *to = target;
-    for (int64_t i = 0; i < s->count; i++, to += bytes) {
-        if (rows->dtype == s->dtype)
-            memcpy(to, (const char *)rows->data + (size_t)(s->order[i] * rows->stride) * element, bytes);
-        else
-            rows->kernels->from_float32(s->dtype, ice_read_array_row(rows, s->order[i], buffer), to, rows->dim);
-    }
+    for (int64_t i = first; i < end; i++)
+        b->kernels->from_float32(b->segment->dtype, rows->read(rows->context, b->segment->order[i], buffer),
+                                 (char *)target + (size_t)i * bytes, rows->dim);
 }
 
-/* The mean of stored rows first .. end - 1 into `mean`, rounded as it is stored into `stored`, and the distances from it.
- * 0 when the mean is not finite: then 0 is stored. */
-static int summarize_rows(const ice_kernels *kernels, icecore_dtype dtype, const void *rows, int64_t dim, int64_t first, int64_t end,
+/* The mean of stored rows first .. end - 1 into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then
+ * 0 is stored. */
+static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const void *rows, int64_t dim, int64_t first, int64_t end,
                           void *stored, double *mean_square, double *largest) {
-    const size_t element = dtype == ICECORE_FLOAT32 ? 4 : 2;
+    const icecore_dtype dtype = s->dtype;
+    const size_t element = ice_element_size(dtype);
     float mean[ICECORE_MAX_DIM] = {0}, weight[BLOCK], distance[BLOCK];
     const void *row[BLOCK];
     int finite = 1;
@@ -60,8 +56,8 @@ static int summarize_rows(const ice_kernels *kernels, icecore_dtype dtype, const
     for (int64_t t = 0; t < dim; t++) finite &= isfinite(mean[t]) != 0;
     if (!finite) memset(mean, 0, sizeof mean);
     /* distances are those from what is stored */
-    kernels->from_float32(dtype, mean, stored, dim);
-    kernels->to_float32(dtype, stored, mean, dim);
+    kernels->from_float32(s->mean_dtype, mean, stored, dim);
+    kernels->to_float32(s->mean_dtype, stored, mean, dim);
     *mean_square = *largest = 0.0;
     for (int64_t i = first; i < end; i += BLOCK) {
         int64_t count = end - i < BLOCK ? end - i : BLOCK;
@@ -77,11 +73,11 @@ static int summarize_rows(const ice_kernels *kernels, icecore_dtype dtype, const
 }
 
 static void summarize(const icecore_segment *s, const ice_kernels *kernels, const ice_nodes *nodes, int64_t n, int64_t first, int64_t end) {
-    const size_t element = s->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    const size_t element = ice_element_size(s->mean_dtype);
     double of_keys, of_values, radius, unused;
-    int finite = summarize_rows(kernels, s->dtype, s->keys, s->dim, first, end,
+    int finite = summarize_rows(kernels, s, s->keys, s->dim, first, end,
                                 (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
-    finite &= summarize_rows(kernels, s->dtype, s->values, s->value_dim, first, end,
+    finite &= summarize_rows(kernels, s, s->values, s->value_dim, first, end,
                              (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
     nodes->variance[n] = (float)(of_keys / (double)s->dim);
     nodes->radius[n] = (float)sqrt(radius);
@@ -89,16 +85,73 @@ static void summarize(const icecore_segment *s, const ice_kernels *kernels, cons
     nodes->log2_risk[n] = finite ? (float)(log2((double)(end - first)) + 0.5 * log2(of_keys / (double)s->dim) + 0.5 * log2(of_values)) : NAN;
 }
 
-static void fill(icecore_segment *s, const ice_kernels *kernels, const ice_groups *groups, const ice_array_rows *keys,
-                 const ice_array_rows *values) {
-    memcpy(s->order, groups->order, (size_t)s->count * sizeof *s->order);
-    memcpy(s->cell.offset, groups->cell, (size_t)(groups->cells + 1) * sizeof *groups->cell);
-    memcpy(s->parent.offset, groups->parent, (size_t)(groups->parents + 1) * sizeof *groups->parent);
-    store_rows(s, keys, s->keys);
-    store_rows(s, values, s->values);
-    for (int64_t c = 0; c < groups->cells; c++) summarize(s, kernels, &s->cell, c, groups->cell[c], groups->cell[c + 1]);
-    for (int64_t p = 0; p < groups->parents; p++)
-        summarize(s, kernels, &s->parent, p, groups->cell[groups->parent[p]], groups->cell[groups->parent[p + 1]]);
+/* Units of work (groups.h) of storing and summarizing a row. */
+#define STORE_COST 8
+
+int64_t ice_builder_work(int64_t rows, int64_t cell_size) { return ice_groups_work(rows, cell_size) + STORE_COST * rows; }
+
+icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
+                                 icecore_dtype means, int64_t cell_size, uint64_t seed) {
+    *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means};
+    return ice_groups_begin(&b->groups, kernels, keys, cell_size, seed);
+}
+
+static icecore_status begin_storing(ice_builder *b) {
+    icecore_segment *s = ice_segment_new();
+    if (s) {
+        s->count = b->keys.count;
+        s->cells = b->groups.cells;
+        s->dim = b->keys.dim;
+        s->value_dim = b->values.dim;
+        s->dtype = b->storage;
+        s->mean_dtype = b->means;
+    }
+    if (!s || !allocate(s, &b->groups)) {
+        icecore_segment_free(s);
+        return ICECORE_ERROR_MEMORY;
+    }
+    memcpy(s->order, b->groups.order, (size_t)s->count * sizeof *s->order);
+    memcpy(s->cell.offset, b->groups.cell, (size_t)(b->groups.cells + 1) * sizeof *b->groups.cell);
+    memcpy(s->parent.offset, b->groups.parent, (size_t)(b->groups.parents + 1) * sizeof *b->groups.parent);
+    b->segment = s;
+    return ICECORE_OK;
+}
+
+icecore_status ice_builder_step(ice_builder *b, int64_t *work) {
+    if (!ice_groups_done(&b->groups)) {
+        icecore_status status = ice_groups_step(&b->groups, work);
+        if (status != ICECORE_OK || !ice_groups_done(&b->groups)) return status;
+    }
+    if (!b->segment) {
+        icecore_status status = begin_storing(b);
+        if (status != ICECORE_OK) return status;
+    }
+    const icecore_segment *s = b->segment;
+    for (; *work > 0 && b->next < s->parent.count; b->next++) {
+        int64_t cell = s->parent.offset[b->next], end_cell = s->parent.offset[b->next + 1];
+        int64_t first = s->cell.offset[cell], end = s->cell.offset[end_cell];
+        store_rows(b, &b->keys, first, end, s->keys);
+        store_rows(b, &b->values, first, end, s->values);
+        for (int64_t c = cell; c < end_cell; c++) summarize(s, b->kernels, &s->cell, c, s->cell.offset[c], s->cell.offset[c + 1]);
+        summarize(s, b->kernels, &s->parent, b->next, first, end);
+        *work -= STORE_COST * (end - first);
+    }
+    return ICECORE_OK;
+}
+
+int ice_builder_done(const ice_builder *b) { return b->segment && b->next == b->segment->parent.count; }
+
+icecore_segment *ice_builder_take(ice_builder *b) {
+    icecore_segment *s = b->segment;
+    b->segment = NULL;
+    ice_builder_end(b);
+    return s;
+}
+
+void ice_builder_end(ice_builder *b) {
+    ice_groups_end(&b->groups);
+    icecore_segment_free(b->segment);
+    *b = (ice_builder){0};
 }
 
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
@@ -109,26 +162,15 @@ icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int6
     if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_BFLOAT16 || !keys || !values || count < 1 || count > INT32_MAX || dim < 1 ||
         dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || cell_size < 1)
         return ICECORE_ERROR_VALUE;
-    const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim};
-    const ice_array_rows value_rows = {kernels, dtype, values, value_stride, value_dim};
-    ice_groups groups;
-    icecore_status status = ice_group_rows(&groups, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim}, cell_size, seed);
+    const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim}, value_rows = {kernels, dtype, values, value_stride, value_dim};
+    int64_t work = INT64_MAX;
+    ice_builder b;
+    icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim},
+                                              (ice_rows){ice_read_array_row, &value_rows, count, value_dim}, storage, storage, cell_size,
+                                              seed);
     if (status != ICECORE_OK) return status;
-    icecore_segment *s = ice_segment_new();
-    if (s) {
-        s->count = count;
-        s->cells = groups.cells;
-        s->dim = dim;
-        s->value_dim = value_dim;
-        s->dtype = storage;
-    }
-    if (s && allocate(s, &groups)) {
-        fill(s, kernels, &groups, &key_rows, &value_rows);
-        *result = s;
-    } else {
-        icecore_segment_free(s);
-        status = ICECORE_ERROR_MEMORY;
-    }
-    ice_groups_end(&groups);
+    status = ice_builder_step(&b, &work);
+    if (status == ICECORE_OK) *result = ice_builder_take(&b);
+    else ice_builder_end(&b);
     return status;
 }

@@ -36,7 +36,7 @@ typedef struct {
 typedef struct {
     int64_t count;
     int64_t *offset;           /* count + 1: the stored rows of a cell, the cells of a parent */
-    void *mean_key, *mean_value;   /* of the segment's dtype; 0 where one of them is not finite */
+    void *mean_key, *mean_value;   /* of the segment's mean_dtype; 0 where one of them is not finite */
     float *variance, *radius;  /* distances from the mean key: mean square per dimension, largest */
     float *log2_count;
     float *log2_risk;          /* what of a risk is no query's; NaN where a mean is not finite, so that it is always opened */
@@ -46,7 +46,7 @@ struct icecore_segment {
     atomic_int owners;         /* icecore_segment_free gives up one; the last one's memory goes */
     int64_t count, cells, dim, value_dim;
     int32_t *order;
-    icecore_dtype dtype;                           /* for attention: of keys, values and means */
+    icecore_dtype dtype, mean_dtype;               /* for attention: of keys and values, of means */
     void *keys, *values;
     ice_nodes cell, parent;
     int64_t *offset;                               /* for search */

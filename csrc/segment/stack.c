@@ -37,7 +37,7 @@ static icecore_status build(const ice_source *source, int64_t first, int64_t end
     int64_t start = first < source->skip ? source->skip : first;
     *segment = NULL;
     if (start >= end) return ICECORE_OK;
-    int64_t element = source->dtype == ICECORE_FLOAT32 ? 4 : 2;
+    int64_t element = (int64_t)ice_element_size(source->dtype);
     return icecore_segment_build(source->dtype, (const char *)source->keys + start * source->key_stride * element,
                                  source->key_stride, (const char *)source->values + start * source->value_stride * element,
                                  source->value_stride, end - start, source->dim, source->value_dim, source->storage, source->cell_size,
