@@ -33,7 +33,7 @@ static void split_range(int64_t keys, int64_t splits, int64_t s, int64_t *begin,
 
 static float *partial_row(const exact_call *call, int64_t split, int64_t head, int64_t row) {
     const icecore_attention *p = call->problem;
-    int64_t heads = p->batch * p->key_heads, rows = ice_rows(p);
+    int64_t heads = p->batch * p->key_heads, rows = ice_query_rows(p);
     return call->partial + ((split * heads + head) * rows + row) * (p->value_dim + 2);
 }
 
@@ -43,7 +43,7 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     const icecore_attention *p = call->problem;
     int64_t heads = p->batch * p->key_heads, head = index % heads;
     int64_t tile = call->panels - 1 - index / heads;   /* causal: the last rows see most, so they go first */
-    int64_t first_row = tile * ICE_PANEL, rest = ice_rows(p) - first_row;
+    int64_t first_row = tile * ICE_PANEL, rest = ice_query_rows(p) - first_row;
     ice_panel panel;
     ice_panel_begin(&panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
                     rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
@@ -63,7 +63,7 @@ static void single_task(void *context, int64_t index, void *scratch) {
     const exact_call *call = context;
     const icecore_attention *p = call->problem;
     int64_t heads = p->batch * p->key_heads, head = index % heads, split = index / heads;
-    int64_t batch = head / p->key_heads, key_head = head % p->key_heads, rows = ice_rows(p);
+    int64_t batch = head / p->key_heads, key_head = head % p->key_heads, rows = ice_query_rows(p);
     /* the scratch holds each row's query and accumulator, and a block of values; rows advance together, so that keys are read from memory once */
     float *query = scratch, *accumulator = query + SINGLE_ROWS * ICECORE_MAX_DIM;
     float *cleaned_values = accumulator + SINGLE_ROWS * ICECORE_MAX_DIM;
@@ -110,7 +110,7 @@ static void single_task(void *context, int64_t index, void *scratch) {
 static void merge_splits(const exact_call *call) {
     const icecore_attention *p = call->problem;
     for (int64_t head = 0; head < p->batch * p->key_heads; head++)
-        for (int64_t r = 0; r < ice_rows(p); r++) {
+        for (int64_t r = 0; r < ice_query_rows(p); r++) {
             float *first = partial_row(call, 0, head, r);
             ice_single state = {first[0], first[1], first + 2};
             for (int64_t split = 1; split < call->splits; split++) {
@@ -126,7 +126,7 @@ icecore_status icecore_attend_exact(const icecore_attention *problem) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     if (ice_is_empty(problem)) return ICECORE_OK;
-    int64_t heads = problem->batch * problem->key_heads, rows = ice_rows(problem);
+    int64_t heads = problem->batch * problem->key_heads, rows = ice_query_rows(problem);
     exact_call call = {.problem = problem, .kernels = ice_active_kernels(), .splits = 1};
     if (rows > SINGLE_ROWS) {
         call.panels = (rows + ICE_PANEL - 1) / ICE_PANEL;

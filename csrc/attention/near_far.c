@@ -46,7 +46,8 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
     const icecore_attention *p = call->problem;
     ice_source source = {
         .dtype = p->key_dtype,
-        .storage = ice_panel_is_bf16(p, call->kernels) ? ICECORE_BFLOAT16 : ICECORE_FLOAT32,
+        .storage = ice_panel_dtype(p, call->kernels),
+        .means = ice_panel_dtype(p, call->kernels),
         .keys = ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
         .values = ice_address(&p->value, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
         .key_stride = p->key.row_stride,
@@ -58,7 +59,7 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .cell_size = call->options->cell_size,
         .seed = call->options->seed,
     };
-    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, stack);
+    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, stack);
 }
 
 static void seal_task(near_far_call *call, int64_t number, int64_t head, int cancelled) {

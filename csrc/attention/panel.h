@@ -25,6 +25,11 @@ typedef struct {
 /* Whether the bfloat16 kernels serve this problem: its keys and values have that dtype and widths they can do. */
 int ice_panel_is_bf16(const icecore_attention *problem, const ice_kernels *kernels);
 
+/* What ice_panel_scores and ice_panel_add want rows to be: bfloat16 where ice_panel_is_bf16, else float32. */
+static inline icecore_dtype ice_panel_dtype(const icecore_attention *problem, const ice_kernels *kernels) {
+    return ice_panel_is_bf16(problem, kernels) ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
+}
+
 size_t ice_panel_bytes(const icecore_attention *problem);
 
 /* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row. */
@@ -37,7 +42,7 @@ ice_visible ice_panel_visible(const ice_panel *panel);
 /* Attends to the keys first .. end - 1 exactly, each row to those it may see. */
 void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end);
 
-/* Rows that stand for keys, of bfloat16 where ice_panel_is_bf16, else float32.  scores: count x ICE_PANEL. */
+/* Rows that stand for keys, of ice_panel_dtype.  scores: count x ICE_PANEL. */
 void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_t count, float *scores);
 /* Adds at most ICE_KEY_BLOCK of them, given their scores (which become weights) and values. */
 void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values, int64_t stride);

@@ -23,7 +23,7 @@ static inline int ice_is_empty(const icecore_attention *p) {
 /* All queries that read one key head, of one batch entry, are its rows, query by query and within a query head by head, so that
  * neighbouring rows see the same keys. */
 static inline int64_t ice_group(const icecore_attention *p) { return p->query_heads / p->key_heads; }
-static inline int64_t ice_rows(const icecore_attention *p) { return ice_group(p) * p->queries; }
+static inline int64_t ice_query_rows(const icecore_attention *p) { return ice_group(p) * p->queries; }
 
 typedef struct {
     int64_t batch, head, query;   /* head: the query head */

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "segment/groups.h"
 
 static int64_t largest_size(int64_t block) {
     int64_t size = 1;
@@ -33,15 +32,45 @@ int64_t ice_stack_most_nodes(int64_t keys, int64_t block, int64_t cell_size) {
     return cells + 2 * parents;
 }
 
+icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end) {
+    const int64_t start = first < source->skip ? source->skip : first;
+    const ice_kernels *kernels = ice_active_kernels();
+    *sealing = (ice_sealing){.first = first, .end = end, .left = ice_builder_work(end - start, source->cell_size)};
+    icecore_status status = ice_source_begin(&sealing->rows, kernels, source, start, end);
+    if (status != ICECORE_OK) return status;
+    const ice_rows keys = {ice_read_source_key, &sealing->rows, end - start, source->dim};
+    const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim};
+    status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means, source->cell_size,
+                               ice_segment_seed(source->seed, start, end - start));
+    if (status != ICECORE_OK) ice_source_end(&sealing->rows);
+    return status;
+}
+
+icecore_status ice_sealing_step(ice_sealing *sealing, int64_t work) {
+    const int64_t asked = work;
+    icecore_status status = ice_builder_step(&sealing->builder, &work);
+    sealing->left -= asked - work;
+    return status;
+}
+
+void ice_sealing_end(ice_sealing *sealing) {
+    ice_builder_end(&sealing->builder);
+    ice_source_end(&sealing->rows);
+}
+
+static icecore_status finish_sealing(ice_sealing *sealing, icecore_segment **segment) {
+    icecore_status status = ice_sealing_step(sealing, INT64_MAX);
+    if (status == ICECORE_OK) *segment = ice_builder_take(&sealing->builder);
+    ice_sealing_end(sealing);
+    return status;
+}
+
 static icecore_status build(const ice_source *source, int64_t first, int64_t end, icecore_segment **segment) {
-    int64_t start = first < source->skip ? source->skip : first;
+    ice_sealing sealing;
     *segment = NULL;
-    if (start >= end) return ICECORE_OK;
-    int64_t element = (int64_t)ice_element_size(source->dtype);
-    return icecore_segment_build(source->dtype, (const char *)source->keys + start * source->key_stride * element,
-                                 source->key_stride, (const char *)source->values + start * source->value_stride * element,
-                                 source->value_stride, end - start, source->dim, source->value_dim, source->storage, source->cell_size,
-                                 ice_segment_seed(source->seed, start, end - start), segment);
+    if (source->skip >= end) return ICECORE_OK;
+    icecore_status status = ice_sealing_begin(&sealing, source, first, end);
+    return status == ICECORE_OK ? finish_sealing(&sealing, segment) : status;
 }
 
 void ice_stack_free(ice_stack *stack) {
@@ -70,7 +99,25 @@ static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack 
     return status;
 }
 
-icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_stack **result) {
+void ice_stack_next_range(int64_t blocks, int64_t block, int64_t *first, int64_t *end) {
+    *first = 0;
+    for (int64_t left = blocks + 1, size; left; left -= size) {
+        size = next_size(left, block);
+        if (left > size) *first += size * block;
+    }
+    *end = (blocks + 1) * block;
+}
+
+icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result) {
+    ice_stack *copy = empty_stack(stack->levels);
+    if (!copy) return ICECORE_ERROR_MEMORY;
+    memcpy(copy, stack, sizeof *stack + (size_t)stack->levels * sizeof *stack->level);
+    for (int64_t i = 0; i < copy->levels; i++) ice_segment_share(copy->level[i].segment);
+    *result = copy;
+    return ICECORE_OK;
+}
+
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_sealing *ready, ice_stack **result) {
     ice_stack *stack = empty_stack(count_levels(blocks, source->block));
     if (!stack) return ICECORE_ERROR_MEMORY;
     icecore_status status = ICECORE_OK;
@@ -82,6 +129,8 @@ icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ic
         *added = (ice_stacked){first, end, NULL};
         if (old && old->first == first && old->end == end)
             added->segment = ice_segment_share(old->segment);
+        else if (ready && ready->first == first && ready->end == end)
+            status = finish_sealing(ready, &added->segment);
         else
             status = build(source, first, end, &added->segment);
         stack->levels++;

@@ -6,17 +6,13 @@
 #ifndef ICE_STACK_H
 #define ICE_STACK_H
 
-#include "segment/segment.h"
+#include "segment/build.h"
+#include "segment/source.h"
 
 /* Keys of the largest segments, unless a block has more.  The larger, the more alike are the keys of a cell: at 128k one segment has 644
  * near keys at a tolerance of 0.1, segments of 32k have 801 in the same time, of 8k 1515.  The smaller, the cheaper is sealing, and the less
  * does a cache hold twice while it merges. */
 #define ICE_LARGEST_SEGMENT 32768
-
-typedef struct {
-    int64_t first, end;                 /* keys of the segment */
-    icecore_segment *segment;           /* NULL where the range is empty */
-} ice_stacked;
 
 /* Immutable once made.  Stacks share segments; each owns its part. */
 typedef struct {
@@ -25,21 +21,32 @@ typedef struct {
     ice_stacked level[];
 } ice_stack;
 
-/* Where a head's keys and values lie, and how they are sealed. */
+/* How a sealed range comes about in steps: what is read, and what is built from it. */
 typedef struct {
-    icecore_dtype dtype, storage;       /* of keys and values; of their copies in segments */
-    const void *keys, *values;
-    int64_t key_stride, value_stride, dim, value_dim;
-    int64_t skip;                       /* keys before this one stay outside all segments (the sinks) */
-    int64_t block, cell_size;
-    uint64_t seed;
-} ice_source;
+    int64_t first, end;
+    ice_source_rows rows;
+    ice_builder builder;
+    int64_t left;              /* units of work, about (build.h) */
+} ice_sealing;
 
-/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) has are shared, the others built. */
-icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_stack **result);
+/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) has are shared; `ready` (or NULL) is taken in where it covers a
+ * range, finished first if need be, and ended; the others are built. */
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_sealing *ready, ice_stack **result);
 /* A stack of one segment over keys skip .. end - 1. */
 icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result);
+/* Another stack of the same segments. */
+icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result);
 void ice_stack_free(ice_stack *stack);
+
+/* The range of the one segment that a stack of `blocks` + 1 blocks has and one of `blocks` has not. */
+void ice_stack_next_range(int64_t blocks, int64_t block, int64_t *first, int64_t *end);
+
+/* Begins to seal keys first .. end - 1 of a source, of which some are past `skip`.  What it reads must stay as it is until the end.  On
+ * failure there is nothing to end. */
+icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end);
+/* Goes on by about `work` units. */
+icecore_status ice_sealing_step(ice_sealing *sealing, int64_t work);
+void ice_sealing_end(ice_sealing *sealing);
 
 /* No stack over `keys` keys in blocks of `block` has more nodes than this. */
 int64_t ice_stack_most_nodes(int64_t keys, int64_t block, int64_t cell_size);

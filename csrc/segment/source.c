@@ -1,0 +1,61 @@
+#include "segment/source.h"
+
+#include "base/memory.h"
+
+static const void *row_at(const void *rows, int64_t row, int64_t stride, icecore_dtype dtype) {
+    return (const char *)rows + row * stride * (int64_t)ice_element_size(dtype);
+}
+
+icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, const ice_source *s, int64_t start, int64_t end) {
+    const int64_t from_array = start > s->origin ? start : s->origin;
+    *r = (ice_source_rows){.sealed = (end < s->origin ? end : s->origin) - start, .storage = s->storage};
+    if (r->sealed < 0) r->sealed = 0;
+    r->keys = (ice_array_rows){kernels, s->dtype, NULL, s->key_stride, s->dim};
+    r->values = (ice_array_rows){kernels, s->dtype, NULL, s->value_stride, s->value_dim};
+    if (from_array < end) {
+        r->keys.data = row_at(s->keys, from_array - s->origin, s->key_stride, s->dtype);
+        r->values.data = row_at(s->values, from_array - s->origin, s->value_stride, s->dtype);
+    }
+    if (!r->sealed) return ICECORE_OK;
+    r->key = ice_alloc(r->sealed, sizeof *r->key);
+    r->value = ice_alloc(r->sealed, sizeof *r->value);
+    if (!r->key || !r->value) {
+        ice_source_end(r);
+        return ICECORE_ERROR_MEMORY;
+    }
+    for (int64_t n = 0; n < s->sealed_count; n++) {
+        const icecore_segment *segment = s->sealed[n].segment;
+        if (!segment) continue;
+        const int64_t first = s->sealed[n].end - segment->count - start;   /* its first key among the rows */
+        for (int64_t i = 0; i < segment->count; i++) {
+            int64_t row = first + segment->order[i];
+            if (row < 0 || row >= r->sealed) continue;
+            r->key[row] = row_at(segment->keys, i, segment->dim, segment->dtype);
+            r->value[row] = row_at(segment->values, i, segment->value_dim, segment->dtype);
+        }
+    }
+    return ICECORE_OK;
+}
+
+void ice_source_end(ice_source_rows *r) {
+    ice_free(r->key);
+    ice_free(r->value);
+    *r = (ice_source_rows){0};
+}
+
+static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, float *buffer) {
+    if (row >= r->sealed) return ice_read_array_row(array, row - r->sealed, buffer);
+    if (r->storage == ICECORE_FLOAT32) return sealed[row];
+    array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
+    return buffer;
+}
+
+const float *ice_read_source_key(const void *context, int64_t row, float *buffer) {
+    const ice_source_rows *r = context;
+    return read(r, &r->keys, r->key, row, buffer);
+}
+
+const float *ice_read_source_value(const void *context, int64_t row, float *buffer) {
+    const ice_source_rows *r = context;
+    return read(r, &r->values, r->value, row, buffer);
+}

@@ -1,0 +1,41 @@
+/* Where a head's keys and values come from when they are sealed: an array, and for keys that it no longer holds the segments that do. */
+#ifndef ICE_SOURCE_H
+#define ICE_SOURCE_H
+
+#include "segment/rows.h"
+#include "segment/segment.h"
+
+/* Keys first .. end - 1 of a head, held by a segment; NULL where the range is empty. */
+typedef struct {
+    int64_t first, end;
+    icecore_segment *segment;
+} ice_stacked;
+
+typedef struct {
+    icecore_dtype dtype;                /* of the arrays */
+    icecore_dtype storage, means;       /* of rows and of means in segments */
+    const void *keys, *values;          /* from key `origin` on */
+    int64_t origin, key_stride, value_stride, dim, value_dim;
+    const ice_stacked *sealed;          /* hold the keys before `origin`, those before `skip` aside */
+    int64_t sealed_count;
+    int64_t skip;                       /* keys before this one stay outside all segments: the sinks, and what was evicted */
+    int64_t block, cell_size;
+    uint64_t seed;
+} ice_source;
+
+/* The keys start .. end - 1 of a source, row by row. */
+typedef struct {
+    ice_array_rows keys, values;
+    int64_t sealed;                     /* so many of the first rows come from segments, which hold them as `storage` */
+    icecore_dtype storage;
+    const void **key, **value;          /* these rows */
+} ice_source_rows;
+
+/* What is read must not move or change until the end. */
+icecore_status ice_source_begin(ice_source_rows *rows, const ice_kernels *kernels, const ice_source *source, int64_t start, int64_t end);
+void ice_source_end(ice_source_rows *rows);
+/* For ice_rows; the context is an ice_source_rows. */
+const float *ice_read_source_key(const void *source_rows, int64_t row, float *buffer);
+const float *ice_read_source_value(const void *source_rows, int64_t row, float *buffer);
+
+#endif
