@@ -240,7 +240,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
         if k is not None and far_field and k >= keys:
             sparse, window, sinks = False, None, None
         else:
-            k = 1 if tolerance is not None else min(k, keys)  # by tolerance, k counts for nothing
+            k = 1 if tolerance is not None else max(1, min(k, keys))  # by tolerance, k counts for nothing
             visit = max(8 * k, 1024) if visit is None else visit
             window = (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None
             sinks = sinks if sinks is not None else DEFAULT_SINKS if causal else 0
@@ -298,11 +298,11 @@ class _Call:
 
     def near_far_pays(self, k, tolerance, window, sinks):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
-        p = self.problem
+        p, bfloat16 = self.problem, self.problem.native_dtype == _native.BFLOAT16
         work = _cost_model.count_work(
-            p.shape, p.key.shape[1], causal=self.causal, bfloat16=p.native_dtype == _native.BFLOAT16,
-            rounding=_rounds(tolerance), k=k, tolerance=tolerance, window=window, sinks=sinks, cell_size=CELL_SIZE,
-            threads=self.threads or _native.default_threads(),
+            p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
+            stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, _rounds(tolerance)), k=k, tolerance=tolerance, window=window,
+            sinks=sinks, cell_size=CELL_SIZE, threads=self.threads or _native.default_threads(),
         )
         predicted = _cost_model.model_in_force().predict(work)
         return _cost_model.near_far_pays(work, predicted), predicted

@@ -7,6 +7,7 @@ machine, or the one shipped for the instruction set.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from dataclasses import dataclass, fields
 
@@ -151,6 +152,7 @@ class CostModel:
 
 COEFFICIENTS = tuple(field.name for field in fields(CostModel))
 
+
 def near_far_pays(work, predicted):
     """Whether the near/far path is to be taken. Where no key is far it could gain by rounding alone, and is not."""
     return work.near_pairs > 0 and MARGIN * predicted["near_far"] < predicted["exact"]
@@ -176,12 +178,18 @@ def expected_nodes(sealed, k, tolerance, cell_size):
     A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. At a tolerance almost all parents are
     expanded, unless it is loose and the keys are many.
     """
-    sealed = np.maximum(sealed, 1e-9)
-    expanded = 4 * max(16 * k, 2048) / sealed if tolerance is None else 9.5 / (tolerance * np.sqrt(sealed))
+    sealed = np.maximum(sealed, 1e-9)  # no division by 0
+    expanded = 4 * max(16 * k, 2048) / sealed if tolerance is None else 9.5 / (max(tolerance, 1e-9) * np.sqrt(sealed))
     return sealed / cell_size * (1 / 16 + 1 - np.exp(-expanded))
 
 
-def count_work(shape, key_heads, *, causal, bfloat16, rounding, k, tolerance, window, sinks, cell_size, threads):
+def stores_bfloat16(bfloat16, rounding):
+    """Whether near/far attention multiplies bfloat16: given as such or rounded, where the machine can."""
+    return (bfloat16 or rounding) and _native.isa() in NATIVE_BFLOAT16
+
+
+@functools.lru_cache(maxsize=1024)  # the layers of a model ask for the same
+def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolerance, window, sinks, cell_size, threads):
     """The `Work` of one call, with the near keys and nodes to be expected.
 
     `shape` is (batch, query_heads, queries, dim, keys, value_dim), keys > 0; `window` is used where causal.
@@ -212,7 +220,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, rounding, k, tolerance, wi
         threads=threads,
         causal=causal,
         bfloat16=bfloat16,
-        stored_bfloat16=(rounding or bfloat16) and _native.isa() in NATIVE_BFLOAT16,
+        stored_bfloat16=stored_bfloat16,
         counted=tolerance is None,
         queries=float(queries * group * heads),
         pairs=pairs,
@@ -287,7 +295,7 @@ def use(model):
 
 
 class NearFarAlways:
-    """To `use` where both paths are measured."""
+    """To `use` where near/far attention is measured: it is taken wherever a key is far."""
 
     @staticmethod
     def predict(work):

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 FORMAT = 1
+NOWHERE = "there is no file to write: ICECORE_TUNING is off, or there is no home directory"
 
 _lock = threading.Lock()
 _models = None
@@ -94,7 +95,7 @@ def save(model, isa, threads):
     global _models
     file = path()
     if file is None:
-        raise OSError("no file to write: ICECORE_TUNING is off, or there is no home directory")
+        raise OSError(NOWHERE)
     try:
         entries = _read(file)
     except (OSError, ValueError, RecursionError):

@@ -82,8 +82,8 @@ def test_shipped_costs_cover_all_instruction_sets():
 
 
 def work_of(queries, keys, window, sinks, **options):
-    settings = {"causal": window is not None, "bfloat16": False, "rounding": False, "k": 10, "tolerance": None, "cell_size": 16,
-                "threads": 1}
+    settings = {"causal": window is not None, "bfloat16": False, "stored_bfloat16": False, "k": 10, "tolerance": None,
+                "cell_size": 16, "threads": 1}
     return count_work((2, 6, queries, 5, keys, 7), 3, window=window, sinks=sinks, **(settings | options))
 
 
@@ -139,15 +139,18 @@ def test_near_keys_by_tolerance_on_a_real_model(tolerance, seen):
 
 def test_a_tolerance_asks_for_some_of_the_keys():
     sealed = np.array([0.0, 1.0, 100.0, 1e6])
+    for tolerance in (5e-324, 1 - 2**-53):
+        assert np.all(expected_near_keys(sealed, 1, tolerance, 16) <= sealed)
+        assert np.all(expected_nodes(sealed, 1, tolerance, 16) <= np.maximum(sealed, 1))
     loose, tight = (expected_near_keys(sealed, 1, tolerance, 16) for tolerance in (0.5, 0.001))
     assert np.all((loose >= 0) & (loose <= tight) & (tight <= sealed))
 
 
 def test_bfloat16_is_stored_where_it_is_native(isa):
     native = isa in _cost_model.NATIVE_BFLOAT16
-    assert not work_of(40, 100, None, 0).stored_bfloat16
-    assert work_of(40, 100, None, 0, rounding=True).stored_bfloat16 == native
-    assert work_of(40, 100, None, 0, bfloat16=True).stored_bfloat16 == native
+    assert not _cost_model.stores_bfloat16(False, False)
+    assert _cost_model.stores_bfloat16(False, True) == native
+    assert _cost_model.stores_bfloat16(True, False) == native
 
 
 # ---- The choice ----
@@ -268,10 +271,9 @@ def test_a_bad_file_brings_one_warning_and_the_shipped_costs(tuning_file, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, info = icecore.attention(*arrays, k=20, return_info=True)
-    assert info.predicted == SHIPPED[_native.isa()].predict(
-        count_work((1, 2, 300, 8, 300, 8), 1, causal=False, bfloat16=False, rounding=True, k=20, tolerance=None, window=None,
-                   sinks=0, cell_size=16, threads=icecore.get_num_threads())
-    )
+    work = count_work((1, 2, 300, 8, 300, 8), 1, causal=False, bfloat16=False, k=20, tolerance=None, window=None, sinks=0,
+                      stored_bfloat16=_cost_model.stores_bfloat16(False, True), cell_size=16, threads=icecore.get_num_threads())
+    assert info.predicted == SHIPPED[_native.isa()].predict(work)
     _tuning_file.save(COSTS, _native.isa(), 2)  # and it can be written anew
     assert _cost_model.model_in_force() == COSTS
 
@@ -285,7 +287,7 @@ def test_a_folder_in_the_place_of_the_file(tuning_file):
     assert [path.name for path in tuning_file.parent.iterdir()] == [tuning_file.name]
 
 
-def test_off(tuning_file, monkeypatch):
+def test_off(tuning_file, monkeypatch, capsys):
     _tuning_file.save(COSTS, _native.isa(), 2)
     monkeypatch.setenv("ICECORE_TUNING", "off")
     assert _tuning_file.path() is None
@@ -293,6 +295,8 @@ def test_off(tuning_file, monkeypatch):
     assert "off" in _cost_model.origin()
     with pytest.raises(OSError, match="ICECORE_TUNING is off"):
         _tuning_file.save(COSTS, _native.isa(), 2)
+    assert main(["tune"]) == 1
+    assert "ICECORE_TUNING is off" in capsys.readouterr().err
 
 
 def test_where_the_file_is(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import icecore
 from icecore import _cost_model, _native, _tuning_file
 from icecore._attention import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, LEAST_ROUNDED_TOLERANCE
-from icecore._cost_model import COEFFICIENTS, CostModel, NearFarAlways, Work, count_work
+from icecore._cost_model import COEFFICIENTS, CostModel, NearFarAlways, Work, count_work, stores_bfloat16
 
 HEADS, KEY_HEADS = 8, 4
 #: (tokens, d, causal), short ones first.
@@ -38,6 +38,9 @@ def run(arguments):
         arguments.parser.error(f"--seconds must be above 0, got {arguments.seconds}")
     if arguments.threads is not None and arguments.threads < 1:
         arguments.parser.error(f"--threads must be at least 1, got {arguments.threads}")
+    if _tuning_file.path() is None:
+        print(_tuning_file.NOWHERE, file=sys.stderr)
+        return 1
     with icecore.threads(arguments.threads or icecore.get_num_threads()):
         isa, threads = _native.isa(), icecore.get_num_threads()
         print(f"{isa}, {threads} thread{'s' * (threads > 1)}, {_tuning_file.processor()}\n", flush=True)
@@ -87,7 +90,7 @@ def inputs(tokens, dim):
 
 
 def cases_of(tokens, dim, causal):
-    """The calls measured for one shape; near/far ones are made once."""
+    """The calls measured for one shape."""
     arrays = inputs(tokens, dim)
     bfloat16 = tuple((a.view(np.uint32) >> 16).astype(np.uint16) for a in arrays)
     near_far = [*NEAR_FAR, UNROUNDED] if tokens == 2048 and not causal else NEAR_FAR
@@ -96,21 +99,21 @@ def cases_of(tokens, dim, causal):
 
 
 def near_far_case(arrays, causal, options):
-    """Makes the call once, to see its near keys and nodes."""
+    """Makes the call three times, to see its near keys and nodes and the time of sealing."""
     case = Case(arrays, causal, options, expected_work(arrays, causal, options), 0.0, [])
     with _cost_model.use(NearFarAlways()):
-        _, info = case.call(return_info=True)
-    work = replace(case.work, nodes=float(info.summaries.sum()), near_pairs=float(info.near_keys.sum()))
-    return case._replace(work=work, sealing=info.seconds["sealing"])
+        infos = [case.call(return_info=True)[1] for _ in range(3)]
+    work = replace(case.work, nodes=float(infos[0].summaries.sum()), near_pairs=float(infos[0].near_keys.sum()))
+    return case._replace(work=work, sealing=float(np.median([info.seconds["sealing"] for info in infos])))
 
 
 def expected_work(arrays, causal, options):
     """The `Work` of a near/far call."""
     query, key, value = arrays
-    tolerance = options.get("tolerance")
+    bfloat16, tolerance = query.dtype == np.uint16, options.get("tolerance")
     return count_work(
-        (1, *query.shape, *value.shape[1:]), len(key), causal=causal, bfloat16=query.dtype == np.uint16,
-        rounding=tolerance is None or tolerance >= LEAST_ROUNDED_TOLERANCE, k=options.get("k", 1), tolerance=tolerance,
+        (1, *query.shape, *value.shape[1:]), len(key), causal=causal, bfloat16=bfloat16,
+        stored_bfloat16=stores_bfloat16(bfloat16, options != UNROUNDED), k=options.get("k", 1), tolerance=tolerance,
         window=DEFAULT_WINDOW if causal else None, sinks=DEFAULT_SINKS if causal else 0, cell_size=CELL_SIZE,
         threads=icecore.get_num_threads(),
     )
