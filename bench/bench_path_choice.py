@@ -46,7 +46,7 @@ def compare(name, arrays, causal):
         times = {"exact": seconds["exact"], "near_far": seconds[f"forced {method}"]}
         ms = {path: f"{1e3 * np.median(times[path]):.2f} ({1e3 * info.predicted[path]:.2f})" for path in times}
         other = "exact" if info.path == "near_far" else "near_far"
-        ratio, wrong = np.median(seconds[method] / times["exact"]), np.median(times[info.path] / times[other]) > WRONG
+        ratio, wrong = np.median(seconds[method] / times["exact"]), bool(np.median(times[info.path] / times[other]) > WRONG)
         cells += [ms["near_far"], f"{info.path.replace('_', '/')}{' (wrong)' * wrong}, {ratio:.2f}"]
         found.append((ratio, wrong))
     print(f"| {name} | {ms['exact']} | {' | '.join(cells)} |", flush=True)
