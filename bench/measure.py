@@ -10,12 +10,13 @@ import icecore
 REST = 0.05
 
 
-def alternate(calls, rounds=7):
-    """{name: call} -> {name: seconds of each round}; one unmeasured round first."""
+def alternate(calls, rounds=7, rest=REST):
+    """{name: call} -> {name: seconds of each round}; one unmeasured round first, `rest` seconds between calls."""
     seconds = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            time.sleep(REST)
+            if rest:
+                time.sleep(rest)
             start = time.perf_counter()
             call()
             if turn:

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from icecore import __version__
-from icecore.commands import demo, info, selftest
+from icecore.commands import demo, info, selftest, tune
 
-COMMANDS = {"demo": demo, "info": info, "selftest": selftest}
+COMMANDS = {"demo": demo, "info": info, "selftest": selftest, "tune": tune}
 
 
 def main(arguments=None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icecore import _native
+from icecore import _cost_model, _native
 from icecore._arrays import check_mask, check_out, check_problem, integer, narrowed, native_view, widened
 from icecore._runtime import threads_for_call
 
@@ -18,15 +18,13 @@ DEFAULT_WINDOW = 512
 DEFAULT_SINKS = 16
 #: Keys per cell, on average: the smaller the cells, the less is lost at equal near keys, and the more of them are scored.
 CELL_SIZE = 16
-#: Cost of an exact bfloat16 product, in float32 ones, where the machine has it natively (AMX: not yet measured).
-NATIVE_BFLOAT16_COST = {"avx512_bf16": 0.55, "amx": 0.25}
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
 LEAST_ROUNDED_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class AttentionInfo:
-    """What a call did.
+    """What a call did; ``print(info)`` says it in words.
 
     Attributes
     ----------
@@ -46,6 +44,9 @@ class AttentionInfo:
         Cells and parents that were scored for each query. None where the path is not near/far.
     seconds : dict of str to float, or None
         Time spent ``"sealing"`` and ``"attending"``, all threads together. None where the path is not near/far.
+    predicted : dict of str to float, or None
+        Seconds that ``"exact"`` and ``"near_far"`` were expected to take, by which the path was chosen (see
+        ``python -m icecore tune``). None where there was no choice.
     """
 
     path: str
@@ -54,6 +55,29 @@ class AttentionInfo:
     missed_mass_bound: np.ndarray | None = None
     summaries: np.ndarray | None = None
     seconds: dict | None = None
+    predicted: dict | None = None
+
+    def __str__(self):
+        lines = [f"path: {self.path}, {self._reason()}"]
+        if self.near_keys.size:
+            lines.append(f"near keys a query: median {np.median(self.near_keys):.0f}, most {self.near_keys.max()}")
+            mass = self.captured_mass
+            lines.append(f"captured mass: median {np.median(mass):.4f}, least {mass.min():.4f}")
+            if self.missed_mass_bound is not None:
+                bound = self.missed_mass_bound
+                lines.append(f"missed mass: at most {np.median(bound):.4f} for half of the queries, {bound.max():.4f} for all")
+            if self.summaries is not None:
+                lines.append(f"summaries scored a query: median {np.median(self.summaries):.0f}, most {self.summaries.max()}")
+        if self.seconds is not None:
+            split = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in self.seconds.items())
+            lines.append(f"time, all threads together: {split}")
+        return "\n".join(lines)
+
+    def _reason(self):
+        if self.predicted is None:
+            return "no choice"
+        exact, near_far = (f"{1e3 * self.predicted[path]:.2f} ms" for path in ("exact", "near_far"))
+        return f"expected to take {exact} exact, {near_far} near/far"
 
 
 def _check_k(k):
@@ -94,28 +118,6 @@ def cell_tolerance(tolerance):
     gave mean errors of 0.031 and 0.041, 0.003 gave 0.016 and 0.022; on iid Gaussian inputs just that.
     """
     return (tolerance / 0.45) ** 2
-
-
-def _near_far_pays(problem, causal, k, window, sinks):
-    """Whether near/far is expected to be faster than exact attention.
-
-    Counted per query head in products of one query with one key and its value, as the panel kernels do them in float32. A query
-    pays for its window, for parents and about half of the cells (with native bfloat16 1.2 each, else 2), and for each near
-    key (1.5 or 2.5: they differ from query to query). Sealing is shared by the query heads of a key head. Fitted to
-    bench/bench_near_far.py; the margin of a tenth is for what the fit leaves open.
-    """
-    queries, keys, group = problem.query.shape[2], problem.key.shape[2], problem.query.shape[1] // problem.key.shape[1]
-    average = max(keys - queries / 2, 1) if causal else keys  # keys that a query sees
-    near_window = min(sinks + 1.5 * window if causal else sinks, average)
-    sealed = average - near_window
-    native = NATIVE_BFLOAT16_COST.get(_native.isa())
-    product = native or 1.0
-    exact = queries * average * (product if problem.native_dtype == _native.BFLOAT16 else 1.0)
-    node, near = (1.2, 1.5) if native else (2.0, 2.5)
-    nodes = sealed / CELL_SIZE * (0.5 + 1 / 16)
-    approximate = queries * (near_window * product + node * nodes + near * min(k + CELL_SIZE / 2, sealed))
-    sealing = (1.5 * keys * keys / (16 * CELL_SIZE) + 150.0 * keys) / group
-    return 1.1 * (approximate + sealing) < exact
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, causal=False, window=None, sinks=None,
@@ -238,8 +240,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
         if k is not None and far_field and k >= keys:
             sparse, window, sinks = False, None, None
         else:
-            # by tolerance: a guess, for the choice of the path alone
-            k = max(1, min(k if tolerance is None else keys // 32, keys))
+            k = 1 if tolerance is not None else max(1, min(k, keys))  # by tolerance, k counts for nothing
             visit = max(8 * k, 1024) if visit is None else visit
             window = (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None
             sinks = sinks if sinks is not None else DEFAULT_SINKS if causal else 0
@@ -249,11 +250,14 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     result = out if native_out else np.empty(problem.out_shape, problem.dtype)
     call.out = result[(None,) * (4 - result.ndim)]
     call.lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
+    pays, predicted = not far_field, None
+    if sparse and far_field and problem.query.size and keys and not problem.is_double:
+        pays, predicted = call.near_far_pays(k, tolerance, window, sinks)
     if problem.is_double:
         info = call.reference(k if sparse else None, tolerance, far_field, window, sinks, attn_mask, visit, seed, return_info)
     elif not sparse:
         info = call.exact(window, sinks, mask, return_info)
-    elif far_field and not (problem.query.size and _near_far_pays(problem, causal, k, window or 0, sinks)):
+    elif not pays:
         info = call.exact(None, None, mask, return_info)
     else:
         info = call.near_far(k, tolerance, far_field, window, sinks, mask, visit, seed, return_info)
@@ -265,8 +269,14 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     if return_lse:
         returned.append(call.lse.reshape(shape))
     if return_info:
-        returned.append(AttentionInfo(info[0], *(a.reshape(shape) if isinstance(a, np.ndarray) else a for a in info[1:])))
+        info = (a.reshape(shape) if isinstance(a, np.ndarray) else a for a in info)
+        returned.append(AttentionInfo(*info, predicted=predicted))
     return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+def _rounds(tolerance):
+    """Whether near/far attention may round to bfloat16."""
+    return tolerance is None or tolerance >= LEAST_ROUNDED_TOLERANCE
 
 
 class _Call:
@@ -286,6 +296,17 @@ class _Call:
                              self.threads)
         return self._exact_info(window, sinks, mask) if return_info else None
 
+    def near_far_pays(self, k, tolerance, window, sinks):
+        """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
+        p, bfloat16 = self.problem, self.problem.native_dtype == _native.BFLOAT16
+        work = _cost_model.count_work(
+            p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
+            stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, _rounds(tolerance)), k=k, tolerance=tolerance, window=window,
+            sinks=sinks, cell_size=CELL_SIZE, threads=self.threads or _native.default_threads(),
+        )
+        predicted = _cost_model.model_in_force().predict(work)
+        return _cost_model.near_far_pays(work, predicted), predicted
+
     def near_far(self, k, tolerance, far_field, window, sinks, mask, visit, seed, return_info):
         shape = self.problem.shape[:3]
         near, mass, bound, summaries, seconds = None, None, None, None, None
@@ -293,7 +314,7 @@ class _Call:
             near, summaries = np.empty(shape, np.int32), np.empty(shape, np.int32)
             mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if far_field else None
             seconds = np.empty(2)
-        rounding = far_field and (tolerance is None or tolerance >= LEAST_ROUNDED_TOLERANCE)
+        rounding = far_field and _rounds(tolerance)
         risk = 0.0 if tolerance is None else cell_tolerance(tolerance)
         _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, *mask, k, visit, bool(far_field), risk,
                                 bool(rounding), window or 1, CELL_SIZE, seed, near, mass, bound, summaries, seconds,

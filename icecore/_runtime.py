@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from icecore import _native
+from icecore import _cost_model, _native
 from icecore._arrays import integer
 
 MAX_THREADS = 4096
@@ -106,11 +106,12 @@ def config():
         "isa active": _native.isa(),
         "openmp": _native.has_openmp(),
         "threads": get_num_threads(),
+        "tuning": _cost_model.origin(),
     }
 
 
 def show_config(file=None):
-    """Print versions, instruction sets (built, usable, active) and threads.
+    """Print versions, instruction sets (built, usable, active), threads, and whether the costs of attention were measured here.
 
     Parameters
     ----------

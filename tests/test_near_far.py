@@ -59,7 +59,7 @@ ORACLE_CASES = {
     "parents": ((1, 3, 60, 16), (1, 1, 3000, 16), 16, BOTH_WAYS | {"k": 10}),
     "parents, by tolerance": ((1, 3, 60, 16), (1, 1, 2000, 16), 16, BOTH_WAYS | RISKY),
     "parents, causal, by tolerance": ((1, 3, 100, 16), (1, 1, 1500, 16), 16, CAUSAL | RISKY | {"block": 128}),
-    "blocks larger than the largest segment": ((1, 1, 40, 3), (1, 1, 140000, 3), 2, CAUSAL | {"block": 40000, "cell_size": 500}),
+    "blocks of most keys": ((1, 1, 40, 3), (1, 1, 140000, 3), 2, CAUSAL | {"block": 40000, "cell_size": 500}),
     "k of one": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"k": 1}),
 }
 

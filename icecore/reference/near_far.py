@@ -8,13 +8,12 @@ from icecore.reference.cells import build_tree
 from icecore.reference.dense import softmax_sum
 from icecore.reference.random import segment_seed
 
-
 #: Keys of the largest segments, unless a block has more.
 LARGEST_SEGMENT = 32768
 
 
 def sealed_ranges(blocks, block, sinks):
-    """The segments of a binary counter of `blocks` blocks that stops at a largest size: (first, end) key ranges past the sinks."""
+    """The segments of a binary counter of blocks that stops at a largest size: (first, end) key ranges past the sinks."""
     ranges, first, size = [], 0, 1
     while 2 * size * block <= LARGEST_SEGMENT:
         size *= 2

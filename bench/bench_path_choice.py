@@ -1,0 +1,75 @@
+"""Whether attention(k=, tolerance=) takes the faster path: its time against both paths, around the lengths where they cross.
+
+    python bench/bench_path_choice.py
+
+Exact attention, near/far attention (forced) and the call that chooses take turns; figures are medians in milliseconds,
+predicted ones in brackets, ratios those of the same turns. Where no key is far the forced call is exact, too. SmolLM2's and
+DINOv2's queries, keys and values (data.py, index_data.py), cut to their first tokens.
+"""
+
+import argparse
+
+import ml_dtypes
+import numpy as np
+from data import capture
+from index_data import dinov2_heads
+from measure import alternate, machine
+
+import icecore
+from icecore import _cost_model
+
+METHODS = {"k=64": {"k": 64}, "k=256": {"k": 256}, "tolerance 0.05": {"tolerance": 0.05}}
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+#: A choice is wrong when the path not taken is faster by more than this factor; what noise leaves open is below it.
+WRONG = 1.1
+
+
+def compare(name, arrays, causal):
+    """Prints one row; returns (time of the call by exact attention's, whether the choice was wrong) of each method."""
+
+    def exact():
+        return icecore.attention(*arrays, causal=causal)
+
+    def forced(options):
+        with _cost_model.use(_cost_model.NearFarAlways()):
+            return icecore.attention(*arrays, causal=causal, **options)
+
+    calls = {"exact": exact}
+    for method, options in METHODS.items():
+        calls[f"forced {method}"] = lambda o=options: forced(o)
+        calls[method] = lambda o=options: icecore.attention(*arrays, causal=causal, **o)
+    # no rest: all calls share their threads, and those of a short call that has to wake them first come late
+    seconds = alternate(calls, 31 if arrays[0].shape[2] <= 2048 else 5, rest=0)
+    cells, found = [], []
+    for method, options in METHODS.items():
+        info = icecore.attention(*arrays, causal=causal, return_info=True, **options)[1]
+        times = {"exact": seconds["exact"], "near_far": seconds[f"forced {method}"]}
+        ms = {path: f"{1e3 * np.median(times[path]):.2f} ({1e3 * info.predicted[path]:.2f})" for path in times}
+        other = "exact" if info.path == "near_far" else "near_far"
+        ratio, wrong = np.median(seconds[method] / times["exact"]), bool(np.median(times[info.path] / times[other]) > WRONG)
+        cells += [ms["near_far"], f"{info.path.replace('_', '/')}{' (wrong)' * wrong}, {ratio:.2f}"]
+        found.append((ratio, wrong))
+    print(f"| {name} | {ms['exact']} | {' | '.join(cells)} |", flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    print(machine() | {"tuning": _cost_model.origin()})
+    print("\n| input | exact | " + " | ".join(f"{method}: near/far | path, time by exact's" for method in METHODS) + " |")
+    print("|---" * (2 + 2 * len(METHODS)) + "|")
+    sets = [("SmolLM2, causal", capture(max(LENGTHS))[1:], True), ("DINOv2 layer 6", dinov2_heads(6), False)]
+    found = []
+    for source, arrays, causal in sets:
+        for length in LENGTHS:
+            short = [a[:, :, :length] for a in arrays]
+            for dtype in (np.float32, ml_dtypes.bfloat16):
+                name = f"{source}, {short[0].shape[2]}, {np.dtype(dtype).name}"
+                found += compare(name, [a.astype(dtype) for a in short], causal)
+    ratios, wrong = zip(*found, strict=True)
+    print(f"\nchosen path / exact: at most {max(ratios):.2f}; wrong choices: {sum(wrong)} of {len(found)}")
+
+
+if __name__ == "__main__":
+    main()

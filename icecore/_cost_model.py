@@ -1,0 +1,308 @@
+"""What exact and near/far attention will cost on this machine, so that a call can take the faster path.
+
+What a call has to do is counted (`Work`) and priced by a `CostModel`: the one that ``python -m icecore tune`` measured on this
+machine, or the one shipped for the instruction set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from icecore import _native, _tuning_file
+
+#: Instruction sets that multiply bfloat16: near/far attention rounds to it there.
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
+#: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
+MARGIN = 1.1
+#: Keys of the largest segments, unless a block has more (stack.h).
+LARGEST_SEGMENT = 32768
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call has to do, counted over all heads.
+
+    Attributes
+    ----------
+    width, dim : int
+        Multiply-adds of one query with one key and its value, d + d_v, and of a distance, d.
+    heads, threads : int
+        Key heads, which share sealing out, and threads.
+    causal : bool
+        Sealing then goes on beside attending, else before it.
+    bfloat16, stored_bfloat16 : bool
+        Whether exact attention gets bfloat16, and whether near/far attention multiplies it.
+    counted : bool
+        Whether k says how many keys are near, not a tolerance.
+    queries : float
+        Rows of all query heads.
+    pairs : float
+        Visible (query, key) pairs: the work of exact attention.
+    window_pairs : float
+        Those of them that near/far sums in sinks and window.
+    nodes : float
+        Scored (query, cell or parent) pairs.
+    near_pairs : float
+        Pairs of a query and a key of a cell that it opens.
+    distances : float
+        (key, mean) distances of sealing.
+    sealed_rows : float
+        Keys sealed, each as often as it is.
+    """
+
+    width: int
+    dim: int
+    heads: int
+    threads: int
+    causal: bool
+    bfloat16: bool
+    stored_bfloat16: bool
+    counted: bool
+    queries: float
+    pairs: float
+    window_pairs: float
+    nodes: float
+    near_pairs: float
+    distances: float
+    sealed_rows: float
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Nanoseconds of one thread.
+
+    Attributes
+    ----------
+    product_float32, product_bfloat16 : float
+        A multiply-add of the panel kernels, with inputs of that type (widened where the machine has no bfloat16).
+    weight : float
+        A softmax weight, whatever the widths.
+    query : float
+        A component of a query and of its output: laid out in a panel, written, merged.
+    rounded : float
+        The same, on top, where near/far multiplies bfloat16: the query's rounding, and its share in that of keys and values.
+    node : float
+        A scored cell or parent, besides its products and its weight: its risk.
+    choice : float
+        The same, on top, where k is given: finding the risk above which cells hold k keys.
+    near_float32, near_bfloat16 : float
+        A multiply-add with a near key, which only some queries of a panel share; by the type of storage.
+    distance : float
+        A multiply-add of a key's distance to a mean.
+    sealed, sealed_row : float
+        A component of a sealed key or value, and a whole one: sorted, copied, averaged.
+    """
+
+    product_float32: float
+    product_bfloat16: float
+    weight: float
+    query: float
+    rounded: float
+    node: float
+    choice: float
+    near_float32: float
+    near_bfloat16: float
+    distance: float
+    sealed: float
+    sealed_row: float
+
+    def __post_init__(self):
+        for name in COEFFICIENTS:
+            cost = getattr(self, name)
+            if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 <= cost < math.inf:
+                raise ValueError(f"{name} must be a finite number, at least 0, got {cost!r}")
+
+    def exact_seconds(self, work):
+        """``pairs (width product + weight) + queries width query``, shared by the threads."""
+        product = self.product_bfloat16 if work.bfloat16 else self.product_float32
+        scored = work.pairs * (work.width * product + self.weight)
+        return 1e-9 * (scored + work.queries * work.width * self.query) / work.threads
+
+    def sealing_seconds(self, work):
+        """``distances dim distance + sealed_rows (width sealed + sealed_row)``, of all threads together."""
+        rows = work.sealed_rows * (work.width * self.sealed + self.sealed_row)
+        return 1e-9 * (work.distances * work.dim * self.distance + rows)
+
+    def attending_seconds(self, work):
+        """``(window_pairs + nodes) (width product + weight) + nodes node + near_pairs width near + queries width query``.
+
+        Of all threads together; `node` with `choice` where k is given, `query` with `rounded` where bfloat16 is multiplied.
+        """
+        if work.stored_bfloat16:
+            product, near, query = self.product_bfloat16, self.near_bfloat16, self.query + self.rounded
+        else:
+            product, near, query = self.product_float32, self.near_float32, self.query
+        node = self.node + self.choice if work.counted else self.node
+        scored = (work.window_pairs + work.nodes) * (work.width * product + self.weight) + work.nodes * node
+        return 1e-9 * (scored + work.width * (work.near_pairs * near + work.queries * query))
+
+    def near_far_seconds(self, work):
+        """Both shared by the threads; of sealing, at most one thread does a key head's at a time."""
+        sealing, attending = self.sealing_seconds(work), self.attending_seconds(work)
+        alone = sealing / min(work.threads, work.heads)
+        return max((sealing + attending) / work.threads, alone) if work.causal else alone + attending / work.threads
+
+    def predict(self, work):
+        """{"exact": seconds, "near_far": seconds}."""
+        return {"exact": self.exact_seconds(work), "near_far": self.near_far_seconds(work)}
+
+
+COEFFICIENTS = tuple(field.name for field in fields(CostModel))
+
+
+def near_far_pays(work, predicted):
+    """Whether the near/far path is to be taken. Where no key is far it could gain by rounding alone, and is not."""
+    return work.near_pairs > 0 and MARGIN * predicted["near_far"] < predicted["exact"]
+
+
+# What a call has to do ---------------------------------------------------------------------------------------
+
+
+def expected_near_keys(sealed, k, tolerance, cell_size):
+    """Near keys of a query that sees so many sealed keys: k and most of a cell, or what a tolerance took on real models.
+
+    By tolerance: a fit of the means over six layers of SmolLM2 and three of DINOv2, at 500 to 8,100 sealed keys and
+    tolerances of 0.01 to 0.2. It is off by a factor of 1.4 (root mean square); single layers differ by 3 and more.
+    """
+    if tolerance is None:
+        return np.minimum(k + 0.9 * cell_size, sealed)
+    return sealed / (1 + (3.7 * tolerance) ** 1.9 * sealed**0.84)
+
+
+def expected_nodes(sealed, k, tolerance, cell_size):
+    """Parents, and the cells of those that some query of the same panel expands (the same measurements).
+
+    A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. At a tolerance almost all parents are
+    expanded, unless it is loose and the keys are many.
+    """
+    sealed = np.maximum(sealed, 1e-9)  # no division by 0
+    expanded = 4 * max(16 * k, 2048) / sealed if tolerance is None else 9.5 / (max(tolerance, 1e-9) * np.sqrt(sealed))
+    return sealed / cell_size * (1 / 16 + 1 - np.exp(-expanded))
+
+
+def stores_bfloat16(bfloat16, rounding):
+    """Whether near/far attention multiplies bfloat16: given as such or rounded, where the machine can."""
+    return (bfloat16 or rounding) and _native.isa() in NATIVE_BFLOAT16
+
+
+@functools.lru_cache(maxsize=1024)  # the layers of a model ask for the same
+def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolerance, window, sinks, cell_size, threads):
+    """The `Work` of one call, with the near keys and nodes to be expected.
+
+    `shape` is (batch, query_heads, queries, dim, keys, value_dim), keys > 0; `window` is used where causal.
+    """
+    batch, query_heads, queries, dim, keys, value_dim = shape
+    heads, group = batch * key_heads, query_heads // key_heads
+    if causal:
+        visible = min(queries, keys)  # queries that see a key
+        block = np.arange((keys - visible) // window, (keys - 1) // window + 1)
+        # the queries of each block
+        seeing = np.minimum((block + 1) * window, keys) - np.maximum(block * window, keys - visible)
+        blocks = np.maximum(block - 1, 0)  # sealed for them
+        sealed = np.maximum(blocks * window - sinks, 0)
+        pairs = visible * (keys - visible) + visible * (visible + 1) / 2
+        # segments as in a binary counter: those of the first block's queries, then the one that each further block completes
+        first, largest = int(blocks[0]), 1
+        while 2 * largest * window <= LARGEST_SEGMENT:
+            largest *= 2
+        begun = [largest] * (first // largest) + [1 << bit for bit in range(largest.bit_length() - 1) if first >> bit & 1]
+        completed = np.minimum(blocks & -blocks, largest)[1:][np.diff(blocks) > 0]
+        segments = window * np.concatenate([np.array(begun, np.int64), completed])
+    else:
+        seeing, sealed, pairs = np.array([queries]), np.array([max(keys - sinks, 0)]), queries * keys
+        segments = sealed
+    rows, sealed, segments = seeing * float(group * heads), sealed.astype(np.float64), segments.astype(np.float64)
+    pairs *= float(group * heads)
+    return Work(
+        width=dim + value_dim,
+        dim=dim,
+        heads=heads,
+        threads=threads,
+        causal=causal,
+        bfloat16=bfloat16,
+        stored_bfloat16=stored_bfloat16,
+        counted=tolerance is None,
+        queries=float(queries * group * heads),
+        pairs=pairs,
+        window_pairs=pairs - float(rows @ sealed),
+        nodes=float(rows @ expected_nodes(sealed, k, tolerance, cell_size)),
+        near_pairs=float(rows @ expected_near_keys(sealed, k, tolerance, cell_size)),
+        # all parents and the 16 cells of one, twice: before and after the Lloyd step
+        distances=heads * float(segments @ (2 * (segments / (16 * cell_size) + 16))),
+        sealed_rows=heads * float(segments.sum()),
+    )
+
+
+# The model in force ------------------------------------------------------------------------------------------
+
+#: Two cores of an AMD EPYC (Zen 5), by ``python -m icecore tune``. Guessed: amx, with products at half of what avx512_bf16
+#: takes, and neon, with multiply-adds at twice what avx2 takes.
+SHIPPED = {
+    "scalar": CostModel(
+        product_float32=0.11, product_bfloat16=0.109, weight=2.39, query=0, rounded=0, node=4.03, choice=14.9,
+        near_float32=0.195, near_bfloat16=0, distance=0.179, sealed=1.34, sealed_row=141,
+    ),
+    "avx2": CostModel(
+        product_float32=0.017, product_bfloat16=0.0177, weight=0.272, query=1.23, rounded=0, node=1.22, choice=1.93,
+        near_float32=0.0306, near_bfloat16=0, distance=0.0311, sealed=1.26, sealed_row=74.2,
+    ),
+    "avx512": CostModel(
+        product_float32=0.00881, product_bfloat16=0.00911, weight=0.112, query=1.57, rounded=0, node=1.29, choice=1.08,
+        near_float32=0.0177, near_bfloat16=0, distance=0.0204, sealed=1.27, sealed_row=64.1,
+    ),
+    "avx512_bf16": CostModel(
+        product_float32=0.00903, product_bfloat16=0.00519, weight=0.115, query=0.765, rounded=1.05, node=1.38, choice=0.803,
+        near_float32=0.0144, near_bfloat16=0.0133, distance=0.0127, sealed=0.997, sealed_row=86.1,
+    ),
+    "amx": CostModel(
+        product_float32=0.00903, product_bfloat16=0.0026, weight=0.115, query=0.765, rounded=1.05, node=1.38, choice=0.803,
+        near_float32=0.0144, near_bfloat16=0.0133, distance=0.0127, sealed=0.997, sealed_row=86.1,
+    ),
+    "neon": CostModel(
+        product_float32=0.034, product_bfloat16=0.0354, weight=0.272, query=1.23, rounded=0, node=1.22, choice=1.93,
+        near_float32=0.0612, near_bfloat16=0, distance=0.0622, sealed=1.26, sealed_row=74.2,
+    ),
+}
+
+_used = None
+
+
+def model_in_force():
+    """The `CostModel` of this machine and instruction set."""
+    if _used is not None:
+        return _used
+    isa = _native.isa()
+    return _tuning_file.models(CostModel).get(isa) or SHIPPED.get(isa, SHIPPED["scalar"])
+
+
+def origin():
+    """Where the model in force comes from."""
+    file = _tuning_file.path()
+    if _native.isa() in _tuning_file.models(CostModel):
+        return f"measured here ({file})"
+    return "shipped costs; python -m icecore tune measures this machine's" if file else "shipped costs; ICECORE_TUNING is off"
+
+
+@contextlib.contextmanager
+def use(model):
+    """For measurements: calls of the whole process go by `model`, anything with a `predict`."""
+    global _used
+    before, _used = _used, model
+    try:
+        yield
+    finally:
+        _used = before
+
+
+class NearFarAlways:
+    """To `use` where near/far attention is measured: it is taken wherever a key is far."""
+
+    @staticmethod
+    def predict(work):
+        """Exact attention would take forever."""
+        return {"exact": math.inf, "near_far": 0.0}

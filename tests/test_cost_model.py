@@ -1,0 +1,364 @@
+"""Which path a call takes: the cost formula by hand, the file of measured costs, and what `tune` writes."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from helpers import inputs
+
+import icecore
+from icecore import _cost_model, _native, _tuning_file
+from icecore.__main__ import main
+from icecore._cost_model import COEFFICIENTS, SHIPPED, CostModel, count_work, expected_near_keys, expected_nodes
+
+COSTS = CostModel(
+    product_float32=2.0, product_bfloat16=1.0, weight=10.0, query=3.0, rounded=4.0, node=20.0, choice=5.0, near_float32=7.0,
+    near_bfloat16=6.0, distance=0.5, sealed=0.25, sealed_row=30.0,
+)
+WORK = _cost_model.Work(
+    width=8, dim=3, heads=2, threads=4, causal=True, bfloat16=False, stored_bfloat16=False, counted=True, queries=5.0,
+    pairs=1000.0, window_pairs=400.0, nodes=50.0, near_pairs=60.0, distances=700.0, sealed_rows=80.0,
+)
+
+
+@pytest.fixture
+def tuning_file(tmp_path, monkeypatch):
+    """A file of this test's own; what was read before is forgotten, and again at the end."""
+    file = tmp_path / "folder" / "tuning.json"
+    monkeypatch.setenv("ICECORE_TUNING", str(file))
+    monkeypatch.setattr(_tuning_file, "_models", None)
+    return file
+
+
+# ---- The formula ----
+
+
+def test_the_prediction_by_hand():
+    exact = 1000 * (8 * 2 + 10) + 5 * 8 * 3
+    sealing = 700 * 3 * 0.5 + 80 * (8 * 0.25 + 30)
+    attending = 450 * (8 * 2 + 10) + 50 * (20 + 5) + 60 * 8 * 7 + 5 * 8 * 3
+    assert COSTS.exact_seconds(WORK) == pytest.approx(1e-9 * exact / 4)
+    assert COSTS.sealing_seconds(WORK) == pytest.approx(1e-9 * sealing)
+    assert COSTS.attending_seconds(WORK) == pytest.approx(1e-9 * attending)
+    predicted = COSTS.predict(WORK)
+    assert predicted == pytest.approx({"exact": 1e-9 * exact / 4, "near_far": 1e-9 * (sealing + attending) / 4})
+
+
+def test_bfloat16_and_tolerance_by_hand():
+    work = dataclasses.replace(WORK, bfloat16=True, stored_bfloat16=True, counted=False)
+    assert COSTS.exact_seconds(work) == pytest.approx(1e-9 * (1000 * (8 * 1 + 10) + 5 * 8 * 3) / 4)
+    assert COSTS.attending_seconds(work) == pytest.approx(1e-9 * (450 * (8 + 10) + 50 * 20 + 60 * 8 * 6 + 5 * 8 * 7))
+
+
+def test_sealing_is_shared_by_key_heads_only():
+    before = dataclasses.replace(WORK, causal=False)  # all is sealed, then attended
+    sealing, attending = COSTS.sealing_seconds(WORK), COSTS.attending_seconds(WORK)
+    assert COSTS.near_far_seconds(before) == pytest.approx(sealing / 2 + attending / 4)
+    beside = dataclasses.replace(WORK, heads=1, distances=1e6)
+    assert COSTS.near_far_seconds(beside) == pytest.approx(COSTS.sealing_seconds(beside))
+
+
+@pytest.mark.parametrize("cost", [-1.0, math.nan, math.inf, "1", None, True])
+def test_a_cost_is_a_number(cost):
+    with pytest.raises(ValueError, match="node must be a finite number, at least 0"):
+        dataclasses.replace(COSTS, node=cost)
+
+
+def test_shipped_costs_cover_all_instruction_sets():
+    assert set(SHIPPED) >= {"scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon"}
+    for model in SHIPPED.values():
+        assert min(model.product_float32, model.product_bfloat16, model.near_float32) > 0
+    assert all(SHIPPED[isa].near_bfloat16 > 0 for isa in _cost_model.NATIVE_BFLOAT16)
+
+
+# ---- Counting ----
+
+
+def work_of(queries, keys, window, sinks, **options):
+    settings = {"causal": window is not None, "bfloat16": False, "stored_bfloat16": False, "k": 10, "tolerance": None,
+                "cell_size": 16, "threads": 1}
+    return count_work((2, 6, queries, 5, keys, 7), 3, window=window, sinks=sinks, **(settings | options))
+
+
+def counted_by_loop(queries, keys, window, sinks):
+    """(pairs, window pairs, near pairs at k=10, sealed rows) of one head: query by query, block by block."""
+    pairs = in_window = near = rows = 0
+    done = None
+    for position in range(keys - queries, keys):
+        if position < 0:
+            continue
+        blocks = max(position // window - 1, 0)
+        sealed = max(blocks * window - sinks, 0)
+        pairs += position + 1
+        in_window += position + 1 - sealed
+        near += min(10 + 0.9 * 16, sealed)
+        if done is None:
+            rows += blocks * window
+        elif blocks != done:
+            rows += (blocks & -blocks) * window
+        done = blocks
+    return pairs, in_window, near, rows
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(200, 200), (1, 200), (37, 200), (250, 200), (3, 5), (1, 1)])
+@pytest.mark.parametrize(("window", "sinks"), [(16, 0), (16, 5), (1, 0), (30, 70), (512, 16)])
+def test_causal_counts(queries, keys, window, sinks):
+    work = work_of(queries, keys, window, sinks)
+    pairs, in_window, near, rows = counted_by_loop(queries, keys, window, sinks)
+    assert (work.width, work.dim, work.heads, work.queries) == (12, 5, 6, 12 * queries)
+    assert work.pairs == 12 * pairs
+    assert work.window_pairs == pytest.approx(12 * in_window)
+    assert work.near_pairs == pytest.approx(12 * near)
+    assert work.sealed_rows == 6 * rows
+    assert (work.nodes > 1) == (near > 0)
+
+
+def test_counts_both_ways():
+    work = work_of(40, 1000, None, 8)
+    assert work.pairs == 12 * 40 * 1000
+    assert work.window_pairs == 12 * 40 * 8
+    assert work.near_pairs == pytest.approx(12 * 40 * 24.4)
+    assert work.nodes == pytest.approx(12 * 40 * 992 / 16 * (17 / 16 - math.exp(-4 * 2048 / 992)))
+    assert work.distances == pytest.approx(6 * 992 * 2 * (992 / 256 + 16))
+    assert work.sealed_rows == 6 * 992
+
+
+@pytest.mark.parametrize(("tolerance", "seen"), [(0.01, 1784), (0.02, 801), (0.05, 134), (0.1, 21)])
+def test_near_keys_by_tolerance_on_a_real_model(tolerance, seen):
+    """Means over layers 0, 3, 10, 15, 22 and 29 of SmolLM2 at 7152 sealed keys."""
+    assert expected_near_keys(7152.0, 1, tolerance, 16) == pytest.approx(seen, rel=0.5)
+    assert expected_nodes(7152.0, 1, tolerance, 16) < 7152 / 16 * 17 / 16
+
+
+def test_a_tolerance_asks_for_some_of_the_keys():
+    sealed = np.array([0.0, 1.0, 100.0, 1e6])
+    for tolerance in (5e-324, 1 - 2**-53):
+        assert np.all(expected_near_keys(sealed, 1, tolerance, 16) <= sealed)
+        assert np.all(expected_nodes(sealed, 1, tolerance, 16) <= np.maximum(sealed, 1))
+    loose, tight = (expected_near_keys(sealed, 1, tolerance, 16) for tolerance in (0.5, 0.001))
+    assert np.all((loose >= 0) & (loose <= tight) & (tight <= sealed))
+
+
+def test_bfloat16_is_stored_where_it_is_native(isa):
+    native = isa in _cost_model.NATIVE_BFLOAT16
+    assert not _cost_model.stores_bfloat16(False, False)
+    assert _cost_model.stores_bfloat16(False, True) == native
+    assert _cost_model.stores_bfloat16(True, False) == native
+
+
+# ---- The choice ----
+
+
+class Says:
+    def __init__(self, exact, near_far):
+        self.predicted = {"exact": exact, "near_far": near_far}
+
+    def predict(self, work):
+        return self.predicted
+
+
+@pytest.mark.parametrize("options", [{"k": 20}, {"tolerance": 0.1}])
+@pytest.mark.parametrize(("near_far", "path"), [(0.8, "near_far"), (0.95, "exact"), (1.2, "exact")])
+def test_the_model_drives_the_path(options, near_far, path):
+    arrays = inputs((2, 300, 8), (1, 300, 8), 8)
+    with _cost_model.use(Says(1.0, near_far)):
+        _, info = icecore.attention(*arrays, return_info=True, **options)
+        assert info.path == path
+        assert info.predicted == {"exact": 1.0, "near_far": near_far}
+        assert "1000.00 ms exact" in str(info) and f"{1000 * near_far:.2f} ms near/far" in str(info)
+        # all of it within the window: nothing is far
+        assert icecore.attention(*arrays, return_info=True, causal=True, **options)[1].path == "exact"
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 300}, {"k": 20, "far_field": False}])
+def test_no_prediction_where_there_is_no_choice(options):
+    arrays = inputs((2, 300, 8), (1, 300, 8), 8)
+    with _cost_model.use(Says(0.0, 1.0)):
+        _, info = icecore.attention(*arrays, return_info=True, **options)
+    assert info.predicted is None
+    assert "no choice" in str(info)
+
+
+@pytest.mark.parametrize("shape", [((2, 0, 8), (1, 300, 8)), ((2, 5, 8), (1, 0, 8))])
+@pytest.mark.parametrize("causal", [True, False])
+def test_nothing_to_predict(shape, causal):
+    _, info = icecore.attention(*inputs(*shape, 8), tolerance=0.1, causal=causal, return_info=True)
+    assert info.predicted is None
+    assert info.path == "exact"
+    assert str(info).startswith("path: exact")
+
+
+def test_the_text_has_the_figures():
+    with _cost_model.use(Says(1.0, 0.5)):
+        _, info = icecore.attention(*inputs((2, 300, 8), (1, 300, 8), 8), k=20, return_info=True)
+    lines = dict(line.split(": ", 1) for line in str(info).splitlines())
+    assert lines["near keys a query"] == f"median {np.median(info.near_keys):.0f}, most {info.near_keys.max()}"
+    assert lines["captured mass"] == f"median {np.median(info.captured_mass):.4f}, least {info.captured_mass.min():.4f}"
+    bound = info.missed_mass_bound
+    assert lines["missed mass"] == f"at most {np.median(bound):.4f} for half of the queries, {bound.max():.4f} for all"
+    assert lines["summaries scored a query"] == f"median {np.median(info.summaries):.0f}, most {info.summaries.max()}"
+    split = info.seconds
+    wanted = f"sealing {1e3 * split['sealing']:.2f} ms, attending {1e3 * split['attending']:.2f} ms"
+    assert lines["time, all threads together"] == wanted
+
+
+# ---- The file ----
+
+
+def test_round_trip(tuning_file, isa):
+    assert _cost_model.model_in_force() == SHIPPED[isa]
+    assert _tuning_file.save(COSTS, isa, 2) == tuning_file
+    assert _cost_model.model_in_force() == COSTS
+    assert str(tuning_file) in _cost_model.origin()
+    other = dataclasses.replace(COSTS, node=1.0)
+    _tuning_file.save(other, "another", 2)
+    _tuning_file.save(other, isa, 2)  # in the place of the first
+    assert _cost_model.model_in_force() == other
+    assert len(json.loads(tuning_file.read_text())["entries"]) == 2
+    assert [path.name for path in tuning_file.parent.iterdir()] == [tuning_file.name]
+
+
+def test_entries_of_other_machines_and_versions_stay_and_are_not_used(tuning_file, monkeypatch):
+    isa = _native.isa()
+    with monkeypatch.context() as patch:
+        patch.setattr(_tuning_file, "processor", lambda: "another processor")
+        _tuning_file.save(COSTS, isa, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(icecore, "__version__", "0.0.0")
+        _tuning_file.save(COSTS, isa, 2)
+    assert _cost_model.model_in_force() == SHIPPED[isa]
+    _tuning_file.save(dataclasses.replace(COSTS, node=1.0), isa, 2)
+    assert len(json.loads(tuning_file.read_text())["entries"]) == 3
+
+
+def entry(**changes):
+    own = {**_tuning_file.key(_native.isa()), "threads": 1, "model": dataclasses.asdict(COSTS)}
+    return json.dumps({"icecore tuning": 1, "entries": [own | changes]})
+
+
+BAD_FILES = {
+    "empty": lambda: b"",
+    "not JSON": lambda: b"{",
+    "not text": lambda: b"\xff\xfe\x00",
+    "another file": lambda: b'{"name": "something"}',
+    "a list": lambda: b"[1, 2]",
+    "another format": lambda: b'{"icecore tuning": 2, "entries": []}',
+    "no entries": lambda: b'{"icecore tuning": 1}',
+    "entries of another type": lambda: b'{"icecore tuning": 1, "entries": [3]}',
+    "deep": lambda: b"[" * 100000,
+    "no model": lambda: entry(model=None).encode(),
+    "a cost missing": lambda: entry(model={"node": 1.0}).encode(),
+    "a cost too many": lambda: entry(model=dataclasses.asdict(COSTS) | {"more": 1.0}).encode(),
+    "a cost that is none": lambda: entry(model=dataclasses.asdict(COSTS) | {"node": None}).encode(),
+    "a cost that is NaN": lambda: entry(model=dataclasses.asdict(COSTS) | {"node": math.nan}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_brings_one_warning_and_the_shipped_costs(tuning_file, name):
+    tuning_file.parent.mkdir()
+    tuning_file.write_bytes(BAD_FILES[name]())
+    arrays = inputs((2, 300, 8), (1, 300, 8), 8)
+    with pytest.warns(UserWarning, match="icecore cannot use .*tuning.json.*python -m icecore tune"):
+        icecore.attention(*arrays, k=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, info = icecore.attention(*arrays, k=20, return_info=True)
+    work = count_work((1, 2, 300, 8, 300, 8), 1, causal=False, bfloat16=False, k=20, tolerance=None, window=None, sinks=0,
+                      stored_bfloat16=_cost_model.stores_bfloat16(False, True), cell_size=16, threads=icecore.get_num_threads())
+    assert info.predicted == SHIPPED[_native.isa()].predict(work)
+    _tuning_file.save(COSTS, _native.isa(), 2)  # and it can be written anew
+    assert _cost_model.model_in_force() == COSTS
+
+
+def test_a_folder_in_the_place_of_the_file(tuning_file):
+    tuning_file.mkdir(parents=True)
+    with pytest.warns(UserWarning, match="icecore cannot use"):
+        assert _cost_model.model_in_force() == SHIPPED[_native.isa()]
+    with pytest.raises(OSError):
+        _tuning_file.save(COSTS, _native.isa(), 2)
+    assert [path.name for path in tuning_file.parent.iterdir()] == [tuning_file.name]
+
+
+def test_off(tuning_file, monkeypatch, capsys):
+    _tuning_file.save(COSTS, _native.isa(), 2)
+    monkeypatch.setenv("ICECORE_TUNING", "off")
+    assert _tuning_file.path() is None
+    assert _cost_model.model_in_force() == SHIPPED[_native.isa()]
+    assert "off" in _cost_model.origin()
+    with pytest.raises(OSError, match="ICECORE_TUNING is off"):
+        _tuning_file.save(COSTS, _native.isa(), 2)
+    assert main(["tune"]) == 1
+    assert "ICECORE_TUNING is off" in capsys.readouterr().err
+
+
+def test_where_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("ICECORE_TUNING", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert _tuning_file.path() == tmp_path / "icecore" / "tuning.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    assert _tuning_file.path() == tmp_path / "home" / ".cache" / "icecore" / "tuning.json"
+
+
+def test_the_file_is_read_once(tuning_file, monkeypatch):
+    loads = []
+    original = _tuning_file._load
+    monkeypatch.setattr(_tuning_file, "_load", lambda model_type: loads.append(1) or original(model_type))
+    threads = [threading.Thread(target=_cost_model.model_in_force) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+
+
+# ---- The command ----
+
+
+def test_tune_writes_a_file_that_is_then_in_force(tuning_file, capsys):
+    command = [sys.executable, "-m", "icecore", "tune", "--seconds", "0.01", "--threads", "1"]
+    environment = {**os.environ, "ICECORE_TUNING": str(tuning_file)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(tuning_file) in done.stdout
+    for text in ("1 thread,", "4096 tokens, d=64, causal", "near/far with k=128, d=64, not causal:", *COEFFICIENTS):
+        assert text in done.stdout
+    model = _cost_model.model_in_force()
+    assert model != SHIPPED[_native.isa()]
+    assert min(model.product_float32, model.product_bfloat16, model.near_float32) > 0
+    main(["info"])
+    assert f"measured here ({tuning_file})" in capsys.readouterr().out
+
+
+def test_fit_finds_the_costs_of_made_up_times():
+    from icecore.commands import tune
+
+    cases = []
+    for tokens, dim, causal in [(600, 8, False), (900, 24, False), (1700, 8, True), (2100, 24, True), (5000, 16, False)]:
+        arrays = tuple(np.zeros((heads, tokens, dim), np.float32) for heads in (tune.HEADS, tune.KEY_HEADS, tune.KEY_HEADS))
+        for options in [*tune.NEAR_FAR, tune.UNROUNDED]:
+            for stored in (False, True):
+                work = dataclasses.replace(tune.expected_work(arrays, causal, options), stored_bfloat16=stored, bfloat16=stored)
+                near_far = COSTS.near_far_seconds(work)
+                cases.append(tune.Case(arrays, causal, options, work, COSTS.sealing_seconds(work), [near_far]))
+                cases.append(tune.Case(arrays, causal, {}, work, 0.0, [COSTS.exact_seconds(work)]))
+    found = tune.fit(cases)
+    for name in COEFFICIENTS:
+        assert getattr(found, name) == pytest.approx(getattr(COSTS, name), rel=1e-3), name
+
+
+@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--seconds", "nan"], ["--threads", "0"], ["--threads", "x"]])
+def test_wrong_arguments_of_tune(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", *arguments])
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
