@@ -1,0 +1,47 @@
+/* The cache's parts; its meaning is in icecore.h.
+ *
+ * Of each head: the first keys (sinks) and the newest (open rows) as they came, all between in a stack of sealed segments (stack.h).  With
+ * `sealed` blocks in the stack, open rows begin at sealed * block.  The stack that the next block's queries will need is built a little at
+ * each call (pending.h), from parts that do not change meanwhile. */
+#ifndef ICE_CACHE_H
+#define ICE_CACHE_H
+
+#include <pthread.h>
+
+#include "cache/open_rows.h"
+#include "cache/pending.h"
+#include "segment/stack.h"
+
+/* One key head. */
+typedef struct {
+    ice_stack *stack;                  /* of cache->sealed blocks, or one step further after a failure */
+    int64_t sealed;                    /* blocks of its stack */
+    ice_pending *pending;              /* what the stack of one block more will need; NULL: not begun, or nothing to build */
+} ice_cache_head;
+
+struct icecore_cache {
+    pthread_mutex_t lock;              /* one call at a time */
+    icecore_cache_options options;
+    int64_t length, evicted;           /* tokens; those forgotten at the front, sinks aside */
+    int64_t sealed;                    /* blocks in every head's stack */
+    ice_open_rows *sinks, *open;       /* NULL before the first token */
+    ice_cache_head *head;              /* options.heads */
+};
+
+/* Blocks that are sealed for a query at `position`. */
+static inline int64_t ice_wanted_blocks(const icecore_cache *c, int64_t position) {
+    int64_t number = position / c->options.block;
+    return number > 0 ? number - 1 : 0;
+}
+
+/* Where a head's keys are for sealing, at present. */
+ice_source ice_cache_source(const icecore_cache *cache, int64_t head);
+
+/* Brings a head's stack to `blocks`, more than it has.  On failure nothing has changed. */
+icecore_status ice_cache_seal(icecore_cache *cache, int64_t head, int64_t blocks);
+/* Once every head has a stack of `blocks`: says so, and lets go of rows that are sealed when new ones need room. */
+void ice_cache_sealed(icecore_cache *cache, int64_t blocks);
+/* Goes on with the next stack of a head, so far that it is ready when the block of the last token ends. */
+icecore_status ice_cache_prepare(icecore_cache *cache, int64_t head);
+
+#endif

@@ -1,0 +1,61 @@
+#include "cache/open_rows.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity) {
+    ice_open_rows *r = ice_alloc(1, sizeof *r);
+    if (!r) return NULL;
+    memset(r, 0, sizeof *r);
+    r->owners = r->writers = 1;
+    r->filled = first;
+    r->heads = heads;
+    r->dim = dim;
+    r->value_dim = value_dim;
+    r->dtype = dtype;
+    r->first = first;
+    r->capacity = capacity;
+    if (capacity > INT64_MAX / (heads * (dim + value_dim))) {
+        ice_free(r);
+        return NULL;
+    }
+    r->keys = ice_alloc(heads * capacity * dim, ice_element_size(dtype));
+    r->values = ice_alloc(heads * capacity * value_dim, ice_element_size(dtype));
+    if (r->keys && r->values) return r;
+    ice_open_rows_release(r, 1);
+    return NULL;
+}
+
+void ice_open_rows_share(ice_open_rows *r, int writes) {
+    atomic_fetch_add(&r->owners, 1);
+    if (writes) atomic_fetch_add(&r->writers, 1);
+}
+
+void ice_open_rows_release(ice_open_rows *r, int writes) {
+    if (!r) return;
+    if (writes) atomic_fetch_sub(&r->writers, 1);
+    if (atomic_fetch_sub(&r->owners, 1) > 1) return;
+    ice_free(r->keys);
+    ice_free(r->values);
+    ice_free(r);
+}
+
+/* By way of integers: the address of a row that is not there is no pointer into the array. */
+static void *address(const ice_open_rows *r, char *rows, int64_t head, int64_t row, int64_t width) {
+    int64_t offset = (head * r->capacity + row - r->first) * width * (int64_t)ice_element_size(r->dtype);
+    return (void *)((intptr_t)rows + (intptr_t)offset);
+}
+
+void *ice_open_key(const ice_open_rows *r, int64_t head, int64_t row) { return address(r, r->keys, head, row, r->dim); }
+void *ice_open_value(const ice_open_rows *r, int64_t head, int64_t row) { return address(r, r->values, head, row, r->value_dim); }
+
+void ice_open_rows_copy(const ice_open_rows *from, ice_open_rows *to, int64_t first, int64_t end) {
+    if (first >= end) return;
+    const size_t element = ice_element_size(from->dtype);
+    for (int64_t head = 0; head < from->heads; head++) {
+        memcpy(ice_open_key(to, head, first), ice_open_key(from, head, first), (size_t)((end - first) * from->dim) * element);
+        memcpy(ice_open_value(to, head, first), ice_open_value(from, head, first), (size_t)((end - first) * from->value_dim) * element);
+    }
+}
