@@ -1,5 +1,6 @@
 """Attention over long sequences on CPUs, at inference, for pretrained transformers as they are."""
 
+from icecore._attend_indices import attend_indices
 from icecore._attention import AttentionInfo, attention, merge_states
 from icecore._index import Index, SearchResult, Tuning
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads
@@ -11,6 +12,7 @@ __all__ = [
     "Index",
     "SearchResult",
     "Tuning",
+    "attend_indices",
     "attention",
     "get_num_threads",
     "merge_states",

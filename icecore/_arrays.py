@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def _checked_array(array, name):
     return array
 
 
-def _bits(array):
+def bits(array):
     """16-bit floats as uint16, the form in which the core takes them; float32 as it is."""
     return array if array.dtype == np.float32 else array.view(np.uint16)
 
@@ -89,11 +90,19 @@ def narrowed(array, dtype):
     return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
+def _is_native(array):
+    """Whether the core can use it as it lies: rows contiguous, strides whole elements."""
+    return array.strides[-1] == array.itemsize and not any(stride % array.itemsize for stride in array.strides)
+
+
 def native_view(array):
-    """`array` as the core reads it: rows contiguous, strides whole elements; a copy only where they are not."""
-    if array.strides[-1] != array.itemsize or any(stride % array.itemsize for stride in array.strides):
-        array = np.ascontiguousarray(array)
-    return _bits(array)
+    """`array` as the core reads it; a copy only where it must be."""
+    return bits(array if _is_native(array) else np.ascontiguousarray(array))
+
+
+def native_result(out, problem):
+    """What the core writes to: `out` itself where it can, else a new array."""
+    return out if out is not None and _is_native(out) else np.empty(problem.out_shape, problem.dtype)
 
 
 def check_problem(query, key, value):
@@ -148,6 +157,17 @@ def _overlaps_itself(array):
             return True
         reach = stride * (length - 1) + reach
     return False
+
+
+def check_scale(scale, dim):
+    """`scale` as a float, or the default for `dim`."""
+    if scale is None:
+        return 1.0 / float(np.sqrt(dim))
+    if not isinstance(scale, (numbers.Real, np.floating, np.integer)):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+    if not abs(scale) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(scale)
 
 
 def check_mask(mask, problem):

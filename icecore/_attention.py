@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from icecore import _cost_model, _native
-from icecore._arrays import check_mask, check_out, check_problem, integer, narrowed, native_view, widened
+from icecore._arrays import (
+    check_mask,
+    check_out,
+    check_problem,
+    check_scale,
+    integer,
+    narrowed,
+    native_result,
+    native_view,
+    widened,
+)
 from icecore._runtime import threads_for_call
 
 #: Keys a query sees exactly before and around its own block, when causal and `k` is given.
@@ -89,16 +99,6 @@ def _check_k(k):
             "arrays are positional: attention(query, key, value, k=256)"
         )
     return integer(k, "k", 1)
-
-
-def _check_scale(scale, dim):
-    if scale is None:
-        return 1.0 / float(np.sqrt(dim))
-    if not isinstance(scale, (numbers.Real, np.floating, np.integer)):
-        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
-    if not abs(scale) <= float(np.finfo(np.float32).max):
-        raise ValueError(f"scale must be finite, got {scale}")
-    return float(scale)
 
 
 def _check_tolerance(tolerance):
@@ -230,7 +230,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
         raise ValueError(f"window={window} with k or tolerance needs causal=True")
     threads = threads_for_call(num_threads) or 0
     problem = check_problem(query, key, value)
-    scale = _check_scale(scale, problem.query.shape[-1])
+    scale = check_scale(scale, problem.query.shape[-1])
     mask = check_mask(attn_mask, problem)
     if out is not None:
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
@@ -246,8 +246,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
             sinks = sinks if sinks is not None else DEFAULT_SINKS if causal else 0
 
     call = _Call(problem, scale, bool(causal), threads)
-    native_out = out is not None and out.strides[-1] == out.itemsize and not any(s % out.itemsize for s in out.strides)
-    result = out if native_out else np.empty(problem.out_shape, problem.dtype)
+    result = native_result(out, problem)
     call.out = result[(None,) * (4 - result.ndim)]
     call.lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
     pays, predicted = not far_field, None
@@ -261,7 +260,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
         info = call.exact(None, None, mask, return_info)
     else:
         info = call.near_far(k, tolerance, far_field, window, sinks, mask, visit, seed, return_info)
-    if out is not None and not native_out:
+    if out is not None and result is not out:
         out[...] = result
 
     shape = problem.out_shape[:-1]

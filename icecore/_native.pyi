@@ -57,6 +57,18 @@ def attend_near_far(
     seconds: NDArray[np.float64] | None,
     threads: int,
 ) -> None: ...
+def attend_indices(
+    dtype: int,
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    out: NDArray,
+    lse: NDArray[np.float32] | None,
+    scale: float,
+    causal: bool,
+    indices: NDArray[np.int32] | NDArray[np.int64],
+    threads: int,
+) -> int | None: ...
 def build_segment(
     keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, cell_size: int, seed: int
 ) -> dict[str, bytes]: ...

@@ -18,6 +18,10 @@ ctypedef fused element:
     float
     uint16_t
 
+ctypedef fused index_type:
+    int32_t
+    int64_t
+
 
 cdef int check_signals() noexcept nogil:
     with gil:
@@ -168,6 +172,27 @@ def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:,
     with nogil:
         status = icecore_attend_near_far(&p, &options)
     check(status)
+
+
+def attend_indices(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key, const element[:, :, :, :] value,
+                   element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
+                   const index_type[:, :, :, :, :] indices, int threads):
+    """`indices`: (batch, key_heads, query_heads / key_heads, queries, count).  The place of the first bad one in C order, or None."""
+    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, 0, threads)
+    cdef icecore_indices x
+    cdef int64_t place = 0
+    cdef Py_ssize_t size = sizeof(index_type)
+    x.data = &indices[0, 0, 0, 0, 0] if indices.size else NULL
+    x.is_int64, x.count = size == 8, indices.shape[4]
+    x.batch_stride, x.key_head_stride, x.member_stride = indices.strides[0] // size, indices.strides[1] // size, indices.strides[2] // size
+    x.row_stride, x.index_stride = indices.strides[3] // size, indices.strides[4] // size
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_indices(&p, &x, &place)
+    if status == ICECORE_ERROR_INDEX:
+        return place
+    check(status)
+    return None
 
 
 # ---- Segments ----

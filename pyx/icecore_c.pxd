@@ -12,6 +12,7 @@ cdef extern from "icecore.h" nogil:
         ICECORE_ERROR_EXISTS
         ICECORE_ERROR_REPEATED
         ICECORE_ERROR_READ_ONLY
+        ICECORE_ERROR_INDEX
         ICECORE_ERROR_BUSY
 
     ctypedef enum icecore_dtype:
@@ -62,6 +63,13 @@ cdef extern from "icecore.h" nogil:
         int32_t *summaries
         double *seconds
     icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options)
+
+    ctypedef struct icecore_indices:
+        const void *data
+        int is_int64
+        int64_t count
+        int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
+    icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place)
 
     ctypedef struct icecore_segment:
         pass

@@ -28,6 +28,7 @@ typedef enum {
     ICECORE_ERROR_EXISTS,      /* an id that is in the index already */
     ICECORE_ERROR_REPEATED,    /* an id named twice in one call */
     ICECORE_ERROR_READ_ONLY,   /* a mapped index does not change */
+    ICECORE_ERROR_INDEX,       /* an index that names no key */
     ICECORE_ERROR_BUSY         /* the calling thread is changing the same index: a progress callback must not use it */
 } icecore_status;
 
@@ -148,6 +149,25 @@ typedef struct {
     double *seconds;                     /* NULL, or 2: spent sealing and attending, all threads together */
 } icecore_near_far;
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options);
+
+/* The keys that each query attends to, as its caller chose them: query i of head key_head * group + member (group = query_heads /
+ * key_heads) has the list of indices batch * batch_stride + key_head * key_head_stride + member * member_stride + i * row_stride
+ * + n * index_stride, n < count.  A stride of 0 shares lists along its axis; with member_stride = 0 the query heads of a key
+ * head share the copying of keys and values too. */
+typedef struct {
+    const void *data;
+    int is_int64;                        /* else int32 */
+    int64_t count;                       /* indices in a list, >= 0 */
+    int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride;
+} icecore_indices;
+
+/* Attention to the listed keys alone.  An index of -1 is ignored, and with causality one of a key that is not visible; a
+ * key that is listed twice counts twice.  Any other index outside [0, keys): ICECORE_ERROR_INDEX before any output is written, and *place becomes
+ * the place of the first of them in an array of (batch, key head, member, query, n).  No row outside the keys is ever read, even if another
+ * thread changes the indices meanwhile.
+ * Uses of icecore_attention's fields: window and mask must be absent (-1, ICECORE_MASK_NONE).
+ * Cost: batch * query_heads * queries * count * (dim + value_dim) products; extra memory under 2 MB a thread. */
+icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place);
 
 /* ---- Segments ------------------------------------------------------------------------------------------ */
 

@@ -367,7 +367,8 @@ static void compare_row_softmax(selftest *t) {
     }
 }
 
-static void compare_row_weighted_sum(selftest *t) {
+/* In order of the rows, or of a list that holds them backwards. */
+static void compare_rows_sum(selftest *t, int gathered) {
     float *weights = t->panel;
     const int64_t stride = t->dim + t->gap;
     memset(t->panel, 0xFF, sizeof t->panel);
@@ -377,15 +378,29 @@ static void compare_row_weighted_sum(selftest *t) {
     fill_output(t, 0, t->dim);
     begin(t, 1);
     const float correction = number(t);
-    t->plain->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, plain(t, 0));
-    t->fast->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, fast(t, 0));
+    if (gathered) {
+        const void *list[MOST_COUNT];
+        const int64_t bytes = stride * (t->dtype == ICECORE_FLOAT32 ? 4 : 2);
+        for (int j = 0; j < t->count; j++) list[j] = (const char *)t->raw + (t->count - 1 - j) * bytes;
+        t->plain->gathered_weighted_sum(weights, t->count, t->dtype, list, t->dim, correction, plain(t, 0));
+        t->fast->gathered_weighted_sum(weights, t->count, t->dtype, list, t->dim, correction, fast(t, 0));
+    } else {
+        t->plain->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, plain(t, 0));
+        t->fast->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, fast(t, 0));
+    }
     for (int i = 0; i < t->dim; i++) {
         double scale = magnitude(before(t, 0)[i], correction);
-        for (int j = 0; j < t->count; j++) scale += magnitude(weights[j], t->rows[j * t->dim + i]);
+        for (int j = 0; j < t->count; j++) {
+            int row = gathered ? t->count - 1 - j : j;
+            scale += magnitude(weights[j], t->rows[row * t->dim + i]);
+        }
         expect_near(t, 0, i, scale, 2 * (t->count + 2) * U);
     }
     expect_untouched(t, 0, 1, BLOCK, t->dim);
 }
+
+static void compare_row_weighted_sum(selftest *t) { compare_rows_sum(t, 0); }
+static void compare_gathered_weighted_sum(selftest *t) { compare_rows_sum(t, 1); }
 
 static void compare_nearest(selftest *t) {
     const int64_t first = 1000;
@@ -634,6 +649,7 @@ static const struct comparison {
     {"row_scores", compare_row_scores, DIM | GAP | DTYPE},
     {"row_softmax", compare_row_softmax, GAP},
     {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | DTYPE},
+    {"gathered_weighted_sum", compare_gathered_weighted_sum, DIM | GAP | DTYPE},
     {"nearest", compare_nearest, LANES},
 
     {"cell_risk", compare_cell_risk, LANES},

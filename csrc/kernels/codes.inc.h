@@ -188,51 +188,6 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
     return largest / 127.0f;
 }
 
-static ALWAYS_INLINE vf load_row(icecore_dtype dtype, const void *row, int64_t t, int n) {
-    if (dtype == ICECORE_FLOAT32) return n == VF_WIDTH ? vf_load((const float *)row + t) : vf_load_n((const float *)row + t, n);
-    const uint16_t *half = (const uint16_t *)row + t;
-    if (dtype == ICECORE_BFLOAT16) return n == VF_WIDTH ? vf_load_bf16(half) : vf_load_bf16_n(half, n);
-    return n == VF_WIDTH ? vf_load_f16(half) : vf_load_f16_n(half, n);
-}
-
-static ALWAYS_INLINE void gather_tile(const float *query, int64_t dim, const int squared_distance, const icecore_dtype dtype,
-                                      const void *const *rows, float *out, const int tile) {
-    vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-    for (int64_t t = 0; t < dim; t += VF_WIDTH) {
-        int n = dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH;
-        vf q = n == VF_WIDTH ? vf_load(query + t) : vf_load_n(query + t, n);
-        UNROLL for (int r = 0; r < tile; r++) {
-            vf x = load_row(dtype, rows[r], t, n);
-            if (squared_distance) {
-                vf difference = vf_sub(q, x);
-                sum[r] = vf_fma(difference, difference, sum[r]);
-            } else {
-                sum[r] = vf_fma(q, x, sum[r]);
-            }
-        }
-    }
-    float total[4];
-    vf_reduce_add4(sum[0], sum[1], sum[2], sum[3], total);
-    for (int r = 0; r < tile; r++) out[r] = squared_distance ? -0.5f * total[r] : total[r];
-}
-
-static ALWAYS_INLINE void gather(const float *query, int64_t dim, const int squared_distance, const icecore_dtype dtype,
-                                 const void *const *rows, int64_t count, float *out) {
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) gather_tile(query, dim, squared_distance, dtype, rows + i, out + i, 4);
-    for (; i < count; i++) gather_tile(query, dim, squared_distance, dtype, rows + i, out + i, 1);
-}
-
-static void gathered_scores(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
-                            int64_t count, float *out) {
-    if (dtype == ICECORE_FLOAT32)
-        squared_distance ? gather(query, dim, 1, ICECORE_FLOAT32, rows, count, out) : gather(query, dim, 0, ICECORE_FLOAT32, rows, count, out);
-    else if (dtype == ICECORE_BFLOAT16)
-        squared_distance ? gather(query, dim, 1, ICECORE_BFLOAT16, rows, count, out) : gather(query, dim, 0, ICECORE_BFLOAT16, rows, count, out);
-    else
-        squared_distance ? gather(query, dim, 1, ICECORE_FLOAT16, rows, count, out) : gather(query, dim, 0, ICECORE_FLOAT16, rows, count, out);
-}
-
 static ALWAYS_INLINE void distance_tile(const float *keys, int64_t stride, const float *panel, int64_t dim, float *out, const int rows,
                                         const int vectors) {
     vf sum[KEY_TILE][QUERY_VECTORS];

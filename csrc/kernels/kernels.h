@@ -89,6 +89,15 @@ typedef struct {
     void (*row_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *values,
                              int64_t stride, int64_t value_dim, float correction, float *accumulator);
 
+    /* ---- kernels/gather.inc.h: the same over rows that lie anywhere ---- */
+
+    /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
+    void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
+                            int64_t count, float *scores);
+    /* accumulator[t] = accumulator[t] * correction + sum_i weights[i] row_i[t].  rows[i]: value_dim contiguous numbers of `dtype`. */
+    void (*gathered_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *const *rows, int64_t value_dim,
+                                  float correction, float *accumulator);
+
     /* ---- kernels/cells.inc.h ---- */
 
     /* Keeps, per lane, the largest scores[j] + bias[j] seen and its index first + j (as a float, exact below 2^24); the
@@ -129,9 +138,6 @@ typedef struct {
     /* code[t] = (x[t] - center[t]) / scale to the nearest integer, halves away from 0, within [-127, 127]; scale such that the largest
      * magnitude becomes 127; the last bytes up to `stride` are 0.  Returns the scale.  center: NULL for 0. */
     float (*encode)(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code);
-    /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
-    void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
-                            int64_t count, float *scores);
     /* scores[j][lane] = -|keys[j] - query[lane]|^2 / 2, from the differences; the panel and the rows as in `scores`. */
     void (*squared_distances)(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
                               float *scores);

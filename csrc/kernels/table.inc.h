@@ -22,6 +22,7 @@
 #include "kernels/convert.inc.h"
 #include "kernels/panel.inc.h"
 #include "kernels/rows.inc.h"
+#include "kernels/gather.inc.h"
 #include "kernels/cells.inc.h"
 #include "kernels/codes.inc.h"
 
@@ -48,6 +49,8 @@ const ice_kernels KERNEL_TABLE = {
     .row_scores = row_scores,
     .row_softmax = row_softmax,
     .row_weighted_sum = row_weighted_sum,
+    .gathered_scores = gathered_scores,
+    .gathered_weighted_sum = gathered_weighted_sum,
     .nearest = nearest,
     .cell_risk = cell_risk,
     .count_at_least = count_at_least,
@@ -58,7 +61,6 @@ const ice_kernels KERNEL_TABLE = {
     .keep_largest = keep_largest,
     .rank = rank,
     .encode = encode,
-    .gathered_scores = gathered_scores,
     .squared_distances = squared_distances,
     .chebyshev = chebyshev,
 };

@@ -2,6 +2,7 @@
 
 from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention, top_k_attention
+from icecore.reference.indices import attend_indices
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.pdci import (
     Level,
@@ -18,6 +19,7 @@ __all__ = [
     "Cells",
     "Level",
     "Tree",
+    "attend_indices",
     "attention",
     "build_tree",
     "lift_keys",

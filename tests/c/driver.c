@@ -15,6 +15,9 @@ static void bad_environment(void) {
     EXPECT(icecore_attend_exact(&nothing) == ICECORE_ERROR_ISA);
     const icecore_near_far options = {.near_keys = 1, .far_field = 1, .cell_size = 1};
     EXPECT(icecore_attend_near_far(&nothing, &options) == ICECORE_ERROR_ISA);
+    const icecore_indices none = {.count = 0};
+    int64_t place;
+    EXPECT(icecore_attend_indices(&nothing, &none, &place) == ICECORE_ERROR_ISA);
     const float key = 1.0f;
     icecore_segment *segment = NULL;
     EXPECT(icecore_segment_build(ICECORE_FLOAT32, &key, 1, &key, 1, 1, 1, 1, ICECORE_FLOAT32, 1, 0, &segment) == ICECORE_ERROR_ISA);
@@ -31,6 +34,7 @@ static void test_with(const char *isa) {
     instruction_set_tests();
     exact_tests();
     near_far_tests();
+    indices_tests();
     segment_tests();
     index_tests();
     special_value_tests();

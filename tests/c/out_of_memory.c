@@ -31,6 +31,13 @@ static icecore_status near_far(const problem *s) {
     return icecore_attend_near_far(&s->p, &options);
 }
 
+static icecore_status indexed(const problem *s) {
+    const int32_t list[3] = {5, -1, 7};
+    const icecore_indices indices = {.data = list, .count = 3, .index_stride = 1};
+    int64_t place;
+    return icecore_attend_indices(&s->p, &indices, &place);
+}
+
 static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
     const icecore_attention *p = &s->p;
@@ -96,6 +103,8 @@ static void near_far_attention(void) {
     expect_errors(near_far, 1, 50);
 }
 
+static void listed_keys(void) { expect_errors(indexed, 1, 50); }
+
 static void segments(void) { expect_errors(segment, 0, 50); }
 
 static void indices(void) {
@@ -106,6 +115,7 @@ static void indices(void) {
 void out_of_memory_tests(void) {
     check_run("out of memory: exact attention", exact_attention);
     check_run("out of memory: near/far attention", near_far_attention);
+    check_run("out of memory: listed keys", listed_keys);
     check_run("out of memory: segments", segments);
     check_run("out of memory: indices", indices);
 }
