@@ -8,6 +8,7 @@
 
 #include <pthread.h>
 
+#include "attention/panel.h"
 #include "cache/open_rows.h"
 #include "cache/pending.h"
 #include "segment/stack.h"
@@ -27,6 +28,9 @@ struct icecore_cache {
     ice_open_rows *sinks, *open;       /* NULL before the first token */
     ice_cache_head *head;              /* options.heads */
 };
+
+/* Of options.block and options.sinks: so that sums of a few do not overflow. */
+#define ICE_LARGEST_BLOCK ((int64_t)1 << 31)
 
 /* Blocks that are sealed for a query at `position`. */
 static inline int64_t ice_wanted_blocks(const icecore_cache *c, int64_t position) {

@@ -80,3 +80,14 @@ icecore_status ice_pending_finish(ice_pending *p, icecore_segment **segment) {
     pthread_mutex_unlock(&p->lock);
     return status;
 }
+
+int64_t ice_pending_bytes(ice_pending *p) {
+    pthread_mutex_lock(&p->lock);
+    int64_t bytes = p->segment ? p->segment->bytes : 0;
+    if (p->stack) {
+        const ice_builder *b = &p->sealing.builder;
+        bytes = (b->segment ? b->segment->bytes : 0) + b->keys.count * 4 * (int64_t)sizeof(int32_t) + p->sealing.rows.sealed * 2 * (int64_t)sizeof(void *);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return bytes;
+}

@@ -29,6 +29,8 @@ void ice_pending_release(ice_pending *pending);   /* NULL: nothing */
 
 /* Goes on until at most `left` units of work are left.  If another thread is at it and there is time, does nothing. */
 icecore_status ice_pending_step(ice_pending *pending, int64_t left);
+/* Memory of what is being built. */
+int64_t ice_pending_bytes(ice_pending *pending);
 /* The finished segment, one more owner of it for the caller. */
 icecore_status ice_pending_finish(ice_pending *pending, icecore_segment **segment);
 

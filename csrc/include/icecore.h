@@ -206,6 +206,63 @@ typedef struct {
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
 
+/* ---- Cache ----------------------------------------------------------------------------------------------- */
+
+/* Keys and values of one sequence and one layer, for decoding by near/far attention: icecore_attend_near_far with causal = 1 over all tokens
+ * so far, without going through all of them.
+ *
+ * Tokens are appended in order.  The newest one to two blocks and the first `sinks` are kept as they came and attended exactly; older blocks
+ * are sealed, in the same segments that icecore_attend_near_far makes of them.  The segment that the next block's queries will need
+ * is built a little at each call of attend, so that no merge shows as a pause.
+ *
+ * Every call on a cache waits for the others on it.  Forks are caches of their own, whatever they share inside. */
+typedef struct icecore_cache icecore_cache;
+
+typedef struct {
+    int64_t heads;                       /* key heads, >= 1 */
+    int64_t dim, value_dim;
+    icecore_dtype dtype;                 /* of storage */
+    int64_t near_keys;                   /* as in icecore_near_far; near_keys >= 1 or cell_tolerance > 0 */
+    float cell_tolerance;
+    int64_t block, sinks, cell_size;     /* block, cell_size >= 1 */
+    uint64_t seed;
+} icecore_cache_options;
+
+icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result);
+void icecore_cache_free(icecore_cache *cache);
+
+/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's.  All or nothing.
+ * Cost: a copy; sealing is done by the calls of attend that need it. */
+icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count);
+
+/* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse, scale, threads; of
+ * `report` near_count, captured_mass, missed_bound and summaries.
+ * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
+icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
+
+/* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
+ * it, segments are sealed anew.  ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were
+ * evicted. */
+icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
+
+/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer.  *evicted: how many are forgotten now. */
+icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);
+
+/* A cache of the same tokens.  They share what there is until one of them appends: O(number of segments). */
+icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result);
+
+typedef struct {
+    int64_t length, evicted;             /* tokens; those forgotten at the front, sinks included if they count as such */
+    int64_t first_query;                 /* queries may stand at this token and after it */
+    int64_t sealed, segments;            /* tokens in segments (of one head, sinks and evicted ones included), segments of a head */
+    int64_t open;                        /* tokens kept as they came */
+    int64_t bytes;                       /* memory held, shared parts included */
+} icecore_cache_state;
+icecore_cache_state icecore_cache_get(icecore_cache *cache);
+
+/* NULL, or what is wrong with the cache (a static string). */
+const char *icecore_cache_validate(icecore_cache *cache);
+
 /* ---- Index --------------------------------------------------------------------------------------------- */
 
 /* A dynamic k-NN index: Prioritized DCI (Li & Malik, arXiv 1703.00440) in one level or several, over sealed segments.

@@ -58,19 +58,16 @@ void ice_sealing_end(ice_sealing *sealing) {
     ice_source_end(&sealing->rows);
 }
 
-static icecore_status finish_sealing(ice_sealing *sealing, icecore_segment **segment) {
-    icecore_status status = ice_sealing_step(sealing, INT64_MAX);
-    if (status == ICECORE_OK) *segment = ice_builder_take(&sealing->builder);
-    ice_sealing_end(sealing);
-    return status;
-}
-
 static icecore_status build(const ice_source *source, int64_t first, int64_t end, icecore_segment **segment) {
     ice_sealing sealing;
     *segment = NULL;
     if (source->skip >= end) return ICECORE_OK;
     icecore_status status = ice_sealing_begin(&sealing, source, first, end);
-    return status == ICECORE_OK ? finish_sealing(&sealing, segment) : status;
+    if (status != ICECORE_OK) return status;
+    status = ice_sealing_step(&sealing, INT64_MAX);
+    if (status == ICECORE_OK) *segment = ice_builder_take(&sealing.builder);
+    ice_sealing_end(&sealing);
+    return status;
 }
 
 void ice_stack_free(ice_stack *stack) {
@@ -86,14 +83,30 @@ static ice_stack *empty_stack(int64_t levels) {
     return stack;
 }
 
-/* Adds up the segments; gives the stack to *result, or frees it when `status` is not OK. */
-static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack **result) {
+static void add_up(ice_stack *stack) {
+    stack->nodes = stack->keys = 0;
     for (int64_t i = 0; i < stack->levels; i++) {
         const icecore_segment *s = stack->level[i].segment;
         if (!s) continue;
         stack->nodes += s->cell.count + s->parent.count;
         stack->keys += s->count;
     }
+}
+
+int64_t ice_stack_drop(ice_stack *stack, int64_t end) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < stack->levels && stack->level[i].end <= end; i++) {
+        icecore_segment_free(stack->level[i].segment);
+        stack->level[i].segment = NULL;
+        last = stack->level[i].end;
+    }
+    add_up(stack);
+    return last;
+}
+
+/* Gives the stack to *result, or frees it when `status` is not OK. */
+static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack **result) {
+    add_up(stack);
     if (status == ICECORE_OK) *result = stack;
     else ice_stack_free(stack);
     return status;
@@ -117,7 +130,8 @@ icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result) {
     return ICECORE_OK;
 }
 
-icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_sealing *ready, ice_stack **result) {
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
+                              ice_stack **result) {
     ice_stack *stack = empty_stack(count_levels(blocks, source->block));
     if (!stack) return ICECORE_ERROR_MEMORY;
     icecore_status status = ICECORE_OK;
@@ -130,7 +144,7 @@ icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ic
         if (old && old->first == first && old->end == end)
             added->segment = ice_segment_share(old->segment);
         else if (ready && ready->first == first && ready->end == end)
-            status = finish_sealing(ready, &added->segment);
+            added->segment = ice_segment_share(ready->segment);
         else
             status = build(source, first, end, &added->segment);
         stack->levels++;

@@ -29,14 +29,17 @@ typedef struct {
     int64_t left;              /* units of work, about (build.h) */
 } ice_sealing;
 
-/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) has are shared; `ready` (or NULL) is taken in where it covers a
- * range, finished first if need be, and ended; the others are built. */
-icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, ice_sealing *ready, ice_stack **result);
+/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) has are shared; so is `ready`
+ * (or NULL) where it covers a range; the others are built. */
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
+                              ice_stack **result);
 /* A stack of one segment over keys skip .. end - 1. */
 icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result);
 /* Another stack of the same segments. */
 icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result);
 void ice_stack_free(ice_stack *stack);
+/* Lets go of the segments that end at `end` or before; returns where the last of them ends, 0 where there is none. */
+int64_t ice_stack_drop(ice_stack *stack, int64_t end);
 
 /* The range of the one segment that a stack of `blocks` + 1 blocks has and one of `blocks` has not. */
 void ice_stack_next_range(int64_t blocks, int64_t block, int64_t *first, int64_t *end);

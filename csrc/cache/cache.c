@@ -1,0 +1,378 @@
+#include "cache/cache.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/parallel.h"
+
+/* ---- Life ---- */
+
+icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cache **result) {
+    if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
+    if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
+        o->dtype > ICECORE_BFLOAT16 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
+        o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1)
+        return ICECORE_ERROR_VALUE;
+    icecore_cache *c = ice_alloc(1, sizeof *c);
+    if (!c) return ICECORE_ERROR_MEMORY;
+    memset(c, 0, sizeof *c);
+    c->options = *o;
+    pthread_mutex_init(&c->lock, NULL);
+    c->head = ice_alloc(o->heads, sizeof *c->head);
+    icecore_status status = c->head ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    if (c->head) memset(c->head, 0, (size_t)o->heads * sizeof *c->head);
+    const ice_source nothing = {.block = o->block};
+    for (int64_t h = 0; h < o->heads && status == ICECORE_OK; h++) status = ice_stack_seal(&nothing, 0, NULL, NULL, &c->head[h].stack);
+    if (status == ICECORE_OK) *result = c;
+    else icecore_cache_free(c);
+    return status;
+}
+
+void icecore_cache_free(icecore_cache *c) {
+    if (!c) return;
+    for (int64_t h = 0; c->head && h < c->options.heads; h++) {
+        ice_stack_free(c->head[h].stack);
+        ice_pending_release(c->head[h].pending);
+    }
+    ice_free(c->head);
+    ice_open_rows_release(c->sinks, 1);
+    ice_open_rows_release(c->open, 1);
+    pthread_mutex_destroy(&c->lock);
+    ice_free(c);
+}
+
+static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
+    icecore_cache *copy;
+    icecore_status status = icecore_cache_create(&c->options, &copy);
+    if (status != ICECORE_OK) return status;
+    for (int64_t h = 0; h < c->options.heads && status == ICECORE_OK; h++) {
+        ice_stack *stack;
+        status = ice_stack_share(c->head[h].stack, &stack);
+        if (status != ICECORE_OK) break;
+        ice_stack_free(copy->head[h].stack);
+        copy->head[h] = (ice_cache_head){stack, c->head[h].sealed, ice_pending_share(c->head[h].pending)};
+    }
+    if (status != ICECORE_OK) {
+        icecore_cache_free(copy);
+        return status;
+    }
+    copy->length = c->length;
+    copy->evicted = c->evicted;
+    copy->sealed = c->sealed;
+    copy->sinks = c->sinks;
+    copy->open = c->open;
+    if (c->sinks) ice_open_rows_share(c->sinks, 1);
+    if (c->open) ice_open_rows_share(c->open, 1);
+    *result = copy;
+    return ICECORE_OK;
+}
+
+icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
+    pthread_mutex_lock(&c->lock);
+    icecore_status status = copy_of(c, result);
+    pthread_mutex_unlock(&c->lock);
+    return status;
+}
+
+/* ---- Appending ---- */
+
+static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t capacity) {
+    return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, c->options.dtype, first, capacity);
+}
+
+/* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
+static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t spare) {
+    ice_open_rows *r = *rows;
+    const int64_t end = c->length + count;
+    if (r && end <= r->first + r->capacity) {
+        int64_t filled = c->length;
+        if (atomic_load(&r->writers) == 1) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
+        if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
+    }
+    ice_open_rows *own = new_rows(c, first, end - first + spare);
+    if (!own) return ICECORE_ERROR_MEMORY;
+    if (r) ice_open_rows_copy(r, own, first, c->length);
+    own->filled = end;
+    ice_open_rows_release(r, 1);
+    *rows = own;
+    return ICECORE_OK;
+}
+
+static void *row_at(icecore_tensor t, icecore_dtype dtype, int64_t head, int64_t row) {
+    return (char *)t.data + (head * t.head_stride + row * t.row_stride) * (int64_t)ice_element_size(dtype);
+}
+
+static void store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target, int64_t width) {
+    float buffer[ICECORE_MAX_DIM];
+    if (dtype == target_dtype) {
+        memcpy(target, source, (size_t)width * ice_element_size(dtype));
+        return;
+    }
+    if (dtype != ICECORE_FLOAT32) {
+        kernels->to_float32(dtype, source, buffer, width);
+        source = buffer;
+    }
+    kernels->from_float32(target_dtype, source, target, width);
+}
+
+/* The first `count` of the new tokens into rows that have room for them. */
+static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+    const ice_kernels *kernels = ice_active_kernels();
+    const icecore_cache_options *o = &c->options;
+    for (int64_t h = 0; h < o->heads; h++)
+        for (int64_t j = 0; j < count; j++) {
+            store(kernels, dtype, row_at(keys, dtype, h, j), o->dtype, ice_open_key(rows, h, c->length + j), o->dim);
+            store(kernels, dtype, row_at(values, dtype, h, j), o->dtype, ice_open_value(rows, h, c->length + j), o->value_dim);
+        }
+}
+
+static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+    const int64_t first = c->sealed * c->options.block, kept = c->length + count - first, sinks = c->options.sinks;
+    const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
+    /* half of the rows at most are copied into a new array, and that at each block or two */
+    int64_t spare = (kept < 2 * c->options.block ? kept : 2 * c->options.block) + 64;
+    if (new_sinks > 0) {
+        icecore_status status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
+        if (status != ICECORE_OK) return status;
+    }
+    icecore_status status = claim(c, &c->open, first, count, spare);
+    if (status != ICECORE_OK) return status;
+    if (new_sinks > 0) fill(c, c->sinks, dtype, keys, values, new_sinks);
+    fill(c, c->open, dtype, keys, values, count);
+    c->length += count;
+    return ICECORE_OK;
+}
+
+icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+    if (dtype > ICECORE_BFLOAT16 || count < 0 || (count && (!keys.data || !values.data))) return ICECORE_ERROR_VALUE;
+    if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
+    pthread_mutex_lock(&c->lock);
+    icecore_status status = count > INT32_MAX - c->length ? ICECORE_ERROR_VALUE : count ? append(c, dtype, keys, values, count) : ICECORE_OK;
+    pthread_mutex_unlock(&c->lock);
+    return status;
+}
+
+/* ---- Sealing ---- */
+
+static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->options.sinks ? c->evicted : c->options.sinks; }
+
+ice_source ice_cache_source(const icecore_cache *c, int64_t head) {
+    const icecore_cache_options *o = &c->options;
+    const ice_kernels *kernels = ice_active_kernels();
+    const icecore_attention like = {.key_dtype = o->dtype, .dim = o->dim, .value_dim = o->value_dim};
+    const int64_t origin = c->open ? c->open->first : 0;
+    return (ice_source){
+        .dtype = o->dtype, .storage = o->dtype, .means = ice_panel_dtype(&like, kernels),
+        .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
+        .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
+        .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
+        .skip = first_in_cells(c), .block = o->block, .cell_size = o->cell_size, .seed = o->seed,
+    };
+}
+
+icecore_status ice_cache_seal(icecore_cache *c, int64_t head, int64_t blocks) {
+    ice_cache_head *h = &c->head[head];
+    if (h->sealed >= blocks) return ICECORE_OK;
+    const ice_source source = ice_cache_source(c, head);
+    ice_stacked ready = {0};
+    ice_stack *stack;
+    icecore_status status = ICECORE_OK;
+    if (h->pending) {
+        ready = (ice_stacked){h->pending->first, h->pending->end, NULL};
+        if (blocks == h->sealed + 1) status = ice_pending_finish(h->pending, &ready.segment);
+    }
+    if (status == ICECORE_OK) status = ice_stack_seal(&source, blocks, h->stack, ready.segment ? &ready : NULL, &stack);
+    icecore_segment_free(ready.segment);
+    if (status != ICECORE_OK) return status;
+    ice_stack_free(h->stack);
+    ice_pending_release(h->pending);
+    *h = (ice_cache_head){stack, blocks, NULL};
+    return ICECORE_OK;
+}
+
+void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
+    c->sealed = blocks;
+    ice_open_rows *r = c->open;
+    const int64_t first = blocks * c->options.block, kept = c->length - first;
+    if (r->capacity <= 4 * (kept + 2 * c->options.block)) return;
+    /* after a long prefill: the rows that are sealed go; if there is no memory they stay */
+    ice_open_rows *own = new_rows(c, first, kept + 2 * c->options.block);
+    if (!own) return;
+    ice_open_rows_copy(r, own, first, c->length);
+    own->filled = c->length;
+    ice_open_rows_release(r, 1);
+    c->open = own;
+}
+
+icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
+    const int64_t block = c->options.block, offset = (c->length - 1) % block;
+    /* heads one after another, so that their larger steps do not coincide; ready with an eighth of the block to spare */
+    const int64_t begin = head * block / (4 * c->options.heads), ready = block - block / 8;
+    ice_cache_head *h = &c->head[head];
+    int64_t first, end;
+    ice_stack_next_range(h->sealed, block, &first, &end);
+    if (end > c->length || end <= first_in_cells(c) || offset < begin) return ICECORE_OK;
+    if (!h->pending) {
+        const ice_source source = ice_cache_source(c, head);
+        icecore_status status = ice_pending_begin(&source, h->stack, c->open, first, end, &h->pending);
+        if (status != ICECORE_OK) return status;
+    }
+    const double left = ready > begin ? (double)(ready - offset) / (double)(ready - begin) : 0.0;
+    return ice_pending_step(h->pending, left > 0.0 ? (int64_t)(left * (double)h->pending->total) : 0);
+}
+
+/* ---- Forgetting ---- */
+
+static void drop_pending(icecore_cache *c) {
+    for (int64_t h = 0; h < c->options.heads; h++) {
+        ice_pending_release(c->head[h].pending);
+        c->head[h].pending = NULL;
+    }
+}
+
+typedef struct {
+    icecore_cache *cache;
+    int64_t blocks, length;
+    ice_open_rows *open;
+    ice_stack **stack;
+    icecore_status *status;
+} reseal_call;
+
+/* A head's stack of fewer blocks, and the rows behind it. */
+static void reseal(void *context, int64_t head, void *scratch) {
+    const reseal_call *call = context;
+    const icecore_cache *c = call->cache;
+    const ice_kernels *kernels = ice_active_kernels();
+    const ice_source source = ice_cache_source(c, head);
+    call->status[head] = ICECORE_INTERRUPTED;
+    if (!scratch) return;
+    call->status[head] = ice_stack_seal(&source, call->blocks, c->head[head].stack, NULL, &call->stack[head]);
+    if (call->status[head] != ICECORE_OK) return;
+    const int64_t first = call->open->first, sinks = c->options.sinks < call->length ? c->options.sinks : call->length;
+    int64_t start = first;
+    for (; start < sinks; start++) {
+        memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)c->options.dim * ice_element_size(c->options.dtype));
+        memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start), (size_t)c->options.value_dim * ice_element_size(c->options.dtype));
+    }
+    if (start < c->evicted) start = c->evicted;
+    if (start >= call->length) return;
+    ice_source_rows rows;
+    call->status[head] = ice_source_begin(&rows, kernels, &source, start, call->length);
+    if (call->status[head] != ICECORE_OK) return;
+    float buffer[ICECORE_MAX_DIM];
+    for (int64_t j = start; j < call->length; j++) {
+        kernels->from_float32(c->options.dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j), c->options.dim);
+        kernels->from_float32(c->options.dtype, ice_read_source_value(&rows, j - start, buffer), ice_open_value(call->open, head, j), c->options.value_dim);
+    }
+    ice_source_end(&rows);
+}
+
+static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
+    const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
+    reseal_call call = {c, blocks, length, new_rows(c, first, length - first + 2 * c->options.block), ice_alloc(heads, sizeof *call.stack),
+                        ice_alloc(heads, sizeof *call.status)};
+    icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);
+    if (status == ICECORE_OK) status = ice_parallel_for(heads, threads, 1, reseal, &call);
+    for (int64_t h = 0; h < heads && status == ICECORE_OK; h++) status = call.status[h];
+    if (status == ICECORE_OK) {
+        drop_pending(c);
+        for (int64_t h = 0; h < heads; h++) {
+            ice_stack_free(c->head[h].stack);
+            c->head[h] = (ice_cache_head){call.stack[h], blocks, NULL};
+        }
+        call.open->filled = length;
+        ice_open_rows_release(c->open, 1);
+        c->open = call.open;
+        c->sealed = blocks;
+        c->length = length;
+    } else {
+        for (int64_t h = 0; call.stack && h < heads; h++) ice_stack_free(call.stack[h]);
+        ice_open_rows_release(call.open, 1);
+    }
+    ice_free(call.stack);
+    ice_free(call.status);
+    return status;
+}
+
+static int64_t most_sealed(const icecore_cache *c) {
+    int64_t most = c->sealed;
+    for (int64_t h = 0; h < c->options.heads; h++)
+        if (c->head[h].sealed > most) most = c->head[h].sealed;
+    return most;
+}
+
+static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
+    const int64_t block = c->options.block, sealed = most_sealed(c);
+    const int64_t wanted = length ? ice_wanted_blocks(c, length - 1) : 0;
+    if (length > c->length || (length < c->evicted && length > c->options.sinks)) return ICECORE_ERROR_VALUE;
+    if (length <= c->options.sinks && length < c->evicted) {
+        /* none of what was evicted is left */
+        int64_t evicted = c->evicted;
+        c->evicted = 0;
+        icecore_status status = reseal_all(c, length, threads);
+        if (status != ICECORE_OK) c->evicted = evicted;
+        return status;
+    }
+    if (sealed > wanted && length - sealed * block < block - block / 8) return reseal_all(c, length, threads);
+    for (int64_t h = 0; h < c->options.heads; h++) {
+        ice_cache_head *head = &c->head[h];
+        if (!head->pending || head->pending->end <= length) continue;
+        ice_pending_release(head->pending);
+        head->pending = NULL;
+    }
+    c->length = length;
+    return ICECORE_OK;
+}
+
+icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, int threads) {
+    if (length < 0) return ICECORE_ERROR_VALUE;
+    if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
+    pthread_mutex_lock(&c->lock);
+    icecore_status status = length == c->length ? ICECORE_OK : forget(c, length, threads);
+    pthread_mutex_unlock(&c->lock);
+    return status;
+}
+
+icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *evicted) {
+    pthread_mutex_lock(&c->lock);
+    const int64_t held = c->sealed * c->options.block, end = before < held ? before : held;
+    int64_t last = c->evicted;
+    for (int64_t h = 0; h < c->options.heads; h++) {
+        int64_t dropped = ice_stack_drop(c->head[h].stack, end);
+        if (dropped > last) last = dropped;
+        ice_pending *p = c->head[h].pending;
+        if (!p || p->first >= last) continue;
+        ice_pending_release(p);   /* it would hold what is forgotten */
+        c->head[h].pending = NULL;
+    }
+    c->evicted = *evicted = last;
+    pthread_mutex_unlock(&c->lock);
+    return ICECORE_OK;
+}
+
+/* ---- Looking ---- */
+
+static int64_t bytes_of(const ice_open_rows *r) {
+    return r ? r->heads * r->capacity * (r->dim + r->value_dim) * (int64_t)ice_element_size(r->dtype) : 0;
+}
+
+icecore_cache_state icecore_cache_get(icecore_cache *c) {
+    pthread_mutex_lock(&c->lock);
+    icecore_cache_state s = {.length = c->length, .evicted = c->evicted, .sealed = c->sealed * c->options.block};
+    s.first_query = most_sealed(c) * c->options.block;
+    if (s.first_query) s.first_query--;
+    s.open = c->length - s.sealed;
+    s.bytes = bytes_of(c->sinks) + bytes_of(c->open);
+    for (int64_t h = 0; h < c->options.heads; h++) {
+        const ice_stack *stack = c->head[h].stack;
+        for (int64_t i = 0; i < stack->levels; i++) {
+            if (!stack->level[i].segment) continue;
+            s.segments += h == 0;
+            s.bytes += stack->level[i].segment->bytes;
+        }
+        if (c->head[h].pending) s.bytes += ice_pending_bytes(c->head[h].pending);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return s;
+}
