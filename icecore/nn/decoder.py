@@ -82,12 +82,7 @@ def forward_batch(weights, sequences, *, attention=exact_attention, caches=None)
     spans = spans_of(sequences)
 
     def attend(layer, query, key, value, **options):
-        def of_sequence(i, query, key, value):
-            if caches is not None:
-                key, value = caches[i].write(layer, key, value)  # (key_heads, start + n_i, head_width) each
-            return attention(query, key, value, layer=layer, **options)  # (query_heads, n_i, head_width)
-
-        return each_sequence(of_sequence, query, key, value, spans)  # (query_heads, n, head_width)
+        return each_sequence(attention, layer, query, key, value, spans, caches, **options)  # (query_heads, n, head_width)
 
     with row_threads(spans[-1].stop) as over_rows:
         hidden = weights.hidden_states(np.concatenate(sequences), np.concatenate(positions), attend, over_rows)  # (n, width)

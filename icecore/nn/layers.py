@@ -158,6 +158,25 @@ def swiglu(gate_up):
     return out
 
 
+def geglu(gate_up):
+    """Gate one half of the columns by the tanh approximation of GELU of the other.
+
+    Parameters
+    ----------
+    gate_up : ndarray, (n, 2 * hidden) float32
+        The gate's columns, then the columns that it gates.
+
+    Returns
+    -------
+    ndarray, (n, hidden) float32
+        ``gelu_tanh(gate) * up``.
+    """
+    gate, up = np.split(gate_up, 2, axis=1)  # (n, hidden) each, views
+    out = gelu_tanh(gate)  # (n, hidden)
+    out *= up  # (n, hidden)
+    return out
+
+
 def gelu(x):
     """Each value times the share of a standard normal distribution below it.
 

@@ -40,11 +40,12 @@ def read_model(path):
         raise FileNotFoundError(f"no .safetensors file in {path}")
     stored = {name: read for file in files for name, read in _tensors(file).items()}
     file = directory / "config.json"
-    return Settings(json.loads(file.read_text(encoding="utf-8")), file), stored
+    settings = json.loads(file.read_text(encoding="utf-8"), object_hook=lambda contents: Settings(contents, file))
+    return settings, stored
 
 
 class Settings(dict):
-    """The contents of a config.json; a setting that is missing is named together with the file."""
+    """An object in a config.json; a setting that is missing is named together with the file."""
 
     def __init__(self, contents, file):
         super().__init__(contents)
@@ -58,7 +59,8 @@ class Settings(dict):
         for name, expected in values.items():
             value = self.get(name)
             if value is not None and value not in expected:
-                raise ValueError(f"{name}={value!r} is not supported; expected {' or '.join(map(repr, expected))}")
+                allowed = " or ".join(map(repr, expected or (None,)))
+                raise ValueError(f"{name}={value!r} is not supported; expected {allowed}")
 
 
 def _tensors(file):

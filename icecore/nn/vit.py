@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .attend import bidirectional_attention
-from .layers import gelu, layer_norm, linear, merge_heads, split_heads
+from .layers import gelu, layer_norm, linear
+from .pre_norm import PreNormLayer, add_attention_and_mlp, project
 from .row_threads import row_threads
 from .tensors import Tensors, stacked
 
@@ -23,29 +24,17 @@ class VitConfig:
 
 
 @dataclass(frozen=True)
-class VitLayer:
-    """One layer: pairs of weight and bias, float32, weights stored (outputs, inputs).
+class VitWeights:
+    """Weights of a whole model with its configuration.
 
     DINOv2's layer scale is multiplied into the projections that it follows.
     """
-
-    attention_norm: tuple  # (width,) each
-    query_key_value: tuple  # (3 * width, width), (3 * width,)
-    attention_output: tuple  # (width, width), (width,)
-    mlp_norm: tuple  # (width,) each
-    up: tuple  # (hidden_width, width), (hidden_width,)
-    down: tuple  # (width, hidden_width), (width,)
-
-
-@dataclass(frozen=True)
-class VitWeights:
-    """Weights of a whole model with its configuration."""
 
     config: VitConfig
     patch_embedding: tuple  # (width, 3 * patch * patch), (width,)
     class_token: np.ndarray  # (width,), its position added
     positions: np.ndarray  # (rows, columns, width): of the image size that the model was trained on
-    layers: tuple  # of VitLayer
+    layers: tuple  # of PreNormLayer
     final_norm: tuple  # (width,) each
 
 
@@ -87,34 +76,10 @@ def encode_image(weights, pixels, *, attention=bidirectional_attention):
         over_rows(lambda rows: np.add(x[1:][rows], linear(patches[rows], *weights.patch_embedding), out=x[1:][rows]))
     with row_threads(len(x)) as over_rows:
         for index, layer in enumerate(weights.layers):
-            query, key, value = _project(config, layer, x, over_rows)  # (heads, n, head_width) each
+            query, key, value = project(config, layer, x, over_rows)  # (heads, n, head_width) each
             mixed = attention(query, key, value, layer=index)  # (heads, n, head_width)
-            _add_attention_and_mlp(config, layer, x, mixed, over_rows)  # (n, width), in place
+            add_attention_and_mlp(config, layer, x, mixed, gelu, over_rows)  # (n, width), in place
     return layer_norm(x, *weights.final_norm, config.norm_epsilon)  # (n, width)
-
-
-def _project(config, layer, x, over_rows):
-    """Queries, keys and values of one layer, as views of one array."""
-    projected = np.empty((len(x), 3 * config.width), np.float32)  # (n, 3 * width)
-
-    def work(rows):
-        normed = layer_norm(x[rows], *layer.attention_norm, config.norm_epsilon)  # (rows, width)
-        linear(normed, *layer.query_key_value, out=projected[rows])  # (rows, 3 * width)
-
-    over_rows(work)
-    return np.split(split_heads(projected, 3 * config.heads), 3)  # (heads, n, head_width) each
-
-
-def _add_attention_and_mlp(config, layer, x, mixed, over_rows):
-    """Add the projected result of attention, then the MLP's, to the residual stream `x` in place."""
-
-    def work(rows):
-        block = x[rows]  # (rows, width), a view
-        block += linear(merge_heads(mixed[:, rows]), *layer.attention_output)  # (rows, width)
-        normed = layer_norm(block, *layer.mlp_norm, config.norm_epsilon)  # (rows, width)
-        block += linear(gelu(linear(normed, *layer.up)), *layer.down)  # (rows, hidden_width) -> (rows, width)
-
-    over_rows(work)
 
 
 def resized(table, rows, columns):
@@ -192,7 +157,7 @@ def assemble_vit(config, grid, names, tensors):
 
         attention_norm, mlp_norm, up, down, attention_scale, mlp_scale = map(full, names)
         query_key_value = (linear(full(f"attention.attention.{part}"), width, width) for part in ("query", "key", "value"))
-        return VitLayer(
+        return PreNormLayer(
             attention_norm=tensors.norm(attention_norm, width),
             query_key_value=stacked(*query_key_value),
             attention_output=linear(full("attention.output.dense"), width, width, attention_scale),

@@ -3,9 +3,12 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from .bert import bert_from_safetensors
 from .dinov2_onnx import load_dinov2_onnx
 from .extras import import_extra
+from .gemma3 import gemma3_from_safetensors
 from .gguf_file import metadata, open_gguf
+from .gpt2 import gpt2_from_safetensors
 from .llama_weights import FAMILIES as LLAMAS
 from .llama_weights import llama_from_gguf, llama_from_safetensors
 from .safetensors_file import read_model
@@ -14,6 +17,9 @@ from .vit import vit_from_safetensors
 
 FROM_SAFETENSORS = {  # model_type of config.json -> function of its settings and tensors
     **dict.fromkeys(LLAMAS, llama_from_safetensors),
+    "gemma3_text": gemma3_from_safetensors,
+    "gpt2": gpt2_from_safetensors,
+    "bert": bert_from_safetensors,
     **dict.fromkeys(VITS, vit_from_safetensors),
 }
 FROM_GGUF = dict.fromkeys(LLAMAS, llama_from_gguf)  # architecture -> function of the reader and its tensors
