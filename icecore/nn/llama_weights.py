@@ -75,6 +75,8 @@ def llama_from_safetensors(settings, stored):
 def llama_from_gguf(reader, stored):
     """Weights from the metadata and tensors of a GGUF file."""
     family = metadata(reader, "general.architecture")
+    if metadata(reader, f"{family}.rope.scaling.type", "none") != "none":
+        raise ValueError("scaled rotary frequencies are not supported")
     width = metadata(reader, f"{family}.embedding_length")
     query_heads = metadata(reader, f"{family}.attention.head_count")
     config = LlamaConfig(
