@@ -161,6 +161,12 @@ def test_tensors_that_the_forward_pass_would_ignore_are_refused(tmp_path):
         nn.load_safetensors(write_safetensors(tmp_path, hf_tensors() | bias))
 
 
+def test_tables_of_older_files_are_left_out(tmp_path):
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    tensors = hf_tensors()
+    check(nn.load_safetensors(write_safetensors(tmp_path, tensors | table)), tensors)
+
+
 def test_damaged_safetensors(tmp_path):
     folder = write_safetensors(tmp_path, hf_tensors())
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
@@ -244,6 +250,8 @@ def test_file_that_is_not_gguf(tmp_path):
         ("gguf", nn.load_gguf),
         ("gguf", nn.open_gguf),
         ("safetensors", nn.load_safetensors),
+        ("safetensors", nn.load_model),
+        ("onnx", nn.load_dinov2_onnx),
         ("tokenizers", nn.load_tokenizer),
     ],
 )

@@ -1,5 +1,7 @@
 """Llama, Qwen 2 and Qwen 3 from the files that they come in."""
 
+from functools import partial
+
 import numpy as np
 
 from .gguf_file import metadata
@@ -69,6 +71,7 @@ def llama_from_safetensors(settings, stored):
         rotary_base=float(rotary.get("rope_theta") or settings.get("rope_theta", 10000.0)),
         norm_epsilon=settings["rms_norm_eps"],
     )
+    stored = {name: read for name, read in stored.items() if not name.endswith("rotary_emb.inv_freq")}  # in older files
     return _assemble(config, settings["model_type"], HF_NAMES, Tensors(stored))
 
 
@@ -92,18 +95,18 @@ def llama_from_gguf(reader, stored):
         norm_epsilon=metadata(reader, f"{family}.attention.layer_norm_rms_epsilon"),
     )
     if family == "llama":  # the Qwens turn half-split pairs in llama.cpp too
-        for name, read in stored.items():
-            if name.endswith(("attn_q.weight", "attn_k.weight")):
-                stored[name] = lambda read=read: _half_split_rows(read(), config.head_width)
+        for name in [name for name in stored if name.endswith(("attn_q.weight", "attn_k.weight"))]:
+            stored[name] = partial(_half_split_rows, stored[name], config.head_width)
     return _assemble(config, family, GGUF_NAMES, Tensors(stored))
 
 
-def _half_split_rows(weight, head_width):
+def _half_split_rows(read, head_width):
     """Undo llama.cpp's order of query and key rows.
 
     llama.cpp turns neighbouring columns (2p, 2p + 1) of a head where Hugging Face turns (p, p + half), and
     stores the rows of the two projections interleaved to suit.
     """
+    weight = read()  # (outputs, width)
     pairs = weight.reshape(-1, head_width // 2, 2, weight.shape[1])  # (heads, half, 2, width)
     return pairs.swapaxes(1, 2).reshape(weight.shape)  # (heads, 2, half, width) -> (outputs, width)
 
@@ -142,6 +145,5 @@ def _assemble(config, family, names, tensors):
         final_norm=tensors.take(names["final_norm"], width),
         head=tensors.take(names["head"], config.vocabulary, width) if names["head"] in tensors else embedding,
     )
-    older_table = tuple(f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.layers))
-    tensors.finish(family.capitalize(), ignored=older_table)
+    tensors.finish(family.capitalize())
     return weights

@@ -1,5 +1,6 @@
 """Pretrained models from the files that they come in: which family reads which."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def load_gguf(path):
     architecture = metadata(reader, "general.architecture")
     if architecture not in FROM_GGUF:
         raise ValueError(f"the GGUF file holds a {architecture} model; expected one of {', '.join(FROM_GGUF)}")
-    stored = {tensor.name: lambda tensor=tensor: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    stored = {tensor.name: partial(gguf.dequantize, tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     return FROM_GGUF[architecture](reader, stored)
 
 
