@@ -89,12 +89,9 @@ def dinov2(layer=6, head=0, side=1260, picture="astronaut.png"):
 
 
 def _dinov2_layer(wanted, side, picture):
-    from skimage.transform import resize
-
     from icecore import nn
 
-    pixels = resize(_picture(picture)[..., :3], (side, side), anti_aliasing=True).astype(np.float32)
-    pixels = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    pixels = normalized_picture(picture, side)
     caught = {}
 
     def attention(query, key, value, *, layer):
@@ -104,6 +101,14 @@ def _dinov2_layer(wanted, side, picture):
 
     nn.encode_image(nn.load_dinov2_onnx(nn.find_dinov2()), pixels, attention=attention)
     return caught
+
+
+def normalized_picture(picture, side):
+    """A picture of scikit-image, (side, side, 3) float32, normalized as DINOv2 wants it."""
+    from skimage.transform import resize
+
+    pixels = resize(_picture(picture)[..., :3], (side, side), anti_aliasing=True).astype(np.float32)
+    return (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
 
 
 def images(n=60_000, side=28, seed=0):

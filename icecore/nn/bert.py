@@ -90,11 +90,9 @@ def encode_tokens(weights, sequences, *, token_types=None, attention=bidirection
 
     x = weights.embedding[np.concatenate(sequences)] + weights.positions[positions] + weights.token_types[types]  # (n, width)
     x = layer_norm(x, *weights.embedding_norm, config.norm_epsilon)  # (n, width)
-    projected = np.empty((len(x), 3 * config.width), np.float32)  # (n, 3 * width)
     with row_threads(len(x)) as over_rows:
         for index, layer in enumerate(weights.layers):
-            over_rows(lambda rows, layer=layer: linear(x[rows], *layer.query_key_value, out=projected[rows]))
-            query, key, value = np.split(split_heads(projected, 3 * config.heads), 3)  # (heads, n, head_width) each
+            query, key, value = _project(config, layer, x, over_rows)  # (heads, n, head_width) each
             mixed = each_sequence(attention, index, query, key, value, spans)  # (heads, n, head_width)
             _add_attention_and_mlp(config, layer, x, mixed, over_rows)  # (n, width), in place
     return [x[rows] for rows in spans]
@@ -113,6 +111,17 @@ def _checked_types(token_types, sequences, config):
         found = np.unique(types)[:8]
         raise ValueError(f"token_types must be integers in 0..{config.token_types - 1}, got {types.dtype} {found}")
     return types
+
+
+def _project(config, layer, x, over_rows):
+    """Queries, keys and values of one layer, (heads, n, head_width) each."""
+    projected = np.empty((3 * config.heads, len(x), config.width // config.heads), np.float32)  # (3 * heads, n, head_width)
+
+    def work(rows):
+        projected[:, rows] = split_heads(linear(x[rows], *layer.query_key_value), len(projected))  # (3 * heads, rows, d)
+
+    over_rows(work)
+    return np.split(projected, 3)  # (heads, n, head_width) each
 
 
 def _add_attention_and_mlp(config, layer, x, mixed, over_rows):

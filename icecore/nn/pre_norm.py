@@ -20,15 +20,15 @@ class PreNormLayer:
 
 
 def project(config, layer, x, over_rows):
-    """Queries, keys and values of one layer, (heads, n, head_width) each, as views of one array."""
-    projected = np.empty((len(x), 3 * config.width), np.float32)  # (n, 3 * width)
+    """Queries, keys and values of one layer, (heads, n, head_width) each."""
+    projected = np.empty((3 * config.heads, len(x), config.width // config.heads), np.float32)  # (3 * heads, n, head_width)
 
     def work(rows):
         normed = layer_norm(x[rows], *layer.attention_norm, config.norm_epsilon)  # (rows, width)
-        linear(normed, *layer.query_key_value, out=projected[rows])  # (rows, 3 * width)
+        projected[:, rows] = split_heads(linear(normed, *layer.query_key_value), len(projected))  # (3 * heads, rows, d)
 
     over_rows(work)
-    return np.split(split_heads(projected, 3 * config.heads), 3)  # (heads, n, head_width) each
+    return np.split(projected, 3)  # (heads, n, head_width) each
 
 
 def add_attention_and_mlp(config, layer, x, mixed, activation, over_rows):
