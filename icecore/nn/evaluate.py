@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from .decoder import logits_in_chunks
 from .layers import cross_entropy
-from .llama import logits_in_chunks
 
 
 def score(weights, hidden, tokens, start=1):
@@ -11,7 +11,7 @@ def score(weights, hidden, tokens, start=1):
 
     Parameters
     ----------
-    weights : LlamaWeights
+    weights : LlamaWeights or another decoder's
     hidden : ndarray, (n, width) float32
         The result of `forward` for `tokens`.
     tokens : array_like, (n,) of integers

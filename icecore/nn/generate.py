@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from .attend import exact_attention
 from .cache import KeyValueCache
-from .llama import exact_attention, forward, logits_in_chunks
+from .decoder import forward, logits_in_chunks
 
 
 def generate(
@@ -23,7 +24,7 @@ def generate(
 
     Parameters
     ----------
-    weights : LlamaWeights
+    weights : LlamaWeights or another decoder's
     tokens : array_like, (n,) of integers
         The prompt, at least one token.
     max_new_tokens : int
@@ -75,7 +76,7 @@ def continue_from(weights, hidden, cache, *, attention=exact_attention, temperat
 
     Parameters
     ----------
-    weights : LlamaWeights
+    weights : LlamaWeights or another decoder's
     hidden : ndarray, (width,) float32
         The hidden state of the last token so far.
     cache : KeyValueCache

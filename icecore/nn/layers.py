@@ -1,15 +1,17 @@
 """The row-wise mathematics of a transformer, in float32 NumPy: one function per formula."""
 
 import numpy as np
+from scipy.special import erf
 
 
-def linear(x, weight, out=None):
-    """Apply a projection without a bias.
+def linear(x, weight, bias=None, out=None):
+    """Apply a projection.
 
     Parameters
     ----------
     x : ndarray, (n, inputs) float32
     weight : ndarray, (outputs, inputs) float32
+    bias : ndarray, (outputs,) float32, optional
     out : ndarray, (n, outputs) float32, optional
         Where to write the result.
 
@@ -17,7 +19,53 @@ def linear(x, weight, out=None):
     -------
     ndarray, (n, outputs) float32
     """
-    return np.matmul(x, weight.T, out=out)  # (n, inputs) @ (inputs, outputs) -> (n, outputs)
+    out = np.matmul(x, weight.T, out=out)  # (n, inputs) @ (inputs, outputs) -> (n, outputs)
+    if bias is not None:
+        out += bias  # (n, outputs) + (outputs,) -> (n, outputs)
+    return out
+
+
+def split_heads(x, heads):
+    """Columns as heads of equal width.
+
+    Parameters
+    ----------
+    x : ndarray, (n, heads * head_width) float32
+    heads : int
+
+    Returns
+    -------
+    ndarray, (heads, n, head_width) float32
+        A view where `x` has contiguous rows.
+    """
+    return x.reshape(len(x), heads, -1).swapaxes(0, 1)  # (n, heads, head_width) -> (heads, n, head_width)
+
+
+def merge_heads(x):
+    """The heads' results side by side: (heads, n, head_width) -> (n, heads * head_width)."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1)  # (n, heads, head_width) -> (n, heads * head_width)
+
+
+def layer_norm(x, weight, bias, epsilon):
+    """Shift each row to mean 0 and scale it to variance 1, then scale and shift each column.
+
+    Parameters
+    ----------
+    x : ndarray, (n, width) float32
+    weight, bias : ndarray, (width,) float32
+    epsilon : float
+        Added to the variance.
+
+    Returns
+    -------
+    ndarray, (n, width) float32
+    """
+    out = x - x.mean(axis=1, keepdims=True)  # (n, width) - (n, 1) -> (n, width)
+    variance = np.einsum("nw,nw->n", out, out) / x.shape[1]  # (n, width), (n, width) -> (n,)
+    out /= np.sqrt(variance + np.float32(epsilon))[:, None]  # (n, width) / (n, 1) -> (n, width)
+    out *= weight  # (n, width) * (width,) -> (n, width)
+    out += bias  # (n, width) + (width,) -> (n, width)
+    return out
 
 
 def rms_norm(x, weight, epsilon):
@@ -25,19 +73,19 @@ def rms_norm(x, weight, epsilon):
 
     Parameters
     ----------
-    x : ndarray, (n, width) float32
+    x : ndarray, (..., width) float32
     weight : ndarray, (width,) float32
     epsilon : float
         Added to the mean square.
 
     Returns
     -------
-    ndarray, (n, width) float32
+    ndarray, (..., width) float32
     """
-    mean_square = np.einsum("nw,nw->n", x, x) / x.shape[1]  # (n, width), (n, width) -> (n,)
-    scale = 1.0 / np.sqrt(mean_square + np.float32(epsilon))  # (n,)
-    out = x * scale[:, None]  # (n, width) * (n, 1) -> (n, width)
-    out *= weight  # (n, width) * (width,) -> (n, width)
+    mean_square = np.einsum("...w,...w->...", x, x) / x.shape[-1]  # (..., width), (..., width) -> (...)
+    scale = 1.0 / np.sqrt(mean_square + np.float32(epsilon))  # (...)
+    out = x * scale[..., None]  # (..., width) * (..., 1) -> (..., width)
+    out *= weight  # (..., width) * (width,) -> (..., width)
     return out
 
 
@@ -107,6 +155,68 @@ def swiglu(gate_up):
     out += 1.0  # (n, hidden)
     np.divide(gate, out, out=out)  # (n, hidden): silu(gate)
     out *= up  # (n, hidden)
+    return out
+
+
+def geglu(gate_up):
+    """Gate one half of the columns by the tanh approximation of GELU of the other.
+
+    Parameters
+    ----------
+    gate_up : ndarray, (n, 2 * hidden) float32
+        The gate's columns, then the columns that it gates.
+
+    Returns
+    -------
+    ndarray, (n, hidden) float32
+        ``gelu_tanh(gate) * up``.
+    """
+    gate, up = np.split(gate_up, 2, axis=1)  # (n, hidden) each, views
+    out = gelu_tanh(gate)  # (n, hidden)
+    out *= up  # (n, hidden)
+    return out
+
+
+def gelu(x):
+    """Each value times the share of a standard normal distribution below it.
+
+    Parameters
+    ----------
+    x : ndarray, any shape, float32
+
+    Returns
+    -------
+    ndarray, the same shape, float32
+        ``x * (1 + erf(x / sqrt(2))) / 2``.
+    """
+    out = erf(x * np.float32(0.5**0.5))
+    out += 1.0
+    out *= x
+    out *= 0.5
+    return out
+
+
+def gelu_tanh(x):
+    """The approximation of `gelu` by a hyperbolic tangent, which some models are trained with.
+
+    Parameters
+    ----------
+    x : ndarray, any shape, float32
+
+    Returns
+    -------
+    ndarray, the same shape, float32
+        ``x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2``.
+    """
+    out = x * x
+    out *= 0.044715
+    out += 1.0
+    out *= x
+    out *= np.float32((2 / np.pi) ** 0.5)
+    np.tanh(out, out=out)
+    out += 1.0
+    out *= x
+    out *= 0.5
     return out
 
 
