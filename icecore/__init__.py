@@ -2,6 +2,7 @@
 
 from icecore._attend_indices import attend_indices
 from icecore._attention import AttentionInfo, attention, merge_states
+from icecore._cache import KVCache
 from icecore._index import Index, SearchResult, Tuning
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads
 
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionInfo",
     "Index",
+    "KVCache",
     "SearchResult",
     "Tuning",
     "attend_indices",

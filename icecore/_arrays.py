@@ -12,7 +12,7 @@ from icecore import _native
 
 MAX_DIM = 512
 
-_NATIVE_DTYPES = {
+NATIVE_DTYPES = {
     "float32": _native.FLOAT32,
     "float16": _native.FLOAT16,
     "bfloat16": _native.BFLOAT16,
@@ -45,7 +45,7 @@ class Problem:
 
     @property
     def native_dtype(self):
-        return _NATIVE_DTYPES[self.dtype.name]
+        return NATIVE_DTYPES[self.dtype.name]
 
     @property
     def is_double(self):
@@ -59,7 +59,7 @@ class Problem:
 
 def _checked_array(array, name):
     array = np.asarray(array)
-    if array.dtype.name not in _NATIVE_DTYPES and array.dtype != np.float64:
+    if array.dtype.name not in NATIVE_DTYPES and array.dtype != np.float64:
         expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
         raise TypeError(f"{name} has dtype {array.dtype}; expected {expected}")
     if not array.dtype.isnative:

@@ -90,7 +90,7 @@ class AttentionInfo:
         return f"expected to take {exact} exact, {near_far} near/far"
 
 
-def _check_k(k):
+def check_k(k):
     if k is None:
         return None
     if np.ndim(k) > 0:
@@ -101,7 +101,7 @@ def _check_k(k):
     return integer(k, "k", 1)
 
 
-def _check_tolerance(tolerance):
+def check_tolerance(tolerance):
     if tolerance is None:
         return None
     if not isinstance(tolerance, (numbers.Real, np.floating)):
@@ -212,7 +212,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
     """
-    k, tolerance = _check_k(k), _check_tolerance(tolerance)
+    k, tolerance = check_k(k), check_tolerance(tolerance)
     if tolerance is not None and (k is not None or not far_field):
         raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")
     sparse = k is not None or tolerance is not None

@@ -73,6 +73,40 @@ def build_segment(
     keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, cell_size: int, seed: int
 ) -> dict[str, bytes]: ...
 
+class Cache:
+    @staticmethod
+    def create(
+        heads: int,
+        dim: int,
+        value_dim: int,
+        dtype: int,
+        near_keys: int,
+        cell_tolerance: float,
+        block: int,
+        sinks: int,
+        cell_size: int,
+        seed: int,
+    ) -> Cache: ...
+    def append(self, dtype: int, keys: NDArray, values: NDArray) -> None: ...
+    def attend(
+        self,
+        dtype: int,
+        query: NDArray,
+        out: NDArray,
+        lse: NDArray[np.float32] | None,
+        scale: float,
+        near_count: NDArray[np.int32] | None,
+        captured_mass: NDArray[np.float32] | None,
+        missed_bound: NDArray[np.float32] | None,
+        summaries: NDArray[np.int32] | None,
+        threads: int,
+    ) -> None: ...
+    def truncate(self, length: int, threads: int) -> None: ...
+    def evict(self, before: int) -> int: ...
+    def fork(self) -> Cache: ...
+    def state(self) -> dict[str, int]: ...
+    def validate(self) -> str | None: ...
+
 class Index:
     @staticmethod
     def create(

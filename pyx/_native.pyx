@@ -195,6 +195,90 @@ def attend_indices(int dtype, const element[:, :, :, :] query, const element[:, 
     return None
 
 
+# ---- Cache ----
+
+cdef class Cache:
+    cdef icecore_cache *cache
+
+    def __dealloc__(self):
+        icecore_cache_free(self.cache)
+
+    @staticmethod
+    def create(int64_t heads, int64_t dim, int64_t value_dim, int dtype, int64_t near_keys, float cell_tolerance, int64_t block,
+               int64_t sinks, int64_t cell_size, uint64_t seed):
+        cdef icecore_cache_options o
+        o.heads, o.dim, o.value_dim, o.dtype = heads, dim, value_dim, <icecore_dtype>dtype
+        o.near_keys, o.cell_tolerance, o.block, o.sinks, o.cell_size, o.seed = near_keys, cell_tolerance, block, sinks, cell_size, seed
+        cdef Cache new = Cache.__new__(Cache)
+        check(icecore_cache_create(&o, &new.cache))
+        return new
+
+    def append(self, int dtype, const element[:, :, :, :] keys, const element[:, :, :, :] values):
+        """(1, heads, tokens, dim) and (1, heads, tokens, value_dim)."""
+        cdef icecore_tensor key = tensor(keys), value = tensor(values)
+        cdef int64_t count = keys.shape[2]
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_append(self.cache, <icecore_dtype>dtype, key, value, count)
+        check(status)
+
+    def attend(self, int dtype, const element[:, :, :, :] query, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
+               int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass, float[:, :, ::1] missed_bound,
+               int32_t[:, :, ::1] summaries, int threads):
+        """(1, query heads, queries, dim) and (1, query heads, queries, value_dim)."""
+        cdef icecore_attention p
+        cdef icecore_near_far report
+        memset(&p, 0, sizeof(p))
+        memset(&report, 0, sizeof(report))
+        p.dtype = <icecore_dtype>dtype
+        p.query_heads, p.queries = query.shape[1], query.shape[2]
+        p.query, p.out = tensor(query), tensor[element](out)
+        p.lse = &lse[0, 0, 0] if lse is not None and lse.size else NULL
+        p.scale, p.threads = <float>scale, threads
+        report.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
+        report.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
+        report.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
+        report.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_attend(self.cache, &p, &report)
+        check(status)
+
+    def truncate(self, int64_t length, int threads):
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_truncate(self.cache, length, threads)
+        check(status)
+
+    def evict(self, int64_t before):
+        cdef int64_t evicted
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_evict(self.cache, before, &evicted)
+        check(status)
+        return evicted
+
+    def fork(self):
+        cdef Cache new = Cache.__new__(Cache)
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_fork(self.cache, &new.cache)
+        check(status)
+        return new
+
+    def state(self):
+        cdef icecore_cache_state s
+        with nogil:
+            s = icecore_cache_get(self.cache)
+        return s
+
+    def validate(self):
+        cdef const char *fault
+        with nogil:
+            fault = icecore_cache_validate(self.cache)
+        return None if fault == NULL else fault.decode()
+
+
 # ---- Segments ----
 
 cdef bytes copy_of(const void *data, int64_t count, size_t size):

@@ -71,6 +71,28 @@ cdef extern from "icecore.h" nogil:
         int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
     icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place)
 
+    ctypedef struct icecore_cache:
+        pass
+    ctypedef struct icecore_cache_options:
+        int64_t heads, dim, value_dim
+        icecore_dtype dtype
+        int64_t near_keys
+        float cell_tolerance
+        int64_t block, sinks, cell_size
+        uint64_t seed
+    ctypedef struct icecore_cache_state:
+        int64_t length, evicted, first_query, sealed, segments, open, bytes
+    icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result)
+    void icecore_cache_free(icecore_cache *cache)
+    icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                                        int64_t count) nogil
+    icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report) nogil
+    icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads) nogil
+    icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
+    icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result) nogil
+    icecore_cache_state icecore_cache_get(icecore_cache *cache) nogil
+    const char *icecore_cache_validate(icecore_cache *cache) nogil
+
     ctypedef struct icecore_segment:
         pass
 

@@ -1,0 +1,75 @@
+#include <string.h>
+
+#include "base/memory.h"
+#include "cache/cache.h"
+
+/* Every key once, in cells under parents without gaps. */
+static const char *segment_fault(const icecore_segment *s, uint8_t *seen) {
+    const ice_nodes *c = &s->cell, *p = &s->parent;
+    if (c->offset[0] != 0 || c->offset[c->count] != s->count || p->offset[0] != 0 || p->offset[p->count] != c->count)
+        return "cells or parents do not cover a segment";
+    for (int64_t i = 0; i < c->count; i++)
+        if (c->offset[i] >= c->offset[i + 1]) return "an empty cell";
+    for (int64_t i = 0; i < p->count; i++)
+        if (p->offset[i] >= p->offset[i + 1]) return "an empty parent";
+    memset(seen, 0, (size_t)s->count);
+    for (int64_t i = 0; i < s->count; i++) {
+        if (s->order[i] < 0 || s->order[i] >= s->count || seen[s->order[i]]) return "a segment's order is not a permutation";
+        seen[s->order[i]] = 1;
+    }
+    for (int64_t i = 0; i < c->count; i++)
+        if (!(c->radius[i] >= 0.0f) && c->log2_risk[i] == c->log2_risk[i]) return "a radius is not a number";
+    return NULL;
+}
+
+static const char *head_fault(const icecore_cache *c, const ice_cache_head *h, uint8_t *seen) {
+    const int64_t skip = c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
+    int64_t first = 0, nodes = 0, keys = 0;
+    for (int64_t i = 0; i < h->stack->levels; i++) {
+        const ice_stacked *level = &h->stack->level[i];
+        if (level->first != first || level->end <= first) return "segments do not follow one another";
+        first = level->end;
+        if (!level->segment) {
+            if (level->end > skip) return "a segment is missing";
+            continue;
+        }
+        const icecore_segment *s = level->segment;
+        int64_t start = s->count > level->end - level->first ? -1 : level->end - s->count;
+        if (start < level->first || s->dim != c->options.dim || s->value_dim != c->options.value_dim || s->dtype != c->options.dtype)
+            return "a segment of another shape";
+        const char *fault = segment_fault(s, seen);
+        if (fault) return fault;
+        nodes += s->cell.count + s->parent.count;
+        keys += s->count;
+    }
+    if (first != h->sealed * c->options.block) return "segments do not end where open rows begin";
+    if (nodes != h->stack->nodes || keys != h->stack->keys) return "a stack's sums are wrong";
+    if (h->pending && (h->pending->end > c->length || h->pending->end <= first)) return "a segment in the making is out of place";
+    return NULL;
+}
+
+static const char *fault_of(const icecore_cache *c) {
+    const int64_t first = c->sealed * c->options.block;
+    if (c->length < 0 || first > c->length) return "more is sealed than there is";
+    if (c->length && (!c->open || c->open->first > first || c->open->first + c->open->capacity < c->length || c->open->filled < c->length))
+        return "open rows are missing";
+    if (c->evicted > first && c->evicted > c->length) return "more is evicted than there was";
+    int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
+    if (sinks && (!c->sinks || c->sinks->filled < sinks)) return "sinks are missing";
+    uint8_t *seen = ice_alloc(c->length + 1, 1);
+    if (!seen) return "out of memory";
+    const char *fault = NULL;
+    for (int64_t h = 0; h < c->options.heads && !fault; h++) {
+        if (c->head[h].sealed < c->sealed) fault = "a head is behind";
+        else fault = head_fault(c, &c->head[h], seen);
+    }
+    ice_free(seen);
+    return fault;
+}
+
+const char *icecore_cache_validate(icecore_cache *c) {
+    pthread_mutex_lock(&c->lock);
+    const char *fault = fault_of(c);
+    pthread_mutex_unlock(&c->lock);
+    return fault;
+}

@@ -1,0 +1,338 @@
+"""KVCache: the keys and values of one layer, for decoding by near/far attention."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from icecore import _native
+from icecore._arrays import MAX_DIM, NATIVE_DTYPES, bits, check_out, check_scale, integer, native_view
+from icecore._attention import (
+    CELL_SIZE,
+    DEFAULT_SINKS,
+    DEFAULT_WINDOW,
+    AttentionInfo,
+    cell_tolerance,
+    check_k,
+    check_tolerance,
+)
+from icecore._runtime import threads_for_call
+
+DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16}
+#: Where neither k nor tolerance is given: the error of exact top-256 attention at 8k (bench/README.md).
+DEFAULT_TOLERANCE = 0.02
+#: Of the core.
+LARGEST_WINDOW = 2**31
+
+
+class KVCache:
+    """Keys and values of one attention layer, for decoding at long context.
+
+    Tokens are appended; queries of the newest tokens attend to all before them by near/far attention, as ``attention(...,
+    causal=True)`` over all tokens would, without reading them all. The newest one to two windows of tokens and the first
+    `sinks` are kept as they came and attended exactly; the others lie in sealed segments of which a query opens what it needs.
+
+    Parameters
+    ----------
+    num_kv_heads : int
+    dim : int
+        Of queries and keys, 1 to 512.
+    value_dim : int, optional
+        Of values, 1 to 512; default `dim`.
+    dtype : {"float32", "float16", "bfloat16"}
+        Storage. Sums are in float32 always. bfloat16 halves the memory and what a step reads.
+    k : int, optional
+        Near-field keys of each query, as in `attention`.
+    tolerance : float, optional
+        Instead of k, as in `attention`. Default where neither is given: 0.02.
+    window : int
+        At least so many of the last tokens, and at most twice as many, are attended exactly.
+    sinks : int
+        First tokens that always are.
+    seed : int
+        Of the cells. The same tokens in the same cache give the same bits for any number of threads.
+    batch : int, optional
+        That many sequences of equal length: all arrays then have a first axis of that length.
+
+    Notes
+    -----
+    Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention` and
+    append its keys and values. Up to rounding the result is the same, whatever the chunks (`attention` rounds float32 to
+    bfloat16 on some machines; a cache does what its dtype says).
+
+    A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where many
+    tokens were appended without a query, the first `attend` seals them all.
+
+    NaN and inf in keys and values propagate as in `attention`.
+
+    Memory: the keys and values in `dtype`, about a tenth for summaries, and while a merge is prepared the merged segment (at
+    most 32768 tokens) once more. Time of a step: about that of window + near keys + summaries (`AttentionInfo`).
+
+    Thread safety: calls on one cache wait for each other. Forks are caches of their own. Methods release the interpreter's lock.
+
+    References
+    ----------
+    .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
+    """
+
+    def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, window=DEFAULT_WINDOW,
+                 sinks=DEFAULT_SINKS, seed=0, batch=None):
+        self.num_kv_heads, self.dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
+        self.value_dim = self.dim if value_dim is None else integer(value_dim, "value_dim", 1)
+        for width, name in ((self.dim, "dim"), (self.value_dim, "value_dim")):
+            if width > MAX_DIM:
+                raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+        self.dtype = dtype
+        self.k, self.tolerance = check_k(k), check_tolerance(tolerance)
+        if k is not None and tolerance is not None:
+            raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
+        if k is None and tolerance is None:
+            self.tolerance = DEFAULT_TOLERANCE
+        self.window, self.sinks = integer(window, "window", 1), integer(sinks, "sinks", 0)
+        for number, name in ((self.window, "window"), (self.sinks, "sinks")):
+            if number > LARGEST_WINDOW:
+                raise ValueError(f"{name} must be at most {LARGEST_WINDOW}, got {number}")
+        integer(seed, "seed", 0)
+        self.seed = operator.index(seed) % 2**64
+        self.batch = None if batch is None else integer(batch, "batch", 1)
+        self._sequences = [
+            _native.Cache.create(
+                self.num_kv_heads, self.dim, self.value_dim, DTYPES[dtype], self.k or 1,
+                0.0 if self.tolerance is None else cell_tolerance(self.tolerance), self.window, self.sinks, CELL_SIZE, self.seed,
+            )
+            for _ in range(self.batch or 1)
+        ]
+
+    def __len__(self):
+        """Tokens appended, evicted ones included: the position of the next one."""
+        return self._sequences[0].state()["length"]
+
+    def __repr__(self):
+        budget = f"k={self.k}" if self.tolerance is None else f"tolerance={self.tolerance}"
+        sequences = "" if self.batch is None else f", batch={self.batch}"
+        return f"<icecore.KVCache: {len(self)} tokens, {self.num_kv_heads} heads, {self.dim}-d {self.dtype}, {budget}{sequences}>"
+
+    @property
+    def nbytes(self):
+        """Memory held, in bytes; parts that are shared with forks count in each."""
+        return self.stats["bytes"]
+
+    @property
+    def stats(self):
+        """A dictionary: ``length``, ``evicted``, ``first_query`` (queries may stand at this token and after it), ``sealed``
+        (tokens before this one lie in segments), ``segments`` of a head, ``open`` tokens (attended exactly), ``bytes``."""
+        states = [sequence.state() for sequence in self._sequences]
+        return states[0] | {"bytes": sum(state["bytes"] for state in states)}
+
+    # ---- Tokens ----
+
+    def append(self, keys, values):
+        """Append tokens.
+
+        Parameters
+        ----------
+        keys : array_like, ([batch,] num_kv_heads, n, dim)
+            float32, float16 or bfloat16 (or its bits as uint16); rounded to the cache's dtype. Copied.
+        values : array_like, ([batch,] num_kv_heads, n, value_dim)
+            Same dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A dtype or a shape that does not fit; the cache is as it was.
+        MemoryError
+            The cache is as it was.
+        """
+        keys = self._checked(keys, "keys", self.num_kv_heads, self.dim)
+        values = self._checked(values, "values", self.num_kv_heads, self.value_dim)
+        if values.dtype != keys.dtype:
+            raise TypeError(f"values has dtype {values.dtype}, but keys has {keys.dtype}; expected one dtype")
+        if values.shape[2] != keys.shape[2]:
+            raise ValueError(f"values has shape {values.shape}, but keys has {keys.shape}; expected as many tokens")
+        dtype, keys, values, before = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values), len(self)
+        try:
+            for i, sequence in enumerate(self._sequences):
+                sequence.append(dtype, keys[i : i + 1], values[i : i + 1])
+        except BaseException:
+            for sequence in self._sequences:
+                if sequence.state()["length"] > before:
+                    sequence.truncate(before, 1)
+            raise
+
+    def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
+        """Attention of the newest tokens' queries to all tokens up to their own.
+
+        Parameters
+        ----------
+        queries : array_like, ([batch,] H, n, dim)
+            Of the last n tokens appended; H a multiple of num_kv_heads. float32, float16 or bfloat16 (or its bits as uint16).
+        scale : float, optional
+            Default ``1 / sqrt(dim)``.
+        return_lse, return_info, out, num_threads
+            As in `attention`.
+
+        Returns
+        -------
+        out : ndarray, ([batch,] H, n, value_dim), dtype of the queries
+        lse : ndarray of float32, ([batch,] H, n)
+            Only with return_lse.
+        info : AttentionInfo
+            Only with return_info.
+
+        Raises
+        ------
+        TypeError
+            As in `attention`.
+        ValueError
+            As in `attention`; also where queries reach back behind what is sealed (``stats["first_query"]``): what such a query
+            must not see has been mixed into cells. Attend to a chunk before appending the next.
+        """
+        threads = threads_for_call(num_threads) or 0
+        queries = self._checked(queries, "queries", None, self.dim)
+        scale = check_scale(scale, self.dim)
+        batch, heads, count, _ = queries.shape
+        if heads % self.num_kv_heads:
+            raise ValueError(f"queries has {heads} heads; expected a multiple of num_kv_heads={self.num_kv_heads}")
+        for sequence in self._sequences:
+            state = sequence.state()
+            if count > state["length"]:
+                raise ValueError(f"queries has {count} rows, but the cache holds {state['length']} tokens; expected at most as many")
+            if count and heads and state["length"] - count < state["first_query"]:
+                raise ValueError(
+                    f"queries begin at token {state['length'] - count}, but tokens before {state['first_query'] + 1} are sealed; "
+                    f"expected at most the last {state['length'] - state['first_query']} tokens' queries"
+                )
+        shape = (batch, heads, count)
+        outer = shape if self.batch is not None else shape[1:]
+        if out is not None:
+            check_out(out, _Outputs((*outer, self.value_dim), queries.dtype), {"queries": queries})
+        result = np.empty((*shape, self.value_dim), queries.dtype)
+        lse = np.empty(shape, np.float32) if return_lse else None
+        info = [np.empty(shape, dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)] if return_info else [None] * 4
+        dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
+        for i, sequence in enumerate(self._sequences):
+            one = slice(i, i + 1)
+            sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
+                            *(None if a is None else a[one] for a in info), threads)
+        result = result.reshape(*outer, self.value_dim)
+        if out is not None:
+            out[...] = result
+        returned = [result if out is None else out]
+        if return_lse:
+            returned.append(lse.reshape(outer))
+        if return_info:
+            near, mass, bound, summaries = (a.reshape(outer) for a in info)
+            returned.append(AttentionInfo("near_far", near, mass, bound, summaries))
+        return returned[0] if len(returned) == 1 else tuple(returned)
+
+    def truncate(self, n, *, num_threads=None):
+        """Forget all tokens but the first n: roll rejected ones back.
+
+        A few tokens cost nothing. Where the truncated cache ends more than an eighth of a window before the last sealed
+        window would be due, segments are sealed anew: what `append` and `attend` of n tokens would have given.
+
+        Raises
+        ------
+        ValueError
+            n is negative or more than there are, or some of the tokens that would remain were evicted.
+        """
+        threads = threads_for_call(num_threads) or 0
+        n, state = integer(n, "n", 0), self.stats
+        if n > state["length"]:
+            raise ValueError(f"n must be at most the {state['length']} tokens there are, got {n}")
+        if self.sinks < n < state["evicted"]:
+            raise ValueError(f"n={n} would leave evicted tokens; expected at least {state['evicted']}, or at most sinks={self.sinks}")
+        for sequence in self._sequences:
+            sequence.truncate(n, threads)
+
+    def evict(self, before):
+        """Forget tokens before token `before`, the sinks aside: a sliding history.
+
+        Whole segments go, so some of these tokens may stay for a while; they never come back. Positions stay what they are.
+
+        Returns
+        -------
+        int
+            Tokens before this one are forgotten now.
+        """
+        before = integer(before, "before", 0)
+        return max([sequence.evict(before) for sequence in self._sequences])
+
+    # ---- Copies ----
+
+    def fork(self):
+        """A cache of the same tokens that goes its own way: a beam, a shared prompt.
+
+        What there is, is shared and never changed; the first to append where both stood goes on in place, the other copies its
+        open tokens (at most two windows). O(number of segments), whatever the length.
+        """
+        return self._with([sequence.fork() for sequence in self._sequences])
+
+    def reorder(self, beam_indices):
+        """Replace sequence i by a fork of sequence ``beam_indices[i]``; the batch becomes as long as `beam_indices`.
+
+        Raises
+        ------
+        ValueError
+            No batch, or an index outside it; the cache is as it was.
+        """
+        if self.batch is None:
+            raise ValueError("reorder needs a cache of several sequences; expected KVCache(..., batch=n)")
+        chosen = np.asarray(beam_indices)
+        if chosen.dtype.kind not in "iu" or chosen.ndim != 1 or not chosen.size:
+            raise ValueError(f"beam_indices must be a flat sequence of at least one integer, got {beam_indices!r}")
+        if chosen.min() < 0 or chosen.max() >= self.batch:
+            raise ValueError(f"beam_indices must lie in 0..{self.batch - 1}, got {chosen.min()}..{chosen.max()}")
+        self._sequences = [self._sequences[i].fork() for i in chosen]
+        self.batch = len(self._sequences)
+
+    def _with(self, sequences):
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new._sequences = sequences
+        return new
+
+    # ---- Checks ----
+
+    def validate(self):
+        """Check the whole structure: every token in one place, cells and parents without gaps. O(n).
+
+        Returns
+        -------
+        True
+
+        Raises
+        ------
+        ValueError
+            Naming what is wrong. Only a defect of icecore can cause it.
+        """
+        for sequence in self._sequences:
+            fault = sequence.validate()
+            if fault is not None:
+                raise ValueError(f"the cache is damaged: {fault}")
+        if len({sequence.state()["length"] for sequence in self._sequences}) > 1:
+            raise ValueError("the cache is damaged: sequences of different lengths")
+        return True
+
+    def _checked(self, array, name, heads, width):
+        """Four-dimensional: (batch, heads, tokens, width)."""
+        array = np.asarray(array)
+        if array.dtype.name not in NATIVE_DTYPES or not array.dtype.isnative:
+            raise TypeError(f"{name} has dtype {array.dtype}; expected float32, float16 or bfloat16 (or its bits as uint16)")
+        leading = 0 if self.batch is None else 1
+        expected = f"({'batch, ' * leading}{heads or 'heads'}, tokens, {width})"
+        if array.ndim != 3 + leading or array.shape[-1] != width or (heads and array.shape[leading] != heads):
+            raise ValueError(f"{name} has shape {array.shape}; expected {expected}")
+        if leading and len(array) != self.batch:
+            raise ValueError(f"{name} has shape {array.shape}; expected {expected} with batch={self.batch}")
+        return array if leading else array[None]
+
+
+class _Outputs:
+    """What `check_out` asks of a problem."""
+
+    def __init__(self, out_shape, dtype):
+        self.out_shape, self.dtype = out_shape, dtype
