@@ -206,8 +206,8 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
 
 icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
     const int64_t block = c->options.block, offset = (c->length - 1) % block;
-    /* heads one after another, so that their larger steps do not coincide; ready with an eighth of the block to spare */
-    const int64_t begin = head * block / (4 * c->options.heads), ready = block - block / 8;
+    /* heads one after another, so that their larger steps do not coincide; ready with a sixteenth of the block to spare */
+    const int64_t begin = head * block / (16 * c->options.heads), ready = block - block / 16;
     ice_cache_head *h = &c->head[head];
     int64_t first, end;
     ice_stack_next_range(h->sealed, block, &first, &end);

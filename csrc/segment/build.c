@@ -86,7 +86,7 @@ static void summarize(const icecore_segment *s, const ice_kernels *kernels, cons
 }
 
 /* Units of work (groups.h) of storing and summarizing a row. */
-#define STORE_COST 8
+#define STORE_COST 12
 
 int64_t ice_builder_work(int64_t rows, int64_t cell_size) { return ice_groups_work(rows, cell_size) + STORE_COST * rows; }
 
