@@ -168,7 +168,8 @@ def test_a_few_rejected_tokens_reseal_nothing():
     assert cache.stats["sealed"] == sealed
     exact = decode(icecore.attention(query, key, value, causal=True))[:, 318:]
     out, _, _ = run(cache, query, key, value, [1] * 12)
-    assert mean_row_error(out, exact) < 0.4
+    plain = whole(query, key, value, k=24).out[0, :, 318:]
+    assert mean_row_error(out, exact) < 1.2 * mean_row_error(plain, exact)  # a few fewer of the last tokens are exact
     assert cache.validate()
 
 
