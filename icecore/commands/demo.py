@@ -132,6 +132,7 @@ class Result:
     losses: np.ndarray = None  # (scored,)
     predictions: np.ndarray = None  # (scored,)
     continuation: list = field(default_factory=list)
+    step_seconds: list = field(default_factory=list)  # of each token of the continuation after the first
 
 
 def compare(weights, tokens, tolerance, new_tokens, with_error=False):
@@ -162,14 +163,15 @@ def compare(weights, tokens, tolerance, new_tokens, with_error=False):
 
     nn.forward(weights, tokens[:MINIMUM_LENGTH])  # starts threads and touches the weights, outside the clock
     steps = 2 * (weights.config.layers + 1 + new_tokens)
+    near_far_cache = nn.NearFarCache(tolerance=tolerance, window=WINDOW)
     with _progress(steps) as tick:
         return (
-            _measure("exact", exact, near_far if with_error else None, weights, tokens, new_tokens, tick),
-            _measure("near/far", near_far, None, weights, tokens, new_tokens, tick),
+            _measure("exact", exact, nn.KeyValueCache(), near_far if with_error else None, weights, tokens, new_tokens, tick),
+            _measure("near/far", near_far, near_far_cache, None, weights, tokens, new_tokens, tick),
         )
 
 
-def _measure(name, attend, compared, weights, tokens, new_tokens, tick):
+def _measure(name, attend, cache, compared, weights, tokens, new_tokens, tick):
     """Prefill, score and continue with one method."""
     result = Result(name)
     aside = 0.0
@@ -193,7 +195,6 @@ def _measure(name, attend, compared, weights, tokens, new_tokens, tick):
     def decode_attention(query, key, value, *, layer):
         return attend(query, key, value)[0]
 
-    cache = nn.KeyValueCache()
     started = time.perf_counter()
     hidden = nn.forward(weights, tokens, attention=prefill_attention, cache=cache)  # (n, width)
     result.seconds = time.perf_counter() - started - aside
@@ -201,9 +202,13 @@ def _measure(name, attend, compared, weights, tokens, new_tokens, tick):
     result.losses, result.predictions = nn.score(weights, hidden, tokens, start=len(tokens) // 2)
     tick(f"{name}: scored")
     stream = nn.continue_from(weights, hidden[-1], cache, attention=decode_attention)
+    started = time.perf_counter()
     for token in islice(stream, new_tokens):
+        if result.continuation:
+            result.step_seconds.append(time.perf_counter() - started)
         result.continuation.append(token)
         tick(f"{name}: continues")
+        started = time.perf_counter()
     return result
 
 
@@ -252,6 +257,9 @@ def table(exact, near_far, tokens):
         ("captured mass, mean", "1", f"{np.mean(near_far.captured_mass):.3f}"),
         ("path", "", ", ".join(sorted(set(near_far.paths)))),
     ]
+    if exact.step_seconds and near_far.step_seconds:
+        speeds = (f"{1 / np.median(result.step_seconds):.1f}" for result in (exact, near_far))
+        rows.append(("continuation, tokens a second", *speeds))
     lines = [f"SmolLM2-135M, {len(tokens)} tokens of prefill", f"{'':28}{exact.name:>12}{near_far.name:>12}"]
     return "\n".join(lines + [f"{name:28}{left:>12}{right:>12}" for name, left, right in rows])
 

@@ -11,6 +11,7 @@ from .generate import continue_from, generate, sample
 from .gguf_file import open_gguf
 from .gpt2 import Gpt2Config, Gpt2Weights
 from .llama import LlamaConfig, LlamaLayer, LlamaWeights
+from .near_far_cache import NearFarCache
 from .pre_norm import PreNormLayer
 from .tokenizer import Tokenizer, load_tokenizer
 from .vit import VitConfig, VitWeights, encode_image
@@ -29,6 +30,7 @@ __all__ = [
     "LlamaConfig",
     "LlamaLayer",
     "LlamaWeights",
+    "NearFarCache",
     "PreNormLayer",
     "Tokenizer",
     "VitConfig",

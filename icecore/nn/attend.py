@@ -29,8 +29,8 @@ def each_sequence(attention, layer, query, key, value, spans, caches=None, **opt
     key, value : ndarray, (key_heads, rows, head_width) float32
     spans : list of slice
         The rows of each sequence.
-    caches : list of KeyValueCache, optional
-        One for each sequence: keys and values are written to it, and attention sees all that it holds.
+    caches : list of KeyValueCache or NearFarCache, optional
+        One for each sequence: keys and values are added to it, and queries attend to all that it holds.
     **options
         Passed on.
 
@@ -42,8 +42,9 @@ def each_sequence(attention, layer, query, key, value, spans, caches=None, **opt
     for index, rows in enumerate(spans):
         keys, values = key[:, rows], value[:, rows]  # (key_heads, n_i, head_width) each
         if caches is not None:
-            keys, values = caches[index].write(layer, keys, values)  # (key_heads, start + n_i, head_width) each
-        outs.append(attention(query[:, rows], keys, values, layer=layer, **options))  # (query_heads, n_i, head_width)
+            outs.append(caches[index].attend(attention, layer, query[:, rows], keys, values, **options))
+        else:
+            outs.append(attention(query[:, rows], keys, values, layer=layer, **options))  # (query_heads, n_i, head_width)
     return outs[0] if len(outs) == 1 else np.concatenate(outs, axis=1)
 
 

@@ -43,6 +43,27 @@ class KeyValueCache:
         values[:, self.length : end] = value
         return keys[:, :end], values[:, :end]
 
+    def attend(self, attention, layer, query, key, value, **options):
+        """Write a layer's new rows and attend to all of the layer's rows.
+
+        Parameters
+        ----------
+        attention : callable
+            ``attention(query, keys, values, *, layer, **options) -> out``, over all rows.
+        layer : int
+        query : ndarray, (query_heads, n, head_width) float32
+        key, value : ndarray, (key_heads, n, head_width) float32
+            Copied.
+        **options
+            Passed on.
+
+        Returns
+        -------
+        ndarray, (query_heads, n, head_width) float32
+        """
+        keys, values = self.write(layer, key, value)
+        return attention(query, keys, values, layer=layer, **options)
+
     def advance(self, count):
         """Count the last `count` rows written to every layer as held."""
         self.length += count

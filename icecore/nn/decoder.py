@@ -23,7 +23,7 @@ def forward(weights, tokens, *, attention=exact_attention, cache=None):
         and value (key_heads, s, head_width), all float32. Query i sees the keys up to s - n + i. With a
         cache, `key` and `value` are views of it, good until the next call for the same layer. Layers with a sliding
         window (Gemma 3's) pass ``window=`` too: a query then sees only the keys less than `window` positions away.
-    cache : KeyValueCache, optional
+    cache : KeyValueCache or NearFarCache, optional
         The tokens before these; on return it holds these as well.
 
     Returns
@@ -54,7 +54,7 @@ def forward_batch(weights, sequences, *, attention=exact_attention, caches=None)
         At least one, each as `tokens` of `forward`.
     attention : callable, optional
         As in `forward`; called once for each layer and sequence.
-    caches : sequence of KeyValueCache, optional
+    caches : sequence of KeyValueCache or NearFarCache, optional
         One for each sequence, all different.
 
     Returns

@@ -13,6 +13,7 @@ def generate(
     *,
     max_new_tokens,
     attention=exact_attention,
+    cache=None,
     temperature=0.0,
     top_k=None,
     top_p=None,
@@ -31,6 +32,8 @@ def generate(
         How many tokens to add at most; fewer where the model's context ends or a stop token comes.
     attention : callable, optional
         As in `forward`.
+    cache : KeyValueCache or NearFarCache, optional
+        Holds the tokens before the prompt, if any, and grows by it and the new ones. Default: a new `KeyValueCache`.
     temperature, top_k, top_p, seed
         As in `continue_from`.
     stop : collection of int, optional
@@ -48,7 +51,7 @@ def generate(
     ValueError
         For a prompt that `forward` refuses, or sampling parameters out of range.
     """
-    cache = KeyValueCache()
+    cache = KeyValueCache() if cache is None else cache
     hidden = forward(weights, tokens, attention=attention, cache=cache)  # (n, width)
     stream = continue_from(
         weights,
@@ -79,7 +82,7 @@ def continue_from(weights, hidden, cache, *, attention=exact_attention, temperat
     weights : LlamaWeights or another decoder's
     hidden : ndarray, (width,) float32
         The hidden state of the last token so far.
-    cache : KeyValueCache
+    cache : KeyValueCache or NearFarCache
         The tokens so far; grows by each token that is taken from the generator, save the last.
     attention : callable, optional
         As in `forward`.

@@ -18,6 +18,7 @@ void near_far_tests(void);
 void indices_tests(void);
 void segment_tests(void);
 void index_tests(void);
+void cache_tests(void);
 void special_value_tests(void);
 void thread_tests(void);
 void argument_tests(void);

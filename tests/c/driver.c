@@ -37,6 +37,7 @@ static void test_with(const char *isa) {
     indices_tests();
     segment_tests();
     index_tests();
+    cache_tests();
     special_value_tests();
     thread_tests();
     argument_tests();

@@ -1,0 +1,124 @@
+/* The cache by what must hold whatever the cells are: with all of them open it is exact attention. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "naive.h"
+
+enum { TOKENS = 150, HEADS = 2, GROUP = 3, DIM = 12, VALUE_DIM = 9 };
+
+static icecore_cache *create(int64_t block, int64_t sinks, int64_t near_keys) {
+    const icecore_cache_options o = {.heads = HEADS, .dim = DIM, .value_dim = VALUE_DIM, .near_keys = near_keys, .block = block,
+                                     .sinks = sinks, .cell_size = 4};
+    icecore_cache *cache = NULL;
+    EXPECT(icecore_cache_create(&o, &cache) == ICECORE_OK);
+    return cache;
+}
+
+static problem all_tokens(void) {
+    problem s = one_head(TOKENS, TOKENS, DIM, VALUE_DIM);
+    s.p.query_heads = HEADS * GROUP;
+    s.p.key_heads = HEADS;
+    s.p.causal = 1;
+    s.pad = 3;
+    problem_allocate(&s);
+    return s;
+}
+
+static icecore_tensor from_row(icecore_tensor t, int64_t row) {
+    t.data = (float *)t.data + row * t.row_stride;
+    return t;
+}
+
+/* Appends tokens first .. end - 1 and attends their queries. */
+static void go_on(icecore_cache *cache, const problem *s, int64_t first, int64_t end) {
+    const icecore_near_far report = {0};
+    icecore_attention p = s->p;
+    float lse[HEADS * GROUP * TOKENS];
+    EXPECT(icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first), end - first) == ICECORE_OK);
+    p.query = from_row(p.query, first);
+    p.out = from_row(p.out, first);
+    p.queries = end - first;
+    p.lse = lse;
+    EXPECT(icecore_cache_attend(cache, &p, &report) == ICECORE_OK);
+    for (int64_t h = 0; h < p.query_heads; h++)
+        memcpy(s->p.lse + h * TOKENS + first, lse + h * (end - first), (size_t)(end - first) * sizeof *lse);
+    EXPECT(!icecore_cache_validate(cache));
+}
+
+static void all_near(void) {
+    for (int64_t block = 1; block <= 64; block *= 4)
+        for (int64_t sinks = 0; sinks <= 20; sinks += 10)
+            for (int64_t chunk = 1; chunk <= TOKENS; chunk = chunk * 5 + 2) {
+                check_at("block %d, sinks %d, chunk %d", (int)block, (int)sinks, (int)chunk);
+                problem s = all_tokens();
+                icecore_cache *cache = create(block, sinks, TOKENS);
+                for (int64_t first = 0; first < TOKENS; first += chunk)
+                    go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
+                expect_attention(&s, NULL);
+                icecore_cache_free(cache);
+                problem_free(&s);
+            }
+}
+
+static void forks_and_truncation(void) {
+    problem s = all_tokens();
+    icecore_cache *cache = create(8, 3, TOKENS);
+    for (int64_t first = 0; first < 90; first++) go_on(cache, &s, first, first + 1);
+    icecore_cache *fork = NULL;
+    EXPECT(icecore_cache_fork(cache, &fork) == ICECORE_OK);
+    go_on(fork, &s, 90, 120);   /* other rows than the first cache's, which stays where it is */
+    for (int64_t length = 88; length >= 0; length -= 11) {
+        check_at("length %d", (int)length);
+        EXPECT(icecore_cache_truncate(fork, length, 1) == ICECORE_OK);
+        EXPECT(icecore_cache_get(fork).length == length && !icecore_cache_validate(fork));
+        if (length % 2) go_on(fork, &s, length, length + 20 < TOKENS ? length + 20 : TOKENS);
+    }
+    EXPECT(icecore_cache_truncate(fork, icecore_cache_get(fork).length + 1, 1) == ICECORE_ERROR_VALUE);
+    int64_t evicted = 0;
+    icecore_cache_free(fork);
+    go_on(cache, &s, 90, TOKENS);
+    expect_attention(&s, NULL);
+    EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128 && !icecore_cache_validate(cache));
+    EXPECT(icecore_cache_truncate(cache, 50, 1) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_truncate(cache, 2, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+    icecore_cache_free(cache);
+    problem_free(&s);
+}
+
+static void refused(void) {
+    const icecore_cache_options good = {.heads = 1, .dim = 4, .value_dim = 4, .near_keys = 1, .block = 1, .cell_size = 1};
+    icecore_cache_options wrong[9];
+    for (int i = 0; i < 9; i++) wrong[i] = good;
+    wrong[0].heads = 0;
+    wrong[1].dim = ICECORE_MAX_DIM + 1;
+    wrong[2].value_dim = 0;
+    wrong[3].dtype = (icecore_dtype)7;
+    wrong[4].near_keys = 0;
+    wrong[5].cell_tolerance = NAN;
+    wrong[6].block = INT64_MAX;
+    wrong[7].sinks = -1;
+    wrong[8].cell_size = 0;
+    icecore_cache *cache = NULL;
+    for (int i = 0; i < 9; i++) {
+        check_at("options %d", i);
+        EXPECT(icecore_cache_create(&wrong[i], &cache) == ICECORE_ERROR_VALUE && !cache);
+    }
+    problem s = all_tokens();
+    const icecore_near_far report = {0};
+    icecore_cache *own = create(4, 0, 1);
+    EXPECT(icecore_cache_attend(own, &s.p, &report) == ICECORE_ERROR_VALUE);   /* more queries than tokens */
+    go_on(own, &s, 0, 100);
+    icecore_attention p = s.p;
+    p.queries = 90;
+    EXPECT(icecore_cache_attend(own, &p, &report) == ICECORE_ERROR_VALUE);     /* behind what is sealed */
+    icecore_cache_free(own);
+    problem_free(&s);
+}
+
+void cache_tests(void) {
+    check_run("cache: with all cells open it is exact attention, whatever the chunks", all_near);
+    check_run("cache: forks, truncation, eviction", forks_and_truncation);
+    check_run("cache: bad options and calls", refused);
+}

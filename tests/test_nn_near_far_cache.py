@@ -1,0 +1,67 @@
+"""A model that generates through near/far caches does what it does over all tokens."""
+
+import numpy as np
+import pytest
+from helpers import near_far
+from test_nn_llama import TINY, random_tokens, tiny_weights
+
+import icecore
+from icecore import nn
+
+TOKENS = random_tokens(400)
+OPTIONS = {"k": 24, "window": 32, "sinks": 4}
+
+
+def random_weights():
+    return tiny_weights(nn.LlamaConfig(**vars(TINY) | {"context_length": 1000}))
+
+
+def over_all(query, key, value, *, layer):
+    out = near_far(query, key, value, causal=True, block=32, k=24, sinks=4, cell_size=16).out
+    return out[0]
+
+
+@pytest.mark.parametrize("chunks", [[400], [1] * 60 + [340], [300] + [1] * 100])
+def test_passes_in_chunks_equal_one_pass(chunks):
+    weights = random_weights()
+    cache, hidden, first = nn.NearFarCache(**OPTIONS), [], 0
+    for count in chunks:
+        hidden.append(nn.forward(weights, TOKENS[first : first + count], attention=over_all, cache=cache))
+        first += count
+        assert cache.length == first
+    np.testing.assert_allclose(np.concatenate(hidden), nn.forward(weights, TOKENS, attention=over_all), atol=2e-4)
+
+
+def test_generating_with_everything_near_is_generating_exactly():
+    weights = random_weights()
+    options = {"max_new_tokens": 12, "cache": nn.NearFarCache(k=10**6, window=8)}
+    assert nn.generate(weights, TOKENS[:100], **options) == nn.generate(weights, TOKENS[:100], max_new_tokens=12)
+
+
+def test_an_interrupted_pass_leaves_the_cache_as_it_was():
+    weights = random_weights()
+    cache, calls = nn.NearFarCache(**OPTIONS), []
+
+    def interrupted(query, key, value, *, layer):
+        calls.append(layer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return over_all(query, key, value, layer=layer)
+
+    with pytest.raises(KeyboardInterrupt):
+        nn.forward(weights, TOKENS[:50], attention=interrupted, cache=cache)
+    assert cache.length == 0
+    again = nn.forward(weights, TOKENS[:50], attention=over_all, cache=cache)
+    np.testing.assert_allclose(again, nn.forward(weights, TOKENS[:50], attention=over_all), atol=1e-5)
+
+
+def test_sliding_layers_see_their_window():
+    cache = nn.NearFarCache(**OPTIONS)
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, 60, 8), np.float32) for _ in range(3))
+    outs = []
+    for rows in (slice(0, 40), slice(40, 60)):
+        outs.append(cache.attend(nn.exact_attention, 0, query[:, rows], key[:, rows], value[:, rows], window=7))
+        cache.advance(rows.stop - rows.start)
+    expected = icecore.attention(query, key, value, causal=True, window=7)
+    np.testing.assert_allclose(np.concatenate(outs, axis=1), expected, atol=1e-5)
