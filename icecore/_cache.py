@@ -57,19 +57,20 @@ class KVCache:
 
     Notes
     -----
-    Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention` and
-    append its keys and values. Up to rounding the result is the same, whatever the chunks (`attention` rounds float32 to
+    Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention`
+    and append its keys and values. Up to rounding the result is the same, whatever the chunks (`attention` rounds float32 to
     bfloat16 on some machines; a cache does what its dtype says).
 
-    A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where many
-    tokens were appended without a query, the first `attend` seals them all.
+    A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
+    many tokens were appended without a query, the first `attend` seals them all.
 
     NaN and inf in keys and values propagate as in `attention`.
 
     Memory: the keys and values in `dtype`, about a tenth for summaries, and while a merge is prepared the merged segment (at
     most 32768 tokens) once more. Time of a step: about that of window + near keys + summaries (`AttentionInfo`).
 
-    Thread safety: calls on one cache wait for each other. Forks are caches of their own. Methods release the interpreter's lock.
+    Thread safety: calls on one cache wait for each other. Forks are caches of their own. Methods release the interpreter's
+    lock.
 
     References
     ----------
@@ -98,10 +99,11 @@ class KVCache:
         integer(seed, "seed", 0)
         self.seed = operator.index(seed) % 2**64
         self.batch = None if batch is None else integer(batch, "batch", 1)
+        risk = 0.0 if self.tolerance is None else cell_tolerance(self.tolerance)
         self._sequences = [
             _native.Cache.create(
-                self.num_kv_heads, self.dim, self.value_dim, DTYPES[dtype], self.k or 1,
-                0.0 if self.tolerance is None else cell_tolerance(self.tolerance), self.window, self.sinks, CELL_SIZE, self.seed,
+                self.num_kv_heads, self.dim, self.value_dim, DTYPES[dtype], self.k or 1, risk, self.window, self.sinks,
+                CELL_SIZE, self.seed,
             )
             for _ in range(self.batch or 1)
         ]
@@ -112,8 +114,8 @@ class KVCache:
 
     def __repr__(self):
         budget = f"k={self.k}" if self.tolerance is None else f"tolerance={self.tolerance}"
-        sequences = "" if self.batch is None else f", batch={self.batch}"
-        return f"<icecore.KVCache: {len(self)} tokens, {self.num_kv_heads} heads, {self.dim}-d {self.dtype}, {budget}{sequences}>"
+        of = f"{self.num_kv_heads} heads, {self.dim}-d {self.dtype}" + ("" if self.batch is None else f", batch={self.batch}")
+        return f"<icecore.KVCache: {len(self)} tokens, {of}, {budget}>"
 
     @property
     def nbytes(self):
@@ -199,11 +201,12 @@ class KVCache:
         for sequence in self._sequences:
             state = sequence.state()
             if count > state["length"]:
-                raise ValueError(f"queries has {count} rows, but the cache holds {state['length']} tokens; expected at most as many")
+                held = state["length"]
+                raise ValueError(f"queries has {count} rows, but the cache holds {held} tokens; expected at most as many")
             if count and heads and state["length"] - count < state["first_query"]:
                 raise ValueError(
-                    f"queries begin at token {state['length'] - count}, but tokens before {state['first_query'] + 1} are sealed; "
-                    f"expected at most the last {state['length'] - state['first_query']} tokens' queries"
+                    f"queries begin at token {state['length'] - count}, but tokens before {state['first_query'] + 1} are "
+                    f"sealed; expected at most the last {state['length'] - state['first_query']} tokens' queries"
                 )
         shape = (batch, heads, count)
         outer = shape if self.batch is not None else shape[1:]
@@ -244,7 +247,8 @@ class KVCache:
         if n > state["length"]:
             raise ValueError(f"n must be at most the {state['length']} tokens there are, got {n}")
         if self.sinks < n < state["evicted"]:
-            raise ValueError(f"n={n} would leave evicted tokens; expected at least {state['evicted']}, or at most sinks={self.sinks}")
+            expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
+            raise ValueError(f"n={n} would leave evicted tokens; expected {expected}")
         for sequence in self._sequences:
             sequence.truncate(n, threads)
 

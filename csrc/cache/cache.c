@@ -102,7 +102,8 @@ static void *row_at(icecore_tensor t, icecore_dtype dtype, int64_t head, int64_t
     return (char *)t.data + (head * t.head_stride + row * t.row_stride) * (int64_t)ice_element_size(dtype);
 }
 
-static void store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target, int64_t width) {
+static void store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target,
+                  int64_t width) {
     float buffer[ICECORE_MAX_DIM];
     if (dtype == target_dtype) {
         memcpy(target, source, (size_t)width * ice_element_size(dtype));
@@ -116,7 +117,8 @@ static void store(const ice_kernels *kernels, icecore_dtype dtype, const void *s
 }
 
 /* The first `count` of the new tokens into rows that have room for them. */
-static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                 int64_t count) {
     const ice_kernels *kernels = ice_active_kernels();
     const icecore_cache_options *o = &c->options;
     for (int64_t h = 0; h < o->heads; h++)
@@ -147,7 +149,9 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
     if (dtype > ICECORE_BFLOAT16 || count < 0 || (count && (!keys.data || !values.data))) return ICECORE_ERROR_VALUE;
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     pthread_mutex_lock(&c->lock);
-    icecore_status status = count > INT32_MAX - c->length ? ICECORE_ERROR_VALUE : count ? append(c, dtype, keys, values, count) : ICECORE_OK;
+    icecore_status status = ICECORE_OK;
+    if (count > INT32_MAX - c->length) status = ICECORE_ERROR_VALUE;
+    else if (count) status = append(c, dtype, keys, values, count);
     pthread_mutex_unlock(&c->lock);
     return status;
 }
@@ -244,6 +248,9 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const icecore_cache *c = call->cache;
     const ice_kernels *kernels = ice_active_kernels();
     const ice_source source = ice_cache_source(c, head);
+    const icecore_dtype dtype = c->options.dtype;
+    const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
+    const size_t element = ice_element_size(dtype);
     call->status[head] = ICECORE_INTERRUPTED;
     if (!scratch) return;
     call->status[head] = ice_stack_seal(&source, call->blocks, c->head[head].stack, NULL, &call->stack[head]);
@@ -251,8 +258,8 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const int64_t first = call->open->first, sinks = c->options.sinks < call->length ? c->options.sinks : call->length;
     int64_t start = first;
     for (; start < sinks; start++) {
-        memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)c->options.dim * ice_element_size(c->options.dtype));
-        memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start), (size_t)c->options.value_dim * ice_element_size(c->options.dtype));
+        memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)dim * element);
+        memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start), (size_t)value_dim * element);
     }
     if (start < c->evicted) start = c->evicted;
     if (start >= call->length) return;
@@ -261,8 +268,8 @@ static void reseal(void *context, int64_t head, void *scratch) {
     if (call->status[head] != ICECORE_OK) return;
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = start; j < call->length; j++) {
-        kernels->from_float32(c->options.dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j), c->options.dim);
-        kernels->from_float32(c->options.dtype, ice_read_source_value(&rows, j - start, buffer), ice_open_value(call->open, head, j), c->options.value_dim);
+        kernels->from_float32(dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j), dim);
+        kernels->from_float32(dtype, ice_read_source_value(&rows, j - start, buffer), ice_open_value(call->open, head, j), value_dim);
     }
     ice_source_end(&rows);
 }

@@ -1,0 +1,173 @@
+"""Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
+
+    python -m pytest bench/bench_cache.py
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls]
+
+Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
+about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
+append, fork, truncate.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import pytest
+from baselines import torch_sdpa
+from data import decode_heads
+from measure import machine
+
+import icecore
+
+BUDGETS = {
+    "k=256": {"k": 256},
+    "k=128": {"k": 128},
+    "tolerance 0.03": {"tolerance": 0.03},
+}
+TORCH = {"float32": False, "bfloat16": True}
+
+
+def prefilled(dtype, budget, key, value, end):
+    """A cache of the first `end` tokens, sealed."""
+    cache = icecore.KVCache(len(key), key.shape[-1], dtype=dtype, **budget)
+    for first in range(0, end, 4096):
+        rows = slice(first, min(first + 4096, end))
+        cache.append(key[:, rows], value[:, rows])
+        cache.attend(np.zeros((len(key), 1, key.shape[-1]), np.float32))
+    return cache
+
+
+def decode(cache, query, key, value, first, steps):
+    """Seconds of each step and outputs (heads, steps, dim)."""
+    seconds, outs = np.empty(steps), []
+    for step in range(steps):
+        rows = slice(first + step, first + step + 1)
+        start = time.perf_counter()
+        cache.append(key[:, rows], value[:, rows])
+        outs.append(cache.attend(query[:, rows]))
+        seconds[step] = time.perf_counter() - start
+    return seconds, np.concatenate(outs, axis=1)
+
+
+def truth(query, key, value, rows, k=256):
+    """Float64 outputs of some tokens' queries: exact, and by the k largest scores alone."""
+    exact = np.empty((len(query), len(rows), value.shape[-1]))
+    top = np.empty_like(exact)
+    for i, row in enumerate(rows):
+        scores = np.einsum("hd,hsd->hs", query[:, row].astype(np.float64), key[:, : row + 1].astype(np.float64)) / np.sqrt(64)
+        weight = np.exp(scores - scores.max(axis=1, keepdims=True))
+        exact[:, i] = np.einsum("hs,hsd->hd", weight / weight.sum(axis=1, keepdims=True), value[:, : row + 1])
+        weight[scores < -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]] = 0
+        top[:, i] = np.einsum("hs,hsd->hd", weight / weight.sum(axis=1, keepdims=True), value[:, : row + 1])
+    return exact, top
+
+
+def error(out, exact):
+    """Mean norm of the error by the mean norm of what is exact."""
+    return np.linalg.norm(out - exact, axis=-1).mean() / np.linalg.norm(exact, axis=-1).mean()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_decode(benchmark, dtype, budget):
+    benchmark.group = f"decode 8192 {dtype}"
+    _, query, key, value = decode_heads(8192)
+    cache = prefilled(dtype, BUDGETS[budget], key, value, 8000)
+    _, outs = decode(cache, query, key, value, 8000, 64)
+    rows = np.arange(0, 64, 8)
+    exact, top = truth(query, key, value, 8000 + rows)
+    assert error(outs[:, rows], exact) < 1.5 * error(top, exact)
+    benchmark.extra_info.update(machine(), error=error(outs[:, rows], exact), top_256=error(top, exact), bytes=cache.nbytes)
+    position = iter(range(8064, 8192))
+
+    def step():
+        rows = slice(at := next(position), at + 1)
+        cache.append(key[:, rows], value[:, rows])
+        cache.attend(query[:, rows])
+
+    benchmark.pedantic(step, rounds=100, warmup_rounds=5)
+
+
+def torch_seconds(query, key, value, rounds=25):
+    """{type: median seconds} of one step."""
+    found = {}
+    for name, bfloat16 in TORCH.items():
+        call = torch_sdpa(query[None, :, -1:], key[None], value[None], causal=False, bfloat16=bfloat16)
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        found[name] = np.median(times[5:])
+    return found
+
+
+def compare(length, steps):
+    """Print a table of the last `steps` of `length` tokens."""
+    source, query, key, value = decode_heads(length)
+    rows = np.arange(0, steps, max(steps // 16, 1))
+    exact, top = truth(query, key, value, length - steps + rows)
+    print(f"\n{length} tokens, {len(key)} key heads, the last {steps} steps, {source}; exact top-256: {error(top, exact):.4f}\n")
+    print("| storage | budget | step, ms | p99 | × torch float32 | × torch bfloat16 | error | MB, of keys and values |")
+    print("|---|---|---|---|---|---|---|---|")
+    for dtype in TORCH:
+        for name, budget in BUDGETS.items():
+            cache = prefilled(dtype, budget, key, value, length - steps)
+            before = torch_seconds(query, key, value)
+            seconds, outs = decode(cache, query, key, value, length - steps, steps)
+            after = torch_seconds(query, key, value)
+            ratios = [min(before[t], after[t]) / np.median(seconds) for t in TORCH]
+            stored = (key.nbytes + value.nbytes) // (1 if dtype == "float32" else 2)
+            print(
+                f"| {dtype} | {name} | {np.median(seconds) * 1e3:.3f} | {np.quantile(seconds, 0.99) * 1e3:.3f} | "
+                + " | ".join(f"{ratio:.1f}" for ratio in ratios)
+                + f" | {error(outs[:, rows], exact):.4f} | {cache.nbytes / 1e6:.0f}, {cache.nbytes / stored:.2f} x |",
+                flush=True,
+            )
+
+
+def calls(length):
+    """Microseconds of what is not a step."""
+    _, query, key, value = decode_heads(length)
+    cache = prefilled("float32", {"k": 256}, key, value, length - 600)
+
+    def clock(call):
+        start = time.perf_counter()
+        result = call()
+        return (time.perf_counter() - start) * 1e6, result
+
+    fork, child = clock(cache.fork)
+    fork_of_bfloat16 = clock(prefilled("bfloat16", {"k": 256}, key[:, :1000], value[:, :1000], 1000).fork)[0]
+    print(f"\n{length} tokens: fork {fork:.0f} us (of 1000 tokens: {fork_of_bfloat16:.0f} us)")
+    first = length - 600
+    one = slice(first, first + 1)
+    print(f"first append after a fork: {clock(lambda: child.append(key[:, one], value[:, one]))[0]:.0f} us")
+    appended = time.perf_counter()
+    for i in range(first, first + 512):
+        cache.append(key[:, i : i + 1], value[:, i : i + 1])
+    print(f"append: {(time.perf_counter() - appended) / 512 / len(key) * 1e6:.2f} us a key and head, copying alone")
+    worst = 0.0
+    for i in range(first + 512, length - 16):
+        cache.append(key[:, i : i + 16], value[:, i : i + 16])
+        cache.attend(query[:, i : i + 16])
+        worst = max(worst, clock(lambda: cache.truncate(len(cache) - 16))[0])
+        cache.append(key[:, i : i + 1], value[:, i : i + 1])
+    print(f"truncate of 16 tokens: at most {worst:.0f} us")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", nargs="*", type=int, default=[8192, 32768, 131072])
+    parser.add_argument("--steps", type=int, default=256)
+    parser.add_argument("--calls", action="store_true")
+    given = parser.parse_args()
+    print(machine())
+    for length in given.length:
+        if given.calls:
+            calls(length)
+        else:
+            compare(length, given.steps)
+
+
+if __name__ == "__main__":
+    main()
