@@ -107,8 +107,8 @@ def compare(length, steps):
     source, query, key, value = decode_heads(length)
     rows = np.arange(0, steps, max(steps // 16, 1))
     exact, top = truth(query, key, value, length - steps + rows)
-    print(f"\n{length} tokens, {len(key)} key heads, the last {steps} steps, {source}; exact top-256: {error(top, exact):.4f}\n")
-    print("| storage | budget | step, ms | p99 | × torch float32 | × torch bfloat16 | error | MB, of keys and values |")
+    print(f"\n{length} tokens, {len(key)} key heads, the last {steps} steps, {source}; exact top-256: {error(top, exact):.4f}")
+    print("\n| storage | budget | step, ms | p99 | × torch float32 | × torch bfloat16 | error | MB, of keys and values |")
     print("|---|---|---|---|---|---|---|---|")
     for dtype in TORCH:
         for name, budget in BUDGETS.items():
