@@ -1,18 +1,22 @@
 """Near/far attention against exact attention and PyTorch: time and error, build time included, and the frontier of the two.
 
     python -m pytest bench/bench_near_far.py
-    python bench/bench_near_far.py [--length 8192 32768 131072] [--dinov2] [--figure FILE]
+    python bench/bench_near_far.py [--length 8192 32768 131072] [--dinov2] [--gaussian] [--figure FILE] [--speed-up FILE]
+    python bench/bench_near_far.py --memory
 
 The causal sets are SmolLM2's (data.py); beyond 8192 tokens they are continued, and their errors say little about models. Errors
-are those of sampled queries, in float64. PyTorch at 131,072 is timed on one key head of three, and multiplied.
+are those of sampled queries, in float64. PyTorch at 131,072 is timed on one key head of three, and multiplied. `--memory`
+prints what a call needs beyond its inputs and output.
 """
 
 import argparse
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from baselines import torch_sdpa
-from data import capture
+from data import capture, gaussian
 from index_data import dinov2_heads
 from measure import alternate, machine
 
@@ -25,12 +29,21 @@ METHODS = {
     "tolerance 0.02": {"tolerance": 0.02},
     "k=64": {"k": 64},
     "k=256": {"k": 256},
+    "published, k=64": {"k": 64, "far_field": False},
+    "published, k=256": {"k": 256, "far_field": False},
 }
 TORCH = {"torch float32": False, "torch bfloat16": True}
 
 
 def workload(name):
-    """(source, query, key, value, options) of "8192", "dinov2 6" and the like."""
+    """(source, query, key, value, options) of "8192", "dinov2 6", "gaussian bfloat16" and the like."""
+    if name.startswith("gaussian"):
+        arrays = gaussian(9, 3, 8192, 8192, 64)
+        if name.endswith("bfloat16"):
+            from ml_dtypes import bfloat16
+
+            arrays = [array.astype(bfloat16) for array in arrays]
+        return "iid Gaussian", *arrays, {"causal": True}
     if name.startswith("dinov2"):
         arrays = dinov2_heads(int(name.split()[1]))
         return f"DINOv2 layer {name.split()[1]}", *arrays, {"causal": False}
@@ -39,6 +52,7 @@ def workload(name):
 
 def truth(query, key, value, causal, rows, k=256):
     """Float64 outputs of some queries: exact, and by the k largest scores alone."""
+    query, key, value = (array.astype(np.float32) for array in (query, key, value))
     group, keys = query.shape[1] // key.shape[1], key.shape[2]
     exact = np.zeros((query.shape[1], len(rows), value.shape[-1]))
     top = np.zeros_like(exact)
@@ -55,7 +69,7 @@ def truth(query, key, value, causal, rows, k=256):
 
 def error(out, exact):
     """Mean over heads and queries, and of the worst head."""
-    distance, size = np.linalg.norm(out - exact, axis=-1), np.linalg.norm(exact, axis=-1)
+    distance, size = np.linalg.norm(out.astype(np.float32) - exact, axis=-1), np.linalg.norm(exact, axis=-1)
     return distance.mean() / size.mean(), (distance.mean(axis=-1) / size.mean(axis=-1)).max()
 
 
@@ -117,6 +131,10 @@ def compare(name, with_torch=True):
     return found
 
 
+#: What belongs together in a figure.
+KINDS = (("tolerance", "o-", "near/far by tolerance"), ("k=", "s-", "near/far by k"), ("published", "^-", "the rest dropped"))
+
+
 def figure(rows, path):
     """Error against time; exact top-256 as a line, since nobody finds it for free."""
     import matplotlib as mpl
@@ -124,11 +142,12 @@ def figure(rows, path):
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(row["workload"] for row in rows))
+    shown = ("8192", "32768", "131072", "dinov2 1", "dinov2 6", "dinov2 10")
+    names = [name for name in dict.fromkeys(row["workload"] for row in rows) if name in shown]
     drawing, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3.4), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = {row["method"]: row for row in rows if row["workload"] == name}
-        for kind, style, label in (("tolerance", "o-", "near/far by tolerance"), ("k=", "s-", "near/far by k")):
+        for kind, style, label in KINDS:
             points = sorted((row["ms"], row["error"]) for method, row in own.items() if method.startswith(kind))
             axis.loglog(*zip(*points, strict=True), style, label=label)
         axis.axhline(own["exact top-256"]["error"], color="gray", linestyle=":", label="error of exact top-256")
@@ -143,19 +162,86 @@ def figure(rows, path):
     drawing.savefig(path, dpi=110)
 
 
+def speed_up(rows, path):
+    """How many times faster than PyTorch, against the length of causal prefill."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    shown = {"tolerance 0.1": "near/far, tolerance 0.1", "tolerance 0.05": "near/far, tolerance 0.05",
+             "tolerance 0.02": "near/far, tolerance 0.02", "exact": "exact"}
+    for method, label in shown.items():
+        points = [(int(r["workload"]), r["ratios"][1]) for r in rows if r["method"] == method and r["workload"].isdigit()]
+        axis.loglog(*zip(*sorted(points), strict=True), "o-", base=2, label=label)
+    lengths = sorted({int(row["workload"]) for row in rows if row["workload"].isdigit()})
+    axis.axhline(1, color="gray", linestyle=":", label="PyTorch float32")
+    axis.set(xlabel="tokens", ylabel="times faster than PyTorch", title="causal prefill, SmolLM2's heads, two threads")
+    axis.set_xticks(lengths, [f"{length // 1024}k" for length in lengths])
+    ticks = [1, 2, 4, 8, 16, 32]
+    axis.set_yticks(ticks, map(str, ticks))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    drawing.savefig(path, dpi=110)
+
+
+#: Of `--memory`: reads the high-water mark of the process around one call (Linux).
+MEMORY = """
+import numpy as np, icecore
+heads, key_heads, length, causal, dtype, options = {case}
+rng = np.random.default_rng(0)
+query, key, value = (rng.standard_normal((1, h, length, 64), np.float32) for h in (heads, key_heads, key_heads))
+if dtype != "float32":
+    import ml_dtypes
+    query, key, value = (array.astype(ml_dtypes.bfloat16) for array in (query, key, value))
+out = np.ones_like(query)
+icecore.attention(query[:, :, :64], key[:, :, :64], value[:, :, :64])
+def status(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+icecore.attention(query, key, value, causal=causal, out=out, **options)
+print((status("VmHWM") - before) / 1e6, (key.nbytes + value.nbytes) / 1e6)
+"""
+
+
+def memory():
+    """Print what calls need beyond inputs and output, by the keys and values."""
+    print("| keys | type | setting | MB beyond inputs and output | × keys and values |")
+    print("|---|---|---|---|---|")
+    for length in (32768, 131072):
+        for dtype in ("float32", "bfloat16"):
+            for causal in (True, False):
+                case = (9, 3, length, causal, dtype, {"tolerance": 0.1} if causal else {"k": 64})
+                run = [sys.executable, "-c", MEMORY.format(case=case)]
+                beyond, held = map(float, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
+                setting = "causal, tolerance 0.1" if causal else "not causal, k=64"
+                print(f"| {length} | {dtype} | {setting} | {beyond:.0f} | {beyond / held:.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", default=["8192", "32768"])
     parser.add_argument("--dinov2", action="store_true")
+    parser.add_argument("--gaussian", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--figure", metavar="FILE")
+    parser.add_argument("--speed-up", metavar="FILE")
     given = parser.parse_args()
     print(machine())
+    if given.memory:
+        return memory()
     rows = []
-    for name in [*given.length, *(f"dinov2 {layer}" for layer in (1, 6, 10) if given.dinov2)]:
+    names = [*given.length, *(f"dinov2 {layer}" for layer in (1, 6, 10) if given.dinov2)]
+    names += [f"gaussian {dtype}" for dtype in ("float32", "bfloat16") if given.gaussian]
+    for name in names:
         rows += compare(name, not given.no_torch)
     if given.figure:
         figure(rows, given.figure)
+    if given.speed_up:
+        speed_up(rows, given.speed_up)
 
 
 if __name__ == "__main__":

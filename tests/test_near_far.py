@@ -148,6 +148,18 @@ def test_what_hidden_keys_hold_does_no_harm(isa, options, garbage):
     assert mean_row_error(result.out, exact) < 0.7  # as far as 24 keys of these go; 0.2 to 0.56 measured
 
 
+@pytest.mark.parametrize("where", ["key", "value"])
+@pytest.mark.parametrize("options", [{"k": 24}, {"k": 24, "risk": 0.02}, {"k": 24, "far_field": False, "visit": 100}], ids=str)
+def test_a_nan_that_some_queries_see_stays_with_them(isa, options, where):
+    """Queries of two documents side by side, whose keys lie in different cells."""
+    query, key, value = clustered((1, 1, 240, 16), (1, 1, 400, 16), 16)
+    key[:, :, :200, 0] += 30
+    (key if where == "key" else value)[0, 0, 100, 3] = np.nan
+    out = near_far(query, key, value, **options, attn_mask=documents(240, 400, 2)).out
+    assert np.isnan(out[0, :, :120]).any()
+    assert np.isfinite(out[0, :, 120:]).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("shape", [(5, 300), (4, 1, 300), (2, 1, 1, 300)], ids=str)
 def test_masks_broadcast_as_on_the_exact_path(dtype, shape):

@@ -11,6 +11,8 @@
 
 #include <string.h>
 
+#include "attention/key_block.h"
+#include "attention/nonfinite.h"
 #include "attention/single.h"
 #include "attention/top_k.h"
 #include "base/memory.h"
@@ -390,36 +392,25 @@ static void attend_run(treecode *t, int lane, const icecore_segment *s, int64_t 
     t->near_count[lane] += count;
 }
 
-/* The keys first .. first + count - 1 for the rows in `lanes`, all together. */
-static void attend_dense(treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
-    ice_panel *panel = &t->panel;
-    float hidden[ICE_PANEL];
-    for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = lane >= panel->lanes || ((lanes >> lane) & 1) ? 0.0f : -INFINITY;
-    for (int64_t i = 0; i < count; i += ICE_KEY_BLOCK) {
-        int64_t n = count - i < ICE_KEY_BLOCK ? count - i : ICE_KEY_BLOCK;
-        const void *keys = key_of(s, first + i), *values = value_of(s, first + i);
-        if (s->dtype != ICECORE_FLOAT32 && !panel->query_pairs) {
-            t->kernels->to_float32(s->dtype, keys, panel->keys, n * s->dim);
-            t->kernels->to_float32(s->dtype, values, panel->values, n * s->value_dim);
-            keys = panel->keys;
-            values = panel->values;
-        }
-        ice_panel_scores(panel, keys, s->dim, n, panel->scores);
-        for (int64_t j = 0; j < n; j++)
-            for (int lane = 0; lane < ICE_PANEL; lane++) panel->scores[j * ICE_PANEL + lane] += hidden[lane];
-        ice_panel_add(panel, panel->scores, n, values, s->value_dim);
+/* Whether a weight of 0 takes the keys away from the rows that do not see them. */
+static int can_be_hidden(const treecode *t, const icecore_segment *s, int64_t first, int64_t count) {
+    return !is_masked(t) || (ice_all_finite(s->dtype, key_of(s, first), s->dim, count, s->dim) &&
+                             ice_all_finite(s->dtype, value_of(s, first), s->value_dim, count, s->value_dim));
+}
+
+/* The keys first .. first + count - 1 for the rows in `lanes`. */
+static void attend_cell(treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
+    if (__builtin_popcountll(lanes) < DENSE_LANES || (lanes != used_lanes(t) && !can_be_hidden(t, s, first, count))) {
+        for (; lanes; lanes &= lanes - 1) attend_run(t, __builtin_ctzll(lanes), s, first, count, NULL);
+        return;
     }
+    ice_key_block_add(block, s->dtype, key_of(s, first), value_of(s, first), count, lanes);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
-static void attend_cell(treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
-    if (__builtin_popcountll(lanes) >= DENSE_LANES) attend_dense(t, lanes, s, first, count);
-    else
-        for (; lanes; lanes &= lanes - 1) attend_run(t, __builtin_ctzll(lanes), s, first, count, NULL);
-}
-
 /* The keys that a row of the mask leaves of a cell, run by run. */
-static void attend_cut_cell(treecode *t, uint64_t lanes, const mask_row *row, const ice_stacked *from, int64_t first, int64_t end) {
+static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, const mask_row *row, const ice_stacked *from,
+                            int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     float bias[ICE_KEY_BLOCK];
     while (first < end) {
@@ -429,7 +420,7 @@ static void attend_cut_cell(treecode *t, uint64_t lanes, const mask_row *row, co
             if (bias[count] == -INFINITY) break;
             count++;
         }
-        if (count && t->problem->mask_kind == ICECORE_MASK_BOOL) attend_cell(t, lanes, s, first, count);
+        if (count && t->problem->mask_kind == ICECORE_MASK_BOOL) attend_cell(t, block, lanes, s, first, count);
         else if (count)
             for (uint64_t left = lanes; left; left &= left - 1) attend_run(t, __builtin_ctzll(left), s, first, count, bias);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;
@@ -438,17 +429,21 @@ static void attend_cut_cell(treecode *t, uint64_t lanes, const mask_row *row, co
 
 /* Cell by cell, so that a cell's rows stay in cache for all queries that opened it. */
 static void add_near_field(treecode *t) {
+    ice_key_block block;
+    ice_key_block_begin(&block, &t->panel);
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const run *now = &t->run[r];
         const icecore_segment *s = now->from->segment;
         for (int64_t i = 0; i < now->count; i++) {
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
             uint64_t lanes = t->open[now->row + i] & used_lanes(t), cut = is_masked(t) ? t->cut[now->number + i] & lanes : 0;
-            attend_cell(t, lanes & ~cut, s, first, count);
+            attend_cell(t, &block, lanes & ~cut, s, first, count);
             for (int m = 0; cut && m < t->masks; m++)
-                if (cut & t->mask[m].lanes) attend_cut_cell(t, cut & t->mask[m].lanes, &t->mask[m], now->from, first, first + count);
+                if (cut & t->mask[m].lanes) attend_cut_cell(t, &block, cut & t->mask[m].lanes, &t->mask[m], now->from, first,
+                                                               first + count);
         }
     }
+    ice_key_block_flush(&block);
 }
 
 /* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as dropped. */

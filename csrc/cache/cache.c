@@ -131,8 +131,8 @@ static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtyp
 static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
     const int64_t first = c->sealed * c->options.block, kept = c->length + count - first, sinks = c->options.sinks;
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
-    /* half of the rows at most are copied into a new array, and that at each block or two */
-    int64_t spare = (kept < 2 * c->options.block ? kept : 2 * c->options.block) + 64;
+    /* two blocks at most are copied into a new array, and that once a block */
+    int64_t spare = (kept < c->options.block ? kept : c->options.block) + 64;
     if (new_sinks > 0) {
         icecore_status status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
         if (status != ICECORE_OK) return status;
@@ -198,9 +198,9 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->sealed = blocks;
     ice_open_rows *r = c->open;
     const int64_t first = blocks * c->options.block, kept = c->length - first;
-    if (r->capacity <= 4 * (kept + 2 * c->options.block)) return;
-    /* after a long prefill: the rows that are sealed go; if there is no memory they stay */
-    ice_open_rows *own = new_rows(c, first, kept + 2 * c->options.block);
+    if (r->capacity <= kept + 3 * c->options.block) return;
+    /* after a long chunk: the rows that are sealed go; if there is no memory they stay */
+    ice_open_rows *own = new_rows(c, first, kept + c->options.block);
     if (!own) return;
     ice_open_rows_copy(r, own, first, c->length);
     own->filled = c->length;

@@ -74,6 +74,19 @@ def cluster(key, wanted, seed):
     return [np.flatnonzero(label == c) for c in range(len(means))]
 
 
+def is_unstructured(key, members):
+    """Whether groups of key (n, d) leave as much variance as those of iid Gaussian numbers would.
+
+    m groups of n such keys leave (1 - m / n) m^(-2 / d) of it: the first factor is that of means of n / m keys, the second the
+    distortion of a Gaussian at log2(m) bits (Cover & Thomas, Elements of Information Theory, chapter 10). Less than three
+    quarters is worth having in any case.
+    """
+    n, d = key.shape
+    m = len(members)
+    within = sum(((key[g] - key[g].mean(axis=0)) ** 2).sum() for g in members)
+    return m > 1 and within > max((1 - m / n) * m ** (-2 / d), 0.75) * ((key - key.mean(axis=0)) ** 2).sum()
+
+
 def build_tree(key, value, *, cell_size, seed):
     """The tree of a segment over key (n, d), value (n, dv), n >= 1."""
     key = np.asarray(key).astype(np.float64)
@@ -86,6 +99,8 @@ def build_tree(key, value, *, cell_size, seed):
     members, parent = [], []
     for p, rows in enumerate(under):
         found = cluster(key[rows], rounded(len(rows), cell_size), (seed + p) % 2**64)
+        if is_unstructured(key[rows], found):
+            found = [np.arange(len(rows))]
         members += [rows[m] for m in found]
         parent += [p] * len(found)
     return summarize_tree(key, value, members, parent)

@@ -1,0 +1,85 @@
+#include "attention/key_block.h"
+
+#include <math.h>
+#include <string.h>
+
+void ice_key_block_begin(ice_key_block *block, ice_panel *panel) {
+    block->panel = panel;
+    block->count = 0;
+    block->pieces = 0;
+}
+
+static icecore_dtype dtype_of(const ice_panel *panel) { return panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32; }
+
+/* Copies rows into a buffer, behind `filled` ones. */
+static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, int64_t count, int64_t width, float *buffer,
+                      int64_t filled) {
+    const icecore_dtype wanted = dtype_of(panel);
+    const size_t bytes = (size_t)width * ice_element_size(wanted);
+    char *target = (char *)buffer + (size_t)filled * bytes;
+    if (dtype == wanted) memcpy(target, rows, (size_t)count * bytes);
+    else panel->kernels->to_float32(dtype, rows, (float *)target, count * width);
+}
+
+static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t count, int64_t width) {
+    return (const char *)rows + (size_t)(count * width) * ice_element_size(dtype);
+}
+
+/* Puts at most as many keys into the block as it has room for. */
+static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, const void *values, int64_t count, uint64_t lanes) {
+    ice_panel *panel = block->panel;
+    const icecore_dtype wanted = dtype_of(panel);
+    const int64_t dim = panel->problem->dim, value_dim = panel->problem->value_dim;
+    const int as_they_lie = dtype == wanted && (!block->count || (row_behind(block->keys, wanted, block->count, dim) == keys &&
+                                                                  row_behind(block->values, wanted, block->count, value_dim) == values));
+    if (as_they_lie && !block->count) {
+        block->keys = keys;
+        block->values = values;
+    } else if (!as_they_lie) {
+        if (block->count && block->keys != panel->keys) {
+            copy_rows(panel, wanted, block->keys, block->count, dim, panel->keys, 0);
+            copy_rows(panel, wanted, block->values, block->count, value_dim, panel->values, 0);
+        }
+        copy_rows(panel, dtype, keys, count, dim, panel->keys, block->count);
+        copy_rows(panel, dtype, values, count, value_dim, panel->values, block->count);
+        block->keys = panel->keys;
+        block->values = panel->values;
+    }
+    if (!block->pieces || block->piece_lanes[block->pieces - 1] != lanes) {
+        block->piece_lanes[block->pieces] = lanes;
+        block->piece_count[block->pieces++] = 0;
+    }
+    block->piece_count[block->pieces - 1] += count;
+    block->count += count;
+}
+
+void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const void *values, int64_t count, uint64_t lanes) {
+    const int64_t dim = block->panel->problem->dim, value_dim = block->panel->problem->value_dim;
+    while (count > 0) {
+        int64_t room = ICE_KEY_BLOCK - block->count, now = count < room ? count : room;
+        put(block, dtype, keys, values, now, lanes);
+        if (block->count == ICE_KEY_BLOCK) ice_key_block_flush(block);
+        keys = row_behind(keys, dtype, now, dim);
+        values = row_behind(values, dtype, now, value_dim);
+        count -= now;
+    }
+}
+
+static void hide(float *scores, int64_t count, uint64_t lanes) {
+    float hidden[ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = (lanes >> lane) & 1 ? 0.0f : -INFINITY;
+    for (int64_t j = 0; j < count; j++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) scores[j * ICE_PANEL + lane] += hidden[lane];
+}
+
+void ice_key_block_flush(ice_key_block *block) {
+    ice_panel *panel = block->panel;
+    const uint64_t used = ((uint64_t)1 << panel->lanes) - 1;
+    float *scores = panel->scores;
+    if (!block->count) return;
+    ice_panel_scores(panel, block->keys, panel->problem->dim, block->count, scores);
+    for (int i = 0; i < block->pieces; scores += block->piece_count[i++] * ICE_PANEL)
+        if (block->piece_lanes[i] != used) hide(scores, block->piece_count[i], block->piece_lanes[i]);
+    ice_panel_add(panel, panel->scores, block->count, block->values, panel->problem->value_dim);
+    ice_key_block_begin(block, panel);
+}
