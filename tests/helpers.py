@@ -253,7 +253,7 @@ _FILE_TYPES = {
 }
 
 
-class IndexFile(NamedTuple):
+class SavedFile(NamedTuple):
     """A saved index taken apart: `metadata` (dict of str) and `arrays` (dict by name, in the order of the file)."""
 
     metadata: dict
