@@ -18,8 +18,8 @@ from helpers import (
     index_bytes,
     index_contents,
     normal,
+    resealed,
     run_python,
-    seal_header,
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -483,15 +483,6 @@ def test_foreign_files(tmp_path, opener):
     np.save(tmp_path / "b.npy", np.ones(100))
     refuses((tmp_path / "b.npy").read_bytes(), path, opener)
     refuses(saved(sample(), path)[8:], path, opener)
-
-
-def resealed(data, change):
-    """The file with `change` made to its header, and the checksum of that."""
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + length])
-    change(header)
-    text = seal_header(header)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 @opens

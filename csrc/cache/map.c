@@ -36,7 +36,7 @@ static void check_header(mapping *m) {
 /* ---- Segments ---- */
 
 /* Their number and sizes, as far as `order` has room for so many keys: then they are not more than the file has bytes. */
-static const int64_t *check_shapes(mapping *m, int64_t *most_keys) {
+static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
     const icecore_array *shapes = ice_find(&m->reader, "segment", 'l', -1);
     const icecore_array *order = ice_find(&m->reader, "order", 'i', -1);
     m->reader.used--;   /* asked for again, with its length */
@@ -54,7 +54,7 @@ static const int64_t *check_shapes(mapping *m, int64_t *most_keys) {
         left -= shape[0];
         if (shape[0] > *most_keys) *most_keys = shape[0];
     }
-    return m->reader.failed ? NULL : shapes->data;
+    return m->reader.failed ? NULL : shapes;
 }
 
 static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
@@ -105,14 +105,14 @@ static void take_fields(mapping *m) {
 
 static void map_segments(mapping *m) {
     int64_t most_keys;
-    const int64_t *shape = check_shapes(m, &most_keys);
-    if (!shape) return;
+    const icecore_array *shapes = check_shapes(m, &most_keys);
+    if (!shapes) return;
     m->segment = ice_alloc(m->segments, sizeof *m->segment);
     uint8_t *seen = ice_alloc(most_keys, 1);
     if (m->segment) memset(m->segment, 0, (size_t)m->segments * sizeof *m->segment);
     if (!m->segment || !seen) no_memory(m);
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++) {
-        m->segment[n] = new_segment(m, shape + n * ICE_SEGMENT_NUMBERS);
+        m->segment[n] = new_segment(m, (const int64_t *)shapes->data + n * ICE_SEGMENT_NUMBERS);
         if (!m->segment[n]) no_memory(m);
     }
     if (!m->reader.failed) take_fields(m);
