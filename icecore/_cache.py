@@ -27,10 +27,10 @@ DEFAULT_TOLERANCE = 0.02
 LARGEST_WINDOW = 2**31
 #: The constructor's arguments, which a file holds.
 PARAMETERS = ("num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "window", "sinks", "seed", "batch")
-_WIDTHS = {"keys": "dim", "mean_key": "dim", "values": "value_dim", "mean_value": "value_dim"}
-_ROWS = ("keys", "values", *(f"{of}.{what}" for of in ("sinks", "open") for what in ("keys", "values")),
-         *(f"{of}.{what}" for of in ("cell", "parent") for what in ("mean_key", "mean_value")))
-FILE = _array_file.Format("icecore.cache", "a cache", 1, {name: _WIDTHS[name.split(".")[-1]] for name in _ROWS})
+#: Arrays of a file that are rows of keys, or of values.
+_KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
+_VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
+FILE = _array_file.Format("icecore.cache", "a cache", 1, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
 
 
 class KVCache:
