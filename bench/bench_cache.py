@@ -1,15 +1,17 @@
 """Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
 
     python -m pytest bench/bench_cache.py
-    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls]
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file]
 
 Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
 about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
-append, fork, truncate.
+append, fork, truncate; `--file` saving and opening, and the first step after it.
 """
 
 import argparse
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,16 +157,61 @@ def calls(length):
     print(f"truncate of 16 tokens: at most {worst:.0f} us")
 
 
+def files(length, rounds=5):
+    """Print a table of a cache's file: saved, viewed and continued, loaded; medians, the file in the system's cache."""
+    _, query, key, value = decode_heads(length + 1)
+    rows = slice(length, length + 1)
+    print(f"\n{length} tokens, {len(key)} key heads, k=256, window 512; the median of {rounds}\n")
+    print("| storage | file, MB | save, s | view, ms | first step after it, ms | second, ms | a step before, ms | load, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for dtype in TORCH:
+        cache = prefilled(dtype, {"k": 256}, key, value, length)
+        seconds = {name: [] for name in ("save", "view", "first", "second", "before", "load")}
+
+        def clock(name, call, seconds=seconds):
+            start = time.perf_counter()
+            result = call()
+            seconds[name].append(time.perf_counter() - start)
+            return result
+
+        def step(one):
+            one.append(key[:, rows], value[:, rows])
+            return one.attend(query[:, rows])
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "cache.safetensors")
+            for _ in range(rounds):
+                clock("save", lambda path=path, cache=cache: cache.save(path))
+                fork = cache.fork()
+                expected = step(fork)
+                clock("before", lambda fork=fork: step(fork))
+                view = clock("view", lambda path=path: icecore.KVCache.view(path))
+                out = clock("first", lambda view=view: step(view))
+                assert (out == expected).all()
+                clock("second", lambda view=view: step(view))
+                clock("load", lambda path=path: icecore.KVCache.load(path))
+            size = path.stat().st_size / 1e6
+        found = {name: np.median(own) for name, own in seconds.items()}
+        print(
+            f"| {dtype} | {size:.0f} | {found['save']:.2f} | {found['view'] * 1e3:.2f} | {found['first'] * 1e3:.2f} | "
+            f"{found['second'] * 1e3:.2f} | {found['before'] * 1e3:.2f} | {found['load']:.2f} |",
+            flush=True,
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", type=int, default=[8192, 32768, 131072])
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--calls", action="store_true")
+    parser.add_argument("--file", action="store_true")
     given = parser.parse_args()
     print(machine())
     for length in given.length:
         if given.calls:
             calls(length)
+        elif given.file:
+            files(length)
         else:
             compare(length, given.steps)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import operator
 
 import numpy as np
 
-from icecore import _native
+from icecore import _array_file, _native
 from icecore._arrays import MAX_DIM, NATIVE_DTYPES, bits, check_out, check_scale, integer, native_view
 from icecore._attention import (
     CELL_SIZE,
@@ -24,6 +25,12 @@ DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _n
 DEFAULT_TOLERANCE = 0.02
 #: Of the core.
 LARGEST_WINDOW = 2**31
+#: The constructor's arguments, which a file holds.
+PARAMETERS = ("num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "window", "sinks", "seed", "batch")
+#: Arrays of a file that are rows of keys, or of values.
+_KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
+_VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
+FILE = _array_file.Format("icecore.cache", "a cache", 1, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
 
 
 class KVCache:
@@ -79,34 +86,17 @@ class KVCache:
 
     def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, window=DEFAULT_WINDOW,
                  sinks=DEFAULT_SINKS, seed=0, batch=None):
-        self.num_kv_heads, self.dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
-        self.value_dim = self.dim if value_dim is None else integer(value_dim, "value_dim", 1)
-        for width, name in ((self.dim, "dim"), (self.value_dim, "value_dim")):
-            if width > MAX_DIM:
-                raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-        self.dtype = dtype
-        self.k, self.tolerance = check_k(k), check_tolerance(tolerance)
-        if k is not None and tolerance is not None:
-            raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
-        if k is None and tolerance is None:
-            self.tolerance = DEFAULT_TOLERANCE
-        self.window, self.sinks = integer(window, "window", 1), integer(sinks, "sinks", 0)
-        for number, name in ((self.window, "window"), (self.sinks, "sinks")):
-            if number > LARGEST_WINDOW:
-                raise ValueError(f"{name} must be at most {LARGEST_WINDOW}, got {number}")
-        integer(seed, "seed", 0)
-        self.seed = operator.index(seed) % 2**64
-        self.batch = None if batch is None else integer(batch, "batch", 1)
+        self._set(_check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, window, sinks, seed, batch))
+        self._sequences = [_native.Cache.create(*self._native_parameters()) for _ in range(self.batch or 1)]
+
+    def _set(self, parameters):
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
+    def _native_parameters(self):
         risk = 0.0 if self.tolerance is None else cell_tolerance(self.tolerance)
-        self._sequences = [
-            _native.Cache.create(
-                self.num_kv_heads, self.dim, self.value_dim, DTYPES[dtype], self.k or 1, risk, self.window, self.sinks,
-                CELL_SIZE, self.seed,
-            )
-            for _ in range(self.batch or 1)
-        ]
+        return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, risk, self.window, self.sinks,
+                CELL_SIZE, self.seed)
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one."""
@@ -299,6 +289,77 @@ class KVCache:
         new._sequences = sequences
         return new
 
+    # ---- Keeping it ----
+
+    def save(self, path):
+        """Write to a file (safetensors): first under a temporary name beside it, then renamed.
+
+        The file holds the tokens as they are when the call begins; the cache may be used meanwhile. Segments that sequences of
+        a batch share are written once. A segment in the making is not saved; it begins anew in the loaded cache.
+        """
+        _array_file.save(FILE, self._parameters(), self._give, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a saved cache into memory.
+
+        It goes on as the saved one would have, with the same bits on the same instruction set. (Where one multiplies bfloat16
+        and the other does not, means are converted.)
+
+        Raises
+        ------
+        ValueError
+            If the file is not a saved cache, is damaged (by its checksum, and by `validate`'s rules), or is of another version.
+        """
+        return cls._read(_array_file.mapped(path), path, own=True)
+
+    @classmethod
+    def view(cls, path):
+        """Map a saved cache: opens in milliseconds, is read from the file as it is used, and goes on like any other.
+
+        What is sealed stays in the file, tokens that come are kept in memory. The header's checksum and every number that leads
+        to memory are checked here; the data's checksum is not (`load` checks it). The file must not be written while the view
+        or a fork of it lives; `save` over it is safe, since that makes a new file.
+
+        Raises
+        ------
+        ValueError
+            As `load`.
+        """
+        return cls._read(_array_file.mapped(path), path, own=False)
+
+    @classmethod
+    def _read(cls, data, path, own):
+        """The cache of a file's bytes: checked in every way and in memory of its own, or as `view` does it."""
+        try:
+            parameters, arrays = _array_file.parse(FILE, data, verify=own)
+            try:
+                parameters = _check_parameters(**parameters)
+            except TypeError as error:
+                raise _array_file.Refused(f"its parameters are not those of a cache ({error})") from error
+            count = parameters["batch"] or 1
+            if count > len(data):
+                raise _array_file.Refused(f"it is too short for batch={count}")
+            new = object.__new__(cls)
+            new._set(parameters)
+            new._sequences, reason = _native.Cache.map(*new._native_parameters(), count, arrays, own)
+            if reason is not None:
+                raise _array_file.Refused(reason)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a usable cache file: {error}") from error
+        return new
+
+    def _parameters(self):
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def _give(self, take):
+        _native.Cache.write(self._sequences, take)
+
+    def __reduce__(self):
+        buffer = io.BytesIO()
+        _array_file.write(FILE, self._parameters(), self._give, buffer)
+        return _unpickle, (type(self), buffer.getvalue())
+
     # ---- Checks ----
 
     def validate(self):
@@ -311,7 +372,7 @@ class KVCache:
         Raises
         ------
         ValueError
-            Naming what is wrong. Only a defect of icecore can cause it.
+            Naming what is wrong. Only a damaged file behind a `view`, or a defect of icecore, can cause it.
         """
         for sequence in self._sequences:
             fault = sequence.validate()
@@ -333,6 +394,36 @@ class KVCache:
         if leading and len(array) != self.batch:
             raise ValueError(f"{name} has shape {array.shape}; expected {expected} with batch={self.batch}")
         return array if leading else array[None]
+
+
+def _unpickle(cls, data):
+    return cls._read(np.frombuffer(bytearray(data), np.uint8), "pickled data", own=True)
+
+
+def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, window, sinks, seed, batch):
+    """The constructor's arguments as plain numbers and names."""
+    num_kv_heads, dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
+    value_dim = dim if value_dim is None else integer(value_dim, "value_dim", 1)
+    for width, name in ((dim, "dim"), (value_dim, "value_dim")):
+        if width > MAX_DIM:
+            raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    k, tolerance = check_k(k), check_tolerance(tolerance)
+    if k is not None and tolerance is not None:
+        raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
+    if k is None and tolerance is None:
+        tolerance = DEFAULT_TOLERANCE
+    window, sinks = integer(window, "window", 1), integer(sinks, "sinks", 0)
+    for number, name in ((window, "window"), (sinks, "sinks")):
+        if number > LARGEST_WINDOW:
+            raise ValueError(f"{name} must be at most {LARGEST_WINDOW}, got {number}")
+    integer(seed, "seed", 0)
+    return {
+        "num_kv_heads": num_kv_heads, "dim": dim, "value_dim": value_dim, "dtype": dtype, "k": k, "tolerance": tolerance,
+        "window": window, "sinks": sinks, "seed": operator.index(seed) % 2**64,
+        "batch": None if batch is None else integer(batch, "batch", 1),
+    }
 
 
 class _Outputs:

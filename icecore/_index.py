@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icecore import _index_file, _native
+from icecore import _array_file, _native
 from icecore._arrays import integer
 from icecore._runtime import threads_for_call
 
@@ -20,6 +20,7 @@ DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _n
 #: The largest magnitude that does not round to infinity.
 LARGEST = {"float32": math.inf, "float16": 65519.0, "bfloat16": 3.396e38}
 MAX_DIM = 16384
+FILE = _array_file.Format("icecore.index", "an index", 1, {"vectors": "dim"})
 #: Parents kept at each level when a search names no budget.
 DEFAULT_FIELD_OF_VIEW = 16
 #: P-DCI lists: candidates of each composite for each neighbour asked for, when a search names no budget.
@@ -413,7 +414,7 @@ class Index:
 
         Merges that are under way are not saved; they begin anew in the loaded index.
         """
-        _index_file.save(self._native, self._parameters, path)
+        _array_file.save(FILE, self._parameters, self._native.write, path)
 
     @classmethod
     def load(cls, path):
@@ -438,8 +439,7 @@ class Index:
         ValueError
             As `load`.
         """
-        data = np.memmap(path, np.uint8, mode="r") if _size(path) else np.empty(0, np.uint8)
-        return cls._read(data, path, verify=False)
+        return cls._read(_array_file.mapped(path), path, verify=False)
 
     @classmethod
     def _loaded(cls, data, path):
@@ -453,21 +453,21 @@ class Index:
     @classmethod
     def _read(cls, data, path, verify):
         try:
-            parameters, arrays = _index_file.parse(data, verify)
+            parameters, arrays = _array_file.parse(FILE, data, verify)
             try:
                 parameters = _check_parameters(**parameters)
             except TypeError as error:
-                raise _index_file.Refused(f"its parameters are not those of an index ({error})") from error
+                raise _array_file.Refused(f"its parameters are not those of an index ({error})") from error
             native, reason = _native.Index.map(*_native_parameters(parameters), arrays)
             if native is None:
-                raise _index_file.Refused(reason)
+                raise _array_file.Refused(reason)
         except ValueError as error:
             raise ValueError(f"{path} is not a usable index file: {error}") from error
         return cls._of(native, parameters)
 
     def __reduce__(self):
         buffer = io.BytesIO()
-        _index_file.write(self._native, self._parameters, buffer)
+        _array_file.write(FILE, self._parameters, self._native.write, buffer)
         return _unpickle, (type(self), buffer.getvalue())
 
     def validate(self):
@@ -490,11 +490,6 @@ class Index:
 
 def _unpickle(cls, data):
     return cls._loaded(np.frombuffer(bytearray(data), np.uint8), "pickled data")
-
-
-def _size(path):
-    with open(path, "rb") as file:
-        return file.seek(0, io.SEEK_END)
 
 
 _DEFAULTS = Index.__init__.__kwdefaults__

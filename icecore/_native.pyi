@@ -87,6 +87,26 @@ class Cache:
         cell_size: int,
         seed: int,
     ) -> Cache: ...
+    @staticmethod
+    def map(
+        heads: int,
+        dim: int,
+        value_dim: int,
+        dtype: int,
+        near_keys: int,
+        cell_tolerance: float,
+        block: int,
+        sinks: int,
+        cell_size: int,
+        seed: int,
+        count: int,
+        arrays: list[tuple[str, str, NDArray[np.uint8]]],
+        own: bool,
+    ) -> tuple[list[Cache] | None, str | None]: ...
+    @staticmethod
+    def write(
+        caches: list[Cache], function: Callable[[list[tuple[str, str, int]] | None, memoryview | None], object]
+    ) -> None: ...
     def append(self, dtype: int, keys: NDArray, values: NDArray) -> None: ...
     def attend(
         self,

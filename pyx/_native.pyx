@@ -195,23 +195,143 @@ def attend_indices(int dtype, const element[:, :, :, :] query, const element[:, 
     return None
 
 
+# ---- Named arrays and callbacks ----
+
+cdef struct callback:
+    void *function
+    void *error        # a list that takes the exception
+
+
+cdef int call_progress(void *context, double done) noexcept with gil:
+    cdef callback *c = <callback *>context
+    try:
+        (<object>c.function)(done)
+        return 0
+    except BaseException as error:
+        (<list>c.error).append(error)
+        return 1
+
+
+cdef int call_write(void *context, const icecore_array *table, int64_t arrays, const void *data, int64_t size) noexcept with gil:
+    cdef callback *c = <callback *>context
+    cdef uint8_t *piece = <uint8_t *>data
+    try:
+        if data == NULL:
+            (<object>c.function)([((<char *>table[i].name).decode(), chr(table[i].type), table[i].count) for i in range(arrays)], None)
+        else:
+            (<object>c.function)(None, <uint8_t[:size]>piece)
+        return 0
+    except BaseException as error:
+        (<list>c.error).append(error)
+        return 1
+
+
+cdef class Arrays:
+    """(name, type, contiguous bytes as an array of uint8) each, as the core takes them; `fault` says what it could not take, or is None."""
+    cdef icecore_array *entries
+    cdef int64_t count
+    cdef object memory, fault
+
+    def __cinit__(self, list arrays):
+        cdef const uint8_t[::1] data
+        cdef bytes name
+        cdef int64_t size
+        self.memory, self.count = arrays, len(arrays)
+        self.entries = <icecore_array *>malloc(sizeof(icecore_array) * max(1, len(arrays)))
+        if self.entries == NULL:
+            raise MemoryError("icecore: out of memory")
+        memset(self.entries, 0, sizeof(icecore_array) * len(arrays))
+        for i, (text, kind, data) in enumerate(arrays):
+            name = text.encode()
+            if len(name) > 47 or b"\0" in name:
+                self.fault = f"it holds an array named {text!r}"
+                return
+            memcpy(self.entries[i].name, <const char *>name, len(name))
+            self.entries[i].type = <char>ord(kind)
+            size = {"b": 1, "h": 2, "i": 4, "f": 4, "l": 8}[kind]
+            self.entries[i].count = data.shape[0] // size
+            self.entries[i].data = &data[0] if data.shape[0] else NULL
+
+    def __dealloc__(self):
+        free(self.entries)
+
+
 # ---- Cache ----
+
+cdef icecore_cache_options cache_options_of(int64_t heads, int64_t dim, int64_t value_dim, int dtype, int64_t near_keys,
+                                            float cell_tolerance, int64_t block, int64_t sinks, int64_t cell_size,
+                                            uint64_t seed) noexcept:
+    cdef icecore_cache_options o
+    o.heads, o.dim, o.value_dim, o.dtype = heads, dim, value_dim, <icecore_dtype>dtype
+    o.near_keys, o.cell_tolerance, o.block, o.sinks, o.cell_size, o.seed = near_keys, cell_tolerance, block, sinks, cell_size, seed
+    return o
+
 
 cdef class Cache:
     cdef icecore_cache *cache
+    cdef object memory     # what a mapped cache and its forks read
 
     def __dealloc__(self):
         icecore_cache_free(self.cache)
 
     @staticmethod
-    def create(int64_t heads, int64_t dim, int64_t value_dim, int dtype, int64_t near_keys, float cell_tolerance, int64_t block,
-               int64_t sinks, int64_t cell_size, uint64_t seed):
-        cdef icecore_cache_options o
-        o.heads, o.dim, o.value_dim, o.dtype = heads, dim, value_dim, <icecore_dtype>dtype
-        o.near_keys, o.cell_tolerance, o.block, o.sinks, o.cell_size, o.seed = near_keys, cell_tolerance, block, sinks, cell_size, seed
+    def create(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed):
+        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed)
         cdef Cache new = Cache.__new__(Cache)
         check(icecore_cache_create(&o, &new.cache))
         return new
+
+    @staticmethod
+    def map(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed, int64_t count, list arrays, bint own):
+        """`count` caches of `arrays` (as of Arrays), in memory of their `own` or not. (list, None) or (None, reason)."""
+        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed)
+        cdef Arrays given = Arrays(arrays)
+        cdef Cache new
+        cdef char reason[256]
+        cdef icecore_status status
+        if given.fault is not None:
+            return None, given.fault
+        cdef icecore_cache **caches = <icecore_cache **>malloc(sizeof(icecore_cache *) * count)
+        if caches == NULL:
+            raise MemoryError("icecore: out of memory")
+        try:
+            with nogil:
+                status = icecore_cache_map(&o, given.entries, given.count, own, caches, count, reason, sizeof(reason))
+            if status == ICECORE_ERROR_VALUE:
+                return None, reason.decode(errors="replace")
+            check(status)
+            result = [Cache.__new__(Cache) for _ in range(count)]
+            for i in range(count):
+                new = result[i]
+                new.cache = caches[i]
+                new.memory = None if own else arrays
+            return result, None
+        finally:
+            free(caches)
+
+    @staticmethod
+    def write(list caches, function):
+        """As Index.write, all caches together."""
+        cdef list error = []
+        cdef callback c
+        cdef Cache one
+        cdef icecore_status status
+        cdef int64_t count = len(caches)
+        c.function = <void *>function
+        c.error = <void *>error
+        cdef icecore_cache **pointers = <icecore_cache **>malloc(sizeof(icecore_cache *) * count)
+        if pointers == NULL:
+            raise MemoryError("icecore: out of memory")
+        for i, one in enumerate(caches):
+            pointers[i] = one.cache
+        try:
+            with nogil:
+                status = icecore_cache_write(pointers, count, call_write, &c)
+        finally:
+            free(pointers)
+        if error:
+            raise error[0]
+        check(status)
 
     def append(self, int dtype, const element[:, :, :, :] keys, const element[:, :, :, :] values):
         """(1, heads, tokens, dim) and (1, heads, tokens, value_dim)."""
@@ -264,6 +384,7 @@ cdef class Cache:
         with nogil:
             status = icecore_cache_fork(self.cache, &new.cache)
         check(status)
+        new.memory = self.memory
         return new
 
     def state(self):
@@ -327,35 +448,6 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
 
 # ---- Index ----
 
-cdef struct callback:
-    void *function
-    void *error        # a list that takes the exception
-
-
-cdef int call_progress(void *context, double done) noexcept with gil:
-    cdef callback *c = <callback *>context
-    try:
-        (<object>c.function)(done)
-        return 0
-    except BaseException as error:
-        (<list>c.error).append(error)
-        return 1
-
-
-cdef int call_write(void *context, const icecore_array *table, int64_t arrays, const void *data, int64_t size) noexcept with gil:
-    cdef callback *c = <callback *>context
-    cdef uint8_t *piece = <uint8_t *>data
-    try:
-        if data == NULL:
-            (<object>c.function)([((<char *>table[i].name).decode(), chr(table[i].type), table[i].count) for i in range(arrays)], None)
-        else:
-            (<object>c.function)(None, <uint8_t[:size]>piece)
-        return 0
-    except BaseException as error:
-        (<list>c.error).append(error)
-        return 1
-
-
 cdef icecore_index_options options_of(int64_t dim, int metric, int composites, int simples, int levels, double promotion, int dtype,
                                       uint64_t seed) noexcept:
     cdef icecore_index_options o
@@ -380,31 +472,14 @@ cdef class Index:
 
     @staticmethod
     def map(dim, metric, composites, simples, levels, promotion, dtype, seed, list arrays):
-        """`arrays`: (name, type, contiguous bytes as an array of uint8). (index, None) or (None, reason)."""
+        """`arrays` as of Arrays. (index, None) or (None, reason)."""
         cdef icecore_index_options o = options_of(dim, metric, composites, simples, levels, promotion, dtype, seed)
         cdef Index new = Index.__new__(Index)
+        cdef Arrays given = Arrays(arrays)
         cdef char reason[256]
-        cdef const uint8_t[::1] data
-        cdef bytes name
-        cdef icecore_status status
-        cdef int64_t size
-        cdef icecore_array *entries = <icecore_array *>malloc(sizeof(icecore_array) * max(1, len(arrays)))
-        if entries == NULL:
-            raise MemoryError("icecore: out of memory")
-        memset(entries, 0, sizeof(icecore_array) * len(arrays))
-        try:
-            for i, (text, kind, data) in enumerate(arrays):
-                name = text.encode()
-                if len(name) > 47 or b"\0" in name:
-                    return None, f"it holds an array named {text!r}"
-                memcpy(entries[i].name, <const char *>name, len(name))
-                entries[i].type = <char>ord(kind)
-                size = {"b": 1, "h": 2, "i": 4, "f": 4, "l": 8}[kind]
-                entries[i].count = data.shape[0] // size
-                entries[i].data = &data[0] if data.shape[0] else NULL
-            status = icecore_index_map(&o, entries, len(arrays), &new.index, reason, sizeof(reason))
-        finally:
-            free(entries)
+        if given.fault is not None:
+            return None, given.fault
+        cdef icecore_status status = icecore_index_map(&o, given.entries, given.count, &new.index, reason, sizeof(reason))
         if status == ICECORE_ERROR_VALUE:
             return None, reason.decode(errors="replace")
         check(status)

@@ -27,6 +27,15 @@ cdef extern from "icecore.h" nogil:
     void icecore_set_interrupt_check(int (*check)() noexcept nogil)
     int icecore_selftest(const char *isa, char *report, int64_t report_size)
 
+    ctypedef struct icecore_array:
+        char name[48]
+        char type
+        int64_t count
+        const void *data
+
+    ctypedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes,
+                                  int64_t count) noexcept
+
     ctypedef struct icecore_tensor:
         void *data
         int64_t batch_stride, head_stride, row_stride
@@ -91,6 +100,9 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
     icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result) nogil
     icecore_cache_state icecore_cache_get(icecore_cache *cache) nogil
+    icecore_status icecore_cache_write(icecore_cache **caches, int64_t count, icecore_write write, void *context) nogil
+    icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
+                                     icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size) nogil
     const char *icecore_cache_validate(icecore_cache *cache) nogil
 
     ctypedef struct icecore_segment:
@@ -145,15 +157,7 @@ cdef extern from "icecore.h" nogil:
         int64_t count, removed, open, slots, segments, cells, merging, next_id, bytes
         int read_only
 
-    ctypedef struct icecore_array:
-        char name[48]
-        char type
-        int64_t count
-        const void *data
-
     ctypedef int (*icecore_progress)(void *context, double done) noexcept
-    ctypedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes,
-                                  int64_t count) noexcept
 
     icecore_status icecore_index_create(const icecore_index_options *options, icecore_index **result)
     void icecore_index_free(icecore_index *index)

@@ -253,8 +253,8 @@ _FILE_TYPES = {
 }
 
 
-class IndexFile(NamedTuple):
-    """A saved index taken apart: `metadata` (dict of str) and `arrays` (dict by name, in the order of the file)."""
+class SavedFile(NamedTuple):
+    """A saved index or cache taken apart: `metadata` (dict of str) and `arrays` (dict by name, in the order of the file)."""
 
     metadata: dict
     arrays: dict
@@ -271,8 +271,8 @@ class IndexFile(NamedTuple):
         return cls(metadata, arrays)
 
     @classmethod
-    def of(cls, index):
-        return cls.parse(index_bytes(index))
+    def of(cls, saved):
+        return cls.parse(index_bytes(saved))
 
     def bytes(self):
         """The file again, with checksums of what it now holds."""
@@ -299,9 +299,18 @@ def seal_header(header):
     return text()
 
 
-def index_bytes(index):
-    """What `Index.save` would write."""
-    return index.__reduce__()[1][1]
+def resealed(data, change):
+    """The file with `change` made to its header, and the checksum of that."""
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = seal_header(header)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def index_bytes(saved):
+    """What `save` of an index or a cache would write."""
+    return saved.__reduce__()[1][1]
 
 
 def index_contents(index):

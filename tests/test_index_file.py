@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from helpers import (
     VARIANTS,
-    IndexFile,
+    SavedFile,
     assert_same_result,
     clusters,
     index_bytes,
     index_contents,
     normal,
+    resealed,
     run_python,
-    seal_header,
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import icecore
-from icecore import _index_file
+from icecore import _array_file
+from icecore._index import FILE
 
 DIM = 6
 Index = icecore.Index
@@ -100,7 +101,7 @@ def test_round_trips(tmp_path, variant, dtype):
         np.testing.assert_array_equal(twin.ids, index.ids)
         for options in ({}, {"field_of_view": 2}, {"exact": True}, {"visit": 300}, {"filter": np.arange(0, 4000, 3)}):
             assert_same_result(twin.search(QUERIES, 7, **options), index.search(QUERIES, 7, **options))
-        own, other = IndexFile.of(twin), IndexFile.parse(data)
+        own, other = SavedFile.of(twin), SavedFile.parse(data)
         assert own.metadata == other.metadata
         for array, expected in zip(own.arrays.values(), other.arrays.values(), strict=True):
             assert array.tobytes() == expected.tobytes()
@@ -206,7 +207,7 @@ def test_the_file_is_whole_or_old(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    for module, name in ((os, "fsync"), (os, "replace"), (_index_file, "write"), (_index_file, "_header")):
+    for module, name in ((os, "fsync"), (os, "replace"), (_array_file, "write"), (_array_file, "_header")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
             with pytest.raises(OSError, match="no space left"):
@@ -222,7 +223,7 @@ def test_the_file_is_whole_or_old(tmp_path, monkeypatch):
         return before
 
     with monkeypatch.context() as patch:
-        patch.setattr(_index_file.zlib, "crc32", interrupt)
+        patch.setattr(_array_file.zlib, "crc32", interrupt)
         with pytest.raises((KeyboardInterrupt, TypeError)):
             index.save(path)
     assert [*tmp_path.iterdir()] == [path]
@@ -484,15 +485,6 @@ def test_foreign_files(tmp_path, opener):
     refuses(saved(sample(), path)[8:], path, opener)
 
 
-def resealed(data, change):
-    """The file with `change` made to its header, and the checksum of that."""
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + length])
-    change(header)
-    text = seal_header(header)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
-
-
 @opens
 @pytest.mark.parametrize("version", ["0", "2", "10", "", 1])
 def test_other_versions(tmp_path, opener, version):
@@ -683,7 +675,7 @@ def edits_of_arrays():
 @pytest.fixture(scope="module")
 def files():
     names = ("scan ip", "scan l2, three levels", "lists l2, two levels")
-    return {name: IndexFile.of(sample(**VARIANTS[name])) for name in names}
+    return {name: SavedFile.of(sample(**VARIANTS[name])) for name in names}
 
 
 def test_a_file_written_again_is_the_same(tmp_path, files):
@@ -700,7 +692,7 @@ def test_files_made_to_harm(files, what, variant, change):
     """`load` and `view` refuse them, with a reason."""
     arrays = {name: array.copy() for name, array in files[variant].arrays.items()}
     change(arrays)
-    data = np.frombuffer(bytearray(IndexFile(files[variant].metadata, arrays).bytes()), np.uint8)
+    data = np.frombuffer(bytearray(SavedFile(files[variant].metadata, arrays).bytes()), np.uint8)
     for verify in (True, False):
         if not verify and what in ONLY_LOAD:
             continue
@@ -723,10 +715,10 @@ ONLY_LOAD = {
 HARMFUL = """
 import sys, numpy as np, icecore
 sys.path.insert(0, {tests!r})
-from helpers import VARIANTS, IndexFile, clusters
+from helpers import VARIANTS, SavedFile, clusters
 index = icecore.Index(6, **VARIANTS[{variant!r}])
 index.add(clusters(0, 2000, 6))
-file = IndexFile.of(index)
+file = SavedFile.of(index)
 queries = clusters(1, 20, 6)
 for name in file.arrays:
     if file.arrays[name].dtype != np.float32:
@@ -735,7 +727,7 @@ for name in file.arrays:
         for places in (slice(None), slice(5, 6), slice(None, None, 3), slice(1000, None)):
             arrays = {{n: a.copy() for n, a in file.arrays.items()}}
             arrays[name].reshape(-1)[places] = value
-            data = np.frombuffer(bytearray(IndexFile(file.metadata, arrays).bytes()), np.uint8)
+            data = np.frombuffer(bytearray(SavedFile(file.metadata, arrays).bytes()), np.uint8)
             try:
                 index = icecore.Index._read(data, "it", True).copy()
             except ValueError:
@@ -786,5 +778,5 @@ def test_the_file_of_an_index_in_a_file(tmp_path):
     """An index may be written behind something else."""
     index, file = sample(), io.BytesIO(b"prefix")
     file.seek(6)
-    _index_file.write(index._native, index._parameters, file)
+    _array_file.write(FILE, index._parameters, index._native.write, file)
     assert file.getvalue()[6:] == index_bytes(index)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import (
     VARIANTS,
-    IndexFile,
+    SavedFile,
     assert_nearest,
     assert_present,
     assert_same_result,
@@ -226,7 +226,7 @@ def test_far_from_the_origin(variant):
 def tree_of(index):
     """(levels for the oracle, ids in the order of the tree) of an index of one segment."""
     assert index.stats["segments"] == 1
-    arrays = IndexFile.of(index).arrays
+    arrays = SavedFile.of(index).arrays
     depth = int(arrays["segment0.shape"][1])
     levels = [
         Level(arrays[f"segment0.layer{i}.mean"].reshape(-1, index.dim), arrays[f"segment0.layer{i}.offset"])
@@ -385,7 +385,7 @@ def test_candidates_of_lists_are_the_oracles(isa, shape, metric, visit, retrieve
     index = filled(vectors, metric=metric, num_composite=shape[0], num_simple=shape[1], num_levels=1, seed=11)
     result = index.search(queries, SEGMENT, visit=visit, retrieve=retrieve)
     assert_present(result, index, queries)
-    scale = float(IndexFile.of(index).arrays["segment0.lifting"][0])
+    scale = float(SavedFile.of(index).arrays["segment0.lifting"][0])
     unbounded = SEGMENT * shape[1]
     oracle = lists_oracle(vectors, queries, 11, shape, metric, visit or unbounded, retrieve or SEGMENT, scale)
     doubts = 0
@@ -547,10 +547,10 @@ def test_seeds(variant):
     one, two, other = (filled(vectors, seed=seed, **VARIANTS[variant]) for seed in (5, 5, 6))
     assert_same_result(one.search(queries, 10, field_of_view=2), two.search(queries, 10, field_of_view=2))
     if variant != "scan l2, one level":
-        assert IndexFile.of(one).arrays.keys() == IndexFile.of(two).arrays.keys()
+        assert SavedFile.of(one).arrays.keys() == SavedFile.of(two).arrays.keys()
         different = [
             not np.array_equal(a, b)
-            for a, b in zip(IndexFile.of(one).arrays.values(), IndexFile.of(other).arrays.values(), strict=True)
+            for a, b in zip(SavedFile.of(one).arrays.values(), SavedFile.of(other).arrays.values(), strict=True)
         ]
         assert any(different)
 

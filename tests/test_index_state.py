@@ -18,7 +18,8 @@ from hypothesis.stateful import (
 )
 
 import icecore
-from icecore import _index_file
+from icecore import _array_file
+from icecore._index import FILE
 
 DIM = 5
 
@@ -131,7 +132,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def save_and_load(self):
         file = io.BytesIO()
-        _index_file.write(self.index._native, self.index._parameters, file)
+        _array_file.write(FILE, self.index._parameters, self.index._native.write, file)
         assert file.getvalue() == index_bytes(self.index)
         data = np.frombuffer(bytearray(file.getvalue()), np.uint8)
         view = icecore.Index._read(data, "memory", verify=True)

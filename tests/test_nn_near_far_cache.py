@@ -1,8 +1,11 @@
 """A model that generates through near/far caches does what it does over all tokens."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import near_far
+from model_files import VOCABULARY, load_decoder
 from test_nn_llama import TINY, random_tokens, tiny_weights
 
 import icecore
@@ -65,3 +68,69 @@ def test_sliding_layers_see_their_window():
         cache.advance(rows.stop - rows.start)
     expected = icecore.attention(query, key, value, causal=True, window=7)
     np.testing.assert_allclose(np.concatenate(outs, axis=1), expected, atol=1e-5)
+
+
+# ---- Files ----
+
+
+def prompt_cache(weights):
+    cache = nn.NearFarCache(dtype="bfloat16", **OPTIONS)
+    return cache, [nn.forward(weights, TOKENS[:200] % VOCABULARY, cache=cache), *step_by_step(weights, cache, 200, 220)]
+
+
+def step_by_step(weights, cache, first, end):
+    return [nn.forward(weights, TOKENS[i : i + 1] % VOCABULARY, cache=cache) for i in range(first, end)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("opener", [nn.NearFarCache.load, nn.NearFarCache.view])
+def test_a_saved_prompt_is_continued_with_the_same_bits(tmp_path, family, opener):
+    weights = load_decoder(tmp_path, family, max_position_embeddings=400)
+    cache, _ = prompt_cache(weights)
+    cache.save(tmp_path / "cache")
+    expected = np.concatenate(step_by_step(weights, cache, 220, 300))
+    for _ in range(2):  # a prompt is opened as often as one likes
+        opened = opener(tmp_path / "cache")
+        assert opened.length == 220
+        np.testing.assert_array_equal(np.concatenate(step_by_step(weights, opened, 220, 300)), expected)
+    opened.save(tmp_path / "cache")  # over the file that it reads
+    assert opener(tmp_path / "cache").length == 300
+    assert sorted(p.name for p in (tmp_path / "cache").parent.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    weights = load_decoder(tmp_path, "llama", max_position_embeddings=400)
+    cache, _ = prompt_cache(weights)
+    folder = tmp_path / "saved" / "cache"
+    folder.parent.mkdir()
+    cache.save(folder)
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    step_by_step(weights, cache, 220, 221)
+    for module, name in ((np, "savez"), (icecore.KVCache, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(OSError, match="no space left"):
+                cache.save(folder)
+        assert [*folder.parent.iterdir()] == [folder]
+        assert nn.NearFarCache.load(folder).length == 220
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileExistsError, match="other is there and is not a saved cache"):
+        cache.save(tmp_path / "other")
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    weights = load_decoder(tmp_path, "gemma3_text", max_position_embeddings=400)
+    cache, _ = prompt_cache(weights)
+    cache.save(tmp_path / "cache")
+    about = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    for change in ({"version": 2}, {"length": 221}, {"options": 3}, {"layers": None}, {"length": "many"}):
+        (tmp_path / "cache" / "cache.json").write_text(json.dumps(about | change))
+        with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+            nn.NearFarCache.view(tmp_path / "cache")
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps(about))
+    (tmp_path / "cache" / "sliding.npz").write_bytes((tmp_path / "cache" / "sliding.npz").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+        nn.NearFarCache.load(tmp_path / "cache")

@@ -18,6 +18,7 @@ static void seal_task(void *context, int64_t head, void *scratch) {
     attend_call *call = context;
     if (!scratch) return;
     icecore_status status = ice_cache_seal(call->cache, head, call->blocks);
+    if (status == ICECORE_OK) status = ice_cache_fit_means(call->cache, head);
     if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, head);
     if (status != ICECORE_OK) atomic_store(&call->status, (int)status);
 }

@@ -7,12 +7,17 @@
 
 /* ---- Life ---- */
 
-icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cache **result) {
-    if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
+icecore_status ice_cache_check_options(const icecore_cache_options *o) {
     if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
         o->dtype > ICECORE_BFLOAT16 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
         o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1)
         return ICECORE_ERROR_VALUE;
+    return ICECORE_OK;
+}
+
+icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cache **result) {
+    if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
+    if (ice_cache_check_options(o) != ICECORE_OK) return ICECORE_ERROR_VALUE;
     icecore_cache *c = ice_alloc(1, sizeof *c);
     if (!c) return ICECORE_ERROR_MEMORY;
     memset(c, 0, sizeof *c);
@@ -84,7 +89,7 @@ static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t ca
 static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t spare) {
     ice_open_rows *r = *rows;
     const int64_t end = c->length + count;
-    if (r && end <= r->first + r->capacity) {
+    if (r && !r->mapped && end <= r->first + r->capacity) {
         int64_t filled = c->length;
         if (atomic_load(&r->writers) == 1) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
         if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
@@ -160,13 +165,30 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
 
 static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->options.sinks ? c->evicted : c->options.sinks; }
 
+icecore_dtype ice_cache_means(const icecore_cache *c) {
+    const icecore_attention like = {.key_dtype = c->options.dtype, .dim = c->options.dim, .value_dim = c->options.value_dim};
+    return ice_panel_dtype(&like, ice_active_kernels());
+}
+
+icecore_status ice_cache_fit_means(icecore_cache *c, int64_t head) {
+    const icecore_dtype wanted = ice_cache_means(c);
+    ice_stack *stack = c->head[head].stack;
+    for (int64_t i = 0; i < stack->levels; i++) {
+        icecore_segment *old = stack->level[i].segment;
+        if (!old || old->mean_dtype == wanted) continue;
+        icecore_segment *fitting = ice_segment_with_means(old, wanted, ice_active_kernels());
+        if (!fitting) return ICECORE_ERROR_MEMORY;
+        stack->level[i].segment = fitting;
+        icecore_segment_free(old);
+    }
+    return ICECORE_OK;
+}
+
 ice_source ice_cache_source(const icecore_cache *c, int64_t head) {
     const icecore_cache_options *o = &c->options;
-    const ice_kernels *kernels = ice_active_kernels();
-    const icecore_attention like = {.key_dtype = o->dtype, .dim = o->dim, .value_dim = o->value_dim};
     const int64_t origin = c->open ? c->open->first : 0;
     return (ice_source){
-        .dtype = o->dtype, .storage = o->dtype, .means = ice_panel_dtype(&like, kernels),
+        .dtype = o->dtype, .storage = o->dtype, .means = ice_cache_means(c),
         .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
         .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
@@ -220,8 +242,10 @@ icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
         const ice_source source = ice_cache_source(c, head);
         icecore_status status = ice_pending_begin(&source, h->stack, c->open, first, end, &h->pending);
         if (status != ICECORE_OK) return status;
+        h->pending->begun = offset;
     }
-    const double left = ready > begin ? (double)(ready - offset) / (double)(ready - begin) : 0.0;
+    const int64_t begun = h->pending->begun;
+    const double left = ready > begun ? (double)(ready - offset) / (double)(ready - begun + 1) : 0.0;
     return ice_pending_step(h->pending, left > 0.0 ? (int64_t)(left * (double)h->pending->total) : 0);
 }
 
@@ -261,7 +285,10 @@ static void reseal(void *context, int64_t head, void *scratch) {
         memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)dim * element);
         memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start), (size_t)value_dim * element);
     }
-    if (start < c->evicted) start = c->evicted;
+    for (; start < c->evicted && start < call->length; start++) {   /* nobody reads them, but a file has them */
+        memset(ice_open_key(call->open, head, start), 0, (size_t)dim * element);
+        memset(ice_open_value(call->open, head, start), 0, (size_t)value_dim * element);
+    }
     if (start >= call->length) return;
     ice_source_rows rows;
     call->status[head] = ice_source_begin(&rows, kernels, &source, start, call->length);
@@ -361,7 +388,7 @@ icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *ev
 /* ---- Looking ---- */
 
 static int64_t bytes_of(const ice_open_rows *r) {
-    return r ? r->heads * r->capacity * (r->dim + r->value_dim) * (int64_t)ice_element_size(r->dtype) : 0;
+    return r && !r->mapped ? r->heads * r->capacity * (r->dim + r->value_dim) * (int64_t)ice_element_size(r->dtype) : 0;
 }
 
 icecore_cache_state icecore_cache_get(icecore_cache *c) {

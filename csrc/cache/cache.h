@@ -38,6 +38,14 @@ static inline int64_t ice_wanted_blocks(const icecore_cache *c, int64_t position
     return number > 0 ? number - 1 : 0;
 }
 
+/* ICECORE_ERROR_VALUE where they are out of range. */
+icecore_status ice_cache_check_options(const icecore_cache_options *options);
+
+/* The dtype of means that the instruction set in force multiplies. */
+icecore_dtype ice_cache_means(const icecore_cache *cache);
+/* Gives a head's segments means of that dtype: those from a file, or from before icecore_set_isa, may have others. */
+icecore_status ice_cache_fit_means(icecore_cache *cache, int64_t head);
+
 /* Where a head's keys are for sealing, at present. */
 ice_source ice_cache_source(const icecore_cache *cache, int64_t head);
 
@@ -47,5 +55,10 @@ icecore_status ice_cache_seal(icecore_cache *cache, int64_t head, int64_t blocks
 void ice_cache_sealed(icecore_cache *cache, int64_t blocks);
 /* Goes on with the next stack of a head, so far that it is ready when the block of the last token ends. */
 icecore_status ice_cache_prepare(icecore_cache *cache, int64_t head);
+
+/* What is wrong, or NULL.  Of the parts of a cache, the insides of segments aside; no lock. */
+const char *ice_cache_structure_fault(const icecore_cache *cache);
+/* Of the inside of a segment: every key once, in cells under parents without gaps.  `seen`: room for its keys. */
+const char *ice_cache_segment_fault(const icecore_segment *segment, uint8_t *seen);
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "base/memory.h"
 
-ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity) {
+static ice_open_rows *without_arrays(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity) {
     ice_open_rows *r = ice_alloc(1, sizeof *r);
     if (!r) return NULL;
     memset(r, 0, sizeof *r);
@@ -17,6 +17,12 @@ ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, 
     r->dtype = dtype;
     r->first = first;
     r->capacity = capacity;
+    return r;
+}
+
+ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity) {
+    ice_open_rows *r = without_arrays(heads, dim, value_dim, dtype, first, capacity);
+    if (!r) return NULL;
     if (capacity > INT64_MAX / (heads * (dim + value_dim))) {
         ice_free(r);
         return NULL;
@@ -28,6 +34,17 @@ ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, 
     return NULL;
 }
 
+ice_open_rows *ice_open_rows_map(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t count,
+                                 const void *keys, const void *values) {
+    ice_open_rows *r = without_arrays(heads, dim, value_dim, dtype, first, count);
+    if (!r) return NULL;
+    r->filled = first + count;
+    r->keys = (char *)keys;
+    r->values = (char *)values;
+    r->mapped = 1;
+    return r;
+}
+
 void ice_open_rows_share(ice_open_rows *r, int writes) {
     atomic_fetch_add(&r->owners, 1);
     if (writes) atomic_fetch_add(&r->writers, 1);
@@ -37,8 +54,10 @@ void ice_open_rows_release(ice_open_rows *r, int writes) {
     if (!r) return;
     if (writes) atomic_fetch_sub(&r->writers, 1);
     if (atomic_fetch_sub(&r->owners, 1) > 1) return;
-    ice_free(r->keys);
-    ice_free(r->values);
+    if (!r->mapped) {
+        ice_free(r->keys);
+        ice_free(r->values);
+    }
     ice_free(r);
 }
 

@@ -17,9 +17,13 @@ typedef struct {
     icecore_dtype dtype;
     int64_t first, capacity;           /* rows first .. first + capacity - 1 have room */
     char *keys, *values;               /* heads x capacity x dim, heads x capacity x value_dim */
+    int mapped;                        /* the arrays belong to somebody else: they are not written to */
 } ice_open_rows;
 
 ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity);
+/* Rows first .. first + count - 1 where they lie. */
+ice_open_rows *ice_open_rows_map(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t count,
+                                 const void *keys, const void *values);
 void ice_open_rows_share(ice_open_rows *rows, int writes);
 void ice_open_rows_release(ice_open_rows *rows, int writes);   /* NULL: nothing */
 

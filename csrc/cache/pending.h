@@ -14,6 +14,7 @@ typedef struct {
     int64_t first, end;                /* keys */
     int64_t skip;                      /* of the source when it began: evicting more makes it useless */
     int64_t total;                     /* units of work */
+    int64_t begun;                     /* token of its block with which it began: later than others in a cache that comes from a file */
     ice_stack *stack;                  /* what is read: these segments and rows, kept until it is done */
     ice_open_rows *open;
     ice_sealing sealing;

@@ -3,8 +3,7 @@
 #include "base/memory.h"
 #include "cache/cache.h"
 
-/* Every key once, in cells under parents without gaps. */
-static const char *segment_fault(const icecore_segment *s, uint8_t *seen) {
+const char *ice_cache_segment_fault(const icecore_segment *s, uint8_t *seen) {
     const ice_nodes *c = &s->cell, *p = &s->parent;
     if (c->offset[0] != 0 || c->offset[c->count] != s->count || p->offset[0] != 0 || p->offset[p->count] != c->count)
         return "cells or parents do not cover a segment";
@@ -22,7 +21,7 @@ static const char *segment_fault(const icecore_segment *s, uint8_t *seen) {
     return NULL;
 }
 
-static const char *head_fault(const icecore_cache *c, const ice_cache_head *h, uint8_t *seen) {
+static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
     const int64_t skip = c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
     int64_t first = 0, nodes = 0, keys = 0;
     for (int64_t i = 0; i < h->stack->levels; i++) {
@@ -37,31 +36,40 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h, u
         int64_t start = s->count > level->end - level->first ? -1 : level->end - s->count;
         if (start < level->first || s->dim != c->options.dim || s->value_dim != c->options.value_dim || s->dtype != c->options.dtype)
             return "a segment of another shape";
-        const char *fault = segment_fault(s, seen);
-        if (fault) return fault;
+        if (start > level->first && start > skip) return "a segment lacks keys";
         nodes += s->cell.count + s->parent.count;
         keys += s->count;
     }
     if (first != h->sealed * c->options.block) return "segments do not end where open rows begin";
+    if (first > c->length) return "segments reach past the last token";
     if (nodes != h->stack->nodes || keys != h->stack->keys) return "a stack's sums are wrong";
     if (h->pending && (h->pending->end > c->length || h->pending->end <= first)) return "a segment in the making is out of place";
     return NULL;
 }
 
-static const char *fault_of(const icecore_cache *c) {
+const char *ice_cache_structure_fault(const icecore_cache *c) {
     const int64_t first = c->sealed * c->options.block;
     if (c->length < 0 || first > c->length) return "more is sealed than there is";
     if (c->length && (!c->open || c->open->first > first || c->open->first + c->open->capacity < c->length || c->open->filled < c->length))
         return "open rows are missing";
-    if (c->evicted > first && c->evicted > c->length) return "more is evicted than there was";
+    if (c->evicted < 0 || c->evicted > c->length) return "more is evicted than there was";
     int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
     if (sinks && (!c->sinks || c->sinks->filled < sinks)) return "sinks are missing";
+    for (int64_t h = 0; h < c->options.heads; h++) {
+        const char *fault = c->head[h].sealed < c->sealed ? "a head is behind" : head_fault(c, &c->head[h]);
+        if (fault) return fault;
+    }
+    return NULL;
+}
+
+static const char *fault_of(const icecore_cache *c) {
+    const char *fault = ice_cache_structure_fault(c);
     uint8_t *seen = ice_alloc(c->length + 1, 1);
     if (!seen) return "out of memory";
-    const char *fault = NULL;
     for (int64_t h = 0; h < c->options.heads && !fault; h++) {
-        if (c->head[h].sealed < c->sealed) fault = "a head is behind";
-        else fault = head_fault(c, &c->head[h], seen);
+        const ice_stack *stack = c->head[h].stack;
+        for (int64_t i = 0; i < stack->levels && !fault; i++)
+            if (stack->level[i].segment) fault = ice_cache_segment_fault(stack->level[i].segment, seen);
     }
     ice_free(seen);
     return fault;

@@ -65,6 +65,19 @@ void icecore_set_interrupt_check(int (*check)(void));
  * of failures and writes one line per kernel into `report` (always terminated). */
 int icecore_selftest(const char *isa, char *report, int64_t report_size);
 
+/* ---- Named arrays ---------------------------------------------------------------------------------------- */
+
+/* What a file of an index or of a cache consists of. */
+typedef struct {
+    char name[48];
+    char type;                   /* 'b' uint8, 'h' 16-bit float, 'i' int32, 'l' int64, 'f' float32 */
+    int64_t count;               /* elements */
+    const void *data;
+} icecore_array;
+/* Is given first the table of all arrays (whose `data` mean nothing), with bytes = NULL, then the bytes of all arrays one after another, in
+ * pieces.  A non-zero answer ends the call with ICECORE_INTERRUPTED. */
+typedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count);
+
 /* ---- Attention ----------------------------------------------------------------------------------------- */
 
 /* (batch, head, row) axes of a four-dimensional array whose fourth axis is contiguous. */
@@ -256,9 +269,19 @@ typedef struct {
     int64_t first_query;                 /* queries may stand at this token and after it */
     int64_t sealed, segments;            /* tokens in segments (of one head, sinks and evicted ones included), segments of a head */
     int64_t open;                        /* tokens kept as they came */
-    int64_t bytes;                       /* memory held, shared parts included */
+    int64_t bytes;                       /* memory held, shared parts included, mapped files not counted */
 } icecore_cache_state;
 icecore_cache_state icecore_cache_get(icecore_cache *cache);
+
+/* Caches of equal heads, widths, dtype, block, sinks and cell_size as named arrays, for files; each is written as it is when the call begins.
+ * Segments that they share are written once.  Segments in the making are left out: they begin anew. */
+icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, icecore_write write, void *context);
+/* The caches of these arrays, `cache_count` of them; options must be those they were made with (near_keys and cell_tolerance may differ).
+ * own = 0: over the arrays themselves, which must stay as they are as long as these caches or forks of them live; the caches may be used in
+ * every way all the same, since what is sealed does not change and all else is copied when it does.  own = 1: in memory of their own.
+ * Every number that leads to memory is checked; ICECORE_ERROR_VALUE and a reason otherwise, and all of `caches` are NULL. */
+icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
+                                 icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size);
 
 /* NULL, or what is wrong with the cache (a static string). */
 const char *icecore_cache_validate(icecore_cache *cache);
@@ -349,16 +372,7 @@ icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t cap
 /* Checks the structure; returns ICECORE_ERROR_VALUE and a sentence in `reason` (always terminated) when something is wrong. */
 icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size);
 
-/* An index as named arrays, for files.  Pending merges are left out: they begin anew. */
-typedef struct {
-    char name[48];
-    char type;                   /* 'b' uint8, 'h' 16-bit float, 'i' int32, 'l' int64, 'f' float32 */
-    int64_t count;               /* elements */
-    const void *data;
-} icecore_array;
-/* Gives the index to `write`, which reads alone meanwhile: first the table of all arrays (whose `data` mean nothing), with bytes = NULL, then
- * the bytes of all arrays one after another, in pieces.  A non-zero answer ends the call with ICECORE_INTERRUPTED. */
-typedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count);
+/* The index as named arrays, for files.  Pending merges are left out: they begin anew.  `write` reads alone meanwhile. */
 icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context);
 /* An index over the arrays themselves, which must stay as they are as long as it lives: it is read only.  Every number that leads to memory
  * is checked; ICECORE_ERROR_VALUE and a reason otherwise. */

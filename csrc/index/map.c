@@ -5,67 +5,39 @@
 #include "base/memory.h"
 #include "index/fields.h"
 
-typedef struct {
-    const icecore_array *arrays;
-    int64_t count, used;       /* used: how many have been asked for */
-    char *reason;
-    int64_t reason_size;
-    int failed;
-} reader;
-
-static void refuse(reader *r, const char *name, const char *what) {
-    if (!r->failed) snprintf(r->reason, (size_t)r->reason_size, "%s %s", name, what);
-    r->failed = 1;
-}
-
-/* The array of this name, type and count (or any count, with count = -1); NULL and a reason otherwise. */
-static const icecore_array *find(reader *r, const char *name, char type, int64_t count) {
-    for (int64_t i = 0; i < r->count && !r->failed; i++) {
-        const icecore_array *a = &r->arrays[i];
-        if (strcmp(a->name, name) != 0) continue;
-        if (a->type != type) refuse(r, name, "has the wrong type");
-        else if (count >= 0 && a->count != count) refuse(r, name, "has the wrong length");
-        else if ((uintptr_t)a->data % ice_size_of(type)) refuse(r, name, "is not aligned");
-        r->used++;
-        return r->failed ? NULL : a;
-    }
-    refuse(r, name, "is missing");
-    return NULL;
-}
-
 /* Every number of a segment that leads to memory. */
-static void check_segment(reader *r, const icecore_segment *s, int number, const ice_slots *slots) {
+static void check_segment(ice_reader *r, const icecore_segment *s, int number, const ice_slots *slots) {
     char name[48];
     snprintf(name, sizeof name, "segment%d", number);
     for (int i = 0; i < s->layers; i++) {
         const ice_layer *layer = &s->layer[i];
         int rising = layer->offset[0] == 0 && layer->offset[layer->parents] == layer->children;
         for (int64_t p = 0; p < layer->parents && rising; p++) rising = layer->offset[p] <= layer->offset[p + 1];
-        if (!rising) refuse(r, name, "has offsets that do not rise from 0 to the number of children");
+        if (!rising) ice_refuse(r, name, "has offsets that do not rise from 0 to the number of children");
     }
     for (int64_t i = 0; i < s->count && !r->failed; i++) {
-        if (s->order[i] < 0 || s->order[i] >= slots->count) refuse(r, name, "names a slot that does not exist");
-        else if (*ice_slot_state(slots, s->order[i]) == ICE_SLOT_FREE) refuse(r, name, "names a free slot");
+        if (s->order[i] < 0 || s->order[i] >= slots->count) ice_refuse(r, name, "names a slot that does not exist");
+        else if (*ice_slot_state(slots, s->order[i]) == ICE_SLOT_FREE) ice_refuse(r, name, "names a free slot");
     }
     for (int l = 0; l < s->lists.composites; l++)
         for (int64_t c = 0; c < s->cells && !r->failed; c++)
             for (int64_t i = s->offset[c]; i < s->offset[c + 1] && !r->failed; i++) {
                 int32_t row = s->lists.row[l * s->count + i];
-                if (row < s->offset[c] || row >= s->offset[c + 1]) refuse(r, name, "has a list that leaves its cell");
+                if (row < s->offset[c] || row >= s->offset[c + 1]) ice_refuse(r, name, "has a list that leaves its cell");
             }
 }
 
-static void map_segment(reader *r, icecore_index *index, int number, const int64_t *shape, int64_t shape_count) {
+static void map_segment(ice_reader *r, icecore_index *index, int number, const int64_t *shape, int64_t shape_count) {
     char name[48];
     const icecore_index_options *o = &index->options;
     snprintf(name, sizeof name, "segment%d.shape", number);
     if (shape_count < 3 || shape[1] != o->levels || shape_count != 2 + shape[1] || shape[0] < 1 || shape[0] > INT32_MAX || shape[2] != 1) {
-        refuse(r, name, "is not a shape of this index");
+        ice_refuse(r, name, "is not a shape of this index");
         return;
     }
     icecore_segment *s = ice_segment_new();
     if (!s) {
-        refuse(r, name, "does not fit into memory");
+        ice_refuse(r, name, "does not fit into memory");
         return;
     }
     index->sealed[number].segment = s;
@@ -78,7 +50,7 @@ static void map_segment(reader *r, icecore_index *index, int number, const int64
         layer->children = i + 1 < s->layers ? shape[3 + i] : s->count;
         layer->stride = (s->dim + 3) & ~(int64_t)3;
         if (layer->parents < 1 || layer->children < layer->parents || layer->children > s->count) {
-            refuse(r, name, "is not a shape of this index");
+            ice_refuse(r, name, "is not a shape of this index");
             return;
         }
     }
@@ -87,14 +59,14 @@ static void map_segment(reader *r, icecore_index *index, int number, const int64
     int64_t count = ice_fields_of(s, o, fields);
     for (int64_t i = 0; i < count && !r->failed; i++) {
         snprintf(name, sizeof name, "segment%d.%.*s", number, (int)sizeof fields->part, fields[i].part);
-        const icecore_array *a = find(r, name, fields[i].type, fields[i].count);
+        const icecore_array *a = ice_find(r, name, fields[i].type, fields[i].count);
         if (a) *fields[i].data = (void *)a->data;
     }
     snprintf(name, sizeof name, "segment%d.lifting", number);
-    const icecore_array *lifting = r->failed ? NULL : find(r, name, 'f', 1);
+    const icecore_array *lifting = r->failed ? NULL : ice_find(r, name, 'f', 1);
     if (!lifting) return;
     s->lifting = *(const float *)lifting->data;
-    if (!(s->lifting >= 0.0f) || (s->lifting > 0.0f) != (o->metric == ICECORE_INNER_PRODUCT)) refuse(r, name, "does not fit the metric");
+    if (!(s->lifting >= 0.0f) || (s->lifting > 0.0f) != (o->metric == ICECORE_INNER_PRODUCT)) ice_refuse(r, name, "does not fit the metric");
     s->cells = s->layer[s->layers - 1].parents;
     s->offset = s->layer[s->layers - 1].offset;
     s->mean_key = s->layer[s->layers - 1].mean;
@@ -103,16 +75,16 @@ static void map_segment(reader *r, icecore_index *index, int number, const int64
         index->sealed[number].removed += *ice_slot_state(&index->slots, s->order[i]) == ICE_SLOT_REMOVED;
 }
 
-static void map_slots(reader *r, icecore_index *index, int64_t count) {
+static void map_slots(ice_reader *r, icecore_index *index, int64_t count) {
     ice_slots *slots = &index->slots;
     slots->owned = 0;
-    const icecore_array *vectors = find(r, "vectors", slots->dtype == ICECORE_FLOAT32 ? 'f' : 'h', count * slots->dim);
-    const icecore_array *ids = find(r, "ids", 'l', count), *state = find(r, "state", 'b', count), *home = find(r, "home", 'b', count);
+    const icecore_array *vectors = ice_find(r, "vectors", ice_type_of(slots->dtype), count * slots->dim);
+    const icecore_array *ids = ice_find(r, "ids", 'l', count), *state = ice_find(r, "state", 'b', count), *home = ice_find(r, "home", 'b', count);
     if (r->failed) return;
     int64_t chunks = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;
     slots->chunk = ice_alloc(chunks, sizeof *slots->chunk);
     if (!slots->chunk) {
-        refuse(r, "the index", "does not fit into memory");
+        ice_refuse(r, "the index", "does not fit into memory");
         return;
     }
     for (int64_t i = 0; i < chunks; i++)
@@ -126,39 +98,39 @@ static void map_slots(reader *r, icecore_index *index, int64_t count) {
     slots->count = count;
     for (int64_t s = 0; s < count; s++) {
         uint8_t own = *ice_slot_state(slots, s);
-        if (own > ICE_SLOT_REMOVED) refuse(r, "state", "holds a number that is no state");
+        if (own > ICE_SLOT_REMOVED) ice_refuse(r, "state", "holds a number that is no state");
         index->used += own == ICE_SLOT_USED;
         index->removed += own == ICE_SLOT_REMOVED;
     }
 }
 
-static void map_all(reader *r, icecore_index *index) {
-    const icecore_array *header = find(r, "header", 'l', ICE_HEADER);
+static void map_all(ice_reader *r, icecore_index *index) {
+    const icecore_array *header = ice_find(r, "header", 'l', ICE_HEADER);
     if (!header) return;
     const int64_t *h = header->data;
     if (h[5] < 0 || h[5] > INT32_MAX || h[4] < 0 || h[4] > ICE_OPEN_BLOCK || h[2] < 0) {
-        refuse(r, "header", "is out of range");
+        ice_refuse(r, "header", "is out of range");
         return;
     }
     map_slots(r, index, h[5]);
-    const icecore_array *open = r->failed ? NULL : find(r, "open", 'i', h[4]);
+    const icecore_array *open = r->failed ? NULL : ice_find(r, "open", 'i', h[4]);
     if (!open) return;
-    if (index->used != h[0] || index->removed != h[1]) refuse(r, "header", "does not count what state holds");
+    if (index->used != h[0] || index->removed != h[1]) ice_refuse(r, "header", "does not count what state holds");
     index->next_id = h[2];
     index->seals = (uint64_t)h[3];
     index->open_count = h[4];
     if (h[4]) memcpy(index->open, open->data, (size_t)h[4] * sizeof *index->open);
     for (int64_t i = 0; i < h[4]; i++)
-        if (index->open[i] < 0 || index->open[i] >= index->slots.count) refuse(r, "open", "names a slot that does not exist");
+        if (index->open[i] < 0 || index->open[i] >= index->slots.count) ice_refuse(r, "open", "names a slot that does not exist");
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
         for (int64_t i = 0; i < r->count && !r->failed; i++) {
             char name[48];
             snprintf(name, sizeof name, "segment%d.shape", n);
             if (strcmp(r->arrays[i].name, name) != 0) continue;
-            const icecore_array *shape = find(r, name, 'l', -1);
+            const icecore_array *shape = ice_find(r, name, 'l', -1);
             if (shape) map_segment(r, index, n, shape->data, shape->count);
         }
-    if (!r->failed && r->used != r->count) refuse(r, "the file", "holds arrays that do not belong to an index");
+    if (!r->failed && r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to an index");
 }
 
 icecore_status icecore_index_map(const icecore_index_options *options, const icecore_array *arrays, int64_t count,
@@ -169,7 +141,7 @@ icecore_status icecore_index_map(const icecore_index_options *options, const ice
         snprintf(reason, (size_t)reason_size, "its parameters are out of range");
         return status;
     }
-    reader r = {arrays, count, 0, reason, reason_size, 0};
+    ice_reader r = {arrays, count, 0, reason, reason_size, 0};
     index->read_only = 1;
     map_all(&r, index);
     /* what must hold for searching and changing to be safe, beyond single numbers */

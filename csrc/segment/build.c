@@ -4,32 +4,10 @@
 
 #include "base/memory.h"
 #include "segment/build.h"
+#include "segment/fields.h"
 
 /* Rows whose distances are found at a time. */
 #define BLOCK 128
-
-static int allocate_nodes(icecore_segment *s, ice_nodes *nodes, int64_t count) {
-    size_t element = ice_element_size(s->mean_dtype);
-    nodes->count = count;
-    nodes->offset = ice_segment_alloc(s, count + 1, sizeof(int64_t));
-    nodes->mean_key = ice_segment_alloc(s, count * s->dim, element);
-    nodes->mean_value = ice_segment_alloc(s, count * s->value_dim, element);
-    nodes->variance = ice_segment_alloc(s, count, sizeof(float));
-    nodes->radius = ice_segment_alloc(s, count, sizeof(float));
-    nodes->log2_count = ice_segment_alloc(s, count, sizeof(float));
-    nodes->log2_risk = ice_segment_alloc(s, count, sizeof(float));
-    return nodes->offset && nodes->mean_key && nodes->mean_value && nodes->variance && nodes->radius && nodes->log2_count &&
-           nodes->log2_risk;
-}
-
-static int allocate(icecore_segment *s, const ice_groups *groups) {
-    size_t element = ice_element_size(s->dtype);
-    s->order = ice_segment_alloc(s, s->count, sizeof(int32_t));
-    s->keys = ice_segment_alloc(s, s->count * s->dim, element);
-    s->values = ice_segment_alloc(s, s->count * s->value_dim, element);
-    return s->order && s->keys && s->values && allocate_nodes(s, &s->cell, groups->cells) &&
-           allocate_nodes(s, &s->parent, groups->parents);
-}
 
 /* Rows first .. end - 1 in the order of the cells, in the segment's dtype. */
 static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first, int64_t end, void *target) {
@@ -145,8 +123,10 @@ static icecore_status begin_storing(ice_builder *b) {
         s->value_dim = b->values.dim;
         s->dtype = b->storage;
         s->mean_dtype = b->means;
+        s->cell.count = b->groups.cells;
+        s->parent.count = b->groups.parents;
     }
-    if (!s || !allocate(s, &b->groups)) {
+    if (!s || !ice_attention_alloc(s)) {
         icecore_segment_free(s);
         return ICECORE_ERROR_MEMORY;
     }

@@ -30,6 +30,7 @@ void *ice_segment_alloc(icecore_segment *s, int64_t count, size_t size) {
 void icecore_segment_free(icecore_segment *s) {
     if (!s || atomic_fetch_sub(&s->owners, 1) > 1) return;
     for (int i = 0; i < s->owned_count; i++) ice_free(s->owned[i]);
+    icecore_segment_free(s->base);
     ice_free(s);
 }
 

@@ -58,6 +58,7 @@ struct icecore_segment {
     int64_t bytes;                                 /* in `owned` */
     int owned_count;
     void *owned[16 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */
+    icecore_segment *base;                         /* or to this segment, of which it owns a part; NULL: none */
 };
 
 /* A segment without arrays; NULL when out of memory. */
@@ -67,6 +68,10 @@ void *ice_segment_alloc(icecore_segment *segment, int64_t count, size_t size);
 
 /* One more owner of the same segment. */
 icecore_segment *ice_segment_share(icecore_segment *segment);
+
+/* The segment with its means in another dtype, rounded where that has fewer digits; all else is the old one's, which lives as long.  NULL when
+ * out of memory. */
+icecore_segment *ice_segment_with_means(icecore_segment *segment, icecore_dtype means, const ice_kernels *kernels);
 
 /* The seed of the segment over keys first .. first + count - 1: it depends on where the segment lies and not on how it came to be,
  * so that prefill, chunks and single steps build the same cells. */

@@ -18,7 +18,7 @@ static int64_t next_size(int64_t blocks, int64_t block) {
     return size;
 }
 
-static int64_t count_levels(int64_t blocks, int64_t block) {
+int64_t ice_stack_levels(int64_t blocks, int64_t block) {
     int64_t levels = 0;
     for (; blocks; levels++) blocks -= next_size(blocks, block);
     return levels;
@@ -30,6 +30,11 @@ int64_t ice_stack_most_nodes(int64_t keys, int64_t block, int64_t cell_size) {
     int64_t levels = keys / (largest_size(block) * block) + 64;
     int64_t cells = keys / cell_size + levels, parents = cells / ICE_CELLS_PER_PARENT + 2 * levels;
     return cells + 2 * parents;
+}
+
+int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size) {
+    return 1 <= parents && parents <= cells && cells <= count && parents <= count / cell_size / ICE_CELLS_PER_PARENT + 1 &&
+           cells <= count / cell_size + parents;
 }
 
 icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end) {
@@ -83,7 +88,7 @@ static ice_stack *empty_stack(int64_t levels) {
     return stack;
 }
 
-static void add_up(ice_stack *stack) {
+void ice_stack_add_up(ice_stack *stack) {
     stack->nodes = stack->keys = 0;
     for (int64_t i = 0; i < stack->levels; i++) {
         const icecore_segment *s = stack->level[i].segment;
@@ -100,13 +105,24 @@ int64_t ice_stack_drop(ice_stack *stack, int64_t end) {
         stack->level[i].segment = NULL;
         last = stack->level[i].end;
     }
-    add_up(stack);
+    ice_stack_add_up(stack);
     return last;
+}
+
+ice_stack *ice_stack_empty(int64_t blocks, int64_t block) {
+    ice_stack *stack = empty_stack(ice_stack_levels(blocks, block));
+    for (int64_t first = 0; stack && blocks; stack->levels++) {
+        int64_t size = next_size(blocks, block);
+        stack->level[stack->levels] = (ice_stacked){first, first + size * block, NULL};
+        first += size * block;
+        blocks -= size;
+    }
+    return stack;
 }
 
 /* Gives the stack to *result, or frees it when `status` is not OK. */
 static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack **result) {
-    add_up(stack);
+    ice_stack_add_up(stack);
     if (status == ICECORE_OK) *result = stack;
     else ice_stack_free(stack);
     return status;
@@ -132,7 +148,7 @@ icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result) {
 
 icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
                               ice_stack **result) {
-    ice_stack *stack = empty_stack(count_levels(blocks, source->block));
+    ice_stack *stack = empty_stack(ice_stack_levels(blocks, source->block));
     if (!stack) return ICECORE_ERROR_MEMORY;
     icecore_status status = ICECORE_OK;
     int64_t first = 0;

@@ -41,6 +41,12 @@ void ice_stack_free(ice_stack *stack);
 /* Lets go of the segments that end at `end` or before; returns where the last of them ends, 0 where there is none. */
 int64_t ice_stack_drop(ice_stack *stack, int64_t end);
 
+/* A stack of `blocks` blocks without its segments; how many it has. */
+ice_stack *ice_stack_empty(int64_t blocks, int64_t block);
+int64_t ice_stack_levels(int64_t blocks, int64_t block);
+/* Once its segments are there: counts what is in them. */
+void ice_stack_add_up(ice_stack *stack);
+
 /* The range of the one segment that a stack of `blocks` + 1 blocks has and one of `blocks` has not. */
 void ice_stack_next_range(int64_t blocks, int64_t block, int64_t *first, int64_t *end);
 
@@ -53,5 +59,7 @@ void ice_sealing_end(ice_sealing *sealing);
 
 /* No stack over `keys` keys in blocks of `block` has more nodes than this. */
 int64_t ice_stack_most_nodes(int64_t keys, int64_t block, int64_t cell_size);
+/* Whether a segment of `count` keys may have so many cells and parents: ice_stack_most_nodes relies on it. */
+int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size);
 
 #endif

@@ -68,6 +68,11 @@ class KeyValueCache:
         """Count the last `count` rows written to every layer as held."""
         self.length += count
 
+    def rows(self):
+        """(layer, (keys, values)) of the rows held, each layer in turn; good until the next `write`."""
+        for layer, pair in self._buffers.items():
+            yield layer, tuple(buffer[:, : self.length] for buffer in pair)
+
     def _grown(self, buffer, capacity):
         """A buffer of the given capacity with the same first `length` rows."""
         heads, _, head_width = buffer.shape

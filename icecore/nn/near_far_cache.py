@@ -1,8 +1,19 @@
 """A decoder's cache whose layers attend by near/far attention."""
 
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
 import icecore
 
 from .cache import KeyValueCache
+
+VERSION = 1
 
 
 class NearFarCache:
@@ -46,3 +57,86 @@ class NearFarCache:
         """Count the last `count` rows added to every layer as held."""
         self.length += count
         self._sliding.advance(count)
+
+    def save(self, path):
+        """Write a folder: a file for each layer, and one of all layers with sliding windows.
+
+        It is written under a temporary name beside it and renamed; a cache that was saved there before is replaced: files of
+        two caches are never mixed.
+
+        Parameters
+        ----------
+        path : path-like
+            Of the folder.
+
+        Raises
+        ------
+        FileExistsError
+            If something else is there.
+        """
+        path = Path(path)
+        if path.exists() and not (path / "cache.json").is_file():
+            raise FileExistsError(f"{path} is there and is not a saved cache; expected a new name, or one of a saved cache")
+        temporary, old = (path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
+        temporary.mkdir()
+        try:
+            for layer, cache in self._layers.items():
+                cache.save(temporary / f"layer{layer}.safetensors")
+            sliding = {}
+            for layer, (keys, values) in self._sliding.rows():
+                sliding |= {f"{layer}.keys": keys, f"{layer}.values": values}
+            np.savez(temporary / "sliding.npz", **sliding)
+            about = {"version": VERSION, "length": self.length, "options": self._options, "layers": [*self._layers]}
+            (temporary / "cache.json").write_text(json.dumps(about))
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def load(cls, path):
+        """Read a saved cache into memory; it goes on as the saved one would have.
+
+        Raises
+        ------
+        ValueError
+            If a file of the folder is damaged, or they do not belong together.
+        """
+        return cls._opened(path, icecore.KVCache.load)
+
+    @classmethod
+    def view(cls, path):
+        """Map a saved cache (see `icecore.KVCache.view`): a prompt's cache is opened in milliseconds and continued.
+
+        Raises
+        ------
+        ValueError
+            As `load`.
+        """
+        return cls._opened(path, icecore.KVCache.view)
+
+    @classmethod
+    def _opened(cls, path, opener):
+        path = Path(path)
+        try:
+            about = json.loads((path / "cache.json").read_text())
+            if about["version"] != VERSION:
+                raise ValueError(f"it is of version {about['version']!r}; this icecore reads version {VERSION}")
+            new = cls(**about["options"])
+            new.length = int(about["length"])
+            new._layers = {int(layer): opener(path / f"layer{int(layer)}.safetensors") for layer in about["layers"]}
+            with np.load(path / "sliding.npz", allow_pickle=False) as sliding:
+                layers = sorted({int(name.partition(".")[0]) for name in sliding})
+                for layer in layers:
+                    new._sliding.write(layer, sliding[f"{layer}.keys"], sliding[f"{layer}.values"])
+            new._sliding.advance(new.length)
+            held = [len(cache) for cache in new._layers.values()] + [keys.shape[1] for _, (keys, _) in new._sliding.rows()]
+            if min(held, default=new.length) < new.length:
+                raise ValueError(f"a layer holds {min(held)} of {new.length} tokens")
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a usable cache folder: {error}") from error
+        return new

@@ -3,14 +3,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrays.h"
 #include "check.h"
 #include "naive.h"
 
 enum { TOKENS = 150, HEADS = 2, GROUP = 3, DIM = 12, VALUE_DIM = 9 };
 
+static icecore_cache_options options(int64_t block, int64_t sinks, int64_t near_keys) {
+    return (icecore_cache_options){.heads = HEADS, .dim = DIM, .value_dim = VALUE_DIM, .near_keys = near_keys, .block = block,
+                                   .sinks = sinks, .cell_size = 4};
+}
+
 static icecore_cache *create(int64_t block, int64_t sinks, int64_t near_keys) {
-    const icecore_cache_options o = {.heads = HEADS, .dim = DIM, .value_dim = VALUE_DIM, .near_keys = near_keys, .block = block,
-                                     .sinks = sinks, .cell_size = 4};
+    const icecore_cache_options o = options(block, sinks, near_keys);
     icecore_cache *cache = NULL;
     EXPECT(icecore_cache_create(&o, &cache) == ICECORE_OK);
     return cache;
@@ -31,17 +36,23 @@ static icecore_tensor from_row(icecore_tensor t, int64_t row) {
     return t;
 }
 
-/* Appends tokens first .. end - 1 and attends their queries. */
-static void go_on(icecore_cache *cache, const problem *s, int64_t first, int64_t end) {
+static icecore_status append_and_attend(icecore_cache *cache, const problem *s, int64_t first, int64_t end, float *lse) {
     const icecore_near_far report = {0};
     icecore_attention p = s->p;
-    float lse[HEADS * GROUP * TOKENS];
-    EXPECT(icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first), end - first) == ICECORE_OK);
+    icecore_status status = icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first), end - first);
+    if (status != ICECORE_OK) return status;
     p.query = from_row(p.query, first);
     p.out = from_row(p.out, first);
     p.queries = end - first;
     p.lse = lse;
-    EXPECT(icecore_cache_attend(cache, &p, &report) == ICECORE_OK);
+    return icecore_cache_attend(cache, &p, &report);
+}
+
+/* Appends tokens first .. end - 1 and attends their queries. */
+static void go_on(icecore_cache *cache, const problem *s, int64_t first, int64_t end) {
+    const icecore_attention p = s->p;
+    float lse[HEADS * GROUP * TOKENS];
+    EXPECT(append_and_attend(cache, s, first, end, lse) == ICECORE_OK);
     for (int64_t h = 0; h < p.query_heads; h++)
         memcpy(s->p.lse + h * TOKENS + first, lse + h * (end - first), (size_t)(end - first) * sizeof *lse);
     EXPECT(!icecore_cache_validate(cache));
@@ -117,8 +128,106 @@ static void refused(void) {
     problem_free(&s);
 }
 
+/* ---- Arrays ---- */
+
+/* Two caches of `tokens` tokens that share their first 60 or so: the second went another way. */
+static file some_caches(const icecore_cache_options *o, const problem *s, int64_t tokens) {
+    icecore_cache *both[2] = {NULL, NULL};
+    file f = {.count = 0};
+    int64_t evicted;
+    EXPECT(icecore_cache_create(o, &both[0]) == ICECORE_OK);
+    go_on(both[0], s, 0, 60);
+    EXPECT(icecore_cache_fork(both[0], &both[1]) == ICECORE_OK);
+    go_on(both[0], s, 60, tokens);
+    go_on(both[1], s, 60, tokens);
+    EXPECT(icecore_cache_evict(both[1], 30, &evicted) == ICECORE_OK);
+    EXPECT(icecore_cache_write((icecore_cache *const *)both, 2, write_arrays, &f) == ICECORE_OK);
+    for (int i = 0; i < 2; i++) icecore_cache_free(both[i]);
+    return f;
+}
+
+/* Everything that a caller can do with a cache that was accepted. */
+static void use(icecore_cache *cache, const problem *s) {
+    static float lse[HEADS * GROUP * TOKENS];
+    icecore_cache *fork = NULL;
+    int64_t length = icecore_cache_get(cache).length, evicted;
+    if (icecore_cache_fork(cache, &fork) != ICECORE_OK) return;
+    /* one by one over two blocks, so that segments are read and merged */
+    for (int64_t i = 0; i < 20; i++) append_and_attend(cache, s, i, i + 1, lse);
+    icecore_cache_truncate(cache, length / 2, 1);
+    append_and_attend(cache, s, 0, 10, lse);
+    append_and_attend(fork, s, 0, 1, lse);
+    icecore_cache_evict(fork, length, &evicted);
+    append_and_attend(fork, s, 0, 10, lse);
+    icecore_cache_free(fork);
+    icecore_cache_validate(cache);
+}
+
+static void round_trip(void) {
+    problem s = all_tokens();
+    for (int64_t block = 1; block <= 16; block *= 4) {
+        check_at("block %d", (int)block);
+        const icecore_cache_options o = options(block, 5, TOKENS);
+        file f = some_caches(&o, &s, 100);
+        for (int own = 0; own < 2; own++) {
+            icecore_cache *mapped[2], *fork = NULL;
+            char reason[200];
+            EXPECT(icecore_cache_map(&o, f.arrays, f.count, own, mapped, 2, reason, sizeof reason) == ICECORE_OK);
+            const icecore_cache_state state = icecore_cache_get(mapped[0]);
+            EXPECT(state.length == 100 && state.evicted == 0 && (state.bytes == 0) == !own);
+            EXPECT(!icecore_cache_validate(mapped[0]) && !icecore_cache_validate(mapped[1]));
+            file again = {.count = 0};
+            EXPECT(icecore_cache_write((icecore_cache *const *)mapped, 2, write_arrays, &again) == ICECORE_OK && again.count == f.count);
+            for (int64_t i = 0; i < f.count; i++)
+                EXPECT(f.arrays[i].count == again.arrays[i].count &&
+                       memcmp(f.arrays[i].data, again.arrays[i].data, (size_t)f.arrays[i].count * size_of(f.arrays[i].type)) == 0);
+            free_arrays(&again);
+            EXPECT(icecore_cache_fork(mapped[0], &fork) == ICECORE_OK);
+            icecore_cache_free(mapped[0]);
+            go_on(fork, &s, 100, TOKENS);
+            icecore_cache_free(fork);
+            use(mapped[1], &s);
+            icecore_cache_free(mapped[1]);
+            EXPECT(icecore_cache_map(&o, f.arrays, f.count, own, mapped, 1, reason, sizeof reason) == ICECORE_ERROR_VALUE && !mapped[0]);
+        }
+        free_arrays(&f);
+    }
+    problem_free(&s);
+}
+
+/* Arrays with anything in them are refused, or are safe to use in every way. */
+static void lying_arrays(void) {
+    int refused = 0, used = 0;
+    problem s = all_tokens();
+    for (int variant = 0; variant < 4; variant++) {
+        icecore_cache_options o = options(8, variant % 2 ? 3 : 0, 12);
+        if (variant / 2) o.cell_tolerance = 0.1f, o.dtype = ICECORE_BFLOAT16;
+        file f = some_caches(&o, &s, 110);
+        for (int round = 0; round < 800; round++) {
+            const lie told = tell_lie(&f);
+            check_at("variant %d, round %d, array %s", variant, round, told.before.name);
+            icecore_cache *mapped[2];
+            char reason[200] = "";
+            if (icecore_cache_map(&o, f.arrays, f.count, round % 2, mapped, 2, reason, sizeof reason) == ICECORE_OK) {
+                for (int i = 0; i < 2; i++) use(mapped[i], &s);
+                for (int i = 0; i < 2; i++) icecore_cache_free(mapped[i]);
+                used++;
+            } else {
+                EXPECT(reason[0] != '\0' && !mapped[0] && !mapped[1]);
+                refused++;
+            }
+            take_back(&told);
+        }
+        free_arrays(&f);
+    }
+    problem_free(&s);
+    EXPECT(refused > 100 && used > 100);
+}
+
 void cache_tests(void) {
     check_run("cache: with all cells open it is exact attention, whatever the chunks", all_near);
     check_run("cache: forks, truncation, eviction", forks_and_truncation);
     check_run("cache: bad options and calls", refused);
+    check_run("cache: arrays and back", round_trip);
+    check_run("cache: arrays that lie", lying_arrays);
 }

@@ -4,15 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrays.h"
 #include "check.h"
 #include "icecore.h"
-
-static uint64_t state = 1;
-
-static uint64_t draw(uint64_t bound) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (state >> 33) % bound;
-}
 
 static float *random_rows(int64_t count, int64_t dim) {
     float *rows = malloc((size_t)(count * dim) * sizeof *rows);
@@ -191,35 +185,10 @@ static void refusals(void) {
 
 /* ---- Arrays ---- */
 
-typedef struct {
-    icecore_array arrays[400];
-    int64_t count, filled, filling;
-} file;
-
-static size_t size_of(char type) { return type == 'l' ? 8 : type == 'b' ? 1 : type == 'h' ? 2 : 4; }
-
-static int write_arrays(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count) {
-    file *f = context;
-    if (!bytes) {
-        f->count = arrays;
-        memcpy(f->arrays, table, (size_t)arrays * sizeof *table);
-        for (int64_t i = 0; i < arrays; i++) f->arrays[i].data = malloc((size_t)table[i].count * size_of(table[i].type) + 1);
-        return 0;
-    }
-    while (f->filled == f->arrays[f->filling].count * (int64_t)size_of(f->arrays[f->filling].type)) f->filling++, f->filled = 0;
-    memcpy((char *)f->arrays[f->filling].data + f->filled, bytes, (size_t)count);
-    f->filled += count;
-    return 0;
-}
-
 static file arrays_of(icecore_index *index) {
     file f = {.count = 0};
     EXPECT(icecore_index_write(index, write_arrays, &f) == ICECORE_OK);
     return f;
-}
-
-static void free_arrays(file *f) {
-    for (int64_t i = 0; i < f->count; i++) free((void *)f->arrays[i].data);
 }
 
 static icecore_index *some_index(const icecore_index_options *o, int64_t count) {
@@ -300,21 +269,8 @@ static void lying_arrays(void) {
         file f = arrays_of(index);
         icecore_index_free(index);
         for (int round = 0; round < 600; round++) {
-            icecore_array *a = &f.arrays[draw((uint64_t)f.count)];
-            const icecore_array before = *a;
-            size_t bytes = (size_t)a->count * size_of(a->type), at = bytes ? draw(bytes) : 0;
-            unsigned char *data = (unsigned char *)a->data, byte = data[at];
-            switch (draw(5)) {
-            case 0: a->count = (int64_t)draw(10) - 2 + (draw(2) ? a->count : 0); break;
-            case 1: a->type = "bhilf"[draw(5)]; break;
-            case 2: a->name[draw(12)] ^= 1; break;
-            default: data[at] = (unsigned char)(draw(2) ? draw(256) : byte ^ (1u << draw(8)));
-            }
-            check_at("variant %d, round %d, array %s", variant, round, before.name);
-            if (a->count > before.count || size_of(a->type) > size_of(before.type)) {   /* the data would end too early: not ours to lie about */
-                *a = before;
-                continue;
-            }
+            const lie told = tell_lie(&f);
+            check_at("variant %d, round %d, array %s", variant, round, told.before.name);
             icecore_index *mapped = NULL, *copy = NULL;
             char reason[200] = "";
             if (icecore_index_map(&o, f.arrays, f.count, &mapped, reason, sizeof reason) == ICECORE_OK) {
@@ -327,8 +283,7 @@ static void lying_arrays(void) {
                 EXPECT(reason[0] != '\0');
                 refused++;
             }
-            data[at] = byte;
-            *a = before;
+            take_back(&told);
         }
         free_arrays(&f);
     }

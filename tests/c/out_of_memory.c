@@ -1,6 +1,7 @@
 /* When memory runs out, at whichever allocation, the call says so and leaves nothing behind. */
 #include <stdlib.h>
 
+#include "arrays.h"
 #include "check.h"
 #include "tensors.h"
 
@@ -48,7 +49,7 @@ static icecore_status segment(const problem *s) {
     return status;
 }
 
-/* Appends, seals, forks, forgets; whatever fails leaves a valid cache. */
+/* Appends, seals, forks, is written and mapped, forgets; whatever fails leaves a valid cache. */
 static icecore_status cache_of(const problem *s) {
     const icecore_attention *p = &s->p;
     const icecore_cache_options o = {.heads = 2, .dim = p->dim, .value_dim = p->value_dim, .near_keys = 4, .block = 8, .sinks = 3,
@@ -66,6 +67,16 @@ static icecore_status cache_of(const problem *s) {
         if (status == ICECORE_OK) status = icecore_cache_attend(cache, &last, &report);
         if (i == 40 && status == ICECORE_OK) status = icecore_cache_fork(cache, &fork);
     }
+    file f = {.count = 0};
+    if (status == ICECORE_OK) status = icecore_cache_write(&cache, 1, write_arrays, &f);
+    for (int own = 0; own < 2 && status == ICECORE_OK; own++) {
+        icecore_cache *mapped;
+        char reason[200];
+        status = icecore_cache_map(&o, f.arrays, f.count, own, &mapped, 1, reason, sizeof reason);
+        EXPECT((status == ICECORE_OK) == (mapped != NULL));
+        icecore_cache_free(mapped);
+    }
+    free_arrays(&f);
     if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, 1);
     long saved = remaining;
     remaining = -1;

@@ -1,7 +1,7 @@
-"""An index as a file: safetensors (a length, a JSON header, arrays), which any reader of that format opens.
+"""An index or a cache as a file: safetensors (a length, a JSON header, arrays), which any reader of that format opens.
 
-The header's metadata hold the format's version, the index's parameters, and checksums of data and header. Arrays lie so that a
-memory map of the file can be searched in place.
+The header's metadata hold the format's version, the parameters of what is saved, and checksums of data and header. Arrays lie
+so that a memory map of the file can be used in place.
 """
 
 from __future__ import annotations
@@ -13,27 +13,38 @@ import secrets
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
-FORMAT = "icecore.index"
-VERSION = 1
-#: Types of the core's arrays: (name in the file, bytes). 16-bit floats are named by the index's dtype.
+import numpy as np
+
+#: Types of the core's arrays: (name in the file, bytes). 16-bit floats are named by the parameter dtype.
 TYPES = {"b": ("U8", 1), "i": ("I32", 4), "l": ("I64", 8), "f": ("F32", 4)}
 HALF = {"float16": "F16", "bfloat16": "BF16"}
 LARGEST_HEADER = 100_000_000
 UNKNOWN = "00000000"
 
 
-def _header(table, parameters, checksum):
+class Format(NamedTuple):
+    """What a file holds: its name there and in messages, the version, and which parameter is the width of an array's rows."""
+
+    name: str
+    noun: str
+    version: int
+    widths: dict
+
+
+def _header(form, table, parameters, checksum):
     half = HALF.get(parameters["dtype"])
     entries, offset = {}, 0
     for name, kind, count in table:
         type_name, size = TYPES.get(kind, (half, 2))
-        shape = [count // parameters["dim"], parameters["dim"]] if name == "vectors" else [count]
+        width = parameters[form.widths[name]] if name in form.widths else None
+        shape = [count] if width is None else [count // width, width]
         entries[name] = {"dtype": type_name, "shape": shape, "data_offsets": [offset, offset + count * size]}
         offset += count * size
     metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
+        "format": form.name,
+        "version": str(form.version),
         "parameters": json.dumps(parameters),
         "checksum": checksum,
         "header_checksum": UNKNOWN,
@@ -48,33 +59,33 @@ def _padded(header):
     return text + b" " * (-(8 + len(text)) % 64)
 
 
-def write(native, parameters, file):
-    """Writes the core's index to a seekable binary file, piece by piece."""
+def write(form, parameters, give, file):
+    """Writes to a seekable binary file what the core's `give` gives, piece by piece."""
     state = {"table": None, "checksum": 0, "start": file.tell()}
 
     def take(table, piece):
         if table is not None:
             state["table"] = table
-            header = _header(table, parameters, UNKNOWN)
+            header = _header(form, table, parameters, UNKNOWN)
             file.write(struct.pack("<Q", len(header)) + header)
         else:
             state["checksum"] = zlib.crc32(piece, state["checksum"])
             file.write(piece)
 
-    native.write(take)
+    give(take)
     end = file.tell()
     file.seek(state["start"] + 8)
-    file.write(_header(state["table"], parameters, f"{state['checksum']:08x}"))
+    file.write(_header(form, state["table"], parameters, f"{state['checksum']:08x}"))
     file.seek(end)
 
 
-def save(native, parameters, path):
+def save(form, parameters, give, path):
     """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            write(native, parameters, file)
+            write(form, parameters, give, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -83,8 +94,15 @@ def save(native, parameters, path):
         raise
 
 
+def mapped(path):
+    """The file as an array of uint8, read as it is used."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+    return np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+
+
 class Refused(ValueError):
-    """A file that is not an index, or a damaged one."""
+    """A file that is not what it should be, or a damaged one."""
 
 
 def _object(pairs):
@@ -93,7 +111,7 @@ def _object(pairs):
     return dict(pairs)
 
 
-def parse(data, verify):
+def parse(form, data, verify):
     """`data`: the whole file as an array of uint8. (parameters, [(name, type, bytes)]); raises Refused with the reason."""
     if len(data) < 8:
         raise Refused("it is too short for a header")
@@ -104,10 +122,10 @@ def parse(data, verify):
     try:
         header = json.loads(text, object_pairs_hook=_object)
         metadata = header.pop("__metadata__")
-        if metadata["format"] != FORMAT:
-            raise Refused(f"it holds {metadata['format']!r}, not an index")
-        if metadata["version"] != str(VERSION):
-            raise Refused(f"it is of version {metadata['version']!r}; this icecore reads version {VERSION}")
+        if metadata["format"] != form.name:
+            raise Refused(f"it holds {metadata['format']!r}, not {form.noun}")
+        if metadata["version"] != str(form.version):
+            raise Refused(f"it is of version {metadata['version']!r}; this icecore reads version {form.version}")
         checksum = metadata["header_checksum"]
         plain = text.replace(f'"header_checksum":"{checksum}"'.encode(), f'"header_checksum":"{UNKNOWN}"'.encode(), 1)
         if not isinstance(checksum, str) or f"{zlib.crc32(plain):08x}" != checksum:
@@ -119,7 +137,7 @@ def parse(data, verify):
     except Refused:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused(f"its header is not one of an index ({error})") from error
+        raise Refused(f"its header is not one of {form.noun} ({error})") from error
     return parameters, arrays
 
 

@@ -1,0 +1,248 @@
+/* Caches over somebody else's arrays, which may hold anything. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "cache/file.h"
+
+typedef struct {
+    ice_reader reader;
+    const icecore_cache_options *options;
+    int own;                           /* everything in memory of its own */
+    icecore_cache **cache;
+    int64_t caches, segments;
+    icecore_segment **segment;
+    icecore_dtype means;
+    int no_memory;
+} mapping;
+
+static void no_memory(mapping *m) {
+    ice_refuse(&m->reader, "the cache", "does not fit into memory");
+    m->no_memory = 1;
+}
+
+static void check_header(mapping *m) {
+    const icecore_array *header = ice_find(&m->reader, "header", 'l', ICE_CACHE_HEADER);
+    if (!header) return;
+    const int64_t *h = header->data;
+    const icecore_cache_options *o = m->options;
+    if (h[ICE_HEADER_LARGEST_SEGMENT] != ICE_LARGEST_SEGMENT || h[ICE_HEADER_BLOCK] != o->block || h[ICE_HEADER_CELL_SIZE] != o->cell_size)
+        ice_refuse(&m->reader, "header", "is of segments or cells of another size");
+    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 && (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || o->dtype != ICECORE_BFLOAT16))
+        ice_refuse(&m->reader, "header", "has means of a type that does not fit");
+    m->means = (icecore_dtype)h[ICE_HEADER_MEANS];
+}
+
+/* ---- Segments ---- */
+
+/* Their number and sizes, as far as `order` has room for so many keys: then they are not more than the file has bytes. */
+static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
+    const icecore_array *shapes = ice_find(&m->reader, "segment", 'l', -1);
+    const icecore_array *order = ice_find(&m->reader, "order", 'i', -1);
+    m->reader.used--;   /* asked for again, with its length */
+    if (!shapes || !order) return NULL;
+    if (shapes->count % ICE_SEGMENT_NUMBERS || shapes->count / ICE_SEGMENT_NUMBERS > INT32_MAX)
+        ice_refuse(&m->reader, "segment", "has the wrong length");
+    m->segments = shapes->count / ICE_SEGMENT_NUMBERS;
+    const int64_t *shape = shapes->data;
+    int64_t left = order->count;
+    *most_keys = 0;
+    for (int64_t n = 0; n < m->segments && !m->reader.failed; n++, shape += ICE_SEGMENT_NUMBERS) {
+        if (shape[0] < 1 || shape[0] > left || shape[0] > INT32_MAX ||
+            !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size))
+            ice_refuse(&m->reader, "segment", "is not a list of sizes of segments");
+        left -= shape[0];
+        if (shape[0] > *most_keys) *most_keys = shape[0];
+    }
+    return m->reader.failed ? NULL : shapes;
+}
+
+static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
+    icecore_segment *s = ice_segment_new();
+    if (!s) return NULL;
+    s->count = shape[0];
+    s->cells = s->cell.count = shape[1];
+    s->parent.count = shape[2];
+    s->dim = m->options->dim;
+    s->value_dim = m->options->value_dim;
+    s->dtype = m->options->dtype;
+    s->mean_dtype = m->means;
+    if (!m->own || ice_attention_alloc(s)) return s;
+    icecore_segment_free(s);
+    return NULL;
+}
+
+/* The arrays of all segments, by the sums of their sizes. */
+static int64_t find_fields(mapping *m, const icecore_array **array) {
+    ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+    int64_t total[ICE_MOST_ATTENTION_FIELDS] = {0};
+    icecore_segment none = {.dim = m->options->dim, .value_dim = m->options->value_dim, .dtype = m->options->dtype, .mean_dtype = m->means};
+    int64_t count = ice_attention_fields(&none, fields);
+    for (int64_t n = 0; n < m->segments; n++) {
+        ice_attention_fields(m->segment[n], fields);
+        for (int64_t f = 0; f < count; f++) total[f] += fields[f].count;
+    }
+    for (int64_t f = 0; f < count; f++) array[f] = ice_find(&m->reader, fields[f].part, fields[f].type, total[f]);
+    return count;
+}
+
+static void take_fields(mapping *m) {
+    const icecore_array *array[ICE_MOST_ATTENTION_FIELDS];
+    int64_t place[ICE_MOST_ATTENTION_FIELDS] = {0};
+    const int64_t count = find_fields(m, array);
+    for (int64_t n = 0; n < m->segments && !m->reader.failed; n++) {
+        ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+        ice_attention_fields(m->segment[n], fields);
+        for (int64_t f = 0; f < count; f++) {
+            const size_t size = ice_size_of(fields[f].type);
+            const char *data = (const char *)array[f]->data + (size_t)place[f] * size;
+            if (m->own) memcpy(*fields[f].data, data, (size_t)fields[f].count * size);
+            else *fields[f].data = (void *)data;
+            place[f] += fields[f].count;
+        }
+    }
+}
+
+static void map_segments(mapping *m) {
+    int64_t most_keys;
+    const icecore_array *shapes = check_shapes(m, &most_keys);
+    if (!shapes) return;
+    m->segment = ice_alloc(m->segments, sizeof *m->segment);
+    uint8_t *seen = ice_alloc(most_keys, 1);
+    if (m->segment) memset(m->segment, 0, (size_t)m->segments * sizeof *m->segment);
+    if (!m->segment || !seen) no_memory(m);
+    for (int64_t n = 0; n < m->segments && !m->reader.failed; n++) {
+        m->segment[n] = new_segment(m, (const int64_t *)shapes->data + n * ICE_SEGMENT_NUMBERS);
+        if (!m->segment[n]) no_memory(m);
+    }
+    if (!m->reader.failed) take_fields(m);
+    for (int64_t n = 0; n < m->segments && !m->reader.failed; n++) {
+        const char *fault = ice_cache_segment_fault(m->segment[n], seen);
+        if (fault) ice_refuse(&m->reader, "the cache has", fault);
+    }
+    ice_free(seen);
+}
+
+/* ---- Caches ---- */
+
+/* The stack of one head; gives *level the place behind its numbers. */
+static void map_stack(mapping *m, icecore_cache *c, int64_t head, int64_t sealed, const int32_t **level, const int32_t *end) {
+    if (sealed < c->sealed || sealed > c->length / c->options.block) {
+        ice_refuse(&m->reader, "head", "has a number that is out of range");
+        return;
+    }
+    if (ice_stack_levels(sealed, c->options.block) > end - *level) {
+        ice_refuse(&m->reader, "level", "has the wrong length");
+        return;
+    }
+    ice_stack *stack = ice_stack_empty(sealed, c->options.block);
+    if (!stack) {
+        no_memory(m);
+        return;
+    }
+    ice_stack_free(c->head[head].stack);
+    c->head[head] = (ice_cache_head){stack, sealed, NULL};
+    for (int64_t i = 0; i < stack->levels; i++) {
+        int64_t number = *(*level)++;
+        if (number < -1 || number >= m->segments) ice_refuse(&m->reader, "level", "names a segment that does not exist");
+        else if (number >= 0) stack->level[i].segment = ice_segment_share(m->segment[number]);
+    }
+    ice_stack_add_up(stack);
+}
+
+/* Sinks or open rows of a cache, and the places in their arrays. */
+static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, const icecore_array *const *array, int64_t *place) {
+    const icecore_cache_options *o = m->options;
+    const void *data[2] = {NULL, NULL};
+    int64_t first, count = ice_rows_of(c, part, &first);
+    for (int values = 0; values < 2; values++) {
+        const int64_t width = o->heads * ice_part_width(o, part + values);
+        const icecore_array *a = array[part + values];
+        if (count > (a->count - place[part + values]) / width) {
+            ice_refuse(&m->reader, a->name, "has the wrong length");
+            return NULL;
+        }
+        if (count) data[values] = (const char *)a->data + (size_t)place[part + values] * ice_size_of(a->type);
+        place[part + values] += count * width;
+    }
+    ice_open_rows *rows = ice_open_rows_map(o->heads, o->dim, o->value_dim, o->dtype, first, count, data[0], data[1]);
+    if (rows && m->own) {
+        ice_open_rows *mapped = rows;
+        rows = ice_open_rows_new(o->heads, o->dim, o->value_dim, o->dtype, first, count);
+        if (rows) {
+            ice_open_rows_copy(mapped, rows, first, first + count);
+            rows->filled = first + count;
+        }
+        ice_open_rows_release(mapped, 1);
+    }
+    if (!rows) no_memory(m);
+    return rows;
+}
+
+static void map_cache(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *const *rows, int64_t *place) {
+    c->length = sequence[0];
+    c->evicted = sequence[1];
+    c->sealed = sequence[2];
+    if (c->length < 0 || c->length > INT32_MAX || c->evicted < 0 || c->evicted > c->length || c->sealed < 0 ||
+        c->sealed > c->length / c->options.block) {
+        ice_refuse(&m->reader, "sequence", "has a number that is out of range");
+        return;
+    }
+    if (!c->length) return;
+    if (c->options.sinks) c->sinks = map_rows(m, c, ICE_SINK_KEYS, rows, place);
+    c->open = m->reader.failed ? NULL : map_rows(m, c, ICE_OPEN_KEYS, rows, place);
+}
+
+static void map_all(mapping *m) {
+    ice_reader *r = &m->reader;
+    const icecore_cache_options *o = m->options;
+    check_header(m);
+    const icecore_array *sequence = ice_find(r, "sequence", 'l', -1), *head = ice_find(r, "head", 'l', -1);
+    const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
+    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(o->dtype), -1);
+    if (r->failed) return;
+    /* before any memory is asked for: so many caches and heads are in the file */
+    if (sequence->count % ICE_SEQUENCE_NUMBERS || sequence->count / ICE_SEQUENCE_NUMBERS != m->caches || head->count / m->caches != o->heads ||
+        head->count % m->caches) {
+        ice_refuse(r, "sequence", "is not of so many sequences and heads");
+        return;
+    }
+    map_segments(m);
+    const int64_t *sealed = head->data;
+    const int32_t *number = level->data, *end = number + level->count;
+    int64_t place[ICE_ROW_PARTS] = {0};
+    for (int64_t i = 0; i < m->caches && !r->failed; i++) {
+        if (icecore_cache_create(o, &m->cache[i]) != ICECORE_OK) {
+            no_memory(m);
+            return;
+        }
+        map_cache(m, m->cache[i], (const int64_t *)sequence->data + i * ICE_SEQUENCE_NUMBERS, rows, place);
+        for (int64_t h = 0; h < o->heads && !r->failed; h++) map_stack(m, m->cache[i], h, *sealed++, &number, end);
+        const char *fault = r->failed ? NULL : ice_cache_structure_fault(m->cache[i]);
+        if (fault) ice_refuse(r, "the cache has", fault);
+    }
+    for (int part = 0; part < ICE_ROW_PARTS && !r->failed; part++)
+        if (place[part] != rows[part]->count) ice_refuse(r, rows[part]->name, "has the wrong length");
+    if (number != end) ice_refuse(r, "level", "has the wrong length");
+    if (r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to a cache");
+}
+
+icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
+                                 icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size) {
+    if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
+    mapping m = {.reader = {arrays, count, 0, reason, reason_size, 0}, .options = options, .own = own, .cache = caches, .caches = cache_count};
+    if (cache_count < 1 || ice_cache_check_options(options) != ICECORE_OK) {
+        snprintf(reason, (size_t)reason_size, "its parameters are out of range");
+        return ICECORE_ERROR_VALUE;
+    }
+    memset(caches, 0, (size_t)cache_count * sizeof *caches);
+    map_all(&m);
+    for (int64_t n = 0; m.segment && n < m.segments; n++) icecore_segment_free(m.segment[n]);
+    ice_free(m.segment);
+    if (!m.reader.failed) return ICECORE_OK;
+    for (int64_t i = 0; i < cache_count; i++) {
+        icecore_cache_free(caches[i]);
+        caches[i] = NULL;
+    }
+    return m.no_memory ? ICECORE_ERROR_MEMORY : ICECORE_ERROR_VALUE;
+}

@@ -1,0 +1,168 @@
+/* Caches as named arrays.  They are forked first: the originals go on meanwhile. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "cache/file.h"
+
+#define MOST_ARRAYS (5 + ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
+
+typedef struct {
+    icecore_cache **cache;             /* forks */
+    int64_t caches;
+    int64_t *sequence, *head, *shape;
+    int32_t *level;
+    int64_t levels, segments;
+    icecore_segment **segment;         /* each once */
+    int64_t header[ICE_CACHE_HEADER];
+    ice_catalogue arrays;
+    icecore_array table[MOST_ARRAYS];
+    int source[MOST_ARRAYS];
+} contents;
+
+static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
+    for (int64_t i = 0; i < c->caches; i++) {
+        icecore_status status = icecore_cache_fork(caches[i], &c->cache[i]);
+        const int64_t heads = caches[i]->options.heads;
+        for (int64_t h = 0; h < heads && status == ICECORE_OK; h++) status = ice_cache_fit_means(c->cache[i], h);
+        if (status != ICECORE_OK) return status;
+        for (int64_t h = 0; h < heads; h++) c->levels += c->cache[i]->head[h].stack->levels;
+    }
+    return ICECORE_OK;
+}
+
+/* The number of a segment that an earlier cache has as well, or -1: forks have it at the same level of the same head. */
+static int32_t known(const contents *c, int64_t cache, int64_t head, int64_t level) {
+    const icecore_segment *segment = c->cache[cache]->head[head].stack->level[level].segment;
+    const int32_t *number = c->level;
+    for (int64_t i = 0; i < cache; i++)
+        for (int64_t h = 0; h < c->cache[i]->options.heads; h++) {
+            const ice_stack *stack = c->cache[i]->head[h].stack;
+            if (h == head && level < stack->levels && stack->level[level].segment == segment) return number[level];
+            number += stack->levels;
+        }
+    return -1;
+}
+
+static void number_segments(contents *c) {
+    int32_t *number = c->level;
+    int64_t *sequence = c->sequence, *head = c->head, *shape = c->shape;
+    for (int64_t i = 0; i < c->caches; i++) {
+        const icecore_cache *cache = c->cache[i];
+        const int64_t own[ICE_SEQUENCE_NUMBERS] = {cache->length, cache->evicted, cache->sealed};
+        memcpy(sequence, own, sizeof own);
+        sequence += ICE_SEQUENCE_NUMBERS;
+        for (int64_t h = 0; h < cache->options.heads; h++) {
+            const ice_stack *stack = cache->head[h].stack;
+            *head++ = cache->head[h].sealed;
+            for (int64_t level = 0; level < stack->levels; level++, number++) {
+                icecore_segment *s = stack->level[level].segment;
+                *number = s ? known(c, i, h, level) : -1;
+                if (!s || *number >= 0) continue;
+                const int64_t counts[ICE_SEGMENT_NUMBERS] = {s->count, s->cell.count, s->parent.count};
+                memcpy(shape, counts, sizeof counts);
+                shape += ICE_SEGMENT_NUMBERS;
+                *number = (int32_t)c->segments;
+                c->segment[c->segments++] = s;
+            }
+        }
+    }
+}
+
+static void list_contents(contents *c) {
+    const icecore_cache_options *o = &c->cache[0]->options;
+    const int64_t header[ICE_CACHE_HEADER] = {
+        [ICE_HEADER_LARGEST_SEGMENT] = ICE_LARGEST_SEGMENT, [ICE_HEADER_BLOCK] = o->block, [ICE_HEADER_CELL_SIZE] = o->cell_size,
+        [ICE_HEADER_MEANS] = ice_cache_means(c->cache[0]),
+    };
+    memcpy(c->header, header, sizeof header);
+    c->arrays = (ice_catalogue){c->table, c->source, 0};
+    ice_enter(&c->arrays, ICE_IN_PLACE, "header", 'l', ICE_CACHE_HEADER, c->header);
+    ice_enter(&c->arrays, ICE_IN_PLACE, "sequence", 'l', c->caches * ICE_SEQUENCE_NUMBERS, c->sequence);
+    ice_enter(&c->arrays, ICE_IN_PLACE, "head", 'l', c->caches * o->heads, c->head);
+    ice_enter(&c->arrays, ICE_IN_PLACE, "level", 'i', c->levels, c->level);
+    ice_enter(&c->arrays, ICE_IN_PLACE, "segment", 'l', c->segments * ICE_SEGMENT_NUMBERS, c->shape);
+    for (int part = 0; part < ICE_ROW_PARTS; part++) {
+        int64_t rows = 0, first;
+        for (int64_t i = 0; i < c->caches; i++) rows += ice_rows_of(c->cache[i], part, &first);
+        ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(o->dtype), rows * o->heads * ice_part_width(o, part), NULL);
+    }
+    icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0])};
+    ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];
+    int64_t count = ice_attention_fields(&none, fields);
+    for (int64_t f = 0; f < count; f++) fields[f].count = 0;
+    for (int64_t n = 0; n < c->segments; n++) {
+        ice_attention_fields(c->segment[n], own);
+        for (int64_t f = 0; f < count; f++) fields[f].count += own[f].count;
+    }
+    for (int64_t f = 0; f < count; f++) ice_enter(&c->arrays, ICE_ROW_PARTS + (int)f, fields[f].part, fields[f].type, fields[f].count, NULL);
+    ice_align_catalogue(&c->arrays);
+}
+
+static int give_rows(const contents *c, int part, const ice_sink *sink) {
+    for (int64_t i = 0; i < c->caches; i++) {
+        const icecore_cache *cache = c->cache[i];
+        const icecore_cache_options *o = &cache->options;
+        const ice_open_rows *rows = part < ICE_OPEN_KEYS ? cache->sinks : cache->open;
+        int64_t first, count = ice_rows_of(cache, part, &first);
+        for (int64_t h = 0; h < o->heads && count; h++) {
+            const void *own = part == ICE_SINK_KEYS || part == ICE_OPEN_KEYS ? ice_open_key(rows, h, first) : ice_open_value(rows, h, first);
+            if (ice_give(sink, own, count * ice_part_width(o, part) * (int64_t)ice_element_size(o->dtype))) return 1;
+        }
+    }
+    return 0;
+}
+
+static int give_part(const void *owner, int part, const ice_sink *sink) {
+    const contents *c = owner;
+    if (part < ICE_ROW_PARTS) return give_rows(c, part, sink);
+    for (int64_t n = 0; n < c->segments; n++) {
+        ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+        ice_attention_fields(c->segment[n], fields);
+        const ice_field *own = &fields[part - ICE_ROW_PARTS];
+        if (ice_give(sink, *own->data, own->count * (int64_t)ice_size_of(own->type))) return 1;
+    }
+    return 0;
+}
+
+static int same_layout(const icecore_cache_options *a, const icecore_cache_options *b) {
+    return a->heads == b->heads && a->dim == b->dim && a->value_dim == b->value_dim && a->dtype == b->dtype && a->block == b->block &&
+           a->sinks == b->sinks && a->cell_size == b->cell_size;
+}
+
+static icecore_status write_all(contents *c, icecore_cache *const *caches, icecore_write write, void *context) {
+    c->cache = ice_alloc(c->caches, sizeof *c->cache);
+    if (!c->cache) return ICECORE_ERROR_MEMORY;
+    memset(c->cache, 0, (size_t)c->caches * sizeof *c->cache);
+    icecore_status status = fork_all(c, caches);
+    if (status != ICECORE_OK) return status;
+    c->sequence = ice_alloc(c->caches * ICE_SEQUENCE_NUMBERS, sizeof *c->sequence);
+    c->head = ice_alloc(c->caches * c->cache[0]->options.heads, sizeof *c->head);
+    c->level = ice_alloc(c->levels, sizeof *c->level);
+    c->segment = ice_alloc(c->levels, sizeof *c->segment);
+    c->shape = ice_alloc(c->levels * ICE_SEGMENT_NUMBERS, sizeof *c->shape);
+    if (!c->sequence || !c->head || !c->level || !c->segment || !c->shape) return ICECORE_ERROR_MEMORY;
+    number_segments(c);
+    list_contents(c);
+    return ice_write_catalogue(&c->arrays, write, context, give_part, c);
+}
+
+icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, icecore_write write, void *context) {
+    if (count < 1) return ICECORE_ERROR_VALUE;
+    for (int64_t i = 1; i < count; i++)
+        if (!same_layout(&caches[0]->options, &caches[i]->options)) return ICECORE_ERROR_VALUE;
+    if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
+    contents *c = ice_alloc(1, sizeof *c);
+    if (!c) return ICECORE_ERROR_MEMORY;
+    memset(c, 0, sizeof *c);
+    c->caches = count;
+    icecore_status status = write_all(c, caches, write, context);
+    for (int64_t i = 0; c->cache && i < count; i++) icecore_cache_free(c->cache[i]);
+    ice_free(c->cache);
+    ice_free(c->sequence);
+    ice_free(c->head);
+    ice_free(c->level);
+    ice_free(c->segment);
+    ice_free(c->shape);
+    ice_free(c);
+    return status;
+}

@@ -1,0 +1,54 @@
+#include "segment/fields.h"
+
+#include <stdio.h>
+
+typedef struct {
+    const char *name;
+    char type;
+    int64_t count;
+    void **data;
+} array;
+
+static int64_t add(ice_field *fields, int64_t n, const char *prefix, const array *own, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        fields[n] = (ice_field){"", own[i].type, own[i].count, own[i].data};
+        snprintf(fields[n++].part, sizeof fields->part, "%s%s", prefix, own[i].name);
+    }
+    return n;
+}
+
+static int64_t add_nodes(ice_field *fields, int64_t n, const char *prefix, const icecore_segment *s, ice_nodes *nodes) {
+    const char means = ice_type_of(s->mean_dtype);
+    const array own[] = {
+        {"offset", 'l', nodes->count + 1, (void **)&nodes->offset},
+        {"mean_key", means, nodes->count * s->dim, &nodes->mean_key},
+        {"mean_value", means, nodes->count * s->value_dim, &nodes->mean_value},
+        {"variance", 'f', nodes->count, (void **)&nodes->variance},
+        {"radius", 'f', nodes->count, (void **)&nodes->radius},
+        {"log2_count", 'f', nodes->count, (void **)&nodes->log2_count},
+        {"log2_risk", 'f', nodes->count, (void **)&nodes->log2_risk},
+    };
+    return add(fields, n, prefix, own, sizeof own / sizeof *own);
+}
+
+int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
+    const char rows = ice_type_of(s->dtype);
+    const array own[] = {
+        {"order", 'i', s->count, (void **)&s->order},
+        {"keys", rows, s->count * s->dim, &s->keys},
+        {"values", rows, s->count * s->value_dim, &s->values},
+    };
+    int64_t n = add(fields, 0, "", own, sizeof own / sizeof *own);
+    n = add_nodes(fields, n, "cell.", s, &s->cell);
+    return add_nodes(fields, n, "parent.", s, &s->parent);
+}
+
+int ice_attention_alloc(icecore_segment *s) {
+    ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+    int64_t count = ice_attention_fields(s, fields);
+    for (int64_t i = 0; i < count; i++) {
+        *fields[i].data = ice_segment_alloc(s, fields[i].count, ice_size_of(fields[i].type));
+        if (!*fields[i].data) return 0;
+    }
+    return 1;
+}

@@ -1,0 +1,15 @@
+/* The arrays of a segment for attention, named once for all that allocates, writes and maps them. */
+#ifndef ICE_SEGMENT_FIELDS_H
+#define ICE_SEGMENT_FIELDS_H
+
+#include "segment/arrays.h"
+#include "segment/segment.h"
+
+#define ICE_MOST_ATTENTION_FIELDS 20
+
+/* The arrays of a segment whose counts, widths and dtypes are known; returns how many, which dtypes alone decide. */
+int64_t ice_attention_fields(icecore_segment *segment, ice_field *fields);
+/* Memory for all of them; 0 when there is not enough. */
+int ice_attention_alloc(icecore_segment *segment);
+
+#endif

@@ -1,0 +1,54 @@
+/* Means in the dtype that the instruction set in force multiplies: a file may come from another machine. */
+#include <math.h>
+
+#include "segment/fields.h"
+
+/* How far `count` rows move when they become `to`. */
+static void convert(const ice_kernels *kernels, icecore_dtype from, const void *source, icecore_dtype to, void *target, int64_t count,
+                    int64_t dim, float *moved) {
+    float row[ICECORE_MAX_DIM], stored[ICECORE_MAX_DIM];
+    for (int64_t i = 0; i < count; i++) {
+        void *place = (char *)target + (size_t)(i * dim) * ice_element_size(to);
+        kernels->to_float32(from, (const char *)source + (size_t)(i * dim) * ice_element_size(from), row, dim);
+        kernels->from_float32(to, row, place, dim);
+        kernels->to_float32(to, place, stored, dim);
+        double squared = 0.0;
+        for (int64_t t = 0; t < dim; t++) squared += (double)(row[t] - stored[t]) * (double)(row[t] - stored[t]);
+        if (moved) moved[i] = (float)sqrt(squared);
+    }
+}
+
+/* No key is further from the new mean than from the old one by more than that has moved.  Variances are estimates, and stay. */
+static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype from, const ice_kernels *kernels) {
+    const ice_nodes old = *nodes;
+    const size_t element = ice_element_size(s->mean_dtype);
+    nodes->mean_key = ice_segment_alloc(s, old.count * s->dim, element);
+    nodes->mean_value = ice_segment_alloc(s, old.count * s->value_dim, element);
+    nodes->radius = ice_segment_alloc(s, old.count, sizeof(float));
+    if (!nodes->mean_key || !nodes->mean_value || !nodes->radius) return 0;
+    convert(kernels, from, old.mean_key, s->mean_dtype, nodes->mean_key, old.count, s->dim, nodes->radius);
+    convert(kernels, from, old.mean_value, s->mean_dtype, nodes->mean_value, old.count, s->value_dim, NULL);
+    for (int64_t i = 0; i < old.count; i++) nodes->radius[i] += old.radius[i];
+    return 1;
+}
+
+icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype means, const ice_kernels *kernels) {
+    icecore_segment *s = ice_segment_new();
+    if (!s) return NULL;
+    s->base = ice_segment_share(from);
+    s->count = from->count;
+    s->cells = from->cells;
+    s->dim = from->dim;
+    s->value_dim = from->value_dim;
+    s->dtype = from->dtype;
+    s->mean_dtype = means;
+    s->cell.count = from->cell.count;
+    s->parent.count = from->parent.count;
+    ice_field own[ICE_MOST_ATTENTION_FIELDS], old[ICE_MOST_ATTENTION_FIELDS];
+    int64_t count = ice_attention_fields(s, own);
+    ice_attention_fields(from, old);
+    for (int64_t i = 0; i < count; i++) *own[i].data = *old[i].data;
+    if (convert_nodes(s, &s->cell, from->mean_dtype, kernels) && convert_nodes(s, &s->parent, from->mean_dtype, kernels)) return s;
+    icecore_segment_free(s);
+    return NULL;
+}
