@@ -2,7 +2,7 @@
 
 import icecore
 
-from .cache import KeyValueCache
+from .cache import KeyValueCache, check_length
 
 
 class NearFarCache:
@@ -37,7 +37,7 @@ class NearFarCache:
             heads, _, width = key.shape
             self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **self._options)
         cache = self._layers[layer]
-        if len(cache) > self.length:  # of a pass that was interrupted
+        if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
         cache.append(key, value)
         return cache.attend(query) if self.length else attention(query, key, value, layer=layer, **options)
@@ -46,3 +46,9 @@ class NearFarCache:
         """Count the last `count` rows added to every layer as held."""
         self.length += count
         self._sliding.advance(count)
+
+    def truncate(self, length):
+        """Hold the first `length` tokens only."""
+        check_length(length, self.length)
+        self.length = length
+        self._sliding.truncate(length)
