@@ -104,33 +104,39 @@ def method(name, *, tolerance=None, k=None, window=None):
     ValueError
         For an unknown name, an option that the method does not take, or a number out of range.
     """
+    taken = takes(name)
+    given = {option: value for option, value in (("tolerance", tolerance), ("k", k), ("window", window)) if value is not None}
+    for option, value in given.items():
+        if option not in taken:
+            raise ValueError(f"method {name} takes {' and '.join(taken) or 'no options'}, got {option}={value}")
+        if option == "tolerance" and not 0 < value < 1:
+            raise ValueError(f"tolerance must be above 0 and below 1, got {value}")
+        if option != "tolerance" and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if tolerance is not None and k is not None:
+        raise ValueError(f"method {name} takes tolerance or k, got tolerance={tolerance} and k={k}")
+    options = DEFAULTS[name] | given
+    if name == "near_far" and k is not None:
+        del options["tolerance"]
+    return Method(name, {option: options[option] for option in taken if option in options})
+
+
+def takes(name):
+    """The options that a method takes, or ValueError if there is no such method."""
     if name not in DEFAULTS:
         raise ValueError(f"method must be one of {', '.join(DEFAULTS)}, got {name!r}")
-    given = {key: value for key, value in (("tolerance", tolerance), ("k", k), ("window", window)) if value is not None}
-    options = dict(DEFAULTS[name])
-    if name == "near_far":
-        if {"tolerance", "k"} <= set(given):
-            raise ValueError(f"method near_far takes tolerance or k, got tolerance={tolerance} and k={k}")
-        if "k" in given:
-            options = {"k": None, "window": options["window"]}
-    for key, value in given.items():
-        if key not in options:
-            raise ValueError(f"method {name} takes {' and '.join(options) or 'no options'}, got {key}={value}")
-        if key == "tolerance" and not 0 < value < 1:
-            raise ValueError(f"tolerance must be above 0 and below 1, got {value}")
-        if key != "tolerance" and value < 1:
-            raise ValueError(f"{key} must be at least 1, got {value}")
-        options[key] = value
-    return Method(name, options)
+    return ("tolerance", "k", "window") if name == "near_far" else tuple(DEFAULTS[name])
 
 
-def parse(text):
+def parse(text, *, tolerance=None, k=None, window=None):
     """A method from ``name`` or ``name:option=value,...``, as the command line has it.
 
     Parameters
     ----------
     text : str
         For example ``near_far:tolerance=0.01,window=1024``.
+    tolerance, k, window : number, optional
+        Options where the text does not say them and the method takes them; a tolerance goes before k.
 
     Returns
     -------
@@ -144,11 +150,17 @@ def parse(text):
     name, _, settings = text.partition(":")
     options = {}
     for setting in filter(None, settings.split(",")):
-        key, _, value = setting.partition("=")
-        if key not in NUMBERS:
+        option, _, value = setting.partition("=")
+        if option not in NUMBERS:
             raise ValueError(f"method {name}: option must be one of {', '.join(NUMBERS)}, got {setting!r}")
         try:
-            options[key] = NUMBERS[key](value)
+            options[option] = NUMBERS[option](value)
         except ValueError:
-            raise ValueError(f"method {name}: {key} must be a number, got {value!r}") from None
+            raise ValueError(f"method {name}: {option} must be a number, got {value!r}") from None
+    budgeted = "tolerance" in options or "k" in options
+    for option, value in (("tolerance", tolerance), ("k", k), ("window", window)):
+        if value is None or option in options or option not in takes(name) or (budgeted and option != "window"):
+            continue
+        options[option] = value
+        budgeted = budgeted or option != "window"
     return method(name, **options)

@@ -1,0 +1,85 @@
+"""A long list of lines, each with a name and a number, and questions about the numbers of some lines."""
+
+from itertools import product
+
+import numpy as np
+
+from . import chat
+from .cost import Cost
+from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
+
+__all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "cost", "overall", "run"]
+
+LENGTHS = (2000, 4000, 8000)
+LEAST_LENGTH = 1000
+QUESTIONS = 20
+FIRST = ("amber", "brave", "calm", "dusty", "eager", "frozen", "gentle", "hollow", "iron", "jolly", "kind", "lunar", "misty",
+         "noble", "olive", "proud", "quiet", "rapid", "solid", "tidy", "upper", "vivid", "warm", "young", "silver")
+SECOND = ("apple", "bird", "cloud", "door", "engine", "forest", "garden", "horse", "island", "jacket", "kettle", "lemon",
+          "moon", "needle", "ocean", "pencil", "queen", "river", "stone", "tree", "uncle", "village", "window", "yard",
+          "bridge")
+OPENING = "Here is a list of lines. Each line has a register.\n\n"
+
+
+def cases(lengths, names):
+    """One for each length; the lines are no text's."""
+    return [{"length": length, "seed": 0} for length in lengths]
+
+
+def cost(case):
+    """What a case costs a method."""
+    return [Cost(prefill=case["length"], steps=QUESTIONS * ANSWER_TOKENS)]
+
+
+def check(model, case):
+    """ValueError if the lines do not fill the length."""
+    context(model, **case)
+
+
+def run(model, case, method, exact):
+    """Read the lines and answer the questions; arguments and result as of the other tasks, see `ask`."""
+    return ask(model, *context(model, **case), method)
+
+
+def context(model, length, seed):
+    """Lines, as many as fit, and questions about some of them, evenly over the depth.
+
+    Parameters
+    ----------
+    model : Model
+    length : int
+        Tokens of the context with a question and its answer, at most.
+    seed : int
+        Of the names' order and of the numbers.
+
+    Returns
+    -------
+    context : str
+    questions : list of Question
+        In the order of the lines.
+
+    Raises
+    ------
+    ValueError
+        If there are too few names for so many lines.
+    """
+    rng, tokenizer = np.random.default_rng(seed), model.tokenizer
+    names = rng.permutation([f"{first}-{second}" for first, second in product(FIRST, SECOND)])
+    numbers = rng.integers(10_000, 100_000, len(names))
+    lines = [f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in zip(names, numbers, strict=True)]
+    opening = chat.opening(tokenizer) + OPENING
+    ends = np.cumsum([len(tokenizer.encode(line)) for line in lines])
+    room = length - ROOM - len(tokenizer.encode(opening))
+    if room > ends[-1]:
+        raise ValueError(f"length must be at most {length - room + ends[-1]} for task lines, got {length}")
+    count = int(np.searchsorted(ends, room, side="right"))
+    chosen = ((np.arange(QUESTIONS) + 0.5) * count / QUESTIONS).astype(int)
+    questions = [
+        Question(
+            f"\nWhat is the REGISTER_CONTENT in line {names[at]}?"
+            + chat.answer(tokenizer, f"line {names[at]}: REGISTER_CONTENT is <"),
+            str(numbers[at]),
+        )
+        for at in chosen
+    ]
+    return opening + "".join(lines[:count]), questions
