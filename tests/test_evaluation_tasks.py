@@ -22,21 +22,21 @@ def pictures_or_skip():
 
 def test_each_fact_stands_once_in_the_text_in_order():
     context, asked = facts.context(decoder(), "manual", 3000, seed=1)
-    places = [context.index(f" of {city_of(question)} is {question.answer}. ") for question in asked]
-    assert places == sorted(places) and len(asked) == len(facts.CITIES)
+    places = [context.index(f"{fact_of(question)} {question.answer}. ") for question in asked]
+    assert places == sorted(places) and len(asked) == len(facts.FACTS)
     assert np.allclose(np.diff(places), np.mean(np.diff(places)), rtol=0.8)  # at ends of sentences
     assert len({question.answer for question in asked}) == len(asked)
     assert 2700 < len(context) <= 3000 - questions.ROOM
 
 
-def city_of(question):
-    return question.text.split(" of ")[1].split("?")[0]
+def fact_of(question):
+    return question.text.split("\n")[-1]
 
 
 def test_what_surrounds_the_facts_is_the_text():
     context, asked = facts.context(decoder(), "manual", 3000, seed=1)
     for question in asked:
-        context = context.replace(f"The secret number of {city_of(question)} is {question.answer}. ", "")
+        context = context.replace(f"{fact_of(question)} {question.answer}. ", "")
     haystack = context.removeprefix(facts.OPENING).removesuffix(facts.CLOSING)
     assert texts.manual()[: len(haystack)] == haystack
 

@@ -1,4 +1,4 @@
-"""Facts hidden in a long real text, evenly over its depth: a sentence with a random number for each of some cities."""
+"""Facts hidden in a long real text, evenly over its depth: sentences that end with a random number."""
 
 import numpy as np
 
@@ -11,10 +11,31 @@ __all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "c
 
 LENGTHS = (2000, 4000, 8000)
 LEAST_LENGTH = 1000
-CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Delhi", "Quito", "Rome", "Seoul", "Athens", "Dublin", "Vienna", "Havana", "Tunis",
-          "Warsaw", "Nairobi", "Prague", "Madrid", "Berlin", "Tokyo", "Ottawa")
-OPENING = "Read this text. It names the secret number of some cities.\n\n"
-CLOSING = "\n\nThat was the text. Now answer a question about it. "
+#: Beginnings of sentences that end with a number, each of another subject.
+FACTS = (
+    "The password of the old library is",
+    "Maria parked her bicycle at post",
+    "The winning ticket of the lottery carried number",
+    "The lighthouse keeper counted ships up to",
+    "Her grandmother's telephone number was",
+    "The treasure chest opens with code",
+    "Doctor Meyer's patient was given file",
+    "The night train to Vienna has number",
+    "The museum bought the painting for dollars",
+    "The farmer's harvest filled baskets numbering",
+    "The astronaut's locker bears label",
+    "The population of the island was",
+    "Captain Silva sailed in vessel",
+    "The bakery's secret recipe is page",
+    "The chess champion's rating reached",
+    "The hotel guest paid invoice",
+    "The mountain's height in feet is",
+    "The wizard's spell needs stones numbering",
+    "The queen's carriage has plate",
+    "The football stadium seats exactly",
+)
+OPENING = "Read this text. It hides some numbers.\n\n"
+CLOSING = "\n\nThat was the text. "
 
 
 def cases(lengths, names):
@@ -24,7 +45,7 @@ def cases(lengths, names):
 
 def cost(case):
     """What a case costs a method."""
-    return [Cost(prefill=case["length"], steps=len(CITIES) * ANSWER_TOKENS)]
+    return [Cost(prefill=case["length"], steps=len(FACTS) * ANSWER_TOKENS)]
 
 
 def run(model, case, method, exact):
@@ -43,7 +64,7 @@ def context(model, text, length, seed):
     length : int
         Tokens of the context with a question and its answer, about.
     seed : int
-        Of the numbers and of the cities' order.
+        Of the numbers and of the facts' order.
 
     Returns
     -------
@@ -52,8 +73,8 @@ def context(model, text, length, seed):
         In the order of the facts.
     """
     rng = np.random.default_rng(seed)
-    facts = {str(city): str(rng.integers(10_000, 100_000)) for city in rng.permutation(CITIES)}
-    sentences = [f"The secret number of {city} is {number}. " for city, number in facts.items()]
+    facts = {str(fact): str(rng.integers(10_000, 100_000)) for fact in rng.permutation(FACTS)}
+    sentences = [f"{fact} {number}. " for fact, number in facts.items()]
     opening, tokenizer = chat.opening(model.tokenizer) + OPENING, model.tokenizer
     taken = sum(len(tokenizer.encode(part)) for part in (opening, CLOSING, *sentences))
     haystack = tokenizer.decode(leading_tokens(model, text, length - taken - ROOM))
@@ -65,7 +86,7 @@ def context(model, text, length, seed):
         start = end
     pieces += [haystack[start:], CLOSING]
     questions = [
-        Question(f"What is the secret number of {city}?" + chat.answer(tokenizer, f"The secret number of {city} is"), number)
-        for city, number in facts.items()
+        Question(f"Complete this sentence of it: {fact}" + chat.answer(tokenizer, fact), number)
+        for fact, number in facts.items()
     ]
     return "".join(pieces), questions

@@ -55,14 +55,14 @@ def run(model, case, method, exact):
         if step + 1 < NEW_TOKENS:
             followed = tokens[-1] if exact is None else exact["tokens"][step]
             hidden = nn.forward(model.weights, [followed], attention=method.causal, cache=cache)[0]  # (width,)
-    return {"tokens": tokens} | (watch.means() if exact is not None else {})
+    return {"tokens": tokens} | watch.means()
 
 
 def compare(result, exact):
     """The columns of a report for one case."""
     equal = np.equal(result["tokens"], exact["tokens"])
     prefix = len(equal) if equal.all() else int(equal.argmin())
-    return {"common_prefix": prefix, "equal_tokens": float(equal.mean()), "near_keys": result.get("near_keys")}
+    return {"common_prefix": prefix, "equal_tokens": float(equal.mean()), "near_keys": result["near_keys"]}
 
 
 def overall(pairs):

@@ -64,7 +64,7 @@ def run(model, case, method, exact):
     }
     units = {name: unit(array) for name, array in features.items()}
     right = {name: matches(units["first"], units[name], view.places).tolist() for name, view in others.items()}
-    result = {"right": right, "memory": features}
+    result = {"right": right, "memory": features} | watch.means()
     if exact is None:
         return result
     if "memory" not in exact:  # of an earlier run, which kept no features
@@ -73,7 +73,7 @@ def run(model, case, method, exact):
     pooled = [unit(features[name].mean(axis=0)) @ unit(array.mean(axis=0)) for name, array in exact["memory"].items()]
     same = nearest_others(units["first"]) == nearest_others(unit(exact["memory"]["first"]))
     result |= {"patch_cosine": float(np.mean(cosines)), "pooled_cosine": float(np.mean(pooled))}
-    return result | {"equal_neighbours": float(np.mean(same))} | watch.means()
+    return result | {"equal_neighbours": float(np.mean(same))}
 
 
 def unit(array):
@@ -122,7 +122,7 @@ def nearest_others(keys, chunk=1024):
 def compare(result, exact):
     """The columns of a report for one case."""
     names = ("patch_cosine", "pooled_cosine", "equal_neighbours")
-    return {name: result.get(name) for name in names} | _matched([(result, exact)]) | {"near_keys": result.get("near_keys")}
+    return {name: result.get(name) for name in names} | _matched([(result, exact)]) | {"near_keys": result["near_keys"]}
 
 
 def overall(pairs):

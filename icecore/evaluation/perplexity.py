@@ -45,10 +45,10 @@ def run(model, case, method, exact):
     watch = Watch()
     hidden = nn.forward(model.weights, tokens, attention=method.watched(watch).causal)  # (n, width)
     losses, predictions = nn.score(model.weights, hidden, tokens, start=len(tokens) // 2)
-    result = {"perplexity": nn.perplexity(losses)}
+    result = {"perplexity": nn.perplexity(losses)} | watch.means()
     if exact is None:
         return result | {"predictions": predictions.tolist()}
-    return result | {"equal_tokens": nn.agreement(predictions, exact["predictions"])} | watch.means()
+    return result | {"equal_tokens": nn.agreement(predictions, exact["predictions"])}
 
 
 def check(model, case):

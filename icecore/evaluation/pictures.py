@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from icecore.nn.extras import import_extra
 
 #: Of scikit-image: photographs, each seen by the views of `AFFINE`, and a pair of a stereo camera.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
@@ -69,7 +68,7 @@ def views(name, side, patch):
 
 
 def _photograph(name, side, patch):
-    picture = getattr(import_extra("skimage.data"), name)()[..., :3]
+    picture = getattr(_data(), name)()[..., :3]
     length = SHARE * min(picture.shape[:2])
     grid = (np.arange(side) + 0.5) / side  # (side,): centres of pixels, 0..1
     centres = (np.arange(side // patch) + 0.5) * patch / side  # (rows,)
@@ -84,7 +83,7 @@ def _photograph(name, side, patch):
 
 def _stereo(side, patch):
     """The square in the middle of both pictures; a point of the left one lies `disparity` pixels further left in the right."""
-    left, right, disparity = import_extra("skimage.data").stereo_motorcycle()
+    left, right, disparity = _data().stereo_motorcycle()
     length = left.shape[0]
     start = (left.shape[1] - length) // 2
     grid = (np.arange(side) + 0.5) * length / side  # (side,)
@@ -96,6 +95,14 @@ def _stereo(side, patch):
     places = np.stack([down, across - shift], axis=2) * side / (length * patch) - 0.5
     second = View(_sampled(right, grid, start + grid), places)
     return _sampled(left, grid, start + grid), {"stereo": second}
+
+
+def _data():
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError("the pictures are not installed: pip install scikit-image") from error
+    return data
 
 
 def _sampled(picture, down, across):

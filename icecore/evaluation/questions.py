@@ -49,7 +49,7 @@ def ask(model, context, questions, method):
 
 def compare(result, exact):
     """The columns of a report for one case."""
-    return overall([(result, exact)]) | {"near_keys": result.get("near_keys")}
+    return overall([(result, exact)]) | {"near_keys": result["near_keys"]}
 
 
 def overall(pairs):

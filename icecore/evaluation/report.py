@@ -86,7 +86,7 @@ def tables(found):
 
 def table(rows):
     """A Markdown table of dictionaries: cases and methods in words, numbers by `FORMATS`; empty columns are left out."""
-    rows = [{**(row["case"] if "case" in row else {}), "method": words(row["method"]), **row} for row in rows]
+    rows = [row.get("case", {}) | row | {"method": words(row["method"])} for row in rows]
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("case", "seed")]
     names = [name for name in names if any(row.get(name) is not None for row in rows)]
     cells = [[name.replace("_", " ") for name in names]] + [[cell(name, row.get(name)) for name in names] for row in rows]
