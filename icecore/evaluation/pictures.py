@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-
 #: Of scikit-image: photographs, each seen by the views of `AFFINE`, and a pair of a stereo camera.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 STEREO = "motorcycle"
