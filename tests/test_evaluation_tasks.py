@@ -22,34 +22,27 @@ def pictures_or_skip():
 
 def test_each_fact_stands_once_in_the_text_in_order():
     context, asked = facts.context(decoder(), "manual", 3000, seed=1)
-    places = [context.index(f"{fact_of(question)} {question.answer}. ") for question in asked]
+    places = [context.index(f"{question.text.strip()} {question.answer}. ") for question in asked]
     assert places == sorted(places) and len(asked) == len(facts.FACTS)
     assert np.allclose(np.diff(places), np.mean(np.diff(places)), rtol=0.8)  # at ends of sentences
     assert len({question.answer for question in asked}) == len(asked)
     assert 2700 < len(context) <= 3000 - questions.ROOM
 
 
-def fact_of(question):
-    return question.text.split("\n")[-1]
-
-
 def test_what_surrounds_the_facts_is_the_text():
     context, asked = facts.context(decoder(), "manual", 3000, seed=1)
     for question in asked:
-        context = context.replace(f"{fact_of(question)} {question.answer}. ", "")
-    haystack = context.removeprefix(facts.OPENING).removesuffix(facts.CLOSING)
-    assert texts.manual()[: len(haystack)] == haystack
+        context = context.replace(f"{question.text.strip()} {question.answer}. ", "")
+    assert len(context) > 1000
+    assert texts.manual().startswith(context)
 
 
 def test_lines_are_many_and_asked_over_the_whole_depth():
     context, asked = lines.context(decoder(), 3000, seed=1)
-    listed = context.removeprefix(lines.OPENING).splitlines()
+    listed = context.splitlines()
     assert len(set(line.split(":")[0] for line in listed)) == len(listed)
     assert 3000 - questions.ROOM - 60 < len(context) <= 3000 - questions.ROOM
-    at = []
-    for question in asked:
-        name = question.text.split(" in line ")[1].split("?")[0]
-        at.append(listed.index(f"line {name}: REGISTER_CONTENT is <{question.answer}>"))
+    at = [listed.index(f"{question.text}{question.answer}{lines.END.strip()}") for question in asked]
     assert at == sorted(at) and at[0] < len(listed) / 20 and at[-1] > len(listed) * 0.9
 
 

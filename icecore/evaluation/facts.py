@@ -1,8 +1,7 @@
-"""Facts hidden in a long real text, evenly over its depth: sentences that end with a random number."""
+"""Facts hidden in a long real text, evenly over its depth: sentences that end with a random number, to be completed."""
 
 import numpy as np
 
-from . import chat
 from .cost import Cost
 from .perplexity import check, leading_tokens
 from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
@@ -11,31 +10,14 @@ __all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "c
 
 LENGTHS = (2000, 4000, 8000)
 LEAST_LENGTH = 1000
-#: Beginnings of sentences that end with a number, each of another subject.
+#: What is told of what: no word comes twice.
 FACTS = (
-    "The password of the old library is",
-    "Maria parked her bicycle at post",
-    "The winning ticket of the lottery carried number",
-    "The lighthouse keeper counted ships up to",
-    "Her grandmother's telephone number was",
-    "The treasure chest opens with code",
-    "Doctor Meyer's patient was given file",
-    "The night train to Vienna has number",
-    "The museum bought the painting for dollars",
-    "The farmer's harvest filled baskets numbering",
-    "The astronaut's locker bears label",
-    "The population of the island was",
-    "Captain Silva sailed in vessel",
-    "The bakery's secret recipe is page",
-    "The chess champion's rating reached",
-    "The hotel guest paid invoice",
-    "The mountain's height in feet is",
-    "The wizard's spell needs stones numbering",
-    "The queen's carriage has plate",
-    "The football stadium seats exactly",
+    "password of the library", "height of the tower", "price of the painting", "weight of the elephant", "age of the temple",
+    "distance of the comet", "account of the merchant", "temperature of the furnace", "telephone number of the doctor",
+    "population of the island", "speed of the rocket", "depth of the lake", "salary of the captain",
+    "postal code of the village", "score of the champion", "area of the forest", "length of the tunnel",
+    "volume of the barrel", "room of the guest", "value of the violin",
 )
-OPENING = "Read this text. It hides some numbers.\n\n"
-CLOSING = "\n\nThat was the text. "
 
 
 def cases(lengths, names):
@@ -49,7 +31,7 @@ def cost(case):
 
 
 def run(model, case, method, exact):
-    """Read the text and answer a question about each fact; arguments and result as of the other tasks, see `ask`."""
+    """Read the text, then complete the sentence of each fact; arguments and result as of the other tasks, see `ask`."""
     return ask(model, *context(model, **case), method)
 
 
@@ -74,19 +56,14 @@ def context(model, text, length, seed):
     """
     rng = np.random.default_rng(seed)
     facts = {str(fact): str(rng.integers(10_000, 100_000)) for fact in rng.permutation(FACTS)}
-    sentences = [f"{fact} {number}. " for fact, number in facts.items()]
-    opening, tokenizer = chat.opening(model.tokenizer) + OPENING, model.tokenizer
-    taken = sum(len(tokenizer.encode(part)) for part in (opening, CLOSING, *sentences))
-    haystack = tokenizer.decode(leading_tokens(model, text, length - taken - ROOM))
-    pieces, start = [opening], 0
+    sentences = [f"The {fact} is {number}. " for fact, number in facts.items()]
+    taken = sum(len(model.tokenizer.encode(sentence)) for sentence in sentences)
+    haystack = model.tokenizer.decode(leading_tokens(model, text, length - taken - ROOM))
+    pieces, start = [], 0
     for number, sentence in enumerate(sentences):
         wanted = (2 * number + 1) * len(haystack) // (2 * len(sentences))
         end = max(start, haystack.rfind(". ", start, wanted) + 2 if ". " in haystack[start:wanted] else wanted)
         pieces += [haystack[start:end], sentence]
         start = end
-    pieces += [haystack[start:], CLOSING]
-    questions = [
-        Question(f"Complete this sentence of it: {fact}" + chat.answer(tokenizer, fact), number)
-        for fact, number in facts.items()
-    ]
-    return "".join(pieces), questions
+    questions = [Question(f"\n\nThe {fact} is", number) for fact, number in facts.items()]
+    return "".join([*pieces, haystack[start:]]), questions

@@ -9,6 +9,7 @@ from icecore import nn
 from . import pictures
 from .cost import Cost
 from .methods import Method
+from .results import MEMORY
 from .statistics import retained
 from .watch import Watch
 
@@ -52,7 +53,8 @@ def run(model, case, method, exact):
         Of each view: ``right``, for each patch of the first view that is seen in it, whether the patch with the nearest
         features lies at the right place. Besides exact attention's also ``patch_cosine`` and ``pooled_cosine`` to its
         features, mean over patches and of their mean; ``equal_neighbours``, the share of patches of the first view whose
-        nearest other patch of it is the same; ``near_keys`` and ``captured_mass`` a query. ``memory`` holds the features.
+        nearest other patch of it is the same. ``near_keys`` and ``captured_mass`` a query. ``memory`` of exact attention's
+        holds the features; where `exact` lacks them they are computed and put there.
     """
     patch = model.weights.config.patch
     side = isqrt(case["length"]) * patch
@@ -64,14 +66,14 @@ def run(model, case, method, exact):
     }
     units = {name: unit(array) for name, array in features.items()}
     right = {name: matches(units["first"], units[name], view.places).tolist() for name, view in others.items()}
-    result = {"right": right, "memory": features} | watch.means()
+    result = {"right": right} | watch.means()
     if exact is None:
-        return result
-    if "memory" not in exact:  # of an earlier run, which kept no features
-        exact = run(model, case, EXACT, None)
-    cosines = [np.mean(np.sum(units[name] * unit(array), axis=1)) for name, array in exact["memory"].items()]
-    pooled = [unit(features[name].mean(axis=0)) @ unit(array.mean(axis=0)) for name, array in exact["memory"].items()]
-    same = nearest_others(units["first"]) == nearest_others(unit(exact["memory"]["first"]))
+        return result | {MEMORY: features}
+    if MEMORY not in exact:  # of an earlier run, which stored no features
+        exact[MEMORY] = run(model, case, EXACT, None)[MEMORY]
+    cosines = [np.mean(np.sum(units[name] * unit(array), axis=1)) for name, array in exact[MEMORY].items()]
+    pooled = [unit(features[name].mean(axis=0)) @ unit(array.mean(axis=0)) for name, array in exact[MEMORY].items()]
+    same = nearest_others(units["first"]) == nearest_others(unit(exact[MEMORY]["first"]))
     result |= {"patch_cosine": float(np.mean(cosines)), "pooled_cosine": float(np.mean(pooled))}
     return result | {"equal_neighbours": float(np.mean(same))}
 

@@ -1,10 +1,9 @@
-"""A long list of lines, each with a name and a number, and questions about the numbers of some lines."""
+"""A long list of lines, each with a name and a number, of which some are asked for again."""
 
 from itertools import product
 
 import numpy as np
 
-from . import chat
 from .cost import Cost
 from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
 
@@ -18,7 +17,8 @@ FIRST = ("amber", "brave", "calm", "dusty", "eager", "frozen", "gentle", "hollow
 SECOND = ("apple", "bird", "cloud", "door", "engine", "forest", "garden", "horse", "island", "jacket", "kettle", "lemon",
           "moon", "needle", "ocean", "pencil", "queen", "river", "stone", "tree", "uncle", "village", "window", "yard",
           "bridge")
-OPENING = "Here is a list of lines. Each line has a register.\n\n"
+#: What stands before a line's number and after it.
+BEGINNING, END = "line {}: REGISTER_CONTENT is <", ">\n"
 
 
 def cases(lengths, names):
@@ -37,7 +37,7 @@ def check(model, case):
 
 
 def run(model, case, method, exact):
-    """Read the lines and answer the questions; arguments and result as of the other tasks, see `ask`."""
+    """Read the lines, then complete some; arguments and result as of the other tasks, see `ask`."""
     return ask(model, *context(model, **case), method)
 
 
@@ -63,23 +63,15 @@ def context(model, length, seed):
     ValueError
         If there are too few names for so many lines.
     """
-    rng, tokenizer = np.random.default_rng(seed), model.tokenizer
+    rng = np.random.default_rng(seed)
     names = rng.permutation([f"{first}-{second}" for first, second in product(FIRST, SECOND)])
     numbers = rng.integers(10_000, 100_000, len(names))
-    lines = [f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in zip(names, numbers, strict=True)]
-    opening = chat.opening(tokenizer) + OPENING
-    ends = np.cumsum([len(tokenizer.encode(line)) for line in lines])
-    room = length - ROOM - len(tokenizer.encode(opening))
+    beginnings = [BEGINNING.format(name) for name in names]
+    lines = [f"{beginning}{number}{END}" for beginning, number in zip(beginnings, numbers, strict=True)]
+    ends = np.cumsum([len(model.tokenizer.encode(line)) for line in lines])
+    room = length - ROOM
     if room > ends[-1]:
-        raise ValueError(f"length must be at most {length - room + ends[-1]} for task lines, got {length}")
+        raise ValueError(f"length must be at most {ROOM + ends[-1]} for task lines, got {length}")
     count = int(np.searchsorted(ends, room, side="right"))
     chosen = ((np.arange(QUESTIONS) + 0.5) * count / QUESTIONS).astype(int)
-    questions = [
-        Question(
-            f"\nWhat is the REGISTER_CONTENT in line {names[at]}?"
-            + chat.answer(tokenizer, f"line {names[at]}: REGISTER_CONTENT is <"),
-            str(numbers[at]),
-        )
-        for at in chosen
-    ]
-    return opening + "".join(lines[:count]), questions
+    return "".join(lines[:count]), [Question(beginnings[at], str(numbers[at])) for at in chosen]

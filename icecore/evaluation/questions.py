@@ -10,11 +10,11 @@ from .watch import Watch
 #: Tokens of an answer at most: a number of five digits and what stands before it.
 ANSWER_TOKENS = 8
 #: Tokens kept free for a question with its answer.
-ROOM = 80
+ROOM = 40
 
 
 class Question(NamedTuple):
-    """A question, whose text follows the context's, and the answer that the next tokens must begin with."""
+    """The beginning of a sentence or line of the context, which follows the context, and the answer, with which it went on."""
 
     text: str
     answer: str

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from . import facts, generation, image, lines, perplexity
 from .methods import Method
-from .results import identity
+from .results import MEMORY, identity
 
 #: Tasks of language models, in the order in which they run.
 LANGUAGE = {"perplexity": perplexity, "facts": facts, "lines": lines, "generation": generation}
@@ -57,7 +57,7 @@ def plan(model, tasks, methods, *, lengths=None, inputs=None):
     Raises
     ------
     ValueError
-        If a task is not one of the model's, a length is too short or too long, or there is no such text or picture.
+        If a task or a method is not for the model, a length is too short or too long, or there is no such text or picture.
     ImportError
         If the package of a text or of the pictures is missing.
     """
@@ -72,6 +72,8 @@ def plan(model, tasks, methods, *, lengths=None, inputs=None):
             if not model.reads_images and length > model.weights.config.context_length:
                 raise ValueError(f"length must be at most {model.weights.config.context_length}, the context, got {length}")
         others = [method for method in methods if method != EXACT]
+        if model.reads_images and any(method.name == "window" for method in others):
+            raise ValueError(f"method window is for language models, {model.name} reads images")
         for case in task.cases(lengths or task.LENGTHS, inputs):
             task.check(model, case)
             jobs += [Job(name, case, method) for method in (EXACT, *others)]
@@ -96,11 +98,12 @@ def evaluate(model, jobs, results, tick=lambda job: None):
     list of dict
         The records of all jobs, in their order.
     """
-    records = []
+    records, exact = [], {}
     for job in jobs:
-        wanted = job.identity(model.name)
         if job.method == EXACT:
+            exact.pop(MEMORY, None)  # of the case before, which nobody needs any more
             exact = None
+        wanted = job.identity(model.name)
         record = results.find(wanted)
         if record is None:
             started = time.perf_counter()
