@@ -203,6 +203,13 @@ def test_wrong_arguments_give_a_usage_line(tiny, capsys, arguments, message):
     assert error.startswith("usage:") and message in error
 
 
+def test_a_window_is_not_for_images(monkeypatch, capsys):
+    monkeypatch.setattr(models, "load", lambda name: image_encoder())
+    with pytest.raises(SystemExit):
+        evaluate.run(parse("any", "--method", "window"))
+    assert "method window is for language models, tiny images reads images" in capsys.readouterr().err
+
+
 def test_no_such_model(capsys):
     with pytest.raises(SystemExit) as stopped:
         evaluate.run(parse("smollm3"))

@@ -6,7 +6,7 @@ from evaluated_models import decoder, image_encoder
 from scipy.stats import binomtest
 
 from icecore import nn
-from icecore.evaluation import facts, generation, image, lines, perplexity, pictures, questions, run, statistics, texts
+from icecore.evaluation import facts, generation, image, lines, perplexity, pictures, questions, run, statistics, texts, watch
 from icecore.evaluation.methods import method, parse
 
 EXACT, ALL_NEAR = method("exact"), method("near_far", k=10_000)
@@ -116,11 +116,12 @@ def test_a_method_follows_exact_attentions_continuation():
 
 
 def test_common_prefix_ends_at_the_first_difference():
-    exact, other = list(range(64)), list(range(64))
-    other[10] = other[20] = 99
-    row = generation.compare({"tokens": other}, {"tokens": exact})
+    means = dict.fromkeys(watch.COLUMNS, 0.5)
+    exact, other = ({"tokens": list(range(64))} | means for _ in range(2))
+    other["tokens"][10] = other["tokens"][20] = 99
+    row = generation.compare(other, exact)
     assert (row["common_prefix"], row["equal_tokens"]) == (10, 62 / 64)
-    assert generation.compare({"tokens": exact}, {"tokens": exact})["common_prefix"] == 64
+    assert generation.compare(exact, exact)["common_prefix"] == 64
 
 
 def test_too_long_for_the_text(monkeypatch):
@@ -158,9 +159,9 @@ def test_matches_are_right_where_the_nearest_features_lie_at_the_place():
     places = np.stack(np.divmod(np.argsort(order), 5), axis=1).reshape(5, 5, 2).astype(float)
     places[0, 0] = np.nan  # unknown
     places[0, 1] = -2.0  # outside
-    assert image.matches(first, first[order], places).tolist() == [True] * 23
+    assert image.digits(image.matches(first, first[order], places)) == "1" * 23
     places[1, 0] = (places[1, 0] + 2.5) % 5  # where it is not
-    assert image.matches(first, first[order], places).sum() == 22
+    assert image.digits(image.matches(first, first[order], places)) == "1110" + "1" * 19
 
 
 def test_nearest_other_patch_is_another_one():

@@ -8,7 +8,7 @@ from . import texts
 from .cost import Cost
 from .perplexity import check, leading_tokens
 from .statistics import share
-from .watch import Watch
+from .watch import COLUMNS, Watch
 
 __all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "cost", "overall", "run"]
 
@@ -43,7 +43,7 @@ def run(model, case, method, exact):
     -------
     dict
         ``tokens``: of exact attention its greedy continuation, of others their most likely token after each of exact's; and
-        ``near_keys`` and ``captured_mass`` a query of the prompt. Up to the first difference a method's tokens are
+        the means of `Watch` over the prompt. Up to the first difference a method's tokens are
         those that it would generate by itself.
     """
     prompt = leading_tokens(model, case["text"], case["length"])[:-NEW_TOKENS]
@@ -62,7 +62,7 @@ def compare(result, exact):
     """The columns of a report for one case."""
     equal = np.equal(result["tokens"], exact["tokens"])
     prefix = len(equal) if equal.all() else int(equal.argmin())
-    return {"common_prefix": prefix, "equal_tokens": float(equal.mean()), "near_keys": result["near_keys"]}
+    return {"common_prefix": prefix, "equal_tokens": float(equal.mean()), **{name: result[name] for name in COLUMNS}}
 
 
 def overall(pairs):

@@ -11,13 +11,13 @@ from .cost import Cost
 from .methods import Method
 from .results import MEMORY
 from .statistics import retained
-from .watch import Watch
+from .watch import COLUMNS, Watch
 
 #: Patches of a view, about.
 LENGTHS = (8100,)
 LEAST_LENGTH = 64
-#: A patch counts as matched to the right place this near, in patches.
-NEAR = 1.0
+#: A patch counts as matched to the right place this near to it, in sides of the view.
+NEAR = 0.025
 EXACT = Method("exact")
 
 
@@ -50,11 +50,11 @@ def run(model, case, method, exact):
     Returns
     -------
     dict
-        Of each view: ``right``, for each patch of the first view that is seen in it, whether the patch with the nearest
-        features lies at the right place. Besides exact attention's also ``patch_cosine`` and ``pooled_cosine`` to its
-        features, mean over patches and of their mean; ``equal_neighbours``, the share of patches of the first view whose
-        nearest other patch of it is the same. ``near_keys`` and ``captured_mass`` a query. ``memory`` of exact attention's
-        holds the features; where `exact` lacks them they are computed and put there.
+        ``right`` of each view: for each patch of the first view that is seen in it a digit, 1 if the patch with the nearest
+        features lies at the right place. The means of `Watch`. Of other methods also ``patch_cosine`` and ``pooled_cosine`` to
+        exact attention's features, mean over patches and of their mean, and ``equal_neighbours``, the share of patches of the
+        first view whose nearest other patch of it is the same. Of exact attention ``memory``: the features; where `exact`
+        lacks them they are computed and put there.
     """
     patch = model.weights.config.patch
     side = isqrt(case["length"]) * patch
@@ -65,7 +65,7 @@ def run(model, case, method, exact):
         for name, pixels in {"first": first, **{name: view.pixels for name, view in others.items()}}.items()
     }
     units = {name: unit(array) for name, array in features.items()}
-    right = {name: matches(units["first"], units[name], view.places).tolist() for name, view in others.items()}
+    right = {name: digits(matches(units["first"], units[name], view.places)) for name, view in others.items()}
     result = {"right": right} | watch.means()
     if exact is None:
         return result | {MEMORY: features}
@@ -103,7 +103,12 @@ def matches(first, second, places):
     seen = np.all((places >= -0.5) & (places <= rows - 0.5), axis=1)  # (rows * rows,): not where it is NaN
     found = nearest(first[seen], second)  # (seen,)
     found = np.stack(np.divmod(found, rows), axis=1)  # (seen, 2)
-    return np.linalg.norm(found - places[seen], axis=1) <= NEAR
+    return np.linalg.norm(found - places[seen], axis=1) <= NEAR * rows
+
+
+def digits(right):
+    """A digit for each of many bool, which is short in a file."""
+    return "".join("01"[bool(value)] for value in right)
 
 
 def nearest(queries, keys, chunk=1024):
@@ -124,7 +129,7 @@ def nearest_others(keys, chunk=1024):
 def compare(result, exact):
     """The columns of a report for one case."""
     names = ("patch_cosine", "pooled_cosine", "equal_neighbours")
-    return {name: result.get(name) for name in names} | _matched([(result, exact)]) | {"near_keys": result["near_keys"]}
+    return {name: result.get(name) for name in names} | _matched([(result, exact)]) | {name: result[name] for name in COLUMNS}
 
 
 def overall(pairs):
@@ -136,7 +141,7 @@ def overall(pairs):
 
 def _matched(pairs):
     mine, exact = (
-        np.concatenate([np.asarray(right, bool) for results in side for right in results["right"].values()])
+        np.array([digit == "1" for results in side for right in results["right"].values() for digit in right])
         for side in zip(*pairs, strict=True)
     )
     kept = retained(mine, exact)

@@ -8,7 +8,7 @@ from icecore import nn
 
 from . import texts
 from .cost import Cost
-from .watch import Watch
+from .watch import COLUMNS, Watch
 
 LENGTHS = (8100,)
 LEAST_LENGTH = 256
@@ -39,7 +39,7 @@ def run(model, case, method, exact):
     -------
     dict
         ``perplexity``, ``equal_tokens`` (share of places where the most likely next token is exact attention's),
-        ``near_keys`` and ``captured_mass`` a query; of exact attention ``predictions``, the most likely tokens.
+        and the means of `Watch`; of exact attention ``predictions``, the most likely tokens.
     """
     tokens = leading_tokens(model, case["text"], case["length"])
     watch = Watch()
@@ -67,7 +67,7 @@ def leading_tokens(model, name, length):
 def compare(result, exact):
     """The columns of a report for one case."""
     row = {"perplexity": result["perplexity"], "ratio": result["perplexity"] / exact["perplexity"]}
-    return row | {name: result.get(name) for name in ("equal_tokens", "near_keys", "captured_mass")}
+    return row | {name: result.get(name) for name in ("equal_tokens", *COLUMNS)}
 
 
 def overall(pairs):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from icecore import nn
 
 from .statistics import retained, share
-from .watch import Watch
+from .watch import COLUMNS, Watch
 
 #: Tokens of an answer at most: a number of five digits and what stands before it.
 ANSWER_TOKENS = 8
@@ -33,7 +33,7 @@ def ask(model, context, questions, method):
     Returns
     -------
     dict
-        ``right`` (of each question), ``answers`` (what came), ``near_keys`` and ``captured_mass`` a query of the context.
+        ``right`` (of each question), ``answers`` (what came) and the means of `Watch` over the context.
     """
     encode, watch, cache = model.tokenizer.encode, Watch(), method.cache()
     nn.forward(model.weights, encode(context), attention=method.watched(watch).causal, cache=cache)
@@ -49,7 +49,7 @@ def ask(model, context, questions, method):
 
 def compare(result, exact):
     """The columns of a report for one case."""
-    return overall([(result, exact)]) | {"near_keys": result["near_keys"]}
+    return overall([(result, exact)]) | {name: result[name] for name in COLUMNS}
 
 
 def overall(pairs):

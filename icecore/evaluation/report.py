@@ -13,7 +13,7 @@ FORMATS = {
     "perplexity": "{:.3f}", "ratio": "{:.4f}", "worst_ratio": "{:.4f}", "equal_tokens": "{:.1%}", "near_keys": "{:.0f}",
     "captured_mass": "{:.3f}", "accuracy": "{:.1%}", "retained": "{:.1%}", "common_prefix": "{:.0f}", "patch_cosine": "{:.4f}",
     "pooled_cosine": "{:.4f}", "equal_neighbours": "{:.1%}", "matched": "{:.1%}", "exact_matched": "{:.1%}",
-    "seconds": "{:.1f}",
+    "sparse_calls": "{:.0%}", "seconds": "{:.1f}",
 }
 
 

@@ -1,22 +1,30 @@
-"""What attention did while a model ran: near keys and captured mass, averaged."""
+"""What attention did while a model ran: near keys, captured mass and paths, averaged."""
 
 import numpy as np
 
+#: What `Watch.means` says.
+COLUMNS = ("near_keys", "captured_mass", "sparse_calls")
+
 
 class Watch:
-    """Counts what an `evaluation.methods.Method` tells of its calls.
-
-    Calls that name no near keys or mass (a path without them) are left out.
-    """
+    """Counts what an `evaluation.methods.Method` tells of its calls."""
 
     def __init__(self):
-        self._near_keys, self._captured_mass = [], []
+        self._near_keys, self._captured_mass, self._sparse = [], [], []
 
     def __call__(self, layer, info):
         self._near_keys.append(float(np.mean(info.near_keys)))
         self._captured_mass.append(float(np.mean(info.captured_mass)))
+        self._sparse.append(info.path == "near_far")
 
     def means(self):
-        """Mean over layers, heads and queries: a dictionary of near_keys and captured_mass, None where nothing was told."""
-        columns = {"near_keys": self._near_keys, "captured_mass": self._captured_mass}
-        return {name: float(np.mean(values)) if values else None for name, values in columns.items()}
+        """Means over layers, heads and queries.
+
+        Returns
+        -------
+        dict
+            ``near_keys`` and ``captured_mass`` of a query, and ``sparse_calls``, the share of calls that were not computed
+            exactly, as those are for which that is faster.
+        """
+        columns = (self._near_keys, self._captured_mass, self._sparse)
+        return {name: float(np.mean(values)) for name, values in zip(COLUMNS, columns, strict=True)}
