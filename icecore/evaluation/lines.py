@@ -1,9 +1,10 @@
 """A long list of lines, each with a name and a number, of which some are asked for again."""
 
-from itertools import product
+import re
 
 import numpy as np
 
+from . import texts
 from .cost import Cost
 from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
 
@@ -12,11 +13,6 @@ __all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "c
 LENGTHS = (2000, 4000, 8000)
 LEAST_LENGTH = 1000
 QUESTIONS = 20
-FIRST = ("amber", "brave", "calm", "dusty", "eager", "frozen", "gentle", "hollow", "iron", "jolly", "kind", "lunar", "misty",
-         "noble", "olive", "proud", "quiet", "rapid", "solid", "tidy", "upper", "vivid", "warm", "young", "silver")
-SECOND = ("apple", "bird", "cloud", "door", "engine", "forest", "garden", "horse", "island", "jacket", "kettle", "lemon",
-          "moon", "needle", "ocean", "pencil", "queen", "river", "stone", "tree", "uncle", "village", "window", "yard",
-          "bridge")
 #: What stands before a line's number and after it.
 BEGINNING, END = "line {}: REGISTER_CONTENT is <", ">\n"
 
@@ -44,6 +40,8 @@ def run(model, case, method, exact):
 def context(model, length, seed):
     """Lines, as many as fit, and questions about some of them, evenly over the depth.
 
+    Names are single words and numbers have three digits, so that a small model can do it at all.
+
     Parameters
     ----------
     model : Model
@@ -64,8 +62,8 @@ def context(model, length, seed):
         If there are too few names for so many lines.
     """
     rng = np.random.default_rng(seed)
-    names = rng.permutation([f"{first}-{second}" for first, second in product(FIRST, SECOND)])
-    numbers = rng.integers(10_000, 100_000, len(names))
+    names = rng.permutation(sorted(set(re.findall(r"\b[a-z]{5,8}\b", texts.manual()))))
+    numbers = rng.integers(100, 1000, len(names))
     beginnings = [BEGINNING.format(name) for name in names]
     lines = [f"{beginning}{number}{END}" for beginning, number in zip(beginnings, numbers, strict=True)]
     ends = np.cumsum([len(model.tokenizer.encode(line)) for line in lines])
