@@ -1,6 +1,7 @@
 """What a case costs, so that a run can say how long it will take."""
 
 import time
+from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ class Cost(NamedTuple):
 
 #: A single step reads all weights for one row: so many rows of a prefill take as long.
 STEP = 20
+#: Lengths that are timed, of texts and of images.
 SHORT, LONG = 256, 1536
+IMAGE_SHORT, IMAGE_LONG = 12**2, 36**2
 
 
 def decoder_rates(weights):
@@ -37,13 +40,13 @@ def decoder_rates(weights):
 
 def image_rates(weights):
     """The same of an image encoder, without logits."""
-    sides = [weights.config.patch * count for count in (12, 36)]
+    patch = weights.config.patch
 
     def encode(count):
-        nn.encode_image(weights, np.zeros((round(count**0.5) * weights.config.patch,) * 2 + (3,), np.float32))
+        nn.encode_image(weights, np.zeros((isqrt(count) * patch, isqrt(count) * patch, 3), np.float32))
 
-    encode(sides[0] // weights.config.patch)
-    return (*_rates(encode, 12**2, 36**2), 0.0)
+    encode(IMAGE_SHORT)
+    return (*_rates(encode, IMAGE_SHORT, IMAGE_LONG), 0.0)
 
 
 def _logit(weights, count):
