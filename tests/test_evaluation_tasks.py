@@ -234,3 +234,11 @@ def test_near_far_reads_nearly_as_exact_does():
     row = perplexity.compare(perplexity.run(decoder(), case, parse("near_far:tolerance=0.005,window=64"), exact), exact)
     assert row["ratio"] == pytest.approx(1, abs=1e-3)
     assert 0 < row["near_keys"] < 3000 and 0.5 < row["captured_mass"] <= 1
+
+
+def test_a_window_captures_no_known_mass():
+    case = {"text": "manual", "length": 300}
+    exact = perplexity.run(decoder(), case, EXACT, None)
+    row = perplexity.compare(perplexity.run(decoder(), case, parse("window:window=10"), exact), exact)
+    assert row["captured_mass"] is None and exact["captured_mass"] == 1
+    assert 10 < row["near_keys"] <= 26 and row["sparse_calls"] == 0

@@ -47,8 +47,8 @@ def run(model, case, method, exact):
         those that it would generate by itself.
     """
     prompt = leading_tokens(model, case["text"], case["length"])[:-NEW_TOKENS]
-    watch, cache, tokens = Watch(), method.cache(), []
-    hidden = nn.forward(model.weights, prompt, attention=method.watched(watch).causal, cache=cache)[-1]  # (width,)
+    watch, cache, tokens = Watch(method), method.cache(), []
+    hidden = nn.forward(model.weights, prompt, attention=watch.method.causal, cache=cache)[-1]  # (width,)
     for step in range(NEW_TOKENS):
         _, logits = next(nn.logits_in_chunks(model.weights, hidden[None]))  # (1, vocabulary)
         tokens.append(int(logits[0].argmax()))

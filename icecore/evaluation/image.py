@@ -59,9 +59,9 @@ def run(model, case, method, exact):
     patch = model.weights.config.patch
     side = isqrt(case["length"]) * patch
     first, others = pictures.views(case["picture"], side, patch)
-    watch = Watch()
+    watch = Watch(method)
     features = {
-        name: nn.encode_image(model.weights, pixels, attention=method.watched(watch).bidirectional)[1:]  # (patches, width)
+        name: nn.encode_image(model.weights, pixels, attention=watch.method.bidirectional)[1:]  # (patches, width)
         for name, pixels in {"first": first, **{name: view.pixels for name, view in others.items()}}.items()
     }
     units = {name: unit(array) for name, array in features.items()}

@@ -42,8 +42,8 @@ def run(model, case, method, exact):
         and the means of `Watch`; of exact attention ``predictions``, the most likely tokens.
     """
     tokens = leading_tokens(model, case["text"], case["length"])
-    watch = Watch()
-    hidden = nn.forward(model.weights, tokens, attention=method.watched(watch).causal)  # (n, width)
+    watch = Watch(method)
+    hidden = nn.forward(model.weights, tokens, attention=watch.method.causal)  # (n, width)
     losses, predictions = nn.score(model.weights, hidden, tokens, start=len(tokens) // 2)
     result = {"perplexity": nn.perplexity(losses)} | watch.means()
     if exact is None:

@@ -35,8 +35,8 @@ def ask(model, context, questions, method):
     dict
         ``right`` (of each question), ``answers`` (what came) and the means of `Watch` over the context.
     """
-    encode, watch, cache = model.tokenizer.encode, Watch(), method.cache()
-    nn.forward(model.weights, encode(context), attention=method.watched(watch).causal, cache=cache)
+    encode, watch, cache = model.tokenizer.encode, Watch(method), method.cache()
+    nn.forward(model.weights, encode(context), attention=watch.method.causal, cache=cache)
     length, answers = cache.length, []
     for question in questions:
         cache.truncate(length)

@@ -7,9 +7,20 @@ COLUMNS = ("near_keys", "captured_mass", "sparse_calls")
 
 
 class Watch:
-    """Counts what an `evaluation.methods.Method` tells of its calls."""
+    """Counts what a method's calls tell.
 
-    def __init__(self):
+    Parameters
+    ----------
+    method : Method
+
+    Attributes
+    ----------
+    method : Method
+        The same, watched.
+    """
+
+    def __init__(self, method):
+        self.method = method.watched(self)
         self._near_keys, self._captured_mass, self._sparse = [], [], []
 
     def __call__(self, layer, info):
@@ -24,7 +35,8 @@ class Watch:
         -------
         dict
             ``near_keys`` and ``captured_mass`` of a query, and ``sparse_calls``, the share of calls that were not computed
-            exactly, as those are for which that is faster.
+            exactly, as those are for which that is faster. A window's mass is None: it does not look at all keys.
         """
         columns = (self._near_keys, self._captured_mass, self._sparse)
-        return {name: float(np.mean(values)) for name, values in zip(COLUMNS, columns, strict=True)}
+        means = {name: float(np.mean(values)) for name, values in zip(COLUMNS, columns, strict=True)}
+        return means | ({"captured_mass": None} if self.method.name == "window" else {})
