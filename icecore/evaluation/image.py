@@ -17,7 +17,7 @@ from .watch import COLUMNS, Watch
 LENGTHS = (8100,)
 LEAST_LENGTH = 64
 #: A patch counts as matched to the right place this near to it, in sides of the view.
-NEAR = 0.025
+NEAR = 0.05
 EXACT = Method("exact")
 
 
