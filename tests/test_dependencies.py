@@ -136,9 +136,12 @@ def python_violations(package):
             elif room == "nn" and top == "icecore" and not within(full, "icecore.nn"):
                 if full != "icecore" and full.removeprefix("icecore.") not in public:
                     found.append(say + "nn uses icecore's public names")
+            elif room == "evaluation" and top == "icecore" and not (within(full, "icecore.nn") or within(full, own)):
+                if full != "icecore" and full.removeprefix("icecore.") not in public:
+                    found.append(say + "evaluation uses icecore's public names and nn")
             elif room == "" and file.name != "__main__.py":
-                if within(full, "icecore.nn") or within(full, "icecore.commands"):
-                    found.append(say + "nn and commands are above")
+                if any(within(full, f"icecore.{above}") for above in ("nn", "evaluation", "commands")):
+                    found.append(say + "nn, evaluation and commands are above")
         if room == "nn":
             for node in ast.walk(tree):
                 of_icecore = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "icecore"
@@ -168,7 +171,8 @@ HOUSE = {
     "icecore/reference/dense.py": "import numpy as np\nfrom icecore.reference.cells import Cells\n",
     "icecore/nn/llama.py": "import icecore\nfrom .layers import linear\nout = icecore.attention\n",
     "icecore/nn/tokenizer.py": "def load():\n    import tokenizers\n    return tokenizers\n",
-    "icecore/commands/demo.py": "import icecore\nfrom icecore import nn\n",
+    "icecore/evaluation/facts.py": "import icecore\nfrom icecore import nn\nfrom icecore.evaluation import texts\n",
+    "icecore/commands/demo.py": "import icecore\nfrom icecore import nn\nfrom icecore.evaluation import texts\n",
 }
 
 
@@ -221,6 +225,11 @@ def test_the_checker_accepts_a_small_house(tmp_path):
         ("icecore/nn/llama.py", "from icecore.reference import attention\n"),
         ("icecore/nn/llama.py", "import icecore\nicecore._native.set_isa('scalar')\n"),
         ("icecore/nn/llama.py", "def f():\n    from .. import _runtime\n    return _runtime\n"),
+        ("icecore/nn/llama.py", "from icecore.evaluation import texts\n"),
+        ("icecore/_attention.py", "from icecore.evaluation import texts\n"),
+        ("icecore/evaluation/facts.py", "from icecore.commands import demo\n"),
+        ("icecore/evaluation/facts.py", "from icecore._attention import CELL_SIZE\n"),
+        ("icecore/evaluation/facts.py", "import tqdm\n"),
     ],
 )
 def test_the_checker_sees_a_turned_arrow(tmp_path, name, text):

@@ -1,6 +1,7 @@
 """The key/value buffer holds what was written, and the past is not copied at each step."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,3 +40,20 @@ def test_rows_that_were_not_advanced_over_are_overwritten():
     keys, values = cache.write(0, np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
     assert keys.shape == values.shape == (1, 2, 2)
     assert not keys.any() and not values.any()
+
+
+def test_truncated_rows_are_overwritten():
+    rows = np.random.default_rng(0).standard_normal((2, 1, 9, 2), np.float32)
+    cache = KeyValueCache()
+    cache.write(0, rows[0], rows[1])
+    cache.advance(9)
+    cache.truncate(4)
+    keys, values = cache.write(0, rows[0, :, :1], rows[1, :, :1])
+    np.testing.assert_array_equal(keys, rows[0, :, [0, 1, 2, 3, 0]].swapaxes(0, 1))
+    np.testing.assert_array_equal(values, rows[1, :, [0, 1, 2, 3, 0]].swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("length", [-1, 1])
+def test_truncation_to_more_than_is_held(length):
+    with pytest.raises(ValueError, match=rf"length must lie in 0\.\.0, the tokens held, got {length}"):
+        KeyValueCache().truncate(length)

@@ -134,3 +134,16 @@ def test_folders_that_do_not_fit(tmp_path):
     (tmp_path / "cache" / "sliding.npz").write_bytes((tmp_path / "cache" / "sliding.npz").read_bytes()[:-100])
     with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
         nn.NearFarCache.load(tmp_path / "cache")
+
+
+def test_after_truncation_another_text_follows():
+    weights, other = random_weights(), random_tokens(350)[::-1]
+    cache = nn.NearFarCache(**OPTIONS)
+    nn.forward(weights, TOKENS, attention=over_all, cache=cache)
+    cache.truncate(200)
+    assert cache.length == 200
+    hidden = nn.forward(weights, other, attention=over_all, cache=cache)
+    expected = nn.forward(weights, np.concatenate([TOKENS[:200], other]), attention=over_all)
+    np.testing.assert_allclose(hidden, expected[200:], atol=2e-4)
+    with pytest.raises(ValueError, match=r"length must lie in 0\.\.550, the tokens held, got 551"):
+        cache.truncate(551)

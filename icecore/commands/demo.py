@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,8 @@ import numpy as np
 
 import icecore
 from icecore import nn
+from icecore.commands.progress import progress
+from icecore.evaluation.texts import manual
 from icecore.nn.extras import import_extra
 
 MINIMUM_LENGTH = 256
@@ -108,13 +110,6 @@ def _checked_tokens(args, tokenizer, config, text):
     return tokens
 
 
-def manual():
-    """A long text that needs no download: the manual that comes with Python."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics.values())
-
-
 # Measurement -----------------------------------------------------------------------------------------------
 
 
@@ -164,7 +159,7 @@ def compare(weights, tokens, tolerance, new_tokens, with_error=False):
     nn.forward(weights, tokens[:MINIMUM_LENGTH])  # starts threads and touches the weights, outside the clock
     steps = 2 * (weights.config.layers + 1 + new_tokens)
     near_far_cache = nn.NearFarCache(tolerance=tolerance, window=WINDOW)
-    with _progress(steps) as tick:
+    with progress(steps) as tick:
         return (
             _measure("exact", exact, nn.KeyValueCache(), near_far if with_error else None, weights, tokens, new_tokens, tick),
             _measure("near/far", near_far, near_far_cache, None, weights, tokens, new_tokens, tick),
@@ -216,25 +211,6 @@ def relative_error(out, expected):
     """Mean norm of the error by that of what was expected, averaged over heads; (heads, n, width) each."""
     error = np.linalg.norm(out - expected, axis=2).mean(axis=1)  # (heads,)
     return float(np.mean(error / np.linalg.norm(expected, axis=2).mean(axis=1)))
-
-
-@contextmanager
-def _progress(steps):
-    """A function to call at each step: moves a bar on stderr if tqdm is installed, else does nothing."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None:
-        yield lambda message: None
-        return
-    with tqdm(total=steps, file=sys.stderr, leave=False, disable=None) as bar:
-
-        def tick(message):
-            bar.set_description(message, refresh=False)
-            bar.update()
-
-        yield tick
 
 
 # Report ----------------------------------------------------------------------------------------------------

@@ -73,9 +73,20 @@ class KeyValueCache:
         for layer, pair in self._buffers.items():
             yield layer, tuple(buffer[:, : self.length] for buffer in pair)
 
+    def truncate(self, length):
+        """Hold the first `length` tokens only."""
+        check_length(length, self.length)
+        self.length = length
+
     def _grown(self, buffer, capacity):
         """A buffer of the given capacity with the same first `length` rows."""
         heads, _, head_width = buffer.shape
         grown = np.empty((heads, capacity, head_width), np.float32)
         grown[:, : self.length] = buffer[:, : self.length]
         return grown
+
+
+def check_length(length, held):
+    """ValueError unless a cache that holds `held` tokens can be cut to `length`."""
+    if not 0 <= length <= held:
+        raise ValueError(f"length must lie in 0..{held}, the tokens held, got {length}")

@@ -11,7 +11,7 @@ import numpy as np
 
 import icecore
 
-from .cache import KeyValueCache
+from .cache import KeyValueCache, check_length
 
 VERSION = 1
 
@@ -48,7 +48,7 @@ class NearFarCache:
             heads, _, width = key.shape
             self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **self._options)
         cache = self._layers[layer]
-        if len(cache) > self.length:  # of a pass that was interrupted
+        if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
         cache.append(key, value)
         return cache.attend(query) if self.length else attention(query, key, value, layer=layer, **options)
@@ -140,3 +140,9 @@ class NearFarCache:
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a usable cache folder: {error}") from error
         return new
+
+    def truncate(self, length):
+        """Hold the first `length` tokens only."""
+        check_length(length, self.length)
+        self.length = length
+        self._sliding.truncate(length)

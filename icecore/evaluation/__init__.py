@@ -1,0 +1,1 @@
+"""Accuracy of real models: the same tasks by exact attention and by methods that look at fewer keys."""

@@ -1,0 +1,166 @@
+"""Methods of attention that are compared: a name and options become what models take as attention and as a cache."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import icecore
+from icecore import nn
+
+#: First tokens that every causal method sees.
+SINKS = 16
+#: Method -> its options where none are given. near_far takes k in place of tolerance.
+DEFAULTS = {
+    "exact": {},
+    "near_far": {"tolerance": 0.02, "window": 768},
+    "top_k": {"k": 256, "window": 768},
+    "published": {"k": 256, "window": 768},
+    "window": {"window": 1024},
+}
+#: Option -> its type.
+NUMBERS = {"tolerance": float, "k": int, "window": int}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its options.
+
+    Attributes
+    ----------
+    name : str
+        exact; near_far; top_k: the k keys with the largest scores besides sinks and window, which no other choice of k keys
+        surpasses by much; published: IceFormer's rule, the best k of the visited keys; window: sinks and window only.
+    options : dict of str to number
+        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`. A window counts in causal attention only.
+    watch : callable, optional
+        Called as ``watch(layer, info)`` with the `icecore.AttentionInfo` of each call.
+    """
+
+    name: str
+    options: dict = field(default_factory=dict)
+    watch: Callable | None = None
+
+    def causal(self, query, key, value, *, layer, window=None):
+        """Attention for decoders: what `nn.forward` takes. Layers with a window of their own attend to it exactly."""
+        if window is not None or self.name == "exact":
+            return self._attend(layer, query, key, value, causal=True, window=window)
+        options = {"window": self.options["window"], "sinks": SINKS} | self._budget(key)
+        return self._attend(layer, query, key, value, causal=True, **options)
+
+    def bidirectional(self, query, key, value, *, layer):
+        """Attention for encoders: what `nn.encode_image` and `nn.encode_tokens` take."""
+        if self.name == "window":
+            raise ValueError("method window is for decoders, which attend causally")
+        return self._attend(layer, query, key, value, **self._budget(key))
+
+    def cache(self):
+        """A new cache for a decoder to generate with."""
+        return nn.NearFarCache(sinks=SINKS, **self.options) if self.name == "near_far" else nn.KeyValueCache()
+
+    def watched(self, watch):
+        """The same method, which calls `watch`."""
+        return replace(self, watch=watch)
+
+    def __str__(self):
+        return " ".join([self.name, *(f"{name}={value}" for name, value in self.options.items())])
+
+    def _budget(self, key):
+        """The options of `icecore.attention` that say how many keys are near."""
+        options = {name: self.options[name] for name in ("tolerance", "k") if name in self.options}
+        if self.name in ("top_k", "published"):
+            options["far_field"] = False
+        if self.name == "top_k":
+            options["visit"] = max(key.shape[1], self.options["k"])
+        return options
+
+    def _attend(self, layer, query, key, value, **options):
+        if self.watch is None:
+            return icecore.attention(query, key, value, **options)
+        out, info = icecore.attention(query, key, value, return_info=True, **options)
+        self.watch(layer, info)
+        return out
+
+
+def method(name, *, tolerance=None, k=None, window=None):
+    """A method by its name.
+
+    Parameters
+    ----------
+    name : str
+        One of `DEFAULTS`.
+    tolerance : float, optional
+        Of near_far, above 0 and below 1.
+    k : int, optional
+        Of top_k and published; of near_far in place of a tolerance. At least 1.
+    window : int, optional
+        Of all but exact. At least 1.
+
+    Returns
+    -------
+    Method
+        With the options of `DEFAULTS` where none are given.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, an option that the method does not take, or a number out of range.
+    """
+    taken = takes(name)
+    given = {option: value for option, value in (("tolerance", tolerance), ("k", k), ("window", window)) if value is not None}
+    for option, value in given.items():
+        if option not in taken:
+            raise ValueError(f"method {name} takes {' and '.join(taken) or 'no options'}, got {option}={value}")
+        if option == "tolerance" and not 0 < value < 1:
+            raise ValueError(f"tolerance must be above 0 and below 1, got {value}")
+        if option != "tolerance" and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if tolerance is not None and k is not None:
+        raise ValueError(f"method {name} takes tolerance or k, got tolerance={tolerance} and k={k}")
+    options = DEFAULTS[name] | given
+    if name == "near_far" and k is not None:
+        del options["tolerance"]
+    return Method(name, {option: options[option] for option in taken if option in options})
+
+
+def takes(name):
+    """The options that a method takes, or ValueError if there is no such method."""
+    if name not in DEFAULTS:
+        raise ValueError(f"method must be one of {', '.join(DEFAULTS)}, got {name!r}")
+    return ("tolerance", "k", "window") if name == "near_far" else tuple(DEFAULTS[name])
+
+
+def parse(text, *, tolerance=None, k=None, window=None):
+    """A method from ``name`` or ``name:option=value,...``, as the command line has it.
+
+    Parameters
+    ----------
+    text : str
+        For example ``near_far:tolerance=0.01,window=1024``.
+    tolerance, k, window : number, optional
+        Options where the text does not say them and the method takes them; a tolerance goes before k.
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    ValueError
+        If the text is of another form, or as in `method`.
+    """
+    name, _, settings = text.partition(":")
+    options = {}
+    for setting in filter(None, settings.split(",")):
+        option, _, value = setting.partition("=")
+        if option not in NUMBERS:
+            raise ValueError(f"method {name}: option must be one of {', '.join(NUMBERS)}, got {setting!r}")
+        try:
+            options[option] = NUMBERS[option](value)
+        except ValueError:
+            raise ValueError(f"method {name}: {option} must be a number, got {value!r}") from None
+    budgeted = "tolerance" in options or "k" in options
+    for option, value in (("tolerance", tolerance), ("k", k), ("window", window)):
+        if value is None or option in options or option not in takes(name) or (budgeted and option != "window"):
+            continue
+        options[option] = value
+        budgeted = budgeted or option != "window"
+    return method(name, **options)
