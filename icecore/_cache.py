@@ -219,7 +219,7 @@ class KVCache:
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
-                            *(None if a is None else a[one] for a in info), threads)
+                            *(None if a is None else a[one] for a in info), None, threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result

@@ -46,6 +46,8 @@ def attend_near_far(
     visit: int,
     far_field: bool,
     cell_tolerance: float,
+    head_tolerance: NDArray[np.float32] | None,
+    metric: NDArray[np.float32] | None,
     rounding: bool,
     block: int,
     cell_size: int,
@@ -99,6 +101,7 @@ class Cache:
         captured_mass: NDArray[np.float32] | None,
         missed_bound: NDArray[np.float32] | None,
         summaries: NDArray[np.int32] | None,
+        head_tolerance: NDArray[np.float32] | None,
         threads: int,
     ) -> None: ...
     def truncate(self, length: int, threads: int) -> None: ...

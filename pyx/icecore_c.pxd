@@ -54,6 +54,8 @@ cdef extern from "icecore.h" nogil:
         int64_t near_keys, visit
         int far_field
         float cell_tolerance
+        const float *head_tolerance
+        const float *metric
         int rounding
         int64_t block, cell_size
         uint64_t seed

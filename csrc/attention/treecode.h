@@ -11,6 +11,9 @@ typedef struct {
     const icecore_attention *sinks;   /* the problem, or one like it whose keys and values are where the sinks lie */
 } ice_exact_keys;
 
+/* Whether tolerances say what is opened, not near_keys. */
+static inline int ice_by_tolerance(const icecore_near_far *options) { return options->cell_tolerance > 0.0f || options->head_tolerance; }
+
 /* Scratch of one panel over at most `nodes` cells and parents. */
 size_t ice_treecode_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t nodes);
 

@@ -98,6 +98,7 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
         if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
     call.options.near_keys = o->near_keys;
     call.options.cell_tolerance = o->cell_tolerance;
+    call.options.metric = NULL;
     call.options.far_field = 1;
     for (int64_t position = first; position < c->length && status == ICECORE_OK;) {
         int64_t end = (position / o->block + 1) * o->block;
