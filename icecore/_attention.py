@@ -218,7 +218,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     if tolerance is not None and (k is not None or not far_field):
         raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")
     if plan is not None:
-        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, far_field=None if far_field else False)
+        published = None if far_field else far_field
+        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, far_field=published)
     sparse = k is not None or tolerance is not None
     window = None if window is None else integer(window, "window", 0)
     sinks = None if sinks is None else integer(sinks, "sinks", 0)

@@ -7,7 +7,17 @@ import operator
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import MAX_DIM, NATIVE_DTYPES, bits, check_out, check_scale, integer, native_view
+from icecore._arrays import (
+    MAX_DIM,
+    NATIVE_DTYPES,
+    bits,
+    check_out,
+    check_scale,
+    integer,
+    narrowed,
+    native_view,
+    widened,
+)
 from icecore._attention import (
     CELL_SIZE,
     DEFAULT_SINKS,
@@ -15,6 +25,7 @@ from icecore._attention import (
     AttentionInfo,
     cell_tolerance,
     check_k,
+    check_plan,
     check_tolerance,
 )
 from icecore._runtime import threads_for_call
@@ -46,10 +57,13 @@ class KVCache:
         Near-field keys of each query, as in `attention`.
     tolerance : float, optional
         Instead of k, as in `attention`. Default where neither is given: 0.02.
+    plan : LayerPlan, optional
+        Instead of k, tolerance, window and sinks: ``plan[layer]`` of what `calibrate` found. Where its key heads differ, the
+        cache takes the longest window and the smallest cells of them for all, and near/far attention for every one.
     window : int
-        At least so many of the last tokens, and at most twice as many, are attended exactly.
+        At least so many of the last tokens, and at most twice as many, are attended exactly. Default 512.
     sinks : int
-        First tokens that always are.
+        First tokens that always are. Default 16.
     seed : int
         Of the cells. The same tokens in the same cache give the same bits for any number of threads.
     batch : int, optional
@@ -77,8 +91,8 @@ class KVCache:
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
     """
 
-    def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, window=DEFAULT_WINDOW,
-                 sinks=DEFAULT_SINKS, seed=0, batch=None):
+    def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, plan=None,
+                 window=None, sinks=None, seed=0, batch=None):
         self.num_kv_heads, self.dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
         self.value_dim = self.dim if value_dim is None else integer(value_dim, "value_dim", 1)
         for width, name in ((self.dim, "dim"), (self.value_dim, "value_dim")):
@@ -87,6 +101,13 @@ class KVCache:
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
         self.dtype = dtype
+        self.plan, cell_size, self._metric, self._head_tolerance = plan, CELL_SIZE, None, None
+        if plan is not None:
+            check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks)
+            plan.check(plan.query_heads, self.num_kv_heads, self.dim, True)
+            window, cell_size, self._head_tolerance, self._metric = plan.for_cache()
+            tolerance = plan.tolerance
+        window, sinks = DEFAULT_WINDOW if window is None else window, DEFAULT_SINKS if sinks is None else sinks
         self.k, self.tolerance = check_k(k), check_tolerance(tolerance)
         if k is not None and tolerance is not None:
             raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
@@ -103,7 +124,7 @@ class KVCache:
         self._sequences = [
             _native.Cache.create(
                 self.num_kv_heads, self.dim, self.value_dim, DTYPES[dtype], self.k or 1, risk, self.window, self.sinks,
-                CELL_SIZE, self.seed,
+                cell_size, self.seed,
             )
             for _ in range(self.batch or 1)
         ]
@@ -113,7 +134,7 @@ class KVCache:
         return self._sequences[0].state()["length"]
 
     def __repr__(self):
-        budget = f"k={self.k}" if self.tolerance is None else f"tolerance={self.tolerance}"
+        budget = f"k={self.k}" if self.tolerance is None else f"{'plan, ' * (self.plan is not None)}tolerance={self.tolerance}"
         of = f"{self.num_kv_heads} heads, {self.dim}-d {self.dtype}" + ("" if self.batch is None else f", batch={self.batch}")
         return f"<icecore.KVCache: {len(self)} tokens, {of}, {budget}>"
 
@@ -154,6 +175,8 @@ class KVCache:
             raise TypeError(f"values has dtype {values.dtype}, but keys has {keys.dtype}; expected one dtype")
         if values.shape[2] != keys.shape[2]:
             raise ValueError(f"values has shape {values.shape}, but keys has {keys.shape}; expected as many tokens")
+        if self._metric is not None:
+            keys = _multiplied(keys, self._metric)
         dtype, keys, values, before = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values), len(self)
         try:
             for i, sequence in enumerate(self._sequences):
@@ -198,6 +221,8 @@ class KVCache:
         batch, heads, count, _ = queries.shape
         if heads % self.num_kv_heads:
             raise ValueError(f"queries has {heads} heads; expected a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.plan is not None and heads != self.plan.query_heads:
+            raise ValueError(f"queries has {heads} heads; expected the plan's {self.plan.query_heads}")
         for sequence in self._sequences:
             state = sequence.state()
             if count > state["length"]:
@@ -215,11 +240,14 @@ class KVCache:
         result = np.empty((*shape, self.value_dim), queries.dtype)
         lse = np.empty(shape, np.float32) if return_lse else None
         info = [np.empty(shape, dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)] if return_info else [None] * 4
+        if self._metric is not None:
+            queries = _multiplied(queries, 1 / np.repeat(self._metric, heads // self.num_kv_heads, axis=0))
         dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
-                            *(None if a is None else a[one] for a in info), None, threads)
+                            *(None if a is None else a[one] for a in info), self._head_tolerance,
+                            threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -333,6 +361,13 @@ class KVCache:
         if leading and len(array) != self.batch:
             raise ValueError(f"{name} has shape {array.shape}; expected {expected} with batch={self.batch}")
         return array if leading else array[None]
+
+
+def _multiplied(array, metric):
+    """`array` (batch, heads, tokens, dim) times `metric` (heads, dim), powers of two, in its own dtype."""
+    if array.dtype == np.float32:
+        return array * metric[:, None]
+    return narrowed(widened(array) * metric[:, None], array.dtype)
 
 
 class _Outputs:

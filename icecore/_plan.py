@@ -10,14 +10,28 @@ import numpy as np
 
 from icecore import _cost_model
 from icecore._arrays import check_problem, check_scale, integer, widened
-from icecore._attention import DEFAULT_SINKS, Settings, _Call, attention, cell_tolerance, check_tolerance, rounds
+from icecore._attention import (
+    CELL_SIZE,
+    DEFAULT_SINKS,
+    DEFAULT_WINDOW,
+    Settings,
+    _Call,
+    attention,
+    cell_tolerance,
+    check_tolerance,
+    rounds,
+)
 from icecore._runtime import get_num_threads
 
 FORMAT = 1
 #: What is tried for each key head: windows (causal), keys per cell, and tolerances as multiples of the plan's.
 WINDOWS, CELL_SIZES, TOLERANCES = (128, 256, 512), (16, 32), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+#: Queries sampled of a long capture: so many runs of so many where causal; else half as many, spread more finely.
+SAMPLES, SAMPLE = 4, 512
 #: Queries are chosen for and checked in turns of so many.
 TURN = 64
+#: In a cache, what heads get whose path is exact, or the window alone: all is opened, or hardly anything.
+LEAST_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
 #: Exponents of the metric stay within this: float16 keys must not overflow.
 LARGEST_EXPONENT = 6
 
@@ -140,6 +154,15 @@ class LayerPlan:
             parts.append((slice(first * group, end * group), slice(first, end), joined))
             first = end
         return parts
+
+    def for_cache(self):
+        """(window, keys per cell, risk tolerated for each query head, metric): one window and cell size for all."""
+        budget = {"near_far": lambda t: t, "exact": lambda t: LEAST_TOLERANCE, "window": lambda t: LOOSEST_TOLERANCE}
+        windows = [head.window or DEFAULT_WINDOW for head in self.heads]
+        sizes = [head.cell_size for head in self.heads if head.path == "near_far"] or [CELL_SIZE]
+        risks = [cell_tolerance(budget[head.path](t)) for head in self.heads for t in head.tolerances]
+        metric = np.exp2(np.array([head.metric for head in self.heads], np.float32))
+        return max(windows), min(sizes), np.array(risks, np.float32), metric
 
     @staticmethod
     def _alike(one, other):
@@ -323,10 +346,10 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
 
     Notes
     -----
-    Every layer is computed exactly and by near/far attention with each window, cell size and six tolerances, and errors and
-    work of each query head are noted. Then one price of error in time is sought at which, each head by itself taking what
-    is cheapest for one half of the queries, the mean error is just within the tolerance on that half and on the one held out
-    (a Lagrangian). Times are those of the cost model (``python -m icecore tune``), not of the clock.
+    Some 2,000 queries of every layer are computed exactly and by near/far attention with each window, cell size and six
+    tolerances, and errors and work of each query head are noted. Then one price of error in time is sought at which, each
+    head by itself taking what is cheapest for one half of the queries, the mean error is just within the tolerance on that half
+    and on the one held out (a Lagrangian). Times are those of the cost model (``python -m icecore tune``), not of the clock.
     """
     tolerance = check_tolerance(tolerance)
     if tolerance is None:
@@ -367,21 +390,30 @@ def metric_of(query, key_heads):
 
 def _measure(query, key, value, tolerance, causal, windows, cell_sizes):
     key_heads, group = len(key), len(query) // max(len(key), 1)
-    problem = check_problem(query, key, value)
-    exact = attention(query, key, value, causal=causal)
-    exponents, halves = metric_of(query, key_heads), _halves(query.shape[1])
-    size = np.linalg.norm(exact, axis=-1) @ halves
-    tried = [max(min(tolerance * factor, 0.9), 1e-4) for factor in TOLERANCES]
+    samples = [(query[:, rows], key[:, :end], value[:, :end]) for rows, end in _samples(query.shape[1], key.shape[1], causal)]
+    exact = np.concatenate([attention(*sample, causal=causal) for sample in samples], axis=1)
+    exponents, halves = metric_of(query, key_heads), _halves(exact.shape[1])
+    size, share = np.linalg.norm(exact, axis=-1) @ halves, query.shape[1] / exact.shape[1]
+    tried = [max(min(tolerance * factor, LOOSEST_TOLERANCE), LEAST_TOLERANCE) for factor in TOLERANCES]
     threads, model = get_num_threads(), _cost_model.model_in_force()
     stored = _cost_model.stores_bfloat16(False, rounds(tolerance))
     options = [[] for _ in range(key_heads)]
 
     def run(settings):
-        call = _Call(problem, check_scale(None, query.shape[-1]), causal, 0, settings, 0, True)
-        call.out = np.empty(problem.out_shape, problem.dtype)[None]
-        with _cost_model.use(_cost_model.NearFarAlways()):
-            info = call.run(None, None, None)
-        return np.linalg.norm(call.out[0] - exact, axis=-1) @ halves, info
+        """Errors of both halves, and near keys and summaries of all queries; the latter None where no key is far."""
+        outs, infos = [], []
+        for sample in samples:
+            problem = check_problem(*sample)
+            call = _Call(problem, check_scale(None, query.shape[-1]), causal, 0, settings, 0, True)
+            call.out = np.empty(problem.out_shape, problem.dtype)[None]
+            with _cost_model.use(_cost_model.NearFarAlways()):
+                infos.append(call.run(None, None, None))
+            outs.append(call.out[0])
+        counted = [
+            share * sum(getattr(info, name)[0].sum(axis=-1) for info in infos if info.summaries is not None)
+            for name in ("near_keys", "summaries")
+        ]
+        return np.linalg.norm(np.concatenate(outs, axis=1) - exact, axis=-1) @ halves, counted
 
     def one_head(**more):
         shape = (1, group, query.shape[1], query.shape[2], key.shape[1], value.shape[2])
@@ -405,23 +437,34 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes):
                 plan = HeadPlan("near_far", window, cell_size, (each,) * group, (0,) * query.shape[2])
                 settings = replace(plan.settings(causal, tolerance), metric=np.exp2(exponents.astype(np.float32)),
                                    head_tolerance=np.full(len(query), cell_tolerance(each), np.float32))
-                distance, info = run(settings)
-                if info.summaries is None:  # so short that no key is far
+                distance, (near, summaries) = run(settings)
+                if not np.any(summaries):  # so short that no key is far
                     continue
                 for head in range(key_heads):
                     own = slice(head * group, (head + 1) * group)
                     seconds = [
                         model.attending_seconds(replace(
                             work, queries=work.queries / group, window_pairs=work.window_pairs / group,
-                            nodes=float(nodes.sum()), near_pairs=float(near.sum()),
+                            nodes=float(summaries[h]), near_pairs=float(near[h]),
                         )) / threads
-                        for near, nodes in zip(info.near_keys[0, own], info.summaries[0, own], strict=True)
+                        for h in range(own.start, own.stop)
                     ]
                     option = _Option("near_far", window, cell_size, each, distance[own], np.array(seconds), sealing)
                     options[head].append(option)
     for head in range(key_heads):
         options[head].append(_Option("exact", None, 1, tolerance, np.zeros((group, 2)), np.full(group, alone / group), 0.0))
     return _Layer(key_heads, group, size, exponents, options, alone * key_heads)
+
+
+def _samples(queries, keys, causal):
+    """(rows of queries, end of the keys they see) of enough queries to judge by: runs, so that panels are as they will be."""
+    if queries <= 2 * SAMPLES * SAMPLE:
+        return [(slice(None), keys)]
+    if causal:
+        middles = [int((i + 0.5) / SAMPLES * queries) for i in range(SAMPLES)]
+        return [(slice(m - SAMPLE // 2, m + SAMPLE // 2), keys - queries + m + SAMPLE // 2) for m in middles]
+    turns = np.linspace(0, queries - TURN, SAMPLES * SAMPLE // TURN // 2).astype(int)
+    return [((turns[:, None] + np.arange(TURN)).ravel(), keys)]
 
 
 def _halves(queries):

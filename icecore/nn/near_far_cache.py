@@ -14,6 +14,8 @@ class NearFarCache:
 
     Parameters
     ----------
+    plan : icecore.Plan, optional
+        Of the model's layers; the first pass then goes by it too if the model's `attention` is ``plan.attention``.
     **options
         Of `icecore.KVCache`: ``tolerance`` or ``k``, ``window``, ``dtype`` and others.
 
@@ -23,8 +25,8 @@ class NearFarCache:
         Number of tokens held.
     """
 
-    def __init__(self, **options):
-        self.length = 0
+    def __init__(self, *, plan=None, **options):
+        self.length, self._plan = 0, plan
         self._options = options
         self._layers = {}  # layer -> icecore.KVCache
         self._sliding = KeyValueCache()
@@ -35,7 +37,8 @@ class NearFarCache:
             return self._sliding.attend(attention, layer, query, key, value, **options)
         if layer not in self._layers:
             heads, _, width = key.shape
-            self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **self._options)
+            options_of_layer = self._options if self._plan is None else self._options | {"plan": self._plan[layer]}
+            self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **options_of_layer)
         cache = self._layers[layer]
         if len(cache) > self.length:  # of a pass that was interrupted
             cache.truncate(self.length)
