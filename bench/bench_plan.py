@@ -1,13 +1,13 @@
 """A plan made from one text (or picture) on another one, against every single setting: time and error side by side.
 
-    python bench/bench_plan.py smollm2 [--tolerance 0.02] [--layers 0 3 6 ...] [--plan FILE] [--perplexity]
+    python bench/bench_plan.py smollm2 [--tolerance 0.02] [--layers 0 3 6 ...] [--plan FILE] [--perplexity] [--source]
     python bench/bench_plan.py dinov2
 
-SmolLM2-135M: the plan comes from the first 8192 tokens of Python's manual, the test is the next 8192 of it (and with ``--source``
-the source of argparse, another kind of text). DINOv2 ViT-S/14: astronaut.png, tested on coffee.png, 8101 patches. For each layer
-of the test all settings take turns; times are sums of medians over the layers, errors means over the layers of
-mean |out - exact| / mean |exact| (all heads, all queries from 1024 on where causal). The last column is the time of the best single
-setting of equal error, interpolated along the frontier of all single settings (logarithms of both), over the plan's.
+SmolLM2-135M: the plan comes from the first 8192 tokens of Python's manual, the test is the next 8192 of it (and with
+``--source`` the source of argparse, another kind of text). DINOv2 ViT-S/14: astronaut.png, tested on coffee.png, 8101 patches.
+For each layer of the test all settings take turns; times are sums of medians over the layers, errors means over the layers of
+mean |out - exact| / mean |exact| (all heads, all queries from 1024 on where causal). The last column is the time of the best
+single setting of equal error, interpolated along the frontier of all single settings (logarithms of both), over the plan's.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def described(options):
 
 
 def compare(arrays, plan, single, causal, rounds):
-    """{setting: (seconds, error)} summed and averaged over layers."""
+    """{setting: (seconds, error, largest error of a layer)}, summed and averaged over layers."""
     found = {}
     for layer, qkv in arrays.items():
         calls = {described(options): partial(icecore.attention, *qkv, causal=causal, **options) for options in single}
@@ -82,9 +82,9 @@ def compare(arrays, plan, single, causal, rounds):
         rows = slice(1024 if causal else 0, None)
         exact = calls["exact"]()[:, rows]
         for name, times in alternate(calls, rounds=rounds, rest=0).items():
-            error = float(relative_error(calls[name]()[:, rows], exact))
-            found.setdefault(name, []).append((np.median(times), error))
-    return {name: (sum(s for s, _ in each), np.mean([e for _, e in each]), max(e for _, e in each)) for name, each in found.items()}
+            found.setdefault(name, []).append((np.median(times), relative_error(calls[name]()[:, rows], exact)))
+    columns = {name: np.array(each).T for name, each in found.items()}
+    return {name: (seconds.sum(), errors.mean(), errors.max()) for name, (seconds, errors) in columns.items()}
 
 
 def frontier_seconds(points, error):

@@ -54,6 +54,13 @@ def test_a_tighter_tolerance_costs_more(calibrated, capture):
     assert tight[7].seconds > calibrated[7].seconds
 
 
+def test_heads_are_blind_to_the_far_only_where_asked(capture):
+    """Of this capture the last 256 keys and the sinks are most."""
+    options = {"tolerance": 0.1, "windows": (256,), "cell_sizes": (16,)}
+    paths = [icecore.calibrate([(0, *capture)], **options, window_alone=alone)[0].heads[0].path for alone in (False, True)]
+    assert paths == ["near_far", "window"]
+
+
 def test_where_there_is_nothing_to_exploit_the_path_is_exact():
     query, key, value = inputs((1, 1024, 64), (1, 1024, 64), 64)
     plan = icecore.calibrate([(0, 3 * query, key, value)], tolerance=0.001, causal=False)

@@ -240,20 +240,14 @@ static icecore_status attend(const icecore_attention *problem, const icecore_nea
     return status;
 }
 
-static int all_positive(const float *numbers, int64_t count) {
-    for (int64_t i = 0; numbers && i < count; i++)
-        if (!(numbers[i] > 0.0f && numbers[i] < INFINITY)) return 0;
-    return 1;
-}
-
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     const int by_tolerance = ice_by_tolerance(options);
     if (problem->window != -1 || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) ||
         (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
-        (!options->far_field && options->visit < options->near_keys) || !all_positive(options->head_tolerance, problem->query_heads) ||
-        !all_positive(options->metric, problem->key_heads * problem->dim))
+        (!options->far_field && options->visit < options->near_keys) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
+        !ice_all_positive(options->metric, problem->key_heads * problem->dim))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
     /* a block longer than everything never ends; clipped, so that its end cannot overflow */
