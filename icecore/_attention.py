@@ -283,6 +283,7 @@ class Settings:
     """How some heads are computed: exactly where k is None, with `window` and `sinks`; else by near/far attention.
 
     head_tolerance : ndarray of float32 (H,), what `cell_tolerance` gives for each query head; `tolerance` is then their mean.
+    head_cell_size : ndarray of int64 (H_k,), of each key head; `cell_size` is then their mean.
     metric : ndarray of float32 (H_k, d), as in icecore.h.
     """
 
@@ -294,6 +295,7 @@ class Settings:
     sinks: int = 0
     cell_size: int = CELL_SIZE
     head_tolerance: np.ndarray | None = None
+    head_cell_size: np.ndarray | None = None
     metric: np.ndarray | None = None
 
 
@@ -389,8 +391,8 @@ class _Call:
         rounding = s.far_field and rounds(s.tolerance)
         risk = 0.0 if s.tolerance is None else cell_tolerance(s.tolerance)
         _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
-                                risk, s.head_tolerance, s.metric, bool(rounding), s.window or 1, s.cell_size, self.seed, near,
-                                mass, bound, summaries, seconds, self.threads)
+                                risk, s.head_tolerance, s.metric, bool(rounding), s.window or 1, s.cell_size,
+                                s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, self.threads)
         split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if self.return_info else None
         return "near_far", near, mass, bound, summaries, split
 
@@ -406,7 +408,8 @@ class _Call:
             risk = None if s.tolerance is None else cell_tolerance(s.tolerance)
             out, lse, near, mass = reference.near_far_attention(
                 p.query, p.key, p.value, k=s.k, risk=risk if s.head_tolerance is None else s.head_tolerance, metric=s.metric,
-                far_field=s.far_field, block=s.window or 1, visit=s.visit, cell_size=s.cell_size, seed=self.seed, **options,
+                far_field=s.far_field, block=s.window or 1, visit=s.visit, seed=self.seed,
+                cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
             )
         self.out[...] = out
         if self.lse is not None:

@@ -51,6 +51,7 @@ def attend_near_far(
     rounding: bool,
     block: int,
     cell_size: int,
+    head_cell_size: NDArray[np.int64] | None,
     seed: int,
     near_count: NDArray[np.int32] | None,
     captured_mass: NDArray[np.float32] | None,

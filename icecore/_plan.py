@@ -26,7 +26,8 @@ from icecore._runtime import get_num_threads
 FORMAT = 1
 #: What is tried for each key head: windows (causal), keys per cell, and tolerances as multiples of the plan's.
 WINDOWS, CELL_SIZES, TOLERANCES = (256, 512), (16, 32, 64), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-#: Queries sampled of a long capture: so many runs of so many where causal; else half as many, spread more finely.
+#: Queries sampled of a long capture: so many runs of so many where causal, in the last three quarters, where much is far;
+#: else half as many in all, spread more finely.
 SAMPLES, SAMPLE = 4, 512
 #: The share of the tolerance to aim for: another text's errors were up to 7 % above those of the captures.
 AIM = 0.9
@@ -84,7 +85,7 @@ class HeadPlan:
         return Settings(
             1, mean, window=self.window, sinks=sinks, cell_size=self.cell_size,
             head_tolerance=np.array([cell_tolerance(t) for t in self.tolerances], np.float32),
-            metric=np.exp2(np.array([self.metric], np.float32)),
+            head_cell_size=np.array([self.cell_size]), metric=np.exp2(np.array([self.metric], np.float32)),
         )
 
 
@@ -150,9 +151,12 @@ class LayerPlan:
             each = [head.settings(causal, self.tolerance) for head in self.heads[first:end]]
             joined = each[0]
             if joined.k is not None:
-                joined = replace(joined, tolerance=float(np.mean([s.tolerance for s in each])),
-                                 head_tolerance=np.concatenate([s.head_tolerance for s in each]),
-                                 metric=np.concatenate([s.metric for s in each]))
+                arrays = ("head_tolerance", "head_cell_size", "metric")
+                joined = replace(
+                    joined, tolerance=float(np.mean([s.tolerance for s in each])),
+                    cell_size=round(float(np.mean([s.cell_size for s in each]))),
+                    **{name: np.concatenate([getattr(s, name) for s in each]) for name in arrays},
+                )
             parts.append((slice(first * group, end * group), slice(first, end), joined))
             first = end
         return parts
@@ -168,7 +172,7 @@ class LayerPlan:
 
     @staticmethod
     def _alike(one, other):
-        return (one.path, one.window, one.cell_size) == (other.path, other.window, other.cell_size)
+        return (one.path, one.window) == (other.path, other.window)
 
 
 @dataclass(frozen=True)
@@ -354,7 +358,8 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     Some 2,000 queries of every layer are computed exactly and by near/far attention with each window, cell size and six
     tolerances, and errors and work of each query head are noted. Then one price of error in time is sought at which, each
     head by itself taking what is cheapest for one half of the queries, the mean error is just within nine tenths of the
-    tolerance on that half and on the one held out (a Lagrangian). Times are those of the cost model (``python -m icecore tune``), not of the clock.
+    tolerance on that half and on the one held out (a Lagrangian). Times are those of the cost model (``python -m icecore
+    tune``), not of the clock.
     """
     tolerance = check_tolerance(tolerance)
     if tolerance is None:
@@ -441,6 +446,7 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
             for each in tried:
                 plan = HeadPlan("near_far", window, cell_size, (each,) * group, (0,) * query.shape[2])
                 settings = replace(plan.settings(causal, tolerance), metric=np.exp2(exponents.astype(np.float32)),
+                                   head_cell_size=np.full(key_heads, cell_size),
                                    head_tolerance=np.full(len(query), cell_tolerance(each), np.float32))
                 distance, (near, summaries) = run(settings)
                 if not np.any(summaries):  # so short that no key is far
@@ -466,7 +472,7 @@ def _samples(queries, keys, causal):
     if queries <= 2 * SAMPLES * SAMPLE:
         return [(slice(None), keys)]
     if causal:
-        middles = [int((i + 0.5) / SAMPLES * queries) for i in range(SAMPLES)]
+        middles = [int((0.25 + 0.75 * (i + 0.5) / SAMPLES) * queries) for i in range(SAMPLES)]
         return [(slice(m - SAMPLE // 2, m + SAMPLE // 2), keys - queries + m + SAMPLE // 2) for m in middles]
     turns = np.linspace(0, queries - TURN, SAMPLES * SAMPLE // TURN // 2).astype(int)
     return [((turns[:, None] + np.arange(TURN)).ravel(), keys)]

@@ -156,7 +156,8 @@ def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:,
                     const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
                     bint causal, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int64_t near_keys,
                     int64_t visit, bint far_field, float cell_tolerance, const float[::1] head_tolerance,
-                    const float[:, ::1] metric, bint rounding, int64_t block, int64_t cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
+                    const float[:, ::1] metric, bint rounding, int64_t block, int64_t cell_size,
+                    const int64_t[::1] head_cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
                     float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, int threads):
     cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, sinks, threads)
     set_mask(&p, keep, bias)
@@ -166,6 +167,7 @@ def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:,
     options.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
     options.metric = &metric[0, 0] if metric is not None and metric.size else NULL
     options.block, options.cell_size, options.seed = block, cell_size, seed
+    options.head_cell_size = &head_cell_size[0] if head_cell_size is not None and head_cell_size.size else NULL
     options.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
     options.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
     options.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL

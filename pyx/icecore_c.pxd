@@ -58,6 +58,7 @@ cdef extern from "icecore.h" nogil:
         const float *metric
         int rounding
         int64_t block, cell_size
+        const int64_t *head_cell_size
         uint64_t seed
         int32_t *near_count
         float *captured_mass

@@ -63,6 +63,8 @@ ORACLE_CASES = {
     "blocks of most keys": ((1, 1, 40, 3), (1, 1, 140000, 3), 2, CAUSAL | {"block": 40000, "cell_size": 500}),
     "tolerances of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"k": 1, "risk": (0.3, 0.02, 1e-3, 0.1)}),
     "tolerances of heads, causal": ((2, 3, 200, 16), (2, 1, 200, 16), 16, CAUSAL | {"k": 1, "risk": (0.3, 0.02, 1e-3)}),
+    "cells of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"cell_size": (8, 25)}),
+    "cells of heads, causal": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"cell_size": (32, 8)}),
     "metric": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"metric": METRIC}),
     "metric, causal, by tolerance": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"metric": METRIC}),
     "metric, published": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | PUBLISHED | {"metric": METRIC}),

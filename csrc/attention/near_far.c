@@ -41,6 +41,17 @@ static void let_go(sealed *s) {
     if (atomic_fetch_sub(&s->holders, 1) == 1) ice_stack_free(s->stack);
 }
 
+static int64_t cell_size_of(const icecore_near_far *options, int64_t key_head) {
+    return options->head_cell_size ? options->head_cell_size[key_head] : options->cell_size;
+}
+
+static int64_t least_cell_size(const icecore_near_far *options, int64_t key_heads) {
+    int64_t least = cell_size_of(options, 0);
+    for (int64_t h = 1; h < key_heads; h++)
+        if (cell_size_of(options, h) < least) least = cell_size_of(options, h);
+    return least;
+}
+
 static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,
                                   ice_stack **stack) {
     const icecore_attention *p = call->problem;
@@ -56,7 +67,7 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .value_dim = p->value_dim,
         .skip = p->sinks,
         .block = call->options->block,
-        .cell_size = call->options->cell_size,
+        .cell_size = cell_size_of(call->options, head % p->key_heads),
         .seed = call->options->seed,
     };
     return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, stack);
@@ -222,7 +233,8 @@ static icecore_status attend(const icecore_attention *problem, const icecore_nea
     call.sealed = ice_alloc(call.steps * call.heads, sizeof *call.sealed);
     if (call.step && call.sealed) {
         int64_t tasks = plan_steps(&call);
-        int64_t nodes = ice_stack_most_nodes(problem->keys, problem->causal ? options->block : 1, options->cell_size);
+        const int64_t cell_size = least_cell_size(options, problem->key_heads);
+        int64_t nodes = ice_stack_most_nodes(problem->keys, problem->causal ? options->block : 1, cell_size);
         size_t bytes = ice_treecode_bytes(problem, options, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, &call);
         if (options->seconds) {
@@ -244,7 +256,8 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     const int by_tolerance = ice_by_tolerance(options);
-    if (problem->window != -1 || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) ||
+    if (problem->key_heads > 0 && least_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
+    if (problem->window != -1 || !(options->cell_tolerance >= 0.0f) ||
         (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
         (!options->far_field && options->visit < options->near_keys) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
         !ice_all_positive(options->metric, problem->key_heads * problem->dim))

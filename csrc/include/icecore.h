@@ -146,6 +146,7 @@ typedef struct {
                                             natively (and the widths suit); sums stay in float32 */
     int64_t block;                       /* causal: >= 1 */
     int64_t cell_size;                   /* keys per cell, on average; >= 1 */
+    const int64_t *head_cell_size;       /* NULL, or key_heads: each key head's own, instead */
     uint64_t seed;
     int32_t *near_count;                 /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
     float *captured_mass;                /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */

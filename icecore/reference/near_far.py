@@ -174,6 +174,8 @@ def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_fiel
         Instead of k: the risk, as a share of the output's norm, at which cells are opened; of each query head.
     metric : array_like (H_k, d), optional
         Key components are multiplied and query components divided by it: cells are those of the multiplied keys.
+    cell_size : int or array_like (H_k,)
+        Keys per cell, of each key head.
     block : int
         Causal: keys per sealed block; the current block and the one before stay open.
     attn_mask : array_like, optional
@@ -200,12 +202,12 @@ def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_fiel
         query, key = query / np.repeat(metric, group, axis=0)[:, None], key * metric[:, None]
     risks = [None] * heads if risk is None else np.broadcast_to(risk, heads)
     tree_of = tree_of or (lambda rows, values, size, seed: build_tree(rows, values, cell_size=size, seed=seed))
-    built = {}
+    sizes, built = np.broadcast_to(cell_size, key.shape[1]).tolist(), {}
 
     def tree(b, head, first, end):
         if (b, head, first, end) not in built:
             rows, values = key[b, head, first:end], value[b, head, first:end]
-            built[b, head, first, end] = tree_of(rows, values, cell_size, segment_seed(seed, first, end - first))
+            built[b, head, first, end] = tree_of(rows, values, sizes[head], segment_seed(seed, first, end - first))
         return first, built[b, head, first, end]
 
     out, lse = np.zeros((batch, heads, queries, value.shape[-1])), np.full((batch, heads, queries), -np.inf)
