@@ -333,8 +333,9 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
         bits: (H, L, d), (H_k, L, d), (H_k, L, d_v). A callable is called with a function to be called with each layer's:
         `icecore.nn.capture_layers` makes one, which keeps no more than a layer at a time.
     tolerance : float
-        Mean over the layers of ``mean |out - exact| / mean |exact|`` to aim for, over all heads and queries of a layer.
-        Heads that are cheap to compute well make up for those that are not.
+        Mean over the layers of ``mean |out - exact| / mean |exact|`` to aim for, over all heads of a layer and its queries (of
+        long causal captures those of the last three quarters, which have much that is far). Heads that are cheap to compute
+        well make up for those that are not.
     causal : bool
     windows : sequence of int
         Windows to try where causal.

@@ -87,8 +87,18 @@ def test_a_model_is_captured_layer_by_layer_and_runs_by_the_plan():
     captures = nn.capture_layers(partial(nn.forward, weights, tokens))
     plan = icecore.calibrate(captures, tolerance=0.05, windows=(32,))
     assert list(plan) == list(range(weights.config.layers))
-    hidden = nn.forward(weights, tokens, attention=plan.attention)
-    assert mean_row_error(hidden, nn.forward(weights, tokens)) < 0.2
+    exact = nn.forward(weights, tokens)
+    assert mean_row_error(nn.forward(weights, tokens, attention=plan.attention), exact) < 0.2
+    cache = nn.NearFarCache(plan=plan)
+    nn.forward(weights, tokens[:150], attention=plan.attention, cache=cache)
+    assert mean_row_error(nn.forward(weights, tokens[150:], cache=cache), exact[150:]) < 0.2
+
+
+def test_a_cache_of_a_model_asks_the_plan_for_each_layer():
+    weights = random_weights()
+    cache = nn.NearFarCache(plan=Plan(0.1, 9, {0: layer_plan(NEAR_FAR, NEAR_FAR)}))
+    with pytest.raises(ValueError, match="plan is for 4 query heads on 2 key heads, d=16"):
+        nn.forward(weights, random_tokens(9), cache=cache)
 
 
 @pytest.mark.parametrize(
