@@ -3,19 +3,25 @@
 from icecore._attend_indices import attend_indices
 from icecore._attention import AttentionInfo, attention, merge_states
 from icecore._cache import KVCache
+from icecore._calibrate import calibrate
 from icecore._index import Index, SearchResult, Tuning
+from icecore._plan import HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AttentionInfo",
+    "HeadPlan",
     "Index",
     "KVCache",
+    "LayerPlan",
+    "Plan",
     "SearchResult",
     "Tuning",
     "attend_indices",
     "attention",
+    "calibrate",
     "get_num_threads",
     "merge_states",
     "set_isa",

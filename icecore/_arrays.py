@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Problem:
     key: np.ndarray
     value: np.ndarray
     out_shape: tuple
+
+    def part(self, query_heads, key_heads):
+        """The problem of some heads, given as slices."""
+        query, key, value = self.query[:, query_heads], self.key[:, key_heads], self.value[:, key_heads]
+        return replace(self, query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
 
     @property
     def native_dtype(self):

@@ -39,7 +39,7 @@ class AttentionInfo:
     Attributes
     ----------
     path : str
-        ``"exact"`` or ``"near_far"``; ``"reference"`` for float64.
+        ``"exact"`` or ``"near_far"``; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take different ones.
     near_keys : ndarray of int32, shape (..., L)
         Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
     captured_mass : ndarray of float32, shape (..., L)
@@ -120,7 +120,7 @@ def cell_tolerance(tolerance):
     return (tolerance / 0.45) ** 2
 
 
-def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, causal=False, window=None, sinks=None,
+def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
               scale=None, attn_mask=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0):
     """Softmax attention, exact or near/far, on the CPU.
 
@@ -144,6 +144,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
         Instead of k: the relative error of the output to aim for, ``mean |out - exact| / mean |exact|``, between 0 and 1. Each
         query opens the cells whose risk is too large for it, so that easy queries and heads cost little. Calibrated on language
         and vision models (bench/README.md): an estimate, not a bound; single heads may exceed it. 0.05 is a good start.
+    plan : LayerPlan, optional
+        Instead of k, tolerance, window and sinks: what `calibrate` found for this layer, ``plan[layer]``.
     far_field : bool, default True
         Every unopened cell contributes through its mean key and mean value. False is the published rule of IceFormer: the k
         visited keys with the largest scores, the rest dropped.
@@ -188,7 +190,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     TypeError
         A dtype that is not supported, arrays of different dtypes, an argument that is not of its type, an array as ``k=``.
     ValueError
-        Shapes that do not fit, numbers out of range, `out` read-only or overlapping an input.
+        Shapes that do not fit, numbers out of range, `out` read-only or overlapping an input, a plan of other heads or widths.
     MemoryError
         Nothing was written then.
 
@@ -215,6 +217,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
     k, tolerance = check_k(k), check_tolerance(tolerance)
     if tolerance is not None and (k is not None or not far_field):
         raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")
+    if plan is not None:
+        published = None if far_field else far_field
+        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, far_field=published)
     sparse = k is not None or tolerance is not None
     window = None if window is None else integer(window, "window", 0)
     sinks = None if sinks is None else integer(sinks, "sinks", 0)
@@ -236,126 +241,194 @@ def attention(query, key, value, /, *, k=None, tolerance=None, far_field=True, c
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
 
     batch, heads, queries, _, keys, _ = problem.shape
-    if sparse:
-        if k is not None and far_field and k >= keys:
-            sparse, window, sinks = False, None, None
-        else:
-            k = 1 if tolerance is not None else max(1, min(k, keys))  # by tolerance, k counts for nothing
-            visit = max(8 * k, 1024) if visit is None else visit
-            window = (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None
-            sinks = sinks if sinks is not None else DEFAULT_SINKS if causal else 0
-
-    call = _Call(problem, scale, bool(causal), threads)
-    result = native_result(out, problem)
-    call.out = result[(None,) * (4 - result.ndim)]
-    call.lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
-    pays, predicted = not far_field, None
-    if sparse and far_field and problem.query.size and keys and not problem.is_double:
-        pays, predicted = call.near_far_pays(k, tolerance, window, sinks)
-    if problem.is_double:
-        info = call.reference(k if sparse else None, tolerance, far_field, window, sinks, attn_mask, visit, seed, return_info)
-    elif not sparse:
-        info = call.exact(window, sinks, mask, return_info)
-    elif not pays:
-        info = call.exact(None, None, mask, return_info)
+    every = slice(None)
+    if plan is not None:
+        parts = plan.parts(problem, bool(causal))
+    elif not sparse or (k is not None and far_field and k >= keys):
+        parts = [(every, every, Settings(None, window=None if sparse else window, sinks=0 if sparse else sinks or 0))]
     else:
-        info = call.near_far(k, tolerance, far_field, window, sinks, mask, visit, seed, return_info)
+        k = 1 if tolerance is not None else max(1, min(k, keys))  # by tolerance, k counts for nothing
+        parts = [(every, every, Settings(
+            k, tolerance, far_field, max(8 * k, 1024) if visit is None else visit,
+            (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None,
+            sinks if sinks is not None else DEFAULT_SINKS if causal else 0,
+        ))]
+
+    result = native_result(out, problem)
+    as_four = result[(None,) * (4 - result.ndim)]
+    lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
+    infos = []
+    for query_heads, key_heads, settings in parts:
+        call = _Call(problem.part(query_heads, key_heads), scale, bool(causal), threads, settings, seed, return_info)
+        call.out = as_four[:, query_heads]
+        if return_lse:
+            call.lse = lse if len(parts) == 1 else np.empty((batch, call.out.shape[1], queries), np.float32)
+        infos.append(call.run(*(None if m is None else m[:, query_heads] for m in mask), _mask_of(attn_mask, query_heads)))
+        if return_lse and len(parts) > 1:
+            lse[:, query_heads] = call.lse
     if out is not None and result is not out:
         out[...] = result
 
     shape = problem.out_shape[:-1]
     returned = [out if out is not None else result]
     if return_lse:
-        returned.append(call.lse.reshape(shape))
+        returned.append(lse.reshape(shape))
     if return_info:
-        info = (a.reshape(shape) if isinstance(a, np.ndarray) else a for a in info)
-        returned.append(AttentionInfo(*info, predicted=predicted))
+        returned.append(_joined(infos, shape))
     return returned[0] if len(returned) == 1 else tuple(returned)
 
 
-def _rounds(tolerance):
+@dataclass(frozen=True)
+class Settings:
+    """How some heads are computed: exactly where k is None, with `window` and `sinks`; else by near/far attention.
+
+    head_tolerance : ndarray of float32 (H,), what `cell_tolerance` gives for each query head; `tolerance` is then their mean.
+    head_cell_size : ndarray of int64 (H_k,), of each key head; `cell_size` is then their mean.
+    metric : ndarray of float32 (H_k, d), as in icecore.h.
+    """
+
+    k: int | None
+    tolerance: float | None = None
+    far_field: bool = True
+    visit: int = 1
+    window: int | None = None
+    sinks: int = 0
+    cell_size: int = CELL_SIZE
+    head_tolerance: np.ndarray | None = None
+    head_cell_size: np.ndarray | None = None
+    metric: np.ndarray | None = None
+
+
+def check_plan(plan, **others):
+    """That `plan` is of one layer and stands alone."""
+    if not hasattr(plan, "parts"):
+        raise TypeError(f"plan must be a LayerPlan, plan[layer] of what calibrate returns, got {type(plan).__name__}")
+    given = [f"{name}={value}" for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"plan replaces k, tolerance, window, sinks and visit; got {', '.join(given)}")
+
+
+def _mask_of(attn_mask, heads):
+    """What a mask of any number of dimensions says of some heads."""
+    if attn_mask is None or np.ndim(attn_mask) < 3 or np.shape(attn_mask)[-3] == 1:
+        return attn_mask
+    return np.asarray(attn_mask)[..., heads, :, :]
+
+
+def _joined(infos, shape):
+    """One `AttentionInfo` of those of all parts, whose arrays are (batch, heads, L); its arrays are of `shape`."""
+
+    def arrays(name):
+        parts = [getattr(info, name) for info in infos]
+        return None if any(part is None for part in parts) else np.concatenate(parts, axis=1).reshape(shape)
+
+    def sums(name):
+        parts = [getattr(info, name) for info in infos if getattr(info, name) is not None]
+        return {key: sum(part[key] for part in parts) for key in parts[0]} if parts else None
+
+    paths = {info.path for info in infos}
+    return AttentionInfo(
+        paths.pop() if len(paths) == 1 else "mixed",
+        *map(arrays, ("near_keys", "captured_mass", "missed_mass_bound", "summaries")), *map(sums, ("seconds", "predicted")),
+    )
+
+
+def rounds(tolerance):
     """Whether near/far attention may round to bfloat16."""
     return tolerance is None or tolerance >= LEAST_ROUNDED_TOLERANCE
 
 
 class _Call:
-    """One checked call on its way to a path; each path fills `out` and `lse` and returns the fields of an `AttentionInfo`."""
+    """One checked call of some heads on its way to a path; each path fills `out` and `lse`."""
 
-    def __init__(self, problem, scale, causal, threads):
+    def __init__(self, problem, scale, causal, threads, settings, seed, return_info):
         self.problem, self.scale, self.causal, self.threads = problem, scale, causal, threads
+        self.settings, self.seed, self.return_info = settings, seed, return_info
         self.out = self.lse = None
+
+    def run(self, keep, bias, attn_mask):
+        """Take the path that the settings name, or exact attention where near/far does not pay; an `AttentionInfo` or None."""
+        s, p, predicted = self.settings, self.problem, None
+        if p.is_double:
+            info = self._reference(attn_mask)
+        elif s.k is None:
+            info = self._exact(s.window, s.sinks, keep, bias)
+        else:
+            pays = not s.far_field
+            if s.far_field and p.query.size and p.key.size:
+                pays, predicted = self._near_far_pays()
+            info = self._near_far(keep, bias) if pays else self._exact(None, 0, keep, bias)
+        return AttentionInfo(*info, predicted=predicted) if self.return_info else None
 
     def _arrays(self):
         p = self.problem
         out = self.out if self.out.dtype == np.float32 else self.out.view(np.uint16)
         return p.native_dtype, native_view(p.query), native_view(p.key), native_view(p.value), out, self.lse
 
-    def exact(self, window, sinks, mask, return_info):
-        _native.attend_exact(*self._arrays(), self.scale, self.causal, -1 if window is None else window, sinks or 0, *mask,
+    def _exact(self, window, sinks, keep, bias):
+        _native.attend_exact(*self._arrays(), self.scale, self.causal, -1 if window is None else window, sinks, keep, bias,
                              self.threads)
-        return self._exact_info(window, sinks, mask) if return_info else None
+        return self._exact_info(window, sinks, keep, bias) if self.return_info else None
 
-    def near_far_pays(self, k, tolerance, window, sinks):
+    def _near_far_pays(self):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
-        p, bfloat16 = self.problem, self.problem.native_dtype == _native.BFLOAT16
+        p, s, bfloat16 = self.problem, self.settings, self.problem.native_dtype == _native.BFLOAT16
         work = _cost_model.count_work(
             p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
-            stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, _rounds(tolerance)), k=k, tolerance=tolerance, window=window,
-            sinks=sinks, cell_size=CELL_SIZE, threads=self.threads or _native.default_threads(),
+            stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, rounds(s.tolerance)), k=s.k, tolerance=s.tolerance,
+            window=s.window, sinks=s.sinks, cell_size=s.cell_size, threads=self.threads or _native.default_threads(),
         )
         predicted = _cost_model.model_in_force().predict(work)
         return _cost_model.near_far_pays(work, predicted), predicted
 
-    def near_far(self, k, tolerance, far_field, window, sinks, mask, visit, seed, return_info):
-        shape = self.problem.shape[:3]
+    def _near_far(self, keep, bias):
+        s, shape = self.settings, self.problem.shape[:3]
         near, mass, bound, summaries, seconds = None, None, None, None, None
-        if return_info:
+        if self.return_info:
             near, summaries = np.empty(shape, np.int32), np.empty(shape, np.int32)
-            mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if far_field else None
+            mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if s.far_field else None
             seconds = np.empty(2)
-        rounding = far_field and _rounds(tolerance)
-        risk = 0.0 if tolerance is None else cell_tolerance(tolerance)
-        _native.attend_near_far(*self._arrays(), self.scale, self.causal, sinks, *mask, k, visit, bool(far_field), risk,
-                                bool(rounding), window or 1, CELL_SIZE, seed, near, mass, bound, summaries, seconds,
-                                self.threads)
-        split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if return_info else None
+        rounding = s.far_field and rounds(s.tolerance)
+        risk = 0.0 if s.tolerance is None else cell_tolerance(s.tolerance)
+        _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
+                                risk, s.head_tolerance, s.metric, bool(rounding), s.window or 1, s.cell_size,
+                                s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, self.threads)
+        split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if self.return_info else None
         return "near_far", near, mass, bound, summaries, split
 
-    def reference(self, k, tolerance, far_field, window, sinks, attn_mask, visit, seed, return_info):
+    def _reference(self, attn_mask):
         from icecore import reference
 
-        p = self.problem
-        options = {"causal": self.causal, "scale": self.scale}
-        if k is None:
-            out, lse = reference.attention(
-                p.query, p.key, p.value, window=window, sinks=sinks or 0, attn_mask=attn_mask, **options
-            )
+        p, s = self.problem, self.settings
+        options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": attn_mask}
+        if s.k is None:
+            out, lse = reference.attention(p.query, p.key, p.value, window=s.window, **options)
             near = mass = None
         else:
+            risk = None if s.tolerance is None else cell_tolerance(s.tolerance)
             out, lse, near, mass = reference.near_far_attention(
-                p.query, p.key, p.value, k=k, risk=None if tolerance is None else cell_tolerance(tolerance),
-                far_field=far_field, block=window or 1, sinks=sinks, attn_mask=attn_mask, visit=visit, cell_size=CELL_SIZE,
-                seed=seed, **options,
+                p.query, p.key, p.value, k=s.k, risk=risk if s.head_tolerance is None else s.head_tolerance, metric=s.metric,
+                far_field=s.far_field, block=s.window or 1, visit=s.visit, seed=self.seed,
+                cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
             )
         self.out[...] = out
         if self.lse is not None:
             self.lse[...] = lse
-        if not return_info:
+        if not self.return_info:
             return None
         if near is None:
-            return ("reference", *self._exact_info(window, sinks, check_mask(attn_mask, p))[1:])
+            return ("reference", *self._exact_info(s.window, s.sinks, *check_mask(attn_mask, p))[1:])
         return "reference", near, mass
 
-    def _exact_info(self, window, sinks, mask):
+    def _exact_info(self, window, sinks, keep, bias):
         """All visible keys are near, and hold all the mass."""
         from icecore.reference.dense import visible_count, visible_keys
 
         batch, heads, queries, _, keys, _ = self.problem.shape
-        keep, bias = mask
         near = np.empty((batch, heads, queries), np.int32)
-        near[...] = visible_count(queries, keys, self.causal, window, sinks or 0)
+        near[...] = visible_count(queries, keys, self.causal, window, sinks)
         if keep is not None or bias is not None:
-            visible = visible_keys(queries, keys, self.causal, window, sinks or 0)
+            visible = visible_keys(queries, keys, self.causal, window, sinks)
             for b, h in np.ndindex(batch, heads):
                 unmasked = keep[b, h] != 0 if keep is not None else bias[b, h] != -np.inf
                 near[b, h] = np.count_nonzero(visible & unmasked, axis=-1)

@@ -8,7 +8,17 @@ import operator
 import numpy as np
 
 from icecore import _array_file, _native
-from icecore._arrays import MAX_DIM, NATIVE_DTYPES, bits, check_out, check_scale, integer, native_view
+from icecore._arrays import (
+    MAX_DIM,
+    NATIVE_DTYPES,
+    bits,
+    check_out,
+    check_scale,
+    integer,
+    narrowed,
+    native_view,
+    widened,
+)
 from icecore._attention import (
     CELL_SIZE,
     DEFAULT_SINKS,
@@ -16,8 +26,10 @@ from icecore._attention import (
     AttentionInfo,
     cell_tolerance,
     check_k,
+    check_plan,
     check_tolerance,
 )
+from icecore._plan import LayerPlan
 from icecore._runtime import threads_for_call
 
 DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16}
@@ -26,7 +38,7 @@ DEFAULT_TOLERANCE = 0.02
 #: Of the core.
 LARGEST_WINDOW = 2**31
 #: The constructor's arguments, which a file holds.
-PARAMETERS = ("num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "window", "sinks", "seed", "batch")
+PARAMETERS = ("num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "plan", "window", "sinks", "seed", "batch")
 #: Arrays of a file that are rows of keys, or of values.
 _KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
 _VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
@@ -53,10 +65,13 @@ class KVCache:
         Near-field keys of each query, as in `attention`.
     tolerance : float, optional
         Instead of k, as in `attention`. Default where neither is given: 0.02.
+    plan : LayerPlan, optional
+        Instead of k, tolerance, window and sinks: ``plan[layer]`` of what `calibrate` found. Where its key heads differ, the
+        cache takes the longest window and the smallest cells of them for all, and near/far attention for every one.
     window : int
-        At least so many of the last tokens, and at most twice as many, are attended exactly.
+        At least so many of the last tokens, and at most twice as many, are attended exactly. Default 512.
     sinks : int
-        First tokens that always are.
+        First tokens that always are. Default 16.
     seed : int
         Of the cells. The same tokens in the same cache give the same bits for any number of threads.
     batch : int, optional
@@ -84,9 +99,9 @@ class KVCache:
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
     """
 
-    def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, window=DEFAULT_WINDOW,
-                 sinks=DEFAULT_SINKS, seed=0, batch=None):
-        self._set(_check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, window, sinks, seed, batch))
+    def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, plan=None,
+                 window=None, sinks=None, seed=0, batch=None):
+        self._set(_check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, seed, batch))
         self._sequences = [_native.Cache.create(*self._native_parameters()) for _ in range(self.batch or 1)]
 
     def _set(self, parameters):
@@ -96,14 +111,14 @@ class KVCache:
     def _native_parameters(self):
         risk = 0.0 if self.tolerance is None else cell_tolerance(self.tolerance)
         return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, risk, self.window, self.sinks,
-                CELL_SIZE, self.seed)
+                self._cell_size, self.seed)
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one."""
         return self._sequences[0].state()["length"]
 
     def __repr__(self):
-        budget = f"k={self.k}" if self.tolerance is None else f"tolerance={self.tolerance}"
+        budget = f"k={self.k}" if self.tolerance is None else f"{'plan, ' * (self.plan is not None)}tolerance={self.tolerance}"
         of = f"{self.num_kv_heads} heads, {self.dim}-d {self.dtype}" + ("" if self.batch is None else f", batch={self.batch}")
         return f"<icecore.KVCache: {len(self)} tokens, {of}, {budget}>"
 
@@ -144,6 +159,8 @@ class KVCache:
             raise TypeError(f"values has dtype {values.dtype}, but keys has {keys.dtype}; expected one dtype")
         if values.shape[2] != keys.shape[2]:
             raise ValueError(f"values has shape {values.shape}, but keys has {keys.shape}; expected as many tokens")
+        if self._metric is not None:
+            keys = _multiplied(keys, self._metric)
         dtype, keys, values, before = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values), len(self)
         try:
             for i, sequence in enumerate(self._sequences):
@@ -188,6 +205,8 @@ class KVCache:
         batch, heads, count, _ = queries.shape
         if heads % self.num_kv_heads:
             raise ValueError(f"queries has {heads} heads; expected a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.plan is not None and heads != self.plan.query_heads:
+            raise ValueError(f"queries has {heads} heads; expected the plan's {self.plan.query_heads}")
         for sequence in self._sequences:
             state = sequence.state()
             if count > state["length"]:
@@ -205,11 +224,14 @@ class KVCache:
         result = np.empty((*shape, self.value_dim), queries.dtype)
         lse = np.empty(shape, np.float32) if return_lse else None
         info = [np.empty(shape, dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)] if return_info else [None] * 4
+        if self._metric is not None:
+            queries = _multiplied(queries, 1 / np.repeat(self._metric, heads // self.num_kv_heads, axis=0))
         dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
-                            *(None if a is None else a[one] for a in info), threads)
+                            *(None if a is None else a[one] for a in info), self._head_tolerance,
+                            threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -334,8 +356,10 @@ class KVCache:
         try:
             parameters, arrays = _array_file.parse(FILE, data, verify=own)
             try:
+                if parameters["plan"] is not None:
+                    parameters["plan"] = LayerPlan.from_content(parameters["plan"])
                 parameters = _check_parameters(**parameters)
-            except TypeError as error:
+            except (KeyError, TypeError) as error:
                 raise _array_file.Refused(f"its parameters are not those of a cache ({error})") from error
             count = parameters["batch"] or 1
             if count > len(data):
@@ -350,7 +374,10 @@ class KVCache:
         return new
 
     def _parameters(self):
-        return {name: getattr(self, name) for name in PARAMETERS}
+        parameters = {name: getattr(self, name) for name in PARAMETERS}
+        if self.plan is not None:
+            parameters |= {"plan": self.plan.content(), "tolerance": None, "window": None, "sinks": None}
+        return parameters
 
     def _give(self, take):
         _native.Cache.write(self._sequences, take)
@@ -400,8 +427,8 @@ def _unpickle(cls, data):
     return cls._read(np.frombuffer(bytearray(data), np.uint8), "pickled data", own=True)
 
 
-def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, window, sinks, seed, batch):
-    """The constructor's arguments as plain numbers and names."""
+def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, seed, batch):
+    """The constructor's arguments, checked, and what of a plan the core wants: attributes of a cache."""
     num_kv_heads, dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
     value_dim = dim if value_dim is None else integer(value_dim, "value_dim", 1)
     for width, name in ((dim, "dim"), (value_dim, "value_dim")):
@@ -409,6 +436,13 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, window,
             raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    cell_size = head_tolerance = metric = None
+    if plan is not None:
+        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks)
+        plan.check(plan.query_heads, num_kv_heads, dim, True)
+        window, cell_size, head_tolerance, metric = plan.for_cache()
+        tolerance = plan.tolerance
+    window, sinks = DEFAULT_WINDOW if window is None else window, DEFAULT_SINKS if sinks is None else sinks
     k, tolerance = check_k(k), check_tolerance(tolerance)
     if k is not None and tolerance is not None:
         raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
@@ -421,9 +455,17 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, window,
     integer(seed, "seed", 0)
     return {
         "num_kv_heads": num_kv_heads, "dim": dim, "value_dim": value_dim, "dtype": dtype, "k": k, "tolerance": tolerance,
-        "window": window, "sinks": sinks, "seed": operator.index(seed) % 2**64,
+        "plan": plan, "window": window, "sinks": sinks, "seed": operator.index(seed) % 2**64,
         "batch": None if batch is None else integer(batch, "batch", 1),
+        "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance, "_metric": metric,
     }
+
+
+def _multiplied(array, metric):
+    """`array` (batch, heads, tokens, dim) times `metric` (heads, dim), powers of two, in its own dtype."""
+    if array.dtype == np.float32:
+        return array * metric[:, None]
+    return narrowed(widened(array) * metric[:, None], array.dtype)
 
 
 class _Outputs:

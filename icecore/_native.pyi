@@ -46,9 +46,12 @@ def attend_near_far(
     visit: int,
     far_field: bool,
     cell_tolerance: float,
+    head_tolerance: NDArray[np.float32] | None,
+    metric: NDArray[np.float32] | None,
     rounding: bool,
     block: int,
     cell_size: int,
+    head_cell_size: NDArray[np.int64] | None,
     seed: int,
     near_count: NDArray[np.int32] | None,
     captured_mass: NDArray[np.float32] | None,
@@ -119,6 +122,7 @@ class Cache:
         captured_mass: NDArray[np.float32] | None,
         missed_bound: NDArray[np.float32] | None,
         summaries: NDArray[np.int32] | None,
+        head_tolerance: NDArray[np.float32] | None,
         threads: int,
     ) -> None: ...
     def truncate(self, length: int, threads: int) -> None: ...

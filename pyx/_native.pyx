@@ -154,15 +154,20 @@ def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :,
 
 def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
                     const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
-                    bint causal, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int64_t near_keys, int64_t visit, bint far_field, float cell_tolerance, bint rounding,
-                    int64_t block, int64_t cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
+                    bint causal, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int64_t near_keys,
+                    int64_t visit, bint far_field, float cell_tolerance, const float[::1] head_tolerance,
+                    const float[:, ::1] metric, bint rounding, int64_t block, int64_t cell_size,
+                    const int64_t[::1] head_cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
                     float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, int threads):
     cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, sinks, threads)
     set_mask(&p, keep, bias)
     cdef icecore_near_far options
     options.near_keys, options.visit, options.far_field = near_keys, visit, far_field
     options.cell_tolerance, options.rounding = cell_tolerance, rounding
+    options.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
+    options.metric = &metric[0, 0] if metric is not None and metric.size else NULL
     options.block, options.cell_size, options.seed = block, cell_size, seed
+    options.head_cell_size = &head_cell_size[0] if head_cell_size is not None and head_cell_size.size else NULL
     options.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
     options.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
     options.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
@@ -344,7 +349,7 @@ cdef class Cache:
 
     def attend(self, int dtype, const element[:, :, :, :] query, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
                int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass, float[:, :, ::1] missed_bound,
-               int32_t[:, :, ::1] summaries, int threads):
+               int32_t[:, :, ::1] summaries, const float[::1] head_tolerance, int threads):
         """(1, query heads, queries, dim) and (1, query heads, queries, value_dim)."""
         cdef icecore_attention p
         cdef icecore_near_far report
@@ -359,6 +364,7 @@ cdef class Cache:
         report.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
         report.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
         report.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
+        report.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
         cdef icecore_status status
         with nogil:
             status = icecore_cache_attend(self.cache, &p, &report)

@@ -63,8 +63,11 @@ cdef extern from "icecore.h" nogil:
         int64_t near_keys, visit
         int far_field
         float cell_tolerance
+        const float *head_tolerance
+        const float *metric
         int rounding
         int64_t block, cell_size
+        const int64_t *head_cell_size
         uint64_t seed
         int32_t *near_count
         float *captured_mass

@@ -27,6 +27,7 @@ BOTH_WAYS = {"sinks": 4, "cell_size": 8, "k": 24}
 PUBLISHED = {"far_field": False, "visit": 60}  # the rule of the paper: the tail is dropped
 SETTINGS = [CAUSAL, BOTH_WAYS, CAUSAL | PUBLISHED, BOTH_WAYS | PUBLISHED]
 RISKY = {"k": 1, "risk": 0.02}  # by tolerance instead of a count
+METRIC = 2.0 ** np.random.default_rng(4).integers(-3, 4, (2, 16))
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both", "causal, drop", "both, drop"])
 
@@ -60,6 +61,13 @@ ORACLE_CASES = {
     "parents, by tolerance": ((1, 3, 60, 16), (1, 1, 2000, 16), 16, BOTH_WAYS | RISKY),
     "parents, causal, by tolerance": ((1, 3, 100, 16), (1, 1, 1500, 16), 16, CAUSAL | RISKY | {"block": 128}),
     "blocks of most keys": ((1, 1, 40, 3), (1, 1, 140000, 3), 2, CAUSAL | {"block": 40000, "cell_size": 500}),
+    "tolerances of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"k": 1, "risk": (0.3, 0.02, 1e-3, 0.1)}),
+    "tolerances of heads, causal": ((2, 3, 200, 16), (2, 1, 200, 16), 16, CAUSAL | {"k": 1, "risk": (0.3, 0.02, 1e-3)}),
+    "cells of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"cell_size": (8, 25)}),
+    "cells of heads, causal": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"cell_size": (32, 8)}),
+    "metric": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"metric": METRIC}),
+    "metric, causal, by tolerance": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"metric": METRIC}),
+    "metric, published": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | PUBLISHED | {"metric": METRIC}),
     "k of one": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"k": 1}),
 }
 

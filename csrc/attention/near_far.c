@@ -41,6 +41,17 @@ static void let_go(sealed *s) {
     if (atomic_fetch_sub(&s->holders, 1) == 1) ice_stack_free(s->stack);
 }
 
+static int64_t cell_size_of(const icecore_near_far *options, int64_t key_head) {
+    return options->head_cell_size ? options->head_cell_size[key_head] : options->cell_size;
+}
+
+static int64_t least_cell_size(const icecore_near_far *options, int64_t key_heads) {
+    int64_t least = cell_size_of(options, 0);
+    for (int64_t h = 1; h < key_heads; h++)
+        if (cell_size_of(options, h) < least) least = cell_size_of(options, h);
+    return least;
+}
+
 static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,
                                   ice_stack **stack) {
     const icecore_attention *p = call->problem;
@@ -56,7 +67,7 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .value_dim = p->value_dim,
         .skip = p->sinks,
         .block = call->options->block,
-        .cell_size = call->options->cell_size,
+        .cell_size = cell_size_of(call->options, head % p->key_heads),
         .seed = call->options->seed,
     };
     return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, stack);
@@ -159,49 +170,57 @@ static int64_t plan_steps(near_far_call *call) {
     return task + call->heads * call->step[call->steps - 1].tiles;
 }
 
-/* ---- Keys and values rounded to bfloat16 ---- */
+/* ---- Copies of keys and values: rounded to bfloat16, keys multiplied by the metric ---- */
 
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
-    uint16_t *keys, *values;
-} rounding;
+    const float *metric;       /* NULL, or key_heads x dim */
+    icecore_dtype dtype;       /* of the copies */
+    char *keys, *values;
+} copying;
 
-#define ROUNDED_ROWS 256
+#define COPIED_ROWS 256
 
-static void round_rows(const rounding *r, const icecore_tensor *tensor, int64_t width, int64_t head, int64_t first, uint16_t *target) {
-    const icecore_attention *p = r->problem;
-    const int64_t end = first + ROUNDED_ROWS < p->keys ? first + ROUNDED_ROWS : p->keys;
+static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, int64_t head, int64_t first, const float *factor,
+                      char *target) {
+    const icecore_attention *p = c->problem;
+    const int64_t end = first + COPIED_ROWS < p->keys ? first + COPIED_ROWS : p->keys;
+    const size_t bytes = (size_t)width * ice_element_size(c->dtype);
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = first; j < end; j++) {
         const void *row = ice_address(tensor, p->key_dtype, head / p->key_heads, head % p->key_heads, j);
-        if (p->key_dtype != ICECORE_FLOAT32) {
-            r->kernels->to_float32(p->key_dtype, row, buffer, width);
+        if (factor || p->key_dtype != ICECORE_FLOAT32) {
+            c->kernels->to_float32(p->key_dtype, row, buffer, width);
             row = buffer;
         }
-        r->kernels->from_float32(ICECORE_BFLOAT16, row, target + (head * p->keys + j) * width, width);
+        for (int64_t t = 0; factor && t < width; t++) buffer[t] *= factor[t];
+        c->kernels->from_float32(c->dtype, row, target + (size_t)(head * p->keys + j) * bytes, width);
     }
 }
 
-static void round_task(void *context, int64_t index, void *scratch) {
-    const rounding *r = context;
-    const int64_t heads = r->problem->batch * r->problem->key_heads, first = index / heads * ROUNDED_ROWS;
+static void copy_task(void *context, int64_t index, void *scratch) {
+    const copying *c = context;
+    const icecore_attention *p = c->problem;
+    const int64_t heads = p->batch * p->key_heads, head = index % heads, first = index / heads * COPIED_ROWS;
     if (!scratch) return;
-    round_rows(r, &r->problem->key, r->problem->dim, index % heads, first, r->keys);
-    round_rows(r, &r->problem->value, r->problem->value_dim, index % heads, first, r->values);
+    copy_rows(c, &p->key, p->dim, head, first, c->metric ? c->metric + head % p->key_heads * p->dim : NULL, c->keys);
+    copy_rows(c, &p->value, p->value_dim, head, first, NULL, c->values);
 }
 
-/* The same problem on rounded copies of its keys and values. */
-static icecore_status round_problem(const icecore_attention *p, const ice_kernels *kernels, icecore_attention *rounded, uint16_t **copies) {
+/* The same problem on copies of its keys and values. */
+static icecore_status copy_problem(const icecore_attention *p, const ice_kernels *kernels, const float *metric, icecore_dtype dtype,
+                                   icecore_attention *copied, char **copies) {
     const int64_t heads = p->batch * p->key_heads;
-    *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), sizeof **copies);
+    const size_t element = ice_element_size(dtype);
+    *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), element);
     if (!*copies) return ICECORE_ERROR_MEMORY;
-    rounding r = {p, kernels, *copies, *copies + heads * p->keys * p->dim};
-    *rounded = *p;
-    rounded->key_dtype = ICECORE_BFLOAT16;
-    rounded->key = (icecore_tensor){r.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
-    rounded->value = (icecore_tensor){r.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};
-    return ice_parallel_for((p->keys + ROUNDED_ROWS - 1) / ROUNDED_ROWS * heads, p->threads, 1, round_task, &r);
+    copying c = {p, kernels, metric, dtype, *copies, *copies + (size_t)(heads * p->keys * p->dim) * element};
+    *copied = *p;
+    copied->key_dtype = dtype;
+    copied->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
+    copied->value = (icecore_tensor){c.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};
+    return ice_parallel_for((p->keys + COPIED_ROWS - 1) / COPIED_ROWS * heads, p->threads, 1, copy_task, &c);
 }
 
 /* ---- The call ---- */
@@ -214,7 +233,8 @@ static icecore_status attend(const icecore_attention *problem, const icecore_nea
     call.sealed = ice_alloc(call.steps * call.heads, sizeof *call.sealed);
     if (call.step && call.sealed) {
         int64_t tasks = plan_steps(&call);
-        int64_t nodes = ice_stack_most_nodes(problem->keys, problem->causal ? options->block : 1, options->cell_size);
+        const int64_t cell_size = least_cell_size(options, problem->key_heads);
+        int64_t nodes = ice_stack_most_nodes(problem->keys, problem->causal ? options->block : 1, cell_size);
         size_t bytes = ice_treecode_bytes(problem, options, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, &call);
         if (options->seconds) {
@@ -235,10 +255,12 @@ static icecore_status attend(const icecore_attention *problem, const icecore_nea
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
-    const int by_tolerance = options->cell_tolerance > 0.0f;
-    if (problem->window != -1 || options->cell_size < 1 || !(options->cell_tolerance >= 0.0f) ||
+    const int by_tolerance = ice_by_tolerance(options);
+    if (problem->key_heads > 0 && least_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
+    if (problem->window != -1 || !(options->cell_tolerance >= 0.0f) ||
         (problem->causal && options->block < 1) || (!by_tolerance && options->near_keys < 1) || (by_tolerance && !options->far_field) ||
-        (!options->far_field && options->visit < options->near_keys))
+        (!options->far_field && options->visit < options->near_keys) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
+        !ice_all_positive(options->metric, problem->key_heads * problem->dim))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
     /* a block longer than everything never ends; clipped, so that its end cannot overflow */
@@ -246,10 +268,12 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (clipped.block > problem->keys + problem->queries) clipped.block = problem->keys + problem->queries;
     const ice_kernels *kernels = ice_active_kernels();
     icecore_attention used = *problem;
-    uint16_t *copies = NULL;
-    used.key_dtype = ICECORE_BFLOAT16;
-    if (!options->rounding || problem->key_dtype == ICECORE_BFLOAT16 || !ice_panel_is_bf16(&used, kernels)) used = *problem;
-    else status = round_problem(problem, kernels, &used, &copies);
+    char *copies = NULL;
+    if (options->rounding) used.key_dtype = ICECORE_BFLOAT16;
+    const icecore_dtype dtype = ice_panel_dtype(&used, kernels);
+    used.key_dtype = problem->key_dtype;
+    if (options->metric || (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype))
+        status = copy_problem(problem, kernels, options->metric, dtype, &used, &copies);
     if (status == ICECORE_OK) status = attend(&used, &clipped, kernels);
     ice_free(copies);
     return status;

@@ -328,6 +328,14 @@ static void open_nodes(treecode *t, int64_t first_run, int64_t end_run, const fl
     }
 }
 
+static float lane_tolerance(const treecode *t, int lane) {
+    const float *of_head = t->options->head_tolerance;
+    if (!of_head) return t->options->cell_tolerance;
+    const ice_panel *panel = &t->panel;   /* spare lanes are the last row's */
+    int64_t row = panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1);
+    return of_head[ice_row_at(t->problem, panel->batch, panel->key_head, row).head];
+}
+
 /* The risk that one cell may have at a tolerance: a share of the norm of the sum of weighted values, which is guessed from the exact keys
  * and the parents. */
 static void tolerated_risk(treecode *t, float *threshold) {
@@ -354,12 +362,12 @@ static void tolerated_risk(treecode *t, float *threshold) {
     for (int64_t i = 0; i < p->value_dim; i++)
         for (int lane = 0; lane < ICE_PANEL; lane++) squared[lane] += guess.accumulator[i * ICE_PANEL + lane] * guess.accumulator[i * ICE_PANEL + lane];
     for (int lane = 0; lane < ICE_PANEL; lane++)
-        threshold[lane] = log2f(t->options->cell_tolerance) + maximum[lane] + 0.5f * log2f(squared[lane] / t->spread[lane]);
+        threshold[lane] = log2f(lane_tolerance(t, lane)) + maximum[lane] + 0.5f * log2f(squared[lane] / t->spread[lane]);
 }
 
 static void choose(treecode *t) {
     const icecore_near_far *options = t->options;
-    const int by_tolerance = options->cell_tolerance > 0.0f;
+    const int by_tolerance = ice_by_tolerance(options);
     float threshold[ICE_PANEL], expand[ICE_PANEL];
     score_parents(t);
     int64_t wanted = options->far_field ? options->near_keys : options->visit;
@@ -592,7 +600,8 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     treecode *t = lay_out(p, options, stack, scratch, &rest);
     ice_panel *panel = &t->panel;
     t->kernels = kernels;
-    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
+    const float *metric = options->metric ? options->metric + head % p->key_heads * p->dim : NULL;
+    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, metric, rest);
     memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         float *query = t->query + lane * p->dim;

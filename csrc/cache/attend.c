@@ -94,11 +94,12 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     icecore_status status = ice_check_problem(p);
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     const int64_t first = c->length - p->queries;
-    if (first < 0) return ICECORE_ERROR_VALUE;
+    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads)) return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
         if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
     call.options.near_keys = o->near_keys;
     call.options.cell_tolerance = o->cell_tolerance;
+    call.options.metric = NULL;
     call.options.far_field = 1;
     for (int64_t position = first; position < c->length && status == ICECORE_OK;) {
         int64_t end = (position / o->block + 1) * o->block;

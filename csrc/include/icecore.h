@@ -132,6 +132,10 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * cell_tolerance > 0, instead: cells are opened whose risk exceeds cell_tolerance |sum_j exp(z_j) value_j|, where the sum is guessed from
  * the exact keys and the parents' means; parents are expanded at 0.3 times that.
  *
+ * metric: key components are multiplied and query components divided by it, which no score notices (powers of two cost no bit): cells are
+ * then those of the multiplied keys.  The root mean square of the queries' components makes them alike in all directions, as the risk
+ * takes them to be: queries do not lie where keys lie.
+ *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
  * Not causal: one segment over all keys past the first `sinks`, which stay exact.
@@ -149,10 +153,13 @@ typedef struct {
     int64_t visit;                       /* used when far_field = 0; >= near_keys */
     int far_field;
     float cell_tolerance;                /* >= 0; 0: near_keys rules */
+    const float *head_tolerance;         /* NULL, or query_heads: each head's own, above 0, instead */
+    const float *metric;                 /* NULL, or key_heads x dim, above 0 */
     int rounding;                        /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
                                             natively (and the widths suit); sums stay in float32 */
     int64_t block;                       /* causal: >= 1 */
     int64_t cell_size;                   /* keys per cell, on average; >= 1 */
+    const int64_t *head_cell_size;       /* NULL, or key_heads: each key head's own, instead */
     uint64_t seed;
     int32_t *near_count;                 /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
     float *captured_mass;                /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */
@@ -249,7 +256,7 @@ void icecore_cache_free(icecore_cache *cache);
 icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count);
 
 /* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse, scale, threads; of
- * `report` near_count, captured_mass, missed_bound and summaries.
+ * `report` near_count, captured_mass, missed_bound, summaries and, where it is not NULL, head_tolerance.
  * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 

@@ -3,6 +3,7 @@
 from .attend import bidirectional_attention, exact_attention
 from .bert import BertConfig, BertLayer, BertWeights, encode_tokens
 from .cache import KeyValueCache
+from .capture import capture_layers
 from .decoder import forward, forward_batch, logits_in_chunks
 from .dinov2_onnx import load_dinov2_onnx
 from .evaluate import agreement, perplexity, score
@@ -37,6 +38,7 @@ __all__ = [
     "VitWeights",
     "agreement",
     "bidirectional_attention",
+    "capture_layers",
     "continue_from",
     "encode_image",
     "encode_tokens",

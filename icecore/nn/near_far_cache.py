@@ -25,6 +25,8 @@ class NearFarCache:
 
     Parameters
     ----------
+    plan : icecore.Plan, optional
+        Of the model's layers; the first pass then goes by it too if the model's `attention` is ``plan.attention``.
     **options
         Of `icecore.KVCache`: ``tolerance`` or ``k``, ``window``, ``dtype`` and others.
 
@@ -34,8 +36,8 @@ class NearFarCache:
         Number of tokens held.
     """
 
-    def __init__(self, **options):
-        self.length = 0
+    def __init__(self, *, plan=None, **options):
+        self.length, self._plan = 0, plan
         self._options = options
         self._layers = {}  # layer -> icecore.KVCache
         self._sliding = KeyValueCache()
@@ -46,7 +48,8 @@ class NearFarCache:
             return self._sliding.attend(attention, layer, query, key, value, **options)
         if layer not in self._layers:
             heads, _, width = key.shape
-            self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **self._options)
+            options_of_layer = self._options if self._plan is None else self._options | {"plan": self._plan[layer]}
+            self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **options_of_layer)
         cache = self._layers[layer]
         if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
@@ -86,7 +89,8 @@ class NearFarCache:
             for layer, (keys, values) in self._sliding.rows():
                 sliding |= {f"{layer}.keys": keys, f"{layer}.values": values}
             np.savez(temporary / "sliding.npz", **sliding)
-            about = {"version": VERSION, "length": self.length, "options": self._options, "layers": [*self._layers]}
+            plan = None if self._plan is None else self._plan.content()
+            about = {"version": VERSION, "length": self.length, "options": self._options, "plan": plan, "layers": [*self._layers]}
             (temporary / "cache.json").write_text(json.dumps(about))
             if path.exists():
                 path.rename(old)
@@ -126,7 +130,8 @@ class NearFarCache:
             about = json.loads((path / "cache.json").read_text())
             if about["version"] != VERSION:
                 raise ValueError(f"it is of version {about['version']!r}; this icecore reads version {VERSION}")
-            new = cls(**about["options"])
+            plan = None if about["plan"] is None else icecore.Plan.from_content(about["plan"])
+            new = cls(plan=plan, **about["options"])
             new.length = int(about["length"])
             new._layers = {int(layer): opener(path / f"layer{int(layer)}.safetensors") for layer in about["layers"]}
             with np.load(path / "sliding.npz", allow_pickle=False) as sliding:

@@ -163,15 +163,19 @@ def attend_one(query, key, value, bias, trees, exact, *, k, risk, far_field, vis
     return out[0], lse[0], len(near), summed / (summed + missed) if summed + missed else 0.0, margin
 
 
-def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causal=False, block=512, sinks=0, visit=None,
-                       attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None, return_margin=False):
+def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_field=True, causal=False, block=512, sinks=0,
+                       visit=None, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None, return_margin=False):
     """Near/far attention in float64, query by query.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    risk : float, optional
-        Instead of k: the risk, as a share of the output's norm, at which cells are opened.
+    risk : float or array_like (H,), optional
+        Instead of k: the risk, as a share of the output's norm, at which cells are opened; of each query head.
+    metric : array_like (H_k, d), optional
+        Key components are multiplied and query components divided by it: cells are those of the multiplied keys.
+    cell_size : int or array_like (H_k,)
+        Keys per cell, of each key head.
     block : int
         Causal: keys per sealed block; the current block and the one before stay open.
     attn_mask : array_like, optional
@@ -193,13 +197,17 @@ def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causa
     mask = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
     mask = np.broadcast_to(mask, (batch, heads, queries, keys))
     group = heads // key.shape[1] if heads else 1
+    if metric is not None:
+        metric = np.asarray(metric, np.float64)
+        query, key = query / np.repeat(metric, group, axis=0)[:, None], key * metric[:, None]
+    risks = [None] * heads if risk is None else np.broadcast_to(risk, heads)
     tree_of = tree_of or (lambda rows, values, size, seed: build_tree(rows, values, cell_size=size, seed=seed))
-    built = {}
+    sizes, built = np.broadcast_to(cell_size, key.shape[1]).tolist(), {}
 
     def tree(b, head, first, end):
         if (b, head, first, end) not in built:
             rows, values = key[b, head, first:end], value[b, head, first:end]
-            built[b, head, first, end] = tree_of(rows, values, cell_size, segment_seed(seed, first, end - first))
+            built[b, head, first, end] = tree_of(rows, values, sizes[head], segment_seed(seed, first, end - first))
         return first, built[b, head, first, end]
 
     out, lse = np.zeros((batch, heads, queries, value.shape[-1])), np.full((batch, heads, queries), -np.inf)
@@ -214,7 +222,7 @@ def near_far_attention(query, key, value, *, k, risk=None, far_field=True, causa
             result = attend_one(
                 query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i],
                 [tree(b, h // group, first, end) for first, end in ranges], exact,
-                k=k, risk=risk, far_field=far_field, visit=visit, scale=scale,
+                k=k, risk=risks[h], far_field=far_field, visit=visit, scale=scale,
             )
             out[b, h, i], lse[b, h, i], near[b, h, i], mass[b, h, i], margin[b, h, i] = result
     returned = (out, lse, near, mass)

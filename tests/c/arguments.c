@@ -1,4 +1,5 @@
 /* Arguments outside their range are refused before anything is written. */
+#include <math.h>
 #include <stdlib.h>
 
 #include "check.h"
@@ -72,15 +73,22 @@ static void problems(void) {
 }
 
 static void near_far_options(void) {
+    static const float zero[64] = {0}, infinite[64] = {INFINITY}, fine[64] = {1, 1};
+    static const int64_t empty[1] = {0};
     static const icecore_near_far wrong[] = {
         {.near_keys = 0, .far_field = 1, .block = 4, .cell_size = 2},
         {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 0},
         {.near_keys = 1, .far_field = 1, .block = 0, .cell_size = 2},
         {.near_keys = 5, .visit = 4, .far_field = 0, .block = 4, .cell_size = 2},
+        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .head_tolerance = zero},
+        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .metric = zero},
+        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .metric = infinite},
+        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .head_cell_size = empty},
+        {.near_keys = 1, .visit = 1, .far_field = 0, .block = 4, .cell_size = 2, .head_tolerance = fine},
     };
     problem s = valid();
     s.p.causal = 1;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 9; i++) {
         check_at("options %d", i);
         EXPECT(icecore_attend_near_far(&s.p, &wrong[i]) == ICECORE_ERROR_VALUE);
     }

@@ -1,0 +1,320 @@
+"""calibrate() and Plan: a plan meets its tolerance on queries it never saw, says what it holds, and refuses other calls."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, decode, inputs, mean_row_error, near_far
+from test_nn_llama import random_tokens
+from test_nn_near_far_cache import random_weights
+
+import icecore
+from icecore import HeadPlan, LayerPlan, Plan, nn
+from icecore._attention import cell_tolerance
+from icecore._cost_model import NearFarAlways, use
+
+METRIC = (2, -1, 0, 3, 0, 0, -2, 1, 0, 0, 0, 0, 1, -1, 0, 0)
+NEAR_FAR = HeadPlan("near_far", 128, 16, (0.02, 0.3), METRIC)
+
+
+def layer_plan(*heads, causal=True, tolerance=0.05):
+    return LayerPlan(causal, tolerance, heads, 0.01, 1.0, 2.0)
+
+
+def skewed(length=2000):
+    """Two query heads on each of two key heads, d = 16: queries large where keys are small."""
+    query, key, value = inputs((4, length, 16), (2, length, 16), 16)
+    skew = np.exp2(np.linspace(-2, 2, 16, dtype=np.float32))
+    return query * skew, key / skew, value
+
+
+@pytest.fixture(scope="module")
+def calibrated(capture):
+    """Layers 3 and 7 by the real capture's first 1500 tokens, and by all of them."""
+    early = [a[:, :1500] for a in capture]
+    return icecore.calibrate([(3, *early), (7, *capture)], tolerance=0.03, windows=(128, 256))
+
+
+# ---- Calibration ----
+
+
+def test_the_tolerance_is_met_and_costs_less_than_exact(calibrated, capture):
+    assert list(calibrated) == [3, 7]
+    assert calibrated.error <= 0.03
+    assert calibrated[7].seconds < calibrated[7].exact_seconds
+    exact = icecore.attention(*capture, causal=True)
+    out = icecore.attention(*capture, causal=True, plan=calibrated[7])
+    assert mean_row_error(out, exact) < 2 * 0.03  # the mean of relative errors; some of this layer's share is the other's
+
+
+def test_a_tighter_tolerance_costs_more(calibrated, capture):
+    tight = icecore.calibrate([(7, *capture)], tolerance=0.003, windows=(128, 256))
+    assert tight.error <= 0.003
+    assert tight[7].seconds > calibrated[7].seconds
+
+
+def test_heads_are_blind_to_the_far_only_where_asked(capture):
+    """Of this capture the last 256 keys and the sinks are most."""
+    options = {"tolerance": 0.1, "windows": (256,), "cell_sizes": (16,)}
+    paths = [icecore.calibrate([(0, *capture)], **options, window_alone=alone)[0].heads[0].path for alone in (False, True)]
+    assert paths == ["near_far", "window"]
+
+
+def test_where_there_is_nothing_to_exploit_the_path_is_exact():
+    query, key, value = inputs((1, 1024, 64), (1, 1024, 64), 64)
+    plan = icecore.calibrate([(0, 3 * query, key, value)], tolerance=0.001, causal=False)
+    assert plan[0].heads[0].path == "exact"
+    assert_same_bits(icecore.attention(query, key, value, plan=plan[0]), icecore.attention(query, key, value))
+
+
+def test_the_metric_is_that_of_the_queries():
+    plan = icecore.calibrate([(0, *skewed(1024))], tolerance=0.1, windows=(128,), cell_sizes=(16,))
+    for head in plan[0].heads:
+        np.testing.assert_allclose(head.metric, np.linspace(-2, 2, 16), atol=0.6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_captures_of_other_dtypes(capture, dtype):
+    short = [a[:, :1024].astype(dtype) for a in capture]
+    widened = [a.astype(np.float32) for a in short]
+    options = {"tolerance": 0.05, "windows": (128,), "cell_sizes": (16,)}
+    assert icecore.calibrate([(0, *short)], **options) == icecore.calibrate([(0, *widened)], **options)
+
+
+def test_a_model_is_captured_layer_by_layer_and_runs_by_the_plan():
+    weights, tokens = random_weights(), random_tokens(200)
+    captures = nn.capture_layers(partial(nn.forward, weights, tokens))
+    plan = icecore.calibrate(captures, tolerance=0.05, windows=(32,))
+    assert list(plan) == list(range(weights.config.layers))
+    exact = nn.forward(weights, tokens)
+    assert mean_row_error(nn.forward(weights, tokens, attention=plan.attention), exact) < 0.2
+    cache = nn.NearFarCache(plan=plan)
+    nn.forward(weights, tokens[:150], attention=plan.attention, cache=cache)
+    assert mean_row_error(nn.forward(weights, tokens[150:], cache=cache), exact[150:]) < 0.2
+
+
+def test_a_cache_of_a_model_asks_the_plan_for_each_layer():
+    weights = random_weights()
+    cache = nn.NearFarCache(plan=Plan(0.1, 9, {0: layer_plan(NEAR_FAR, NEAR_FAR)}))
+    with pytest.raises(ValueError, match="plan is for 4 query heads on 2 key heads, d=16"):
+        nn.forward(weights, random_tokens(9), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("captures", "options", "message"),
+    [
+        ([], {}, "captures holds no layer"),
+        ([(0, *skewed(8)), (0, *skewed(8))], {}, "captures holds layer 0 twice"),
+        ([(-1, *skewed(8))], {}, "layer must be at least 0, got -1"),
+        ([(0, *(a[0] for a in skewed(8)))], {}, r"query has shape \(8, 16\); expected \(heads, length, dim\)"),
+        ([(0, *skewed(8))], {"tolerance": 1.5}, "tolerance must be above 0 and below 1, got 1.5"),
+        ([(0, *skewed(8))], {"windows": (0,)}, "windows must be at least 1, got 0"),
+    ],
+)
+def test_calibrations_that_cannot_be(captures, options, message):
+    with pytest.raises(ValueError, match=message):
+        icecore.calibrate(captures, **{"tolerance": 0.1, **options})
+
+
+# ---- Calls by a plan ----
+
+
+def test_a_call_does_what_the_plan_says():
+    """Runs of key heads with equal settings: each as the core computes it alone."""
+    query, key, value = skewed()
+    query, key, value = (np.concatenate([a, a[:1].repeat(len(a) // 2, axis=0)]) for a in (query, key, value))
+    tight = HeadPlan("near_far", 256, 32, (0.01, 0.1), METRIC[::-1])
+    plan = layer_plan(NEAR_FAR, HeadPlan("near_far", 128, 32, (0.02, 0.3), METRIC), tight)
+    with use(NearFarAlways()):
+        out, lse, info = icecore.attention(query, key, value, causal=True, plan=plan, return_lse=True, return_info=True, seed=5)
+    assert info.path == "near_far"
+    for i, head in enumerate(plan.heads):
+        own = slice(2 * i, 2 * i + 2)
+        expected = near_far(
+            query[own], key[i : i + 1], value[i : i + 1], k=1, risk=[cell_tolerance(t) for t in head.tolerances],
+            metric=[np.exp2(head.metric)], causal=True, block=head.window, sinks=16, cell_size=head.cell_size, seed=5,
+            rounding=True,
+        )
+        for actual, wanted in zip((out, lse, info.near_keys, info.captured_mass), expected, strict=True):
+            assert_same_bits(actual[own], wanted[0])
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_paths_may_differ_within_a_layer(batch):
+    query, key, value = (np.broadcast_to(a, (*batch, *a.shape)) for a in skewed(600))
+    window, exact = HeadPlan("window", 64, 1, (0.1, 0.1), METRIC), HeadPlan("exact", None, 1, (0.1, 0.1), METRIC)
+    out, info = icecore.attention(query, key, value, causal=True, plan=layer_plan(window, exact), return_info=True)
+    assert info.path == "exact"
+    assert info.near_keys.shape == query.shape[:-1]
+    sliding = icecore.attention(query, key, value, causal=True, window=64, sinks=16)
+    assert_same_bits(out[..., :2, :, :], sliding[..., :2, :, :])
+    assert_same_bits(out[..., 2:, :, :], icecore.attention(query, key, value, causal=True)[..., 2:, :, :])
+
+
+def test_masks_of_heads_reach_their_heads():
+    query, key, value = skewed(600)
+    mask = np.random.default_rng(0).random((4, 1, 600)) < 0.7
+    plan = layer_plan(HeadPlan("window", 64, 1, (0.1, 0.1), METRIC), HeadPlan("exact", None, 1, (0.1, 0.1), METRIC))
+    out = icecore.attention(query, key, value, causal=True, plan=plan, attn_mask=mask)
+    exact = icecore.attention(query, key, value, causal=True, attn_mask=mask)
+    assert_same_bits(out[2:], exact[2:])
+    double = icecore.attention(*(a.astype(np.float64) for a in (query, key, value)), causal=True, plan=plan, attn_mask=mask)
+    np.testing.assert_allclose(out, double, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        (inputs((2, 9, 16), (1, 9, 16), 3), {}, "plan is for 4 query heads on 2 key heads, d=16; the call has 2 on 1, d=16"),
+        (inputs((8, 9, 16), (2, 9, 16), 3), {}, "the call has 8 on 2, d=16"),
+        (inputs((4, 9, 8), (2, 9, 8), 3), {}, "the call has 4 on 2, d=8"),
+        (skewed(9), {"causal": False}, "plan was calibrated with causal=True; the call has causal=False"),
+        (skewed(9), {"k": 3}, "plan replaces k, tolerance, window, sinks and visit; got k=3"),
+        (skewed(9), {"tolerance": 0.1, "window": 4}, "got tolerance=0.1, window=4"),
+        (skewed(9), {"far_field": False}, "got far_field=False"),
+    ],
+)
+def test_a_plan_refuses_other_calls(arrays, options, message):
+    with pytest.raises(ValueError, match=message):
+        icecore.attention(*arrays, **{"causal": True, "plan": layer_plan(NEAR_FAR, NEAR_FAR), **options})
+
+
+def test_a_whole_plan_is_not_of_a_layer():
+    with pytest.raises(TypeError, match=r"plan must be a LayerPlan, plan\[layer\] of what calibrate returns, got Plan"):
+        icecore.attention(*skewed(9), causal=True, plan=Plan(0.1, 9, {}))
+    with pytest.raises(KeyError, match=r"plan has no layer 2; it has 0, 5"):
+        Plan(0.1, 9, {0: None, 5: None})[2]
+
+
+# ---- Caches ----
+
+
+def test_a_cache_by_a_plan_equals_attention_by_it():
+    query, key, value = skewed(1000)
+    other = HeadPlan("near_far", 128, 16, (0.1, 0.05), METRIC[::-1])
+    plan = layer_plan(NEAR_FAR, other, tolerance=0.005)  # so that nothing is rounded
+    cache = icecore.KVCache(2, 16, plan=plan)
+    assert repr(cache) == "<icecore.KVCache: 0 tokens, 2 heads, 16-d float32, plan, tolerance=0.005>"
+    with use(NearFarAlways()):
+        whole, info = icecore.attention(query, key, value, causal=True, plan=plan, return_info=True)
+    for first in range(0, 1000, 100):
+        rows = slice(first, first + 100)
+        cache.append(key[:, rows], value[:, rows])
+        out, own = cache.attend(query[:, rows], return_info=True)
+        np.testing.assert_allclose(out, whole[:, rows], atol=1e-5)
+        np.testing.assert_array_equal(own.near_keys, info.near_keys[:, rows])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "bits"])
+def test_a_cache_takes_other_dtypes_by_a_plan(dtype):
+    arrays = inputs((4, 300, 16), (2, 300, 16), 16, dtype)
+    loose = HeadPlan("near_far", 32, 16, (1e-6, 1e-6), METRIC)
+    cache = icecore.KVCache(2, 16, plan=layer_plan(loose, loose))
+    cache.append(*arrays[1:])
+    out, exact = cache.attend(arrays[0]), icecore.attention(*arrays, causal=True)
+    assert out.dtype == exact.dtype
+    assert mean_row_error(out, decode(exact)) < 0.01
+
+
+def test_in_a_cache_exact_heads_open_everything():
+    query, key, value = skewed(1000)
+    exact, window = HeadPlan("exact", None, 1, (0.5, 0.5), METRIC), HeadPlan("window", 64, 1, (0.1, 0.1), METRIC)
+    cache = icecore.KVCache(2, 16, plan=layer_plan(exact, window))
+    cache.append(key, value)
+    out = cache.attend(query[:, -1:])
+    np.testing.assert_allclose(out[:2], icecore.attention(query, key, value, causal=True)[:2, -1:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "options", "message"),
+    [
+        (3, 16, {}, "plan is for 4 query heads on 2 key heads, d=16; the call has 4 on 3, d=16"),
+        (2, 8, {}, "the call has 4 on 2, d=8"),
+        (2, 16, {"tolerance": 0.1}, "got tolerance=0.1"),
+        (2, 16, {"window": 8}, "got window=8"),
+    ],
+)
+def test_a_cache_refuses_a_plan_that_does_not_fit(heads, dim, options, message):
+    with pytest.raises(ValueError, match=message):
+        icecore.KVCache(heads, dim, plan=layer_plan(NEAR_FAR, NEAR_FAR), **options)
+
+
+def test_a_cache_refuses_queries_of_other_heads():
+    cache = icecore.KVCache(2, 16, plan=layer_plan(NEAR_FAR, NEAR_FAR))
+    query, key, value = skewed(9)
+    cache.append(key, value)
+    with pytest.raises(ValueError, match="queries has 2 heads; expected the plan's 4"):
+        cache.attend(query[:2])
+
+
+# ---- Files and maps ----
+
+
+def test_a_file_gives_the_same_plan(calibrated, tmp_path):
+    calibrated.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == calibrated
+
+
+def broken(content, *keys, value=None):
+    """`content` with what lies at `keys` replaced, or left out."""
+    content = json.loads(json.dumps(content))
+    at = content
+    for key in keys[:-1]:
+        at = at[key]
+    if value is None:
+        del at[keys[-1]]
+    else:
+        at[keys[-1]] = value
+    return content
+
+
+HEAD = ("layers", "3", "heads", 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("icecore plan",), None, "it is not a plan of icecore"),
+        (("icecore plan",), 99, "its format is 99; expected 1"),
+        (("tolerance",), None, "it has no 'tolerance'"),
+        (("tolerance",), 3, "tolerance must be above 0 and below 1, got 3"),
+        (("length",), "long", "length must be an integer"),
+        (("layers", "3", "heads"), [], "heads must be at least one"),
+        (("layers", "3", "error"), None, "missing 1 required positional argument: 'error'"),
+        ((*HEAD, "path"), "scenic", "path must be 'near_far', 'window' or 'exact', got 'scenic'"),
+        ((*HEAD, "window"), 0, "window must be at least 1, got 0"),
+        ((*HEAD, "tolerances"), [0.1, 7], "tolerance must be above 0 and below 1, got 7"),
+        ((*HEAD, "metric"), [40] * 64, "metric must have exponents within 6 of 0"),
+        ((*HEAD, "colour"), "blue", "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_files_that_hold_no_plan(calibrated, tmp_path, keys, value, message):
+    file = tmp_path / "plan.json"
+    calibrated.save(file)
+    file.write_text(json.dumps(broken(json.loads(file.read_text()), *keys, value=value)))
+    with pytest.raises(ValueError, match="plan.json holds no plan that can be used: .*" + message):
+        Plan.load(file)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3", "[" * 10000])
+def test_files_of_something_else(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match="holds no plan that can be used"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_the_map_shows_every_head():
+    exact, window = HeadPlan("exact", None, 1, (0.1, 0.1), METRIC), HeadPlan("window", 64, 1, (0.1, 0.1), METRIC)
+    plan = Plan(0.02, 8192, {4: layer_plan(NEAR_FAR, exact), 11: layer_plan(window, window)})
+    lines = str(plan).splitlines()
+    expected = "plan for 2 layers, 8192 tokens: tolerance 0.02, error 0.0100 on held-out queries, 2.0 times as fast as exact"
+    assert lines[0].startswith(expected)
+    assert lines[-2] == "    4  0.010  37 (128, 16)  == (-, -)"
+    assert lines[-1] == "   11  0.010  || (64, -)  || (64, -)"
+
+
+def test_the_map_is_drawn(calibrated, tmp_path):
+    pytest.importorskip("matplotlib")
+    calibrated.plot(tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
