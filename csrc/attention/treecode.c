@@ -113,7 +113,7 @@ static treecode *lay_out(const icecore_attention *p, const icecore_near_far *opt
 }
 
 static const void *row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
-    return (const char *)rows + (size_t)(row * dim) * ice_element_size(dtype);
+    return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
 }
 static const void *key_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->keys, row, s->dim); }
 static const void *value_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->values, row, s->value_dim); }
@@ -390,6 +390,19 @@ static void attend_run(treecode *t, int lane, const icecore_segment *s, int64_t 
     t->near_count[lane] += count;
 }
 
+/* At most ICE_KEY_BLOCK stored rows as the panel's kernels want them: where they lie, or converted into `buffer`. */
+static const void *panel_rows(const treecode *t, icecore_dtype dtype, const void *rows, int64_t count, int64_t dim, float *buffer) {
+    const icecore_dtype wanted = ice_panel_dtype(t->problem, t->kernels);
+    float widened[ICECORE_MAX_DIM];
+    if (dtype == wanted) return rows;
+    for (int64_t j = 0; j < count; j++) {
+        float *target = wanted == ICECORE_FLOAT32 ? buffer + j * dim : widened;
+        t->kernels->to_float32(dtype, row_of(dtype, rows, j, dim), target, dim);
+        if (wanted != ICECORE_FLOAT32) t->kernels->from_float32(wanted, widened, (uint16_t *)buffer + j * dim, dim);
+    }
+    return buffer;
+}
+
 /* The keys first .. first + count - 1 for the rows in `lanes`, all together. */
 static void attend_dense(treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
     ice_panel *panel = &t->panel;
@@ -397,13 +410,8 @@ static void attend_dense(treecode *t, uint64_t lanes, const icecore_segment *s, 
     for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = lane >= panel->lanes || ((lanes >> lane) & 1) ? 0.0f : -INFINITY;
     for (int64_t i = 0; i < count; i += ICE_KEY_BLOCK) {
         int64_t n = count - i < ICE_KEY_BLOCK ? count - i : ICE_KEY_BLOCK;
-        const void *keys = key_of(s, first + i), *values = value_of(s, first + i);
-        if (s->dtype != ICECORE_FLOAT32 && !panel->query_pairs) {
-            t->kernels->to_float32(s->dtype, keys, panel->keys, n * s->dim);
-            t->kernels->to_float32(s->dtype, values, panel->values, n * s->value_dim);
-            keys = panel->keys;
-            values = panel->values;
-        }
+        const void *keys = panel_rows(t, s->dtype, key_of(s, first + i), n, s->dim, panel->keys);
+        const void *values = panel_rows(t, s->dtype, value_of(s, first + i), n, s->value_dim, panel->values);
         ice_panel_scores(panel, keys, s->dim, n, panel->scores);
         for (int64_t j = 0; j < n; j++)
             for (int lane = 0; lane < ICE_PANEL; lane++) panel->scores[j * ICE_PANEL + lane] += hidden[lane];

@@ -10,7 +10,7 @@
 icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cache **result) {
     if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
     if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
-        o->dtype > ICECORE_BFLOAT16 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
+        o->dtype > ICECORE_INT8 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
         o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1)
         return ICECORE_ERROR_VALUE;
     icecore_cache *c = ice_alloc(1, sizeof *c);
@@ -77,7 +77,7 @@ icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
 /* ---- Appending ---- */
 
 static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t capacity) {
-    return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, c->options.dtype, first, capacity);
+    return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, ice_open_dtype(c), first, capacity);
 }
 
 /* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
@@ -123,8 +123,8 @@ static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtyp
     const icecore_cache_options *o = &c->options;
     for (int64_t h = 0; h < o->heads; h++)
         for (int64_t j = 0; j < count; j++) {
-            store(kernels, dtype, row_at(keys, dtype, h, j), o->dtype, ice_open_key(rows, h, c->length + j), o->dim);
-            store(kernels, dtype, row_at(values, dtype, h, j), o->dtype, ice_open_value(rows, h, c->length + j), o->value_dim);
+            store(kernels, dtype, row_at(keys, dtype, h, j), rows->dtype, ice_open_key(rows, h, c->length + j), o->dim);
+            store(kernels, dtype, row_at(values, dtype, h, j), rows->dtype, ice_open_value(rows, h, c->length + j), o->value_dim);
         }
 }
 
@@ -163,10 +163,10 @@ static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->o
 ice_source ice_cache_source(const icecore_cache *c, int64_t head) {
     const icecore_cache_options *o = &c->options;
     const ice_kernels *kernels = ice_active_kernels();
-    const icecore_attention like = {.key_dtype = o->dtype, .dim = o->dim, .value_dim = o->value_dim};
+    const icecore_attention like = {.key_dtype = ice_open_dtype(c), .dim = o->dim, .value_dim = o->value_dim};
     const int64_t origin = c->open ? c->open->first : 0;
     return (ice_source){
-        .dtype = o->dtype, .storage = o->dtype, .means = ice_panel_dtype(&like, kernels),
+        .dtype = ice_open_dtype(c), .storage = o->dtype, .means = ice_panel_dtype(&like, kernels),
         .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
         .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
@@ -198,7 +198,7 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->sealed = blocks;
     ice_open_rows *r = c->open;
     const int64_t first = blocks * c->options.block, kept = c->length - first;
-    if (r->capacity <= 4 * (kept + 2 * c->options.block)) return;
+    if (r->capacity <= 2 * (kept + 2 * c->options.block)) return;
     /* after a long prefill: the rows that are sealed go; if there is no memory they stay */
     ice_open_rows *own = new_rows(c, first, kept + 2 * c->options.block);
     if (!own) return;
@@ -248,7 +248,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const icecore_cache *c = call->cache;
     const ice_kernels *kernels = ice_active_kernels();
     const ice_source source = ice_cache_source(c, head);
-    const icecore_dtype dtype = c->options.dtype;
+    const icecore_dtype dtype = ice_open_dtype(c);
     const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
     const size_t element = ice_element_size(dtype);
     call->status[head] = ICECORE_INTERRUPTED;

@@ -38,6 +38,11 @@ static inline int64_t ice_wanted_blocks(const icecore_cache *c, int64_t position
     return number > 0 ? number - 1 : 0;
 }
 
+/* The type of open rows and sinks. */
+static inline icecore_dtype ice_open_dtype(const icecore_cache *c) {
+    return c->options.dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : c->options.dtype;
+}
+
 /* Where a head's keys are for sealing, at present. */
 ice_source ice_cache_source(const icecore_cache *cache, int64_t head);
 
