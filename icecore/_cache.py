@@ -32,7 +32,7 @@ from icecore._attention import (
 from icecore._plan import LayerPlan
 from icecore._runtime import threads_for_call
 
-DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16}
+DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "int8": _native.INT8}
 #: Where neither k nor tolerance is given: the error of exact top-256 attention at 8k (bench/README.md).
 DEFAULT_TOLERANCE = 0.02
 #: Of the core.
@@ -59,8 +59,10 @@ class KVCache:
         Of queries and keys, 1 to 512.
     value_dim : int, optional
         Of values, 1 to 512; default `dim`.
-    dtype : {"float32", "float16", "bfloat16"}
-        Storage. Sums are in float32 always. bfloat16 halves the memory and what a step reads.
+    dtype : {"float32", "float16", "bfloat16", "int8"}
+        Storage. Sums are in float32 always. bfloat16 halves the memory and what a step reads. int8 takes a third of float32's:
+        tokens in sealed segments are rounded to 8 bits, 16 neighbouring numbers of a key or a value under one scale, once and
+        for all; the newest tokens and the sinks are bfloat16.
     k : int, optional
         Near-field keys of each query, as in `attention`.
     tolerance : float, optional
@@ -86,10 +88,12 @@ class KVCache:
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.
 
-    NaN and inf in keys and values propagate as in `attention`.
+    NaN and inf in keys and values propagate as in `attention`. With int8, once sealed, they are NaN, and so are the others of
+    the 16 numbers they share a scale with.
 
-    Memory: the keys and values in `dtype`, about a tenth for summaries, and while a merge is prepared the merged segment (at
-    most 32768 tokens) once more. Time of a step: about that of window + near keys + summaries (`AttentionInfo`).
+    Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries),
+    and while a merge is prepared the merged segment (at most 32768 tokens) once more. Time of a step: about that of window +
+    near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache wait for each other. Forks are caches of their own. Methods release the interpreter's
     lock.
@@ -142,7 +146,7 @@ class KVCache:
         Parameters
         ----------
         keys : array_like, ([batch,] num_kv_heads, n, dim)
-            float32, float16 or bfloat16 (or its bits as uint16); rounded to the cache's dtype. Copied.
+            float32, float16 or bfloat16 (or its bits as uint16); rounded to the cache's dtype (int8: to bfloat16). Copied.
         values : array_like, ([batch,] num_kv_heads, n, value_dim)
             Same dtype.
 
@@ -247,7 +251,8 @@ class KVCache:
         """Forget all tokens but the first n: roll rejected ones back.
 
         A few tokens cost nothing. Where the truncated cache ends more than an eighth of a window before the last sealed
-        window would be due, segments are sealed anew: what `append` and `attend` of n tokens would have given.
+        window would be due, segments are sealed anew: what `append` and `attend` of n tokens would have given. With int8 some
+        tokens then come back from 8 bits to bfloat16.
 
         Raises
         ------

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 FLOAT32: int
 FLOAT16: int
 BFLOAT16: int
+INT8: int
 
 def built_isas() -> list[str]: ...
 def usable_isas() -> list[str]: ...

@@ -12,6 +12,7 @@ cdef extern from "Python.h":
 FLOAT32 = 0
 FLOAT16 = 1
 BFLOAT16 = 2
+INT8 = 3
 
 # Storage: float32 numbers, or 16-bit floats as bit patterns.
 ctypedef fused element:
@@ -413,7 +414,7 @@ cdef bytes copy_of(const void *data, int64_t count, size_t size):
 
 
 cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
-    cdef size_t element = sizeof(float) if view.dtype == 0 else sizeof(uint16_t)
+    cdef size_t element = sizeof(float) if view.mean_dtype == 0 else sizeof(uint16_t)
     return {
         "offset": copy_of(nodes.offset, nodes.count + 1, sizeof(int64_t)),
         "mean_key": copy_of(nodes.mean_key, nodes.count * view.dim, element),
@@ -426,12 +427,13 @@ cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
 
 
 def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, int64_t cell_size, uint64_t seed):
-    """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts."""
+    """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts. `storage`: FLOAT32 or INT8."""
     cdef icecore_segment *segment = NULL
     cdef int64_t count = keys.shape[0], dim = keys.shape[1], value_dim = values.shape[1]
     cdef const float *key_data = &keys[0, 0] if keys.size else NULL
     cdef const float *value_data = &values[0, 0] if values.size else NULL
-    cdef size_t element = sizeof(float) if storage == 0 else sizeof(uint16_t)
+    cdef int64_t key_bytes = 4 * dim if storage == 0 else dim + (dim + 15) // 16 * 2
+    cdef int64_t value_bytes = 4 * value_dim if storage == 0 else value_dim + (value_dim + 15) // 16 * 2
     cdef icecore_status status
     if values.shape[0] != count:
         check(ICECORE_ERROR_VALUE)
@@ -443,8 +445,8 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
     try:
         return {
             "order": copy_of(view.order, view.count, sizeof(int32_t)),
-            "keys": copy_of(view.keys, view.count * view.dim, element),
-            "values": copy_of(view.values, view.count * view.value_dim, element),
+            "keys": copy_of(view.keys, view.count, key_bytes),
+            "values": copy_of(view.values, view.count, value_bytes),
             "cell": nodes_of(&view.cell, &view),
             "parent": nodes_of(&view.parent, &view),
         }

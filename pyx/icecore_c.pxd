@@ -122,7 +122,7 @@ cdef extern from "icecore.h" nogil:
         const float *log2_risk
 
     ctypedef struct icecore_segment_view:
-        icecore_dtype dtype
+        icecore_dtype dtype, mean_dtype
         int64_t count, dim, value_dim
         const int32_t *order
         const void *keys

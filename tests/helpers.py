@@ -197,8 +197,11 @@ def near_far(
     return result
 
 
-def segment(key, value, cell_size, seed):
-    """The arrays of a sealed segment of the core, by name; "cell" and "parent" are dicts of arrays."""
+def segment(key, value, cell_size, seed, storage=_native.FLOAT32):
+    """The arrays of a sealed segment of the core, by name; "cell" and "parent" are dicts of arrays.
+
+    With storage=INT8 keys and values are pairs of codes and scales.
+    """
     key, value = (np.ascontiguousarray(a, np.float32) for a in (key, value))
     types = {"offset": np.int64, "order": np.int32}
     width = {"keys": key, "mean_key": key, "values": value, "mean_value": value}
@@ -209,10 +212,15 @@ def segment(key, value, cell_size, seed):
         return raw
 
     def shaped(name, data):
+        if storage == _native.INT8 and name in ("keys", "values"):
+            dim = width[name].shape[1]
+            rows = np.frombuffer(data, np.uint8).reshape(len(key), -1)
+            scales = np.ascontiguousarray(rows[:, dim:]).view(np.uint16).astype(np.uint32) << 16
+            return rows[:, :dim].view(np.int8), scales.view(np.float32)
         array = np.frombuffer(data, types.get(name, np.float32))
         return array.reshape(-1, width[name].shape[1]) if name in width else array
 
-    return arrays(_native.build_segment(key, value, _native.FLOAT32, cell_size, seed))
+    return arrays(_native.build_segment(key, value, storage, cell_size, seed))
 
 
 def cell_members(arrays):

@@ -22,7 +22,6 @@ from icecore import _array_file, _native
 
 KVCache = icecore.KVCache
 opens = pytest.mark.parametrize("opener", [KVCache.load, KVCache.view])
-each_dtype = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 TOKENS = tokens(420)
 
 
@@ -47,7 +46,7 @@ def refuses(data, match="", owns=(True, False)):
 # ---- There and back ----
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("budget", [{"k": 24}, {"k": None, "tolerance": 0.05}], ids=str)
 def test_what_comes_back_goes_on_with_the_same_bits(tmp_path, isa, dtype, budget):
     cache = sample(dtype=dtype, seed=5, **budget)
@@ -194,15 +193,18 @@ def test_from_one_instruction_set_to_another(tmp_path):
         icecore.set_isa(None)
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_any_safetensors_reader_opens_it(tmp_path, dtype):
     cache = sample(dtype=dtype)
     cache.save(tmp_path / "a.safetensors")
     arrays = load_file(tmp_path / "a.safetensors")
-    stored = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    stored = np.dtype(ml_dtypes.bfloat16 if dtype == "int8" else getattr(ml_dtypes, dtype, dtype))  # of open rows
+    rows = 2 * (cache.stats["sealed"] - SINKS)
+    if dtype == "int8":  # codes, then a scale of two bytes for each 16
+        assert (arrays["keys"].shape, arrays["keys"].dtype) == ((rows * (DIM + 2 * (DIM // 16)),), np.uint8)
+    else:
+        assert (arrays["keys"].shape, arrays["keys"].dtype) == ((rows, DIM), stored)
     sealed = cache.stats["sealed"]
-    assert arrays["keys"].shape == (2 * (sealed - SINKS), DIM)
-    assert arrays["keys"].dtype == stored
     np.testing.assert_array_equal(arrays["open.keys"].reshape(2, -1, DIM), TOKENS[1][:, sealed:350].astype(stored))
     np.testing.assert_array_equal(arrays["sinks.values"].reshape(2, -1, DIM), TOKENS[2][:, :SINKS].astype(stored))
 
@@ -296,6 +298,7 @@ WRONG_PARAMETERS = {
     "dtype": ["bfloat16", "float64", None, 3, []],
     "k": [0, 0.5, "absent"],
     "tolerance": [0.1, "x"],
+    "plan": [{}, "x", {"heads": []}, "absent"],
     "window": [SMALL["window"] + 1, 0, 2**40, None],
     "sinks": [0, 3, 5, 2**31],
     "seed": [-1, 0.5],
@@ -411,7 +414,9 @@ print("safe")
 """
 
 
-@pytest.mark.parametrize(("dtype", "budget"), [("float32", {"k": 24}), ("bfloat16", {"k": None, "tolerance": 0.05})], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "budget"), [("float32", {"k": 24}), ("bfloat16", {"k": None, "tolerance": 0.05}), ("int8", {"k": 24})], ids=str
+)
 def test_numbers_that_no_cache_holds(dtype, budget):
     """NaN, infinities and noise wherever numbers are: calls end, and touch nothing else."""
     code = HARMFUL.format(tests=os.path.dirname(__file__), dtype=dtype, budget=budget)

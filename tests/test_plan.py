@@ -206,6 +206,30 @@ def test_a_cache_by_a_plan_equals_attention_by_it():
         np.testing.assert_array_equal(own.near_keys, info.near_keys[:, rows])
 
 
+@pytest.mark.parametrize("opener", [icecore.KVCache.load, icecore.KVCache.view])
+def test_a_cache_is_saved_with_its_plan(tmp_path, opener):
+    query, key, value = skewed(700)
+    cache = icecore.KVCache(2, 16, plan=layer_plan(NEAR_FAR, HeadPlan("near_far", 128, 32, (0.02, 0.3), METRIC[::-1])))
+    cache.append(key[:, :600], value[:, :600])
+    cache.attend(query[:, 599:600])
+    cache.save(tmp_path / "cache")
+    twin = opener(tmp_path / "cache")
+    assert twin.plan == cache.plan
+    for each in (cache, twin):
+        each.append(key[:, 600:], value[:, 600:])
+    assert_same_bits(twin.attend(query[:, 600:]), cache.attend(query[:, 600:]))
+
+
+def test_a_models_cache_is_saved_with_its_plan(tmp_path):
+    weights, tokens = random_weights(), random_tokens(200)
+    plan = icecore.calibrate(nn.capture_layers(partial(nn.forward, weights, tokens)), tolerance=0.05, windows=(32,))
+    cache = nn.NearFarCache(plan=plan)
+    nn.forward(weights, tokens[:150], attention=plan.attention, cache=cache)
+    cache.save(tmp_path / "cache")
+    twin = nn.NearFarCache.view(tmp_path / "cache")
+    assert_same_bits(*(nn.forward(weights, tokens[150:160], attention=plan.attention, cache=each) for each in (cache, twin)))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "bits"])
 def test_a_cache_takes_other_dtypes_by_a_plan(dtype):
     arrays = inputs((4, 300, 16), (2, 300, 16), 16, dtype)

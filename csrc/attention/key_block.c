@@ -11,18 +11,22 @@ void ice_key_block_begin(ice_key_block *block, ice_panel *panel) {
 
 static icecore_dtype dtype_of(const ice_panel *panel) { return panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32; }
 
+static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t count, int64_t width) {
+    return (const char *)rows + (size_t)count * ice_row_bytes(dtype, width);
+}
+
 /* Copies rows into a buffer, behind `filled` ones. */
 static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, int64_t count, int64_t width, float *buffer,
                       int64_t filled) {
     const icecore_dtype wanted = dtype_of(panel);
-    const size_t bytes = (size_t)width * ice_element_size(wanted);
+    const size_t bytes = ice_row_bytes(wanted, width);
     char *target = (char *)buffer + (size_t)filled * bytes;
+    float widened[ICECORE_MAX_DIM];
     if (dtype == wanted) memcpy(target, rows, (size_t)count * bytes);
-    else panel->kernels->to_float32(dtype, rows, (float *)target, count * width);
-}
-
-static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t count, int64_t width) {
-    return (const char *)rows + (size_t)(count * width) * ice_element_size(dtype);
+    for (int64_t j = 0; dtype != wanted && j < count; j++) {
+        panel->kernels->to_float32(dtype, row_behind(rows, dtype, j, width), widened, width);
+        panel->kernels->from_float32(wanted, widened, target + (size_t)j * bytes, width);
+    }
 }
 
 /* Puts at most as many keys into the block as it has room for. */

@@ -27,15 +27,16 @@ void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_
 
 void ice_single_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale, int64_t dim,
                        icecore_dtype dtype, const void *keys, int64_t count, float *scores) {
-    if (rounded) kernels->bf16->row_scores(rounded, dim, scale, keys, dim, count, scores);
-    else kernels->row_scores(query, dim, dtype, keys, dim, count, scores);
+    if (rounded && dtype == ICECORE_BFLOAT16) kernels->bf16->row_scores(rounded, dim, scale, keys, dim, count, scores);
+    else kernels->row_scores(query, dim, dtype, keys, ice_row_stride(dtype, dim), count, scores);
 }
 
 void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale,
                            int64_t dim, int64_t value_dim, icecore_dtype dtype, const void *keys, const void *values, int64_t count,
                            const float *bias) {
-    const int64_t key_bytes = dim * (int64_t)ice_element_size(dtype), value_bytes = value_dim * (int64_t)ice_element_size(dtype);
-    if (rounded) {
+    const int64_t key_bytes = (int64_t)ice_row_bytes(dtype, dim), value_bytes = (int64_t)ice_row_bytes(dtype, value_dim);
+    const int64_t key_stride = ice_row_stride(dtype, dim), value_stride = ice_row_stride(dtype, value_dim);
+    if (rounded && dtype == ICECORE_BFLOAT16) {
         kernels->bf16->row_attend(rounded, dim, scale, keys, values, value_dim, count, bias, &state->maximum, &state->sum,
                                   state->accumulator);
         return;
@@ -43,10 +44,10 @@ void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const 
     float scores[ICE_KEY_BLOCK], correction;
     for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
         int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
-        kernels->row_scores(query, dim, dtype, (const char *)keys + first * key_bytes, dim, n, scores);
+        kernels->row_scores(query, dim, dtype, (const char *)keys + first * key_bytes, key_stride, n, scores);
         for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
         kernels->row_softmax(scores, n, &state->maximum, &state->sum, &correction);
-        kernels->row_weighted_sum(scores, n, dtype, (const char *)values + first * value_bytes, value_dim, value_dim, correction,
+        kernels->row_weighted_sum(scores, n, dtype, (const char *)values + first * value_bytes, value_stride, value_dim, correction,
                                   state->accumulator);
     }
 }

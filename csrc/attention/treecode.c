@@ -115,7 +115,7 @@ static treecode *lay_out(const icecore_attention *p, const icecore_near_far *opt
 }
 
 static const void *row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
-    return (const char *)rows + (size_t)(row * dim) * ice_element_size(dtype);
+    return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
 }
 static const void *key_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->keys, row, s->dim); }
 static const void *value_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->values, row, s->value_dim); }

@@ -9,7 +9,7 @@
 
 icecore_status ice_cache_check_options(const icecore_cache_options *o) {
     if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
-        o->dtype > ICECORE_BFLOAT16 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
+        o->dtype > ICECORE_INT8 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
         o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1)
         return ICECORE_ERROR_VALUE;
     return ICECORE_OK;
@@ -82,7 +82,7 @@ icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
 /* ---- Appending ---- */
 
 static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t capacity) {
-    return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, c->options.dtype, first, capacity);
+    return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, ice_open_dtype(&c->options), first, capacity);
 }
 
 /* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
@@ -128,8 +128,8 @@ static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtyp
     const icecore_cache_options *o = &c->options;
     for (int64_t h = 0; h < o->heads; h++)
         for (int64_t j = 0; j < count; j++) {
-            store(kernels, dtype, row_at(keys, dtype, h, j), o->dtype, ice_open_key(rows, h, c->length + j), o->dim);
-            store(kernels, dtype, row_at(values, dtype, h, j), o->dtype, ice_open_value(rows, h, c->length + j), o->value_dim);
+            store(kernels, dtype, row_at(keys, dtype, h, j), rows->dtype, ice_open_key(rows, h, c->length + j), o->dim);
+            store(kernels, dtype, row_at(values, dtype, h, j), rows->dtype, ice_open_value(rows, h, c->length + j), o->value_dim);
         }
 }
 
@@ -166,7 +166,7 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
 static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->options.sinks ? c->evicted : c->options.sinks; }
 
 icecore_dtype ice_cache_means(const icecore_cache *c) {
-    const icecore_attention like = {.key_dtype = c->options.dtype, .dim = c->options.dim, .value_dim = c->options.value_dim};
+    const icecore_attention like = {.key_dtype = ice_open_dtype(&c->options), .dim = c->options.dim, .value_dim = c->options.value_dim};
     return ice_panel_dtype(&like, ice_active_kernels());
 }
 
@@ -188,7 +188,7 @@ ice_source ice_cache_source(const icecore_cache *c, int64_t head) {
     const icecore_cache_options *o = &c->options;
     const int64_t origin = c->open ? c->open->first : 0;
     return (ice_source){
-        .dtype = o->dtype, .storage = o->dtype, .means = ice_cache_means(c),
+        .dtype = ice_open_dtype(&c->options), .storage = o->dtype, .means = ice_cache_means(c),
         .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
         .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
@@ -272,7 +272,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const icecore_cache *c = call->cache;
     const ice_kernels *kernels = ice_active_kernels();
     const ice_source source = ice_cache_source(c, head);
-    const icecore_dtype dtype = c->options.dtype;
+    const icecore_dtype dtype = ice_open_dtype(&c->options);
     const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
     const size_t element = ice_element_size(dtype);
     call->status[head] = ICECORE_INTERRUPTED;

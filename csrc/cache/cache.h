@@ -46,6 +46,11 @@ icecore_dtype ice_cache_means(const icecore_cache *cache);
 /* Gives a head's segments means of that dtype: those from a file, or from before icecore_set_isa, may have others. */
 icecore_status ice_cache_fit_means(icecore_cache *cache, int64_t head);
 
+/* The type of open rows and sinks. */
+static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o) {
+    return o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
+}
+
 /* Where a head's keys are for sealing, at present. */
 ice_source ice_cache_source(const icecore_cache *cache, int64_t head);
 

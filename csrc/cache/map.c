@@ -28,7 +28,7 @@ static void check_header(mapping *m) {
     const icecore_cache_options *o = m->options;
     if (h[ICE_HEADER_LARGEST_SEGMENT] != ICE_LARGEST_SEGMENT || h[ICE_HEADER_BLOCK] != o->block || h[ICE_HEADER_CELL_SIZE] != o->cell_size)
         ice_refuse(&m->reader, "header", "is of segments or cells of another size");
-    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 && (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || o->dtype != ICECORE_BFLOAT16))
+    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 && (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || ice_open_dtype(o) != ICECORE_BFLOAT16))
         ice_refuse(&m->reader, "header", "has means of a type that does not fit");
     m->means = (icecore_dtype)h[ICE_HEADER_MEANS];
 }
@@ -165,10 +165,10 @@ static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, con
         if (count) data[values] = (const char *)a->data + (size_t)place[part + values] * ice_size_of(a->type);
         place[part + values] += count * width;
     }
-    ice_open_rows *rows = ice_open_rows_map(o->heads, o->dim, o->value_dim, o->dtype, first, count, data[0], data[1]);
+    ice_open_rows *rows = ice_open_rows_map(o->heads, o->dim, o->value_dim, ice_open_dtype(o), first, count, data[0], data[1]);
     if (rows && m->own) {
         ice_open_rows *mapped = rows;
-        rows = ice_open_rows_new(o->heads, o->dim, o->value_dim, o->dtype, first, count);
+        rows = ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o), first, count);
         if (rows) {
             ice_open_rows_copy(mapped, rows, first, first + count);
             rows->filled = first + count;
@@ -199,7 +199,7 @@ static void map_all(mapping *m) {
     check_header(m);
     const icecore_array *sequence = ice_find(r, "sequence", 'l', -1), *head = ice_find(r, "head", 'l', -1);
     const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
-    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(o->dtype), -1);
+    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(ice_open_dtype(o)), -1);
     if (r->failed) return;
     /* before any memory is asked for: so many caches and heads are in the file */
     if (sequence->count % ICE_SEQUENCE_NUMBERS || sequence->count / ICE_SEQUENCE_NUMBERS != m->caches || head->count / m->caches != o->heads ||

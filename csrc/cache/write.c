@@ -84,7 +84,7 @@ static void list_contents(contents *c) {
     for (int part = 0; part < ICE_ROW_PARTS; part++) {
         int64_t rows = 0, first;
         for (int64_t i = 0; i < c->caches; i++) rows += ice_rows_of(c->cache[i], part, &first);
-        ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(o->dtype), rows * o->heads * ice_part_width(o, part), NULL);
+        ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(ice_open_dtype(o)), rows * o->heads * ice_part_width(o, part), NULL);
     }
     icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0])};
     ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];
@@ -106,7 +106,7 @@ static int give_rows(const contents *c, int part, const ice_sink *sink) {
         int64_t first, count = ice_rows_of(cache, part, &first);
         for (int64_t h = 0; h < o->heads && count; h++) {
             const void *own = part == ICE_SINK_KEYS || part == ICE_OPEN_KEYS ? ice_open_key(rows, h, first) : ice_open_value(rows, h, first);
-            if (ice_give(sink, own, count * ice_part_width(o, part) * (int64_t)ice_element_size(o->dtype))) return 1;
+            if (ice_give(sink, own, count * ice_part_width(o, part) * (int64_t)ice_element_size(ice_open_dtype(o)))) return 1;
         }
     }
     return 0;

@@ -32,7 +32,12 @@ typedef enum {
     ICECORE_ERROR_BUSY         /* the calling thread is changing the same index: a progress callback must not use it */
 } icecore_status;
 
-typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16 } icecore_dtype;
+/* ICECORE_INT8 is a way to store rows in segments and caches, not a type of arguments: signed bytes, each group of 16 numbers of a row (the
+ * last group may be shorter) under a scale of its own.  With m the group's largest magnitude:
+ *   scale = m / 127 rounded to bfloat16,  code = number / scale rounded to the nearest integer, halves to even;  number = code * scale.
+ * Errors are at most half a scale, and rounding what was so rounded changes no bit, whatever the other numbers have become a part of.
+ * NaN or inf among 16 numbers makes the scale NaN, and thus NaN of all 16.  Where m / 127 is below 2^-126 all are 0. */
+typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16, ICECORE_INT8 } icecore_dtype;
 
 /* Largest width of a query, key or value row in attention. */
 #define ICECORE_MAX_DIM 512
@@ -198,7 +203,8 @@ typedef struct icecore_segment icecore_segment;
 /* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without replacement (count
  * by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves to the mean of its keys (one Lloyd
  * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.
- * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored.
+ * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
+ * type, of ICECORE_INT8 in float32.
  * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                      int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
@@ -218,10 +224,11 @@ typedef struct {
 
 /* Views into a segment, valid as long as it lives. */
 typedef struct {
-    icecore_dtype dtype;                 /* of keys, values and means */
+    icecore_dtype dtype, mean_dtype;     /* of keys and values; of means */
     int64_t count, dim, value_dim;
     const int32_t *order;                /* count: the input row of each stored row */
-    const void *keys, *values;           /* count x dim, count x value_dim, in cell order */
+    const void *keys, *values;           /* count x dim, count x value_dim, in cell order.  ICECORE_INT8: a row is its codes, then its
+                                            scales as bfloat16, without gaps or alignment */
     icecore_nodes_view cell, parent;
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
@@ -233,7 +240,8 @@ icecore_segment_view icecore_segment_get(const icecore_segment *segment);
  *
  * Tokens are appended in order.  The newest one to two blocks and the first `sinks` are kept as they came and attended exactly; older blocks
  * are sealed, in the same segments that icecore_attend_near_far makes of them.  The segment that the next block's queries will need
- * is built a little at each call of attend, so that no merge shows as a pause.
+ * is built a little at each call of attend, so that no merge shows as a pause.  With ICECORE_INT8 rows are rounded when they are sealed;
+ * merges round nothing again.
  *
  * Every call on a cache waits for the others on it.  Forks are caches of their own, whatever they share inside. */
 typedef struct icecore_cache icecore_cache;
@@ -241,7 +249,7 @@ typedef struct icecore_cache icecore_cache;
 typedef struct {
     int64_t heads;                       /* key heads, >= 1 */
     int64_t dim, value_dim;
-    icecore_dtype dtype;                 /* of storage */
+    icecore_dtype dtype;                 /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16 */
     int64_t near_keys;                   /* as in icecore_near_far; near_keys >= 1 or cell_tolerance > 0 */
     float cell_tolerance;
     int64_t block, sinks, cell_size;     /* block, cell_size >= 1 */
@@ -261,7 +269,7 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
- * it, segments are sealed anew.  ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were
+ * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16).  ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were
  * evicted. */
 icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 

@@ -38,7 +38,9 @@ static const int gaps[] = {0, MOST_GAP};
 /* ORDINARY: within [-4, 4).  WIDE: magnitudes from 2^-76 to 2^40.  SPECIAL: ordinary with NaN, inf, -inf and 0 among them. */
 enum { ORDINARY, WIDE, SPECIAL, KINDS };
 static const char *const kind_names[] = {"ordinary", "wide", "special"};
+/* Types of numbers, and with ICECORE_INT8 those of rows. */
 #define DTYPES 3
+#define ROW_DTYPES 4
 /* A canary of 16 bits. */
 #define UNTOUCHED 0xA5A5
 
@@ -56,7 +58,7 @@ typedef struct {
     double error;
     char reason[160];
     float panel[BLOCK], rows[MOST_COUNT * (MOST_DIM + MOST_GAP)], list[3][MOST_COUNT];
-    float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)];   /* rows of any dtype */
+    float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)];   /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
     output out[OUTPUTS];
     uint64_t open[2][GUARD + MOST_COUNT + GUARD];
     uint16_t pairs[GUARD + BLOCK + GUARD], packed[GUARD + MOST_COUNT * MOST_DIM + GUARD];
@@ -88,12 +90,13 @@ static void fill_panel(selftest *t, float *panel, int64_t rows) {
     fill(t, panel, rows * ICE_PANEL);
 }
 
+static int64_t row_stride(const selftest *t, int64_t width) { return ice_row_stride(t->dtype, width) + t->gap; }
+
 /* `count` rows of `width` numbers in t->raw as t->dtype, NaN between and after them; what they hold, in t->rows without gaps. */
 static void fill_rows(selftest *t, int64_t count, int64_t width) {
-    size_t element = ice_element_size(t->dtype);
     memset(t->raw, 0xFF, sizeof t->raw);
     for (int64_t j = 0; j < count; j++) {
-        char *row = (char *)t->raw + (size_t)(j * (width + t->gap)) * element;
+        char *row = (char *)t->raw + (size_t)(j * row_stride(t, width)) * ice_element_size(t->dtype);
         fill(t, t->rows + j * width, width);
         t->plain->from_float32(t->dtype, t->rows + j * width, row, width);
         t->plain->to_float32(t->dtype, row, t->rows + j * width, width);
@@ -224,6 +227,25 @@ static void compare_from_float32(selftest *t) {
     }
 }
 
+/* Rows of ICECORE_INT8, to and fro. */
+static void compare_int8_rows(selftest *t) {
+    const int64_t bytes = (int64_t)ice_row_bytes(ICECORE_INT8, t->dim);
+    uint8_t row[2][GUARD + 2 * MOST_DIM + GUARD];
+    memset(row, 0xA5, sizeof row);
+    fill(t, t->rows, t->dim);
+    t->plain->from_float32(ICECORE_INT8, t->rows, row[0] + GUARD, t->dim);
+    t->fast->from_float32(ICECORE_INT8, t->rows, row[1] + GUARD, t->dim);
+    if (memcmp(row[0], row[1], sizeof row[0])) fail(t, "rows differ");
+    for (int64_t i = GUARD + bytes; i < (int64_t)sizeof row[1]; i++)
+        if (row[1][i] != 0xA5) fail(t, "wrote outside its output");
+    fill_output(t, 0, t->dim);
+    begin(t, 1);
+    t->plain->to_float32(ICECORE_INT8, row[0] + GUARD, plain(t, 0), t->dim);
+    t->fast->to_float32(ICECORE_INT8, row[0] + GUARD, fast(t, 0), t->dim);
+    for (int i = 0; i < t->dim; i++) expect_equal(t, 0, i);
+    expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
 static void compare_scores(selftest *t) {
     const int64_t stride = t->dim + t->gap;
     fill_panel(t, t->panel, t->dim);
@@ -334,7 +356,7 @@ static void compare_weighted_sum(selftest *t) {
 
 static void compare_row_scores(selftest *t) {
     const float *query = t->panel;
-    const int64_t stride = t->dim + t->gap;
+    const int64_t stride = row_stride(t, t->dim);
     memset(t->panel, 0xFF, sizeof t->panel);
     fill(t, t->panel, t->dim);
     fill_rows(t, t->count, t->dim);
@@ -345,7 +367,7 @@ static void compare_row_scores(selftest *t) {
     for (int j = 0; j < t->count; j++) {
         double scale = 0.0;
         for (int i = 0; i < t->dim; i++) scale += magnitude(t->rows[j * t->dim + i], query[i]);
-        expect_near(t, 0, j, scale, 2 * t->dim * U);
+        expect_near(t, 0, j, scale, 2 * (t->dim + 1) * U);   /* a scale multiplies the product */
     }
     expect_untouched(t, 0, 1, BLOCK, t->count);
 }
@@ -370,7 +392,7 @@ static void compare_row_softmax(selftest *t) {
 /* In order of the rows, or of a list that holds them backwards. */
 static void compare_rows_sum(selftest *t, int gathered) {
     float *weights = t->panel;
-    const int64_t stride = t->dim + t->gap;
+    const int64_t stride = row_stride(t, t->dim);
     memset(t->panel, 0xFF, sizeof t->panel);
     fill(t, weights, t->count);
     fill_weights(t, weights, 1, t->count);
@@ -394,7 +416,7 @@ static void compare_rows_sum(selftest *t, int gathered) {
             int row = gathered ? t->count - 1 - j : j;
             scale += magnitude(weights[j], t->rows[row * t->dim + i]);
         }
-        expect_near(t, 0, i, scale, 2 * (t->count + 2) * U);
+        expect_near(t, 0, i, scale, 2 * (t->count + 3) * U);
     }
     expect_untouched(t, 0, 1, BLOCK, t->dim);
 }
@@ -633,7 +655,7 @@ static void compare_bf16_row_attend(selftest *t) {
 /* ---- All of them ---- */
 
 /* The axes along which a kernel's cases differ; counts and kinds of values always do. */
-enum { DIM = 1, LANES = 2, GAP = 4, DTYPE = 8 };
+enum { DIM = 1, LANES = 2, GAP = 4, DTYPE = 8, ROW_DTYPE = 16 };
 
 static const struct comparison {
     const char *name;
@@ -642,13 +664,14 @@ static const struct comparison {
 } comparisons[] = {
     {"to_float32", compare_to_float32, DTYPE},
     {"from_float32", compare_from_float32, DTYPE},
+    {"int8 rows", compare_int8_rows, DIM},
     {"scores", compare_scores, DIM | LANES | GAP},
     {"mask_range", compare_mask_range, LANES},
     {"softmax", compare_softmax, LANES},
     {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
-    {"row_scores", compare_row_scores, DIM | GAP | DTYPE},
+    {"row_scores", compare_row_scores, DIM | GAP | ROW_DTYPE},
     {"row_softmax", compare_row_softmax, GAP},
-    {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | DTYPE},
+    {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | ROW_DTYPE},
     {"gathered_weighted_sum", compare_gathered_weighted_sum, DIM | GAP | DTYPE},
     {"nearest", compare_nearest, LANES},
 
@@ -668,7 +691,7 @@ static const struct comparison {
 static void compare_all(selftest *t, const struct comparison *comparison) {
     const int axes = comparison->axes;
     const int combinations[] = {LENGTH(counts), KINDS, axes & DIM ? LENGTH(dims) : 1, axes & LANES ? LENGTH(lane_counts) : 1,
-                                axes & GAP ? LENGTH(gaps) : 1, axes & DTYPE ? DTYPES : 1};
+                                axes & GAP ? LENGTH(gaps) : 1, axes & DTYPE ? DTYPES : axes & ROW_DTYPE ? ROW_DTYPES : 1};
     int total = 1;
     for (int i = 0; i < LENGTH(combinations); i++) total *= combinations[i];
     t->failed = 0;
@@ -680,7 +703,7 @@ static void compare_all(selftest *t, const struct comparison *comparison) {
         t->dim = dims[rest % combinations[2]], rest /= combinations[2];
         t->lanes = lane_counts[rest % combinations[3]], rest /= combinations[3];
         t->gap = gaps[rest % combinations[4]], rest /= combinations[4];
-        t->dtype = (icecore_dtype)(axes & DTYPE ? rest : ICECORE_FLOAT32);
+        t->dtype = (icecore_dtype)(axes & (DTYPE | ROW_DTYPE) ? rest : ICECORE_FLOAT32);
         int failed_before = t->failed;
         comparison->compare(t);
         if (failed_before || !t->failed) continue;

@@ -1,8 +1,12 @@
-/* Conversion between float32 and the 16-bit types. */
+/* Conversion between float32 and the other types. */
 
 static void to_float32(icecore_dtype dtype, const void *source, float *target, int64_t count) {
     if (dtype == ICECORE_FLOAT32) {
         memcpy(target, source, (size_t)count * sizeof *target);
+        return;
+    }
+    if (dtype == ICECORE_INT8) {
+        widen_int8(source, target, count);
         return;
     }
     const uint16_t *half = source;
@@ -19,6 +23,10 @@ static void to_float32(icecore_dtype dtype, const void *source, float *target, i
 static void from_float32(icecore_dtype dtype, const float *source, void *target, int64_t count) {
     if (dtype == ICECORE_FLOAT32) {
         memcpy(target, source, (size_t)count * sizeof *source);
+        return;
+    }
+    if (dtype == ICECORE_INT8) {
+        round_to_int8(source, target, count);
         return;
     }
     uint16_t *half = target;

@@ -51,6 +51,7 @@ static void gathered_scores(const float *query, int64_t dim, int squared_distanc
     case ICECORE_FLOAT32: gather_metric(query, dim, squared_distance, ICECORE_FLOAT32, rows, count, out); break;
     case ICECORE_FLOAT16: gather_metric(query, dim, squared_distance, ICECORE_FLOAT16, rows, count, out); break;
     case ICECORE_BFLOAT16: gather_metric(query, dim, squared_distance, ICECORE_BFLOAT16, rows, count, out); break;
+    case ICECORE_INT8: break;
     }
 }
 
@@ -95,5 +96,6 @@ static void gathered_weighted_sum(const float *weights, int64_t count, icecore_d
     case ICECORE_FLOAT32: gathered_sum(weights, count, ICECORE_FLOAT32, rows, value_dim, correction, accumulator); break;
     case ICECORE_FLOAT16: gathered_sum(weights, count, ICECORE_FLOAT16, rows, value_dim, correction, accumulator); break;
     case ICECORE_BFLOAT16: gathered_sum(weights, count, ICECORE_BFLOAT16, rows, value_dim, correction, accumulator); break;
+    case ICECORE_INT8: break;
     }
 }

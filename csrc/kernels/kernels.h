@@ -17,8 +17,20 @@
 
 #include "icecore.h"
 
-/* Bytes of a number. */
-static inline size_t ice_element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : 2; }
+/* Bytes of a number; of ICECORE_INT8 without its share of the scale. */
+static inline size_t ice_element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : dtype == ICECORE_INT8 ? 1 : 2; }
+
+/* Numbers of an ICECORE_INT8 row under one scale (icecore.h).  A row holds `dim` codes, then the scales, as bfloat16 at any address. */
+#define ICE_INT8_GROUP 16
+
+/* Bytes of a row, and the stride of rows without gaps: in numbers, of ICECORE_INT8 in bytes. */
+static inline size_t ice_row_bytes(icecore_dtype dtype, int64_t dim) {
+    size_t scales = dtype == ICECORE_INT8 ? (size_t)((dim + ICE_INT8_GROUP - 1) / ICE_INT8_GROUP) * sizeof(uint16_t) : 0;
+    return (size_t)dim * ice_element_size(dtype) + scales;
+}
+static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
+    return dtype == ICECORE_INT8 ? (int64_t)ice_row_bytes(dtype, dim) : dim;
+}
 
 /* Queries in a panel: a multiple of 3 vectors of 16 lanes (the register tile) and of the usual 3 heads a key head. */
 #define ICE_PANEL 48
@@ -58,7 +70,8 @@ typedef struct {
 
     /* ---- kernels/convert.inc.h ---- */
 
-    /* `count` contiguous numbers.  Rounds to nearest, ties to even. */
+    /* `count` contiguous numbers; of ICECORE_INT8 one row of as many.  Rounds to nearest, ties to even; the same bits on every
+     * instruction set. */
     void (*to_float32)(icecore_dtype dtype, const void *source, float *target, int64_t count);
     void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
 
@@ -78,7 +91,7 @@ typedef struct {
     void (*weighted_sum)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
                          int64_t value_dim, const float *correction, float *accumulator);
 
-    /* ---- kernels/rows.inc.h: one query at a time, lanes along the components ---- */
+    /* ---- kernels/rows.inc.h and int8.inc.h: one query at a time, lanes along the components; strides as ice_row_stride has them ---- */
 
     /* scores[j] = sum_t query[t] keys[j * stride + t]. */
     void (*row_scores)(const float *query, int64_t dim, icecore_dtype dtype, const void *keys, int64_t stride,
@@ -89,7 +102,7 @@ typedef struct {
     void (*row_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *values,
                              int64_t stride, int64_t value_dim, float correction, float *accumulator);
 
-    /* ---- kernels/gather.inc.h: the same over rows that lie anywhere ---- */
+    /* ---- kernels/gather.inc.h: the same over rows that lie anywhere, but none of ICECORE_INT8 ---- */
 
     /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
     void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,

@@ -76,6 +76,7 @@ static void row_scores(const float *query, int64_t dim, icecore_dtype dtype, con
     case ICECORE_FLOAT32: row_scores_f32(query, dim, keys, stride, count, out); break;
     case ICECORE_FLOAT16: row_scores_f16(query, dim, keys, stride, count, out); break;
     case ICECORE_BFLOAT16: row_scores_bf16(query, dim, keys, stride, count, out); break;
+    case ICECORE_INT8: row_scores_int8(query, dim, keys, stride, count, out); break;
     }
 }
 
@@ -85,6 +86,7 @@ static void row_weighted_sum(const float *weights, int64_t count, icecore_dtype 
     case ICECORE_FLOAT32: row_weighted_sum_f32(weights, count, values, stride, value_dim, correction, accumulator); break;
     case ICECORE_FLOAT16: row_weighted_sum_f16(weights, count, values, stride, value_dim, correction, accumulator); break;
     case ICECORE_BFLOAT16: row_weighted_sum_bf16(weights, count, values, stride, value_dim, correction, accumulator); break;
+    case ICECORE_INT8: row_weighted_sum_int8(weights, count, values, stride, value_dim, correction, accumulator); break;
     }
 }
 

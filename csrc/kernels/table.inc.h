@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/half.h"
 #include "base/order.h"
 #include "kernels/kernels.h"
 
@@ -19,6 +20,7 @@
 #error "a panel is a whole number of register tiles"
 #endif
 
+#include "kernels/int8.inc.h"
 #include "kernels/convert.inc.h"
 #include "kernels/panel.inc.h"
 #include "kernels/rows.inc.h"

@@ -10,7 +10,7 @@
 /* Bytes of an element of an icecore_array's type. */
 static inline size_t ice_size_of(char type) { return type == 'l' ? 8 : type == 'b' ? 1 : type == 'h' ? 2 : 4; }
 /* The type of numbers of a dtype. */
-static inline char ice_type_of(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 'f' : 'h'; }
+static inline char ice_type_of(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 'f' : dtype == ICECORE_INT8 ? 'b' : 'h'; }
 
 /* An array of a segment. */
 typedef struct {

@@ -6,12 +6,13 @@
 #include "segment/build.h"
 #include "segment/fields.h"
 
-/* Rows whose distances are found at a time. */
+/* Rows whose distances are found at a time; those that are widened first. */
 #define BLOCK 128
+#define WIDENED 16
 
 /* Rows first .. end - 1 in the order of the cells, in the segment's dtype. */
 static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first, int64_t end, void *target) {
-    const size_t bytes = (size_t)rows->dim * ice_element_size(b->segment->dtype);
+    const size_t bytes = ice_row_bytes(b->segment->dtype, rows->dim);
     float buffer[ICECORE_MAX_DIM];
     for (int64_t i = first; i < end; i++)
         b->kernels->from_float32(b->segment->dtype, rows->read(rows->context, b->segment->order[i], buffer),
@@ -23,24 +24,30 @@ static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first
 static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const void *rows, int64_t dim, int64_t first, int64_t end,
                           void *stored, double *mean_square, double *largest) {
     const icecore_dtype dtype = s->dtype;
-    const size_t element = ice_element_size(dtype);
-    float mean[ICECORE_MAX_DIM] = {0}, weight[BLOCK], distance[BLOCK];
+    const size_t bytes = ice_row_bytes(dtype, dim);
+    const int64_t block = dtype == ICECORE_INT8 ? WIDENED : BLOCK;
+    float mean[ICECORE_MAX_DIM] = {0}, weight[BLOCK], distance[BLOCK], widened[WIDENED][ICECORE_MAX_DIM];
     const void *row[BLOCK];
     int finite = 1;
     for (int i = 0; i < BLOCK; i++) weight[i] = 1.0f / (float)(end - first);
     for (int64_t i = first; i < end; i += BLOCK)
-        kernels->row_weighted_sum(weight, end - i < BLOCK ? end - i : BLOCK, dtype, (const char *)rows + (size_t)(i * dim) * element,
-                                  dim, dim, 1.0f, mean);
+        kernels->row_weighted_sum(weight, end - i < BLOCK ? end - i : BLOCK, dtype, (const char *)rows + (size_t)i * bytes,
+                                  ice_row_stride(dtype, dim), dim, 1.0f, mean);
     for (int64_t t = 0; t < dim; t++) finite &= isfinite(mean[t]) != 0;
     if (!finite) memset(mean, 0, sizeof mean);
     /* distances are those from what is stored */
     kernels->from_float32(s->mean_dtype, mean, stored, dim);
     kernels->to_float32(s->mean_dtype, stored, mean, dim);
     *mean_square = *largest = 0.0;
-    for (int64_t i = first; i < end; i += BLOCK) {
-        int64_t count = end - i < BLOCK ? end - i : BLOCK;
-        for (int64_t j = 0; j < count; j++) row[j] = (const char *)rows + (size_t)((i + j) * dim) * element;
-        kernels->gathered_scores(mean, dim, 1, dtype, row, count, distance);
+    for (int64_t i = first; i < end; i += block) {
+        int64_t count = end - i < block ? end - i : block;
+        for (int64_t j = 0; j < count; j++) {
+            row[j] = (const char *)rows + (size_t)(i + j) * bytes;
+            if (dtype != ICECORE_INT8) continue;
+            kernels->to_float32(dtype, row[j], widened[j], dim);
+            row[j] = widened[j];
+        }
+        kernels->gathered_scores(mean, dim, 1, dtype == ICECORE_INT8 ? ICECORE_FLOAT32 : dtype, row, count, distance);
         for (int64_t j = 0; j < count; j++) {
             double squared = -2.0 * (double)distance[j];
             *mean_square += squared / (double)(end - first);
@@ -173,15 +180,15 @@ icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int6
                                      int64_t cell_size, uint64_t seed, icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
-    if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_BFLOAT16 || !keys || !values || count < 1 || count > INT32_MAX || dim < 1 ||
+    if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_INT8 || !keys || !values || count < 1 || count > INT32_MAX || dim < 1 ||
         dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || cell_size < 1)
         return ICECORE_ERROR_VALUE;
     const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim}, value_rows = {kernels, dtype, values, value_stride, value_dim};
     int64_t work = INT64_MAX;
     ice_builder b;
     icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim},
-                                              (ice_rows){ice_read_array_row, &value_rows, count, value_dim}, storage, storage, cell_size,
-                                              seed);
+                                              (ice_rows){ice_read_array_row, &value_rows, count, value_dim}, storage,
+                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, cell_size, seed);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);
     if (status == ICECORE_OK) *result = ice_builder_take(&b);

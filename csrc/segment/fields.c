@@ -35,8 +35,8 @@ int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
     const char rows = ice_type_of(s->dtype);
     const array own[] = {
         {"order", 'i', s->count, (void **)&s->order},
-        {"keys", rows, s->count * s->dim, &s->keys},
-        {"values", rows, s->count * s->value_dim, &s->values},
+        {"keys", rows, s->count * ice_row_stride(s->dtype, s->dim), &s->keys},
+        {"values", rows, s->count * ice_row_stride(s->dtype, s->value_dim), &s->values},
     };
     int64_t n = add(fields, 0, "", own, sizeof own / sizeof *own);
     n = add_nodes(fields, n, "cell.", s, &s->cell);

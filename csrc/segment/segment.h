@@ -47,7 +47,7 @@ struct icecore_segment {
     int64_t count, cells, dim, value_dim;
     int32_t *order;
     icecore_dtype dtype, mean_dtype;               /* for attention: of keys and values, of means */
-    void *keys, *values;
+    void *keys, *values;                           /* count rows of ice_row_bytes(dtype, dim), (dtype, value_dim) */
     ice_nodes cell, parent;
     int64_t *offset;                               /* for search */
     float *mean_key;

@@ -30,8 +30,8 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
         for (int64_t i = 0; i < segment->count; i++) {
             int64_t row = first + segment->order[i];
             if (row < 0 || row >= r->sealed) continue;
-            r->key[row] = row_at(segment->keys, i, segment->dim, segment->dtype);
-            r->value[row] = row_at(segment->values, i, segment->value_dim, segment->dtype);
+            r->key[row] = (const char *)segment->keys + (size_t)i * ice_row_bytes(segment->dtype, segment->dim);
+            r->value[row] = (const char *)segment->values + (size_t)i * ice_row_bytes(segment->dtype, segment->value_dim);
         }
     }
     return ICECORE_OK;
@@ -44,9 +44,16 @@ void ice_source_end(ice_source_rows *r) {
 }
 
 static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, float *buffer) {
-    if (row >= r->sealed) return ice_read_array_row(array, row - r->sealed, buffer);
-    if (r->storage == ICECORE_FLOAT32) return sealed[row];
-    array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
+    if (row < r->sealed) {
+        if (r->storage == ICECORE_FLOAT32) return sealed[row];
+        array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
+        return buffer;
+    }
+    const float *x = ice_read_array_row(array, row - r->sealed, buffer);
+    if (r->storage != ICECORE_INT8) return x;
+    int8_t rounded[2 * ICECORE_MAX_DIM];
+    array->kernels->from_float32(r->storage, x, rounded, array->dim);
+    array->kernels->to_float32(r->storage, rounded, buffer, array->dim);
     return buffer;
 }
 

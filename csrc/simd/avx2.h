@@ -52,6 +52,19 @@ static inline vf vf_load_bf16(const uint16_t *p) { return vf_from_bf16(_mm_loadu
 static inline vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline vf vf_load_bf16_n(const uint16_t *p, int n) { return vf_from_bf16(vf_load_16_n(p, n)); }
 static inline vf vf_load_f16_n(const uint16_t *p, int n) { return _mm256_cvtph_ps(vf_load_16_n(p, n)); }
+static inline vf vf_set1_bf16(const void *p) {
+    int16_t h;
+    memcpy(&h, p, sizeof h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(h), 16));
+}
+static inline vf vf_load_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline vf vf_load_i8_n(const int8_t *p, int n) {
+    int8_t lanes[VF_WIDTH] = {0};
+    memcpy(lanes, p, (size_t)n);
+    return vf_load_i8(lanes);
+}
 static inline void vf_store_bf16(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, vf_to_bf16(v)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

@@ -43,6 +43,17 @@ static inline vf vf_load_bf16_n(const uint16_t *p, int n) {
 static inline vf vf_load_f16_n(const uint16_t *p, int n) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vf_first_lanes(n), p));
 }
+static inline vf vf_set1_bf16(const void *p) {
+    int16_t h;
+    memcpy(&h, p, sizeof h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_set1_epi16(h), 16));
+}
+static inline vf vf_load_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+static inline vf vf_load_i8_n(const int8_t *p, int n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(vf_first_lanes(n), p)));
+}
 static inline void vf_store_bf16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, vf_to_bf16(v)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

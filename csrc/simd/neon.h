@@ -54,6 +54,17 @@ static inline vf vf_load_bf16(const uint16_t *p) { return vf_from_bf16(vld1_u16(
 static inline vf vf_load_f16(const uint16_t *p) { return vf_from_f16(vld1_u16(p)); }
 static inline vf vf_load_bf16_n(const uint16_t *p, int n) { return vf_from_bf16(vf_load_16_n(p, n)); }
 static inline vf vf_load_f16_n(const uint16_t *p, int n) { return vf_from_f16(vf_load_16_n(p, n)); }
+static inline vf vf_set1_bf16(const void *p) {
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return vf_from_bf16(vdup_n_u16(h));
+}
+static inline vf vf_load_i8_n(const int8_t *p, int n) {
+    int8_t lanes[8] = {0};
+    memcpy(lanes, p, (size_t)n);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(lanes)))));
+}
+static inline vf vf_load_i8(const int8_t *p) { return vf_load_i8_n(p, VF_WIDTH); }
 static inline void vf_store_bf16(uint16_t *p, vf v) { vst1_u16(p, vf_to_bf16(v)); }
 static inline void vf_store_f16(uint16_t *p, vf v) { vst1_u16(p, vf_to_f16(v)); }
 static inline void vf_store_bf16_n(uint16_t *p, vf v, int n) { vf_store_16_n(p, vf_to_bf16(v), n); }

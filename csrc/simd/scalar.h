@@ -25,6 +25,13 @@ static inline vf vf_load_bf16(const uint16_t *p) { return ice_bfloat16_to_float(
 static inline vf vf_load_f16(const uint16_t *p) { return ice_float16_to_float(*p); }
 static inline vf vf_load_bf16_n(const uint16_t *p, int n) { return n > 0 ? vf_load_bf16(p) : 0.0f; }
 static inline vf vf_load_f16_n(const uint16_t *p, int n) { return n > 0 ? vf_load_f16(p) : 0.0f; }
+static inline vf vf_set1_bf16(const void *p) {
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return ice_bfloat16_to_float(h);
+}
+static inline vf vf_load_i8(const int8_t *p) { return (float)*p; }
+static inline vf vf_load_i8_n(const int8_t *p, int n) { return n > 0 ? vf_load_i8(p) : 0.0f; }
 static inline void vf_store_bf16(uint16_t *p, vf v) { *p = ice_float_to_bfloat16(v); }
 static inline void vf_store_f16(uint16_t *p, vf v) { *p = ice_float_to_float16(v); }
 static inline void vf_store_bf16_n(uint16_t *p, vf v, int n) { if (n > 0) vf_store_bf16(p, v); }

@@ -90,7 +90,8 @@ class NearFarCache:
                 sliding |= {f"{layer}.keys": keys, f"{layer}.values": values}
             np.savez(temporary / "sliding.npz", **sliding)
             plan = None if self._plan is None else self._plan.content()
-            about = {"version": VERSION, "length": self.length, "options": self._options, "plan": plan, "layers": [*self._layers]}
+            about = {"version": VERSION, "length": self.length, "options": self._options, "plan": plan}
+            about["layers"] = [*self._layers]
             (temporary / "cache.json").write_text(json.dumps(about))
             if path.exists():
                 path.rename(old)

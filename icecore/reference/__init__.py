@@ -3,6 +3,7 @@
 from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention, top_k_attention
 from icecore.reference.indices import attend_indices
+from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.pdci import (
     Level,
@@ -22,12 +23,14 @@ __all__ = [
     "attend_indices",
     "attention",
     "build_tree",
+    "dequantize",
     "lift_keys",
     "lift_query",
     "near_far_attention",
     "pdci_candidates",
     "pdci_candidates_by_radius",
     "pdci_search",
+    "quantize",
     "search_exact",
     "top_k_attention",
     "tree_search",

@@ -9,16 +9,20 @@
 
 enum { TOKENS = 150, HEADS = 2, GROUP = 3, DIM = 12, VALUE_DIM = 9 };
 
-static icecore_cache_options options(int64_t block, int64_t sinks, int64_t near_keys) {
-    return (icecore_cache_options){.heads = HEADS, .dim = DIM, .value_dim = VALUE_DIM, .near_keys = near_keys, .block = block,
-                                   .sinks = sinks, .cell_size = 4};
+static icecore_cache_options options(icecore_dtype dtype, int64_t block, int64_t sinks, int64_t near_keys) {
+    return (icecore_cache_options){.heads = HEADS, .dim = DIM, .value_dim = VALUE_DIM, .dtype = dtype, .near_keys = near_keys,
+                                   .block = block, .sinks = sinks, .cell_size = 4};
 }
 
-static icecore_cache *create(int64_t block, int64_t sinks, int64_t near_keys) {
-    const icecore_cache_options o = options(block, sinks, near_keys);
+static icecore_cache *create_of(icecore_dtype dtype, int64_t block, int64_t sinks, int64_t near_keys) {
+    const icecore_cache_options o = options(dtype, block, sinks, near_keys);
     icecore_cache *cache = NULL;
     EXPECT(icecore_cache_create(&o, &cache) == ICECORE_OK);
     return cache;
+}
+
+static icecore_cache *create(int64_t block, int64_t sinks, int64_t near_keys) {
+    return create_of(ICECORE_FLOAT32, block, sinks, near_keys);
 }
 
 static problem all_tokens(void) {
@@ -71,6 +75,33 @@ static void all_near(void) {
                 icecore_cache_free(cache);
                 problem_free(&s);
             }
+}
+
+/* Numbers that 8 bits hold: sixteenths up to 127, of which the first of each row is the largest. */
+static void make_representable(const icecore_tensor *t, int64_t width) {
+    for (int64_t h = 0; h < HEADS; h++)
+        for (int64_t j = 0; j < TOKENS; j++) {
+            float *row = (float *)t->data + h * t->head_stride + j * t->row_stride;
+            for (int64_t i = 0; i < width; i++) row[i] = i ? fmaxf(-127.0f, fminf(127.0f, rintf(16.0f * row[i]))) / 16.0f : 127.0f / 16.0f;
+        }
+}
+
+/* On instruction sets that do not multiply bfloat16: those round queries. */
+static void int8_holds_them(void) {
+    if (!strcmp(icecore_isa(), "avx512_bf16") || !strcmp(icecore_isa(), "amx")) return;
+    for (int64_t chunk = 1; chunk <= TOKENS; chunk = chunk * 5 + 2) {
+        check_at("chunk %d", (int)chunk);
+        problem s = all_tokens();
+        make_representable(&s.p.key, DIM);
+        make_representable(&s.p.value, VALUE_DIM);
+        icecore_cache *cache = create_of(ICECORE_INT8, 8, 3, TOKENS);
+        for (int64_t first = 0; first < TOKENS; first += chunk) go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
+        EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+        for (int64_t first = 70; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
+        expect_attention(&s, NULL);
+        icecore_cache_free(cache);
+        problem_free(&s);
+    }
 }
 
 static void forks_and_truncation(void) {
@@ -167,7 +198,7 @@ static void round_trip(void) {
     problem s = all_tokens();
     for (int64_t block = 1; block <= 16; block *= 4) {
         check_at("block %d", (int)block);
-        const icecore_cache_options o = options(block, 5, TOKENS);
+        const icecore_cache_options o = options(ICECORE_FLOAT32, block, 5, TOKENS);
         file f = some_caches(&o, &s, 100);
         for (int own = 0; own < 2; own++) {
             icecore_cache *mapped[2], *fork = NULL;
@@ -200,7 +231,7 @@ static void lying_arrays(void) {
     int refused = 0, used = 0;
     problem s = all_tokens();
     for (int variant = 0; variant < 4; variant++) {
-        icecore_cache_options o = options(8, variant % 2 ? 3 : 0, 12);
+        icecore_cache_options o = options(ICECORE_FLOAT32, 8, variant % 2 ? 3 : 0, 12);
         if (variant / 2) o.cell_tolerance = 0.1f, o.dtype = ICECORE_BFLOAT16;
         file f = some_caches(&o, &s, 110);
         for (int round = 0; round < 800; round++) {
@@ -226,6 +257,7 @@ static void lying_arrays(void) {
 
 void cache_tests(void) {
     check_run("cache: with all cells open it is exact attention, whatever the chunks", all_near);
+    check_run("cache: 8 bits of numbers that they hold are the numbers", int8_holds_them);
     check_run("cache: forks, truncation, eviction", forks_and_truncation);
     check_run("cache: bad options and calls", refused);
     check_run("cache: arrays and back", round_trip);
