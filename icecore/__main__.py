@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from icecore import __version__
-from icecore.commands import demo, evaluate, info, selftest, tune
+from icecore.commands import calibrate, demo, evaluate, info, selftest, tune
 
-COMMANDS = {"demo": demo, "evaluate": evaluate, "info": info, "selftest": selftest, "tune": tune}
+COMMANDS = {"calibrate": calibrate, "demo": demo, "evaluate": evaluate, "info": info, "selftest": selftest, "tune": tune}
 
 
 def main(arguments=None):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import icecore
 from icecore import nn
@@ -15,9 +16,10 @@ DEFAULTS = {
     "top_k": {"k": 256, "window": 768},
     "published": {"k": 256, "window": 768},
     "window": {"window": 1024},
+    "plan": {"file": None},
 }
 #: Option -> its type.
-NUMBERS = {"tolerance": float, "k": int, "window": int}
+TYPES = {"tolerance": float, "k": int, "window": int, "file": str}
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,11 @@ class Method:
     ----------
     name : str
         exact; near_far; top_k: the k keys with the largest scores besides sinks and window, which no other choice of k keys
-        surpasses by much; published: IceFormer's rule, the best k of the visited keys; window: sinks and window only.
-    options : dict of str to number
-        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`. A window counts in causal attention only.
+        surpasses by much; published: IceFormer's rule, the best k of the visited keys; window: sinks and window only; plan:
+        what `icecore.calibrate` found, kept in a file.
+    options : dict of str to number or str
+        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`; the ``file`` of a plan. A window counts in causal
+        attention only.
     watch : callable, optional
         Called as ``watch(layer, info)`` with the `icecore.AttentionInfo` of each call.
     """
@@ -43,6 +47,8 @@ class Method:
         """Attention for decoders: what `nn.forward` takes. Layers with a window of their own attend to it exactly."""
         if window is not None or self.name == "exact":
             return self._attend(layer, query, key, value, causal=True, window=window)
+        if self.name == "plan":
+            return self._attend(layer, query, key, value, causal=True, plan=self.plan[layer])
         options = {"window": self.options["window"], "sinks": SINKS} | self._budget(key)
         return self._attend(layer, query, key, value, causal=True, **options)
 
@@ -50,11 +56,20 @@ class Method:
         """Attention for encoders: what `nn.encode_image` and `nn.encode_tokens` take."""
         if self.name == "window":
             raise ValueError("method window is for decoders, which attend causally")
+        if self.name == "plan":
+            return self._attend(layer, query, key, value, plan=self.plan[layer])
         return self._attend(layer, query, key, value, **self._budget(key))
 
     def cache(self):
         """A new cache for a decoder to generate with."""
+        if self.name == "plan":
+            return nn.NearFarCache(plan=self.plan)
         return nn.NearFarCache(sinks=SINKS, **self.options) if self.name == "near_far" else nn.KeyValueCache()
+
+    @cached_property
+    def plan(self):
+        """The `icecore.Plan` of the method plan."""
+        return icecore.Plan.load(self.options["file"])
 
     def watched(self, watch):
         """The same method, which calls `watch`."""
@@ -80,7 +95,7 @@ class Method:
         return out
 
 
-def method(name, *, tolerance=None, k=None, window=None):
+def method(name, *, tolerance=None, k=None, window=None, file=None):
     """A method by its name.
 
     Parameters
@@ -92,7 +107,9 @@ def method(name, *, tolerance=None, k=None, window=None):
     k : int, optional
         Of top_k and published; of near_far in place of a tolerance. At least 1.
     window : int, optional
-        Of all but exact. At least 1.
+        Of all but exact and plan. At least 1.
+    file : path-like, optional
+        Of plan: where it was saved.
 
     Returns
     -------
@@ -102,23 +119,32 @@ def method(name, *, tolerance=None, k=None, window=None):
     Raises
     ------
     ValueError
-        For an unknown name, an option that the method does not take, or a number out of range.
+        For an unknown name, an option that the method does not take or lacks, a number out of range, or a file without a plan.
     """
     taken = takes(name)
-    given = {option: value for option, value in (("tolerance", tolerance), ("k", k), ("window", window)) if value is not None}
+    options = {"tolerance": tolerance, "k": k, "window": window, "file": file}
+    given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
         if option not in taken:
             raise ValueError(f"method {name} takes {' and '.join(taken) or 'no options'}, got {option}={value}")
         if option == "tolerance" and not 0 < value < 1:
             raise ValueError(f"tolerance must be above 0 and below 1, got {value}")
-        if option != "tolerance" and value < 1:
+        if option in ("k", "window") and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     if tolerance is not None and k is not None:
         raise ValueError(f"method {name} takes tolerance or k, got tolerance={tolerance} and k={k}")
     options = DEFAULTS[name] | given
+    if name == "plan" and file is None:
+        raise ValueError("method plan needs the file of a plan: plan:file=plan.json")
     if name == "near_far" and k is not None:
         del options["tolerance"]
-    return Method(name, {option: options[option] for option in taken if option in options})
+    found = Method(name, {option: options[option] for option in taken if option in options})
+    if name == "plan":
+        try:
+            _ = found.plan
+        except OSError as error:
+            raise ValueError(f"method plan: cannot read {file}: {error}") from error
+    return found
 
 
 def takes(name):
@@ -151,10 +177,10 @@ def parse(text, *, tolerance=None, k=None, window=None):
     options = {}
     for setting in filter(None, settings.split(",")):
         option, _, value = setting.partition("=")
-        if option not in NUMBERS:
-            raise ValueError(f"method {name}: option must be one of {', '.join(NUMBERS)}, got {setting!r}")
+        if option not in TYPES:
+            raise ValueError(f"method {name}: option must be one of {', '.join(TYPES)}, got {setting!r}")
         try:
-            options[option] = NUMBERS[option](value)
+            options[option] = TYPES[option](value)
         except ValueError:
             raise ValueError(f"method {name}: {option} must be a number, got {value!r}") from None
     budgeted = "tolerance" in options or "k" in options
