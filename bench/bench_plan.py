@@ -20,7 +20,7 @@ from measure import alternate, machine, relative_error
 
 import icecore
 from icecore import nn
-from icecore.commands.demo import manual
+from icecore.evaluation.texts import manual
 
 LENGTH = 8192
 SINGLE = {

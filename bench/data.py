@@ -31,7 +31,7 @@ def smollm2(tokens=8192, layer=LAYER):
     if not cached[layer].exists():
         try:
             from icecore import nn
-            from icecore.commands.demo import manual
+            from icecore.evaluation.texts import manual
 
             path = nn.find_smollm2()
             weights, tokenizer = nn.load_gguf(path), nn.load_tokenizer(path)

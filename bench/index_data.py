@@ -56,7 +56,7 @@ def smollm2(layer=15, head=0, tokens=8192):
 
 def _smollm2_layer(layer, tokens):
     from icecore import nn
-    from icecore.commands.demo import manual
+    from icecore.evaluation.texts import manual
 
     path = nn.find_smollm2()
     weights, tokenizer = nn.load_gguf(path), nn.load_tokenizer(path)

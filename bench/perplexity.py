@@ -11,7 +11,7 @@ import numpy as np
 
 import icecore
 from icecore import nn
-from icecore.commands.demo import manual
+from icecore.evaluation.texts import manual
 
 LENGTH = 8100
 SETTINGS = [

@@ -13,7 +13,7 @@ from measure import alternate, machine
 
 import icecore
 from icecore import nn
-from icecore.commands.demo import manual
+from icecore.evaluation.texts import manual
 
 
 def llama_cpp_prefill(path, tokens, threads=2):

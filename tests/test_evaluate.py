@@ -182,9 +182,11 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
     [
         (["--task", "poetry"], "task must be one of perplexity, facts, lines, generation for tiny, got 'poetry'"),
         (["--task", "image"], "task must be one of perplexity, facts, lines, generation for tiny, got 'image'"),
-        (["--method", "magic"], "method must be one of exact, near_far, top_k, published, window, got 'magic'"),
+        (["--method", "magic"], "method must be one of exact, near_far, top_k, published, window, plan, got 'magic'"),
         (["--tolerance", "2"], "tolerance must be above 0 and below 1, got 2.0"),
         (["--tolerance", "0.1", "--method", "window"], "--tolerance 0.1: none of the methods window takes it"),
+        (["--method", "plan"], "method plan needs the file of a plan: plan:file=plan.json"),
+        (["--method", "plan:file=no.json"], "method plan: cannot read no.json: "),
         (["--k", "0"], "k must be at least 1, got 0"),
         (["--length", "5", "--task", "facts"], "length must be at least 1000 for task facts, got 5"),
         (["--length", "4001"], "length must be at most 4000, the context, got 4001"),
