@@ -29,6 +29,7 @@ METHODS = {
     "tolerance 0.15": {"tolerance": 0.15},
     "tolerance 0.1": {"tolerance": 0.1},
     "tolerance 0.05": {"tolerance": 0.05},
+    "tolerance 0.04": {"tolerance": 0.04},
     "tolerance 0.03": {"tolerance": 0.03},
     "tolerance 0.02": {"tolerance": 0.02},
     "k=64": {"k": 64},

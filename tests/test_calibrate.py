@@ -58,7 +58,7 @@ def test_an_image_encoders_plan(monkeypatch, tmp_path):
         (["--length", "4001"], "--length must be at most 4000, the model's context, got 4001"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--output", "no/such/folder/file"], "--output: no folder"),
-        (["--input", "bible"], "text must be one of manual, source, verse, prose, got 'bible'"),
+        (["--length", "900", "--input", "bible"], "text must be one of manual, source, verse, prose, got 'bible'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

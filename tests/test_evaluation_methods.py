@@ -82,7 +82,7 @@ def test_k_replaces_near_fars_tolerance():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("nearfar", "method must be one of exact, near_far, top_k, published, window, got 'nearfar'"),
+        ("nearfar", "method must be one of exact, near_far, top_k, published, window, plan, got 'nearfar'"),
         ("near_far:tolerance=1", "tolerance must be above 0 and below 1, got 1.0"),
         ("near_far:tolerance=0.1,k=3", "takes tolerance or k, got tolerance=0.1 and k=3"),
         ("top_k:k=0", "k must be at least 1, got 0"),
@@ -90,7 +90,7 @@ def test_k_replaces_near_fars_tolerance():
         ("top_k:tolerance=0.1", "method top_k takes k and window, got tolerance=0.1"),
         ("exact:k=3", "method exact takes no options, got k=3"),
         ("window:window=0", "window must be at least 1, got 0"),
-        ("window:size=3", "option must be one of tolerance, k, window, got 'size=3'"),
+        ("window:size=3", "option must be one of tolerance, k, window, file, got 'size=3'"),
     ],
 )
 def test_wrong_methods_say_what_is_wrong(text, message):

@@ -6,7 +6,7 @@
 #endif
 
 /* From here on arrays lie in huge pages where the system gives them: a merge that fills one, and queries that read here and there in it,
- * wait less for the page table (decoding at 128k, float32: the 99th percentile of a step fell from TODO). */
+ * wait less for the page table. */
 #define HUGE_PAGE ((size_t)2 << 20)
 #define LEAST_HUGE (4 * HUGE_PAGE)
 
