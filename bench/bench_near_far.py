@@ -113,7 +113,7 @@ def compare(name, with_torch=True):
         for method, bfloat16 in TORCH.items():
             calls[method] = torch_sdpa(*arrays, bfloat16=bfloat16, **options)
             factor[method] = part
-    seconds = alternate(calls, rounds=5 if length <= 8192 else 3 if length <= 32768 else 1)
+    seconds = alternate(calls, rounds=5 if length <= 8192 else 3 if length <= 32768 else 1, warm=length <= 32768)
     seconds = {method: times * factor.get(method, 1) for method, times in seconds.items()}
     rows = np.linspace(length // 4 if options["causal"] else 0, length - 1, 48).astype(int)
     exact, top = truth(query, key, value, options["causal"], rows)
@@ -132,7 +132,7 @@ def compare(name, with_torch=True):
             row |= {"error": float(mean), "worst": float(worst)}
             facts = f"{mean:.4f} | {worst:.3f} | {info.near_keys.mean():.0f} | {info.captured_mass.mean():.3f} |"
         found.append(row)
-        print(f"| {method} | {row['ms']:.0f} | " + " | ".join(f"{r:.2f}" for r in ratios) + f" | {facts}", flush=True)
+        print(f"| {method} | {row['ms']:.0f} | " + " | ".join("" if np.isnan(r) else f"{r:.2f}" for r in ratios) + f" | {facts}", flush=True)
     found.append({"workload": name, "method": "exact top-256", "error": float(error(top, exact)[0])})
     return found
 

@@ -10,10 +10,10 @@ import icecore
 REST = 0.05
 
 
-def alternate(calls, rounds=7, rest=REST):
-    """{name: call} -> {name: seconds of each round}; one unmeasured round first, `rest` seconds between calls."""
+def alternate(calls, rounds=7, rest=REST, warm=True):
+    """{name: call} -> {name: seconds of each round}; one unmeasured round first if `warm`, `rest` seconds between calls."""
     seconds = {name: [] for name in calls}
-    for turn in range(rounds + 1):
+    for turn in range(0 if warm else 1, rounds + 1):
         for name, call in calls.items():
             if rest:
                 time.sleep(rest)
