@@ -17,7 +17,7 @@ MOST_DIGITS = 5  # in an inner list; at least 2
 CONTEXT = 2048
 LONGEST = 2000
 #: Until which step of training: shortest and longest.
-STAGES = ((150, 4, 7), (500, 10, 30), (700, 20, 100), (np.inf, 50, 500))
+STAGES = ((150, 4, 7), (400, 10, 30), (550, 20, 100), (np.inf, 50, 500))
 TEST_SEED = 2_000_000_000
 
 

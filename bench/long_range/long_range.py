@@ -1,6 +1,6 @@
 """What near/far attention costs small models in accuracy at tasks in the style of Long Range Arena, beside exact top-k.
 
-    python bench/long_range/long_range.py [TASK ...] [--count N]       listops, pathfinder, texts
+    python bench/long_range/long_range.py [TASK ...] [--count N] [--seconds S]
 
 Every sequence of the test goes through all methods in turn. Near/far is forced, also where a call would choose the exact path.
 The last rows show what the tasks need: a window of keys alone, and a window where the token that answers sees everything.
@@ -17,9 +17,9 @@ import numpy as np
 import icecore
 from icecore import _cost_model, nn
 
-TASKS = ("listops", "pathfinder", "texts")
 WINDOW = 128
 WEIGHTS = Path(__file__).parent / "weights"
+TASKS = sorted(folder.name for folder in WEIGHTS.iterdir())  # those that a model was trained for
 
 
 def load(name):
@@ -87,19 +87,23 @@ def interval(right, count, z=1.96):
     return middle - half, middle + half
 
 
-def evaluate(name, count):
-    """Print the table of one task."""
+def evaluate(name, count, limit):
+    """Print the table of one task, from `count` sequences or as many as `limit` seconds allow."""
     task, weights, head = load(name)
     sequences, answers = task.test_set(count)
     attentions = {method: Timed(attention) for method, attention in methods(task).items()}
     given = {method: [] for method in attentions}  # answers
     seconds = dict.fromkeys(attentions, 0.0)  # whole passes
+    end = time.perf_counter() + limit
     for tokens in sequences:
+        if time.perf_counter() > end:
+            break
         for method, attention in attentions.items():
             start = time.perf_counter()
             given[method].append(answer(task, weights, head, tokens, attention))
             seconds[method] += time.perf_counter() - start
-    lengths, n = [len(tokens) for tokens in sequences], len(answers)
+    n = len(given["exact"])
+    answers, lengths = answers[:n], [len(tokens) for tokens in sequences[:n]]
     print(f"\n{name}: {n} sequences of {min(lengths)} to {max(lengths)} tokens; "
           f"the most frequent answer is right for {100 * np.bincount(answers).max() / n:.1f} %\n")
     print("| | right | 95 % interval | of exact's | same answers | attention, ms | × exact | whole pass, ms |")
@@ -117,6 +121,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default all")
     parser.add_argument("--count", type=int, default=300, help="sequences of each test; default 300")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="of each task; the table is then of fewer sequences")
     options = parser.parse_args()
     for each in options.tasks or TASKS:
-        evaluate(each, options.count)
+        evaluate(each, options.count, options.seconds)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache"
-STEPS = {"listops": 1500, "pathfinder": 900, "texts": 1600}
+STEPS = {"listops": 900, "pathfinder": 900, "texts": 1330}
 FALLING = 0.2  # last share of the steps, over which the learning rate falls
 WARM_UP = 100
 PARTS = ("query", "key", "value")
