@@ -1,6 +1,6 @@
 """What near/far attention costs small models in accuracy at tasks in the style of Long Range Arena, beside exact top-k.
 
-    python bench/long_range/long_range.py [TASK ...] [--count N] [--seconds S]
+    python bench/long_range/long_range.py [TASK ...] [--count N] [--seconds S] [--methods "NAME" ...]
 
 Every sequence of the test goes through all methods in turn. Near/far is forced, also where a call would choose the exact path.
 The last rows show what the tasks need: a window of keys alone, and a window where the token that answers sees everything.
@@ -87,11 +87,11 @@ def interval(right, count, z=1.96):
     return middle - half, middle + half
 
 
-def evaluate(name, count, limit):
-    """Print the table of one task, from `count` sequences or as many as `limit` seconds allow."""
+def evaluate(name, count, limit, chosen):
+    """Print the table of one task and the `chosen` methods, from `count` sequences or as many as `limit` seconds allow."""
     task, weights, head = load(name)
     sequences, answers = task.test_set(count)
-    attentions = {method: Timed(attention) for method, attention in methods(task).items()}
+    attentions = {method: Timed(methods(task)[method]) for method in chosen or methods(task)}
     given = {method: [] for method in attentions}  # answers
     seconds = dict.fromkeys(attentions, 0.0)  # whole passes
     end = time.perf_counter() + limit
@@ -122,6 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default all")
     parser.add_argument("--count", type=int, default=300, help="sequences of each test; default 300")
     parser.add_argument("--seconds", type=float, default=np.inf, help="of each task; the table is then of fewer sequences")
+    parser.add_argument("--methods", nargs="+", default=[], help="rows of the table, the first of them exact; default all")
     options = parser.parse_args()
     for each in options.tasks or TASKS:
-        evaluate(each, options.count, options.seconds)
+        evaluate(each, options.count, options.seconds, options.methods)
