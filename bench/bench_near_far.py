@@ -132,7 +132,8 @@ def compare(name, with_torch=True):
             row |= {"error": float(mean), "worst": float(worst)}
             facts = f"{mean:.4f} | {worst:.3f} | {info.near_keys.mean():.0f} | {info.captured_mass.mean():.3f} |"
         found.append(row)
-        print(f"| {method} | {row['ms']:.0f} | " + " | ".join("" if np.isnan(r) else f"{r:.2f}" for r in ratios) + f" | {facts}", flush=True)
+        figures = " | ".join("" if np.isnan(r) else f"{r:.2f}" for r in ratios)
+        print(f"| {method} | {row['ms']:.0f} | {figures} | {facts}", flush=True)
     found.append({"workload": name, "method": "exact top-256", "error": float(error(top, exact)[0])})
     return found
 
