@@ -8,6 +8,7 @@ SmolLM2-135M: the plan comes from the first 8192 tokens of Python's manual, the 
 For each layer of the test all settings take turns; times are sums of medians over the layers, errors means over the layers of
 mean |out - exact| / mean |exact| (all heads, all queries from 1024 on where causal). The last column is the time of the best
 single setting of equal error, interpolated along the frontier of all single settings (logarithms of both), over the plan's.
+PyTorch's attention takes its turns too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from baselines import torch_sdpa
 from index_data import cached, normalized_picture
 from measure import alternate, machine, relative_error
 
@@ -79,10 +81,16 @@ def compare(arrays, plan, single, causal, rounds):
         calls = {described(options): partial(icecore.attention, *qkv, causal=causal, **options) for options in single}
         calls |= {"plan": partial(icecore.attention, *qkv, causal=causal, plan=plan[layer])}
         calls |= {"exact": partial(icecore.attention, *qkv, causal=causal)}
+        batch = [array[None] for array in qkv]
+        torch = {
+            "torch float32": torch_sdpa(*batch, causal=causal),
+            "torch bfloat16": torch_sdpa(*batch, causal=causal, bfloat16=True),
+        }
         rows = slice(1024 if causal else 0, None)
         exact = calls["exact"]()[:, rows]
-        for name, times in alternate(calls, rounds=rounds, rest=0).items():
-            found.setdefault(name, []).append((np.median(times), relative_error(calls[name]()[:, rows], exact)))
+        for name, times in alternate(calls | torch, rounds=rounds).items():
+            error = relative_error(calls[name]()[:, rows], exact) if name in calls else np.nan
+            found.setdefault(name, []).append((np.median(times), error))
     columns = {name: np.array(each).T for name, each in found.items()}
     return {name: (seconds.sum(), errors.mean(), errors.max()) for name, (seconds, errors) in columns.items()}
 
@@ -101,7 +109,7 @@ def frontier_seconds(points, error):
 
 def report(found):
     print("| setting | ms, all layers | error | worst layer | best single setting of equal error / it |\n|---|---|---|---|---|")
-    single = [(s, e) for name, (s, e, _) in found.items() if name not in ("plan", "exact")]
+    single = [(s, e) for name, (s, e, _) in found.items() if name not in ("plan", "exact") and not np.isnan(e)]
     for name, (seconds, error, worst) in found.items():
         ratio = f"{frontier_seconds(single, error) / seconds:.2f}" if name == "plan" else ""
         print(f"| {name} | {1e3 * seconds:.0f} | {error:.4f} | {worst:.3f} | {ratio} |")
