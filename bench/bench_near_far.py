@@ -150,9 +150,12 @@ def figure(rows, path):
     import matplotlib.pyplot as plt
 
     shown = ("8192", "32768", "131072", "dinov2 1", "dinov2 6", "dinov2 10")
-    names = [name for name in dict.fromkeys(row["workload"] for row in rows) if name in shown]
-    drawing, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3.4), layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    names = [name for name in shown if any(row["workload"] == name for row in rows)]
+    columns = min(len(names), 3)
+    shape = -(-len(names) // columns), columns
+    drawing, axes = plt.subplots(*shape, figsize=(3.2 * columns, 5.8), layout="constrained", squeeze=False)
+    labels = {}
+    for axis, name in zip(axes.flat, names, strict=False):
         own = {row["method"]: row for row in rows if row["workload"] == name}
         for kind, style, label in KINDS:
             points = sorted((row["ms"], row["error"]) for method, row in own.items() if method.startswith(kind))
@@ -164,9 +167,11 @@ def figure(rows, path):
                 axis.axvline(own[method]["ms"], color=color, linestyle="--", label=f"time of {method}")
         for scale in (axis.xaxis, axis.yaxis):
             scale.set_minor_formatter(mpl.ticker.NullFormatter())
-        axis.set(title=name, xlabel="ms", xlim=(10 ** np.floor(np.log10(axis.get_xlim()[0])), None), ylim=(0.005, 0.5))
-    axes[0, 0].set_ylabel("relative error of the output")
-    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+        axis.set(title=name, xlabel="ms", xlim=(10 ** np.floor(np.log10(axis.get_xlim()[0])), None), ylim=(0.005, 0.9))
+        labels |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    for axis in axes[:, 0]:
+        axis.set_ylabel("relative error of the output")
+    drawing.legend(labels.values(), labels, loc="outside lower center", ncols=3, fontsize=8)
     drawing.savefig(path, dpi=110)
 
 
