@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "attention/key_block.h"
+#include "attention/node_mask.h"
 #include "attention/nonfinite.h"
 #include "attention/single.h"
 #include "attention/top_k.h"
@@ -36,17 +37,6 @@ typedef struct {
     int64_t number;            /* of the first node among all of the stack: each segment's parents, then its cells */
 } run;
 
-/* A row opens all cells when those that the mask cuts leave it more than one in so many of the sealed keys: a panel whose rows all do
- * takes all keys at once, which costs less than runs of a few keys (measured with 2 % of an 8k text hidden at random). */
-#define DENSE_SHARE 6
-
-/* Lanes under the same row of the mask. */
-typedef struct {
-    uint64_t lanes;
-    int64_t offset;            /* of the row's first element */
-    int64_t seen;              /* sealed keys that it leaves */
-} mask_row;
-
 typedef struct {
     const icecore_attention *problem;
     const icecore_near_far *options;
@@ -59,10 +49,7 @@ typedef struct {
     float *count;              /* rows: keys */
     run *run;                  /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
-    uint64_t *hidden, *cut;    /* all nodes of the stack: lanes to which the mask hides all keys; hides or biases some.  With a mask only */
-    uint64_t dense;            /* lanes for which the mask cuts so many cells that they open all */
-    mask_row mask[ICE_PANEL];
-    int masks;
+    ice_node_mask mask;        /* with a mask only */
     float *query;              /* ICE_PANEL x dim, times scale * log2(e) */
     uint16_t *rounded;         /* ICE_PANEL x dim: the query as bfloat16, not scaled */
     float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
@@ -99,8 +86,8 @@ static treecode *lay_out(const icecore_attention *p, const icecore_near_far *opt
     t->scores = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
     t->risk = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
     t->open = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
-    t->hidden = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
-    t->cut = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
+    t->mask.hidden = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
+    t->mask.cut = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
     t->count = (float *)take(&scratch, nodes * sizeof(float));
     t->run = (run *)take(&scratch, nodes * sizeof(run));
     t->query = (float *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(float));
@@ -180,88 +167,16 @@ static void attend_exact_keys(treecode *t, ice_exact_keys exact) {
 
 /* ---- The mask ---- */
 
-/* What a row of the mask adds to the score of a key, in units of log 2; -inf hides it. */
-static float mask_at(const treecode *t, const mask_row *row, int64_t key) {
-    const icecore_attention *p = t->problem;
-    int64_t at = row->offset + key * p->mask_key_stride;
-    if (p->mask_kind == ICECORE_MASK_BOOL) return ((const uint8_t *)p->mask)[at] ? 0.0f : -INFINITY;
-    return ((const float *)p->mask)[at] * (float)ICE_LOG2_E;
-}
-
-static void find_mask_rows(treecode *t) {
-    const icecore_attention *p = t->problem;
-    t->masks = 0;
-    for (int lane = 0; lane < t->panel.lanes; lane++) {
-        ice_row row = ice_row_at(p, t->panel.batch, t->panel.key_head, t->panel.first_row + lane);
-        int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride;
-        int m = 0;
-        while (m < t->masks && t->mask[m].offset != offset) m++;
-        if (m == t->masks) t->mask[t->masks++] = (mask_row){0, offset, 0};
-        t->mask[m].lanes |= (uint64_t)1 << lane;
-    }
-}
-
-/* Of the stored rows first .. end - 1 of a segment: how many the mask leaves, and how many of these as they are. */
-static void count_seen(const treecode *t, const mask_row *row, const ice_stacked *from, int64_t first, int64_t end, int64_t *seen,
-                       int64_t *plain) {
-    const int32_t *order = from->segment->order;
-    const int64_t stride = t->problem->mask_key_stride, start = row->offset + (from->end - from->segment->count) * stride;
-    int64_t left = 0, unbiased = 0;
-    if (t->problem->mask_kind == ICECORE_MASK_BOOL) {
-        const uint8_t *keep = (const uint8_t *)t->problem->mask + start;
-        for (int64_t j = first; j < end; j++) left += keep[order[j] * stride] != 0;
-        unbiased = left;
-    } else {
-        const float *bias = (const float *)t->problem->mask + start;
-        for (int64_t j = first; j < end; j++) {
-            left += bias[order[j] * stride] != -INFINITY;
-            unbiased += bias[order[j] * stride] == 0.0f;
-        }
-    }
-    *seen = left;
-    *plain = unbiased;
-}
-
-/* Marks the nodes that one row of the mask hides or cuts. */
-static void mark_nodes(treecode *t, mask_row *row) {
-    int64_t number = 0, seen_in_cut = 0;
-    for (int64_t level = 0; level < t->stack->levels; level++) {
-        const ice_stacked *from = &t->stack->level[level];
-        const icecore_segment *s = from->segment;
-        if (!s) continue;
-        for (int64_t p = 0; p < s->parent.count; p++) {
-            int all_hidden = 1, any_marked = 0;
-            for (int64_t c = s->parent.offset[p]; c < s->parent.offset[p + 1]; c++) {
-                int64_t seen, plain, first = s->cell.offset[c], end = s->cell.offset[c + 1];
-                count_seen(t, row, from, first, end, &seen, &plain);
-                uint64_t *mark = seen ? plain < end - first ? t->cut : NULL : t->hidden;
-                if (mark) mark[number + s->parent.count + c] |= row->lanes;
-                if (mark == t->cut) seen_in_cut += seen;
-                row->seen += seen;
-                all_hidden &= !seen;
-                any_marked |= mark != NULL;
-            }
-            if (any_marked) (all_hidden ? t->hidden : t->cut)[number + p] |= row->lanes;
-        }
-        number += s->parent.count + s->cell.count;
-    }
-    if (DENSE_SHARE * seen_in_cut > t->stack->keys) t->dense |= row->lanes;
-}
-
-static void read_mask(treecode *t) {
-    memset(t->hidden, 0, (size_t)t->stack->nodes * sizeof *t->hidden);
-    memset(t->cut, 0, (size_t)t->stack->nodes * sizeof *t->cut);
-    find_mask_rows(t);
-    for (int m = 0; m < t->masks; m++) mark_nodes(t, &t->mask[m]);
-}
-
 /* Lanes for which a node stands for nothing, or is opened whatever its risk. */
 static void leave_out_marked(treecode *t, int64_t number, int64_t count, float *scores, float *risk) {
-    for (int64_t i = 0; i < count; i++)
-        for (uint64_t marked = (t->hidden[number + i] | t->cut[number + i] | t->dense) & used_lanes(t); marked; marked &= marked - 1) {
+    const ice_node_mask *mask = &t->mask;
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t marked = (mask->hidden[number + i] | mask->cut[number + i] | mask->dense) & used_lanes(t);
+        for (; marked; marked &= marked - 1) {
             int64_t at = i * ICE_PANEL + __builtin_ctzll(marked);
             scores[at] = risk[at] = -INFINITY;
         }
+    }
 }
 
 /* ---- Steps 2 and 3 ---- */
@@ -324,7 +239,7 @@ static void open_nodes(treecode *t, int64_t first_run, int64_t end_run, const fl
         t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count, t->panel.lanes, threshold,
                                now->nodes->log2_count + now->node, t->open + now->row);
         for (int64_t i = 0; is_masked(t) && i < now->count; i++)
-            t->open[now->row + i] = (t->open[now->row + i] | t->cut[now->number + i] | t->dense) & ~t->hidden[now->number + i];
+            t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) & ~t->mask.hidden[now->number + i];
     }
 }
 
@@ -417,14 +332,14 @@ static void attend_cell(treecode *t, ice_key_block *block, uint64_t lanes, const
 }
 
 /* The keys that a row of the mask leaves of a cell, run by run. */
-static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, const mask_row *row, const ice_stacked *from,
+static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
                             int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     float bias[ICE_KEY_BLOCK];
     while (first < end) {
         int64_t count = 0;
         while (count < ICE_KEY_BLOCK && first + count < end) {
-            bias[count] = mask_at(t, row, from->end - s->count + s->order[first + count]);
+            bias[count] = ice_mask_at(t->problem, row, from->end - s->count + s->order[first + count]);
             if (bias[count] == -INFINITY) break;
             count++;
         }
@@ -444,10 +359,10 @@ static void add_near_field(treecode *t) {
         const icecore_segment *s = now->from->segment;
         for (int64_t i = 0; i < now->count; i++) {
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            uint64_t lanes = t->open[now->row + i] & used_lanes(t), cut = is_masked(t) ? t->cut[now->number + i] & lanes : 0;
+            uint64_t lanes = t->open[now->row + i] & used_lanes(t), cut = is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
             attend_cell(t, &block, lanes & ~cut, s, first, count);
-            for (int m = 0; cut && m < t->masks; m++)
-                if (cut & t->mask[m].lanes) attend_cut_cell(t, &block, cut & t->mask[m].lanes, &t->mask[m], now->from, first,
+            for (int m = 0; cut && m < t->mask.rows; m++)
+                if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from, first,
                                                                first + count);
         }
     }
@@ -461,9 +376,9 @@ static void add_largest(treecode *t, int lane) {
     ice_single *state = &t->near_field[lane];
     icecore_dtype dtype = ICECORE_FLOAT32;
     int64_t visited = 0;
-    const mask_row *mask = NULL;
-    for (int m = 0; is_masked(t) && m < t->masks; m++)
-        if ((t->mask[m].lanes >> lane) & 1) mask = &t->mask[m];
+    const ice_mask_row *mask = NULL;
+    for (int m = 0; is_masked(t) && m < t->mask.rows; m++)
+        if ((t->mask.row[m].lanes >> lane) & 1) mask = &t->mask.row[m];
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const run *now = &t->run[r];
         const icecore_segment *s = now->from->segment;
@@ -475,7 +390,7 @@ static void add_largest(treecode *t, int lane) {
                               key_of(s, first), count, t->visited + visited);
             const float *scores = t->visited + visited;
             for (int64_t j = 0; j < count; j++) {
-                float bias = mask ? mask_at(t, mask, now->from->end - s->count + s->order[first + j]) : 0.0f, own = scores[j] + bias;
+                float bias = mask ? ice_mask_at(t->problem, mask, now->from->end - s->count + s->order[first + j]) : 0.0f, own = scores[j] + bias;
                 if (bias == -INFINITY) continue;
                 t->visited[visited] = own;
                 t->visited_copy[visited] = own != own ? INFINITY : own;   /* a NaN is kept and shows */
@@ -619,13 +534,13 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
         t->bound[lane] = 0.0f;
     }
     t->rows = t->runs = t->parent_runs = 0;
-    t->dense = 0;
+    t->mask.dense = 0;
     attend_exact_keys(t, exact);
-    if (stack->nodes && is_masked(t)) read_mask(t);
-    if (stack->nodes && options->far_field && t->dense == used_lanes(t)) {
+    if (stack->nodes && is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);
+    if (stack->nodes && options->far_field && t->mask.dense == used_lanes(t)) {
         ice_panel_attend(panel, exact.sink_end, exact.open_begin);   /* never of a cache, which has no masks */
-        for (int m = 0; m < t->masks; m++)
-            for (uint64_t left = t->mask[m].lanes; left; left &= left - 1) t->near_count[__builtin_ctzll(left)] = t->mask[m].seen;
+        for (int m = 0; m < t->mask.rows; m++)
+            for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1) t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
     } else if (stack->nodes) {
         choose(t);
         if (options->missed_bound && options->far_field) bound_far_field(t);
