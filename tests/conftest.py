@@ -44,9 +44,9 @@ def capture():
     return arrays
 
 
-@pytest.fixture(params=_native.usable_isas())
+@pytest.fixture(params=[os.environ["ICECORE_ISA"]] if os.environ.get("ICECORE_ISA") else _native.usable_isas())
 def isa(request):
-    """Each usable instruction set in turn."""
+    """Each usable instruction set in turn; the one of ICECORE_ISA where it is set."""
     before = _native.isa()
     icecore.set_isa(request.param)
     yield request.param

@@ -275,7 +275,10 @@ static void tolerated_risk(treecode *t, float *threshold) {
     }
     float squared[ICE_PANEL] = {0};
     for (int64_t i = 0; i < p->value_dim; i++)
-        for (int lane = 0; lane < ICE_PANEL; lane++) squared[lane] += guess.accumulator[i * ICE_PANEL + lane] * guess.accumulator[i * ICE_PANEL + lane];
+        for (int lane = 0; lane < ICE_PANEL; lane++) {
+            float component = guess.accumulator[i * ICE_PANEL + lane];
+            squared[lane] += component * component;
+        }
     for (int lane = 0; lane < ICE_PANEL; lane++)
         threshold[lane] = log2f(lane_tolerance(t, lane)) + maximum[lane] + 0.5f * log2f(squared[lane] / t->spread[lane]);
 }

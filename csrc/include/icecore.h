@@ -202,7 +202,8 @@ typedef struct icecore_segment icecore_segment;
 
 /* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without replacement (count
  * by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves to the mean of its keys (one Lloyd
- * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.
+ * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.  A parent whose m cells leave of its
+ * variance more than three quarters and more than those of iid numbers would, (1 - m / keys) m^(-2 / dim), is one cell: there is nothing to find.
  * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
  * type, of ICECORE_INT8 in float32.
  * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
@@ -269,8 +270,8 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
- * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16).  ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were
- * evicted. */
+ * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16).  ICECORE_ERROR_VALUE when length is
+ * larger than now, or some but not all of the tokens that remain were evicted. */
 icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 
 /* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer.  *evicted: how many are forgotten now. */

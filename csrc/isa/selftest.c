@@ -643,7 +643,9 @@ static void compare_bf16_row_attend(selftest *t) {
         if (isnan(sum[0]) != isnan(sum[1])) fail(t, "a NaN is %s", isnan(sum[0]) ? "lost" : "made up");
         return;
     }
-    if (maximum[1] > maximum[0] + 1e-3f + 1e-5f * fabsf(maximum[0]) || maximum[0] > maximum[1] + 16.0f + 1e-5f * fabsf(maximum[0])) fail(t, "the maximum %g is not %g", (double)maximum[1], (double)maximum[0]);
+    const float rounding = 1e-5f * fabsf(maximum[0]);
+    if (maximum[1] > maximum[0] + 1e-3f + rounding || maximum[0] > maximum[1] + 16.0f + rounding)
+        fail(t, "the maximum %g is not %g", (double)maximum[1], (double)maximum[0]);
     /* sums of up to dim products of 16, in single precision, shift scores by this */
     const double shift = t->kind == WIDE ? INFINITY : t->dim * 64 * U;
     for (int i = 0; i < value_dim; i++) {
