@@ -1,12 +1,11 @@
 """Find a plan for a real model: for each layer and head what attention is worth."""
 
 import sys
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import icecore
 from icecore import nn
+from icecore.commands import arguments
 from icecore.commands.progress import progress
 from icecore.evaluation import models, pictures, texts
 from icecore.nn.extras import import_extra
@@ -29,7 +28,7 @@ def add_arguments(parser):
     parser.add_argument("--input", metavar="NAME", help=f"a text: {', '.join(texts.TEXTS)} (default: manual), or a picture:"
                         f" {', '.join(pictures.PICTURES)} (default: astronaut)")
     parser.add_argument("--plot", metavar="FILE", help="write a map of the plan")
-    parser.add_argument("--threads", type=int, help="threads (default: all)")
+    arguments.add_threads(parser)
     parser.set_defaults(parser=parser)
 
 
@@ -52,13 +51,8 @@ def run(args):
         error(f"--tolerance must be above 0 and below 1, got {args.tolerance}")
     if args.length < 1:
         error(f"--length must be at least 1, got {args.length}")
-    if args.threads is not None and args.threads < 1:
-        error(f"--threads must be at least 1, got {args.threads}")
-    for option in ("output", "plot"):
-        path = getattr(args, option)
-        if path and not Path(path).resolve().parent.is_dir():
-            error(f"--{option}: no folder {Path(path).resolve().parent}")
     try:
+        arguments.check(args, "output", "plot")
         if args.plot:
             import_extra("matplotlib")
         model = models.load(args.model)
@@ -68,10 +62,7 @@ def run(args):
         return 1
     except (OSError, ValueError) as problem:
         error(str(problem))
-    with ExitStack() as stack:
-        if args.threads is not None:
-            stack.enter_context(icecore.threads(args.threads))
-        tick = stack.enter_context(progress(model.weights.config.layers))
+    with arguments.threads(args), progress(model.weights.config.layers) as tick:
         plan = icecore.calibrate(_watched(captures, tick), tolerance=args.tolerance, causal=not model.reads_images)
     plan.save(args.output)
     print(plan)

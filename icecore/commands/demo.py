@@ -2,7 +2,6 @@
 
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 import icecore
 from icecore import nn
+from icecore.commands import arguments
 from icecore.commands.progress import progress
 from icecore.evaluation.texts import manual
 from icecore.nn.extras import import_extra
@@ -31,7 +31,7 @@ def add_arguments(parser):
     parser.add_argument("--tolerance", type=float, default=0.02, help="relative error of attention to aim for (default: 0.02)")
     parser.add_argument("--generate", type=int, default=24, help="tokens of continuation (default: 24)")
     parser.add_argument("--plot", metavar="FILE", help="write a figure of error and time per layer")
-    parser.add_argument("--threads", type=int, help="threads (default: all)")
+    arguments.add_threads(parser)
     parser.set_defaults(parser=parser)
 
 
@@ -59,9 +59,7 @@ def run(args):
         print(error, file=sys.stderr)
         return 1
     tokens = _checked_tokens(args, tokenizer, weights.config, text)
-    with ExitStack() as stack:
-        if args.threads is not None:
-            stack.enter_context(icecore.threads(args.threads))
+    with arguments.threads(args):
         exact, near_far = compare(weights, tokens, args.tolerance, args.generate, with_error=bool(args.plot))
     print(table(exact, near_far, tokens))
     if args.generate:
@@ -86,10 +84,10 @@ def _checked_text(args):
         error(f"--tolerance must be above 0 and below 1, got {args.tolerance}")
     if args.generate < 0:
         error(f"--generate must be at least 0, got {args.generate}")
-    if args.threads is not None and args.threads < 1:
-        error(f"--threads must be at least 1, got {args.threads}")
-    if args.plot and not Path(args.plot).resolve().parent.is_dir():
-        error(f"--plot: no folder {Path(args.plot).resolve().parent}")
+    try:
+        arguments.check(args, "plot")
+    except ValueError as problem:
+        error(str(problem))
     if args.text is None:
         return manual()
     try:

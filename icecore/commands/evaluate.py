@@ -2,11 +2,11 @@
 
 import json
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import icecore
 from icecore._runtime import config
+from icecore.commands import arguments
 from icecore.commands.progress import progress
 from icecore.evaluation import cost, methods, models, pictures, report, texts
 from icecore.evaluation.results import Results
@@ -38,7 +38,7 @@ def add_arguments(parser):
     parser.add_argument("--plot", metavar="FILE", help="write a figure")
     parser.add_argument("--resume", metavar="FILE", help="keep each result in this file as it comes, and do not compute again"
                         " what it holds")
-    parser.add_argument("--threads", type=int, help="threads (default: all)")
+    arguments.add_threads(parser)
     parser.set_defaults(parser=parser)
 
 
@@ -78,9 +78,7 @@ def run(args):
         return 1
     except (OSError, ValueError) as problem:
         error(str(problem))
-    with ExitStack() as stack:
-        if args.threads is not None:
-            stack.enter_context(icecore.threads(args.threads))
+    with arguments.threads(args):
         machine = {"isa": config()["isa active"], "threads": icecore.get_num_threads()}
         records = _evaluate(model, jobs, results)
     found = report.summary(records)
@@ -94,12 +92,7 @@ def run(args):
 
 def _checked_methods(args):
     """The methods that were asked for; ValueError if an argument cannot be right."""
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    for option in ("json", "plot", "resume"):
-        path = getattr(args, option)
-        if path and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"--{option}: no folder {Path(path).resolve().parent}")
+    arguments.check(args, "json", "plot", "resume")
     for option in ("tolerance", "k", "window"):
         value = getattr(args, option)
         if value is not None and not any(option in methods.takes(text.partition(":")[0]) for text in args.method):
