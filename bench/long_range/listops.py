@@ -7,6 +7,8 @@ operator and each digit comes changes from expression to expression, so that med
 their list's value, other tokens for their depth.
 """
 
+from itertools import islice
+
 import numpy as np
 from task import Batch, Task, waves
 
@@ -16,8 +18,10 @@ CLOSE = 10 + len(OPERATORS)  # tokens: the digits, the operators, the closing br
 MOST_DIGITS = 5  # in an inner list; at least 2
 CONTEXT = 2048
 LONGEST = 2000
-#: Until which step of training: shortest and longest.
-STAGES = ((150, 4, 7), (400, 10, 30), (550, 20, 100), (np.inf, 50, 500))
+#: Until which share of training: shortest and longest.
+STAGES = ((0.04, 4, 7), (0.1, 10, 30), (0.2, 20, 100), (0.5, 50, 500), (0.8, 200, 1000), (np.inf, 512, LONGEST))
+MOST = 128  # expressions of a batch of one CPU thread
+LONG = 100  # from here on training asks for medians alone
 TEST_SEED = 2_000_000_000
 
 
@@ -39,29 +43,33 @@ def expression(generator, length, outermost=None):
     lists = generator.uniform(0.5, 1.0)  # share of the outer list's arguments
     if outermost is None:
         outermost = int(generator.integers(len(OPERATORS)))
+    # All at once, as one by one is slow: numbers of digits of lists, which of the arguments are lists, operators, digits
+    counts = iter(generator.integers(2, MOST_DIGITS + 1, size=length).tolist())
+    nested = iter((generator.random(length) < lists).tolist())
+    operators = iter(generator.choice(len(OPERATORS), p=shares, size=length).tolist())
+    digits = iter(generator.choice(10, p=of_digits, size=length).tolist())
     tokens, targets, values = [10 + outermost], [10], []
     while len(tokens) < length - 1:
         room = length - 1 - len(tokens)
-        count = int(generator.integers(2, MOST_DIGITS + 1))
-        if count + 2 <= room and (tokens[1:] or count + 2 < room) and generator.random() < lists:  # at least two arguments
-            operator = int(generator.choice(len(OPERATORS), p=shares))
-            digits = generator.choice(10, p=of_digits, size=count).tolist()
-            values.append(apply(operator, digits))
-            tokens += [10 + operator, *digits, CLOSE]
+        count = next(counts)
+        if next(nested) and count + 2 <= room and (tokens[1:] or count + 2 < room):  # at least two arguments
+            operator, inner = next(operators), list(islice(digits, count))
+            values.append(apply(operator, inner))
+            tokens += [10 + operator, *inner, CLOSE]
             targets += [11] * (count + 1) + [values[-1]]
         else:
-            values.append(int(generator.choice(10, p=of_digits)))
+            values.append(next(digits))
             tokens.append(values[-1])
             targets.append(10)
     return np.array([*tokens, CLOSE]), np.array([*targets, apply(outermost, values)])
 
 
-def training_batch(generator, step, falling, tokens=4096):
-    """Short expressions first; long ones while the learning rate falls."""
-    low, high = (512, LONGEST) if falling else next(stage[1:] for stage in STAGES if step < stage[0])
+def training_batch(generator, progress, size):
+    """Short expressions first."""
+    low, high = next(stage[1:] for stage in STAGES if progress < stage[0])
     length = int(generator.integers(low, high + 1))
-    outermost = MEDIAN if falling else None
-    pairs = [expression(generator, length, outermost) for _ in range(max(1, tokens // length))]
+    outermost = MEDIAN if length > LONG else None
+    pairs = [expression(generator, length, outermost) for _ in range(size * min(MOST, 4096 // length))]
     first = int(generator.integers(CONTEXT - length + 1))  # anywhere in the table, so that all of it is learned
     return Batch(np.array([pair[0] for pair in pairs]), first + np.arange(length), np.array([pair[1] for pair in pairs]))
 

