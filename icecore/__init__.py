@@ -5,6 +5,7 @@ from icecore._attention import AttentionInfo, attention, merge_states
 from icecore._cache import KVCache
 from icecore._calibrate import calibrate
 from icecore._index import Index, SearchResult, Tuning
+from icecore._metric import query_metric
 from icecore._plan import HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads
 
@@ -24,6 +25,7 @@ __all__ = [
     "calibrate",
     "get_num_threads",
     "merge_states",
+    "query_metric",
     "set_isa",
     "set_num_threads",
     "show_config",

@@ -20,6 +20,7 @@ from icecore._arrays import (
     native_view,
     widened,
 )
+from icecore._metric import check_metric, query_metric
 from icecore._runtime import threads_for_call
 
 #: Keys a query sees exactly before and around its own block, when causal and `k` is given.
@@ -121,7 +122,8 @@ def cell_tolerance(tolerance):
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
-              scale=None, attn_mask=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0):
+              scale=None, attn_mask=None, visit=None, metric=None, return_lse=False, return_info=False, out=None,
+              num_threads=None, seed=0):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -166,6 +168,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     visit : int, optional
         With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
         top k.
+    metric : array_like, (H_k, d), optional
+        With k or tolerance: factors of the keys' components under which cells are found and risks are judged; no score
+        changes. Default: `query_metric` of this call's queries. Chunks of one sequence give the same result as the whole if
+        they are given the same metric; ``np.ones((H_k, d))`` is none.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
     return_info : bool, default False
@@ -219,7 +225,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")
     if plan is not None:
         published = None if far_field else far_field
-        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, far_field=published)
+        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, metric=metric, far_field=published)
     sparse = k is not None or tolerance is not None
     window = None if window is None else integer(window, "window", 0)
     sinks = None if sinks is None else integer(sinks, "sinks", 0)
@@ -236,6 +242,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     threads = threads_for_call(num_threads) or 0
     problem = check_problem(query, key, value)
     scale = check_scale(scale, problem.query.shape[-1])
+    metric = check_metric(metric, problem.key.shape[1], problem.key.shape[3])
+    if metric is not None and not sparse:
+        raise ValueError("metric needs k or tolerance")
     mask = check_mask(attn_mask, problem)
     if out is not None:
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
@@ -251,7 +260,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         parts = [(every, every, Settings(
             k, tolerance, far_field, max(8 * k, 1024) if visit is None else visit,
             (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None,
-            sinks if sinks is not None else DEFAULT_SINKS if causal else 0,
+            sinks if sinks is not None else DEFAULT_SINKS if causal else 0, metric=metric,
         ))]
 
     result = native_result(out, problem)
@@ -284,7 +293,7 @@ class Settings:
 
     head_tolerance : ndarray of float32 (H,), what `cell_tolerance` gives for each query head; `tolerance` is then their mean.
     head_cell_size : ndarray of int64 (H_k,), of each key head; `cell_size` is then their mean.
-    metric : ndarray of float32 (H_k, d), as in icecore.h.
+    metric : ndarray of float32 (H_k, d), as in icecore.h; None: that of the queries.
     """
 
     k: int | None
@@ -305,7 +314,7 @@ def check_plan(plan, **others):
         raise TypeError(f"plan must be a LayerPlan, plan[layer] of what calibrate returns, got {type(plan).__name__}")
     given = [f"{name}={value}" for name, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"plan replaces k, tolerance, window, sinks and visit; got {', '.join(given)}")
+        raise ValueError(f"plan replaces k, tolerance, window, sinks, visit and metric; got {', '.join(given)}")
 
 
 def _mask_of(attn_mask, heads):
@@ -390,8 +399,9 @@ class _Call:
             seconds = np.empty(2)
         rounding = s.far_field and rounds(s.tolerance)
         risk = 0.0 if s.tolerance is None else cell_tolerance(s.tolerance)
+        metric = query_metric(self.problem.query, self.problem.key.shape[1]) if s.metric is None else s.metric
         _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
-                                risk, s.head_tolerance, s.metric, bool(rounding), s.window or 1, s.cell_size,
+                                risk, s.head_tolerance, metric, bool(rounding), s.window or 1, s.cell_size,
                                 s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, self.threads)
         split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if self.return_info else None
         return "near_far", near, mass, bound, summaries, split
@@ -407,7 +417,8 @@ class _Call:
         else:
             risk = None if s.tolerance is None else cell_tolerance(s.tolerance)
             out, lse, near, mass = reference.near_far_attention(
-                p.query, p.key, p.value, k=s.k, risk=risk if s.head_tolerance is None else s.head_tolerance, metric=s.metric,
+                p.query, p.key, p.value, k=s.k, risk=risk if s.head_tolerance is None else s.head_tolerance,
+                metric=query_metric(p.query, p.key.shape[1]) if s.metric is None else s.metric,
                 far_field=s.far_field, block=s.window or 1, visit=s.visit, seed=self.seed,
                 cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
             )

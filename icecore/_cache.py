@@ -15,9 +15,7 @@ from icecore._arrays import (
     check_out,
     check_scale,
     integer,
-    narrowed,
     native_view,
-    widened,
 )
 from icecore._attention import (
     CELL_SIZE,
@@ -29,6 +27,7 @@ from icecore._attention import (
     check_plan,
     check_tolerance,
 )
+from icecore._metric import check_metric
 from icecore._plan import LayerPlan
 from icecore._runtime import threads_for_call
 
@@ -38,11 +37,13 @@ DEFAULT_TOLERANCE = 0.02
 #: Of the core.
 LARGEST_WINDOW = 2**31
 #: The constructor's arguments, which a file holds.
-PARAMETERS = ("num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "plan", "window", "sinks", "seed", "batch")
+PARAMETERS = (
+    "num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "plan", "window", "sinks", "metric", "seed", "batch",
+)
 #: Arrays of a file that are rows of keys, or of values.
 _KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
 _VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
-FILE = _array_file.Format("icecore.cache", "a cache", 1, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
+FILE = _array_file.Format("icecore.cache", "a cache", 2, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
 
 
 class KVCache:
@@ -74,6 +75,9 @@ class KVCache:
         At least so many of the last tokens, and at most twice as many, are attended exactly. Default 512.
     sinks : int
         First tokens that always are. Default 16.
+    metric : array_like, (num_kv_heads, dim), optional
+        As in `attention`: ``query_metric(queries, num_kv_heads)`` of a prompt, say, or of any text the model has read. Default
+        none: what a cache gives does not depend on the order in which queries come.
     seed : int
         Of the cells. The same tokens in the same cache give the same bits for any number of threads.
     batch : int, optional
@@ -104,8 +108,10 @@ class KVCache:
     """
 
     def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, plan=None,
-                 window=None, sinks=None, seed=0, batch=None):
-        self._set(_check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, seed, batch))
+                 window=None, sinks=None, metric=None, seed=0, batch=None):
+        self._set(_check_parameters(
+            num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, metric, seed, batch,
+        ))
         self._sequences = [_native.Cache.create(*self._native_parameters()) for _ in range(self.batch or 1)]
 
     def _set(self, parameters):
@@ -163,8 +169,6 @@ class KVCache:
             raise TypeError(f"values has dtype {values.dtype}, but keys has {keys.dtype}; expected one dtype")
         if values.shape[2] != keys.shape[2]:
             raise ValueError(f"values has shape {values.shape}, but keys has {keys.shape}; expected as many tokens")
-        if self._metric is not None:
-            keys = _multiplied(keys, self._metric)
         dtype, keys, values, before = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values), len(self)
         try:
             for i, sequence in enumerate(self._sequences):
@@ -172,7 +176,7 @@ class KVCache:
         except BaseException:
             for sequence in self._sequences:
                 if sequence.state()["length"] > before:
-                    sequence.truncate(before, 1)
+                    sequence.truncate(before, self._metric, 1)
             raise
 
     def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
@@ -228,14 +232,11 @@ class KVCache:
         result = np.empty((*shape, self.value_dim), queries.dtype)
         lse = np.empty(shape, np.float32) if return_lse else None
         info = [np.empty(shape, dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)] if return_info else [None] * 4
-        if self._metric is not None:
-            queries = _multiplied(queries, 1 / np.repeat(self._metric, heads // self.num_kv_heads, axis=0))
         dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
-                            *(None if a is None else a[one] for a in info), self._head_tolerance,
-                            threads)
+                            *(None if a is None else a[one] for a in info), self._head_tolerance, self._metric, threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -267,7 +268,7 @@ class KVCache:
             expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
             raise ValueError(f"n={n} would leave evicted tokens; expected {expected}")
         for sequence in self._sequences:
-            sequence.truncate(n, threads)
+            sequence.truncate(n, self._metric, threads)
 
     def evict(self, before):
         """Forget tokens before token `before`, the sinks aside: a sliding history.
@@ -382,6 +383,8 @@ class KVCache:
         parameters = {name: getattr(self, name) for name in PARAMETERS}
         if self.plan is not None:
             parameters |= {"plan": self.plan.content(), "tolerance": None, "window": None, "sinks": None}
+        elif self.metric is not None:
+            parameters["metric"] = self.metric.tolist()
         return parameters
 
     def _give(self, take):
@@ -432,7 +435,7 @@ def _unpickle(cls, data):
     return cls._read(np.frombuffer(bytearray(data), np.uint8), "pickled data", own=True)
 
 
-def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, seed, batch):
+def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, metric, seed, batch):
     """The constructor's arguments, checked, and what of a plan the core wants: attributes of a cache."""
     num_kv_heads, dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
     value_dim = dim if value_dim is None else integer(value_dim, "value_dim", 1)
@@ -441,11 +444,12 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, w
             raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    cell_size = head_tolerance = metric = None
+    cell_size = head_tolerance = None
+    in_force = metric = check_metric(metric, num_kv_heads, dim)
     if plan is not None:
-        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks)
+        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, metric=metric)
         plan.check(plan.query_heads, num_kv_heads, dim, True)
-        window, cell_size, head_tolerance, metric = plan.for_cache()
+        window, cell_size, head_tolerance, in_force = plan.for_cache()
         tolerance = plan.tolerance
     window, sinks = DEFAULT_WINDOW if window is None else window, DEFAULT_SINKS if sinks is None else sinks
     k, tolerance = check_k(k), check_tolerance(tolerance)
@@ -460,17 +464,10 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, w
     integer(seed, "seed", 0)
     return {
         "num_kv_heads": num_kv_heads, "dim": dim, "value_dim": value_dim, "dtype": dtype, "k": k, "tolerance": tolerance,
-        "plan": plan, "window": window, "sinks": sinks, "seed": operator.index(seed) % 2**64,
+        "plan": plan, "window": window, "sinks": sinks, "metric": metric, "seed": operator.index(seed) % 2**64,
         "batch": None if batch is None else integer(batch, "batch", 1),
-        "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance, "_metric": metric,
+        "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance, "_metric": in_force,
     }
-
-
-def _multiplied(array, metric):
-    """`array` (batch, heads, tokens, dim) times `metric` (heads, dim), powers of two, in its own dtype."""
-    if array.dtype == np.float32:
-        return array * metric[:, None]
-    return narrowed(widened(array) * metric[:, None], array.dtype)
 
 
 class _Outputs:

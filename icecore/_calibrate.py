@@ -9,7 +9,8 @@ import numpy as np
 from icecore import _cost_model
 from icecore._arrays import check_problem, check_scale, integer, widened
 from icecore._attention import DEFAULT_SINKS, Settings, _Call, attention, cell_tolerance, check_tolerance, rounds
-from icecore._plan import LARGEST_EXPONENT, LEAST_TOLERANCE, LOOSEST_TOLERANCE, HeadPlan, LayerPlan, Plan
+from icecore._metric import query_metric
+from icecore._plan import LEAST_TOLERANCE, LOOSEST_TOLERANCE, HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads
 
 #: What is tried for each key head: windows (causal), keys per cell, and tolerances as multiples of the plan's.
@@ -41,7 +42,7 @@ class _Layer:
     key_heads: int
     group: int
     size: np.ndarray      # (query heads, 2): sums of |exact|
-    metric: np.ndarray    # (key heads, dim) exponents
+    metric: np.ndarray    # (key heads, dim) exponents of two
     options: list         # of each key head: list of _Option
     exact_seconds: float
 
@@ -114,19 +115,11 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     return _choose(measured, tolerance, bool(causal), length)
 
 
-def metric_of(query, key_heads):
-    """(key_heads, d) exponents of two: root mean squares of the queries' components, relative to their geometric mean."""
-    squares = np.square(query.astype(np.float32)).reshape(key_heads, -1, query.shape[-1]).mean(axis=1, dtype=np.float64)
-    exponents = 0.5 * np.log2(np.maximum(squares, 1e-30))
-    exponents -= exponents.mean(axis=1, keepdims=True)
-    return np.clip(np.round(exponents), -LARGEST_EXPONENT, LARGEST_EXPONENT).astype(int)
-
-
 def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_alone):
     key_heads, group = len(key), len(query) // max(len(key), 1)
     samples = [(query[:, rows], key[:, :end], value[:, :end]) for rows, end in _samples(query.shape[1], key.shape[1], causal)]
     exact = np.concatenate([attention(*sample, causal=causal) for sample in samples], axis=1)
-    exponents, halves = metric_of(query, key_heads), _halves(exact.shape[1])
+    exponents, halves = np.log2(query_metric(query, key_heads)), _halves(exact.shape[1])
     size, share = np.linalg.norm(exact, axis=-1) @ halves, query.shape[1] / exact.shape[1]
     tried = [max(min(tolerance * factor, LOOSEST_TOLERANCE), LEAST_TOLERANCE) for factor in TOLERANCES]
     threads, model = get_num_threads(), _cost_model.model_in_force()

@@ -19,8 +19,6 @@ from icecore import _native, _tuning_file
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 #: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
 MARGIN = 1.1
-#: Keys of the largest segments, unless a block has more (stack.h).
-LARGEST_SEGMENT = 32768
 
 
 @dataclass(frozen=True)
@@ -185,6 +183,22 @@ def expected_nodes(sealed, k, tolerance, cell_size):
     return sealed / cell_size * (1 / 16 + 1 - np.exp(-expanded))
 
 
+def sealed_sizes(first, last, block):
+    """Keys of each segment that is built for a stack of `first` blocks and, from it, of `first` + 1 to `last` (stack.h)."""
+    from icecore.reference.near_far import LARGEST_SEGMENT, MERGED_AT_ONCE, sealed_ranges
+
+    count = np.arange(first + 1, last + 1)
+    ending, waited, size = np.ones(last - first, np.int64), [], 2  # the segment of the newest block; pairs that have waited
+    while size * block <= LARGEST_SEGMENT:
+        at_once = size * block <= MERGED_AT_ONCE
+        ending[(count % size == 0) & (at_once | (count >= 4 * size))] = size
+        if not at_once:
+            waited += [size for place in (0, 2, 4) if first < (7 * size // 2 | 1) + place <= last]
+        size *= 2
+    begun = [end - begin for begin, end in sealed_ranges(first, block, 0)]
+    return np.array([*begun, *block * ending, *(block * each for each in waited)])
+
+
 def stores_bfloat16(bfloat16, rounding):
     """Whether near/far attention multiplies bfloat16: given as such or rounded, where the machine can."""
     return (bfloat16 or rounding) and _native.isa() in NATIVE_BFLOAT16
@@ -206,13 +220,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         blocks = np.maximum(block - 1, 0)  # sealed for them
         sealed = np.maximum(blocks * window - sinks, 0)
         pairs = visible * (keys - visible) + visible * (visible + 1) / 2
-        # segments as in a binary counter: those of the first block's queries, then the one that each further block completes
-        first, largest = int(blocks[0]), 1
-        while 2 * largest * window <= LARGEST_SEGMENT:
-            largest *= 2
-        begun = [largest] * (first // largest) + [1 << bit for bit in range(largest.bit_length() - 1) if first >> bit & 1]
-        completed = np.minimum(blocks & -blocks, largest)[1:][np.diff(blocks) > 0]
-        segments = window * np.concatenate([np.array(begun, np.int64), completed])
+        segments = sealed_sizes(int(blocks[0]), int(blocks[-1]), window)
     else:
         seeing, sealed, pairs = np.array([queries]), np.array([max(keys - sinks, 0)]), queries * keys
         segments = sealed

@@ -19,12 +19,11 @@ from icecore._attention import (
     check_tolerance,
     rounds,
 )
+from icecore._metric import LARGEST_EXPONENT
 
 FORMAT = 1
 #: In a cache, what heads get whose path is exact, or the window alone: all is opened, or hardly anything.
 LEAST_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
-#: Exponents of the metric stay within this: float16 keys must not overflow.
-LARGEST_EXPONENT = 6
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class HeadPlan:
         Keys per cell, on average.
     tolerances : tuple of float
         Of each query head; where the path is not near/far they are not used.
-    metric : tuple of int
-        Exponents of two, one a component: key components are multiplied and query components divided by those powers, which
-        changes no score, and cells are those of the multiplied keys. From the root mean square of the queries' components.
+    metric : tuple of float
+        Exponents of two, one a component, of what `query_metric` gave for the captured queries.
     """
 
     path: str
@@ -59,8 +57,8 @@ class HeadPlan:
             integer(self.window, "window", 1)
         integer(self.cell_size, "cell_size", 1)
         object.__setattr__(self, "tolerances", tuple(map(check_tolerance, self.tolerances)))
-        object.__setattr__(self, "metric", tuple(int(exponent) for exponent in self.metric))
-        if any(abs(exponent) > LARGEST_EXPONENT for exponent in self.metric):
+        object.__setattr__(self, "metric", tuple(float(exponent) for exponent in self.metric))
+        if not all(abs(exponent) <= LARGEST_EXPONENT for exponent in self.metric):
             raise ValueError(f"metric must have exponents within {LARGEST_EXPONENT} of 0, got {self.metric}")
 
     def settings(self, causal, tolerance):

@@ -350,7 +350,7 @@ cdef class Cache:
 
     def attend(self, int dtype, const element[:, :, :, :] query, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
                int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass, float[:, :, ::1] missed_bound,
-               int32_t[:, :, ::1] summaries, const float[::1] head_tolerance, int threads):
+               int32_t[:, :, ::1] summaries, const float[::1] head_tolerance, const float[:, ::1] metric, int threads):
         """(1, query heads, queries, dim) and (1, query heads, queries, value_dim)."""
         cdef icecore_attention p
         cdef icecore_near_far report
@@ -366,15 +366,17 @@ cdef class Cache:
         report.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
         report.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
         report.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
+        report.metric = &metric[0, 0] if metric is not None else NULL
         cdef icecore_status status
         with nogil:
             status = icecore_cache_attend(self.cache, &p, &report)
         check(status)
 
-    def truncate(self, int64_t length, int threads):
+    def truncate(self, int64_t length, const float[:, ::1] metric, int threads):
+        cdef const float *of_heads = &metric[0, 0] if metric is not None else NULL
         cdef icecore_status status
         with nogil:
-            status = icecore_cache_truncate(self.cache, length, threads)
+            status = icecore_cache_truncate(self.cache, length, of_heads, threads)
         check(status)
 
     def evict(self, int64_t before):

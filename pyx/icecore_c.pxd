@@ -99,7 +99,7 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
                                         int64_t count) nogil
     icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report) nogil
-    icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads) nogil
+    icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, const float *metric, int threads) nogil
     icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
     icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result) nogil
     icecore_cache_state icecore_cache_get(icecore_cache *cache) nogil

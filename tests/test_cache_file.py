@@ -320,7 +320,7 @@ def test_parameters_that_do_not_fit(small, name, value):
 
 
 def test_other_versions(small):
-    refuses(resealed(small, lambda header: header["__metadata__"].update(version="2")), "of version '2'; .* reads version 1")
+    refuses(resealed(small, lambda header: header["__metadata__"].update(version="1")), "of version '1'; .* reads version 2")
 
 
 # ---- Files made to harm: the checksums are right ----

@@ -199,12 +199,38 @@ def test_sealed_ranges(blocks, sinks, expected):
     assert sealed_ranges(blocks, 10, sinks) == expected
 
 
+@pytest.mark.parametrize(
+    ("blocks", "sizes"),
+    [(6, [1] * 6), (7, [2, 1, 1, 1, 1, 1]), (8, [2, 1, 1, 1, 1, 2]), (11, [2, 2, 2, 2, 2, 1]), (15, [4, 2, 2, 2, 2, 2, 1])],
+)
+def test_large_pairs_wait(blocks, sizes):
+    ends = 2000 * np.cumsum(sizes)
+    assert sealed_ranges(blocks, 2000, 0) == list(zip([0, *ends[:-1]], ends, strict=True))
+
+
 def test_segments_stop_growing_at_the_largest_size():
     largest = 10 * 2**11  # the largest power of two of blocks of 10 within 32768 keys
-    assert sealed_ranges(2 * 2**11 + 3, 10, 4) == [
-        (4, largest), (largest, 2 * largest), (2 * largest, 2 * largest + 20), (2 * largest + 20, 2 * largest + 30),
+    assert sealed_ranges(8 * 2**11 + 3, 10, 4) == [
+        (4, largest), *((i * largest, (i + 1) * largest) for i in range(1, 8)), (8 * largest, 8 * largest + 20),
+        (8 * largest + 20, 8 * largest + 30),
     ]
     assert sealed_ranges(2, 40000, 0) == [(0, 40000), (40000, 80000)]
+
+
+@given(st.integers(0, 600), st.sampled_from([1, 10, 100, 512, 768, 3000, 40000]))
+def test_a_stack_grows_by_its_last_segment_and_at_most_one_pair(blocks, block):
+    old, new = sealed_ranges(blocks, block, 0), sealed_ranges(blocks + 1, block, 0)
+    assert [first for first, _ in new] == [0, *(end for _, end in new[:-1])]
+    assert new[-1][1] == (blocks + 1) * block
+    added = [each for each in new if each not in old]
+    assert new[-1] in added
+    assert len(added) <= 2
+    # each is made of old segments and the new block
+    assert {first for first, _ in added} <= {first for first, _ in old} | {blocks * block}
+    if len(added) == 2:
+        assert added[1][1] - added[1][0] == block
+    if (blocks + 1) * block >= 8192:
+        assert all(end - first <= max(block, (blocks + 1) * block * 2 / 7) for first, end in added)
 
 
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(0, 60))

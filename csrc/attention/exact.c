@@ -46,7 +46,7 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     int64_t first_row = tile * ICE_PANEL, rest = ice_query_rows(p) - first_row;
     ice_panel panel;
     ice_panel_begin(&panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
-                    rest < ICE_PANEL ? (int)rest : ICE_PANEL, NULL, scratch);
+                    rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
     ice_visible visible = ice_panel_visible(&panel);
     ice_panel_attend(&panel, 0, visible.sink_end);
     ice_panel_attend(&panel, visible.begin, visible.end);

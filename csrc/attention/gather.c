@@ -119,7 +119,7 @@ static void copy_rows(const ice_panel *panel, const void *const *rows, int64_t c
 static void attend_by_panel(const gather_call *call, gather_block *block, int64_t first_row, int64_t rows, void *scratch) {
     const icecore_attention *p = call->problem;
     ice_panel panel;
-    ice_panel_begin(&panel, p, call->kernels, block->batch, block->key_head, first_row, (int)rows, NULL, scratch);
+    ice_panel_begin(&panel, p, call->kernels, block->batch, block->key_head, first_row, (int)rows, scratch);
     while (next_block(block)) {
         copy_rows(&panel, block->keys, block->count, p->dim, panel.keys);
         copy_rows(&panel, block->values, block->count, p->value_dim, panel.values);

@@ -68,9 +68,10 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .skip = p->sinks,
         .block = call->options->block,
         .cell_size = cell_size_of(call->options, head % p->key_heads),
+        .metric = ice_metric_of(call->options, p, head % p->key_heads),
         .seed = call->options->seed,
     };
-    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, stack);
+    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, 0, stack);
 }
 
 static void seal_task(near_far_call *call, int64_t number, int64_t head, int cancelled) {
@@ -170,31 +171,28 @@ static int64_t plan_steps(near_far_call *call) {
     return task + call->heads * call->step[call->steps - 1].tiles;
 }
 
-/* ---- Copies of keys and values: rounded to bfloat16, keys multiplied by the metric ---- */
+/* ---- Copies of keys and values, rounded to bfloat16 ---- */
 
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
-    const float *metric;       /* NULL, or key_heads x dim */
     icecore_dtype dtype;       /* of the copies */
     char *keys, *values;
 } copying;
 
 #define COPIED_ROWS 256
 
-static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, int64_t head, int64_t first, const float *factor,
-                      char *target) {
+static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, int64_t head, int64_t first, char *target) {
     const icecore_attention *p = c->problem;
     const int64_t end = first + COPIED_ROWS < p->keys ? first + COPIED_ROWS : p->keys;
     const size_t bytes = (size_t)width * ice_element_size(c->dtype);
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = first; j < end; j++) {
         const void *row = ice_address(tensor, p->key_dtype, head / p->key_heads, head % p->key_heads, j);
-        if (factor || p->key_dtype != ICECORE_FLOAT32) {
+        if (p->key_dtype != ICECORE_FLOAT32) {
             c->kernels->to_float32(p->key_dtype, row, buffer, width);
             row = buffer;
         }
-        for (int64_t t = 0; factor && t < width; t++) buffer[t] *= factor[t];
         c->kernels->from_float32(c->dtype, row, target + (size_t)(head * p->keys + j) * bytes, width);
     }
 }
@@ -204,18 +202,18 @@ static void copy_task(void *context, int64_t index, void *scratch) {
     const icecore_attention *p = c->problem;
     const int64_t heads = p->batch * p->key_heads, head = index % heads, first = index / heads * COPIED_ROWS;
     if (!scratch) return;
-    copy_rows(c, &p->key, p->dim, head, first, c->metric ? c->metric + head % p->key_heads * p->dim : NULL, c->keys);
-    copy_rows(c, &p->value, p->value_dim, head, first, NULL, c->values);
+    copy_rows(c, &p->key, p->dim, head, first, c->keys);
+    copy_rows(c, &p->value, p->value_dim, head, first, c->values);
 }
 
 /* The same problem on copies of its keys and values. */
-static icecore_status copy_problem(const icecore_attention *p, const ice_kernels *kernels, const float *metric, icecore_dtype dtype,
+static icecore_status copy_problem(const icecore_attention *p, const ice_kernels *kernels, icecore_dtype dtype,
                                    icecore_attention *copied, char **copies) {
     const int64_t heads = p->batch * p->key_heads;
     const size_t element = ice_element_size(dtype);
     *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), element);
     if (!*copies) return ICECORE_ERROR_MEMORY;
-    copying c = {p, kernels, metric, dtype, *copies, *copies + (size_t)(heads * p->keys * p->dim) * element};
+    copying c = {p, kernels, dtype, *copies, *copies + (size_t)(heads * p->keys * p->dim) * element};
     *copied = *p;
     copied->key_dtype = dtype;
     copied->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
@@ -234,7 +232,7 @@ static icecore_status attend(const icecore_attention *problem, const icecore_nea
     if (call.step && call.sealed) {
         int64_t tasks = plan_steps(&call);
         const int64_t cell_size = least_cell_size(options, problem->key_heads);
-        int64_t nodes = ice_stack_most_nodes(problem->keys, problem->causal ? options->block : 1, cell_size);
+        int64_t nodes = ice_stack_most_nodes(problem->keys, cell_size);
         size_t bytes = ice_treecode_bytes(problem, options, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, &call);
         if (options->seconds) {
@@ -272,8 +270,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (options->rounding) used.key_dtype = ICECORE_BFLOAT16;
     const icecore_dtype dtype = ice_panel_dtype(&used, kernels);
     used.key_dtype = problem->key_dtype;
-    if (options->metric || (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype))
-        status = copy_problem(problem, kernels, options->metric, dtype, &used, &copies);
+    if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype) status = copy_problem(problem, kernels, dtype, &used, &copies);
     if (status == ICECORE_OK) status = attend(&used, &clipped, kernels);
     ice_free(copies);
     return status;

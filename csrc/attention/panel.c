@@ -26,7 +26,7 @@ size_t ice_panel_bytes(const icecore_attention *p) {
 }
 
 void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch, int64_t key_head,
-                     int64_t first_row, int lanes, const float *divisor, void *scratch) {
+                     int64_t first_row, int lanes, void *scratch) {
     char *free_space = scratch;
     *panel = (ice_panel){.problem = p, .kernels = kernels, .batch = batch, .key_head = key_head, .first_row = first_row,
                          .lanes = lanes};
@@ -49,7 +49,6 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
             ice_row row = ice_row_at(p, batch, key_head, first_row + lane);
             panel->visible[lane] = ice_visible_keys(p, row.query);
             ice_load_query(p, kernels, row, 1.0f, query);
-            for (int64_t t = 0; divisor && t < p->dim; t++) query[t] /= divisor[t];
         } else {
             panel->visible[lane] = panel->visible[lanes - 1];
         }

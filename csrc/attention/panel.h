@@ -32,10 +32,9 @@ static inline icecore_dtype ice_panel_dtype(const icecore_attention *problem, co
 
 size_t ice_panel_bytes(const icecore_attention *problem);
 
-/* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row.  divisor: NULL, or what the components of
- * each query are divided by (dim). */
+/* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row. */
 void ice_panel_begin(ice_panel *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch, int64_t key_head,
-                     int64_t first_row, int lanes, const float *divisor, void *scratch);
+                     int64_t first_row, int lanes, void *scratch);
 
 /* The keys that any row of the panel may see: the union of the rows' ranges. */
 ice_visible ice_panel_visible(const ice_panel *panel);

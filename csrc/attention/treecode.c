@@ -55,7 +55,7 @@ typedef struct {
     float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
     float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
     const void **visited_value;
-    float spread[ICE_PANEL];           /* scale^2 |q|^2 */
+    float spread[ICE_PANEL];           /* scale^2 |q|^2, q divided by the metric */
     float far[ICE_PANEL];              /* of the panel's sum */
     float bound[ICE_PANEL], bound_maximum[ICE_PANEL];   /* missed_bound: the most that the far field can stand for */
     float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
@@ -443,7 +443,7 @@ static void count_dropped(treecode *t, int lane) {
 
 /* ---- Step 5 ---- */
 
-/* No key of a node scores higher than its mean by more than |query| times the radius. */
+/* No key of a node scores higher than its mean by more than |query| times the radius, both in the metric. */
 static void bound_far_field(treecode *t) {
     float norm[ICE_PANEL], correction[ICE_PANEL], *most = t->panel.scores;
     for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
@@ -518,15 +518,16 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     treecode *t = lay_out(p, options, stack, scratch, &rest);
     ice_panel *panel = &t->panel;
     t->kernels = kernels;
-    const float *metric = options->metric ? options->metric + head % p->key_heads * p->dim : NULL;
-    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, metric, rest);
+    const float *metric = ice_metric_of(options, p, head % p->key_heads);
+    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
     memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         float *query = t->query + lane * p->dim;
         double squared = 0.0;
         for (int64_t i = 0; i < p->dim; i++) {
             query[i] = panel->queries[i * ICE_PANEL + lane];
-            squared += (double)query[i] * query[i];
+            double component = metric ? (double)query[i] / metric[i] : query[i];
+            squared += component * component;
             if (panel->query_pairs) t->rounded[lane * p->dim + i] = panel->query_pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2];
         }
         t->spread[lane] = (float)(squared * ICE_LN_2 * ICE_LN_2);   /* back from log2 units */

@@ -21,6 +21,11 @@ static inline int ice_all_positive(const float *numbers, int64_t count) {
     return 1;
 }
 
+/* The metric of a key head, or NULL. */
+static inline const float *ice_metric_of(const icecore_near_far *options, const icecore_attention *problem, int64_t key_head) {
+    return options->metric ? options->metric + key_head * problem->dim : NULL;
+}
+
 /* Scratch of one panel over at most `nodes` cells and parents. */
 size_t ice_treecode_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t nodes);
 

@@ -17,9 +17,9 @@ typedef struct {
 static void seal_task(void *context, int64_t head, void *scratch) {
     attend_call *call = context;
     if (!scratch) return;
-    icecore_status status = ice_cache_seal(call->cache, head, call->blocks);
+    icecore_status status = ice_cache_seal(call->cache, call->options.metric, head, call->blocks);
     if (status == ICECORE_OK) status = ice_cache_fit_means(call->cache, head);
-    if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, head);
+    if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, call->options.metric, head);
     if (status != ICECORE_OK) atomic_store(&call->status, (int)status);
 }
 
@@ -47,7 +47,7 @@ static void seal_and_attend_task(void *context, int64_t head, void *scratch) {
 static int64_t most_nodes(const icecore_cache *c, int64_t blocks) {
     int64_t most = 0;
     for (int64_t h = 0; h < c->options.heads; h++) {
-        if (c->head[h].sealed < blocks) return ice_stack_most_nodes(blocks * c->options.block, c->options.block, c->options.cell_size);
+        if (c->head[h].sealed < blocks) return ice_stack_most_nodes(blocks * c->options.block, c->options.cell_size);
         if (c->head[h].stack->nodes > most) most = c->head[h].stack->nodes;
     }
     return most;
@@ -94,12 +94,12 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     icecore_status status = ice_check_problem(p);
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     const int64_t first = c->length - p->queries;
-    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads)) return ICECORE_ERROR_VALUE;
+    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads) || !ice_all_positive(report->metric, o->heads * o->dim))
+        return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
         if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
     call.options.near_keys = o->near_keys;
     call.options.cell_tolerance = o->cell_tolerance;
-    call.options.metric = NULL;
     call.options.far_field = 1;
     for (int64_t position = first; position < c->length && status == ICECORE_OK;) {
         int64_t end = (position / o->block + 1) * o->block;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "attention/treecode.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -27,7 +28,7 @@ icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cach
     icecore_status status = c->head ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (c->head) memset(c->head, 0, (size_t)o->heads * sizeof *c->head);
     const ice_source nothing = {.block = o->block};
-    for (int64_t h = 0; h < o->heads && status == ICECORE_OK; h++) status = ice_stack_seal(&nothing, 0, NULL, NULL, &c->head[h].stack);
+    for (int64_t h = 0; h < o->heads && status == ICECORE_OK; h++) status = ice_stack_seal(&nothing, 0, NULL, NULL, 0, &c->head[h].stack);
     if (status == ICECORE_OK) *result = c;
     else icecore_cache_free(c);
     return status;
@@ -37,7 +38,7 @@ void icecore_cache_free(icecore_cache *c) {
     if (!c) return;
     for (int64_t h = 0; c->head && h < c->options.heads; h++) {
         ice_stack_free(c->head[h].stack);
-        ice_pending_release(c->head[h].pending);
+        ice_cache_drop_pending(&c->head[h], INT64_MAX, 0);
     }
     ice_free(c->head);
     ice_open_rows_release(c->sinks, 1);
@@ -55,7 +56,8 @@ static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
         status = ice_stack_share(c->head[h].stack, &stack);
         if (status != ICECORE_OK) break;
         ice_stack_free(copy->head[h].stack);
-        copy->head[h] = (ice_cache_head){stack, c->head[h].sealed, ice_pending_share(c->head[h].pending)};
+        copy->head[h] = (ice_cache_head){.stack = stack, .sealed = c->head[h].sealed};
+        for (int i = 0; i < ICE_NEXT_RANGES; i++) copy->head[h].pending[i] = ice_pending_share(c->head[h].pending[i]);
     }
     if (status != ICECORE_OK) {
         icecore_cache_free(copy);
@@ -184,7 +186,7 @@ icecore_status ice_cache_fit_means(icecore_cache *c, int64_t head) {
     return ICECORE_OK;
 }
 
-ice_source ice_cache_source(const icecore_cache *c, int64_t head) {
+ice_source ice_cache_source(const icecore_cache *c, const float *metric, int64_t head) {
     const icecore_cache_options *o = &c->options;
     const int64_t origin = c->open ? c->open->first : 0;
     return (ice_source){
@@ -193,26 +195,28 @@ ice_source ice_cache_source(const icecore_cache *c, int64_t head) {
         .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
         .skip = first_in_cells(c), .block = o->block, .cell_size = o->cell_size, .seed = o->seed,
+        .metric = metric ? metric + head * o->dim : NULL,
     };
 }
 
-icecore_status ice_cache_seal(icecore_cache *c, int64_t head, int64_t blocks) {
+icecore_status ice_cache_seal(icecore_cache *c, const float *metric, int64_t head, int64_t blocks) {
     ice_cache_head *h = &c->head[head];
     if (h->sealed >= blocks) return ICECORE_OK;
-    const ice_source source = ice_cache_source(c, head);
-    ice_stacked ready = {0};
+    const ice_source source = ice_cache_source(c, metric, head);
+    ice_stacked ready[ICE_NEXT_RANGES] = {{0}};
     ice_stack *stack;
     icecore_status status = ICECORE_OK;
-    if (h->pending) {
-        ready = (ice_stacked){h->pending->first, h->pending->end, NULL};
-        if (blocks == h->sealed + 1) status = ice_pending_finish(h->pending, &ready.segment);
+    for (int i = 0; i < ICE_NEXT_RANGES && blocks == h->sealed + 1 && status == ICECORE_OK; i++) {
+        if (!h->pending[i]) continue;
+        ready[i] = (ice_stacked){h->pending[i]->first, h->pending[i]->end, NULL};
+        status = ice_pending_finish(h->pending[i], &ready[i].segment);
     }
-    if (status == ICECORE_OK) status = ice_stack_seal(&source, blocks, h->stack, ready.segment ? &ready : NULL, &stack);
-    icecore_segment_free(ready.segment);
+    if (status == ICECORE_OK) status = ice_stack_seal(&source, blocks, h->stack, ready, ICE_NEXT_RANGES, &stack);
+    for (int i = 0; i < ICE_NEXT_RANGES; i++) icecore_segment_free(ready[i].segment);
     if (status != ICECORE_OK) return status;
     ice_stack_free(h->stack);
-    ice_pending_release(h->pending);
-    *h = (ice_cache_head){stack, blocks, NULL};
+    ice_cache_drop_pending(h, INT64_MAX, 0);
+    *h = (ice_cache_head){.stack = stack, .sealed = blocks};
     return ICECORE_OK;
 }
 
@@ -230,37 +234,48 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->open = own;
 }
 
-icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
+icecore_status ice_cache_prepare(icecore_cache *c, const float *metric, int64_t head) {
     const int64_t block = c->options.block, offset = (c->length - 1) % block;
     /* heads one after another, so that their larger steps do not coincide; ready with a sixteenth of the block to spare */
     const int64_t begin = head * block / (16 * c->options.heads), ready = block - block / 16;
     ice_cache_head *h = &c->head[head];
-    int64_t first, end;
-    ice_stack_next_range(h->sealed, block, &first, &end);
-    if (end > c->length || end <= first_in_cells(c) || offset < begin) return ICECORE_OK;
-    if (!h->pending) {
-        const ice_source source = ice_cache_source(c, head);
-        icecore_status status = ice_pending_begin(&source, h->stack, c->open, first, end, &h->pending);
+    if ((h->sealed + 1) * block > c->length || offset < begin) return ICECORE_OK;
+    ice_stacked next[ICE_NEXT_RANGES];
+    const int count = ice_stack_next_ranges(h->sealed, block, next);
+    for (int i = 0; i < count; i++) {
+        if (next[i].end <= first_in_cells(c)) continue;
+        ice_pending **pending = &h->pending[i];
+        icecore_status status = ICECORE_OK;
+        if (!*pending) {
+            const ice_source source = ice_cache_source(c, metric, head);
+            status = ice_pending_begin(&source, h->stack, c->open, next[i].first, next[i].end, pending);
+            if (status == ICECORE_OK) (*pending)->begun = offset;
+        }
+        if (status == ICECORE_OK) {
+            const int64_t begun = (*pending)->begun;
+            const double left = ready > begun ? (double)(ready - offset) / (double)(ready - begun + 1) : 0.0;
+            status = ice_pending_step(*pending, left > 0.0 ? (int64_t)(left * (double)(*pending)->total) : 0);
+        }
         if (status != ICECORE_OK) return status;
-        h->pending->begun = offset;
     }
-    const int64_t begun = h->pending->begun;
-    const double left = ready > begun ? (double)(ready - offset) / (double)(ready - begun + 1) : 0.0;
-    return ice_pending_step(h->pending, left > 0.0 ? (int64_t)(left * (double)h->pending->total) : 0);
+    return ICECORE_OK;
 }
 
 /* ---- Forgetting ---- */
 
-static void drop_pending(icecore_cache *c) {
-    for (int64_t h = 0; h < c->options.heads; h++) {
-        ice_pending_release(c->head[h].pending);
-        c->head[h].pending = NULL;
+void ice_cache_drop_pending(ice_cache_head *head, int64_t first, int64_t end) {
+    for (int i = 0; i < ICE_NEXT_RANGES; i++) {
+        ice_pending *p = head->pending[i];
+        if (!p || (p->first >= first && p->end <= end)) continue;
+        ice_pending_release(p);
+        head->pending[i] = NULL;
     }
 }
 
 typedef struct {
     icecore_cache *cache;
     int64_t blocks, length;
+    const float *metric;
     ice_open_rows *open;
     ice_stack **stack;
     icecore_status *status;
@@ -271,13 +286,13 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const reseal_call *call = context;
     const icecore_cache *c = call->cache;
     const ice_kernels *kernels = ice_active_kernels();
-    const ice_source source = ice_cache_source(c, head);
+    const ice_source source = ice_cache_source(c, call->metric, head);
     const icecore_dtype dtype = ice_open_dtype(&c->options);
     const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
     const size_t element = ice_element_size(dtype);
     call->status[head] = ICECORE_INTERRUPTED;
     if (!scratch) return;
-    call->status[head] = ice_stack_seal(&source, call->blocks, c->head[head].stack, NULL, &call->stack[head]);
+    call->status[head] = ice_stack_seal(&source, call->blocks, c->head[head].stack, NULL, 0, &call->stack[head]);
     if (call->status[head] != ICECORE_OK) return;
     const int64_t first = call->open->first, sinks = c->options.sinks < call->length ? c->options.sinks : call->length;
     int64_t start = first;
@@ -301,19 +316,19 @@ static void reseal(void *context, int64_t head, void *scratch) {
     ice_source_end(&rows);
 }
 
-static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
+static icecore_status reseal_all(icecore_cache *c, int64_t length, const float *metric, int threads) {
     const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
-    reseal_call call = {c, blocks, length, new_rows(c, first, length - first + 2 * c->options.block), ice_alloc(heads, sizeof *call.stack),
+    reseal_call call = {c, blocks, length, metric, new_rows(c, first, length - first + 2 * c->options.block), ice_alloc(heads, sizeof *call.stack),
                         ice_alloc(heads, sizeof *call.status)};
     icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);
     if (status == ICECORE_OK) status = ice_parallel_for(heads, threads, 1, reseal, &call);
     for (int64_t h = 0; h < heads && status == ICECORE_OK; h++) status = call.status[h];
     if (status == ICECORE_OK) {
-        drop_pending(c);
         for (int64_t h = 0; h < heads; h++) {
             ice_stack_free(c->head[h].stack);
-            c->head[h] = (ice_cache_head){call.stack[h], blocks, NULL};
+            ice_cache_drop_pending(&c->head[h], INT64_MAX, 0);
+            c->head[h] = (ice_cache_head){.stack = call.stack[h], .sealed = blocks};
         }
         call.open->filled = length;
         ice_open_rows_release(c->open, 1);
@@ -336,7 +351,7 @@ static int64_t most_sealed(const icecore_cache *c) {
     return most;
 }
 
-static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
+static icecore_status forget(icecore_cache *c, int64_t length, const float *metric, int threads) {
     const int64_t block = c->options.block, sealed = most_sealed(c);
     const int64_t wanted = length ? ice_wanted_blocks(c, length - 1) : 0;
     if (length > c->length || (length < c->evicted && length > c->options.sinks)) return ICECORE_ERROR_VALUE;
@@ -344,26 +359,21 @@ static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
         /* none of what was evicted is left */
         int64_t evicted = c->evicted;
         c->evicted = 0;
-        icecore_status status = reseal_all(c, length, threads);
+        icecore_status status = reseal_all(c, length, metric, threads);
         if (status != ICECORE_OK) c->evicted = evicted;
         return status;
     }
-    if (sealed > wanted && length - sealed * block < block - block / 8) return reseal_all(c, length, threads);
-    for (int64_t h = 0; h < c->options.heads; h++) {
-        ice_cache_head *head = &c->head[h];
-        if (!head->pending || head->pending->end <= length) continue;
-        ice_pending_release(head->pending);
-        head->pending = NULL;
-    }
+    if (sealed > wanted && length - sealed * block < block - block / 8) return reseal_all(c, length, metric, threads);
+    for (int64_t h = 0; h < c->options.heads; h++) ice_cache_drop_pending(&c->head[h], 0, length);
     c->length = length;
     return ICECORE_OK;
 }
 
-icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, int threads) {
-    if (length < 0) return ICECORE_ERROR_VALUE;
+icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, const float *metric, int threads) {
+    if (length < 0 || !ice_all_positive(metric, c->options.heads * c->options.dim)) return ICECORE_ERROR_VALUE;
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     pthread_mutex_lock(&c->lock);
-    icecore_status status = length == c->length ? ICECORE_OK : forget(c, length, threads);
+    icecore_status status = length == c->length ? ICECORE_OK : forget(c, length, metric, threads);
     pthread_mutex_unlock(&c->lock);
     return status;
 }
@@ -375,10 +385,7 @@ icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *ev
     for (int64_t h = 0; h < c->options.heads; h++) {
         int64_t dropped = ice_stack_drop(c->head[h].stack, end);
         if (dropped > last) last = dropped;
-        ice_pending *p = c->head[h].pending;
-        if (!p || p->first >= last) continue;
-        ice_pending_release(p);   /* it would hold what is forgotten */
-        c->head[h].pending = NULL;
+        ice_cache_drop_pending(&c->head[h], last, INT64_MAX);   /* it would hold what is forgotten */
     }
     c->evicted = *evicted = last;
     pthread_mutex_unlock(&c->lock);
@@ -405,7 +412,8 @@ icecore_cache_state icecore_cache_get(icecore_cache *c) {
             s.segments += h == 0;
             s.bytes += stack->level[i].segment->bytes;
         }
-        if (c->head[h].pending) s.bytes += ice_pending_bytes(c->head[h].pending);
+        for (int i = 0; i < ICE_NEXT_RANGES; i++)
+            if (c->head[h].pending[i]) s.bytes += ice_pending_bytes(c->head[h].pending[i]);
     }
     pthread_mutex_unlock(&c->lock);
     return s;

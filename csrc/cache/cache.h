@@ -17,7 +17,7 @@
 typedef struct {
     ice_stack *stack;                  /* of cache->sealed blocks, or one step further after a failure */
     int64_t sealed;                    /* blocks of its stack */
-    ice_pending *pending;              /* what the stack of one block more will need; NULL: not begun, or nothing to build */
+    ice_pending *pending[ICE_NEXT_RANGES];   /* what the stack of one block more will need; NULL: not begun, or nothing to build */
 } ice_cache_head;
 
 struct icecore_cache {
@@ -51,15 +51,17 @@ static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o) {
     return o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
 }
 
-/* Where a head's keys are for sealing, at present. */
-ice_source ice_cache_source(const icecore_cache *cache, int64_t head);
+/* Where a head's keys are for sealing, at present.  metric: of all heads, as in icecore_near_far. */
+ice_source ice_cache_source(const icecore_cache *cache, const float *metric, int64_t head);
 
+/* Lets go of the head's segments in the making that begin before `first` or end after `end`. */
+void ice_cache_drop_pending(ice_cache_head *head, int64_t first, int64_t end);
 /* Brings a head's stack to `blocks`, more than it has.  On failure nothing has changed. */
-icecore_status ice_cache_seal(icecore_cache *cache, int64_t head, int64_t blocks);
+icecore_status ice_cache_seal(icecore_cache *cache, const float *metric, int64_t head, int64_t blocks);
 /* Once every head has a stack of `blocks`: says so, and lets go of rows that are sealed when new ones need room. */
 void ice_cache_sealed(icecore_cache *cache, int64_t blocks);
 /* Goes on with the next stack of a head, so far that it is ready when the block of the last token ends. */
-icecore_status ice_cache_prepare(icecore_cache *cache, int64_t head);
+icecore_status ice_cache_prepare(icecore_cache *cache, const float *metric, int64_t head);
 
 /* What is wrong, or NULL.  Of the parts of a cache, the insides of segments aside; no lock. */
 const char *ice_cache_structure_fault(const icecore_cache *cache);

@@ -141,7 +141,7 @@ static void map_stack(mapping *m, icecore_cache *c, int64_t head, int64_t sealed
         return;
     }
     ice_stack_free(c->head[head].stack);
-    c->head[head] = (ice_cache_head){stack, sealed, NULL};
+    c->head[head] = (ice_cache_head){.stack = stack, .sealed = sealed};
     for (int64_t i = 0; i < stack->levels; i++) {
         int64_t number = *(*level)++;
         if (number < -1 || number >= m->segments) ice_refuse(&m->reader, "level", "names a segment that does not exist");

@@ -43,7 +43,12 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
     if (first != h->sealed * c->options.block) return "segments do not end where open rows begin";
     if (first > c->length) return "segments reach past the last token";
     if (nodes != h->stack->nodes || keys != h->stack->keys) return "a stack's sums are wrong";
-    if (h->pending && (h->pending->end > c->length || h->pending->end <= first)) return "a segment in the making is out of place";
+    ice_stacked next[ICE_NEXT_RANGES] = {{0}};
+    ice_stack_next_ranges(h->sealed, c->options.block, next);
+    for (int i = 0; i < ICE_NEXT_RANGES; i++) {
+        const ice_pending *p = h->pending[i];
+        if (p && (p->first != next[i].first || p->end != next[i].end || p->end > c->length)) return "a segment in the making is out of place";
+    }
     return NULL;
 }
 

@@ -137,9 +137,9 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * cell_tolerance > 0, instead: cells are opened whose risk exceeds cell_tolerance |sum_j exp(z_j) value_j|, where the sum is guessed from
  * the exact keys and the parents' means; parents are expanded at 0.3 times that.
  *
- * metric: key components are multiplied and query components divided by it, which no score notices (powers of two cost no bit): cells are
- * then those of the multiplied keys.  The root mean square of the queries' components makes them alike in all directions, as the risk
- * takes them to be: queries do not lie where keys lie.
+ * metric: cells, their variance and radius, and |query| are those of key components multiplied and query components divided by it, which no
+ * score notices.  The root mean square of the queries' components makes queries alike in all directions, as the risk takes them to be:
+ * queries do not lie where keys lie.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
@@ -265,14 +265,15 @@ void icecore_cache_free(icecore_cache *cache);
 icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count);
 
 /* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse, scale, threads; of
- * `report` near_count, captured_mass, missed_bound, summaries and, where it is not NULL, head_tolerance.
+ * `report` near_count, captured_mass, missed_bound, summaries and, where they are not NULL, head_tolerance and metric, which should be the
+ * same in all calls: what is sealed keeps the one that it was sealed with.
  * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
- * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16).  ICECORE_ERROR_VALUE when length is
- * larger than now, or some but not all of the tokens that remain were evicted. */
-icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
+ * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16), with `metric`.  ICECORE_ERROR_VALUE
+ * when length is larger than now, or some but not all of the tokens that remain were evicted. */
+icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, const float *metric, int threads);
 
 /* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer.  *evicted: how many are forgotten now. */
 icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);

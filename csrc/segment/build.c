@@ -21,11 +21,12 @@ static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first
 
 /* The mean of stored rows first .. end - 1 into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then
  * 0 is stored. */
-static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const void *rows, int64_t dim, int64_t first, int64_t end,
-                          void *stored, double *mean_square, double *largest) {
+static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const void *rows, int64_t dim, const float *metric,
+                          int64_t first, int64_t end, void *stored, double *mean_square, double *largest) {
     const icecore_dtype dtype = s->dtype;
     const size_t bytes = ice_row_bytes(dtype, dim);
-    const int64_t block = dtype == ICECORE_INT8 ? WIDENED : BLOCK;
+    const int widening = metric || dtype == ICECORE_INT8;
+    const int64_t block = widening ? WIDENED : BLOCK;
     float mean[ICECORE_MAX_DIM] = {0}, weight[BLOCK], distance[BLOCK], widened[WIDENED][ICECORE_MAX_DIM];
     const void *row[BLOCK];
     int finite = 1;
@@ -38,16 +39,18 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     /* distances are those from what is stored */
     kernels->from_float32(s->mean_dtype, mean, stored, dim);
     kernels->to_float32(s->mean_dtype, stored, mean, dim);
+    for (int64_t t = 0; metric && t < dim; t++) mean[t] *= metric[t];
     *mean_square = *largest = 0.0;
     for (int64_t i = first; i < end; i += block) {
         int64_t count = end - i < block ? end - i : block;
         for (int64_t j = 0; j < count; j++) {
             row[j] = (const char *)rows + (size_t)(i + j) * bytes;
-            if (dtype != ICECORE_INT8) continue;
+            if (!widening) continue;
             kernels->to_float32(dtype, row[j], widened[j], dim);
+            for (int64_t t = 0; metric && t < dim; t++) widened[j][t] *= metric[t];
             row[j] = widened[j];
         }
-        kernels->gathered_scores(mean, dim, 1, dtype == ICECORE_INT8 ? ICECORE_FLOAT32 : dtype, row, count, distance);
+        kernels->gathered_scores(mean, dim, 1, widening ? ICECORE_FLOAT32 : dtype, row, count, distance);
         for (int64_t j = 0; j < count; j++) {
             double squared = -2.0 * (double)distance[j];
             *mean_square += squared / (double)(end - first);
@@ -57,12 +60,13 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     return finite;
 }
 
-static void summarize(const icecore_segment *s, const ice_kernels *kernels, const ice_nodes *nodes, int64_t n, int64_t first, int64_t end) {
+static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, int64_t first, int64_t end) {
+    const icecore_segment *s = b->segment;
     const size_t element = ice_element_size(s->mean_dtype);
     double of_keys, of_values, radius, unused;
-    int finite = summarize_rows(kernels, s, s->keys, s->dim, first, end,
+    int finite = summarize_rows(b->kernels, s, s->keys, s->dim, b->measured ? b->metric : NULL, first, end,
                                 (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
-    finite &= summarize_rows(kernels, s, s->values, s->value_dim, first, end,
+    finite &= summarize_rows(b->kernels, s, s->values, s->value_dim, NULL, first, end,
                              (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
     nodes->variance[n] = (float)(of_keys / (double)s->dim);
     nodes->radius[n] = (float)sqrt(radius);
@@ -101,8 +105,8 @@ static void store_parent(ice_builder *b) {
     store_rows(b, &b->keys, first, end, s->keys);
     store_rows(b, &b->values, first, end, s->values);
     memcpy(s->cell.offset + cell, group, (size_t)(cells + 1) * sizeof *group);
-    for (int64_t c = 0; c < cells; c++) summarize(s, b->kernels, &s->cell, cell + c, group[c], group[c + 1]);
-    summarize(s, b->kernels, &s->parent, parent, first, end);
+    for (int64_t c = 0; c < cells; c++) summarize(b, &s->cell, cell + c, group[c], group[c + 1]);
+    summarize(b, &s->parent, parent, first, end);
     if (is_unstructured(s, parent, cell, cells, end - first)) {
         cells = 1;
         s->cell.offset[cell + 1] = end;
@@ -116,10 +120,18 @@ static void store_parent(ice_builder *b) {
 
 int64_t ice_builder_work(int64_t rows, int64_t cell_size) { return ice_groups_work(rows, cell_size) + STORE_COST * rows; }
 
+static const float *read_measured(const void *builder, int64_t row, float *buffer) {
+    const ice_builder *b = builder;
+    const float *key = b->keys.read(b->keys.context, row, buffer);
+    for (int64_t t = 0; t < b->keys.dim; t++) buffer[t] = key[t] * b->metric[t];
+    return buffer;
+}
+
 icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
-                                 icecore_dtype means, int64_t cell_size, uint64_t seed) {
-    *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means};
-    return ice_groups_begin(&b->groups, kernels, keys, cell_size, seed);
+                                 icecore_dtype means, const float *metric, int64_t cell_size, uint64_t seed) {
+    *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means, .measured = metric != NULL};
+    if (metric) memcpy(b->metric, metric, (size_t)keys.dim * sizeof *metric);
+    return ice_groups_begin(&b->groups, kernels, metric ? (ice_rows){read_measured, b, keys.count, keys.dim} : keys, cell_size, seed);
 }
 
 static icecore_status begin_storing(ice_builder *b) {
@@ -188,7 +200,7 @@ icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int6
     ice_builder b;
     icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim},
                                               (ice_rows){ice_read_array_row, &value_rows, count, value_dim}, storage,
-                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, cell_size, seed);
+                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, NULL, cell_size, seed);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);
     if (status == ICECORE_OK) *result = ice_builder_take(&b);

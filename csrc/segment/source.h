@@ -20,6 +20,7 @@ typedef struct {
     int64_t sealed_count;
     int64_t skip;                       /* keys before this one stay outside all segments: the sinks, and what was evicted */
     int64_t block, cell_size;
+    const float *metric;                /* as in build.h */
     uint64_t seed;
 } ice_source;
 

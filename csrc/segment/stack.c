@@ -5,29 +5,30 @@
 
 #include "base/memory.h"
 
-static int64_t largest_size(int64_t block) {
-    int64_t size = 1;
-    while (2 * size * block <= ICE_LARGEST_SEGMENT) size *= 2;
-    return size;
+/* How many blocks there must be for the `size` blocks at `first` and as many behind them to be one segment; `first` is a multiple of
+ * twice the size.  Pairs that wait become one segment after an odd number of blocks, when nothing else does. */
+static int64_t merged_from(int64_t first, int64_t size, int64_t block) {
+    if (first >= 6 * size || 2 * size * block <= ICE_MERGED_AT_ONCE) return first + 2 * size;
+    return ((7 * size) | 1) + first / size;
 }
 
-/* Blocks of the first segment of a stack of `blocks`, then of what is left. */
-static int64_t next_size(int64_t blocks, int64_t block) {
-    int64_t size = largest_size(block);
-    while (size > blocks) size /= 2;
+/* Blocks of the segment at `first` in a stack of `blocks`. */
+static int64_t size_at(int64_t first, int64_t blocks, int64_t block) {
+    int64_t size = 1;
+    while (first % (2 * size) == 0 && 2 * size * block <= ICE_LARGEST_SEGMENT && blocks >= merged_from(first, size, block)) size *= 2;
     return size;
 }
 
 int64_t ice_stack_levels(int64_t blocks, int64_t block) {
     int64_t levels = 0;
-    for (; blocks; levels++) blocks -= next_size(blocks, block);
+    for (int64_t first = 0; first < blocks; levels++) first += size_at(first, blocks, block);
     return levels;
 }
 
-int64_t ice_stack_most_nodes(int64_t keys, int64_t block, int64_t cell_size) {
-    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; one full segment
-     * after the other, and one of every smaller size */
-    int64_t levels = keys / (largest_size(block) * block) + 64;
+int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size) {
+    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of a size that is
+     * not the largest there are at most 7 segments: 6 that wait, and one without a second half */
+    int64_t levels = keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16;
     int64_t cells = keys / cell_size + levels, parents = cells / ICE_CELLS_PER_PARENT + 2 * levels;
     return cells + 2 * parents;
 }
@@ -45,7 +46,7 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     if (status != ICECORE_OK) return status;
     const ice_rows keys = {ice_read_source_key, &sealing->rows, end - start, source->dim};
     const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim};
-    status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means, source->cell_size,
+    status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means, source->metric, source->cell_size,
                                ice_segment_seed(source->seed, start, end - start));
     if (status != ICECORE_OK) ice_source_end(&sealing->rows);
     return status;
@@ -111,11 +112,9 @@ int64_t ice_stack_drop(ice_stack *stack, int64_t end) {
 
 ice_stack *ice_stack_empty(int64_t blocks, int64_t block) {
     ice_stack *stack = empty_stack(ice_stack_levels(blocks, block));
-    for (int64_t first = 0; stack && blocks; stack->levels++) {
-        int64_t size = next_size(blocks, block);
-        stack->level[stack->levels] = (ice_stacked){first, first + size * block, NULL};
-        first += size * block;
-        blocks -= size;
+    for (int64_t first = 0, size; stack && first < blocks; first += size) {
+        size = size_at(first, blocks, block);
+        stack->level[stack->levels++] = (ice_stacked){first * block, (first + size) * block, NULL};
     }
     return stack;
 }
@@ -128,13 +127,14 @@ static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack 
     return status;
 }
 
-void ice_stack_next_range(int64_t blocks, int64_t block, int64_t *first, int64_t *end) {
-    *first = 0;
-    for (int64_t left = blocks + 1, size; left; left -= size) {
-        size = next_size(left, block);
-        if (left > size) *first += size * block;
+int ice_stack_next_ranges(int64_t blocks, int64_t block, ice_stacked range[ICE_NEXT_RANGES]) {
+    int count = 0;
+    for (int64_t first = 0, size; first <= blocks; first += size) {
+        size = size_at(first, blocks + 1, block);
+        if (first + size <= blocks && size_at(first, blocks, block) == size) continue;
+        range[count++] = (ice_stacked){first * block, (first + size) * block, NULL};
     }
-    *end = (blocks + 1) * block;
+    return count;
 }
 
 icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result) {
@@ -146,26 +146,23 @@ icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result) {
     return ICECORE_OK;
 }
 
+/* The segment of `count` that covers first .. end - 1, one more owner of it; or NULL. */
+static icecore_segment *find(const ice_stacked *among, int64_t count, const ice_stacked *range) {
+    for (int64_t i = 0; i < count; i++)
+        if (among[i].first == range->first && among[i].end == range->end) return ice_segment_share(among[i].segment);
+    return NULL;
+}
+
 icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
-                              ice_stack **result) {
-    ice_stack *stack = empty_stack(ice_stack_levels(blocks, source->block));
+                              int ready_count, ice_stack **result) {
+    ice_stack *stack = ice_stack_empty(blocks, source->block);
     if (!stack) return ICECORE_ERROR_MEMORY;
     icecore_status status = ICECORE_OK;
-    int64_t first = 0;
-    while (blocks && status == ICECORE_OK) {
-        int64_t size = next_size(blocks, source->block), level = stack->levels, end = first + size * source->block;
-        const ice_stacked *old = previous && level < previous->levels ? &previous->level[level] : NULL;
-        ice_stacked *added = &stack->level[level];
-        *added = (ice_stacked){first, end, NULL};
-        if (old && old->first == first && old->end == end)
-            added->segment = ice_segment_share(old->segment);
-        else if (ready && ready->first == first && ready->end == end)
-            added->segment = ice_segment_share(ready->segment);
-        else
-            status = build(source, first, end, &added->segment);
-        stack->levels++;
-        first = end;
-        blocks -= size;
+    for (int64_t i = 0; i < stack->levels && status == ICECORE_OK; i++) {
+        ice_stacked *level = &stack->level[i];
+        level->segment = find(ready, ready_count, level);
+        if (!level->segment && previous) level->segment = find(previous->level, previous->levels, level);
+        if (!level->segment) status = build(source, level->first, level->end, &level->segment);
     }
     return finish(stack, status, result);
 }

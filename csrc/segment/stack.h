@@ -1,8 +1,9 @@
-/* The sealed segments of one head: a binary counter of blocks that stops at a largest size.
+/* The sealed segments of one head: blocks in pairs, pairs in pairs, and so on to a largest size.
  *
- * m sealed blocks are held as segments of the largest size, and the rest as one segment for each 1 in its binary form, the larger first:
- * if 4 is the largest, 15 blocks are segments of 4, 4, 4, 2 and 1.  Which segments exist, and what is in them, depends on m alone, not on
- * how the counter got there.  A key is thus sealed a bounded number of times. */
+ * A pair becomes one segment as soon as both halves are there, unless it is large and more than a quarter of all blocks: then it waits
+ * until it is two sevenths.  What is held twice while a segment is made is thus never much.  15 blocks of 512 keys are segments of 4, 4, 4,
+ * 2 and 1; 63 are segments of 16, 16, 16, 8, 4, 2 and 1.  Which segments exist, and what is in them, depends on the number of blocks alone, not on how it
+ * was reached.  A key is sealed a bounded number of times. */
 #ifndef ICE_STACK_H
 #define ICE_STACK_H
 
@@ -13,6 +14,9 @@
  * near keys at a tolerance of 0.1, segments of 32k have 801 in the same time, of 8k 1515.  The smaller, the cheaper is sealing, and the less
  * does a cache hold twice while it merges. */
 #define ICE_LARGEST_SEGMENT 32768
+/* Keys of pairs that never wait: the cells of small segments are poor (at 8k error is half again as large where pairs of all sizes
+ * wait), and from 8k keys on these are a quarter at most. */
+#define ICE_MERGED_AT_ONCE 2048
 
 /* Immutable once made.  Stacks share segments; each owns its part. */
 typedef struct {
@@ -29,10 +33,9 @@ typedef struct {
     int64_t left;              /* units of work, about (build.h) */
 } ice_sealing;
 
-/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) has are shared; so is `ready`
- * (or NULL) where it covers a range; the others are built. */
+/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) or `ready` have are shared, the others are built. */
 icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
-                              ice_stack **result);
+                              int ready_count, ice_stack **result);
 /* A stack of one segment over keys skip .. end - 1. */
 icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result);
 /* Another stack of the same segments. */
@@ -47,8 +50,10 @@ int64_t ice_stack_levels(int64_t blocks, int64_t block);
 /* Once its segments are there: counts what is in them. */
 void ice_stack_add_up(ice_stack *stack);
 
-/* The range of the one segment that a stack of `blocks` + 1 blocks has and one of `blocks` has not. */
-void ice_stack_next_range(int64_t blocks, int64_t block, int64_t *first, int64_t *end);
+/* The ranges of the segments that a stack of `blocks` + 1 blocks has and one of `blocks` has not, at most ICE_NEXT_RANGES: one that ends
+ * with the new block, the last, and before it perhaps a pair that waited.  Returns how many. */
+#define ICE_NEXT_RANGES 2
+int ice_stack_next_ranges(int64_t blocks, int64_t block, ice_stacked range[ICE_NEXT_RANGES]);
 
 /* Begins to seal keys first .. end - 1 of a source, of which some are past `skip`.  What it reads must stay as it is until the end.  On
  * failure there is nothing to end. */
@@ -58,7 +63,7 @@ icecore_status ice_sealing_step(ice_sealing *sealing, int64_t work);
 void ice_sealing_end(ice_sealing *sealing);
 
 /* No stack over `keys` keys in blocks of `block` has more nodes than this. */
-int64_t ice_stack_most_nodes(int64_t keys, int64_t block, int64_t cell_size);
+int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size);
 /* Whether a segment of `count` keys may have so many cells and parents: ice_stack_most_nodes relies on it. */
 int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size);
 

@@ -8,22 +8,28 @@ from icecore.reference.cells import build_tree
 from icecore.reference.dense import softmax_sum
 from icecore.reference.random import segment_seed
 
-#: Keys of the largest segments, unless a block has more.
-LARGEST_SEGMENT = 32768
+#: Keys of the largest segments, unless a block has more; of pairs that are merged as soon as they are complete.
+LARGEST_SEGMENT, MERGED_AT_ONCE = 32768, 2048
+
+
+def merged_from(first, size, block):
+    """How many blocks there must be for the `size` blocks at `first` and as many behind them to be one segment."""
+    if first >= 6 * size or 2 * size * block <= MERGED_AT_ONCE:
+        return first + 2 * size
+    return (7 * size | 1) + first // size  # an odd number
 
 
 def sealed_ranges(blocks, block, sinks):
-    """The segments of a binary counter of blocks that stops at a largest size: (first, end) key ranges past the sinks."""
-    ranges, first, size = [], 0, 1
-    while 2 * size * block <= LARGEST_SEGMENT:
-        size *= 2
-    while blocks:
-        while size > blocks:
-            size //= 2
-        end = first + size * block
-        if end > max(first, sinks):
-            ranges.append((max(first, sinks), end))
-        first, blocks = end, blocks - size
+    """The segments of a stack of blocks: (first, end) key ranges past the sinks."""
+    ranges, first = [], 0
+    while first < blocks:
+        size = 1
+        while first % (2 * size) == 0 and 2 * size * block <= LARGEST_SEGMENT and blocks >= merged_from(first, size, block):
+            size *= 2
+        begin, end = max(first * block, sinks), (first + size) * block
+        if end > begin:
+            ranges.append((begin, end))
+        first += size
     return ranges
 
 

@@ -96,7 +96,7 @@ static void int8_holds_them(void) {
         make_representable(&s.p.value, VALUE_DIM);
         icecore_cache *cache = create_of(ICECORE_INT8, 8, 3, TOKENS);
         for (int64_t first = 0; first < TOKENS; first += chunk) go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
-        EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+        EXPECT(icecore_cache_truncate(cache, 70, NULL, 1) == ICECORE_OK && !icecore_cache_validate(cache));
         for (int64_t first = 70; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
         expect_attention(&s, NULL);
         icecore_cache_free(cache);
@@ -113,18 +113,18 @@ static void forks_and_truncation(void) {
     go_on(fork, &s, 90, 120);   /* other rows than the first cache's, which stays where it is */
     for (int64_t length = 88; length >= 0; length -= 11) {
         check_at("length %d", (int)length);
-        EXPECT(icecore_cache_truncate(fork, length, 1) == ICECORE_OK);
+        EXPECT(icecore_cache_truncate(fork, length, NULL, 1) == ICECORE_OK);
         EXPECT(icecore_cache_get(fork).length == length && !icecore_cache_validate(fork));
         if (length % 2) go_on(fork, &s, length, length + 20 < TOKENS ? length + 20 : TOKENS);
     }
-    EXPECT(icecore_cache_truncate(fork, icecore_cache_get(fork).length + 1, 1) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_truncate(fork, icecore_cache_get(fork).length + 1, NULL, 1) == ICECORE_ERROR_VALUE);
     int64_t evicted = 0;
     icecore_cache_free(fork);
     go_on(cache, &s, 90, TOKENS);
     expect_attention(&s, NULL);
     EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128 && !icecore_cache_validate(cache));
-    EXPECT(icecore_cache_truncate(cache, 50, 1) == ICECORE_ERROR_VALUE);
-    EXPECT(icecore_cache_truncate(cache, 2, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+    EXPECT(icecore_cache_truncate(cache, 50, NULL, 1) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_truncate(cache, 2, NULL, 1) == ICECORE_OK && !icecore_cache_validate(cache));
     icecore_cache_free(cache);
     problem_free(&s);
 }
@@ -185,7 +185,7 @@ static void use(icecore_cache *cache, const problem *s) {
     if (icecore_cache_fork(cache, &fork) != ICECORE_OK) return;
     /* one by one over two blocks, so that segments are read and merged */
     for (int64_t i = 0; i < 20; i++) append_and_attend(cache, s, i, i + 1, lse);
-    icecore_cache_truncate(cache, length / 2, 1);
+    icecore_cache_truncate(cache, length / 2, NULL, 1);
     append_and_attend(cache, s, 0, 10, lse);
     append_and_attend(fork, s, 0, 1, lse);
     icecore_cache_evict(fork, length, &evicted);

@@ -77,7 +77,7 @@ static icecore_status cache_of(const problem *s) {
         icecore_cache_free(mapped);
     }
     free_arrays(&f);
-    if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, 1);
+    if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, NULL, 1);
     long saved = remaining;
     remaining = -1;
     EXPECT(!cache || !icecore_cache_validate(cache));

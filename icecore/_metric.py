@@ -1,0 +1,83 @@
+"""The metric in which keys are near one another: as the queries see them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icecore._arrays import integer, widened
+
+#: Queries that are looked at, of each head.
+SAMPLE = 1024
+#: Fewer rows, of all query heads of a key head together, say too little.
+LEAST_ROWS = 64
+#: Exponents of two are multiples of this, so that queries of the same kind give the same metric ...
+STEP = 0.5
+#: ... and lie within this of 0.
+LARGEST_EXPONENT = 6
+
+
+def query_metric(query, num_kv_heads):
+    """The metric that `attention` takes from the queries of a call, to be given to other calls and to caches.
+
+    Parameters
+    ----------
+    query : array_like, (..., H, L, d)
+        float32, float16, bfloat16 (or its bits as uint16) or float64; H a multiple of num_kv_heads.
+    num_kv_heads : int
+
+    Returns
+    -------
+    ndarray of float32, (num_kv_heads, d)
+        For each key head the root mean square of its queries' components, relative to their geometric mean and rounded to a
+        power of the square root of two; 1 throughout where there are fewer than 64 rows. At most 1024 queries of a head are
+        looked at, spread evenly.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit.
+
+    Notes
+    -----
+    Near/far attention groups keys that are near one another, and judges by their distances what a group's mean may be wrong
+    by: as if queries pointed in all directions alike. Real ones do not. Multiplying keys' and dividing queries' components by
+    the metric changes no score, and makes it so (measured: a third of the near keys at half the error, bench/README.md).
+    """
+    query = np.asarray(query)
+    num_kv_heads = integer(num_kv_heads, "num_kv_heads", 1)
+    if query.ndim < 3 or query.shape[-3] % num_kv_heads:
+        expected = f"(..., heads, length, dim), heads a multiple of {num_kv_heads}"
+        raise ValueError(f"query has shape {query.shape}; expected {expected}")
+    *_, heads, length, dim = query.shape
+    if not query.size:
+        return np.ones((num_kv_heads, dim), np.float32)
+    rows = widened(query[..., :: max(1, -(-length // SAMPLE)), :])
+    rows = np.moveaxis(rows.reshape(-1, num_kv_heads, heads // num_kv_heads * rows.shape[-2], dim), 1, 0)
+    rows = rows.reshape(num_kv_heads, -1, dim)
+    if rows.shape[1] < LEAST_ROWS:
+        return np.ones((num_kv_heads, dim), np.float32)
+    squares = np.square(rows, dtype=np.float64).mean(axis=1)  # (num_kv_heads, dim)
+    least = squares.max(axis=1, keepdims=True) * 4.0**-LARGEST_EXPONENT
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exponents = 0.5 * np.log2(np.maximum(squares, least))
+        exponents -= exponents.mean(axis=1, keepdims=True)
+        rounded = np.round(exponents / STEP) * STEP
+    rounded[~np.isfinite(exponents).all(axis=1)] = 0  # no queries but zeros, or NaN or inf among them
+    return np.exp2(np.clip(rounded, -LARGEST_EXPONENT, LARGEST_EXPONENT)).astype(np.float32)
+
+
+def check_metric(metric, num_kv_heads, dim):
+    """`metric` as a C-contiguous float32 array, or None."""
+    if metric is None:
+        return None
+    try:
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(metric, np.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"metric must be an array of numbers, got {type(metric).__name__}") from None
+    if array.shape != (num_kv_heads, dim):
+        raise ValueError(f"metric has shape {array.shape}; expected {(num_kv_heads, dim)}: key heads, dim")
+    wrong = ~((array > 0) & (array < np.inf))
+    if wrong.any():
+        raise ValueError(f"metric must be finite and above 0, got {array[wrong][0]}")
+    return array

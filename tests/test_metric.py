@@ -1,0 +1,158 @@
+"""The metric that queries give: for `attention` and for caches."""
+
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import assert_same_bits, clusters, mean_row_error, normal
+from hypothesis import given
+from hypothesis import strategies as st
+
+import icecore
+from icecore import _cost_model
+
+HEADS, KEY_HEADS, LENGTH, DIM = 4, 2, 900, 16
+#: What the queries of the two key heads are scaled by.
+SCALES = np.exp2(np.stack([np.linspace(-2, 2, DIM), np.linspace(1, -1, DIM)]))
+
+
+def skewed():
+    """Queries and keys whose scores are alike in all components, though neither of them are."""
+    factor = np.repeat(SCALES, HEADS // KEY_HEADS, axis=0)[:, None]
+    query = (normal(0, HEADS, LENGTH, DIM) * factor).astype(np.float32)
+    key = (2 * np.stack([clusters(head, LENGTH, DIM) for head in range(KEY_HEADS)]) / SCALES[:, None]).astype(np.float32)
+    return query, key, normal(3, KEY_HEADS, LENGTH, DIM)
+
+
+def near_far(*arrays, **options):
+    with _cost_model.use(_cost_model.NearFarAlways()):
+        return icecore.attention(*arrays, causal=True, window=64, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint16])
+def test_it_is_the_root_mean_square_of_components(dtype):
+    query = skewed()[0].astype(ml_dtypes.bfloat16)
+    query = query.view(np.uint16) if dtype is np.uint16 else query.astype(dtype)
+    metric = icecore.query_metric(query, KEY_HEADS)
+    assert metric.dtype == np.float32
+    exponents = np.log2(metric)
+    np.testing.assert_array_equal(exponents, np.round(2 * exponents) / 2)
+    np.testing.assert_allclose(exponents, np.log2(SCALES), atol=0.35)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 3000), st.integers(1, 20), st.integers(0, 2**32))
+def test_queries_alike_in_all_directions_give_ones(key_heads, group, length, dim, seed):
+    query = np.random.default_rng(seed).choice([-1.0, 1.0], (2, key_heads * group, length, dim)).astype(np.float32)
+    np.testing.assert_array_equal(icecore.query_metric(query, key_heads), np.ones((key_heads, dim)))
+
+
+def test_queries_that_say_nothing_give_ones():
+    query = normal(0, 2, 100, 8) * np.float32([1, 2, 4, 8, 16, 32, 64, 128])
+    for spoiled in (0.0, np.nan, np.inf):
+        one = query.copy()
+        one[0] = spoiled
+        metric = icecore.query_metric(one, 2)
+        assert np.all(metric[0] == 1)
+        assert metric[1, 7] > 8 * metric[1, 0]
+    assert np.all(icecore.query_metric(query[:, :63], 2) == 1)
+    assert np.all(icecore.query_metric(query[:, :32], 1)[0, 0] != 1)  # two heads of 32 rows each
+
+
+def test_components_that_are_never_used_are_bounded():
+    query = normal(0, 1, 100, 8)
+    query[..., 0] = 0
+    metric = icecore.query_metric(query, 1)
+    assert metric[0, 0] >= 2.0**-6
+    assert np.all(metric[0, 1:] >= 1)
+
+
+def test_attention_takes_that_of_its_queries():
+    arrays = skewed()
+    metric = icecore.query_metric(arrays[0], KEY_HEADS)
+    for budget in ({"k": 40}, {"tolerance": 0.1}, {"k": 40, "far_field": False, "visit": 80}):
+        assert_same_bits(near_far(*arrays, **budget), near_far(*arrays, metric=metric, **budget))
+        double = [a.astype(np.float64)[..., :100, :] for a in arrays]
+        given = icecore.query_metric(double[0], KEY_HEADS)
+        np.testing.assert_array_equal(near_far(*double, **budget), near_far(*double, metric=given, **budget))
+
+
+def test_it_makes_the_error_smaller():
+    arrays = skewed()
+    exact = icecore.attention(*arrays, causal=True)
+    with_it, without = (near_far(*arrays, k=60, metric=m) for m in (None, np.ones((KEY_HEADS, DIM))))
+    assert mean_row_error(with_it, exact) < 0.8 * mean_row_error(without, exact)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 333])
+def test_chunks_with_one_metric_equal_the_whole(chunk):
+    query, key, value = skewed()
+    metric = icecore.query_metric(query, KEY_HEADS)
+    whole = near_far(query, key, value, k=40, metric=metric)
+    for first in range(0, LENGTH, chunk * 7):
+        end = min(first + chunk, LENGTH)
+        part = near_far(query[:, first:end], key[:, :end], value[:, :end], k=40, metric=metric)
+        assert mean_row_error(part, whole[:, first:end]) < 0.02  # bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_is_attention_in_its_metric(dtype, tmp_path):
+    arrays = [a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in skewed()]
+    query, key, value = arrays
+    metric = icecore.query_metric(query, KEY_HEADS)
+    cache = icecore.KVCache(KEY_HEADS, DIM, dtype=dtype, k=40, window=64, metric=metric)
+    out = []
+    for first, end in ((0, 300), (300, 301), (301, 850), (850, LENGTH)):
+        cache.append(key[:, first:end], value[:, first:end])
+        out.append(cache.attend(query[:, first:end]))
+    whole = near_far(*(a.astype(ml_dtypes.bfloat16) for a in arrays), k=40, metric=metric).astype(np.float32)
+    assert mean_row_error(np.concatenate(out, axis=1), whole) < 0.02
+
+    last = cache.attend(query[:, -1:])
+    cache.save(tmp_path / "cache")
+    others = [icecore.KVCache.load(tmp_path / "cache"), icecore.KVCache.view(tmp_path / "cache")]
+    for other in (*others, pickle.loads(pickle.dumps(cache)), cache.fork()):
+        np.testing.assert_array_equal(other.metric, metric)
+        assert_same_bits(other.attend(query[:, -1:]), last)
+        other.truncate(500)  # segments are made anew
+        fresh = icecore.KVCache(KEY_HEADS, DIM, dtype=dtype, k=40, window=64, metric=metric)
+        fresh.append(key[:, :500], value[:, :500])
+        assert_same_bits(other.attend(query[:, 499:500]), fresh.attend(query[:, 499:500]))
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "message"),
+    [
+        (np.ones((KEY_HEADS, DIM + 1)), ValueError, r"metric has shape \(2, 17\); expected \(2, 16\): key heads, dim"),
+        (np.ones(DIM), ValueError, r"metric has shape \(16,\); expected \(2, 16\)"),
+        (np.zeros((KEY_HEADS, DIM)), ValueError, r"metric must be finite and above 0, got 0\.0"),
+        (-np.ones((KEY_HEADS, DIM)), ValueError, r"metric must be finite and above 0, got -1\.0"),
+        (np.full((KEY_HEADS, DIM), np.nan), ValueError, "metric must be finite and above 0, got nan"),
+        (np.full((KEY_HEADS, DIM), 1e300), ValueError, "metric must be finite and above 0, got inf"),
+        ("queries", TypeError, "metric must be an array of numbers, got str"),
+        ({}, TypeError, "metric must be an array of numbers, got dict"),
+    ],
+)
+def test_bad_metrics(metric, error, message):
+    arrays = skewed()
+    with pytest.raises(error, match=message):
+        icecore.attention(*arrays, k=40, metric=metric)
+    with pytest.raises(error, match=message):
+        icecore.KVCache(KEY_HEADS, DIM, metric=metric)
+
+
+def test_what_a_metric_does_not_go_with():
+    arrays = skewed()
+    ones = np.ones((KEY_HEADS, DIM))
+    with pytest.raises(ValueError, match="metric needs k or tolerance"):
+        icecore.attention(*arrays, metric=ones)
+    plan = icecore.calibrate([(0, *arrays)], tolerance=0.1, windows=(128,), cell_sizes=(16,))
+    with pytest.raises(ValueError, match=r"plan replaces k, tolerance, .* and metric; got metric="):
+        icecore.attention(*arrays, plan=plan[0], causal=True, metric=ones)
+    with pytest.raises(ValueError, match=r"plan replaces .* got metric="):
+        icecore.KVCache(KEY_HEADS, DIM, plan=plan[0], metric=ones)
+    for shape, heads in (((3, 10, 8), 2), ((10, 8), 1)):
+        with pytest.raises(ValueError, match=r"query has shape .*; expected .*, heads a multiple of"):
+            icecore.query_metric(np.ones(shape, np.float32), heads)
+    with pytest.raises(ValueError, match="num_kv_heads"):
+        icecore.query_metric(arrays[0], 0)
