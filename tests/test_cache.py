@@ -123,6 +123,17 @@ def test_the_error_of_int8_does_not_grow_with_merges(isa):
     assert_same_bits(slow.attend(query[:, -1:]), fast.attend(query[:, -1:]))
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1.5), ("bfloat16", 1.5), ("int8", 0.45)])
+def test_memory_stays_within_its_bound_at_every_moment(dtype, bound):
+    """As a share of the keys and values in `dtype`, of int8 in float32; from 8192 tokens on."""
+    cache = icecore.KVCache(1, 64, dtype=dtype, k=8)
+    rows, element = normal(0, 1, 64, 64), 2 if dtype == "bfloat16" else 4
+    for count in range(64, 30000, 64):
+        cache.append(rows, rows)
+        cache.attend(rows[:, -1:])
+        assert count < 8192 or cache.nbytes <= bound * count * (64 + 64) * element
+
+
 @pytest.mark.parametrize("chunks", [[1] * 300, [300], [7] * 42 + [6]], ids=len)
 def test_int8_of_numbers_that_it_holds_is_float32(isa, chunks):
     query, *rows = tokens(300, dim=40, value_dim=24)

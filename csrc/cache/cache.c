@@ -87,6 +87,9 @@ static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t ca
     return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, ice_open_dtype(&c->options), first, capacity);
 }
 
+/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied into the next. */
+static int64_t spare_rows(const icecore_cache *c) { return c->options.block / 8 + 16; }
+
 /* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
 static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t spare) {
     ice_open_rows *r = *rows;
@@ -136,15 +139,13 @@ static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtyp
 }
 
 static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
-    const int64_t first = c->sealed * c->options.block, kept = c->length + count - first, sinks = c->options.sinks;
+    const int64_t first = c->sealed * c->options.block, sinks = c->options.sinks;
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
-    /* two blocks at most are copied into a new array, and that once a block */
-    int64_t spare = (kept < c->options.block ? kept : c->options.block) + 64;
     if (new_sinks > 0) {
         icecore_status status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
         if (status != ICECORE_OK) return status;
     }
-    icecore_status status = claim(c, &c->open, first, count, spare);
+    icecore_status status = claim(c, &c->open, first, count, spare_rows(c));
     if (status != ICECORE_OK) return status;
     if (new_sinks > 0) fill(c, c->sinks, dtype, keys, values, new_sinks);
     fill(c, c->open, dtype, keys, values, count);
@@ -224,9 +225,9 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->sealed = blocks;
     ice_open_rows *r = c->open;
     const int64_t first = blocks * c->options.block, kept = c->length - first;
-    if (r->capacity <= kept + 3 * c->options.block) return;
+    if (r->capacity <= kept + 2 * c->options.block) return;
     /* after a long chunk: the rows that are sealed go; if there is no memory they stay */
-    ice_open_rows *own = new_rows(c, first, kept + c->options.block);
+    ice_open_rows *own = new_rows(c, first, kept + spare_rows(c));
     if (!own) return;
     ice_open_rows_copy(r, own, first, c->length);
     own->filled = c->length;
@@ -318,7 +319,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
 
 static icecore_status reseal_all(icecore_cache *c, int64_t length, const float *metric, int threads) {
     const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
-    reseal_call call = {c, blocks, length, metric, new_rows(c, first, length - first + 2 * c->options.block), ice_alloc(heads, sizeof *call.stack),
+    reseal_call call = {c, blocks, length, metric, new_rows(c, first, length - first + spare_rows(c)), ice_alloc(heads, sizeof *call.stack),
                         ice_alloc(heads, sizeof *call.status)};
     icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);

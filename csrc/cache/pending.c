@@ -86,8 +86,8 @@ int64_t ice_pending_bytes(ice_pending *p) {
     int64_t bytes = p->segment ? p->segment->bytes : 0;
     if (p->stack) {
         const ice_builder *b = &p->sealing.builder;
-        bytes = b->segment ? b->segment->bytes : 0;
-        bytes += b->keys.count * 4 * (int64_t)sizeof(int32_t) + p->sealing.rows.sealed * 2 * (int64_t)sizeof(void *);
+        bytes = b->segment ? b->segment->bytes : b->keys.count * 4 * (int64_t)sizeof(int32_t);
+        bytes += p->sealing.rows.sealed * 2 * (int64_t)sizeof(void *);
     }
     pthread_mutex_unlock(&p->lock);
     return bytes;

@@ -150,6 +150,7 @@ static icecore_status begin_storing(ice_builder *b) {
         return ICECORE_ERROR_MEMORY;
     }
     memcpy(s->order, b->groups.order, (size_t)s->count * sizeof *s->order);
+    ice_groups_forget_rows(&b->groups);   /* a cache counts every byte while it merges */
     s->cell.count = s->parent.offset[0] = 0;   /* grow parent by parent */
     b->segment = s;
     return ICECORE_OK;

@@ -49,12 +49,17 @@ static icecore_status split(ice_groups *g, int64_t first, int64_t count, uint64_
     return status;
 }
 
+void ice_groups_forget_rows(ice_groups *g) {
+    ice_free(g->order);
+    ice_free(g->spare);
+    g->order = g->spare = NULL;
+}
+
 void ice_groups_end(ice_groups *g) {
     ice_cells_end(&g->clustering);
     ice_free(g->parent);
     ice_free(g->cell);
-    ice_free(g->order);
-    ice_free(g->spare);
+    ice_groups_forget_rows(g);
     *g = (ice_groups){0};
 }
 

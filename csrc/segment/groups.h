@@ -34,6 +34,8 @@ icecore_status ice_groups_begin(ice_groups *groups, const ice_kernels *kernels, 
 icecore_status ice_groups_step(ice_groups *groups, int64_t *work);
 int64_t ice_groups_work(int64_t rows, int64_t cell_size);
 int ice_groups_done(const ice_groups *groups);
+/* Once it is done: frees `order`, when the caller has it elsewhere. */
+void ice_groups_forget_rows(ice_groups *groups);
 void ice_groups_end(ice_groups *groups);
 
 #endif
