@@ -135,7 +135,7 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * near_keys: parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the cells of these, cells are
  * opened in order of risk until they hold at least near_keys; equal risks open together.
  * cell_tolerance > 0, instead: cells are opened whose risk exceeds cell_tolerance |sum_j exp(z_j) value_j|, where the sum is guessed from
- * the exact keys and the parents' means; parents are expanded at 0.3 times that.
+ * the exact keys and the parents' means; parents are expanded at 0.1 times that.
  *
  * metric: cells, their variance and radius, and |query| are those of key components multiplied and query components divided by it, which no
  * score notices.  The root mean square of the queries' components makes queries alike in all directions, as the risk takes them to be:
