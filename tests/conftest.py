@@ -4,6 +4,8 @@ import os
 
 # The oracles' matrix products stay on one thread: two thread pools on the same cores cost seconds a test.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+# Several test processes on the same cores (pytest -n): a thread that waits leaves its core to others.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
 # Which path a call takes must not depend on what was measured on this machine.
 os.environ["ICECORE_TUNING"] = "off"
 
