@@ -53,6 +53,9 @@ class AttentionInfo:
         where the path is not near/far with a far field.
     summaries : ndarray of int32, shape (..., L), or None
         Cells and parents that were scored for each query. None where the path is not near/far.
+    visited_fraction : ndarray of float32, shape (..., L), or None
+        Keys and summaries that each query read, by the keys that it sees (masks aside): below 1 where near/far saves reading.
+        None where the path is not near/far with a far field.
     seconds : dict of str to float, or None
         Time spent ``"sealing"`` and ``"attending"``, all threads together. None where the path is not near/far.
     predicted : dict of str to float, or None
@@ -65,6 +68,7 @@ class AttentionInfo:
     captured_mass: np.ndarray
     missed_mass_bound: np.ndarray | None = None
     summaries: np.ndarray | None = None
+    visited_fraction: np.ndarray | None = None
     seconds: dict | None = None
     predicted: dict | None = None
 
@@ -79,6 +83,8 @@ class AttentionInfo:
                 lines.append(f"missed mass: at most {np.median(bound):.4f} for half of the queries, {bound.max():.4f} for all")
             if self.summaries is not None:
                 lines.append(f"summaries scored a query: median {np.median(self.summaries):.0f}, most {self.summaries.max()}")
+            if self.visited_fraction is not None:
+                lines.append(f"read of the keys a query sees: {self.visited_fraction.mean():.1%} on average")
         if self.seconds is not None:
             split = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in self.seconds.items())
             lines.append(f"time, all threads together: {split}")
@@ -89,6 +95,16 @@ class AttentionInfo:
             return "no choice"
         exact, near_far = (f"{1e3 * self.predicted[path]:.2f} ms" for path in ("exact", "near_far"))
         return f"expected to take {exact} exact, {near_far} near/far"
+
+
+def visited_fraction(near, summaries, first, keys, causal, window, sinks):
+    """As in `AttentionInfo`; near and summaries (..., L) of queries at position `first` and on."""
+    if not causal:
+        return ((min(sinks, keys) + near + summaries) / max(keys, 1)).astype(np.float32)
+    seen = np.maximum(first + 1 + np.arange(near.shape[-1]), 0)  # (L,) keys
+    sealed = np.maximum((seen - 1) // window - 1, 0) * window
+    exact = seen - sealed + np.minimum(sinks, sealed)
+    return ((exact + near + summaries) / np.maximum(seen, 1)).astype(np.float32)
 
 
 def check_k(k):
@@ -338,7 +354,8 @@ def _joined(infos, shape):
     paths = {info.path for info in infos}
     return AttentionInfo(
         paths.pop() if len(paths) == 1 else "mixed",
-        *map(arrays, ("near_keys", "captured_mass", "missed_mass_bound", "summaries")), *map(sums, ("seconds", "predicted")),
+        *map(arrays, ("near_keys", "captured_mass", "missed_mass_bound", "summaries", "visited_fraction")),
+        *map(sums, ("seconds", "predicted")),
     )
 
 
@@ -404,7 +421,11 @@ class _Call:
                                 risk, s.head_tolerance, metric, bool(rounding), s.window or 1, s.cell_size,
                                 s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, self.threads)
         split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if self.return_info else None
-        return "near_far", near, mass, bound, summaries, split
+        visited = None
+        if self.return_info and s.far_field:
+            queries, _, keys = self.problem.shape[2:5]
+            visited = visited_fraction(near, summaries, keys - queries, keys, self.causal, s.window, s.sinks)
+        return "near_far", near, mass, bound, summaries, visited, split
 
     def _reference(self, attn_mask):
         from icecore import reference

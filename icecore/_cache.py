@@ -26,6 +26,7 @@ from icecore._attention import (
     check_k,
     check_plan,
     check_tolerance,
+    visited_fraction,
 )
 from icecore._metric import check_metric
 from icecore._plan import LayerPlan
@@ -245,7 +246,9 @@ class KVCache:
             returned.append(lse.reshape(outer))
         if return_info:
             near, mass, bound, summaries = (a.reshape(outer) for a in info)
-            returned.append(AttentionInfo("near_far", near, mass, bound, summaries))
+            length = len(self)
+            visited = visited_fraction(near, summaries, length - count, length, True, self.window, self.sinks)
+            returned.append(AttentionInfo("near_far", near, mass, bound, summaries, visited))
         return returned[0] if len(returned) == 1 else tuple(returned)
 
     def truncate(self, n, *, num_threads=None):

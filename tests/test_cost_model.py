@@ -204,9 +204,31 @@ def test_the_text_has_the_figures():
     bound = info.missed_mass_bound
     assert lines["missed mass"] == f"at most {np.median(bound):.4f} for half of the queries, {bound.max():.4f} for all"
     assert lines["summaries scored a query"] == f"median {np.median(info.summaries):.0f}, most {info.summaries.max()}"
+    assert lines["read of the keys a query sees"] == f"{info.visited_fraction.mean():.1%} on average"
     split = info.seconds
     wanted = f"sealing {1e3 * split['sealing']:.2f} ms, attending {1e3 * split['attending']:.2f} ms"
     assert lines["time, all threads together"] == wanted
+
+
+def test_visited_fraction_counts_what_is_read():
+    arrays, options = inputs((2, 500, 8), (1, 500, 8), 8), {"tolerance": 0.2, "return_info": True}
+    with _cost_model.use(_cost_model.NearFarAlways()):
+        _, info = icecore.attention(*arrays, **options)
+        _, causal = icecore.attention(*arrays, causal=True, window=50, sinks=3, **options)
+        assert icecore.attention(*arrays, k=20, far_field=False, return_info=True)[1].visited_fraction is None
+    np.testing.assert_allclose(info.visited_fraction, (info.near_keys + info.summaries) / 500, rtol=1e-6)
+    cache = icecore.KVCache(1, 8, tolerance=0.2, window=50, sinks=3)
+    cache.append(*arrays[1:])
+    for position, of_query in enumerate(causal.visited_fraction.T):
+        open_begin = max(position // 50 - 1, 0) * 50
+        exact = position + 1 - open_begin + (3 if open_begin else 0)
+        near, summaries = (a[:, position] for a in (causal.near_keys, causal.summaries))
+        np.testing.assert_allclose(of_query, (exact + near + summaries) / (position + 1), rtol=1e-6)
+    of_cache = cache.attend(arrays[0], return_info=True)[1]
+    seen = np.arange(1, 501)
+    others = of_cache.visited_fraction * seen - of_cache.near_keys - of_cache.summaries
+    expected = causal.visited_fraction * seen - causal.near_keys - causal.summaries
+    np.testing.assert_allclose(others, expected, atol=1e-3)
 
 
 # ---- The file ----
