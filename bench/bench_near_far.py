@@ -1,8 +1,8 @@
 """Near/far attention against exact attention and PyTorch: time and error, build time included, and the frontier of the two.
 
     python -m pytest bench/bench_near_far.py
-    python bench/bench_near_far.py [--length 8192 32768 131072] [--dinov2] [--gaussian] [--rows FILE] [--figure FILE]
-                                   [--speed-up FILE]
+    python bench/bench_near_far.py [--length 8192 32768 131072] [--dinov2] [--gaussian] [--methods NAME ...]
+                                   [--rows FILE] [--figure FILE] [--speed-up FILE]
     python bench/bench_near_far.py --memory
 
 The causal sets are SmolLM2's (data.py); beyond 8192 tokens they are continued, and their errors say little about models. Errors
@@ -26,11 +26,14 @@ from measure import alternate, machine
 import icecore
 
 METHODS = {
+    "tolerance 0.2": {"tolerance": 0.2},
+    "tolerance 0.17, window 256": {"tolerance": 0.17, "window": 256},
     "tolerance 0.15": {"tolerance": 0.15},
     "tolerance 0.1": {"tolerance": 0.1},
     "tolerance 0.05": {"tolerance": 0.05},
     "tolerance 0.04": {"tolerance": 0.04},
     "tolerance 0.03": {"tolerance": 0.03},
+    "tolerance 0.025, window 768": {"tolerance": 0.025, "window": 768},
     "tolerance 0.02": {"tolerance": 0.02},
     "k=64": {"k": 64},
     "k=256": {"k": 256},
@@ -98,11 +101,12 @@ def test_near_far(benchmark, name, method):
     benchmark.pedantic(call, rounds=3, warmup_rounds=1)
 
 
-def compare(name, with_torch=True):
+def compare(name, with_torch=True, chosen=tuple(METHODS)):
     """Rows for one workload: dicts of method, ms, ratios, errors, near keys."""
     source, query, key, value, options = workload(name)
     length, group = query.shape[2], query.shape[1] // key.shape[1]
-    methods = {method: o for method, o in METHODS.items() if length <= 8192 or "far_field" not in o}  # these take minutes there
+    methods = {method: METHODS[method] for method in chosen if options["causal"] or "window" not in METHODS[method]}
+    methods = {method: o for method, o in methods.items() if length <= 8192 or "far_field" not in o}  # these take minutes there
     calls = {method: lambda o=o: icecore.attention(query, key, value, **options, **o) for method, o in methods.items()}
     factor = {}
     if length <= 32768:
@@ -236,6 +240,7 @@ def memory():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", default=["8192", "32768"])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=tuple(METHODS))
     parser.add_argument("--dinov2", action="store_true")
     parser.add_argument("--gaussian", action="store_true")
     parser.add_argument("--memory", action="store_true")
@@ -252,7 +257,7 @@ def main():
     names = [*given.length, *(f"dinov2 {layer}" for layer in (1, 6, 10) if given.dinov2)]
     names += [f"gaussian {dtype}" for dtype in ("float32", "bfloat16") if given.gaussian]
     for name in names:
-        rows = [row for row in rows if row["workload"] != name] + compare(name, not given.no_torch)
+        rows = [row for row in rows if row["workload"] != name] + compare(name, not given.no_torch, given.methods)
         if kept:
             kept.write_text(json.dumps(rows, indent=1))
     if given.figure:

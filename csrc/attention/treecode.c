@@ -354,6 +354,22 @@ static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, c
     }
 }
 
+static void prefetch(const char *rows, const char *end) {
+    for (; rows < end; rows += 64) __builtin_prefetch(rows);
+}
+
+/* The rows of the next cell of a run that some lane opens: on their way from memory while this one's are summed (measured: 4 to 9 % of a call's
+ * time at 8k to 128k). */
+static void prefetch_next(const treecode *t, const run *now, int64_t after) {
+    const icecore_segment *s = now->from->segment;
+    const uint64_t lanes = used_lanes(t);
+    while (after < now->count && !(t->open[now->row + after] & lanes)) after++;
+    if (after == now->count) return;
+    const int64_t first = s->cell.offset[now->node + after], end = s->cell.offset[now->node + after + 1];
+    prefetch(key_of(s, first), key_of(s, end));
+    prefetch(value_of(s, first), value_of(s, end));
+}
+
 /* Cell by cell, so that a cell's rows stay in cache for all queries that opened it. */
 static void add_near_field(treecode *t) {
     ice_key_block block;
@@ -363,6 +379,7 @@ static void add_near_field(treecode *t) {
         const icecore_segment *s = now->from->segment;
         for (int64_t i = 0; i < now->count; i++) {
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
+            if (t->open[now->row + i] & used_lanes(t)) prefetch_next(t, now, i + 1);
             uint64_t lanes = t->open[now->row + i] & used_lanes(t), cut = is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
             attend_cell(t, &block, lanes & ~cut, s, first, count);
             for (int m = 0; cut && m < t->mask.rows; m++)

@@ -54,7 +54,7 @@ static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o) {
 /* Where a head's keys are for sealing, at present.  metric: of all heads, as in icecore_near_far. */
 ice_source ice_cache_source(const icecore_cache *cache, const float *metric, int64_t head);
 
-/* Lets go of the head's segments in the making that begin before `first` or end after `end`. */
+/* Lets go of the head's segments in the making that begin before `first` or end after `end`: with INT64_MAX and 0, of all. */
 void ice_cache_drop_pending(ice_cache_head *head, int64_t first, int64_t end);
 /* Brings a head's stack to `blocks`, more than it has.  On failure nothing has changed. */
 icecore_status ice_cache_seal(icecore_cache *cache, const float *metric, int64_t head, int64_t blocks);
