@@ -27,13 +27,13 @@ import icecore
 
 METHODS = {
     "tolerance 0.2": {"tolerance": 0.2},
-    "tolerance 0.17, window 256": {"tolerance": 0.17, "window": 256},
+    "tolerance 0.18": {"tolerance": 0.18},
     "tolerance 0.15": {"tolerance": 0.15},
     "tolerance 0.1": {"tolerance": 0.1},
     "tolerance 0.05": {"tolerance": 0.05},
     "tolerance 0.04": {"tolerance": 0.04},
     "tolerance 0.03": {"tolerance": 0.03},
-    "tolerance 0.025, window 768": {"tolerance": 0.025, "window": 768},
+    "tolerance 0.03, window 768": {"tolerance": 0.03, "window": 768},
     "tolerance 0.02": {"tolerance": 0.02},
     "k=64": {"k": 64},
     "k=256": {"k": 256},

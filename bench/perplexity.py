@@ -19,8 +19,6 @@ SETTINGS = [
     {"tolerance": 0.02},
     {"tolerance": 0.03, "window": 768},
     {"tolerance": 0.02, "window": 768},
-    {"tolerance": 0.025, "window": 768},
-    {"tolerance": 0.04, "window": 768},
     {"k": 256},
 ]
 

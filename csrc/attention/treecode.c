@@ -354,7 +354,11 @@ static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, c
     }
 }
 
+/* So much of a large cell: the processor sees the rest coming. */
+#define PREFETCHED 8192
+
 static void prefetch(const char *rows, const char *end) {
+    if (end - rows > PREFETCHED) end = rows + PREFETCHED;
     for (; rows < end; rows += 64) __builtin_prefetch(rows);
 }
 
