@@ -87,8 +87,8 @@ class KVCache:
     Notes
     -----
     Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention`
-    with the cache's metric, and append its keys and values. Up to rounding the result is the same, whatever the chunks (`attention` rounds float32 to
-    bfloat16 on some machines; a cache does what its dtype says).
+    with the cache's metric, and append its keys and values. Up to rounding the result is the same, whatever the chunks
+    (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
 
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.
@@ -98,8 +98,8 @@ class KVCache:
 
     Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries),
     and while a merge is prepared the merged segment (at most 2048 tokens or two sevenths of all) once more: from 8192 tokens on
-    never more than 1.5 times the keys and values (int8: 0.45 times those of float32). Time of a step: about that of window + near
-    keys + summaries (`AttentionInfo`).
+    never more than 1.5 times the keys and values (int8: 0.45 times those of float32). Time of a step: about that of window +
+    near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache wait for each other. Forks are caches of their own. Methods release the interpreter's
     lock.
