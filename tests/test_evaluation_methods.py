@@ -74,6 +74,16 @@ def test_only_near_far_has_a_near_far_cache():
     assert caches == dict.fromkeys(NAMES, nn.KeyValueCache) | {"near_far": nn.NearFarCache}
 
 
+def test_a_cache_may_have_a_tolerance_of_its_own():
+    prompt_and_answers = methods.parse("near_far:tolerance=0.1,decode=0.003,window=64")
+    cache = prompt_and_answers.cache()
+    rows = np.ones((1, 2, 8), np.float32)
+    cache.attend(prompt_and_answers.causal, 0, rows, rows, rows)
+    assert (cache._layers[0].tolerance, cache._layers[0].window) == (0.003, 64)
+    assert str(prompt_and_answers) == "near_far tolerance=0.1 window=64 decode=0.003"
+    assert methods.method("near_far", k=40, decode=0.1).options == {"k": 40, "window": 768, "decode": 0.1}
+
+
 def test_k_replaces_near_fars_tolerance():
     assert methods.method("near_far", k=64).options == {"k": 64, "window": 768}
     assert str(methods.method("near_far", tolerance=0.01)) == "near_far tolerance=0.01 window=768"
@@ -84,13 +94,15 @@ def test_k_replaces_near_fars_tolerance():
     [
         ("nearfar", "method must be one of exact, near_far, top_k, published, window, plan, got 'nearfar'"),
         ("near_far:tolerance=1", "tolerance must be above 0 and below 1, got 1.0"),
+        ("near_far:decode=0", "decode must be above 0 and below 1, got 0.0"),
+        ("window:decode=0.1", "method window takes window, got decode=0.1"),
         ("near_far:tolerance=0.1,k=3", "takes tolerance or k, got tolerance=0.1 and k=3"),
         ("top_k:k=0", "k must be at least 1, got 0"),
         ("top_k:k=many", "k must be a number, got 'many'"),
         ("top_k:tolerance=0.1", "method top_k takes k and window, got tolerance=0.1"),
         ("exact:k=3", "method exact takes no options, got k=3"),
         ("window:window=0", "window must be at least 1, got 0"),
-        ("window:size=3", "option must be one of tolerance, k, window, file, got 'size=3'"),
+        ("window:size=3", "option must be one of tolerance, k, window, file, decode, got 'size=3'"),
     ],
 )
 def test_wrong_methods_say_what_is_wrong(text, message):

@@ -19,7 +19,7 @@ DEFAULTS = {
     "plan": {"file": None},
 }
 #: Option -> its type.
-TYPES = {"tolerance": float, "k": int, "window": int, "file": str}
+TYPES = {"tolerance": float, "k": int, "window": int, "file": str, "decode": float}
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Method:
         surpasses by much; published: IceFormer's rule, the best k of the visited keys; window: sinks and window only; plan:
         what `icecore.calibrate` found, kept in a file.
     options : dict of str to number or str
-        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`; the ``file`` of a plan. A window counts in causal
-        attention only.
+        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`; ``decode``, the tolerance of the cache that goes on where
+        it is to be another than the prompt's; the ``file`` of a plan. A window counts in causal attention only.
     watch : callable, optional
         Called as ``watch(layer, info)`` with the `icecore.AttentionInfo` of each call.
     """
@@ -64,7 +64,10 @@ class Method:
         """A new cache for a decoder to generate with."""
         if self.name == "plan":
             return nn.NearFarCache(plan=self.plan)
-        return nn.NearFarCache(sinks=SINKS, **self.options) if self.name == "near_far" else nn.KeyValueCache()
+        if self.name != "near_far":
+            return nn.KeyValueCache()
+        budget = {"tolerance": self.options["decode"]} if "decode" in self.options else self._budget(None)
+        return nn.NearFarCache(sinks=SINKS, window=self.options["window"], **budget)
 
     @cached_property
     def plan(self):
@@ -95,7 +98,7 @@ class Method:
         return out
 
 
-def method(name, *, tolerance=None, k=None, window=None, file=None):
+def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None):
     """A method by its name.
 
     Parameters
@@ -110,6 +113,8 @@ def method(name, *, tolerance=None, k=None, window=None, file=None):
         Of all but exact and plan. At least 1.
     file : path-like, optional
         Of plan: where it was saved.
+    decode : float, optional
+        Of near_far: the tolerance of its cache, above 0 and below 1.
 
     Returns
     -------
@@ -122,13 +127,13 @@ def method(name, *, tolerance=None, k=None, window=None, file=None):
         For an unknown name, an option that the method does not take or lacks, a number out of range, or a file without a plan.
     """
     taken = takes(name)
-    options = {"tolerance": tolerance, "k": k, "window": window, "file": file}
+    options = {"tolerance": tolerance, "k": k, "window": window, "file": file, "decode": decode}
     given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
         if option not in taken:
             raise ValueError(f"method {name} takes {' and '.join(taken) or 'no options'}, got {option}={value}")
-        if option == "tolerance" and not 0 < value < 1:
-            raise ValueError(f"tolerance must be above 0 and below 1, got {value}")
+        if option in ("tolerance", "decode") and not 0 < value < 1:
+            raise ValueError(f"{option} must be above 0 and below 1, got {value}")
         if option in ("k", "window") and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     if tolerance is not None and k is not None:
@@ -151,7 +156,7 @@ def takes(name):
     """The options that a method takes, or ValueError if there is no such method."""
     if name not in DEFAULTS:
         raise ValueError(f"method must be one of {', '.join(DEFAULTS)}, got {name!r}")
-    return ("tolerance", "k", "window") if name == "near_far" else tuple(DEFAULTS[name])
+    return ("tolerance", "k", "window", "decode") if name == "near_far" else tuple(DEFAULTS[name])
 
 
 def parse(text, *, tolerance=None, k=None, window=None):
