@@ -187,7 +187,7 @@ def speed_up(rows, path):
     import matplotlib.pyplot as plt
 
     drawing, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    shown = {"tolerance 0.1": "near/far, tolerance 0.1", "tolerance 0.05": "near/far, tolerance 0.05",
+    shown = {"tolerance 0.18": "near/far, tolerance 0.18", "tolerance 0.1": "near/far, tolerance 0.1", "tolerance 0.05": "near/far, tolerance 0.05",
              "tolerance 0.02": "near/far, tolerance 0.02", "exact": "exact"}
     for method, label in shown.items():
         points = [(int(r["workload"]), r["ratios"][1]) for r in rows if r["method"] == method and r["workload"].isdigit()]
