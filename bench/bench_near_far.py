@@ -187,9 +187,8 @@ def speed_up(rows, path):
     import matplotlib.pyplot as plt
 
     drawing, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    shown = {"tolerance 0.18": "near/far, tolerance 0.18", "tolerance 0.1": "near/far, tolerance 0.1", "tolerance 0.05": "near/far, tolerance 0.05",
-             "tolerance 0.02": "near/far, tolerance 0.02", "exact": "exact"}
-    for method, label in shown.items():
+    shown = {f"tolerance {tolerance}": f"near/far, tolerance {tolerance}" for tolerance in (0.18, 0.1, 0.05, 0.02)}
+    for method, label in (shown | {"exact": "exact"}).items():
         points = [(int(r["workload"]), r["ratios"][1]) for r in rows if r["method"] == method and r["workload"].isdigit()]
         axis.loglog(*zip(*sorted(points), strict=True), "o-", base=2, label=label)
     lengths = sorted({int(row["workload"]) for row in rows if row["workload"].isdigit()})
