@@ -41,7 +41,7 @@ def query_metric(query, num_kv_heads):
     -----
     Near/far attention groups keys that are near one another, and judges by their distances what a group's mean may be wrong
     by: as if queries pointed in all directions alike. Real ones do not. Multiplying keys' and dividing queries' components by
-    the metric changes no score, and makes it so (measured: a third of the near keys at half the error, bench/README.md).
+    the metric changes no score, and makes it so.
     """
     query = np.asarray(query)
     num_kv_heads = integer(num_kv_heads, "num_kv_heads", 1)

@@ -38,7 +38,9 @@ class NearFarCache:
 
     def __init__(self, *, plan=None, **options):
         self.length, self._plan = 0, plan
-        self._options = options | {name: np.asarray(options[name]).tolist() for name in options if name == "metric"}
+        if "metric" in options:
+            options["metric"] = np.asarray(options["metric"]).tolist()  # for cache.json
+        self._options = options
         self._layers = {}  # layer -> icecore.KVCache
         self._sliding = KeyValueCache()
 
