@@ -29,8 +29,8 @@ def query_metric(query, num_kv_heads):
     -------
     ndarray of float32, (num_kv_heads, d)
         For each key head the root mean square of its queries' components, relative to their geometric mean and rounded to a
-        power of the square root of two; 1 throughout where there are fewer than 64 rows. At most 1024 queries of a head are
-        looked at, spread evenly.
+        power of the square root of two, within 2**-6 and 2**6. 1 throughout where there are fewer than 64 rows, nothing but
+        zeros, or a NaN or inf. At most 1024 queries of a head are looked at, spread evenly.
 
     Raises
     ------
@@ -41,7 +41,9 @@ def query_metric(query, num_kv_heads):
     -----
     Near/far attention groups keys that are near one another, and judges by their distances what a group's mean may be wrong
     by: as if queries pointed in all directions alike. Real ones do not. Multiplying keys' and dividing queries' components by
-    the metric changes no score, and makes it so.
+    the metric changes no score, and makes it so. It is not in the paper (IceFormer, arXiv 2405.02842).
+
+    O(1024 H d) time. Thread safe.
     """
     query = np.asarray(query)
     num_kv_heads = integer(num_kv_heads, "num_kv_heads", 1)
