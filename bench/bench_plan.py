@@ -1,17 +1,22 @@
 """A plan made from one text (or picture) on another one, against every single setting: time and error side by side.
 
-    python bench/bench_plan.py smollm2 [--tolerance 0.02] [--layers 0 3 6 ...] [--plan FILE] [--perplexity] [--source]
+    python bench/bench_plan.py smollm2 [--tolerance 0.02] [--layers 0 3 6 ...] [--plan FILE] [--source] [--whole]
     python bench/bench_plan.py dinov2
 
 SmolLM2-135M: the plan comes from the first 8192 tokens of Python's manual, the test is the next 8192 of it (and with
 ``--source`` the source of argparse, another kind of text). DINOv2 ViT-S/14: astronaut.png, tested on coffee.png, 8101 patches.
-For each layer of the test all settings take turns; times are sums of medians over the layers, errors means over the layers of
-mean |out - exact| / mean |exact| (all heads, all queries from 1024 on where causal). The last column is the time of the best
-single setting of equal error, interpolated along the frontier of all single settings (logarithms of both), over the plan's.
-PyTorch's attention takes its turns too.
+For each layer of the test all settings take turns; times are sums of medians over the layers, errors root mean squares over
+the layers of mean |out - exact| / mean |exact| (all heads, all queries from 1024 on where causal). The last column is the time
+of the best single setting of equal error, interpolated along the frontier of all single settings (logarithms of both), over the
+plan's. PyTorch's attention takes its turns too.
+
+``--whole``: instead the whole of SmolLM2 by the plan and by single settings: seconds of attention, perplexity of the second
+half of the test, and the mean Kullback-Leibler divergence of its next tokens from those of exact attention, by which the last
+column is then taken.
 """
 
 import argparse
+import time
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +35,7 @@ SINGLE = {
     + [{"k": k, "window": 512} for k in (64, 256)],
     "dinov2": [{"tolerance": t} for t in (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)] + [{"k": k} for k in (64, 256)],
 }
+WHOLE = [{"tolerance": t, "window": w} for w in (512, 768) for t in (0.02, 0.03, 0.05)]
 PICTURES = {"plan": "astronaut.png", "test": "coffee.png"}
 
 
@@ -75,7 +81,7 @@ def described(options):
 
 
 def compare(arrays, plan, single, causal, rounds):
-    """{setting: (seconds, error, largest error of a layer)}, summed and averaged over layers."""
+    """{setting: (seconds, error, largest error of a layer)}, the errors' root mean square over layers."""
     found = {}
     for layer, qkv in arrays.items():
         calls = {described(options): partial(icecore.attention, *qkv, causal=causal, **options) for options in single}
@@ -92,7 +98,7 @@ def compare(arrays, plan, single, causal, rounds):
             error = relative_error(calls[name]()[:, rows], exact) if name in calls else np.nan
             found.setdefault(name, []).append((np.median(times), error))
     columns = {name: np.array(each).T for name, each in found.items()}
-    return {name: (seconds.sum(), errors.mean(), errors.max()) for name, (seconds, errors) in columns.items()}
+    return {name: (times.sum(), np.sqrt(np.square(errors).mean()), errors.max()) for name, (times, errors) in columns.items()}
 
 
 def frontier_seconds(points, error):
@@ -115,18 +121,46 @@ def report(found):
         print(f"| {name} | {1e3 * seconds:.0f} | {error:.4f} | {worst:.3f} | {ratio} |")
 
 
-def perplexities(weights, run, plan, single):
-    """Of the second half of the test, exact, by the plan and by single settings."""
+def whole_model(weights, run, plan, rounds):
+    """[(setting, median seconds of attention, ratio of perplexity, divergence)] of the second half of the test; all take turns."""
     tokens = np.asarray(run.args[1])
-    half = len(tokens) // 2
-    losses = nn.score(weights, run(), tokens, half)[0]
-    print(f"\nperplexity exact: {nn.perplexity(losses):.3f}\n\n| setting | ratio |\n|---|---|")
-    for options in [None, *single]:
-        def attention(query, key, value, *, layer, options=options):
-            return icecore.attention(query, key, value, causal=True, **options)
+    half, seconds = len(tokens) // 2, 0.0
 
-        own = nn.score(weights, run(attention=attention if options else plan.attention), tokens, half)[0]
-        print(f"| {described(options) if options else 'plan'} | {nn.perplexity(own) / nn.perplexity(losses):.4f} |", flush=True)
+    def timed(attend):
+        def attention(query, key, value, *, layer):
+            nonlocal seconds
+            start = time.perf_counter()
+            out = attend(query, key, value, layer=layer)
+            seconds += time.perf_counter() - start
+            return out
+
+        return attention
+
+    def single(query, key, value, *, layer, **options):
+        return icecore.attention(query, key, value, causal=True, **options)
+
+    calls = {"exact": single, "plan": plan.attention} | {described(options): partial(single, **options) for options in WHOLE}
+    times, rows, exact = {name: [] for name in calls}, [], None
+    for turn in range(rounds):
+        for name, call in calls.items():
+            seconds = 0.0
+            hidden = run(attention=timed(call))
+            times[name].append(seconds)
+            if name == "exact":
+                exact = hidden
+            if turn == 0:
+                perplexity = nn.perplexity(nn.score(weights, hidden, tokens, half)[0])
+                rows.append((name, perplexity, nn.divergence(weights, hidden, exact, half)))
+    return [(name, np.median(times[name]), own / rows[0][1], divergence) for name, own, divergence in rows]
+
+
+def report_whole(rows):
+    print("| setting | attention, s | perplexity ratio | divergence | best single setting of equal divergence / it |")
+    print("|---|---|---|---|---|")
+    single = [(seconds, divergence) for name, seconds, _, divergence in rows if name not in ("exact", "plan")]
+    for name, seconds, ratio, divergence in rows:
+        gain = f"{frontier_seconds(single, divergence) / seconds:.2f}" if name == "plan" else ""
+        print(f"| {name} | {seconds:.2f} | {ratio:.4f} | {divergence:.5f} | {gain} |")
 
 
 def main():
@@ -137,8 +171,10 @@ def main():
     parser.add_argument("--plan", type=Path, help="read the plan from this file, or make it and write it there")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--source", action="store_true")
-    parser.add_argument("--perplexity", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="the whole model instead of single layers")
     given = parser.parse_args()
+    if given.whole and given.model != "smollm2":
+        parser.error("--whole is of smollm2")
     print(machine())
     weights, runs, attention, causal = load(given.model, given.source)
     if given.plan and given.plan.exists():
@@ -149,12 +185,12 @@ def main():
         if given.plan:
             plan.save(given.plan)
     print(plan)
+    if given.whole:
+        report_whole(whole_model(weights, runs["test"], plan, given.rounds))
+        return
     layers = list(plan)[::3] if given.layers is None else given.layers
-    arrays = captured(given.model, runs["test"], attention, layers, given.source) if layers else {}
-    if arrays:
-        report(compare(arrays, plan, SINGLE[given.model], causal, given.rounds))
-    if given.perplexity:
-        perplexities(weights, runs["test"], plan, [{"tolerance": t} for t in (0.02, 0.05)])
+    arrays = captured(given.model, runs["test"], attention, layers, given.source)
+    report(compare(arrays, plan, SINGLE[given.model], causal, given.rounds))
 
 
 if __name__ == "__main__":

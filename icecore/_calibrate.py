@@ -20,11 +20,13 @@ WINDOWS, CELL_SIZES, TOLERANCES = (256, 512), (16, 32, 64), (0.25, 0.5, 1.0, 2.0
 SAMPLES, SAMPLE = 4, 512
 #: The share of the tolerance to aim for: another text's errors were up to 7 % above those of the captures.
 AIM = 0.9
+#: Prices of a layer's relative error that are tried, in times of exact attention.
+PRICES = 2.0 ** np.arange(-8, 16, 0.2)
 #: Queries are chosen for and checked in turns of so many.
 TURN = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Option:
     """One way to compute a key head, and what it took: arrays of (query heads, 2), for the chosen and the held-out queries."""
 
@@ -57,9 +59,10 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
         bits: (H, L, d), (H_k, L, d), (H_k, L, d_v). A callable is called with a function to be called with each layer's:
         `icecore.nn.capture_layers` makes one, which keeps no more than a layer at a time.
     tolerance : float
-        Mean over the layers of ``mean |out - exact| / mean |exact|`` to aim for, over all heads of a layer and its queries (of
-        long causal captures those of the last three quarters, which have much that is far). Heads that are cheap to compute
-        well make up for those that are not.
+        Root mean square over the layers of ``mean |out - exact| / mean |exact|`` to aim for, over all heads of a layer and its
+        queries (of long causal captures those of the last three quarters, which have much that is far). Heads and layers that
+        are cheap to compute well make up for those that are not; squares, since what a layer's error does to the
+        distribution of a model's next tokens grows with its square.
     causal : bool
     windows : sequence of int
         Windows to try where causal.
@@ -81,10 +84,10 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     Notes
     -----
     Some 2,000 queries of every layer are computed exactly and by near/far attention with each window, cell size and six
-    tolerances, and errors and work of each query head are noted. Then one price of error in time is sought at which, each
-    head by itself taking what is cheapest for one half of the queries, the mean error is just within nine tenths of the
-    tolerance on that half and on the one held out (a Lagrangian). Times are those of the cost model (``python -m icecore
-    tune``), not of the clock.
+    tolerances, and errors and work of each query head are noted. For many prices of a layer's error in time, each head by
+    itself takes what is cheapest for one half of the queries (a Lagrangian); of these choices each layer takes the one that is
+    cheapest at one price of squared error for all layers, at which the error is just within nine tenths of the tolerance on
+    that half and on the one held out. Times are those of the cost model (``python -m icecore tune``), not of the clock.
     """
     tolerance = check_tolerance(tolerance)
     if tolerance is None:
@@ -217,29 +220,39 @@ def _cheapest(options, group, price, size):
     return best
 
 
-def _choices(measured, price):
-    """{layer: list, a key head, of lists, a query head, of _Option}; mean errors on both halves."""
-    chosen, errors = {}, []
-    for number, layer in measured.items():
-        size = layer.size.sum(axis=0)
-        chosen[number] = [_cheapest(options, layer.group, price, size[0]) for options in layer.options]
-        errors.append(sum(option.distance[i] for head in chosen[number] for i, option in enumerate(head)) / size)
-    return chosen, np.array(errors)
+def _frontier(layer):
+    """Choices of a layer for many prices of its error: lists of _Option of each key head; seconds; errors on both halves."""
+    size, choices = layer.size.sum(axis=0), []
+    for price in layer.exact_seconds * PRICES:
+        chosen = [_cheapest(options, layer.group, price, size[0]) for options in layer.options]
+        if not choices or chosen != choices[-1]:
+            choices.append(chosen)
+    seconds = [sum(own[0].shared + sum(option.seconds[i] for i, option in enumerate(own)) for own in each) for each in choices]
+    errors = [sum(option.distance[i] for own in each for i, option in enumerate(own)) / size for each in choices]
+    return choices, np.array(seconds), np.array(errors)
 
 
 def _choose(measured, tolerance, causal, length):
+    frontiers = {number: _frontier(layer) for number, layer in measured.items()}
+
+    def places(price):
+        """Where on each frontier time and priced squares of errors are least together."""
+        return [(seconds + price * errors[:, 0] ** 2).argmin() for _, seconds, errors in frontiers.values()]
+
+    def errors_at(price):
+        return np.array([errors[i] for i, (_, _, errors) in zip(places(price), frontiers.values(), strict=True)])
+
     low, high = -12.0, 12.0  # of log10 of the price
     for _ in range(60):
         middle = 0.5 * (low + high)
-        within = _choices(measured, 10.0**middle)[1].mean(axis=0).max() <= AIM * tolerance
+        within = np.sqrt(np.square(errors_at(10.0**middle)).mean(axis=0).max()) <= AIM * tolerance
         low, high = (low, middle) if within else (middle, high)
-    chosen, errors = _choices(measured, 10.0**high)
     layers = {}
-    for (number, layer), error in zip(measured.items(), errors, strict=True):
+    for number, i in zip(frontiers, places(10.0**high), strict=True):
+        (choices, seconds, errors), layer = frontiers[number], measured[number]
         heads = tuple(
             HeadPlan(own[0].path, own[0].window, own[0].cell_size, tuple(option.tolerance for option in own), tuple(exponents))
-            for own, exponents in zip(chosen[number], layer.metric.tolist(), strict=True)
+            for own, exponents in zip(choices[i], layer.metric.tolist(), strict=True)
         )
-        seconds = sum(own[0].shared + sum(option.seconds[i] for i, option in enumerate(own)) for own in chosen[number])
-        layers[number] = LayerPlan(causal, tolerance, heads, float(error[1]), float(seconds), layer.exact_seconds)
+        layers[number] = LayerPlan(causal, tolerance, heads, float(errors[i, 1]), float(seconds[i]), layer.exact_seconds)
     return Plan(tolerance, length, layers)

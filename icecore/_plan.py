@@ -178,7 +178,7 @@ class Plan:
     Attributes
     ----------
     tolerance : float
-        Mean error over the layers that was aimed for.
+        Error that was aimed for, as of `calibrate`.
     length : int
         Tokens of the captures.
     layers : dict of int to LayerPlan
@@ -201,8 +201,8 @@ class Plan:
 
     @property
     def error(self):
-        """Mean over the layers of their errors on held-out queries."""
-        return float(np.mean([layer.error for layer in self.layers.values()]))
+        """Root mean square over the layers of their errors on held-out queries."""
+        return float(np.sqrt(np.mean([layer.error**2 for layer in self.layers.values()])))
 
     def attention(self, query, key, value, *, layer, window=None):
         """Attention of one layer as the models of `icecore.nn` call it: ``nn.forward(..., attention=plan.attention)``.

@@ -30,6 +30,24 @@ def test_each_token_is_scored_from_the_state_before_it(scored, start):
     np.testing.assert_array_equal(predictions, logits[start - 1 : -1].argmax(axis=1))
 
 
+@pytest.mark.parametrize("start", [0, 777])
+def test_divergence_is_the_mean_over_places(scored, start):
+    weights, hidden, _ = scored
+    others = hidden + 0.1 * np.random.default_rng(1).standard_normal(hidden.shape, np.float32)
+    own, reference = (log_softmax(states[start:].astype(np.float64) @ weights.head.T, axis=1) for states in (hidden, others))
+    expected = np.mean(np.sum(np.exp(reference) * (reference - own), axis=1))
+    assert nn.divergence(weights, hidden, others, start) == pytest.approx(expected, rel=1e-4)
+    assert nn.divergence(weights, hidden, hidden, start) == 0
+
+
+def test_divergence_of_states_that_do_not_fit(scored):
+    weights, hidden, _ = scored
+    with pytest.raises(ValueError, match=r"hidden has shape \(1299, 8\); expected that of others, \(1300, 8\)"):
+        nn.divergence(weights, hidden[1:], hidden)
+    with pytest.raises(ValueError, match=r"start must lie in 0\.\.1299, got 1300"):
+        nn.divergence(weights, hidden, hidden, LENGTH)
+
+
 def test_logits_come_in_chunks_that_cover_every_row(scored):
     weights, hidden, _ = scored
     rows = [(rows.start, rows.stop, logits.shape) for rows, logits in nn.logits_in_chunks(weights, hidden, 500)]

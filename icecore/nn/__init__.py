@@ -6,7 +6,7 @@ from .cache import KeyValueCache
 from .capture import capture_layers
 from .decoder import forward, forward_batch, logits_in_chunks
 from .dinov2_onnx import load_dinov2_onnx
-from .evaluate import agreement, perplexity, score
+from .evaluate import agreement, divergence, perplexity, score
 from .gemma3 import Gemma3Config, Gemma3Layer, Gemma3Weights
 from .generate import continue_from, generate, sample
 from .gguf_file import open_gguf
@@ -40,6 +40,7 @@ __all__ = [
     "bidirectional_attention",
     "capture_layers",
     "continue_from",
+    "divergence",
     "encode_image",
     "encode_tokens",
     "exact_attention",

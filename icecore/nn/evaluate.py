@@ -1,6 +1,7 @@
 """Scores of next-token predictions: what perplexity and agreement between two methods are made of."""
 
 import numpy as np
+from scipy.special import log_softmax
 
 from .decoder import logits_in_chunks
 from .layers import cross_entropy
@@ -47,6 +48,40 @@ def score(weights, hidden, tokens, start=1):
 def perplexity(losses):
     """Perplexity of a text from its losses in nats: the exponential of their mean."""
     return float(np.exp(np.mean(losses, dtype=np.float64)))
+
+
+def divergence(weights, hidden, others, start=0):
+    """How far distributions of next tokens are from others: the mean of the Kullback-Leibler divergence KL(others || hidden).
+
+    Parameters
+    ----------
+    weights : LlamaWeights or another decoder's
+    hidden, others : ndarray, (n, width) float32
+        Results of `forward` for the same tokens, by a method that approximates and by exact attention, say.
+    start : int, optional
+        The first place to compare, 0 <= start < n.
+
+    Returns
+    -------
+    float
+        In nats, at least 0 up to rounding. Other than a ratio of perplexities it needs no luck of the tokens that follow to be
+        near 0, so a few thousand places tell methods apart.
+
+    Raises
+    ------
+    ValueError
+        If `hidden` and `others` differ in shape or `start` leaves nothing to compare.
+    """
+    if hidden.shape != others.shape:
+        raise ValueError(f"hidden has shape {hidden.shape}; expected that of others, {others.shape}")
+    if not 0 <= start < len(hidden):
+        raise ValueError(f"start must lie in 0..{len(hidden) - 1}, got {start}")
+    total = 0.0
+    pairs = zip(logits_in_chunks(weights, hidden[start:]), logits_in_chunks(weights, others[start:]), strict=True)
+    for (_, own), (_, reference) in pairs:  # (rows, vocabulary)
+        own, reference = log_softmax(own, axis=1), log_softmax(reference, axis=1)
+        total += np.sum(np.exp(reference) * (reference - own), dtype=np.float64)
+    return float(total / (len(hidden) - start))
 
 
 def agreement(predictions, others):
