@@ -122,7 +122,7 @@ def report(found):
 
 
 def whole_model(weights, run, plan, rounds):
-    """[(setting, median seconds of attention, ratio of perplexity, divergence)] of the second half of the test; all take turns."""
+    """[(setting, median seconds of attention, perplexity ratio, divergence)] of the second half of the test; all take turns."""
     tokens = np.asarray(run.args[1])
     half, seconds = len(tokens) // 2, 0.0
 
