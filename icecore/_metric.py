@@ -53,12 +53,14 @@ def query_metric(query, num_kv_heads):
     *_, heads, length, dim = query.shape
     if not query.size:
         return np.ones((num_kv_heads, dim), np.float32)
-    rows = widened(query[..., :: max(1, -(-length // SAMPLE)), :])
-    rows = np.moveaxis(rows.reshape(-1, num_kv_heads, heads // num_kv_heads * rows.shape[-2], dim), 1, 0)
-    rows = rows.reshape(num_kv_heads, -1, dim)
-    if rows.shape[1] < LEAST_ROWS:
+    step, group = max(1, -(-length // SAMPLE)), heads // num_kv_heads
+    rows = query.size // (heads * length * dim) * group * -(-length // step)  # of a key head
+    if rows < LEAST_ROWS:
         return np.ones((num_kv_heads, dim), np.float32)
-    squares = np.square(rows, dtype=np.float64).mean(axis=1)  # (num_kv_heads, dim)
+    squares = np.zeros((num_kv_heads, dim))
+    for head in range(heads):  # one by one: all of them widened would be a good part of the memory that a call needs
+        own = widened(query[..., head, ::step, :]).reshape(-1, dim)
+        squares[head // group] += np.einsum("ld,ld->d", own, own) / rows
     least = squares.max(axis=1, keepdims=True) * 4.0**-LARGEST_EXPONENT
     with np.errstate(divide="ignore", invalid="ignore"):
         exponents = 0.5 * np.log2(np.maximum(squares, least))

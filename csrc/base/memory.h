@@ -17,4 +17,9 @@ static inline size_t ice_round_up(size_t bytes) {
 void *ice_alloc(int64_t count, size_t size);
 void ice_free(void *memory);
 
+/* As ice_alloc, for arrays that others replace: large ones go back to the system as soon as they are freed, where malloc would keep a good part
+ * of them.  Free with ice_free_kept. */
+void *ice_alloc_kept(int64_t count, size_t size);
+void ice_free_kept(void *memory);
+
 #endif

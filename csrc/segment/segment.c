@@ -20,7 +20,7 @@ icecore_segment *ice_segment_new(void) {
 
 void *ice_segment_alloc(icecore_segment *s, int64_t count, size_t size) {
     if (s->owned_count == (int)(sizeof s->owned / sizeof *s->owned)) return NULL;
-    void *memory = ice_alloc(count, size);
+    void *memory = ice_alloc_kept(count, size);
     if (!memory) return NULL;
     s->owned[s->owned_count++] = memory;
     s->bytes += count * (int64_t)size;
@@ -29,7 +29,7 @@ void *ice_segment_alloc(icecore_segment *s, int64_t count, size_t size) {
 
 void icecore_segment_free(icecore_segment *s) {
     if (!s || atomic_fetch_sub(&s->owners, 1) > 1) return;
-    for (int i = 0; i < s->owned_count; i++) ice_free(s->owned[i]);
+    for (int i = 0; i < s->owned_count; i++) ice_free_kept(s->owned[i]);
     icecore_segment_free(s->base);
     ice_free(s);
 }
