@@ -118,7 +118,8 @@ def report(found):
     single = [(s, e) for name, (s, e, _) in found.items() if name not in ("plan", "exact") and not np.isnan(e)]
     for name, (seconds, error, worst) in found.items():
         ratio = f"{frontier_seconds(single, error) / seconds:.2f}" if name == "plan" else ""
-        print(f"| {name} | {1e3 * seconds:.0f} | {error:.4f} | {worst:.3f} | {ratio} |")
+        accuracy = "| |" if np.isnan(error) else f"{error:.4f} | {worst:.3f} |"
+        print(f"| {name} | {1e3 * seconds:.0f} | {accuracy} {ratio} |")
 
 
 def whole_model(weights, run, plan, rounds):

@@ -20,8 +20,8 @@ WINDOWS, CELL_SIZES, TOLERANCES = (256, 512), (16, 32, 64), (0.25, 0.5, 1.0, 2.0
 SAMPLES, SAMPLE = 4, 512
 #: The share of the tolerance to aim for: another text's errors were up to 7 % above those of the captures.
 AIM = 0.9
-#: Prices of a layer's relative error that are tried, in times of exact attention.
-PRICES = 2.0 ** np.arange(-8, 16, 0.2)
+#: Prices of a layer's relative error that are tried, in times of exact attention; at the last one any error is too dear.
+PRICES = np.append(2.0 ** np.arange(-8, 16, 0.2), 1e12)
 #: Queries are chosen for and checked in turns of so many.
 TURN = 64
 

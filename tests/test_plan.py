@@ -54,6 +54,19 @@ def test_a_tighter_tolerance_costs_more(calibrated, capture):
     assert tight[7].seconds > calibrated[7].seconds
 
 
+def test_nothing_but_exact_attention_meets_a_tolerance_of_nothing(capture):
+    plan = icecore.calibrate([(7, *capture)], tolerance=1e-6, windows=(256,), cell_sizes=(16,))
+    assert plan.error == 0
+    assert {head.path for head in plan[7].heads} == {"exact"}
+
+
+def test_layers_share_the_error_by_their_squares(calibrated):
+    errors = [calibrated[layer].error for layer in calibrated]
+    assert calibrated.error == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    layers = {number: LayerPlan(True, 0.05, (NEAR_FAR,), error, 1.0, 2.0) for number, error in enumerate((0.03, 0.04))}
+    assert Plan(0.05, 100, layers).error == pytest.approx(np.sqrt((0.03**2 + 0.04**2) / 2))
+
+
 def test_heads_are_blind_to_the_far_only_where_asked(capture):
     """Of this capture the last 256 keys and the sinks are most."""
     options = {"tolerance": 0.1, "windows": (256,), "cell_sizes": (16,)}
