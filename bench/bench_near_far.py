@@ -3,7 +3,7 @@
     python -m pytest bench/bench_near_far.py
     python bench/bench_near_far.py [--length 8192 32768 131072] [--dinov2] [--gaussian] [--methods NAME ...]
                                    [--rows FILE] [--figure FILE] [--speed-up FILE]
-    python bench/bench_near_far.py --memory
+    python bench/bench_near_far.py --memory [--length 32768 131072]
 
 The causal sets are SmolLM2's (data.py); beyond 8192 tokens they are continued, and their errors say little about models. Errors
 are those of sampled queries, in float64. PyTorch at 131,072 is timed on one key head of three, and multiplied. Rows are
@@ -222,11 +222,11 @@ print((status("VmHWM") - before) / 1e6, (key.nbytes + value.nbytes) / 1e6)
 """
 
 
-def memory():
+def memory(lengths):
     """Print what calls need beyond inputs and output, by the keys and values."""
     print("| keys | type | setting | MB beyond inputs and output | × keys and values |")
     print("|---|---|---|---|---|")
-    for length in (32768, 131072):
+    for length in map(int, lengths):
         for dtype in ("float32", "bfloat16"):
             for causal in (True, False):
                 case = (9, 3, length, causal, dtype, {"tolerance": 0.1} if causal else {"k": 64})
@@ -250,7 +250,7 @@ def main():
     given = parser.parse_args()
     print(machine())
     if given.memory:
-        return memory()
+        return memory(given.length)
     kept = Path(given.rows) if given.rows else None
     rows = json.loads(kept.read_text()) if kept and kept.exists() else []
     names = [*given.length, *(f"dinov2 {layer}" for layer in (1, 6, 10) if given.dinov2)]

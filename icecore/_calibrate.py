@@ -61,8 +61,8 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     tolerance : float
         Root mean square over the layers of ``mean |out - exact| / mean |exact|`` to aim for, over all heads of a layer and its
         queries (of long causal captures those of the last three quarters, which have much that is far). Heads and layers that
-        are cheap to compute well make up for those that are not; squares, since what a layer's error does to the
-        distribution of a model's next tokens grows with its square.
+        are cheap to compute well make up for those that are not; squares, since the divergence of a model's next tokens
+        (`icecore.nn.divergence`), at its least where nothing is wrong, grows with the square of a small error.
     causal : bool
     windows : sequence of int
         Windows to try where causal.

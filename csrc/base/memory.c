@@ -37,15 +37,14 @@ typedef struct {
 
 static header *header_of(void *memory) { return (header *)((char *)memory - ICE_ALIGNMENT); }
 
-/* Kept arrays from here on are mappings of their own: a call of 32k tokens in bfloat16 needs 1.44 times its keys and values, not 1.68, and about
- * a hundredth more time. */
+/* Kept arrays from here on are mappings of their own: a call in bfloat16 then needs 1.5 times its keys and values and not 1.7
+ * (bench_near_far.py --memory), for two or three hundredths of its time. */
 #define LEAST_MAPPED ((size_t)128 << 10)
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)   /* which watches the ends of what malloc gives */
 static void *map(size_t bytes) {
     const size_t alignment = bytes >= LEAST_HUGE ? HUGE_PAGE : ICE_ALIGNMENT, length = bytes + alignment + ICE_ALIGNMENT;
-    const int whole = bytes < LEAST_HUGE ? MAP_POPULATE : 0;   /* all pages at once, but small ones */
-    char *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | whole, -1, 0);
+    char *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return NULL;
     char *memory = (char *)(((uintptr_t)start + ICE_ALIGNMENT + alignment - 1) & ~(uintptr_t)(alignment - 1));
     want_huge_pages(memory, bytes);
