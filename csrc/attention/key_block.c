@@ -71,7 +71,7 @@ void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *ke
 
 static void hide(float *scores, int64_t count, uint64_t lanes) {
     float hidden[ICE_PANEL];
-    for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = (lanes >> lane) & 1 ? 0.0f : -INFINITY;
+    ice_panel_hiding(lanes, hidden);
     for (int64_t j = 0; j < count; j++)
         for (int lane = 0; lane < ICE_PANEL; lane++) scores[j * ICE_PANEL + lane] += hidden[lane];
 }

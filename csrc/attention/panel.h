@@ -47,6 +47,9 @@ void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_
 /* Adds at most ICE_KEY_BLOCK of them, given their scores (which become weights) and values. */
 void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values, int64_t stride);
 
+/* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */
+void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
+
 /* Copies the accumulator of one lane into `target` (value_dim floats). */
 void ice_panel_row(const ice_panel *panel, int lane, float *target);
 

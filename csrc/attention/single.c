@@ -52,6 +52,17 @@ void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const 
     }
 }
 
+void ice_single_add(ice_single *state, const ice_kernels *kernels, int64_t value_dim, icecore_dtype dtype, float *scores, const void *values,
+                    int64_t count) {
+    float correction;
+    if (kernels->bf16 && dtype == ICECORE_BFLOAT16) {
+        kernels->bf16->row_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, &state->maximum, &state->sum, state->accumulator);
+        return;
+    }
+    kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
+    kernels->row_weighted_sum(scores, count, dtype, values, ice_row_stride(dtype, value_dim), value_dim, correction, state->accumulator);
+}
+
 void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {
     if (sum == 0.0f) return;   /* nothing was visible there */
     if (state->sum == 0.0f) {

@@ -22,6 +22,10 @@ void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const 
                            int64_t dim, int64_t value_dim, icecore_dtype dtype, const void *keys, const void *values, int64_t count,
                            const float *bias);
 
+/* Adds contiguous values by their scores (which are lost). */
+void ice_single_add(ice_single *state, const ice_kernels *kernels, int64_t value_dim, icecore_dtype dtype, float *scores, const void *values,
+                    int64_t count);
+
 /* Adds another partial result over other keys: the log-sum-exp merge. */
 void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator);
 

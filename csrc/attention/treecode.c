@@ -1,7 +1,8 @@
 /* A panel's way:
  *   1. sinks and open blocks, exactly; with a mask, which nodes it hides from which rows, or cuts;
  *   2. scores and risks of all parents; which of them each row expands, so that their cells stand for them;
- *   3. scores and risks of the cells of every parent that some row expands; which of them each row opens;
+ *   3. scores and risks of the cells of every parent that some row expands; which of them each row opens; for parents that few rows
+ *      expand all that follows as well, row by row (few_rows.c);
  *   4. the near field: the keys of opened cells, for each row that opened them;
  *   5. the far field: parents not expanded and cells not opened, each as one key of its mean value;
  *   6. the merge of both by their log-sum-exp.
@@ -9,19 +10,18 @@
  * All scores, masses and risks are logarithms to base 2. */
 #include "attention/treecode.h"
 
+#include <float.h>
 #include <string.h>
 
 #include "attention/key_block.h"
-#include "attention/node_mask.h"
 #include "attention/nonfinite.h"
-#include "attention/single.h"
-#include "attention/top_k.h"
+#include "attention/treecode_state.h"
 #include "base/memory.h"
 #include "segment/threshold.h"
 
-/* A parent is expanded when its own risk is above this share of what opens a cell (0.3 saves a tenth of the summaries at 32k, and the error is a
- * tenth larger). */
-#define EXPAND_SHARE 0.1f
+/* A parent is expanded when its own risk is above this share of what opens a cell.  From 0.1 to 0.3 saves 3 to 7 % of the time at 8k to 128k for
+ * 0.4 to 3 % more error, less than a tolerance with that error saves; beyond it gains no more. */
+#define EXPAND_SHARE 0.3f
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
 #define EXPAND_FACTOR 16
 #define LEAST_EXPANDED 2048
@@ -29,40 +29,8 @@
 #define SINGLE_ROWS 8
 /* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else row by row. */
 #define DENSE_LANES 16
-
-/* Neighbouring nodes of one segment, whose rows lie together in `scores`. */
-typedef struct {
-    const ice_stacked *from;
-    const ice_nodes *nodes;
-    int64_t node, count, row;
-    int64_t number;            /* of the first node among all of the stack: each segment's parents, then its cells */
-} run;
-
-typedef struct {
-    const icecore_attention *problem;
-    const icecore_near_far *options;
-    const ice_kernels *kernels;
-    const ice_stack *stack;
-    ice_panel panel;
-    int64_t parents, rows;     /* rows of `scores`: the parents', then those of the cells of expanded ones */
-    float *scores, *risk;      /* rows x ICE_PANEL */
-    uint64_t *open;            /* rows: the lanes that expand or open */
-    float *count;              /* rows: keys */
-    run *run;                  /* of parents, one for each segment; then of cells */
-    int64_t parent_runs, runs;
-    ice_node_mask mask;        /* with a mask only */
-    float *query;              /* ICE_PANEL x dim, times scale * log2(e) */
-    uint16_t *rounded;         /* ICE_PANEL x dim: the query as bfloat16, not scaled */
-    float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
-    float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
-    const void **visited_value;
-    float spread[ICE_PANEL];           /* scale^2 |q|^2, q divided by the metric */
-    float far[ICE_PANEL];              /* of the panel's sum */
-    float bound[ICE_PANEL], bound_maximum[ICE_PANEL];   /* missed_bound: the most that the far field can stand for */
-    float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
-    ice_single near_field[ICE_PANEL];
-    int64_t near_count[ICE_PANEL];
-} treecode;
+/* The cells of a parent that at most so many rows expand go row by row (8 % of the time at 32k, 11 % at 128k; 5 to 14 are as good). */
+#define FEW_LANES 12
 
 static char *take(char **scratch, size_t bytes) {
     char *taken = *scratch;
@@ -73,14 +41,14 @@ static char *take(char **scratch, size_t bytes) {
 size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t nodes) {
     size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
     size_t lanes = (size_t)(p->dim * 2 + p->value_dim * 2) * ICE_PANEL * sizeof(float);
-    return ice_round_up(sizeof(treecode)) + ice_panel_bytes(p) +
-           all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(run)) + lanes +
+    return ice_round_up(sizeof(ice_treecode)) + ice_panel_bytes(p) +
+           all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
            keys * (2 * sizeof(float) + sizeof(void *)) + 18 * ICE_ALIGNMENT;
 }
 
-static treecode *lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch, char **rest) {
+static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch, char **rest) {
     size_t nodes = (size_t)stack->nodes, keys = options->far_field ? 0 : (size_t)stack->keys;
-    treecode *t = (treecode *)take(&scratch, sizeof *t);
+    ice_treecode *t = (ice_treecode *)take(&scratch, sizeof *t);
     t->problem = p;
     t->options = options;
     t->stack = stack;
@@ -90,7 +58,7 @@ static treecode *lay_out(const icecore_attention *p, const icecore_near_far *opt
     t->mask.hidden = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
     t->mask.cut = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
     t->count = (float *)take(&scratch, nodes * sizeof(float));
-    t->run = (run *)take(&scratch, nodes * sizeof(run));
+    t->run = (ice_node_run *)take(&scratch, nodes * sizeof(ice_node_run));
     t->query = (float *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(float));
     t->rounded = (uint16_t *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(uint16_t));
     t->near_accumulator = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
@@ -102,48 +70,29 @@ static treecode *lay_out(const icecore_attention *p, const icecore_near_far *opt
     return t;
 }
 
-static const void *row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
-    return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
-}
-static const void *key_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->keys, row, s->dim); }
-static const void *value_of(const icecore_segment *s, int64_t row) { return row_of(s->dtype, s->values, row, s->value_dim); }
-static const void *mean_value_of(const run *r, int64_t node) {
-    const icecore_segment *s = r->from->segment;
-    return row_of(s->mean_dtype, r->nodes->mean_value, node, s->value_dim);
-}
-
-static int is_masked(const treecode *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
-
-static uint64_t used_lanes(const treecode *t) { return ((uint64_t)1 << t->panel.lanes) - 1; }
-
-/* NULL where keys are not multiplied as bfloat16. */
-static const uint16_t *rounded_query(const treecode *t, int lane) {
-    return t->panel.query_pairs ? t->rounded + lane * t->problem->dim : NULL;
-}
-
 /* ---- Step 1 ---- */
 
-static int attends_singly(const treecode *t) {
+static int attends_singly(const ice_treecode *t) {
     const icecore_attention *p = t->problem;
-    return t->panel.lanes <= SINGLE_ROWS && !is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
+    return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
 }
 
 /* Row by row: the lanes of a panel would stand empty.  The result goes into the panel, whose state the steps that follow build on. */
-static void attend_singly(treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
+static void attend_singly(ice_treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
     ice_panel *panel = &t->panel;
     for (int64_t block = first; block < end; block += ICE_KEY_BLOCK)
         for (int lane = 0; lane < panel->lanes; lane++) {
             int64_t last = block + ICE_KEY_BLOCK < end ? block + ICE_KEY_BLOCK : end;
             if (last > panel->visible[lane].end) last = panel->visible[lane].end;
             if (last <= block) continue;
-            ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * from->dim, rounded_query(t, lane), panel->scale,
+            ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * from->dim, ice_rounded_query(t, lane), panel->scale,
                                   from->dim, from->value_dim, from->key_dtype,
                                   ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, block),
                                   ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, block), last - block, NULL);
         }
 }
 
-static void attend_exact_keys(treecode *t, ice_exact_keys exact) {
+static void attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
     ice_panel *panel = &t->panel;
     const int64_t end = ice_panel_visible(panel).end, value_dim = t->problem->value_dim;
     if (!attends_singly(t)) {
@@ -169,10 +118,10 @@ static void attend_exact_keys(treecode *t, ice_exact_keys exact) {
 /* ---- The mask ---- */
 
 /* Lanes for which a node stands for nothing, or is opened whatever its risk. */
-static void leave_out_marked(treecode *t, int64_t number, int64_t count, float *scores, float *risk) {
+static void leave_out_marked(ice_treecode *t, int64_t number, int64_t count, float *scores, float *risk) {
     const ice_node_mask *mask = &t->mask;
     for (int64_t i = 0; i < count; i++) {
-        uint64_t marked = (mask->hidden[number + i] | mask->cut[number + i] | mask->dense) & used_lanes(t);
+        uint64_t marked = (mask->hidden[number + i] | mask->cut[number + i] | mask->dense) & ice_used_lanes(t);
         for (; marked; marked &= marked - 1) {
             int64_t at = i * ICE_PANEL + __builtin_ctzll(marked);
             scores[at] = risk[at] = -INFINITY;
@@ -183,26 +132,27 @@ static void leave_out_marked(treecode *t, int64_t number, int64_t count, float *
 /* ---- Steps 2 and 3 ---- */
 
 /* Scores and risks of the nodes of a run, whose rows are the next ones; `hidden` as in kernels->cell_risk. */
-static void score(treecode *t, const run *now, const float *hidden) {
+static void score(ice_treecode *t, const ice_node_run *now, const float *hidden) {
     const ice_nodes *nodes = now->nodes;
     const icecore_segment *s = now->from->segment;
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL;
-    ice_panel_scores(&t->panel, row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
+    ice_panel_scores(&t->panel, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
     t->kernels->cell_risk(scores, now->count, t->panel.lanes, nodes->log2_risk + now->node, nodes->variance + now->node, t->spread, hidden,
                           risk);
-    if (is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
+    if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
 }
 
-static void score_parents(treecode *t) {
+static void score_parents(ice_treecode *t) {
+    const int by_tolerance = ice_by_tolerance(t->options);
     int64_t number = 0;
     t->rows = t->runs = 0;
     for (int64_t level = 0; level < t->stack->levels; level++) {
         const ice_stacked *from = &t->stack->level[level];
         if (!from->segment) continue;
         const ice_nodes *parents = &from->segment->parent, *cells = &from->segment->cell;
-        t->run[t->runs] = (run){from, parents, 0, parents->count, t->rows, number};
-        for (int64_t p = 0; p < parents->count; p++)
+        t->run[t->runs] = (ice_node_run){from, parents, 0, parents->count, t->rows, number};
+        for (int64_t p = 0; !by_tolerance && p < parents->count; p++)
             t->count[t->rows + p] = (float)(cells->offset[parents->offset[p + 1]] - cells->offset[parents->offset[p]]);
         score(t, &t->run[t->runs++], NULL);
         number += parents->count + cells->count;
@@ -211,21 +161,33 @@ static void score_parents(treecode *t) {
     t->parent_runs = t->runs;
 }
 
+static int at_most(int most, uint64_t lanes) {
+    for (; lanes; lanes &= lanes - 1)
+        if (!most--) return 0;
+    return 1;
+}
+
 /* The cells of every parent that some lane expands. */
-static void score_cells(treecode *t) {
-    const uint64_t lanes = used_lanes(t);
+static void score_cells(ice_treecode *t, const float *threshold) {
+    const uint64_t lanes = ice_used_lanes(t);
+    const int by_tolerance = ice_by_tolerance(t->options), singly = by_tolerance && !ice_is_masked(t);
     float hidden[ICE_PANEL];
     for (int64_t r = 0; r < t->parent_runs; r++) {
-        const run *parents = &t->run[r];
+        const ice_node_run *parents = &t->run[r];
         const icecore_segment *s = parents->from->segment;
         for (int64_t p = 0; p < parents->count; p++) {
             uint64_t open = t->open[parents->row + p] & lanes;
             if (!open) continue;
             int64_t node = s->parent.offset[p], count = s->parent.offset[p + 1] - node;
-            for (int lane = 0; lane < ICE_PANEL; lane++) hidden[lane] = lane < t->panel.lanes && !((open >> lane) & 1) ? -INFINITY : 0.0f;
-            const run cells = {parents->from, &s->cell, node, count, t->rows, parents->number + parents->count + node};
-            run *last = &t->run[t->runs - 1];
-            for (int64_t c = 0; c < count; c++) t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
+            if (singly && at_most(FEW_LANES, open)) {
+                ice_attend_cells_singly(t, open, s, node, count, threshold);
+                continue;
+            }
+            ice_panel_hiding(open | ~lanes, hidden);
+            const ice_node_run cells = {parents->from, &s->cell, node, count, t->rows, parents->number + parents->count + node};
+            ice_node_run *last = &t->run[t->runs - 1];
+            for (int64_t c = 0; !by_tolerance && c < count; c++)
+                t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
             score(t, &cells, open == lanes ? NULL : hidden);
             if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node) last->count += count;
             else t->run[t->runs++] = cells;
@@ -234,17 +196,17 @@ static void score_cells(treecode *t) {
 }
 
 /* Opens what is at or above a row's threshold, and what the mask cuts. */
-static void open_nodes(treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
+static void open_nodes(ice_treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
     for (int64_t r = first_run; r < end_run; r++) {
-        const run *now = &t->run[r];
+        const ice_node_run *now = &t->run[r];
         t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count, t->panel.lanes, threshold,
                                now->nodes->log2_count + now->node, t->open + now->row);
-        for (int64_t i = 0; is_masked(t) && i < now->count; i++)
+        for (int64_t i = 0; ice_is_masked(t) && i < now->count; i++)
             t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) & ~t->mask.hidden[now->number + i];
     }
 }
 
-static float lane_tolerance(const treecode *t, int lane) {
+static float lane_tolerance(const ice_treecode *t, int lane) {
     const float *of_head = t->options->head_tolerance;
     if (!of_head) return t->options->cell_tolerance;
     const ice_panel *panel = &t->panel;   /* spare lanes are the last row's */
@@ -254,7 +216,7 @@ static float lane_tolerance(const treecode *t, int lane) {
 
 /* The risk that one cell may have at a tolerance: a share of the norm of the sum of weighted values, which is guessed from the exact keys
  * and the parents. */
-static void tolerated_risk(treecode *t, float *threshold) {
+static void tolerated_risk(ice_treecode *t, float *threshold) {
     const icecore_attention *p = t->problem;
     float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->panel.scores;
     ice_panel guess = t->panel;
@@ -265,13 +227,13 @@ static void tolerated_risk(treecode *t, float *threshold) {
     memcpy(maximum, t->panel.maximum, sizeof maximum);
     memcpy(sum, t->panel.sum, sizeof sum);
     for (int64_t r = 0; r < t->parent_runs; r++) {
-        const run *now = &t->run[r];
+        const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < ICE_PANEL; lane++)
                     weights[j * ICE_PANEL + lane] = t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
-            ice_panel_add(&guess, weights, count, mean_value_of(now, i), p->value_dim);
+            ice_panel_add(&guess, weights, count, ice_mean_value_of(now, i), p->value_dim);
         }
     }
     float squared[ICE_PANEL] = {0};
@@ -284,7 +246,7 @@ static void tolerated_risk(treecode *t, float *threshold) {
         threshold[lane] = log2f(lane_tolerance(t, lane)) + maximum[lane] + 0.5f * log2f(squared[lane] / t->spread[lane]);
 }
 
-static void choose(treecode *t) {
+static void choose(ice_treecode *t) {
     const icecore_near_far *options = t->options;
     const int by_tolerance = ice_by_tolerance(options);
     float threshold[ICE_PANEL], expand[ICE_PANEL];
@@ -300,7 +262,7 @@ static void choose(treecode *t) {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
     }
     open_nodes(t, 0, t->parent_runs, expand);
-    score_cells(t);
+    score_cells(t, threshold);
     if (!by_tolerance) {
         if (wanted >= t->stack->keys)
             for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
@@ -313,30 +275,24 @@ static void choose(treecode *t) {
 
 /* ---- Step 4 ---- */
 
-static void attend_run(treecode *t, int lane, const icecore_segment *s, int64_t first, int64_t count, const float *bias) {
-    ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * s->dim, rounded_query(t, lane), t->panel.scale, s->dim,
-                          s->value_dim, s->dtype, key_of(s, first), value_of(s, first), count, bias);
-    t->near_count[lane] += count;
-}
-
 /* Whether a weight of 0 takes the keys away from the rows that do not see them. */
-static int can_be_hidden(const treecode *t, const icecore_segment *s, int64_t first, int64_t count) {
-    return !is_masked(t) || (ice_all_finite(s->dtype, key_of(s, first), s->dim, count, s->dim) &&
-                             ice_all_finite(s->dtype, value_of(s, first), s->value_dim, count, s->value_dim));
+static int can_be_hidden(const ice_treecode *t, const icecore_segment *s, int64_t first, int64_t count) {
+    return !ice_is_masked(t) || (ice_all_finite(s->dtype, ice_key_of(s, first), s->dim, count, s->dim) &&
+                             ice_all_finite(s->dtype, ice_value_of(s, first), s->value_dim, count, s->value_dim));
 }
 
 /* The keys first .. first + count - 1 for the rows in `lanes`. */
-static void attend_cell(treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
-    if (__builtin_popcountll(lanes) < DENSE_LANES || (lanes != used_lanes(t) && !can_be_hidden(t, s, first, count))) {
-        for (; lanes; lanes &= lanes - 1) attend_run(t, __builtin_ctzll(lanes), s, first, count, NULL);
+static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
+    if (__builtin_popcountll(lanes) < DENSE_LANES || (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
+        for (; lanes; lanes &= lanes - 1) ice_attend_stored(t, __builtin_ctzll(lanes), s, first, count, NULL);
         return;
     }
-    ice_key_block_add(block, s->dtype, key_of(s, first), value_of(s, first), count, lanes);
+    ice_key_block_add(block, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
 /* The keys that a row of the mask leaves of a cell, run by run. */
-static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
+static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
                             int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     float bias[ICE_KEY_BLOCK];
@@ -349,42 +305,31 @@ static void attend_cut_cell(treecode *t, ice_key_block *block, uint64_t lanes, c
         }
         if (count && t->problem->mask_kind == ICECORE_MASK_BOOL) attend_cell(t, block, lanes, s, first, count);
         else if (count)
-            for (uint64_t left = lanes; left; left &= left - 1) attend_run(t, __builtin_ctzll(left), s, first, count, bias);
+            for (uint64_t left = lanes; left; left &= left - 1) ice_attend_stored(t, __builtin_ctzll(left), s, first, count, bias);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;
     }
 }
 
-/* So much of a large cell: the processor sees the rest coming. */
-#define PREFETCHED 8192
-
-static void prefetch(const char *rows, const char *end) {
-    if (end - rows > PREFETCHED) end = rows + PREFETCHED;
-    for (; rows < end; rows += 64) __builtin_prefetch(rows);
-}
-
-/* The rows of the next cell of a run that some lane opens: on their way from memory while this one's are summed (measured: 4 to 9 % of a call's
- * time at 8k to 128k). */
-static void prefetch_next(const treecode *t, const run *now, int64_t after) {
-    const icecore_segment *s = now->from->segment;
-    const uint64_t lanes = used_lanes(t);
+/* The next cell of a run that some lane opens. */
+static void prefetch_next(const ice_treecode *t, const ice_node_run *now, int64_t after) {
+    const uint64_t lanes = ice_used_lanes(t);
     while (after < now->count && !(t->open[now->row + after] & lanes)) after++;
-    if (after == now->count) return;
-    const int64_t first = s->cell.offset[now->node + after], end = s->cell.offset[now->node + after + 1];
-    prefetch(key_of(s, first), key_of(s, end));
-    prefetch(value_of(s, first), value_of(s, end));
+    if (after < now->count) ice_prefetch_cell(now->from->segment, now->node + after);
 }
 
 /* Cell by cell, so that a cell's rows stay in cache for all queries that opened it. */
-static void add_near_field(treecode *t) {
+static void add_near_field(ice_treecode *t) {
     ice_key_block block;
     ice_key_block_begin(&block, &t->panel);
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
-        const run *now = &t->run[r];
+        const ice_node_run *now = &t->run[r];
         const icecore_segment *s = now->from->segment;
         for (int64_t i = 0; i < now->count; i++) {
+            uint64_t lanes = t->open[now->row + i] & ice_used_lanes(t);
+            if (!lanes) continue;
+            prefetch_next(t, now, i + 1);
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            if (t->open[now->row + i] & used_lanes(t)) prefetch_next(t, now, i + 1);
-            uint64_t lanes = t->open[now->row + i] & used_lanes(t), cut = is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
+            uint64_t cut = ice_is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
             attend_cell(t, &block, lanes & ~cut, s, first, count);
             for (int m = 0; cut && m < t->mask.rows; m++)
                 if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from, first,
@@ -394,84 +339,15 @@ static void add_near_field(treecode *t) {
     ice_key_block_flush(&block);
 }
 
-/* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as dropped. */
-static void add_largest(treecode *t, int lane) {
-    const icecore_attention *p = t->problem;
-    const ice_kernels *kernels = t->kernels;
-    ice_single *state = &t->near_field[lane];
-    icecore_dtype dtype = ICECORE_FLOAT32;
-    int64_t visited = 0;
-    const ice_mask_row *mask = NULL;
-    for (int m = 0; is_masked(t) && m < t->mask.rows; m++)
-        if ((t->mask.row[m].lanes >> lane) & 1) mask = &t->mask.row[m];
-    for (int64_t r = t->parent_runs; r < t->runs; r++) {
-        const run *now = &t->run[r];
-        const icecore_segment *s = now->from->segment;
-        dtype = s->dtype;
-        for (int64_t i = 0; i < now->count; i++) {
-            if (!((t->open[now->row + i] >> lane) & 1)) continue;
-            int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            ice_single_scores(kernels, t->query + lane * s->dim, rounded_query(t, lane), t->panel.scale, s->dim, s->dtype,
-                              key_of(s, first), count, t->visited + visited);
-            const float *scores = t->visited + visited;
-            for (int64_t j = 0; j < count; j++) {
-                float bias = mask ? ice_mask_at(t->problem, mask, now->from->end - s->count + s->order[first + j]) : 0.0f, own = scores[j] + bias;
-                if (bias == -INFINITY) continue;
-                t->visited[visited] = own;
-                t->visited_copy[visited] = own != own ? INFINITY : own;   /* a NaN is kept and shows */
-                t->visited_value[visited++] = value_of(s, first + j);
-            }
-        }
-    }
-    if (!visited) return;
-    int64_t kept = visited;
-    if (visited > t->options->near_keys) {
-        kept = t->options->near_keys;
-        float least = ice_kth_largest(t->visited_copy, visited, kept);
-        int64_t above = 0, n = 0;
-        float correction;
-        for (int64_t j = 0; j < visited; j++) above += !(t->visited[j] <= least);
-        int64_t ties = kept - above;   /* of the keys equal to the least, the first ones */
-        for (int64_t j = 0; j < visited; j++) {
-            float own = t->visited[j];
-            if (!(own < least) && (own != least || ties-- > 0)) {
-                t->visited_value[n] = t->visited_value[j];
-                t->visited[n++] = own;
-            } else {
-                t->visited_copy[j - n] = own;
-            }
-        }
-        kernels->row_softmax(t->visited_copy, visited - n, &t->dropped_maximum[lane], &t->dropped[lane], &correction);
-        kept = n;
-    }
-    float correction;
-    kernels->row_softmax(t->visited, kept, &state->maximum, &state->sum, &correction);
-    for (int64_t j = 0; j < kept; j++)
-        kernels->row_weighted_sum(t->visited + j, 1, dtype, t->visited_value[j], p->value_dim, p->value_dim, 1.0f, state->accumulator);
-    t->near_count[lane] = kept;
-}
-
-/* What far_field = 0 drops unseen: the cells not opened. */
-static void count_dropped(treecode *t, int lane) {
-    float correction;
-    for (int64_t r = 0; r < t->runs; r++) {
-        const run *now = &t->run[r];
-        for (int64_t i = 0; i < now->count; i++) {
-            float mass = t->scores[(now->row + i) * ICE_PANEL + lane];
-            t->kernels->row_softmax(&mass, 1, &t->dropped_maximum[lane], &t->dropped[lane], &correction);
-        }
-    }
-}
-
 /* ---- Step 5 ---- */
 
 /* No key of a node scores higher than its mean by more than |query| times the radius, both in the metric. */
-static void bound_far_field(treecode *t) {
+static void bound_far_field(ice_treecode *t) {
     float norm[ICE_PANEL], correction[ICE_PANEL], *most = t->panel.scores;
     for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
-        norm[lane] = 1.004f * sqrtf(t->spread[lane]) * (float)ICE_LOG2_E;
+        norm[lane] = ice_query_norm(t, lane);
     for (int64_t r = 0; r < t->runs; r++) {
-        const run *now = &t->run[r];
+        const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             for (int64_t j = 0; j < count; j++)
@@ -484,16 +360,16 @@ static void bound_far_field(treecode *t) {
     }
 }
 
-static void add_far_field(treecode *t) {
+static void add_far_field(ice_treecode *t) {
     const int64_t value_dim = t->problem->value_dim;
     ice_panel *panel = &t->panel;
     float before[ICE_PANEL];
     for (int64_t r = 0; r < t->runs; r++) {
-        const run *now = &t->run[r];
+        const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             memcpy(before, panel->sum, sizeof before);
-            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, mean_value_of(now, now->node + i), value_dim);
+            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, ice_mean_value_of(now, now->node + i), value_dim);
             for (int lane = 0; lane < panel->lanes; lane++)
                 t->far[lane] = t->far[lane] * panel->correction[lane] + (panel->sum[lane] - before[lane] * panel->correction[lane]);
         }
@@ -502,7 +378,15 @@ static void add_far_field(treecode *t) {
 
 /* ---- Step 6 ---- */
 
-static void finish_row(treecode *t, int lane) {
+/* The mass that means stand for in a row, where 2^maximum has mass 1. */
+static float far_mass(const ice_treecode *t, int lane, float maximum) {
+    float mass = 0.0f;
+    if (t->far[lane] > 0.0f) mass += t->far[lane] * exp2f(t->panel.maximum[lane] - maximum);
+    if (t->singly_far[lane] > 0.0f) mass += t->singly_far[lane] * exp2f(t->singly_far_maximum[lane] - maximum);
+    return mass;
+}
+
+static void finish_row(ice_treecode *t, int lane) {
     const icecore_attention *p = t->problem;
     const icecore_near_far *options = t->options;
     ice_panel *panel = &t->panel;
@@ -514,8 +398,7 @@ static void finish_row(treecode *t, int lane) {
     int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
     if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
     if (options->captured_mass) {
-        float missed = 0.0f, total = state->sum;
-        if (t->far[lane] > 0.0f) missed = t->far[lane] * exp2f(panel->maximum[lane] - state->maximum);
+        float missed = far_mass(t, lane, state->maximum), total = state->sum;
         if (t->dropped[lane] > 0.0f) {
             missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
             total += missed;
@@ -523,10 +406,9 @@ static void finish_row(treecode *t, int lane) {
         float captured = total > 0.0f ? (total - missed) / total : 0.0f;
         options->captured_mass[at] = captured >= 0.0f ? captured < 1.0f ? captured : 1.0f : 0.0f;   /* 0 also where it is NaN */
     }
-    if (options->summaries) options->summaries[at] = (int32_t)t->rows;
+    if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->singly_scored[lane]);
     if (options->missed_bound) {
-        float exact = state->sum, far = panel->maximum[lane] - state->maximum;
-        if (t->far[lane] > 0.0f) exact -= t->far[lane] * exp2f(far);
+        float exact = state->sum - far_mass(t, lane, state->maximum);
         if (exact < 0.0f) exact = 0.0f;
         float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
         options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? missed > 0.0f ? missed / (exact + missed) : 0.0f : 1.0f;
@@ -534,36 +416,55 @@ static void finish_row(treecode *t, int lane) {
     ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
 }
 
+/* Whether rows are multiplied with keys or means that are not bfloat16. */
+static int multiplies_float32(const ice_treecode *t) {
+    for (int64_t level = 0; t->panel.query_pairs && level < t->stack->levels; level++) {
+        const icecore_segment *s = t->stack->level[level].segment;
+        if (s && (s->dtype != ICECORE_BFLOAT16 || s->mean_dtype != ICECORE_BFLOAT16)) return 1;
+    }
+    return !t->panel.query_pairs;
+}
+
+/* The panel's queries once more, a row each, and their spreads. */
+static void read_queries(ice_treecode *t, const float *metric) {
+    const ice_panel *panel = &t->panel;
+    const int64_t dim = t->problem->dim;
+    memset(t->spread, 0, sizeof t->spread);
+    for (int64_t i = 0; i < dim; i++) {
+        const float *component = panel->queries + i * ICE_PANEL;
+        const float factor = (float)fmin(ICE_LN_2 / (metric ? metric[i] : 1.0f), FLT_MAX);   /* back from log2 units */
+        for (int lane = 0; lane < ICE_PANEL; lane++) t->spread[lane] += component[lane] * factor * (component[lane] * factor);
+    }
+    const int float32 = multiplies_float32(t);
+    for (int lane = 0; float32 && lane < ICE_PANEL; lane++)
+        for (int64_t i = 0; i < dim; i++) t->query[lane * dim + i] = panel->queries[i * ICE_PANEL + lane];
+    for (int lane = 0; panel->query_pairs && lane < ICE_PANEL; lane++)
+        for (int64_t i = 0; i < dim; i += 2)
+            memcpy(t->rounded + lane * dim + i, panel->query_pairs + i * ICE_PANEL + 2 * lane, 2 * sizeof *t->rounded);
+}
+
 void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_kernels *kernels, const ice_stack *stack,
                          ice_exact_keys exact, int64_t head, int64_t first_row, int lanes, void *scratch) {
     char *rest;
-    treecode *t = lay_out(p, options, stack, scratch, &rest);
+    ice_treecode *t = lay_out(p, options, stack, scratch, &rest);
     ice_panel *panel = &t->panel;
     t->kernels = kernels;
-    const float *metric = ice_metric_of(options, p, head % p->key_heads);
     ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
     memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    read_queries(t, ice_metric_of(options, p, head % p->key_heads));
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        float *query = t->query + lane * p->dim;
-        double squared = 0.0;
-        for (int64_t i = 0; i < p->dim; i++) {
-            query[i] = panel->queries[i * ICE_PANEL + lane];
-            double component = metric ? (double)query[i] / metric[i] : query[i];
-            squared += component * component;
-            if (panel->query_pairs) t->rounded[lane * p->dim + i] = panel->query_pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2];
-        }
-        t->spread[lane] = (float)(squared * ICE_LN_2 * ICE_LN_2);   /* back from log2 units */
         t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * p->value_dim};
         t->near_count[lane] = 0;
-        t->far[lane] = t->dropped[lane] = 0.0f;
-        t->dropped_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
+        t->singly_scored[lane] = 0;
+        t->far[lane] = t->singly_far[lane] = t->dropped[lane] = 0.0f;
+        t->singly_far_maximum[lane] = t->dropped_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
         t->bound[lane] = 0.0f;
     }
     t->rows = t->runs = t->parent_runs = 0;
     t->mask.dense = 0;
     attend_exact_keys(t, exact);
-    if (stack->nodes && is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);
-    if (stack->nodes && options->far_field && t->mask.dense == used_lanes(t)) {
+    if (stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);
+    if (stack->nodes && options->far_field && t->mask.dense == ice_used_lanes(t)) {
         ice_panel_attend(panel, exact.sink_end, exact.open_begin);   /* never of a cache, which has no masks */
         for (int m = 0; m < t->mask.rows; m++)
             for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1) t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
@@ -574,10 +475,7 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
             add_near_field(t);
             add_far_field(t);
         } else {
-            for (int lane = 0; lane < lanes; lane++) {
-                add_largest(t, lane);
-                count_dropped(t, lane);
-            }
+            ice_attend_largest(t);
         }
     }
     for (int lane = 0; lane < lanes; lane++) finish_row(t, lane);

@@ -8,11 +8,10 @@
 /* From here on arrays lie in huge pages where the system gives them: a merge that fills one, and queries that read here and there in it,
  * wait less for the page table. */
 #define HUGE_PAGE ((size_t)2 << 20)
-#define LEAST_HUGE (4 * HUGE_PAGE)
 
 static void want_huge_pages(void *memory, size_t bytes) {
 #ifdef MADV_HUGEPAGE
-    if (bytes >= LEAST_HUGE) (void)madvise(memory, bytes, MADV_HUGEPAGE);   /* a wish; small pages serve too */
+    if (bytes >= HUGE_PAGE) (void)madvise(memory, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);   /* a wish; small pages serve too */
 #else
     (void)memory, (void)bytes;
 #endif
@@ -22,7 +21,7 @@ void *ice_alloc(int64_t count, size_t size) {
     if (count < 0 || (size != 0 && (uint64_t)count > (SIZE_MAX - HUGE_PAGE) / size)) return NULL;
     size_t bytes = ice_round_up((size_t)count * size);
     void *memory = NULL;
-    if (posix_memalign(&memory, bytes >= LEAST_HUGE ? HUGE_PAGE : ICE_ALIGNMENT, bytes ? bytes : ICE_ALIGNMENT)) return NULL;
+    if (posix_memalign(&memory, bytes >= HUGE_PAGE ? HUGE_PAGE : ICE_ALIGNMENT, bytes ? bytes : ICE_ALIGNMENT)) return NULL;
     want_huge_pages(memory, bytes);
     return memory;
 }
@@ -43,7 +42,7 @@ static header *header_of(void *memory) { return (header *)((char *)memory - ICE_
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)   /* which watches the ends of what malloc gives */
 static void *map(size_t bytes) {
-    const size_t alignment = bytes >= LEAST_HUGE ? HUGE_PAGE : ICE_ALIGNMENT, length = bytes + alignment + ICE_ALIGNMENT;
+    const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : ICE_ALIGNMENT, length = bytes + alignment + ICE_ALIGNMENT;
     char *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return NULL;
     char *memory = (char *)(((uintptr_t)start + ICE_ALIGNMENT + alignment - 1) & ~(uintptr_t)(alignment - 1));

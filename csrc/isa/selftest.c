@@ -517,6 +517,41 @@ static void compare_open_cells(selftest *t) {
     expect_panel_untouched(t, 0, t->count);
 }
 
+/* Against cell_risk and open_cells of the scalar set, of which it does one lane. */
+static void compare_row_open_cells(selftest *t) {
+    const int cells = t->count < 64 ? t->count : 64;
+    float *log2_risk = t->list[0], *variance = t->list[1], *log2_count = t->list[2], *risk = t->rows;
+    float spread[ICE_PANEL], threshold[ICE_PANEL];
+    uint64_t open[64];
+    fill(t, log2_risk, cells);
+    fill(t, variance, cells);
+    for (int c = 0; c < cells; c++) {
+        variance[c] = fabsf(variance[c]);
+        log2_count[c] = 6.0f * fabsf(uniform(t));
+    }
+    fill_panel(t, t->panel, cells);
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        spread[lane] = fabsf(uniform(t));
+        threshold[lane] = number(t);
+    }
+    fill_output(t, 0, cells);
+    for (int c = 0; c < cells; c++) before(t, 0)[c] = t->panel[c * ICE_PANEL];
+    begin(t, 1);
+    t->plain->cell_risk(t->panel, cells, 1, log2_risk, variance, spread, NULL, risk);
+    t->plain->open_cells(t->panel, risk, cells, 1, threshold, log2_count, open);
+    uint64_t opened = t->fast->row_open_cells(fast(t, 0), cells, log2_risk, variance, log2_count, spread[0], threshold[0]);
+    for (int c = 0; c < cells; c++) {
+        double distance = fabs((double)risk[c * ICE_PANEL] - (double)threshold[0]);
+        double scale = fabs((double)t->panel[c * ICE_PANEL]) + fabs((double)log2_risk[c]) + (double)spread[0] * (double)variance[c];
+        if (distance <= 16 * U * scale) continue;   /* at the threshold, rounding decides */
+        plain(t, 0)[c] = t->panel[c * ICE_PANEL];
+        expect_equal(t, 0, c);
+        if (((opened >> c) & 1) != (open[c] & 1)) fail(t, "cell %d is %s", c, (opened >> c) & 1 ? "opened" : "not opened");
+    }
+    if (cells < 64 && opened >> cells) fail(t, "cells that are not there are opened");
+    expect_untouched(t, 0, 1, BLOCK, cells);
+}
+
 /* ---- The bfloat16 kernels, against the scalar float32 ones on the same rounded numbers ---- */
 
 /* Products of two bfloat16 are exact in float32; two of them are added before they join the sum. */
@@ -634,10 +669,12 @@ static void compare_bf16_row_attend(selftest *t) {
     sum[1] = sum[0];
     float *scores = t->panel + MOST_DIM;
     t->plain->row_scores(t->panel, t->dim, t->dtype, t->raw, t->dim, t->count, scores);
-    for (int j = 0; j < t->count; j++) scores[j] = scores[j] * scale + bias[j];
+    const int by_scores = t->count % 2;
+    for (int j = 0; j < t->count; j++) scores[j] = (by_scores ? 0.0f : scores[j] * scale) + bias[j];
     t->plain->row_softmax(scores, t->count, &maximum[0], &sum[0], &correction);
     t->plain->row_weighted_sum(scores, t->count, ICECORE_FLOAT32, wide, value_dim, value_dim, correction, plain(t, 0));
-    bf16->row_attend(query, t->dim, scale, (const uint16_t *)t->raw, values, value_dim, t->count, bias, &maximum[1], &sum[1], fast(t, 0));
+    bf16->row_attend(query, t->dim, scale, by_scores ? NULL : (const uint16_t *)t->raw, values, value_dim, t->count, bias, &maximum[1], &sum[1],
+                     fast(t, 0));
     expect_untouched(t, 0, 1, BLOCK, value_dim);
     if (t->kind == SPECIAL) {
         if (isnan(sum[0]) != isnan(sum[1])) fail(t, "a NaN is %s", isnan(sum[0]) ? "lost" : "made up");
@@ -680,6 +717,7 @@ static const struct comparison {
     {"cell_risk", compare_cell_risk, LANES},
     {"count_at_least", compare_count_at_least, LANES},
     {"open_cells", compare_open_cells, LANES},
+    {"row_open_cells", compare_row_open_cells, 0},
 }, bf16_comparisons[] = {
     {"bf16 scores", compare_bf16_scores, DIM | LANES | GAP},
     {"bf16 weighted_sum", compare_bf16_weighted_sum, DIM | LANES | GAP},

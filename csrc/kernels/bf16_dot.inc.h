@@ -176,7 +176,7 @@ static void dot_row_attend(const uint16_t *query, int64_t dim, float scale, cons
     for (int64_t j = 0; j < count; j += 16) {
         const int n = count - j < 16 ? (int)(count - j) : 16;
         const __mmask16 present = vf_first_lanes(n);
-        vf z = dot_row_16(query, dim, scale, keys + j * dim, dim, n);
+        vf z = keys ? dot_row_16(query, dim, scale, keys + j * dim, dim, n) : vf_zero();
         float correction = 1.0f;
         if (bias) z = vf_add(z, vf_load_n(bias + j, n));
         z = _mm512_mask_mov_ps(nothing, present, z);

@@ -15,17 +15,21 @@ static void nearest(const float *block, int64_t count, int lanes, const float *b
     }
 }
 
+/* log2(e) h(x): cell_risk in kernels.h. */
+static ALWAYS_INLINE vf risk_of_spread(vf x) {
+    vf share = vf_div(x, vf_add(x, vf_set1(12.0f)));
+    return vf_mul(vf_mul(x, vf_set1(0.25f * 1.44269504f)), vf_add(vf_set1(1.0f), share));
+}
+
 static void cell_risk(float *block, int64_t cells, int lanes, const float *log2_risk, const float *variance, const float *spread,
                       const float *hidden, float *risk) {
-    const vf quarter = vf_set1(0.25f * 1.44269504f), twelve = vf_set1(12.0f);
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
         vf width = vf_load(spread + lane), aside = hidden ? vf_load(hidden + lane) : vf_zero();
         for (int64_t c = 0; c < cells; c++) {
             float *score = block + c * ICE_PANEL + lane;
             vf x = vf_mul(width, vf_set1(variance[c])), z = vf_add(vf_load(score), aside);
-            vf h = vf_mul(vf_mul(x, quarter), vf_add(vf_set1(1.0f), vf_div(x, vf_add(x, twelve))));
             if (hidden) vf_store(score, z);
-            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_set1(log2_risk[c])), h));
+            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_set1(log2_risk[c])), risk_of_spread(x)));
         }
     }
 }
@@ -59,4 +63,18 @@ static void open_cells(float *block, const float *risk, int64_t cells, int lanes
             vf_store(score, vf_select(closed, vf_add(vf_load(score), vf_set1(log2_count[c])), nothing));
         }
     }
+}
+
+static uint64_t row_open_cells(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
+                               float spread, float threshold) {
+    const vf width = vf_set1(spread), bound = vf_set1(threshold), nothing = vf_set1(-INFINITY);
+    uint64_t open = 0;
+    for (int64_t c = 0; c < cells; c += VF_WIDTH) {
+        const int n = cells - c < VF_WIDTH ? (int)(cells - c) : VF_WIDTH;
+        vf score = vf_load_n(scores + c, n), growth = risk_of_spread(vf_mul(width, vf_load_n(variance + c, n)));
+        vm closed = vf_gt(bound, vf_add(vf_add(score, vf_load_n(log2_risk + c, n)), growth));
+        vf_store_n(scores + c, vf_select(closed, vf_add(score, vf_load_n(log2_count + c, n)), nothing), n);
+        open |= ((((uint64_t)1 << n) - 1) & ~(uint64_t)vm_bits(closed)) << c;
+    }
+    return open;
 }

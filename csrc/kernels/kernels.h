@@ -57,8 +57,8 @@ typedef struct {
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
     void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
                        float *scores);
-    /* row_scores plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous rows.  The maximum need not be the largest
-     * score, but no score is above it by more than 16; weights are rounded to bfloat16 for the products. */
+    /* row_scores (keys = NULL: 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous rows.  The maximum need not
+     * be the largest score, but no score is above it by more than 16; weights are rounded to bfloat16 for the products. */
     void (*row_attend)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values, int64_t value_dim,
                        int64_t count, const float *bias, float *maximum, float *sum, float *accumulator);
 } ice_bf16_kernels;
@@ -129,6 +129,10 @@ typedef struct {
     /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and the score becomes -inf; others grow by log2_count[c]. */
     void (*open_cells)(float *scores, const float *risk, int64_t cells, int lanes, const float *threshold, const float *log2_count,
                        uint64_t *open);
+
+    /* cell_risk and open_cells for one row and at most 64 cells: returns those that are opened, a bit each. */
+    uint64_t (*row_open_cells)(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
+                               float spread, float threshold);
 
     /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
 

@@ -57,6 +57,7 @@ const ice_kernels KERNEL_TABLE = {
     .cell_risk = cell_risk,
     .count_at_least = count_at_least,
     .open_cells = open_cells,
+    .row_open_cells = row_open_cells,
     .code_scores = code_scores,
     .find_at_least = find_at_least,
     .nth_largest = nth_largest,

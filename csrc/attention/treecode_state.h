@@ -1,0 +1,103 @@
+/* The state of a panel of queries on its way through a stack (treecode.c), and the parts of that way that have files of their own. */
+#ifndef ICE_TREECODE_STATE_H
+#define ICE_TREECODE_STATE_H
+
+#include <math.h>
+
+#include "attention/node_mask.h"
+#include "attention/panel.h"
+#include "attention/single.h"
+#include "attention/treecode.h"
+
+/* Neighbouring nodes of one segment, whose rows lie together in `scores`. */
+typedef struct {
+    const ice_stacked *from;
+    const ice_nodes *nodes;
+    int64_t node, count, row;
+    int64_t number;            /* of the first node among all of the stack: each segment's parents, then its cells */
+} ice_node_run;
+
+typedef struct {
+    const icecore_attention *problem;
+    const icecore_near_far *options;
+    const ice_kernels *kernels;
+    const ice_stack *stack;
+    ice_panel panel;
+    int64_t parents, rows;     /* rows of `scores`: the parents', then those of the cells of expanded ones */
+    float *scores, *risk;      /* rows x ICE_PANEL */
+    uint64_t *open;            /* rows: the lanes that expand or open */
+    float *count;              /* rows: keys; with a count of near keys only */
+    ice_node_run *run;         /* of parents, one for each segment; then of cells */
+    int64_t parent_runs, runs;
+    ice_node_mask mask;        /* with a mask only */
+    float *query;              /* ICE_PANEL x dim, times scale * log2(e) */
+    uint16_t *rounded;         /* ICE_PANEL x dim: the query as bfloat16, not scaled */
+    float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
+    float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
+    const void **visited_value;
+    float spread[ICE_PANEL];           /* scale^2 |q|^2, q divided by the metric */
+    float far[ICE_PANEL];              /* of the panel's sum */
+    float singly_far[ICE_PANEL], singly_far_maximum[ICE_PANEL];   /* few_rows.c: the same of the near field's sum, where it is asked for */
+    int64_t singly_scored[ICE_PANEL];  /* and the cells scored there */
+    float bound[ICE_PANEL], bound_maximum[ICE_PANEL];   /* missed_bound: the most that the far field can stand for */
+    float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
+    ice_single near_field[ICE_PANEL];
+    int64_t near_count[ICE_PANEL];
+} ice_treecode;
+
+static inline const void *ice_row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
+    return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
+}
+static inline const void *ice_key_of(const icecore_segment *s, int64_t row) { return ice_row_of(s->dtype, s->keys, row, s->dim); }
+static inline const void *ice_value_of(const icecore_segment *s, int64_t row) { return ice_row_of(s->dtype, s->values, row, s->value_dim); }
+static inline const void *ice_mean_value_of(const ice_node_run *r, int64_t node) {
+    const icecore_segment *s = r->from->segment;
+    return ice_row_of(s->mean_dtype, r->nodes->mean_value, node, s->value_dim);
+}
+
+static inline int ice_is_masked(const ice_treecode *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
+
+static inline uint64_t ice_used_lanes(const ice_treecode *t) { return ((uint64_t)1 << t->panel.lanes) - 1; }
+
+/* NULL where keys are not multiplied as bfloat16. */
+static inline const uint16_t *ice_rounded_query(const ice_treecode *t, int lane) {
+    return t->panel.query_pairs ? t->rounded + lane * t->problem->dim : NULL;
+}
+
+/* How much the score of a key at distance 1 from a mean may exceed the mean's, in the metric; a little more, for the query's rounding. */
+static inline float ice_query_norm(const ice_treecode *t, int lane) { return 1.004f * sqrtf(t->spread[lane]) * (float)ICE_LOG2_E; }
+
+/* So much of a large cell: the processor sees the rest coming. */
+#define PREFETCHED 8192
+
+static inline void ice_prefetch(const char *rows, const char *end) {
+    if (end - rows > PREFETCHED) end = rows + PREFETCHED;
+    for (; rows < end; rows += 64) __builtin_prefetch(rows);
+}
+
+/* A cell's rows: on their way from memory while others are summed (measured: 4 to 9 % of a call's time at 8k to 128k). */
+static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
+    const int64_t first = s->cell.offset[cell], end = s->cell.offset[cell + 1];
+    ice_prefetch(ice_key_of(s, first), ice_key_of(s, end));
+    ice_prefetch(ice_value_of(s, first), ice_value_of(s, end));
+}
+
+/* Adds stored keys first .. first + count - 1 of a segment to the near field of one row. */
+static inline void ice_attend_stored(ice_treecode *t, int lane, const icecore_segment *s, int64_t first, int64_t count, const float *bias) {
+    ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim,
+                          s->value_dim, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    t->near_count[lane] += count;
+}
+
+/* ---- few_rows.c ---- */
+
+/* With tolerances and without a mask: the cells node .. node + count - 1 of a segment, for the rows in `lanes` one by one.  Opens those at or
+ * above a row's threshold and adds their keys, and the other cells by their means, to the near field. */
+void ice_attend_cells_singly(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t node, int64_t count, const float *threshold);
+
+/* ---- published_rule.c ---- */
+
+/* With far_field = 0: of the keys of opened cells, each row attends to the near_keys with the largest scores; all else is dropped. */
+void ice_attend_largest(ice_treecode *t);
+
+#endif
