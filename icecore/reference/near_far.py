@@ -47,7 +47,7 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
 
 #: Parents are expanded at this share of the risk that opens a cell; or until they hold so many times the wanted keys,
 #: and at least so many.
-EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.45, 16, 2048
+EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.2, 16, 2048
 #: All cells are opened where those that a mask cuts leave more than one in so many of the sealed keys.
 DENSE_SHARE = 6
 
