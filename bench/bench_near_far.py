@@ -31,7 +31,7 @@ METHODS = {
     "tolerance 0.15": {"tolerance": 0.15},
     "tolerance 0.1": {"tolerance": 0.1},
     "tolerance 0.05": {"tolerance": 0.05},
-    "tolerance 0.04": {"tolerance": 0.04},
+    "tolerance 0.043": {"tolerance": 0.043},  # DINOv2: an error of 0.035 in the worst of three layers
     "tolerance 0.03": {"tolerance": 0.03},
     "tolerance 0.03, window 768": {"tolerance": 0.03, "window": 768},
     "tolerance 0.02": {"tolerance": 0.02},
@@ -162,7 +162,8 @@ def figure(rows, path):
     for axis, name in zip(axes.flat, names, strict=False):
         own = {row["method"]: row for row in rows if row["workload"] == name}
         for kind, style, label in KINDS:
-            points = sorted((row["ms"], row["error"]) for method, row in own.items() if method.startswith(kind))
+            chosen = [row for method, row in own.items() if method.startswith(kind) and "window" not in method]
+            points = sorted((row["ms"], row["error"]) for row in chosen)
             if points:
                 axis.loglog(*zip(*points, strict=True), style, label=label)
         axis.axhline(own["exact top-256"]["error"], color="gray", linestyle=":", label="error of exact top-256")

@@ -302,7 +302,7 @@ def test_queries_before_the_first_key_give_zero():
 # ---- Causality ----
 
 
-@pytest.mark.parametrize("options", [CAUSAL, CAUSAL | PUBLISHED], ids=["far field", "published"])
+@pytest.mark.parametrize("options", [CAUSAL, CAUSAL | RISKY, CAUSAL | PUBLISHED], ids=["far field", "tolerance", "published"])
 @pytest.mark.parametrize("chunk", [1, 29, 64])
 def test_prefill_in_chunks_equals_prefill_at_once(isa, chunk, options):
     query, key, value = clustered((1, 6, 200, 16), (1, 2, 200, 16), 16)
