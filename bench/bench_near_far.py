@@ -4,10 +4,12 @@
     python bench/bench_near_far.py [--length 8192 32768 131072] [--dinov2] [--gaussian] [--methods NAME ...]
                                    [--rows FILE] [--figure FILE] [--speed-up FILE]
     python bench/bench_near_far.py --memory [--length 32768 131072]
+    python bench/bench_near_far.py --growth [--length 8192 32768 131072] [--methods NAME ...]
 
 The causal sets are SmolLM2's (data.py); beyond 8192 tokens they are continued, and their errors say little about models. Errors
 are those of sampled queries, in float64. PyTorch at 131,072 is timed on one key head of three, and multiplied. Rows are
-added to a file, of which the figures are drawn. `--memory` prints what a call needs beyond its inputs and output.
+added to a file, of which the figures are drawn. `--memory` prints what a call needs beyond its inputs and output, `--growth`
+how time grows with the length where all of it is continued alike.
 """
 
 import argparse
@@ -237,6 +239,24 @@ def memory(lengths):
                 print(f"| {length} | {dtype} | {setting} | {beyond:.0f} | {beyond / held:.2f} |", flush=True)
 
 
+def growth(lengths, chosen):
+    """Print times of lengths of one kind of text: the first 2048 tokens, continued; and the exponent from the shortest on."""
+    lengths = sorted(map(int, lengths))
+    arrays = {length: capture(length, 2048)[1:] for length in lengths}
+    print("| method | keys | ms | near keys | time grows like n to the |")
+    print("|---|---|---|---|---|")
+    for method in chosen:
+        options = {"causal": True, **METHODS[method]}
+        calls = {n: lambda n=n, options=options: icecore.attention(*arrays[n], **options) for n in lengths}
+        seconds = alternate(calls, rounds=3)
+        first = np.median(seconds[lengths[0]])
+        for length in lengths:
+            near = icecore.attention(*arrays[length], return_info=True, **options)[1].near_keys.mean()
+            time = np.median(seconds[length])
+            exponent = f"{np.log(time / first) / np.log(length / lengths[0]):.2f}" if length > lengths[0] else ""
+            print(f"| {method} | {length} | {1e3 * time:.0f} | {near:.0f} | {exponent} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", default=["8192", "32768"])
@@ -244,6 +264,7 @@ def main():
     parser.add_argument("--dinov2", action="store_true")
     parser.add_argument("--gaussian", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--growth", action="store_true")
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--rows", metavar="FILE")
     parser.add_argument("--figure", metavar="FILE")
@@ -252,6 +273,8 @@ def main():
     print(machine())
     if given.memory:
         return memory(given.length)
+    if given.growth:
+        return growth(given.length, given.methods)
     kept = Path(given.rows) if given.rows else None
     rows = json.loads(kept.read_text()) if kept and kept.exists() else []
     names = [*given.length, *(f"dinov2 {layer}" for layer in (1, 6, 10) if given.dinov2)]

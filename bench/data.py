@@ -60,12 +60,13 @@ def continued(array, length):
     return np.concatenate(parts, axis=1)
 
 
-def capture(length):
-    """(source, q (1, h, n, 64), k, v (1, h_k, n, 64)) float32, real up to the capture's length."""
+def capture(length, real=None):
+    """(source, q (1, h, n, 64), k, v (1, h_k, n, 64)) float32, real up to the capture's length or its first `real` tokens."""
     arrays, source = smollm2(), "SmolLM2"
     if arrays is None:
         with np.load(FIXTURE) as file:
             arrays, source = (file["q"], file["k"], file["v"]), "SmolLM2 (one key head)"
+    arrays = [array[:, :real] for array in arrays]
     if length > arrays[0].shape[1]:
         source += ", continued"
     return source, *(continued(array, length)[None] for array in arrays)
