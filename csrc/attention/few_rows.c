@@ -1,5 +1,5 @@
 /* The cells of a parent that few rows of a panel expand: row by row, where the lanes of a panel would stand empty.  At 128k a third of all
- * expanded parents are so for 8 of 48 rows or fewer. */
+ * expanded parents are so for fewer than 8 of 48 rows. */
 #include <string.h>
 
 #include "attention/treecode_state.h"

@@ -29,7 +29,7 @@
 #define SINGLE_ROWS 8
 /* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else row by row. */
 #define DENSE_LANES 16
-/* The cells of a parent that at most so many rows expand go row by row (8 % of the time at 32k, 11 % at 128k; 5 to 14 are as good). */
+/* The cells of a parent that at most so many rows expand go row by row (8 % of the time at 32k, 11 % at 128k; 8 to 14 are as good). */
 #define FEW_LANES 12
 
 static char *take(char **scratch, size_t bytes) {

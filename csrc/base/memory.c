@@ -5,8 +5,8 @@
 #include <sys/mman.h>
 #endif
 
-/* From here on arrays lie in huge pages where the system gives them: a merge that fills one, and queries that read here and there in it,
- * wait less for the page table. */
+/* From here on arrays lie in huge pages where the system gives them, whole ones, so that nothing behind the array is held: a merge that fills
+ * one, and queries that read here and there in it, wait less for the page table. */
 #define HUGE_PAGE ((size_t)2 << 20)
 
 static void want_huge_pages(void *memory, size_t bytes) {
