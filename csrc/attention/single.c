@@ -31,36 +31,44 @@ void ice_single_scores(const ice_kernels *kernels, const float *query, const uin
     else kernels->row_scores(query, dim, dtype, keys, ice_row_stride(dtype, dim), count, scores);
 }
 
-void ice_single_attend_run(ice_single *state, const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale,
-                           int64_t dim, int64_t value_dim, icecore_dtype dtype, const void *keys, const void *values, int64_t count,
-                           const float *bias) {
+void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *kernels, const float *queries, const uint16_t *rounded,
+                        float scale, int64_t dim, int64_t value_dim, icecore_dtype dtype, const void *keys, const void *values,
+                        int64_t count, const float *bias) {
     const int64_t key_bytes = (int64_t)ice_row_bytes(dtype, dim), value_bytes = (int64_t)ice_row_bytes(dtype, value_dim);
     const int64_t key_stride = ice_row_stride(dtype, dim), value_stride = ice_row_stride(dtype, value_dim);
     if (rounded && dtype == ICECORE_BFLOAT16) {
-        kernels->bf16->row_attend(rounded, dim, scale, keys, values, value_dim, count, bias, &state->maximum, &state->sum,
-                                  state->accumulator);
+        kernels->bf16->rows_attend(rounded, dim, scale, keys, values, value_dim, count, bias, 0, lanes, state);
         return;
     }
-    float scores[ICE_KEY_BLOCK], correction;
-    for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
-        int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
-        kernels->row_scores(query, dim, dtype, (const char *)keys + first * key_bytes, key_stride, n, scores);
-        for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
-        kernels->row_softmax(scores, n, &state->maximum, &state->sum, &correction);
-        kernels->row_weighted_sum(scores, n, dtype, (const char *)values + first * value_bytes, value_stride, value_dim, correction,
-                                  state->accumulator);
+    for (; lanes; lanes &= lanes - 1) {
+        const int lane = __builtin_ctzll(lanes);
+        ice_single *row = &state[lane];
+        float scores[ICE_KEY_BLOCK], correction;
+        for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
+            int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
+            kernels->row_scores(queries + lane * dim, dim, dtype, (const char *)keys + first * key_bytes, key_stride, n, scores);
+            for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
+            kernels->row_softmax(scores, n, &row->maximum, &row->sum, &correction);
+            kernels->row_weighted_sum(scores, n, dtype, (const char *)values + first * value_bytes, value_stride, value_dim, correction,
+                                      row->accumulator);
+        }
     }
 }
 
-void ice_single_add(ice_single *state, const ice_kernels *kernels, int64_t value_dim, icecore_dtype dtype, float *scores, const void *values,
-                    int64_t count) {
-    float correction;
+void ice_singles_add(ice_single *state, uint64_t lanes, const ice_kernels *kernels, int64_t value_dim, icecore_dtype dtype, float *scores,
+                     int64_t stride, const void *values, int64_t count) {
     if (kernels->bf16 && dtype == ICECORE_BFLOAT16) {
-        kernels->bf16->row_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, &state->maximum, &state->sum, state->accumulator);
+        kernels->bf16->rows_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, stride, lanes, state);
         return;
     }
-    kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-    kernels->row_weighted_sum(scores, count, dtype, values, ice_row_stride(dtype, value_dim), value_dim, correction, state->accumulator);
+    for (; lanes; lanes &= lanes - 1) {
+        const int lane = __builtin_ctzll(lanes);
+        ice_single *row = &state[lane];
+        float correction;
+        kernels->row_softmax(scores + lane * stride, count, &row->maximum, &row->sum, &correction);
+        kernels->row_weighted_sum(scores + lane * stride, count, dtype, values, ice_row_stride(dtype, value_dim), value_dim, correction,
+                                  row->accumulator);
+    }
 }
 
 void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {

@@ -27,10 +27,9 @@
 #define LEAST_EXPANDED 2048
 /* With at most so many rows the exact keys go row by row: decode steps. */
 #define SINGLE_ROWS 8
-/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else row by row. */
-#define DENSE_LANES 16
-/* The cells of a parent that at most so many rows expand go row by row (8 % of the time at 32k, 11 % at 128k; 8 to 14 are as good). */
-#define FEW_LANES 12
+/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  Other sets of kernels
+ * have a number of their own. */
+#define PANEL_LANES 16
 
 static char *take(char **scratch, size_t bytes) {
     char *taken = *scratch;
@@ -77,19 +76,25 @@ static int attends_singly(const ice_treecode *t) {
     return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
 }
 
-/* Row by row: the lanes of a panel would stand empty.  The result goes into the panel, whose state the steps that follow build on. */
+static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
+    const ice_panel *panel = &t->panel;
+    ice_singles_attend(t->near_field, lanes, t->kernels, t->query, ice_rounded_query(t, 0), panel->scale, from->dim, from->value_dim,
+                       from->key_dtype, ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, first),
+                       ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, first), count, NULL);
+}
+
+/* By the row kernels: the lanes of a panel would stand empty.  The result goes into the panel, whose state the steps that follow build on. */
 static void attend_singly(ice_treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
-    ice_panel *panel = &t->panel;
-    for (int64_t block = first; block < end; block += ICE_KEY_BLOCK)
-        for (int lane = 0; lane < panel->lanes; lane++) {
-            int64_t last = block + ICE_KEY_BLOCK < end ? block + ICE_KEY_BLOCK : end;
-            if (last > panel->visible[lane].end) last = panel->visible[lane].end;
-            if (last <= block) continue;
-            ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * from->dim, ice_rounded_query(t, lane), panel->scale,
-                                  from->dim, from->value_dim, from->key_dtype,
-                                  ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, block),
-                                  ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, block), last - block, NULL);
+    for (int64_t block = first, last; block < end; block = last) {
+        uint64_t lanes = 0;   /* that see all of the block */
+        last = end - block < ICE_KEY_BLOCK ? end : block + ICE_KEY_BLOCK;
+        for (int lane = 0; lane < t->panel.lanes; lane++) {
+            const int64_t own = t->panel.visible[lane].end;
+            if (own >= last) lanes |= (uint64_t)1 << lane;
+            else if (own > block) attend_rows(t, from, (uint64_t)1 << lane, block, own - block);
         }
+        if (lanes) attend_rows(t, from, lanes, block, last - block);
+    }
 }
 
 static void attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
@@ -161,10 +166,14 @@ static void score_parents(ice_treecode *t) {
     t->parent_runs = t->runs;
 }
 
-static int at_most(int most, uint64_t lanes) {
-    for (; lanes; lanes &= lanes - 1)
-        if (!most--) return 0;
-    return 1;
+static int panel_lanes(const ice_treecode *t, icecore_dtype dtype) {
+    return t->panel.query_pairs && dtype == ICECORE_BFLOAT16 ? t->kernels->bf16->panel_lanes : PANEL_LANES;
+}
+
+/* Whether so few rows expand a parent that its cells go by the row kernels: at 128k two fifths of all expanded ones.  It takes 8 to 12 % off
+ * the time there and less at 8k, with 5/8 of panel_lanes as with 3/4. */
+static int are_few(const ice_treecode *t, icecore_dtype dtype, uint64_t lanes) {
+    return __builtin_popcountll(lanes) * 8 <= panel_lanes(t, dtype) * 5;
 }
 
 /* The cells of every parent that some lane expands. */
@@ -179,8 +188,8 @@ static void score_cells(ice_treecode *t, const float *threshold) {
             uint64_t open = t->open[parents->row + p] & lanes;
             if (!open) continue;
             int64_t node = s->parent.offset[p], count = s->parent.offset[p + 1] - node;
-            if (singly && at_most(FEW_LANES, open)) {
-                ice_attend_cells_singly(t, open, s, node, count, threshold);
+            if (singly && are_few(t, s->mean_dtype, open)) {
+                ice_attend_cells_of_few(t, open, s, node, count, threshold);
                 continue;
             }
             ice_panel_hiding(open | ~lanes, hidden);
@@ -283,8 +292,8 @@ static int can_be_hidden(const ice_treecode *t, const icecore_segment *s, int64_
 
 /* The keys first .. first + count - 1 for the rows in `lanes`. */
 static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
-    if (__builtin_popcountll(lanes) < DENSE_LANES || (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
-        for (; lanes; lanes &= lanes - 1) ice_attend_stored(t, __builtin_ctzll(lanes), s, first, count, NULL);
+    if (__builtin_popcountll(lanes) < panel_lanes(t, s->dtype) || (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
+        ice_attend_stored(t, lanes, s, first, count, NULL);
         return;
     }
     ice_key_block_add(block, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
@@ -304,8 +313,7 @@ static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lane
             count++;
         }
         if (count && t->problem->mask_kind == ICECORE_MASK_BOOL) attend_cell(t, block, lanes, s, first, count);
-        else if (count)
-            for (uint64_t left = lanes; left; left &= left - 1) ice_attend_stored(t, __builtin_ctzll(left), s, first, count, bias);
+        else if (count) ice_attend_stored(t, lanes, s, first, count, bias);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;
     }
 }

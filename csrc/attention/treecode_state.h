@@ -82,18 +82,19 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
     ice_prefetch(ice_value_of(s, first), ice_value_of(s, end));
 }
 
-/* Adds stored keys first .. first + count - 1 of a segment to the near field of one row. */
-static inline void ice_attend_stored(ice_treecode *t, int lane, const icecore_segment *s, int64_t first, int64_t count, const float *bias) {
-    ice_single_attend_run(&t->near_field[lane], t->kernels, t->query + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim,
-                          s->value_dim, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, bias);
-    t->near_count[lane] += count;
+/* Adds stored keys first .. first + count - 1 of a segment to the near field of the rows in `lanes`. */
+static inline void ice_attend_stored(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count,
+                                     const float *bias) {
+    ice_singles_attend(t->near_field, lanes, t->kernels, t->query, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
+                       ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
 /* ---- few_rows.c ---- */
 
-/* With tolerances and without a mask: the cells node .. node + count - 1 of a segment, for the rows in `lanes` one by one.  Opens those at or
- * above a row's threshold and adds their keys, and the other cells by their means, to the near field. */
-void ice_attend_cells_singly(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t node, int64_t count, const float *threshold);
+/* With tolerances and without a mask: the cells node .. node + count - 1 of a segment, for the rows in `lanes`.  Opens those at or above a
+ * row's threshold and adds their keys, and the other cells by their means, to the near field.  The panel's scores are lost. */
+void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t node, int64_t count, const float *threshold);
 
 /* ---- published_rule.c ---- */
 

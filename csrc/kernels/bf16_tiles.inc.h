@@ -138,11 +138,12 @@ static void tile_weighted_sum(const uint16_t *weights, int64_t count, int lanes,
 static const ice_bf16_kernels bf16_tiles = {
     .dim_multiple = TILE_PAIRED,
     .value_dim_multiple = TILE,
+    .panel_lanes = 16,
     .pack_queries = dot_pack_queries,
     .scores = tile_scores,
     .pack_weights = tile_pack_weights,
     .pack_values = tile_pack_values,
     .weighted_sum = tile_weighted_sum,
     .row_scores = dot_row_scores,
-    .row_attend = dot_row_attend,
+    .rows_attend = dot_rows_attend,
 };

@@ -37,11 +37,18 @@ static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
 /* Keys scored at once: scores of a block (24 KB), the panel and the accumulators stay in a level-2 cache. */
 #define ICE_KEY_BLOCK 128
 
+/* One row on its way through the keys: the online softmax for a single query. */
+typedef struct {
+    float maximum, sum;        /* log2 units; -inf and 0 at the start */
+    float *accumulator;        /* value_dim, zero at the start */
+} ice_single;
+
 /* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components (queries) or keys
  * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0.  All lanes of a panel may be
  * written, whatever `lanes` says. */
 typedef struct {
     int dim_multiple, value_dim_multiple;   /* widths this set can do; for others the float32 kernels serve */
+    int panel_lanes;                        /* so many rows with one run of keys are faster in a panel than by rows_attend */
     /* Rounds to bfloat16.  panel: dim x ICE_PANEL. */
     void (*pack_queries)(const float *panel, int64_t dim, uint16_t *pairs);
     /* scores[j][lane] = scale * sum_t keys[j * stride + t] query[t][lane]. */
@@ -57,10 +64,12 @@ typedef struct {
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
     void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
                        float *scores);
-    /* row_scores (keys = NULL: 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous rows.  The maximum need not
-     * be the largest score, but no score is above it by more than 16; weights are rounded to bfloat16 for the products. */
-    void (*row_attend)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values, int64_t value_dim,
-                       int64_t count, const float *bias, float *maximum, float *sum, float *accumulator);
+    /* For the rows that `lanes` has a bit for, with queries + lane * dim, bias + lane * bias_stride and state[lane]: row_scores (keys = NULL:
+     * 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous keys.  The maximum need not be the largest score,
+     * but no score is above it by more than 16; weights are rounded to bfloat16 for the products.  What becomes of a row does not depend
+     * on the others. */
+    void (*rows_attend)(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values, int64_t value_dim,
+                        int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes, ice_single *state);
 } ice_bf16_kernels;
 
 typedef struct {

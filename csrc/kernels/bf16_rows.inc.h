@@ -1,0 +1,207 @@
+/* Row kernels on the dot product instruction of AVX512_BF16: one query or several, each with its own sums, lanes along the components.  All
+ * rows take each step before any takes the next, so that none waits for its own numbers, and two at a time share what is read of keys
+ * and values. */
+
+/* How far above the maximum (log2 units) scores may rise before the sums are rescaled: weights stay below 2^LAZY. */
+#define LAZY 16.0f
+
+/* Rows that go through the keys together, and those whose products share a register tile. */
+#define MOST_ROWS 32
+#define ROWS_AT_ONCE 2
+
+/* The four sums of 16 lanes each, side by side. */
+static ALWAYS_INLINE __m128 add_across(const __m512 sum[4]) {
+    const __m512 one = _mm512_add_ps(_mm512_unpacklo_ps(sum[0], sum[1]), _mm512_unpackhi_ps(sum[0], sum[1]));
+    const __m512 two = _mm512_add_ps(_mm512_unpacklo_ps(sum[2], sum[3]), _mm512_unpackhi_ps(sum[2], sum[3]));
+    const __m512d low = _mm512_castps_pd(one), high = _mm512_castps_pd(two);
+    const __m512 four = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* Scores of up to four keys (those missing are read as the last one) with `rows` queries, a compile-time constant. */
+static ALWAYS_INLINE void dot_four(const uint16_t *const *query, const int rows, const int64_t dim, float scale, const uint16_t *keys,
+                                   int64_t stride, int64_t count, float *const *out, int64_t at) {
+    __m512 sum[ROWS_AT_ONCE][4];
+    const __mmask32 rest = (__mmask32)(((uint64_t)1 << dim % 32) - 1);
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int k = 0; k < 4; k++) sum[r][k] = _mm512_setzero_ps();
+    int64_t t = 0;
+    for (; t + 32 <= dim; t += 32)
+        UNROLL for (int k = 0; k < 4; k++) {
+            const __m512bh key = (__m512bh)_mm512_loadu_si512(keys + (k < count ? k : count - 1) * stride + t);
+            UNROLL for (int r = 0; r < rows; r++) sum[r][k] = _mm512_dpbf16_ps(sum[r][k], key, (__m512bh)_mm512_loadu_si512(query[r] + t));
+        }
+    if (t < dim)
+        UNROLL for (int k = 0; k < 4; k++) {
+            const __m512bh key = (__m512bh)_mm512_maskz_loadu_epi16(rest, keys + (k < count ? k : count - 1) * stride + t);
+            UNROLL for (int r = 0; r < rows; r++)
+                sum[r][k] = _mm512_dpbf16_ps(sum[r][k], key, (__m512bh)_mm512_maskz_loadu_epi16(rest, query[r] + t));
+        }
+    UNROLL for (int r = 0; r < rows; r++) _mm_storeu_ps(out[r] + at, _mm_mul_ps(add_across(sum[r]), _mm_set1_ps(scale)));
+}
+
+/* Writes as many scores a row as `count` rounded up to four. */
+static ALWAYS_INLINE void dot_fours(const uint16_t *const *query, const int rows, const int64_t dim, float scale, const uint16_t *keys,
+                                    int64_t stride, int64_t count, float *const *out) {
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) dot_four(query, rows, dim, scale, keys + j * stride, stride, 4, out, j);
+    if (j < count) dot_four(query, rows, dim, scale, keys + j * stride, stride, count - j, out, j);
+}
+
+static ALWAYS_INLINE void dot_rows_scores(const uint16_t *const *query, int rows, const int64_t dim, float scale, const uint16_t *keys,
+                                          int64_t stride, int64_t count, float *const *out) {
+    int r = 0;
+    for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE) dot_fours(query + r, ROWS_AT_ONCE, dim, scale, keys, stride, count, out + r);
+    for (; r < rows; r++) dot_fours(query + r, 1, dim, scale, keys, stride, count, out + r);
+}
+
+static void dot_scores_of_rows(const uint16_t *const *query, int rows, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
+                               int64_t count, float *const *out) {
+    if (dim == 64) dot_rows_scores(query, rows, 64, scale, keys, stride, count, out);
+    else dot_rows_scores(query, rows, dim, scale, keys, stride, count, out);
+}
+
+static void dot_row_scores(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
+                           float *out) {
+    const int64_t whole = count - count % 4;
+    float last[4], *end = last;
+    dot_scores_of_rows(&query, 1, dim, scale, keys, stride, whole, &out);
+    if (whole == count) return;
+    dot_scores_of_rows(&query, 1, dim, scale, keys + whole * stride, stride, count - whole, &end);
+    memcpy(out + whole, last, (size_t)(count - whole) * sizeof *out);
+}
+
+/* What a row needs while it goes through a run of keys. */
+#define KEYS_AT_ONCE 64
+typedef struct {
+    float scores[KEYS_AT_ONCE], weights[KEYS_AT_ONCE];
+    uint16_t rounded[KEYS_AT_ONCE];    /* weights, 0 behind the last */
+    vf sum;                            /* of the weights, over lanes */
+    float correction;
+} dot_row;
+
+/* Weights of `count` <= KEYS_AT_ONCE scores, 0 behind the last, relative to the maximum; returns whether some score is far above that. */
+static ALWAYS_INLINE int dot_row_weights(dot_row *row, int64_t count, const float *scores, const float *bias, float maximum) {
+    const vf limit = vf_set1(maximum + LAZY), reference = vf_set1(maximum == -INFINITY ? 0.0f : maximum);
+    vf total = vf_zero();
+    __mmask16 above = 0;
+    for (int64_t j = 0; j < count; j += 16) {
+        const int n = count - j < 16 ? (int)(count - j) : 16;
+        vf score = _mm512_mask_loadu_ps(vf_set1(-INFINITY), vf_first_lanes(n), scores + j);
+        if (bias) score = vf_add(score, vf_load_n(bias + j, n));
+        const vf weight = vf_exp2(vf_sub(score, reference));
+        above |= _mm512_cmp_ps_mask(score, limit, _CMP_GT_OQ);
+        total = vf_add(total, weight);
+        vf_store(row->weights + j, weight);
+        _mm256_storeu_si256((__m256i *)(row->rounded + j), (__m256i)_mm512_cvtneps_pbh(weight));
+    }
+    row->sum = total;
+    return above != 0;
+}
+
+/* The largest number; a NaN is left out, and shows in the sum. */
+static float dot_largest(int64_t count, const float *scores, const float *bias) {
+    vf largest = vf_set1(-INFINITY);
+    for (int64_t j = 0; j < count; j += 16) {
+        const int n = count - j < 16 ? (int)(count - j) : 16;
+        vf score = _mm512_mask_loadu_ps(vf_set1(-INFINITY), vf_first_lanes(n), scores + j);
+        if (bias) score = vf_add(score, vf_load_n(bias + j, n));
+        largest = _mm512_mask_max_ps(largest, _mm512_cmp_ps_mask(score, score, _CMP_EQ_OQ), largest, score);
+    }
+    return vf_reduce_max(largest);
+}
+
+/* As dot_row_weights; the maximum moves only when a score is far above it. */
+static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const float *scores, const float *bias, ice_single *state) {
+    row->correction = 1.0f;
+    if (!dot_row_weights(row, count, scores, bias, state->maximum) && state->maximum > -INFINITY) return;
+    const float largest = dot_largest(count, scores, bias);
+    if (!(largest > state->maximum)) return;
+    if (state->maximum > -INFINITY) {
+        float power[16];
+        vf_store(power, vf_exp2(vf_set1(state->maximum - largest)));
+        state->sum *= row->correction = power[0];
+    }
+    state->maximum = largest;
+    dot_row_weights(row, count, scores, bias, largest);
+}
+
+/* accumulator + t = that times correction + weights * values for 64 components of `rows` rows, a compile-time constant; two keys at a time. */
+static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *state, const int rows, int64_t count, const uint16_t *values,
+                                     int64_t stride, int64_t t) {
+    /* the numbers of two keys side by side, 32 of each in two vectors */
+    const __m512i low_pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                               35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high_pairs = _mm512_add_epi16(low_pairs, _mm512_set1_epi16(16));
+    vf sum[ROWS_AT_ONCE][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int u = 0; u < 4; u++) sum[r][u] = vf_mul(vf_load(state[r]->accumulator + t + 16 * u), vf_set1(row[r].correction));
+    for (int64_t j = 0; j < count; j += 2) {
+        const uint16_t *value = values + j * stride + t;
+        const int both = j + 1 < count;
+        __m512bh w[ROWS_AT_ONCE];
+        UNROLL for (int r = 0; r < rows; r++) {
+            int pair;
+            memcpy(&pair, row[r].rounded + j, sizeof pair);
+            w[r] = (__m512bh)_mm512_set1_epi32(pair);
+        }
+        UNROLL for (int u = 0; u < 2; u++) {
+            const __m512i one = _mm512_loadu_si512(value + 32 * u);
+            const __m512i two = both ? _mm512_loadu_si512(value + stride + 32 * u) : _mm512_setzero_si512();
+            const __m512bh low = (__m512bh)_mm512_permutex2var_epi16(one, low_pairs, two);
+            const __m512bh high = (__m512bh)_mm512_permutex2var_epi16(one, high_pairs, two);
+            UNROLL for (int r = 0; r < rows; r++) {
+                sum[r][2 * u] = _mm512_dpbf16_ps(sum[r][2 * u], low, w[r]);
+                sum[r][2 * u + 1] = _mm512_dpbf16_ps(sum[r][2 * u + 1], high, w[r]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int u = 0; u < 4; u++) vf_store(state[r]->accumulator + t + 16 * u, sum[r][u]);
+}
+
+static void dot_attend_run(const uint16_t *const *query, ice_single *const *state, int rows, int64_t dim, float scale, const uint16_t *keys,
+                           const uint16_t *values, int64_t value_dim, int64_t count, const float *const *bias) {
+    dot_row row[MOST_ROWS];
+    float *scores[MOST_ROWS];
+    for (int r = 0; r < rows; r++) scores[r] = row[r].scores;
+    if (keys) dot_scores_of_rows(query, rows, dim, scale, keys, dim, count, scores);
+    for (int r = 0; r < rows; r++) dot_row_softmax(&row[r], count, keys ? row[r].scores : bias[r], keys ? bias[r] : NULL, state[r]);
+    for (int r = 0; r < rows; r += 4) {
+        __m512 sum[4];
+        float four[4];
+        for (int i = 0; i < 4; i++) sum[i] = row[r + i < rows ? r + i : r].sum;
+        _mm_storeu_ps(four, add_across(sum));
+        for (int i = 0; i < 4 && r + i < rows; i++) state[r + i]->sum += four[i];
+    }
+    int64_t t = 0;
+    for (; t + 64 <= value_dim; t += 64) {
+        int r = 0;
+        for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE) dot_add_64(row + r, state + r, ROWS_AT_ONCE, count, values, value_dim, t);
+        for (; r < rows; r++) dot_add_64(row + r, state + r, 1, count, values, value_dim, t);
+    }
+    for (int r = 0; t < value_dim && r < rows; r++)
+        row_weighted_sum_bf16(row[r].weights, count, values + t, value_dim, value_dim - t, row[r].correction, state[r]->accumulator + t);
+}
+
+static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values,
+                            int64_t value_dim, int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes, ice_single *state) {
+    while (lanes) {
+        const uint16_t *query[MOST_ROWS];
+        const float *bias_of[MOST_ROWS];
+        ice_single *state_of[MOST_ROWS];
+        int rows = 0;
+        for (; lanes && rows < MOST_ROWS; lanes &= lanes - 1, rows++) {
+            const int lane = __builtin_ctzll(lanes);
+            query[rows] = keys ? queries + lane * dim : NULL;
+            bias_of[rows] = bias ? bias + lane * bias_stride : NULL;
+            state_of[rows] = state + lane;
+        }
+        for (int64_t first = 0; first < count; first += KEYS_AT_ONCE) {
+            dot_attend_run(query, state_of, rows, dim, scale, keys ? keys + first * dim : NULL, values + first * value_dim, value_dim,
+                           count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE, bias_of);
+            for (int r = 0; bias && r < rows; r++) bias_of[r] += KEYS_AT_ONCE;
+        }
+    }
+}
