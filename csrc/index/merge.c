@@ -40,7 +40,7 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
     const icecore_index_options *o = &index->options;
     return (ice_tree_plan){
         .kernels = kernels,
-        .rows = {ice_read_slot_row, rows, count, o->dim},
+        .rows = {ice_read_slot_row, rows, count, o->dim, NULL},
         .metric = o->metric,
         .levels = o->levels,
         .promotion = o->promotion,

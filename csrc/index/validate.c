@@ -115,8 +115,8 @@ static void check_segment(const icecore_index *index, const ice_kernels *kernels
         const ice_layer *layer = &s->layer[i];
         if (!layer->code) continue;
         const void *pair[2] = {s, &s->layer[i + 1 < s->layers ? i + 1 : i]};
-        ice_rows children = i + 1 < s->layers ? (ice_rows){read_mean, pair, layer->children, s->dim}
-                                              : (ice_rows){ice_read_slot_row, &slot_rows, s->count, s->dim};
+        ice_rows children = i + 1 < s->layers ? (ice_rows){read_mean, pair, layer->children, s->dim, NULL}
+                                              : (ice_rows){ice_read_slot_row, &slot_rows, s->count, s->dim, NULL};
         check_codes(s, number, layer, &children, buffer, r);
     }
     check_lists(s, number, r);

@@ -228,6 +228,17 @@ static void compare_from_float32(selftest *t) {
 }
 
 /* Rows of ICECORE_INT8, to and fro. */
+static void compare_multiply(selftest *t) {
+    fill(t, t->list[0], t->dim);
+    fill(t, t->list[1], t->dim);
+    fill_output(t, 0, t->dim);
+    begin(t, 1);
+    t->plain->multiply(t->list[0], t->list[1], t->dim, plain(t, 0));
+    t->fast->multiply(t->list[0], t->list[1], t->dim, fast(t, 0));
+    for (int i = 0; i < t->dim; i++) expect_equal(t, 0, i);
+    expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
 static void compare_int8_rows(selftest *t) {
     const int64_t bytes = (int64_t)ice_row_bytes(ICECORE_INT8, t->dim);
     uint8_t row[2][GUARD + 2 * MOST_DIM + GUARD];
@@ -720,6 +731,7 @@ static const struct comparison {
 } comparisons[] = {
     {"to_float32", compare_to_float32, DTYPE},
     {"from_float32", compare_from_float32, DTYPE},
+    {"multiply", compare_multiply, DIM},
     {"int8 rows", compare_int8_rows, DIM},
     {"scores", compare_scores, DIM | LANES | GAP},
     {"mask_range", compare_mask_range, LANES},

@@ -83,6 +83,8 @@ typedef struct {
      * instruction set. */
     void (*to_float32)(icecore_dtype dtype, const void *source, float *target, int64_t count);
     void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
+    /* product[i] = x[i] * factor[i]; x may be the product. */
+    void (*multiply)(const float *x, const float *factor, int64_t count, float *product);
 
     /* ---- kernels/panel.inc.h ---- */
 

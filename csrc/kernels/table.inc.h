@@ -44,6 +44,7 @@ const ice_kernels KERNEL_TABLE = {
     .bf16 = KERNEL_BF16,
     .to_float32 = to_float32,
     .from_float32 = from_float32,
+    .multiply = multiply,
     .scores = scores,
     .mask_range = mask_range,
     .softmax = softmax,

@@ -12,11 +12,15 @@
 
 /* Rows first .. end - 1 in the order of the cells, in the segment's dtype. */
 static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first, int64_t end, void *target) {
-    const size_t bytes = ice_row_bytes(b->segment->dtype, rows->dim);
+    const icecore_segment *s = b->segment;
+    const size_t bytes = ice_row_bytes(s->dtype, rows->dim);
     float buffer[ICECORE_MAX_DIM];
-    for (int64_t i = first; i < end; i++)
-        b->kernels->from_float32(b->segment->dtype, rows->read(rows->context, b->segment->order[i], buffer),
-                                 (char *)target + (size_t)i * bytes, rows->dim);
+    for (int64_t i = first; i < end; i++) {
+        char *place = (char *)target + (size_t)i * bytes;
+        const void *stored = rows->stored ? rows->stored(rows->context, s->order[i], s->dtype) : NULL;
+        if (stored) memcpy(place, stored, bytes);
+        else b->kernels->from_float32(s->dtype, rows->read(rows->context, s->order[i], buffer), place, rows->dim);
+    }
 }
 
 /* The mean of stored rows first .. end - 1 into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then
@@ -39,7 +43,7 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     /* distances are those from what is stored */
     kernels->from_float32(s->mean_dtype, mean, stored, dim);
     kernels->to_float32(s->mean_dtype, stored, mean, dim);
-    for (int64_t t = 0; metric && t < dim; t++) mean[t] *= metric[t];
+    if (metric) kernels->multiply(mean, metric, dim, mean);
     *mean_square = *largest = 0.0;
     for (int64_t i = first; i < end; i += block) {
         int64_t count = end - i < block ? end - i : block;
@@ -47,7 +51,7 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
             row[j] = (const char *)rows + (size_t)(i + j) * bytes;
             if (!widening) continue;
             kernels->to_float32(dtype, row[j], widened[j], dim);
-            for (int64_t t = 0; metric && t < dim; t++) widened[j][t] *= metric[t];
+            if (metric) kernels->multiply(widened[j], metric, dim, widened[j]);
             row[j] = widened[j];
         }
         kernels->gathered_scores(mean, dim, 1, widening ? ICECORE_FLOAT32 : dtype, row, count, distance);
@@ -122,8 +126,7 @@ int64_t ice_builder_work(int64_t rows, int64_t cell_size) { return ice_groups_wo
 
 static const float *read_measured(const void *builder, int64_t row, float *buffer) {
     const ice_builder *b = builder;
-    const float *key = b->keys.read(b->keys.context, row, buffer);
-    for (int64_t t = 0; t < b->keys.dim; t++) buffer[t] = key[t] * b->metric[t];
+    b->kernels->multiply(b->keys.read(b->keys.context, row, buffer), b->metric, b->keys.dim, buffer);
     return buffer;
 }
 
@@ -131,7 +134,7 @@ icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice
                                  icecore_dtype means, const float *metric, int64_t cell_size, uint64_t seed) {
     *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means, .measured = metric != NULL};
     if (metric) memcpy(b->metric, metric, (size_t)keys.dim * sizeof *metric);
-    return ice_groups_begin(&b->groups, kernels, metric ? (ice_rows){read_measured, b, keys.count, keys.dim} : keys, cell_size, seed);
+    return ice_groups_begin(&b->groups, kernels, metric ? (ice_rows){read_measured, b, keys.count, keys.dim, NULL} : keys, cell_size, seed);
 }
 
 static icecore_status begin_storing(ice_builder *b) {
@@ -199,8 +202,8 @@ icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int6
     const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim}, value_rows = {kernels, dtype, values, value_stride, value_dim};
     int64_t work = INT64_MAX;
     ice_builder b;
-    icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim},
-                                              (ice_rows){ice_read_array_row, &value_rows, count, value_dim}, storage,
+    icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim, NULL},
+                                              (ice_rows){ice_read_array_row, &value_rows, count, value_dim, NULL}, storage,
                                               storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, NULL, cell_size, seed);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);

@@ -42,9 +42,9 @@ static void begin_assigning(ice_cells *c) {
     c->next = 0;
 }
 
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells,
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells, int means,
                                uint64_t seed) {
-    *c = (ice_cells){.kernels = kernels, .rows = rows, .lifting = lifting, .width = rows.dim + (lifting > 0), .cells = cells};
+    *c = (ice_cells){.kernels = kernels, .rows = rows, .lifting = lifting, .width = rows.dim + (lifting > 0), .cells = cells, .means = means};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
     c->label = ice_alloc(rows.count, sizeof(int32_t));
     c->order = ice_alloc(rows.count, sizeof(int32_t));
@@ -165,7 +165,8 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
         if (c->next < items) continue;
         c->stage++;
         if (assigning) sort_by_cell(c);
-        else if (c->stage == ASSIGN_AGAIN) begin_assigning(c);
+        if (c->stage == MEANS_AGAIN && !c->means) c->stage = DONE;
+        if (c->stage == ASSIGN_AGAIN) begin_assigning(c);
     }
     return ICECORE_OK;
 }

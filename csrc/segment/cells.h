@@ -1,7 +1,7 @@
 /* Grouping rows in cells, in steps.
  *
  * Promotion: `cells` rows are sampled without replacement as parents.  Each row goes to the nearest parent, each parent moves to
- * the mean of its rows (one Lloyd step), and both are done once more.  Empty cells vanish.
+ * the mean of its rows (one Lloyd step), and both are done once more, the latter where it is asked for.  Empty cells vanish.
  *
  * With a lifting scale rows are compared as the inner product compares them (lifting.h). */
 #ifndef ICE_CELLS_H
@@ -15,6 +15,7 @@ typedef struct {
     float lifting;             /* c, or 0 for none */
     int64_t width;             /* dim, or dim + 1 where lifted */
     int64_t cells;             /* shrinks when empty cells vanish */
+    int means;                 /* whether the parents shall be the means of their rows in the end */
     float *parents;            /* cells x width, in lifted coordinates */
     int32_t *label;            /* rows: the cell of each */
     int32_t *order;            /* rows, cell by cell, ascending within each */
@@ -26,10 +27,11 @@ typedef struct {
 } ice_cells;
 
 /* Samples the parents.  1 <= cells <= rows.count <= INT32_MAX.  ICECORE_ERROR_MEMORY leaves nothing to end. */
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells, uint64_t seed);
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells, int means,
+                               uint64_t seed);
 /* Serial, without asking the interrupt check: for callers that are tasks themselves. */
 #define ICE_WITHIN_TASK (-1)
-/* Goes on by about `work` visits of a row (the whole takes 4 a row, and a sort); *work becomes what is left of it, 0 or less where
+/* Goes on by about `work` visits of a row (the whole takes 3 a row, with `means` 4, and a sort); *work becomes what is left of it, 0 or less where
  * there is more to do: call again.  When the status is not ICECORE_OK nothing is lost: call again, or end. */
 icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads);
 int ice_cells_done(const ice_cells *c);

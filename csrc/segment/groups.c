@@ -23,7 +23,7 @@ static int64_t rounded(int64_t count, int64_t size) {
 static int64_t wanted_parents(int64_t rows, int64_t cell_size) { return rounded(rounded(rows, cell_size), ICE_CELLS_PER_PARENT); }
 
 /* Units of work of a visit of a row, of which clustering takes VISITS a row. */
-#define VISITS 4
+#define VISITS 3
 static int64_t visit_cost(int64_t cells) { return 1 + cells / ICE_CELLS_PER_PARENT; }
 
 int64_t ice_groups_work(int64_t rows, int64_t cell_size) {
@@ -34,10 +34,10 @@ int64_t ice_groups_work(int64_t rows, int64_t cell_size) {
 /* Puts the rows of a parent in cells and these behind those found so far. */
 static icecore_status split(ice_groups *g, int64_t first, int64_t count, uint64_t seed) {
     const some_rows some = {&g->rows, g->order + first};
-    const ice_rows rows = {read_some, &some, count, g->rows.dim};
+    const ice_rows rows = {read_some, &some, count, g->rows.dim, NULL};
     int64_t work = INT64_MAX;
     ice_cells cells;
-    icecore_status status = ice_cells_begin(&cells, g->kernels, rows, 0.0f, rounded(count, g->cell_size), seed);
+    icecore_status status = ice_cells_begin(&cells, g->kernels, rows, 0.0f, rounded(count, g->cell_size), 0, seed);
     if (status != ICECORE_OK) return status;
     status = ice_cells_step(&cells, &work, ICE_WITHIN_TASK);
     if (status == ICECORE_OK) {
@@ -78,7 +78,7 @@ icecore_status ice_groups_begin(ice_groups *g, const ice_kernels *kernels, ice_r
         for (int64_t i = 0; i < count; i++) g->order[i] = (int32_t)i;
         g->clustered = 1;
     } else if (status == ICECORE_OK) {
-        status = ice_cells_begin(&g->clustering, kernels, rows, 0.0f, wanted, ~seed);
+        status = ice_cells_begin(&g->clustering, kernels, rows, 0.0f, wanted, 0, ~seed);
     }
     if (status != ICECORE_OK) ice_groups_end(g);
     return status;

@@ -9,6 +9,8 @@ typedef struct {
     const float *(*read)(const void *context, int64_t row, float *buffer);
     const void *context;
     int64_t count, dim;
+    /* Where row `row` lies as numbers of `dtype`, contiguous; NULL where it does not.  May be left out. */
+    const void *(*stored)(const void *context, int64_t row, icecore_dtype dtype);
 } ice_rows;
 
 /* Rows of a strided array of any dtype. */

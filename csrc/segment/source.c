@@ -66,3 +66,18 @@ const float *ice_read_source_value(const void *context, int64_t row, float *buff
     const ice_source_rows *r = context;
     return read(r, &r->values, r->value, row, buffer);
 }
+
+static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, icecore_dtype dtype) {
+    if (row < r->sealed) return r->storage == dtype ? sealed[row] : NULL;
+    return array->dtype == dtype ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
+}
+
+const void *ice_stored_source_key(const void *context, int64_t row, icecore_dtype dtype) {
+    const ice_source_rows *r = context;
+    return stored(r, &r->keys, r->key, row, dtype);
+}
+
+const void *ice_stored_source_value(const void *context, int64_t row, icecore_dtype dtype) {
+    const ice_source_rows *r = context;
+    return stored(r, &r->values, r->value, row, dtype);
+}

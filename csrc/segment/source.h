@@ -39,5 +39,7 @@ void ice_source_end(ice_source_rows *rows);
 /* For ice_rows; the context is an ice_source_rows. */
 const float *ice_read_source_key(const void *source_rows, int64_t row, float *buffer);
 const float *ice_read_source_value(const void *source_rows, int64_t row, float *buffer);
+const void *ice_stored_source_key(const void *source_rows, int64_t row, icecore_dtype dtype);
+const void *ice_stored_source_value(const void *source_rows, int64_t row, icecore_dtype dtype);
 
 #endif

@@ -44,8 +44,8 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     *sealing = (ice_sealing){.first = first, .end = end, .left = ice_builder_work(end - start, source->cell_size)};
     icecore_status status = ice_source_begin(&sealing->rows, kernels, source, start, end);
     if (status != ICECORE_OK) return status;
-    const ice_rows keys = {ice_read_source_key, &sealing->rows, end - start, source->dim};
-    const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim};
+    const ice_rows keys = {ice_read_source_key, &sealing->rows, end - start, source->dim, ice_stored_source_key};
+    const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim, ice_stored_source_value};
     status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means, source->metric, source->cell_size,
                                ice_segment_seed(source->seed, start, end - start));
     if (status != ICECORE_OK) ice_source_end(&sealing->rows);
