@@ -50,12 +50,10 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     ice_visible visible = ice_panel_visible(&panel);
     ice_panel_attend(&panel, 0, visible.sink_end);
     ice_panel_attend(&panel, visible.begin, visible.end);
-    float accumulator[ICECORE_MAX_DIM];
-    for (int lane = 0; lane < panel.lanes; lane++) {
-        ice_panel_row(&panel, lane, accumulator);
+    float *accumulator = ice_panel_rows(&panel);
+    for (int lane = 0; lane < panel.lanes; lane++)
         ice_write_row(p, call->kernels, ice_row_at(p, panel.batch, panel.key_head, first_row + lane), panel.maximum[lane],
-                      panel.sum[lane], accumulator);
-    }
+                      panel.sum[lane], accumulator + lane * p->value_dim);
 }
 
 static void single_task(void *context, int64_t index, void *scratch) {

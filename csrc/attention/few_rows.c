@@ -10,7 +10,7 @@
 static uint64_t open_cells_of(ice_treecode *t, int lane, const icecore_segment *s, int64_t node, int64_t count, float threshold, float *scores) {
     const ice_nodes *cells = &s->cell;
     float copy[CELLS_AT_ONCE], correction;
-    ice_single_scores(t->kernels, t->query + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->mean_dtype,
+    ice_single_scores(t->kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->mean_dtype,
                       ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
     const uint64_t open = t->kernels->row_open_cells(scores, count, cells->log2_risk + node, cells->variance + node, cells->log2_count + node,
                                                      t->spread[lane], threshold);

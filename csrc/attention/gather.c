@@ -126,12 +126,10 @@ static void attend_by_panel(const gather_call *call, gather_block *block, int64_
         ice_panel_scores(&panel, panel.keys, p->dim, block->count, panel.scores);
         ice_panel_add(&panel, panel.scores, block->count, panel.values, p->value_dim);
     }
-    float accumulator[ICECORE_MAX_DIM];
-    for (int lane = 0; lane < panel.lanes; lane++) {
-        ice_panel_row(&panel, lane, accumulator);
+    float *accumulator = ice_panel_rows(&panel);
+    for (int lane = 0; lane < panel.lanes; lane++)
         ice_write_row(p, call->kernels, ice_row_at(p, block->batch, block->key_head, first_row + lane), panel.maximum[lane],
-                      panel.sum[lane], accumulator);
-    }
+                      panel.sum[lane], accumulator + lane * p->value_dim);
 }
 
 static void attend_task(void *context, int64_t index, void *scratch) {

@@ -19,10 +19,10 @@ int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
 }
 
 size_t ice_panel_bytes(const icecore_attention *p) {
-    int64_t rows = p->dim + p->value_dim + ICE_KEY_BLOCK + 3;
+    int64_t rows = 2 * p->dim + p->value_dim + ICE_KEY_BLOCK + 3;
     int64_t widened = ICE_KEY_BLOCK * (p->dim + p->value_dim);
-    int64_t pairs = p->key_dtype != ICECORE_BFLOAT16 ? 0 : (p->dim + 1 + ICE_KEY_BLOCK) * ICE_PANEL + ICE_KEY_BLOCK * p->value_dim;
-    return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + (size_t)pairs * sizeof(uint16_t) + 12 * ICE_ALIGNMENT;
+    int64_t pairs = p->key_dtype != ICECORE_BFLOAT16 ? 0 : (2 * p->dim + 1 + ICE_KEY_BLOCK) * ICE_PANEL + ICE_KEY_BLOCK * p->value_dim;
+    return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + (size_t)pairs * sizeof(uint16_t) + 14 * ICE_ALIGNMENT;
 }
 
 void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch, int64_t key_head,
@@ -31,6 +31,7 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     *panel = (ice_panel){.problem = p, .kernels = kernels, .batch = batch, .key_head = key_head, .first_row = first_row,
                          .lanes = lanes};
     panel->queries = take_floats(&free_space, p->dim * ICE_PANEL);
+    panel->query_rows = take_floats(&free_space, p->dim * ICE_PANEL);
     panel->accumulator = take_floats(&free_space, p->value_dim * ICE_PANEL);
     panel->scores = take_floats(&free_space, ICE_KEY_BLOCK * ICE_PANEL);
     panel->maximum = take_floats(&free_space, ICE_PANEL);
@@ -39,27 +40,32 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     panel->keys = take_floats(&free_space, ICE_KEY_BLOCK * p->dim);
     panel->values = take_floats(&free_space, ICE_KEY_BLOCK * p->value_dim);
     if (ice_panel_is_bf16(p, kernels)) {
+        panel->rounded_rows = take(&free_space, p->dim * ICE_PANEL, sizeof(uint16_t));
         panel->query_pairs = take(&free_space, (p->dim + 1) * ICE_PANEL, sizeof(uint16_t));
         panel->weight_pairs = take(&free_space, ICE_KEY_BLOCK * ICE_PANEL, sizeof(uint16_t));
         panel->packed_values = take(&free_space, ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
     }
-    float query[ICECORE_MAX_DIM];
+    const float *query[ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        if (lane < lanes) {
-            ice_row row = ice_row_at(p, batch, key_head, first_row + lane);
-            panel->visible[lane] = ice_visible_keys(p, row.query);
-            ice_load_query(p, kernels, row, 1.0f, query);
-        } else {
-            panel->visible[lane] = panel->visible[lanes - 1];
-        }
-        for (int64_t t = 0; t < p->dim; t++) panel->queries[t * ICE_PANEL + lane] = query[t];
+        const ice_row row = ice_row_at(p, batch, key_head, first_row + (lane < lanes ? lane : lanes - 1));
+        float *target = panel->query_rows + lane * p->dim;
+        panel->visible[lane] = ice_visible_keys(p, row.query);
+        ice_load_query(p, kernels, row, 1.0f, target);
+        query[lane] = target;
         panel->maximum[lane] = -INFINITY;
         panel->sum[lane] = 0.0f;
     }
-    /* packed before scaling: a bfloat16 query goes in unrounded */
-    if (panel->query_pairs) kernels->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
+    kernels->to_panel(query, p->dim, panel->queries);
+    /* rounded before scaling: a bfloat16 query goes in as it is */
+    if (panel->query_pairs) {
+        kernels->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
+        kernels->from_float32(ICECORE_BFLOAT16, panel->query_rows, panel->rounded_rows, p->dim * ICE_PANEL);
+    }
     panel->scale = (float)(p->scale * ICE_LOG2_E);
-    for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) panel->queries[i] *= panel->scale;
+    for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) {
+        panel->queries[i] *= panel->scale;
+        panel->query_rows[i] *= panel->scale;
+    }
     memset(panel->accumulator, 0, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
 }
 
@@ -187,6 +193,8 @@ void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {
     for (int lane = 0; lane < ICE_PANEL; lane += 4) memcpy(hiding + lane, four[(lanes >> lane) & 15], sizeof four[0]);
 }
 
-void ice_panel_row(const ice_panel *panel, int lane, float *target) {
-    for (int64_t t = 0; t < panel->problem->value_dim; t++) target[t] = panel->accumulator[t * ICE_PANEL + lane];
+float *ice_panel_rows(ice_panel *panel) {
+    _Static_assert(ICE_PANEL <= ICE_KEY_BLOCK, "a block of values leaves room for the rows");
+    panel->kernels->from_panel(panel->accumulator, panel->problem->value_dim, panel->values);
+    return panel->values;
 }

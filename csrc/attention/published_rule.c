@@ -19,7 +19,7 @@ static void add_largest(ice_treecode *t, int lane) {
         for (int64_t i = 0; i < now->count; i++) {
             if (!((t->open[now->row + i] >> lane) & 1)) continue;
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            ice_single_scores(kernels, t->query + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->dtype,
+            ice_single_scores(kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->dtype,
                               ice_key_of(s, first), count, t->visited + visited);
             const float *scores = t->visited + visited;
             for (int64_t j = 0; j < count; j++) {

@@ -29,7 +29,7 @@
 #define SINGLE_ROWS 8
 /* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  Other sets of kernels
  * have a number of their own. */
-#define PANEL_LANES 16
+#define PANEL_LANES 24
 
 static char *take(char **scratch, size_t bytes) {
     char *taken = *scratch;
@@ -39,7 +39,7 @@ static char *take(char **scratch, size_t bytes) {
 
 size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t nodes) {
     size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
-    size_t lanes = (size_t)(p->dim * 2 + p->value_dim * 2) * ICE_PANEL * sizeof(float);
+    size_t lanes = (size_t)(p->value_dim * 2) * ICE_PANEL * sizeof(float);
     return ice_round_up(sizeof(ice_treecode)) + ice_panel_bytes(p) +
            all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
            keys * (2 * sizeof(float) + sizeof(void *)) + 18 * ICE_ALIGNMENT;
@@ -58,8 +58,6 @@ static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far 
     t->mask.cut = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
     t->count = (float *)take(&scratch, nodes * sizeof(float));
     t->run = (ice_node_run *)take(&scratch, nodes * sizeof(ice_node_run));
-    t->query = (float *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(float));
-    t->rounded = (uint16_t *)take(&scratch, (size_t)p->dim * ICE_PANEL * sizeof(uint16_t));
     t->near_accumulator = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
     t->guess = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
     t->visited = (float *)take(&scratch, keys * sizeof(float));
@@ -78,7 +76,7 @@ static int attends_singly(const ice_treecode *t) {
 
 static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
     const ice_panel *panel = &t->panel;
-    ice_singles_attend(t->near_field, lanes, t->kernels, t->query, ice_rounded_query(t, 0), panel->scale, from->dim, from->value_dim,
+    ice_singles_attend(t->near_field, lanes, t->kernels, panel->query_rows, ice_rounded_query(t, 0), panel->scale, from->dim, from->value_dim,
                        from->key_dtype, ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, first),
                        ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, first), count, NULL);
 }
@@ -394,14 +392,13 @@ static float far_mass(const ice_treecode *t, int lane, float maximum) {
     return mass;
 }
 
-static void finish_row(ice_treecode *t, int lane) {
+/* accumulator: the panel's. */
+static void finish_row(ice_treecode *t, int lane, const float *accumulator) {
     const icecore_attention *p = t->problem;
     const icecore_near_far *options = t->options;
     ice_panel *panel = &t->panel;
     ice_row row = ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane);
     ice_single *state = &t->near_field[lane];
-    float accumulator[ICECORE_MAX_DIM];
-    ice_panel_row(panel, lane, accumulator);
     ice_single_merge(state, p->value_dim, panel->maximum[lane], panel->sum[lane], accumulator);
     int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
     if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
@@ -424,31 +421,13 @@ static void finish_row(ice_treecode *t, int lane) {
     ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
 }
 
-/* Whether rows are multiplied with keys or means that are not bfloat16. */
-static int multiplies_float32(const ice_treecode *t) {
-    for (int64_t level = 0; t->panel.query_pairs && level < t->stack->levels; level++) {
-        const icecore_segment *s = t->stack->level[level].segment;
-        if (s && (s->dtype != ICECORE_BFLOAT16 || s->mean_dtype != ICECORE_BFLOAT16)) return 1;
-    }
-    return !t->panel.query_pairs;
-}
-
-/* The panel's queries once more, a row each, and their spreads. */
-static void read_queries(ice_treecode *t, const float *metric) {
-    const ice_panel *panel = &t->panel;
-    const int64_t dim = t->problem->dim;
+static void find_spreads(ice_treecode *t, const float *metric) {
     memset(t->spread, 0, sizeof t->spread);
-    for (int64_t i = 0; i < dim; i++) {
-        const float *component = panel->queries + i * ICE_PANEL;
+    for (int64_t i = 0; i < t->problem->dim; i++) {
+        const float *component = t->panel.queries + i * ICE_PANEL;
         const float factor = (float)fmin(ICE_LN_2 / (metric ? metric[i] : 1.0f), FLT_MAX);   /* back from log2 units */
         for (int lane = 0; lane < ICE_PANEL; lane++) t->spread[lane] += component[lane] * factor * (component[lane] * factor);
     }
-    const int float32 = multiplies_float32(t);
-    for (int lane = 0; float32 && lane < ICE_PANEL; lane++)
-        for (int64_t i = 0; i < dim; i++) t->query[lane * dim + i] = panel->queries[i * ICE_PANEL + lane];
-    for (int lane = 0; panel->query_pairs && lane < ICE_PANEL; lane++)
-        for (int64_t i = 0; i < dim; i += 2)
-            memcpy(t->rounded + lane * dim + i, panel->query_pairs + i * ICE_PANEL + 2 * lane, 2 * sizeof *t->rounded);
 }
 
 void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_kernels *kernels, const ice_stack *stack,
@@ -459,7 +438,7 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     t->kernels = kernels;
     ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
     memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
-    read_queries(t, ice_metric_of(options, p, head % p->key_heads));
+    find_spreads(t, ice_metric_of(options, p, head % p->key_heads));
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * p->value_dim};
         t->near_count[lane] = 0;
@@ -486,5 +465,6 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
             ice_attend_largest(t);
         }
     }
-    for (int lane = 0; lane < lanes; lane++) finish_row(t, lane);
+    const float *accumulator = ice_panel_rows(panel);
+    for (int lane = 0; lane < lanes; lane++) finish_row(t, lane, accumulator + lane * p->value_dim);
 }

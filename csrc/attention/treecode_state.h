@@ -30,8 +30,6 @@ typedef struct {
     ice_node_run *run;         /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
     ice_node_mask mask;        /* with a mask only */
-    float *query;              /* ICE_PANEL x dim, times scale * log2(e) */
-    uint16_t *rounded;         /* ICE_PANEL x dim: the query as bfloat16, not scaled */
     float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
     float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
     const void **visited_value;
@@ -61,7 +59,7 @@ static inline uint64_t ice_used_lanes(const ice_treecode *t) { return ((uint64_t
 
 /* NULL where keys are not multiplied as bfloat16. */
 static inline const uint16_t *ice_rounded_query(const ice_treecode *t, int lane) {
-    return t->panel.query_pairs ? t->rounded + lane * t->problem->dim : NULL;
+    return t->panel.query_pairs ? t->panel.rounded_rows + lane * t->problem->dim : NULL;
 }
 
 /* How much the score of a key at distance 1 from a mean may exceed the mean's, in the metric; a little more, for the query's rounding. */
@@ -85,7 +83,7 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
 /* Adds stored keys first .. first + count - 1 of a segment to the near field of the rows in `lanes`. */
 static inline void ice_attend_stored(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count,
                                      const float *bias) {
-    ice_singles_attend(t->near_field, lanes, t->kernels, t->query, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
+    ice_singles_attend(t->near_field, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
                        ice_key_of(s, first), ice_value_of(s, first), count, bias);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }

@@ -228,6 +228,26 @@ static void compare_from_float32(selftest *t) {
 }
 
 /* Rows of ICECORE_INT8, to and fro. */
+static void compare_to_panel(selftest *t) {
+    static float lane[ICE_PANEL][MOST_DIM];
+    const float *rows[ICE_PANEL];
+    for (int l = 0; l < ICE_PANEL; l++) fill(t, lane[l], t->dim), rows[l] = lane[l];
+    fill_output(t, 0, (int64_t)t->dim * ICE_PANEL);
+    fill_output(t, 1, (int64_t)t->dim * ICE_PANEL);
+    begin(t, 2);
+    t->plain->to_panel(rows, t->dim, plain(t, 0));
+    t->fast->to_panel(rows, t->dim, fast(t, 0));
+    t->plain->from_panel(plain(t, 0), t->dim, plain(t, 1));
+    t->fast->from_panel(fast(t, 0), t->dim, fast(t, 1));
+    for (int64_t i = 0; i < (int64_t)t->dim * ICE_PANEL; i++) {
+        expect_equal(t, 0, i);
+        expect_equal(t, 1, i);
+    }
+    for (int l = 0; l < ICE_PANEL; l++)
+        if (memcmp(fast(t, 1) + l * t->dim, lane[l], (size_t)t->dim * sizeof(float))) fail(t, "there and back is not the same");
+    for (int i = 0; i < 2; i++) expect_untouched(t, i, 1, BLOCK, (int64_t)t->dim * ICE_PANEL);
+}
+
 static void compare_multiply(selftest *t) {
     fill(t, t->list[0], t->dim);
     fill(t, t->list[1], t->dim);
@@ -733,6 +753,7 @@ static const struct comparison {
     {"from_float32", compare_from_float32, DTYPE},
     {"multiply", compare_multiply, DIM},
     {"int8 rows", compare_int8_rows, DIM},
+    {"to_panel", compare_to_panel, DIM},
     {"scores", compare_scores, DIM | LANES | GAP},
     {"mask_range", compare_mask_range, LANES},
     {"softmax", compare_softmax, LANES},

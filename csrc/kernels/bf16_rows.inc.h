@@ -9,19 +9,9 @@
 #define MOST_ROWS 32
 #define ROWS_AT_ONCE 2
 
-/* The four sums of 16 lanes each, side by side. */
-static ALWAYS_INLINE __m128 add_across(const __m512 sum[4]) {
-    const __m512 one = _mm512_add_ps(_mm512_unpacklo_ps(sum[0], sum[1]), _mm512_unpackhi_ps(sum[0], sum[1]));
-    const __m512 two = _mm512_add_ps(_mm512_unpacklo_ps(sum[2], sum[3]), _mm512_unpackhi_ps(sum[2], sum[3]));
-    const __m512d low = _mm512_castps_pd(one), high = _mm512_castps_pd(two);
-    const __m512 four = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-/* Scores of up to four keys (those missing are read as the last one) with `rows` queries, a compile-time constant. */
-static ALWAYS_INLINE void dot_four(const uint16_t *const *query, const int rows, const int64_t dim, float scale, const uint16_t *keys,
-                                   int64_t stride, int64_t count, float *const *out, int64_t at) {
+/* Products of up to four keys (those missing are read as the last one) with `rows` queries, a compile-time constant. */
+static ALWAYS_INLINE void dot_four(const uint16_t *const *query, const int rows, const int64_t dim, const uint16_t *keys, int64_t stride,
+                                   int64_t count, float *const *out, int64_t at) {
     __m512 sum[ROWS_AT_ONCE][4];
     const __mmask32 rest = (__mmask32)(((uint64_t)1 << dim % 32) - 1);
     UNROLL for (int r = 0; r < rows; r++)
@@ -38,58 +28,66 @@ static ALWAYS_INLINE void dot_four(const uint16_t *const *query, const int rows,
             UNROLL for (int r = 0; r < rows; r++)
                 sum[r][k] = _mm512_dpbf16_ps(sum[r][k], key, (__m512bh)_mm512_maskz_loadu_epi16(rest, query[r] + t));
         }
-    UNROLL for (int r = 0; r < rows; r++) _mm_storeu_ps(out[r] + at, _mm_mul_ps(add_across(sum[r]), _mm_set1_ps(scale)));
+    UNROLL for (int r = 0; r < rows; r++) vf_reduce_add4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out[r] + at);
 }
 
-/* Writes as many scores a row as `count` rounded up to four. */
-static ALWAYS_INLINE void dot_fours(const uint16_t *const *query, const int rows, const int64_t dim, float scale, const uint16_t *keys,
-                                    int64_t stride, int64_t count, float *const *out) {
+/* Writes as many products a row as `count` rounded up to four. */
+static ALWAYS_INLINE void dot_fours(const uint16_t *const *query, const int rows, const int64_t dim, const uint16_t *keys, int64_t stride,
+                                    int64_t count, float *const *out) {
     int64_t j = 0;
-    for (; j + 4 <= count; j += 4) dot_four(query, rows, dim, scale, keys + j * stride, stride, 4, out, j);
-    if (j < count) dot_four(query, rows, dim, scale, keys + j * stride, stride, count - j, out, j);
+    for (; j + 4 <= count; j += 4) dot_four(query, rows, dim, keys + j * stride, stride, 4, out, j);
+    if (j < count) dot_four(query, rows, dim, keys + j * stride, stride, count - j, out, j);
 }
 
-static ALWAYS_INLINE void dot_rows_scores(const uint16_t *const *query, int rows, const int64_t dim, float scale, const uint16_t *keys,
-                                          int64_t stride, int64_t count, float *const *out) {
+static ALWAYS_INLINE void dot_rows(const uint16_t *const *query, int rows, const int64_t dim, const uint16_t *keys, int64_t stride,
+                                   int64_t count, float *const *out) {
     int r = 0;
-    for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE) dot_fours(query + r, ROWS_AT_ONCE, dim, scale, keys, stride, count, out + r);
-    for (; r < rows; r++) dot_fours(query + r, 1, dim, scale, keys, stride, count, out + r);
+    for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE) dot_fours(query + r, ROWS_AT_ONCE, dim, keys, stride, count, out + r);
+    for (; r < rows; r++) dot_fours(query + r, 1, dim, keys, stride, count, out + r);
 }
 
-static void dot_scores_of_rows(const uint16_t *const *query, int rows, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
-                               int64_t count, float *const *out) {
-    if (dim == 64) dot_rows_scores(query, rows, 64, scale, keys, stride, count, out);
-    else dot_rows_scores(query, rows, dim, scale, keys, stride, count, out);
+static void dot_products(const uint16_t *const *query, int rows, int64_t dim, const uint16_t *keys, int64_t stride, int64_t count,
+                         float *const *out) {
+    if (dim == 64) dot_rows(query, rows, 64, keys, stride, count, out);
+    else dot_rows(query, rows, dim, keys, stride, count, out);
 }
 
 static void dot_row_scores(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
                            float *out) {
     const int64_t whole = count - count % 4;
     float last[4], *end = last;
-    dot_scores_of_rows(&query, 1, dim, scale, keys, stride, whole, &out);
-    if (whole == count) return;
-    dot_scores_of_rows(&query, 1, dim, scale, keys + whole * stride, stride, count - whole, &end);
-    memcpy(out + whole, last, (size_t)(count - whole) * sizeof *out);
+    dot_products(&query, 1, dim, keys, stride, whole, &out);
+    if (whole < count) {
+        dot_products(&query, 1, dim, keys + whole * stride, stride, count - whole, &end);
+        memcpy(out + whole, last, (size_t)(count - whole) * sizeof *out);
+    }
+    for (int64_t j = 0; j < count; j++) out[j] *= scale;
 }
 
 /* What a row needs while it goes through a run of keys. */
 #define KEYS_AT_ONCE 64
 typedef struct {
-    float scores[KEYS_AT_ONCE], weights[KEYS_AT_ONCE];
+    float products[KEYS_AT_ONCE], weights[KEYS_AT_ONCE];
     uint16_t rounded[KEYS_AT_ONCE];    /* weights, 0 behind the last */
     vf sum;                            /* of the weights, over lanes */
     float correction;
 } dot_row;
 
+/* The scores: products times scale plus bias, either of which may be missing; -inf behind the last. */
+static ALWAYS_INLINE vf dot_score(const float *products, float scale, const float *bias, int64_t j, int64_t count) {
+    const __mmask16 present = vf_first_lanes(count - j < 16 ? (int)(count - j) : 16);
+    const vf own = products ? vf_mul(_mm512_maskz_loadu_ps(present, products + j), vf_set1(scale)) : vf_zero();
+    const vf score = !bias ? own : products ? vf_add(own, _mm512_maskz_loadu_ps(present, bias + j)) : _mm512_maskz_loadu_ps(present, bias + j);
+    return _mm512_mask_mov_ps(vf_set1(-INFINITY), present, score);
+}
+
 /* Weights of `count` <= KEYS_AT_ONCE scores, 0 behind the last, relative to the maximum; returns whether some score is far above that. */
-static ALWAYS_INLINE int dot_row_weights(dot_row *row, int64_t count, const float *scores, const float *bias, float maximum) {
+static ALWAYS_INLINE int dot_row_weights(dot_row *row, int64_t count, const float *products, float scale, const float *bias, float maximum) {
     const vf limit = vf_set1(maximum + LAZY), reference = vf_set1(maximum == -INFINITY ? 0.0f : maximum);
     vf total = vf_zero();
     __mmask16 above = 0;
     for (int64_t j = 0; j < count; j += 16) {
-        const int n = count - j < 16 ? (int)(count - j) : 16;
-        vf score = _mm512_mask_loadu_ps(vf_set1(-INFINITY), vf_first_lanes(n), scores + j);
-        if (bias) score = vf_add(score, vf_load_n(bias + j, n));
+        const vf score = dot_score(products, scale, bias, j, count);
         const vf weight = vf_exp2(vf_sub(score, reference));
         above |= _mm512_cmp_ps_mask(score, limit, _CMP_GT_OQ);
         total = vf_add(total, weight);
@@ -101,22 +99,21 @@ static ALWAYS_INLINE int dot_row_weights(dot_row *row, int64_t count, const floa
 }
 
 /* The largest number; a NaN is left out, and shows in the sum. */
-static float dot_largest(int64_t count, const float *scores, const float *bias) {
+static float dot_largest(int64_t count, const float *products, float scale, const float *bias) {
     vf largest = vf_set1(-INFINITY);
     for (int64_t j = 0; j < count; j += 16) {
-        const int n = count - j < 16 ? (int)(count - j) : 16;
-        vf score = _mm512_mask_loadu_ps(vf_set1(-INFINITY), vf_first_lanes(n), scores + j);
-        if (bias) score = vf_add(score, vf_load_n(bias + j, n));
+        const vf score = dot_score(products, scale, bias, j, count);
         largest = _mm512_mask_max_ps(largest, _mm512_cmp_ps_mask(score, score, _CMP_EQ_OQ), largest, score);
     }
     return vf_reduce_max(largest);
 }
 
 /* As dot_row_weights; the maximum moves only when a score is far above it. */
-static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const float *scores, const float *bias, ice_single *state) {
+static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const float *products, float scale, const float *bias,
+                                          ice_single *state) {
     row->correction = 1.0f;
-    if (!dot_row_weights(row, count, scores, bias, state->maximum) && state->maximum > -INFINITY) return;
-    const float largest = dot_largest(count, scores, bias);
+    if (!dot_row_weights(row, count, products, scale, bias, state->maximum) && state->maximum > -INFINITY) return;
+    const float largest = dot_largest(count, products, scale, bias);
     if (!(largest > state->maximum)) return;
     if (state->maximum > -INFINITY) {
         float power[16];
@@ -124,7 +121,7 @@ static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const flo
         state->sum *= row->correction = power[0];
     }
     state->maximum = largest;
-    dot_row_weights(row, count, scores, bias, largest);
+    dot_row_weights(row, count, products, scale, bias, largest);
 }
 
 /* accumulator + t = that times correction + weights * values for 64 components of `rows` rows, a compile-time constant; two keys at a time. */
@@ -164,16 +161,16 @@ static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *stat
 static void dot_attend_run(const uint16_t *const *query, ice_single *const *state, int rows, int64_t dim, float scale, const uint16_t *keys,
                            const uint16_t *values, int64_t value_dim, int64_t count, const float *const *bias) {
     dot_row row[MOST_ROWS];
-    float *scores[MOST_ROWS];
-    for (int r = 0; r < rows; r++) scores[r] = row[r].scores;
-    if (keys) dot_scores_of_rows(query, rows, dim, scale, keys, dim, count, scores);
-    for (int r = 0; r < rows; r++) dot_row_softmax(&row[r], count, keys ? row[r].scores : bias[r], keys ? bias[r] : NULL, state[r]);
+    float *products[MOST_ROWS];
+    for (int r = 0; r < rows; r++) products[r] = row[r].products;
+    if (keys) dot_products(query, rows, dim, keys, dim, count, products);
+    for (int r = 0; r < rows; r++) dot_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, bias[r], state[r]);
     for (int r = 0; r < rows; r += 4) {
-        __m512 sum[4];
-        float four[4];
-        for (int i = 0; i < 4; i++) sum[i] = row[r + i < rows ? r + i : r].sum;
-        _mm_storeu_ps(four, add_across(sum));
-        for (int i = 0; i < 4 && r + i < rows; i++) state[r + i]->sum += four[i];
+        const dot_row *last = &row[rows - 1];
+        float sum[4];
+        vf_reduce_add4(row[r].sum, (r + 1 < rows ? &row[r + 1] : last)->sum, (r + 2 < rows ? &row[r + 2] : last)->sum,
+                       (r + 3 < rows ? &row[r + 3] : last)->sum, sum);
+        for (int i = 0; i < 4 && r + i < rows; i++) state[r + i]->sum += sum[i];
     }
     int64_t t = 0;
     for (; t + 64 <= value_dim; t += 64) {

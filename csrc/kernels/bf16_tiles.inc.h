@@ -72,36 +72,18 @@ static void tile_pack_values(const uint16_t *values, int64_t stride, int64_t cou
     const int64_t padded = (count + TILE_PAIRED - 1) / TILE_PAIRED * TILE_PAIRED;
     for (int64_t j = 0; j < padded; j += TILE_PAIRED)
         for (int64_t t = 0; t < value_dim; t += TILE) {
-            /* 32 keys x 16 components: rows of key pairs, then a 16 x 16 transpose of 32-bit pairs */
-            __m512i row[TILE], next[TILE];
+            /* 32 keys x 16 components: rows of key pairs, then a transpose of these */
+            vf pairs[TILE];
             for (int r = 0; r < TILE; r++) {
                 int64_t even = j + 2 * r;
                 const uint16_t *source = values + even * stride + t;
                 __m512i low = _mm512_setzero_si512(), high = low;
                 if (even < count) low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)source));
                 if (even + 1 < count) high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(source + stride)));
-                row[r] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+                pairs[r] = _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
             }
-            UNROLL for (int r = 0; r < TILE; r += 2) {
-                next[r] = _mm512_unpacklo_epi32(row[r], row[r + 1]);
-                next[r + 1] = _mm512_unpackhi_epi32(row[r], row[r + 1]);
-            }
-            UNROLL for (int r = 0; r < TILE; r += 4)
-                UNROLL for (int u = 0; u < 2; u++) {
-                    row[r + 2 * u] = _mm512_unpacklo_epi64(next[r + u], next[r + u + 2]);
-                    row[r + 2 * u + 1] = _mm512_unpackhi_epi64(next[r + u], next[r + u + 2]);
-                }
-            /* row[4g + c] now holds, in its 128-bit part p, rows 4g..4g+3 of column 4p + c: transpose the parts */
-            for (int c = 0; c < 4; c++) {
-                __m512i first = _mm512_shuffle_i32x4(row[c], row[4 + c], 0x44), second = _mm512_shuffle_i32x4(row[c], row[4 + c], 0xEE);
-                __m512i third = _mm512_shuffle_i32x4(row[8 + c], row[12 + c], 0x44);
-                __m512i fourth = _mm512_shuffle_i32x4(row[8 + c], row[12 + c], 0xEE);
-                uint16_t *target = packed + (t + c) * padded + j;
-                _mm512_storeu_si512(target, _mm512_shuffle_i32x4(first, third, 0x88));
-                _mm512_storeu_si512(target + 4 * padded, _mm512_shuffle_i32x4(first, third, 0xDD));
-                _mm512_storeu_si512(target + 8 * padded, _mm512_shuffle_i32x4(second, fourth, 0x88));
-                _mm512_storeu_si512(target + 12 * padded, _mm512_shuffle_i32x4(second, fourth, 0xDD));
-            }
+            vf_transpose(pairs);
+            for (int c = 0; c < TILE; c++) _mm512_storeu_ps(packed + (t + c) * padded + j, pairs[c]);
         }
 }
 

@@ -88,6 +88,9 @@ typedef struct {
 
     /* ---- kernels/panel.inc.h ---- */
 
+    /* panel[t][lane] = rows[lane][t], for all lanes; and back, rows[lane * dim + t]. */
+    void (*to_panel)(const float *const *rows, int64_t dim, float *panel);
+    void (*from_panel)(const float *panel, int64_t dim, float *rows);
     /* scores[j][lane] = sum_t keys[j * stride + t] panel[t][lane]  for j < count, t < dim. */
     void (*scores)(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
                    float *scores);

@@ -8,6 +8,28 @@
  * term to the accumulator, so the error grows with ICE_KEY_BLOCK + keys / ICE_KEY_BLOCK terms, not with keys.
  */
 
+static void to_panel(const float *const *rows, int64_t dim, float *panel) {
+    for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH)
+        for (int64_t t = 0; t < dim; t += VF_WIDTH) {
+            const int n = dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH;
+            vf square[VF_WIDTH];
+            UNROLL for (int i = 0; i < VF_WIDTH; i++) square[i] = n == VF_WIDTH ? vf_load(rows[lane + i] + t) : vf_load_n(rows[lane + i] + t, n);
+            vf_transpose(square);
+            for (int i = 0; i < n; i++) vf_store(panel + (t + i) * ICE_PANEL + lane, square[i]);
+        }
+}
+
+static void from_panel(const float *panel, int64_t dim, float *rows) {
+    for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH)
+        for (int64_t t = 0; t < dim; t += VF_WIDTH) {
+            const int n = dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH;
+            vf square[VF_WIDTH];
+            UNROLL for (int i = 0; i < VF_WIDTH; i++) square[i] = vf_load(panel + (t + (i < n ? i : 0)) * ICE_PANEL + lane);
+            vf_transpose(square);
+            for (int i = 0; i < VF_WIDTH; i++) vf_store_n(rows + (lane + i) * dim + t, square[i], n);
+        }
+}
+
 /* out[r * out_stride + q] = sum_i a[r * row_stride + i * step] b[i * ICE_PANEL + q], a tile of rows x vectors.  With `accumulate`, added
  * to out * correction.  rows and vectors are compile-time constants at every call. */
 static ALWAYS_INLINE void product_tile(const float *a, int64_t row_stride, int64_t step, const float *b, int64_t length,

@@ -75,26 +75,28 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
 }
 
 static size_t panel_bytes(const ice_cells *c) {
-    return ((size_t)(c->width * ICE_PANEL) + ICE_KEY_BLOCK * ICE_PANEL + (size_t)c->width) * sizeof(float);
+    return ((size_t)(c->width * ICE_PANEL) * 2 + ICE_KEY_BLOCK * ICE_PANEL) * sizeof(float);
 }
 
 /* label[row] = the nearest parent, for a panel of rows; the smaller index among equals, 0 for a row with a NaN. */
 static void assign_panel(void *context, int64_t index, void *scratch) {
     ice_cells *c = context;
     if (!scratch) return;
-    float *panel = scratch, *scores = panel + c->width * ICE_PANEL, *buffer = scores + ICE_KEY_BLOCK * ICE_PANEL;
+    float *panel = scratch, *scores = panel + c->width * ICE_PANEL, *buffers = scores + ICE_KEY_BLOCK * ICE_PANEL;
+    const float *x[ICE_PANEL];
     float best[ICE_PANEL], best_index[ICE_PANEL];
     int64_t first = (c->next + index) * ICE_PANEL;
     int lanes = c->rows.count - first < ICE_PANEL ? (int)(c->rows.count - first) : ICE_PANEL;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        int64_t row = first + (lane < lanes ? lane : lanes - 1);
+        const int64_t row = first + (lane < lanes ? lane : lanes - 1);
+        float *buffer = buffers + lane * c->width;
         if (c->lifted && c->stage == ASSIGN && lane < lanes)
             c->lifted[row] = ice_last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
-        const float *x = read_lifted(c, row, buffer);
-        for (int64_t t = 0; t < c->width; t++) panel[t * ICE_PANEL + lane] = x[t];
+        x[lane] = read_lifted(c, row, buffer);
         best[lane] = -INFINITY;
         best_index[lane] = 0.0f;
     }
+    c->kernels->to_panel(x, c->width, panel);
     for (int64_t i = 0; i < c->cells; i += ICE_KEY_BLOCK) {
         int64_t block = c->cells - i < ICE_KEY_BLOCK ? c->cells - i : ICE_KEY_BLOCK;
         c->kernels->scores(panel, c->width, lanes, c->parents + i * c->width, c->width, block, scores);

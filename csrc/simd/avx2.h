@@ -102,6 +102,24 @@ static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
 
+static inline void vf_transpose(vf v[VF_WIDTH]) {
+    vf next[8];
+    for (int r = 0; r < 8; r += 2) {
+        next[r] = _mm256_unpacklo_ps(v[r], v[r + 1]);
+        next[r + 1] = _mm256_unpackhi_ps(v[r], v[r + 1]);
+    }
+    for (int r = 0; r < 8; r += 4)
+        for (int u = 0; u < 2; u++) {
+            v[r + 2 * u] = _mm256_shuffle_ps(next[r + u], next[r + u + 2], 0x44);
+            v[r + 2 * u + 1] = _mm256_shuffle_ps(next[r + u], next[r + u + 2], 0xEE);
+        }
+    for (int c = 0; c < 4; c++) {
+        next[c] = _mm256_permute2f128_ps(v[c], v[4 + c], 0x20);
+        next[4 + c] = _mm256_permute2f128_ps(v[c], v[4 + c], 0x31);
+    }
+    for (int c = 0; c < 8; c++) v[c] = next[c];
+}
+
 static inline vf vf_exp2(vf x) {
     __m256 kept = _mm256_cmp_ps(x, _mm256_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
     x = _mm256_min_ps(_mm256_set1_ps(128.0f), x);   /* in this order a NaN in x survives */

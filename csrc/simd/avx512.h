@@ -90,6 +90,30 @@ static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
+static inline void vf_transpose(vf v[VF_WIDTH]) {
+    vf next[16];
+    for (int r = 0; r < 16; r += 2) {
+        next[r] = _mm512_unpacklo_ps(v[r], v[r + 1]);
+        next[r + 1] = _mm512_unpackhi_ps(v[r], v[r + 1]);
+    }
+    for (int r = 0; r < 16; r += 4)
+        for (int u = 0; u < 2; u++) {
+            const __m512d upper = _mm512_castps_pd(next[r + u]), lower = _mm512_castps_pd(next[r + u + 2]);
+            v[r + 2 * u] = _mm512_castpd_ps(_mm512_unpacklo_pd(upper, lower));
+            v[r + 2 * u + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(upper, lower));
+        }
+    /* v[4 g + c] now holds, in its 128-bit part p, rows 4 g .. 4 g + 3 of column 4 p + c: transpose the parts */
+    for (int c = 0; c < 4; c++) {
+        const vf first = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x44), second = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xEE);
+        const vf third = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x44), fourth = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xEE);
+        next[c] = _mm512_shuffle_f32x4(first, third, 0x88);
+        next[4 + c] = _mm512_shuffle_f32x4(first, third, 0xDD);
+        next[8 + c] = _mm512_shuffle_f32x4(second, fourth, 0x88);
+        next[12 + c] = _mm512_shuffle_f32x4(second, fourth, 0xDD);
+    }
+    for (int c = 0; c < 16; c++) v[c] = next[c];
+}
+
 static inline vf vf_exp2(vf x) {
     __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
     x = _mm512_min_ps(_mm512_set1_ps(128.0f), x);   /* in this order a NaN in x survives; 128 gives inf below */

@@ -91,6 +91,15 @@ static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 
+static inline void vf_transpose(vf v[VF_WIDTH]) {
+    const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(v[0], v[1])), b = vreinterpretq_f64_f32(vtrn2q_f32(v[0], v[1]));
+    const float64x2_t c = vreinterpretq_f64_f32(vtrn1q_f32(v[2], v[3])), d = vreinterpretq_f64_f32(vtrn2q_f32(v[2], v[3]));
+    v[0] = vreinterpretq_f32_f64(vtrn1q_f64(a, c));
+    v[1] = vreinterpretq_f32_f64(vtrn1q_f64(b, d));
+    v[2] = vreinterpretq_f32_f64(vtrn2q_f64(a, c));
+    v[3] = vreinterpretq_f32_f64(vtrn2q_f64(b, d));
+}
+
 static inline vf vf_exp2(vf x) {
     uint32x4_t dropped = vcltq_f32(x, vdupq_n_f32(EXP2_MIN));
     x = vminq_f32(x, vdupq_n_f32(128.0f));   /* keeps NaN */

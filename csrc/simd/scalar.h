@@ -52,6 +52,8 @@ static inline float vf_reduce_add(vf v) { return v; }
 static inline float vf_reduce_max(vf v) { return v; }
 static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) { out[0] = a; out[1] = b; out[2] = c; out[3] = d; }
 
+static inline void vf_transpose(vf v[VF_WIDTH]) { (void)v; }
+
 static inline vf vf_exp2(vf x) {
     if (x < EXP2_MIN) return 0.0f;
     if (x >= 128.0f) return INFINITY;
