@@ -27,6 +27,7 @@ typedef struct {
 
 typedef struct {
     const icecore_attention *problem;
+    const icecore_attention *source;   /* whose keys and values are sealed */
     const icecore_near_far *options;
     const ice_kernels *kernels;
     int64_t heads, steps;      /* heads: batch x key heads */
@@ -54,11 +55,12 @@ static int64_t least_cell_size(const icecore_near_far *options, int64_t key_head
 
 static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,
                                   ice_stack **stack) {
-    const icecore_attention *p = call->problem;
+    const icecore_attention *p = call->source;
+    const icecore_dtype stored = ice_panel_dtype(call->problem, call->kernels);
     ice_source source = {
         .dtype = p->key_dtype,
-        .storage = ice_panel_dtype(p, call->kernels),
-        .means = ice_panel_dtype(p, call->kernels),
+        .storage = stored,
+        .means = stored,
         .keys = ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
         .values = ice_address(&p->value, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
         .key_stride = p->key.row_stride,
@@ -223,9 +225,13 @@ static icecore_status copy_problem(const icecore_attention *p, const ice_kernels
 
 /* ---- The call ---- */
 
-static icecore_status attend(const icecore_attention *problem, const icecore_near_far *options, const ice_kernels *kernels) {
+/* Whether anything but sealing reads keys and values. */
+static int reads_keys(const icecore_attention *p) { return p->causal || p->sinks > 0 || p->mask_kind != ICECORE_MASK_NONE; }
+
+static icecore_status attend(const icecore_attention *problem, const icecore_attention *source, const icecore_near_far *options,
+                             const ice_kernels *kernels) {
     icecore_status status = ICECORE_OK;
-    near_far_call call = {.problem = problem, .options = options, .kernels = kernels,
+    near_far_call call = {.problem = problem, .source = source, .options = options, .kernels = kernels,
                           .heads = problem->batch * problem->key_heads, .steps = count_steps(problem, options->block)};
     call.step = ice_alloc(call.steps + 1, sizeof *call.step);
     call.sealed = ice_alloc(call.steps * call.heads, sizeof *call.sealed);
@@ -269,9 +275,13 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     char *copies = NULL;
     if (options->rounding) used.key_dtype = ICECORE_BFLOAT16;
     const icecore_dtype dtype = ice_panel_dtype(&used, kernels);
+    const icecore_attention *source = problem;
     used.key_dtype = problem->key_dtype;
-    if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype) status = copy_problem(problem, kernels, dtype, &used, &copies);
-    if (status == ICECORE_OK) status = attend(&used, &clipped, kernels);
+    if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype) {
+        if (reads_keys(problem)) status = copy_problem(problem, kernels, dtype, &used, &copies), source = &used;
+        else used.key_dtype = dtype;   /* what panels multiply */
+    }
+    if (status == ICECORE_OK) status = attend(&used, source, &clipped, kernels);
     ice_free(copies);
     return status;
 }
