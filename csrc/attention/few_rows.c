@@ -20,9 +20,9 @@ static uint64_t open_cells_of(ice_treecode *t, int lane, const icecore_segment *
     }
     if (t->options->captured_mass || t->options->missed_bound) {
         memcpy(copy, scores, (size_t)count * sizeof *copy);
-        t->kernels->row_softmax(copy, count, &t->singly_far_maximum[lane], &t->singly_far[lane], &correction);
+        t->kernels->row_softmax(copy, count, &t->few_far_maximum[lane], &t->few_far[lane], &correction);
     }
-    t->singly_scored[lane] += count;
+    t->few_scored[lane] += count;
     return open;
 }
 

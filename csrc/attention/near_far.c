@@ -225,7 +225,7 @@ static icecore_status copy_problem(const icecore_attention *p, const ice_kernels
 
 /* ---- The call ---- */
 
-/* Whether anything but sealing reads keys and values. */
+/* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not rounded yet. */
 static int reads_keys(const icecore_attention *p) { return p->causal || p->sinks > 0 || p->mask_kind != ICECORE_MASK_NONE; }
 
 static icecore_status attend(const icecore_attention *problem, const icecore_attention *source, const icecore_near_far *options,
@@ -278,8 +278,13 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     const icecore_attention *source = problem;
     used.key_dtype = problem->key_dtype;
     if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype) {
-        if (reads_keys(problem)) status = copy_problem(problem, kernels, dtype, &used, &copies), source = &used;
-        else used.key_dtype = dtype;   /* what panels multiply */
+        if (reads_keys(problem)) {
+            status = copy_problem(problem, kernels, dtype, &used, &copies);
+            source = &used;
+        } else {
+            used.key_dtype = dtype;   /* what panels multiply */
+            used.key.data = used.value.data = NULL;
+        }
     }
     if (status == ICECORE_OK) status = attend(&used, source, &clipped, kernels);
     ice_free(copies);

@@ -46,12 +46,18 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
         panel->packed_values = take(&free_space, ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
     }
     const float *query[ICE_PANEL];
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        const ice_row row = ice_row_at(p, batch, key_head, first_row + (lane < lanes ? lane : lanes - 1));
+    for (int lane = 0; lane < lanes; lane++) {
+        const ice_row row = ice_row_at(p, batch, key_head, first_row + lane);
         float *target = panel->query_rows + lane * p->dim;
         panel->visible[lane] = ice_visible_keys(p, row.query);
         ice_load_query(p, kernels, row, 1.0f, target);
         query[lane] = target;
+    }
+    for (int lane = lanes; lane < ICE_PANEL; lane++) {
+        panel->visible[lane] = panel->visible[lanes - 1];
+        query[lane] = query[lanes - 1];
+    }
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
         panel->maximum[lane] = -INFINITY;
         panel->sum[lane] = 0.0f;
     }
@@ -59,13 +65,11 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     /* rounded before scaling: a bfloat16 query goes in as it is */
     if (panel->query_pairs) {
         kernels->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
-        kernels->from_float32(ICECORE_BFLOAT16, panel->query_rows, panel->rounded_rows, p->dim * ICE_PANEL);
+        kernels->from_float32(ICECORE_BFLOAT16, panel->query_rows, panel->rounded_rows, p->dim * lanes);
     }
     panel->scale = (float)(p->scale * ICE_LOG2_E);
-    for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) {
-        panel->queries[i] *= panel->scale;
-        panel->query_rows[i] *= panel->scale;
-    }
+    for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) panel->queries[i] *= panel->scale;
+    for (int64_t i = 0; i < p->dim * lanes; i++) panel->query_rows[i] *= panel->scale;
     memset(panel->accumulator, 0, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
 }
 

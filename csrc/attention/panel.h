@@ -14,12 +14,12 @@ typedef struct {
     int lanes;
     float scale;               /* scale * log2(e) */
     float *queries;            /* dim x ICE_PANEL, times scale * log2(e) */
-    float *query_rows;         /* the same, ICE_PANEL x dim */
+    float *query_rows;         /* the same, lanes x dim */
     float *accumulator;        /* value_dim x ICE_PANEL */
     float *scores;             /* ICE_KEY_BLOCK x ICE_PANEL */
-    float *keys, *values;      /* ICE_KEY_BLOCK rows each: widened to float32, or cleaned of NaN and inf */
+    float *keys, *values;      /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or copied side by side */
     uint16_t *query_pairs, *weight_pairs, *packed_values;   /* for the bfloat16 kernels; NULL: everything in float32 */
-    uint16_t *rounded_rows;    /* with these: ICE_PANEL x dim, not scaled */
+    uint16_t *rounded_rows;    /* with these: lanes x dim, not scaled */
     float *maximum, *sum, *correction;   /* ICE_PANEL each */
     ice_visible visible[ICE_PANEL];
 } ice_panel;
@@ -52,7 +52,7 @@ void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *v
 /* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
 
-/* The accumulators once more, ICE_PANEL x value_dim, until the panel attends to more. */
+/* The accumulators once more, ICE_PANEL x value_dim, in the place of `values`. */
 float *ice_panel_rows(ice_panel *panel);
 
 #endif

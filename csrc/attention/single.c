@@ -40,17 +40,17 @@ void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *ke
         kernels->bf16->rows_attend(rounded, dim, scale, keys, values, value_dim, count, bias, 0, lanes, state);
         return;
     }
-    for (; lanes; lanes &= lanes - 1) {
-        const int lane = __builtin_ctzll(lanes);
-        ice_single *row = &state[lane];
-        float scores[ICE_KEY_BLOCK], correction;
-        for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
-            int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
-            kernels->row_scores(queries + lane * dim, dim, dtype, (const char *)keys + first * key_bytes, key_stride, n, scores);
+    for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
+        const int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
+        const char *key = (const char *)keys + first * key_bytes, *value = (const char *)values + first * value_bytes;
+        for (uint64_t left = lanes; left; left &= left - 1) {
+            const int lane = __builtin_ctzll(left);
+            ice_single *row = &state[lane];
+            float scores[ICE_KEY_BLOCK], correction;
+            kernels->row_scores(queries + lane * dim, dim, dtype, key, key_stride, n, scores);
             for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
             kernels->row_softmax(scores, n, &row->maximum, &row->sum, &correction);
-            kernels->row_weighted_sum(scores, n, dtype, (const char *)values + first * value_bytes, value_stride, value_dim, correction,
-                                      row->accumulator);
+            kernels->row_weighted_sum(scores, n, dtype, value, value_stride, value_dim, correction, row->accumulator);
         }
     }
 }

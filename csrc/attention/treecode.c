@@ -2,11 +2,11 @@
  *   1. sinks and open blocks, exactly; with a mask, which nodes it hides from which rows, or cuts;
  *   2. scores and risks of all parents; which of them each row expands, so that their cells stand for them;
  *   3. scores and risks of the cells of every parent that some row expands; which of them each row opens; for parents that few rows
- *      expand all that follows as well, row by row (few_rows.c);
+ *      expand all that follows as well, by the row kernels (few_rows.c);
  *   4. the near field: the keys of opened cells, for each row that opened them;
  *   5. the far field: parents not expanded and cells not opened, each as one key of its mean value;
  *   6. the merge of both by their log-sum-exp.
- * What a row expands and opens depends on that row alone, so its result does not depend on the panel it happens to be in.
+ * What a row expands and opens depends on that row alone, so but for rounding its result does not depend on the panel it happens to be in.
  * All scores, masses and risks are logarithms to base 2. */
 #include "attention/treecode.h"
 
@@ -25,10 +25,10 @@
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
 #define EXPAND_FACTOR 16
 #define LEAST_EXPANDED 2048
-/* With at most so many rows the exact keys go row by row: decode steps. */
-#define SINGLE_ROWS 8
-/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  Other sets of kernels
- * have a number of their own. */
+/* With at most so many rows the exact keys go by the row kernels: decode steps. */
+#define FEW_ROWS 8
+/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  This is where rows are
+ * multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for bfloat16 have a number of their own. */
 #define PANEL_LANES 24
 
 static char *take(char **scratch, size_t bytes) {
@@ -69,9 +69,9 @@ static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far 
 
 /* ---- Step 1 ---- */
 
-static int attends_singly(const ice_treecode *t) {
+static int attends_by_rows(const ice_treecode *t) {
     const icecore_attention *p = t->problem;
-    return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
+    return t->panel.lanes <= FEW_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
 }
 
 static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
@@ -81,8 +81,8 @@ static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t
                        ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, first), count, NULL);
 }
 
-/* By the row kernels: the lanes of a panel would stand empty.  The result goes into the panel, whose state the steps that follow build on. */
-static void attend_singly(ice_treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
+/* By the row kernels: the lanes of a panel would stand empty.  Block by block, so that a row's sums do not depend on what the others see. */
+static void attend_by_rows(ice_treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
     for (int64_t block = first, last; block < end; block = last) {
         uint64_t lanes = 0;   /* that see all of the block */
         last = end - block < ICE_KEY_BLOCK ? end : block + ICE_KEY_BLOCK;
@@ -98,15 +98,16 @@ static void attend_singly(ice_treecode *t, const icecore_attention *from, int64_
 static void attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
     ice_panel *panel = &t->panel;
     const int64_t end = ice_panel_visible(panel).end, value_dim = t->problem->value_dim;
-    if (!attends_singly(t)) {
+    if (!attends_by_rows(t)) {
         panel->problem = exact.sinks;
         ice_panel_attend(panel, 0, exact.sink_end);
         panel->problem = t->problem;
         ice_panel_attend(panel, exact.open_begin, end);
         return;
     }
-    attend_singly(t, exact.sinks, 0, exact.sink_end);
-    attend_singly(t, t->problem, exact.open_begin, end);
+    attend_by_rows(t, exact.sinks, 0, exact.sink_end);
+    attend_by_rows(t, t->problem, exact.open_begin, end);
+    /* the result goes into the panel, whose state the steps that follow build on */
     for (int lane = 0; lane < panel->lanes; lane++) {
         ice_single *state = &t->near_field[lane];
         panel->maximum[lane] = state->maximum;
@@ -177,7 +178,7 @@ static int are_few(const ice_treecode *t, icecore_dtype dtype, uint64_t lanes) {
 /* The cells of every parent that some lane expands. */
 static void score_cells(ice_treecode *t, const float *threshold) {
     const uint64_t lanes = ice_used_lanes(t);
-    const int by_tolerance = ice_by_tolerance(t->options), singly = by_tolerance && !ice_is_masked(t);
+    const int by_tolerance = ice_by_tolerance(t->options), few_apart = by_tolerance && !ice_is_masked(t);
     float hidden[ICE_PANEL];
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r];
@@ -186,7 +187,7 @@ static void score_cells(ice_treecode *t, const float *threshold) {
             uint64_t open = t->open[parents->row + p] & lanes;
             if (!open) continue;
             int64_t node = s->parent.offset[p], count = s->parent.offset[p + 1] - node;
-            if (singly && are_few(t, s->mean_dtype, open)) {
+            if (few_apart && are_few(t, s->mean_dtype, open)) {
                 ice_attend_cells_of_few(t, open, s, node, count, threshold);
                 continue;
             }
@@ -388,7 +389,7 @@ static void add_far_field(ice_treecode *t) {
 static float far_mass(const ice_treecode *t, int lane, float maximum) {
     float mass = 0.0f;
     if (t->far[lane] > 0.0f) mass += t->far[lane] * exp2f(t->panel.maximum[lane] - maximum);
-    if (t->singly_far[lane] > 0.0f) mass += t->singly_far[lane] * exp2f(t->singly_far_maximum[lane] - maximum);
+    if (t->few_far[lane] > 0.0f) mass += t->few_far[lane] * exp2f(t->few_far_maximum[lane] - maximum);
     return mass;
 }
 
@@ -411,7 +412,7 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator) {
         float captured = total > 0.0f ? (total - missed) / total : 0.0f;
         options->captured_mass[at] = captured >= 0.0f ? captured < 1.0f ? captured : 1.0f : 0.0f;   /* 0 also where it is NaN */
     }
-    if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->singly_scored[lane]);
+    if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
     if (options->missed_bound) {
         float exact = state->sum - far_mass(t, lane, state->maximum);
         if (exact < 0.0f) exact = 0.0f;
@@ -442,9 +443,9 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * p->value_dim};
         t->near_count[lane] = 0;
-        t->singly_scored[lane] = 0;
-        t->far[lane] = t->singly_far[lane] = t->dropped[lane] = 0.0f;
-        t->singly_far_maximum[lane] = t->dropped_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
+        t->few_scored[lane] = 0;
+        t->far[lane] = t->few_far[lane] = t->dropped[lane] = 0.0f;
+        t->few_far_maximum[lane] = t->dropped_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
         t->bound[lane] = 0.0f;
     }
     t->rows = t->runs = t->parent_runs = 0;

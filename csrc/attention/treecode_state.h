@@ -30,13 +30,14 @@ typedef struct {
     ice_node_run *run;         /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
     ice_node_mask mask;        /* with a mask only */
-    float *near_accumulator, *guess;   /* ICE_PANEL x value_dim */
+    float *near_accumulator;           /* ICE_PANEL x value_dim */
+    float *guess;                      /* value_dim x ICE_PANEL */
     float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
     const void **visited_value;
     float spread[ICE_PANEL];           /* scale^2 |q|^2, q divided by the metric */
     float far[ICE_PANEL];              /* of the panel's sum */
-    float singly_far[ICE_PANEL], singly_far_maximum[ICE_PANEL];   /* few_rows.c: the same of the near field's sum, where it is asked for */
-    int64_t singly_scored[ICE_PANEL];  /* and the cells scored there */
+    float few_far[ICE_PANEL], few_far_maximum[ICE_PANEL];   /* few_rows.c: the same of the near field's sum, where it is asked for */
+    int64_t few_scored[ICE_PANEL];     /* and the cells scored there */
     float bound[ICE_PANEL], bound_maximum[ICE_PANEL];   /* missed_bound: the most that the far field can stand for */
     float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
     ice_single near_field[ICE_PANEL];

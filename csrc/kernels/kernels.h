@@ -66,7 +66,7 @@ typedef struct {
                        float *scores);
     /* For the rows that `lanes` has a bit for, with queries + lane * dim, bias + lane * bias_stride and state[lane]: row_scores (keys = NULL:
      * 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous keys.  The maximum need not be the largest score,
-     * but no score is above it by more than 16; weights are rounded to bfloat16 for the products.  What becomes of a row does not depend
+     * but no score is above it by more than 16; weights may be rounded to bfloat16 for the products.  What becomes of a row does not depend
      * on the others. */
     void (*rows_attend)(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values, int64_t value_dim,
                         int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes, ice_single *state);

@@ -10,7 +10,7 @@
 #include "base/random.h"
 #include "segment/lifting.h"
 
-/* Twice: assign all rows, sort them by cell, move the parents to the means. */
+/* Twice: assign all rows, sort them by cell, move the parents to the means (the second time only if that is wanted). */
 enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };
 
 static const float *read_lifted(const ice_cells *c, int64_t row, float *buffer) {
@@ -87,12 +87,15 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
     float best[ICE_PANEL], best_index[ICE_PANEL];
     int64_t first = (c->next + index) * ICE_PANEL;
     int lanes = c->rows.count - first < ICE_PANEL ? (int)(c->rows.count - first) : ICE_PANEL;
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        const int64_t row = first + (lane < lanes ? lane : lanes - 1);
+    for (int lane = 0; lane < lanes; lane++) {
+        const int64_t row = first + lane;
         float *buffer = buffers + lane * c->width;
-        if (c->lifted && c->stage == ASSIGN && lane < lanes)
+        if (c->lifted && c->stage == ASSIGN)
             c->lifted[row] = ice_last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
         x[lane] = read_lifted(c, row, buffer);
+    }
+    for (int lane = lanes; lane < ICE_PANEL; lane++) x[lane] = x[lanes - 1];
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
         best[lane] = -INFINITY;
         best_index[lane] = 0.0f;
     }

@@ -15,7 +15,7 @@ typedef struct {
     float lifting;             /* c, or 0 for none */
     int64_t width;             /* dim, or dim + 1 where lifted */
     int64_t cells;             /* shrinks when empty cells vanish */
-    int means;                 /* whether the parents shall be the means of their rows in the end */
+    int means;                 /* whether the parents shall be the means of their rows in the end; else they are not to be read then */
     float *parents;            /* cells x width, in lifted coordinates */
     int32_t *label;            /* rows: the cell of each */
     int32_t *order;            /* rows, cell by cell, ascending within each */

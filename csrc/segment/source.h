@@ -25,7 +25,7 @@ typedef struct {
 } ice_source;
 
 /* The keys start .. end - 1 of a source, row by row.  As ICECORE_INT8 they are rounded when they come from the array too, so that cells
- * are the same whether a segment is built at once or by merges; 16-bit arrays have that type already. */
+ * are the same whether a segment is built at once or by merges; 16-bit ones have that type already, or nothing is merged. */
 typedef struct {
     ice_array_rows keys, values;
     int64_t sealed;                     /* so many of the first rows come from segments, which hold them as `storage` */
