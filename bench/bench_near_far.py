@@ -37,6 +37,7 @@ METHODS = {
     "tolerance 0.03": {"tolerance": 0.03},
     "tolerance 0.03, window 768": {"tolerance": 0.03, "window": 768},
     "tolerance 0.02": {"tolerance": 0.02},
+    "tolerance 0.02, window 768": {"tolerance": 0.02, "window": 768},
     "k=64": {"k": 64},
     "k=256": {"k": 256},
     "published, k=64": {"k": 64, "far_field": False},
