@@ -26,7 +26,7 @@
 #define EXPAND_FACTOR 16
 #define LEAST_EXPANDED 2048
 /* With at most so many rows the exact keys go by the row kernels: decode steps. */
-#define FEW_ROWS 8
+#define SINGLE_ROWS 8
 /* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  This is where rows are
  * multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for bfloat16 have a number of their own. */
 #define PANEL_LANES 24
@@ -71,7 +71,7 @@ static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far 
 
 static int attends_by_rows(const ice_treecode *t) {
     const icecore_attention *p = t->problem;
-    return t->panel.lanes <= FEW_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
+    return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
 }
 
 static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
