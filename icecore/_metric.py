@@ -8,6 +8,8 @@ from icecore._arrays import integer, widened
 
 #: Queries that are looked at, of each head.
 SAMPLE = 1024
+#: So many at a time: more of them widened would be a twentieth of the memory that a call needs.
+PIECE = 256
 #: Fewer rows, of all query heads of a key head together, say too little.
 LEAST_ROWS = 64
 #: Exponents of two are multiples of this, so that queries of the same kind give the same metric ...
@@ -58,9 +60,11 @@ def query_metric(query, num_kv_heads):
     if rows < LEAST_ROWS:
         return np.ones((num_kv_heads, dim), np.float32)
     squares = np.zeros((num_kv_heads, dim))
-    for head in range(heads):  # one by one: all of them widened would be a good part of the memory that a call needs
-        own = widened(query[..., head, ::step, :]).reshape(-1, dim)
-        squares[head // group] += np.einsum("ld,ld->d", own, own) / rows
+    for head in range(heads):
+        sampled = query[..., head, ::step, :]
+        for first in range(0, sampled.shape[-2], PIECE):
+            own = widened(sampled[..., first : first + PIECE, :]).reshape(-1, dim)
+            squares[head // group] += np.einsum("ld,ld->d", own, own) / rows
     least = squares.max(axis=1, keepdims=True) * 4.0**-LARGEST_EXPONENT
     with np.errstate(divide="ignore", invalid="ignore"):
         exponents = 0.5 * np.log2(np.maximum(squares, least))
