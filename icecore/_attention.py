@@ -185,9 +185,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
         top k.
     metric : array_like, (H_k, d), optional
-        With k or tolerance: factors of the keys' components under which cells are found and risks are judged; no score
-        changes. Default: `query_metric` of this call's queries. Chunks of one sequence give the same result as the whole if
-        they are given the same metric; ``np.ones((H_k, d))`` is none.
+        With k or tolerance: factors of the keys' components under which cells are found; no score changes. Default: with
+        causal=True the root mean square of the keys' components, of each sealed segment its own, so that a row's result
+        depends on no other row and a sequence gives the same whole and in chunks; else `query_metric` of this call's
+        queries. ``np.ones((H_k, d))`` is none.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
     return_info : bool, default False
@@ -407,6 +408,12 @@ class _Call:
         predicted = _cost_model.model_in_force().predict(work)
         return _cost_model.near_far_pays(work, predicted), predicted
 
+    def _metric(self):
+        """What the core is given; None: each segment's own. Without causality all queries that keys will see are there."""
+        if self.settings.metric is not None or self.causal:
+            return self.settings.metric
+        return query_metric(self.problem.query, self.problem.key.shape[1])
+
     def _near_far(self, keep, bias):
         s, shape = self.settings, self.problem.shape[:3]
         near, mass, bound, summaries, seconds = None, None, None, None, None
@@ -416,9 +423,8 @@ class _Call:
             seconds = np.empty(2)
         rounding = s.far_field and rounds(s.tolerance)
         risk = 0.0 if s.tolerance is None else cell_tolerance(s.tolerance)
-        metric = query_metric(self.problem.query, self.problem.key.shape[1]) if s.metric is None else s.metric
         _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
-                                risk, s.head_tolerance, metric, bool(rounding), s.window or 1, s.cell_size,
+                                risk, s.head_tolerance, self._metric(), bool(rounding), s.window or 1, s.cell_size,
                                 s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, self.threads)
         split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if self.return_info else None
         visited = None
@@ -439,7 +445,7 @@ class _Call:
             risk = None if s.tolerance is None else cell_tolerance(s.tolerance)
             out, lse, near, mass = reference.near_far_attention(
                 p.query, p.key, p.value, k=s.k, risk=risk if s.head_tolerance is None else s.head_tolerance,
-                metric=query_metric(p.query, p.key.shape[1]) if s.metric is None else s.metric,
+                metric=self._metric(),
                 far_field=s.far_field, block=s.window or 1, visit=s.visit, seed=self.seed,
                 cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
             )

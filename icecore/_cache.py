@@ -77,8 +77,8 @@ class KVCache:
     sinks : int
         First tokens that always are. Default 16.
     metric : array_like, (num_kv_heads, dim), optional
-        As in `attention`: ``query_metric(queries, num_kv_heads)`` of a prompt, say, or of any text the model has read. Default
-        none: what a cache gives does not depend on the order in which queries come.
+        As in `attention`: ``query_metric(queries, num_kv_heads)`` of a text the model has read, say. Default: that of each
+        segment's own keys.
     seed : int
         Of the cells. The same tokens in the same cache give the same bits for any number of threads.
     batch : int, optional
@@ -86,9 +86,9 @@ class KVCache:
 
     Notes
     -----
-    Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention`
-    with the cache's metric, and append its keys and values. Up to rounding the result is the same, whatever the chunks
-    (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
+    Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention`,
+    with the cache's metric if it was given one, and append its keys and values. Up to rounding the result is the same,
+    whatever the chunks (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
 
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.

@@ -1,4 +1,4 @@
-"""The metric in which keys are near one another: as the queries see them."""
+"""The metric in which keys are near one another as the queries see them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_EXPONENT = 6
 
 
 def query_metric(query, num_kv_heads):
-    """The metric that `attention` takes from the queries of a call, to be given to other calls and to caches.
+    """The metric of queries: what `attention` takes from those of a call that is not causal; for other calls and caches.
 
     Parameters
     ----------
@@ -41,9 +41,13 @@ def query_metric(query, num_kv_heads):
 
     Notes
     -----
-    Near/far attention groups keys that are near one another, and judges by their distances what a group's mean may be wrong
-    by: as if queries pointed in all directions alike. Real ones do not. Multiplying keys' and dividing queries' components by
-    the metric changes no score, and makes it so. It is not in the paper (IceFormer, arXiv 2405.02842).
+    Near/far attention groups keys that are near one another, as if queries pointed in all directions alike. Real ones do not.
+    Multiplying keys' and dividing queries' components by the metric changes no score, and makes it so. It is not in the paper
+    (IceFormer, arXiv 2405.02842).
+
+    With causality a segment's metric is by default that of its own keys, whose root mean square goes where that of the
+    queries goes, so that rows do not depend on one another. With a tolerance the error at equal time is then the same at 8k
+    tokens; from 32k on, and with a number of near keys, that of the queries is a little better.
 
     O(1024 H d) time. Thread safe.
     """

@@ -428,8 +428,11 @@ cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
     }
 
 
-def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, int64_t cell_size, uint64_t seed):
-    """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts. `storage`: FLOAT32 or INT8."""
+def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, metric, int64_t cell_size, uint64_t seed):
+    """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts.
+
+    `storage`: FLOAT32 or INT8; `metric`: float32 (dim), or None.
+    """
     cdef icecore_segment *segment = NULL
     cdef int64_t count = keys.shape[0], dim = keys.shape[1], value_dim = values.shape[1]
     cdef const float *key_data = &keys[0, 0] if keys.size else NULL
@@ -437,11 +440,13 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
     cdef int64_t key_bytes = 4 * dim if storage == 0 else dim + (dim + 15) // 16 * 2
     cdef int64_t value_bytes = 4 * value_dim if storage == 0 else value_dim + (value_dim + 15) // 16 * 2
     cdef icecore_status status
-    if values.shape[0] != count:
+    cdef const float[::1] given = metric
+    if values.shape[0] != count or (metric is not None and given.shape[0] != dim):
         check(ICECORE_ERROR_VALUE)
+    cdef const float *metric_data = &given[0] if metric is not None else NULL
     with nogil:
         status = icecore_segment_build(<icecore_dtype>0, key_data, dim, value_data, value_dim, count, dim, value_dim,
-                                       <icecore_dtype>storage, cell_size, seed, &segment)
+                                       <icecore_dtype>storage, metric_data, cell_size, seed, &segment)
     check(status)
     cdef icecore_segment_view view = icecore_segment_get(segment)
     try:
@@ -449,6 +454,8 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
             "order": copy_of(view.order, view.count, sizeof(int32_t)),
             "keys": copy_of(view.keys, view.count, key_bytes),
             "values": copy_of(view.values, view.count, value_bytes),
+            "metric": copy_of(view.metric, dim, sizeof(float)),
+            "component_variance": copy_of(view.component_variance, dim, sizeof(float)),
             "cell": nodes_of(&view.cell, &view),
             "parent": nodes_of(&view.parent, &view),
         }

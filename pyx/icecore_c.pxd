@@ -127,11 +127,13 @@ cdef extern from "icecore.h" nogil:
         const int32_t *order
         const void *keys
         const void *values
+        const float *metric
+        const float *component_variance
         icecore_nodes_view cell, parent
 
     icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                          int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                         int64_t cell_size, uint64_t seed, icecore_segment **result)
+                                         const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result)
     void icecore_segment_free(icecore_segment *segment)
     icecore_segment_view icecore_segment_get(const icecore_segment *segment)
 

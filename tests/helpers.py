@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from icecore import _native, reference
-from icecore.reference.cells import summarize_tree
+from icecore.reference.cells import key_metric, summarize_tree
 from icecore.reference.dense import per_query_head
 from icecore.reference.pdci import true_scores
 
@@ -197,7 +197,7 @@ def near_far(
     return result
 
 
-def segment(key, value, cell_size, seed, storage=_native.FLOAT32):
+def segment(key, value, cell_size, seed, storage=_native.FLOAT32, metric=None):
     """The arrays of a sealed segment of the core, by name; "cell" and "parent" are dicts of arrays.
 
     With storage=INT8 keys and values are pairs of codes and scales.
@@ -220,7 +220,7 @@ def segment(key, value, cell_size, seed, storage=_native.FLOAT32):
         array = np.frombuffer(data, types.get(name, np.float32))
         return array.reshape(-1, width[name].shape[1]) if name in width else array
 
-    return arrays(_native.build_segment(key, value, storage, cell_size, seed))
+    return arrays(_native.build_segment(key, value, storage, metric, cell_size, seed))
 
 
 def cell_members(arrays):
@@ -228,11 +228,11 @@ def cell_members(arrays):
     return np.split(arrays["order"], arrays["cell"]["offset"][1:-1])
 
 
-def core_tree(key, value, cell_size, seed):
+def core_tree(key, value, cell_size, seed, metric=None):
     """The core's partition with the oracle's summaries: `tree_of` for `reference.near_far_attention`."""
-    arrays = segment(key, value, cell_size, seed)
+    arrays = segment(key, value, cell_size, seed, metric=None if metric is None else np.asarray(metric, np.float32))
     parent = np.repeat(np.arange(len(arrays["parent"]["offset"]) - 1), np.diff(arrays["parent"]["offset"]))
-    return summarize_tree(key, value, cell_members(arrays), parent)
+    return summarize_tree(key, value, cell_members(arrays), parent, key_metric(np.float64(key)) if metric is None else metric)
 
 
 def run_python(code, timeout=120, **environment):

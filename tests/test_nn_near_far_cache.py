@@ -1,5 +1,6 @@
 """A model that generates through near/far caches does what it does over all tokens."""
 
+import functools
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from icecore import nn
 
 TOKENS = random_tokens(400)
 OPTIONS = {"k": 24, "window": 32, "sinks": 4}
-#: Of the three key heads of TINY: given, so that it does not depend on the queries of the first pass.
+#: Of the three key heads of TINY.
 METRIC = np.exp2(np.linspace(-1, 1, 3 * 8)).reshape(3, 8)
 
 
@@ -21,15 +22,15 @@ def random_weights():
     return tiny_weights(nn.LlamaConfig(**vars(TINY) | {"context_length": 1000}))
 
 
-def over_all(query, key, value, *, layer):
-    out = near_far(query, key, value, causal=True, block=32, k=24, sinks=4, cell_size=16, metric=METRIC).out
+def over_all(query, key, value, *, layer, metric=None):
+    out = near_far(query, key, value, causal=True, block=32, k=24, sinks=4, cell_size=16, metric=metric).out
     return out[0]
 
 
 @pytest.mark.parametrize("chunks", [[400], [1] * 60 + [340], [300] + [1] * 100])
 def test_passes_in_chunks_equal_one_pass(chunks):
     weights = random_weights()
-    cache, hidden, first = nn.NearFarCache(**OPTIONS, metric=METRIC), [], 0
+    cache, hidden, first = nn.NearFarCache(**OPTIONS), [], 0
     for count in chunks:
         hidden.append(nn.forward(weights, TOKENS[first : first + count], attention=over_all, cache=cache))
         first += count
@@ -138,14 +139,16 @@ def test_folders_that_do_not_fit(tmp_path):
         nn.NearFarCache.load(tmp_path / "cache")
 
 
-def test_after_truncation_another_text_follows():
+@pytest.mark.parametrize("metric", [None, METRIC])
+def test_after_truncation_another_text_follows(metric):
     weights, other = random_weights(), random_tokens(350)[::-1]
-    cache = nn.NearFarCache(**OPTIONS, metric=METRIC)
-    nn.forward(weights, TOKENS, attention=over_all, cache=cache)
+    attention = functools.partial(over_all, metric=metric)
+    cache = nn.NearFarCache(**OPTIONS, metric=metric)
+    nn.forward(weights, TOKENS, attention=attention, cache=cache)
     cache.truncate(200)
     assert cache.length == 200
-    hidden = nn.forward(weights, other, attention=over_all, cache=cache)
-    expected = nn.forward(weights, np.concatenate([TOKENS[:200], other]), attention=over_all)
+    hidden = nn.forward(weights, other, attention=attention, cache=cache)
+    expected = nn.forward(weights, np.concatenate([TOKENS[:200], other]), attention=attention)
     np.testing.assert_allclose(hidden, expected[200:], atol=2e-4)
     with pytest.raises(ValueError, match=r"length must lie in 0\.\.550, the tokens held, got 551"):
         cache.truncate(551)

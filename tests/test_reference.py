@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icecore import reference
-from icecore.reference.cells import nearest_parent, summarize, summarize_tree
+from icecore.reference.cells import key_metric, nearest_parent, summarize, summarize_tree
 from icecore.reference.dense import top_k_attention, visible_count, visible_keys
 from icecore.reference.near_far import attend_one, exact_and_sealed, least_risk, log_risk, sealed_ranges
 from icecore.reference.random import sample_without_replacement, segment_seed, split_mix
@@ -174,9 +174,33 @@ def test_the_risk_is_the_spread_of_a_cells_weights():
     """Scores normal with variance x about z: exp(score) has the standard deviation exp(z) sqrt(e^x - 1), but for e^(x / 2)."""
     for x in (0.01, 0.5, 2.0, 8.0, 30.0):
         key, value = np.array([[1.0], [-1.0]]) * np.sqrt(x), np.array([[3.0], [-3.0]])
-        cells = summarize(key, value, [np.array([0, 1])])
-        (risk,) = log_risk(np.array([1.0]), 1.0, cells)
+        tree = summarize_tree(key, value, [np.array([0, 1])], [0], np.ones(1))
+        (risk,) = log_risk(np.array([1.0]), 1.0, tree.cells, tree)
         assert risk == pytest.approx(np.log(2 * np.sqrt(np.expm1(x)) * 3), rel=0.06)
+
+
+def test_key_metric():
+    key = np.array([[1.0, 2, 4, 0], [-1, 2, -4, 0]])
+    metric = key_metric(key)
+    np.testing.assert_allclose(metric[:3] / metric[0], [1, 2, 4])
+    assert metric[3] == pytest.approx(metric[2] / 64)  # at least
+    assert np.prod(metric) == pytest.approx(1)
+    many = np.repeat(key, 1024, axis=0) * (np.arange(2048) % 4 == 2)[:, None]  # the others are not looked at
+    np.testing.assert_allclose(key_metric(many), metric)
+    for nothing in (0 * key, np.nan * key, np.where(key == 4, np.inf, key)):
+        np.testing.assert_array_equal(key_metric(nothing), np.ones(4))
+
+
+@pytest.mark.parametrize("metric", [np.ones(2), np.array([3.0, 0.5])])
+def test_the_variance_of_scores_is_that_of_the_keys_along_the_query(metric):
+    """Keys differ from their cell's mean by 2 in the first component and by 1 in the second, whatever the metric."""
+    key = np.array([[7.0, 1], [3, 1], [5, 2], [5, 0]])
+    tree = summarize_tree(key, key, [np.arange(4)], [0], metric)
+    np.testing.assert_allclose(tree.component_variance / metric**2 * tree.cells.variance, [2, 0.5])
+    query = np.array([0.3, 0.9])
+    (risk,), x = log_risk(query, 1.0, tree.cells, tree), (key @ query).var()
+    expected = np.log(4) + query @ [5, 1] + 0.5 * np.log(x) + x / 4 * (1 + x / (12 + x)) + 0.5 * np.log(2.5)
+    assert risk == pytest.approx(expected)
 
 
 # ---- Near and far ----
@@ -253,7 +277,7 @@ def test_attend_one_is_the_formula():
     """Two cells, one opened: exact keys and its keys one by one, the other as one key of weight n exp(z)."""
     key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
     query, scale = np.array([1.0, 0.2]), 0.5
-    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0]))]
+    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
     out, lse, near, mass, margin = attend_one(
         query, key, value, np.zeros(5), trees, np.array([4]), k=1, risk=None, far_field=True, visit=None, scale=scale
     )
@@ -272,7 +296,7 @@ def test_attend_one_is_the_formula():
 def test_attend_one_by_the_published_rule():
     key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
     query, scale = np.array([1.0, 0.2]), 0.5
-    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0]))]
+    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
     out, lse, near, mass, _ = attend_one(
         query, key, value, np.zeros(5), trees, np.array([4]), k=1, risk=None, far_field=False, visit=2, scale=scale
     )

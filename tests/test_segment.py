@@ -88,17 +88,41 @@ def test_invariants(isa, key, value_dim, cell_size, seed):
 
     # summaries; a mean of numbers up to x is wrong by some roundoffs of x, and shows in all the rest
     tree = core_tree(key, value, cell_size, seed)
-    blur = 2.0**-24 * np.sqrt(count) * max(np.abs(key).max(), 1e-30) + 1e-30
+    np.testing.assert_allclose(cells["metric"], tree.metric, rtol=1e-4)
+    blur = 2.0**-24 * np.sqrt(count) * max(np.abs(key * tree.metric).max(), 1e-30) + 1e-30
     distance = np.sqrt(key.shape[1])
     for actual, expected in ((cells["cell"], tree.cells), (cells["parent"], tree.parents)):
-        np.testing.assert_allclose(actual["mean_key"], expected.mean_key, atol=2 * blur)
+        np.testing.assert_allclose(actual["mean_key"] * tree.metric, expected.mean_key, atol=2 * blur)
         np.testing.assert_allclose(actual["mean_value"], expected.mean_value, atol=1e-5)
-        np.testing.assert_allclose(np.sqrt(actual["variance"]), np.sqrt(expected.variance), rtol=1e-5, atol=4 * blur)
-        np.testing.assert_allclose(actual["radius"], expected.radius, rtol=1e-5, atol=4 * blur * distance)
+        np.testing.assert_allclose(np.sqrt(actual["variance"]), np.sqrt(expected.variance), rtol=1e-4, atol=4 * blur)
+        np.testing.assert_allclose(actual["radius"], expected.radius, rtol=1e-4, atol=4 * blur * distance)
         np.testing.assert_allclose(actual["log2_count"], np.log2(expected.count), rtol=1e-6)
         risk = np.exp2(actual["log2_risk"]) / expected.count
         clear = (np.sqrt(expected.variance) > 1e4 * blur) & (expected.value_variance > 1e-3)
         np.testing.assert_allclose(risk[clear], np.sqrt(expected.variance * expected.value_variance)[clear], rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 40, 511, 700, 1024, 5000])
+def test_metric_and_component_variance_of_the_oracle(isa, count):
+    key, value = inputs((0, 24), (count, 24), 5)[1:]
+    key = (key + np.float32(2) * key[0]) * np.exp2(np.linspace(-3, 3, 24)).astype(np.float32)
+    for metric in (None, np.exp2(np.linspace(2, -2, 24)).astype(np.float32)):
+        cells, tree = segment(key, value, 16, 3, metric=metric), core_tree(key, value, 16, 3, metric)
+        np.testing.assert_allclose(cells["metric"], tree.metric, rtol=1e-5)
+        np.testing.assert_allclose(cells["component_variance"], tree.component_variance, rtol=1e-4)
+
+
+def test_keys_that_say_nothing_have_ones_for_a_metric(isa):
+    key = inputs((0, 8), (100, 8), 5)[1]
+    for spoiled in (0.0, np.nan, np.inf, 1e30):
+        one = np.zeros_like(key) if spoiled == 0 else np.where(np.arange(8) == 3, np.float32(spoiled), key)
+        cells = segment(one, key, 16, 0)
+        np.testing.assert_array_equal(cells["metric"], np.ones(8))
+    one = segment(key[:1], key[:1], 16, 0)  # no key differs from its mean
+    np.testing.assert_array_equal(one["component_variance"], np.ones(8))
+    unused = segment(key * np.float32(np.arange(8) > 0), key, 16, 0)
+    assert np.log2(unused["metric"]).min() == pytest.approx(np.log2(unused["metric"].max()) - 6, abs=1e-4)
+    assert unused["component_variance"][0] == 0
 
 
 def test_equal_keys_share_a_cell():

@@ -7,15 +7,17 @@
 #define CELLS_AT_ONCE 64
 
 /* Step 3 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
-static uint64_t open_cells_of(ice_treecode *t, int lane, const icecore_segment *s, int64_t node, int64_t count, float threshold, float *scores) {
+static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from, int64_t node, int64_t count, float threshold, float *scores) {
+    const icecore_segment *s = from->segment;
     const ice_nodes *cells = &s->cell;
+    const ice_spread *spread = ice_spread_of(t, from);
     float copy[CELLS_AT_ONCE], correction;
     ice_single_scores(t->kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->mean_dtype,
                       ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
     const uint64_t open = t->kernels->row_open_cells(scores, count, cells->log2_risk + node, cells->variance + node, cells->log2_count + node,
-                                                     t->spread[lane], threshold);
+                                                     spread->variance[lane], threshold - spread->half_log2[lane]);
     if (t->options->missed_bound) {
-        for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + ice_query_norm(t, lane) * cells->radius[node + c];
+        for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + spread->norm[lane] * cells->radius[node + c];
         t->kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);
     }
     if (t->options->captured_mass || t->options->missed_bound) {
@@ -27,12 +29,13 @@ static uint64_t open_cells_of(ice_treecode *t, int lane, const icecore_segment *
 }
 
 /* Steps 3 to 5 for at most CELLS_AT_ONCE cells. */
-static void attend_cells(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t node, int64_t count, const float *threshold) {
+static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count, const float *threshold) {
+    const icecore_segment *s = from->segment;
     float *scores = t->panel.scores;   /* CELLS_AT_ONCE for each lane */
     uint64_t open[CELLS_AT_ONCE] = {0};   /* the lanes of each cell */
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        uint64_t opened = open_cells_of(t, lane, s, node, count, threshold[lane], scores + lane * CELLS_AT_ONCE);
+        uint64_t opened = open_cells_of(t, lane, from, node, count, threshold[lane], scores + lane * CELLS_AT_ONCE);
         for (; opened; opened &= opened - 1) {
             const int cell = __builtin_ctzll(opened);
             if (!open[cell]) ice_prefetch_cell(s, node + cell);
@@ -48,9 +51,9 @@ static void attend_cells(ice_treecode *t, uint64_t lanes, const icecore_segment 
     }
 }
 
-void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t node, int64_t count, const float *threshold) {
+void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count, const float *threshold) {
     for (int64_t c = 0; c < count; c += CELLS_AT_ONCE)
-        attend_cells(t, lanes, s, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE, threshold);
+        attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE, threshold);
 }
 
 _Static_assert(CELLS_AT_ONCE <= ICE_KEY_BLOCK, "a panel's scores have room for those of its rows");

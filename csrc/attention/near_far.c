@@ -7,6 +7,7 @@
 
 #include "attention/treecode.h"
 #include "base/memory.h"
+#include "base/numbers.h"
 #include "base/parallel.h"
 
 /* The queries of one block, which see the same sealed keys. */
@@ -70,7 +71,7 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .skip = p->sinks,
         .block = call->options->block,
         .cell_size = cell_size_of(call->options, head % p->key_heads),
-        .metric = ice_metric_of(call->options, p, head % p->key_heads),
+        .metric = call->options->metric ? call->options->metric + head % p->key_heads * p->dim : NULL,
         .seed = call->options->seed,
     };
     return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, 0, stack);

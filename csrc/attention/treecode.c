@@ -38,11 +38,11 @@ static char *take(char **scratch, size_t bytes) {
 }
 
 size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t nodes) {
-    size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
+    size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes, levels = (size_t)ice_stack_most_levels(p->keys);
     size_t lanes = (size_t)(p->value_dim * 2) * ICE_PANEL * sizeof(float);
     return ice_round_up(sizeof(ice_treecode)) + ice_panel_bytes(p) +
-           all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
-           keys * (2 * sizeof(float) + sizeof(void *)) + 18 * ICE_ALIGNMENT;
+           levels * sizeof(ice_spread) + all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
+           keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
 }
 
 static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch, char **rest) {
@@ -58,6 +58,7 @@ static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far 
     t->mask.cut = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
     t->count = (float *)take(&scratch, nodes * sizeof(float));
     t->run = (ice_node_run *)take(&scratch, nodes * sizeof(ice_node_run));
+    t->spread = (ice_spread *)take(&scratch, (size_t)stack->levels * sizeof(ice_spread));
     t->near_accumulator = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
     t->guess = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
     t->visited = (float *)take(&scratch, keys * sizeof(float));
@@ -139,10 +140,11 @@ static void leave_out_marked(ice_treecode *t, int64_t number, int64_t count, flo
 static void score(ice_treecode *t, const ice_node_run *now, const float *hidden) {
     const ice_nodes *nodes = now->nodes;
     const icecore_segment *s = now->from->segment;
+    const ice_spread *spread = ice_spread_of(t, now->from);
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL;
     ice_panel_scores(&t->panel, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
-    t->kernels->cell_risk(scores, now->count, t->panel.lanes, nodes->log2_risk + now->node, nodes->variance + now->node, t->spread, hidden,
-                          risk);
+    t->kernels->cell_risk(scores, now->count, t->panel.lanes, nodes->log2_risk + now->node, nodes->variance + now->node, spread->variance,
+                          spread->half_log2, hidden, risk);
     if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
 }
@@ -188,7 +190,7 @@ static void score_cells(ice_treecode *t, const float *threshold) {
             if (!open) continue;
             int64_t node = s->parent.offset[p], count = s->parent.offset[p + 1] - node;
             if (few_apart && are_few(t, s->mean_dtype, open)) {
-                ice_attend_cells_of_few(t, open, s, node, count, threshold);
+                ice_attend_cells_of_few(t, open, parents->from, node, count, threshold);
                 continue;
             }
             ice_panel_hiding(open | ~lanes, hidden);
@@ -251,7 +253,7 @@ static void tolerated_risk(ice_treecode *t, float *threshold) {
             squared[lane] += component * component;
         }
     for (int lane = 0; lane < ICE_PANEL; lane++)
-        threshold[lane] = log2f(lane_tolerance(t, lane)) + maximum[lane] + 0.5f * log2f(squared[lane] / t->spread[lane]);
+        threshold[lane] = log2f(lane_tolerance(t, lane)) + maximum[lane] + 0.5f * log2f(squared[lane]);
 }
 
 static void choose(ice_treecode *t) {
@@ -350,11 +352,10 @@ static void add_near_field(ice_treecode *t) {
 
 /* No key of a node scores higher than its mean by more than |query| times the radius, both in the metric. */
 static void bound_far_field(ice_treecode *t) {
-    float norm[ICE_PANEL], correction[ICE_PANEL], *most = t->panel.scores;
-    for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
-        norm[lane] = ice_query_norm(t, lane);
+    float correction[ICE_PANEL], *most = t->panel.scores;
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
+        const float *norm = ice_spread_of(t, now->from)->norm;
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             for (int64_t j = 0; j < count; j++)
@@ -422,12 +423,32 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator) {
     ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
 }
 
-static void find_spreads(ice_treecode *t, const float *metric) {
-    memset(t->spread, 0, sizeof t->spread);
-    for (int64_t i = 0; i < t->problem->dim; i++) {
-        const float *component = t->panel.queries + i * ICE_PANEL;
-        const float factor = (float)fmin(ICE_LN_2 / (metric ? metric[i] : 1.0f), FLT_MAX);   /* back from log2 units */
-        for (int lane = 0; lane < ICE_PANEL; lane++) t->spread[lane] += component[lane] * factor * (component[lane] * factor);
+/* sum[lane] = the weighted sum of squares of a row's components. */
+static void add_squares(const ice_panel *panel, const float *weight, int64_t dim, float *sum) {
+    memset(sum, 0, ICE_PANEL * sizeof *sum);
+    for (int64_t i = 0; i < dim; i++) {
+        const float *component = panel->queries + i * ICE_PANEL;
+        for (int lane = 0; lane < ICE_PANEL; lane++) sum[lane] += component[lane] * (component[lane] * weight[i]);
+    }
+}
+
+static void find_spreads(ice_treecode *t) {
+    const int64_t dim = t->problem->dim;
+    float weight[ICECORE_MAX_DIM];
+    for (int64_t l = 0; l < t->stack->levels; l++) {
+        const icecore_segment *s = t->stack->level[l].segment;
+        ice_spread *spread = &t->spread[l];
+        if (!s) continue;
+        for (int64_t i = 0; i < dim; i++)   /* back from log2 units */
+            weight[i] = (float)fmin(ICE_LN_2 * ICE_LN_2 / s->metric[i] / s->metric[i] * s->component_variance[i], FLT_MAX);
+        add_squares(&t->panel, weight, dim, spread->variance);
+        for (int lane = 0; lane < ICE_PANEL; lane++)   /* a query of nothing but zeros leaves an order of risks */
+            spread->half_log2[lane] = 0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
+        if (!t->options->missed_bound) continue;
+        for (int64_t i = 0; i < dim; i++) weight[i] = (float)fmin(1.0 / s->metric[i] / s->metric[i], FLT_MAX);
+        add_squares(&t->panel, weight, dim, spread->norm);
+        for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
+            spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
     }
 }
 
@@ -439,7 +460,7 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     t->kernels = kernels;
     ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
     memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
-    find_spreads(t, ice_metric_of(options, p, head % p->key_heads));
+    find_spreads(t);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * p->value_dim};
         t->near_count[lane] = 0;

@@ -14,18 +14,6 @@ typedef struct {
 /* Whether tolerances say what is opened, not near_keys. */
 static inline int ice_by_tolerance(const icecore_near_far *options) { return options->cell_tolerance > 0.0f || options->head_tolerance; }
 
-/* Whether all are finite and above 0; NULL: there are none. */
-static inline int ice_all_positive(const float *numbers, int64_t count) {
-    for (int64_t i = 0; numbers && i < count; i++)
-        if (!(numbers[i] > 0.0f && numbers[i] < INFINITY)) return 0;
-    return 1;
-}
-
-/* The metric of a key head, or NULL. */
-static inline const float *ice_metric_of(const icecore_near_far *options, const icecore_attention *problem, int64_t key_head) {
-    return options->metric ? options->metric + key_head * problem->dim : NULL;
-}
-
 /* Scratch of one panel over at most `nodes` cells and parents. */
 size_t ice_treecode_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t nodes);
 

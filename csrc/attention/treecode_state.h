@@ -17,6 +17,13 @@ typedef struct {
     int64_t number;            /* of the first node among all of the stack: each segment's parents, then its cells */
 } ice_node_run;
 
+/* How much the scores of a panel's rows vary against a segment's keys. */
+typedef struct {
+    float variance[ICE_PANEL];     /* against keys of variance 1 per dimension: x_c / variance_c in icecore.h */
+    float half_log2[ICE_PANEL];    /* of `variance` */
+    float norm[ICE_PANEL];         /* missed_bound: how much the score of a key at distance 1 from a mean may exceed the mean's; base 2 */
+} ice_spread;
+
 typedef struct {
     const icecore_attention *problem;
     const icecore_near_far *options;
@@ -30,11 +37,11 @@ typedef struct {
     ice_node_run *run;         /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
     ice_node_mask mask;        /* with a mask only */
+    ice_spread *spread;                /* of each of the stack's levels */
     float *near_accumulator;           /* ICE_PANEL x value_dim */
     float *guess;                      /* value_dim x ICE_PANEL */
     float *visited, *visited_copy;     /* far_field = 0: scores of a row's visited keys */
     const void **visited_value;
-    float spread[ICE_PANEL];           /* scale^2 |q|^2, q divided by the metric */
     float far[ICE_PANEL];              /* of the panel's sum */
     float few_far[ICE_PANEL], few_far_maximum[ICE_PANEL];   /* few_rows.c: the same of the near field's sum, where it is asked for */
     int64_t few_scored[ICE_PANEL];     /* and the cells scored there */
@@ -63,8 +70,7 @@ static inline const uint16_t *ice_rounded_query(const ice_treecode *t, int lane)
     return t->panel.query_pairs ? t->panel.rounded_rows + lane * t->problem->dim : NULL;
 }
 
-/* How much the score of a key at distance 1 from a mean may exceed the mean's, in the metric; a little more, for the query's rounding. */
-static inline float ice_query_norm(const ice_treecode *t, int lane) { return 1.004f * sqrtf(t->spread[lane]) * (float)ICE_LOG2_E; }
+static inline const ice_spread *ice_spread_of(const ice_treecode *t, const ice_stacked *from) { return &t->spread[from - t->stack->level]; }
 
 /* So much of a large cell: the processor sees the rest coming. */
 #define PREFETCHED 8192
@@ -91,9 +97,9 @@ static inline void ice_attend_stored(ice_treecode *t, uint64_t lanes, const icec
 
 /* ---- few_rows.c ---- */
 
-/* With tolerances and without a mask: the cells node .. node + count - 1 of a segment, for the rows in `lanes`.  Opens those at or above a
+/* With tolerances and without a mask: the cells node .. node + count - 1 of a level's segment, for the rows in `lanes`.  Opens those at or above a
  * row's threshold and adds their keys, and the other cells by their means, to the near field.  The panel's scores are lost. */
-void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t node, int64_t count, const float *threshold);
+void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count, const float *threshold);
 
 /* ---- published_rule.c ---- */
 

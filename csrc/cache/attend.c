@@ -1,5 +1,6 @@
 /* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells. */
 #include "attention/treecode.h"
+#include "base/numbers.h"
 #include "base/parallel.h"
 #include "cache/cache.h"
 

@@ -4,6 +4,7 @@
 
 #include "attention/treecode.h"
 #include "base/memory.h"
+#include "base/numbers.h"
 #include "base/parallel.h"
 
 /* ---- Life ---- */

@@ -1,3 +1,4 @@
+#include <float.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -18,6 +19,10 @@ const char *ice_cache_segment_fault(const icecore_segment *s, uint8_t *seen) {
     }
     for (int64_t i = 0; i < c->count; i++)
         if (!(c->radius[i] >= 0.0f) && c->log2_risk[i] == c->log2_risk[i]) return "a radius is not a number";
+    for (int64_t t = 0; t < s->dim; t++) {
+        if (!(s->metric[t] > 0.0f && s->metric[t] <= FLT_MAX)) return "a metric is not finite and above 0";
+        if (!(s->component_variance[t] >= 0.0f && s->component_variance[t] <= FLT_MAX)) return "a component's variance is not finite";
+    }
     return NULL;
 }
 

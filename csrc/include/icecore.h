@@ -128,18 +128,22 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * Keys are grouped in cells and these under parents (see icecore_segment).  For a query with scaled score z_c against the mean key of
  * a cell c of n_c keys:
  *   far weight n_c exp(z_c), value: the mean value;
- *   risk  n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c,  x_c = scale^2 |q|^2 variance_c,  h(x) = x / 4 (1 + x / (12 + x)),
+ *   risk  n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c,  h(x) = x / 4 (1 + x / (12 + x)),
+ *         x_c = scale^2 variance_c sum_t (q_t / metric_t)^2 component_variance_t,
  * w_c the root mean square distance of the cell's values from their mean.  sqrt(x) exp(h(x)) is sqrt(exp(x) - 1) within a twentieth: the
  * spread of the weights of a cell whose scores are normal with variance x.  The risk is thus what a cell's mean may be wrong by.
  *
  * near_keys: parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the cells of these, cells are
  * opened in order of risk until they hold at least near_keys; equal risks open together.
  * cell_tolerance > 0, instead: cells are opened whose risk exceeds cell_tolerance |sum_j exp(z_j) value_j|, where the sum is guessed from
- * the exact keys and the parents' means; parents are expanded at 0.1 times that.
+ * the exact keys and the parents' means; parents are expanded at 0.2 times that.
  *
- * metric: cells, their variance and radius, and |query| are those of key components multiplied and query components divided by it, which no
- * score notices.  The root mean square of the queries' components makes queries alike in all directions, as the risk takes them to be:
- * queries do not lie where keys lie.
+ * metric: cells, their variance and radius are those of key components multiplied by it; query components are divided by it, so that no score
+ * notices.  With the root mean square of the queries' components keys are near one another that the queries see as alike.  NULL: each segment's
+ * own, the root mean square of the components of up to 1023 of its keys, relative to their geometric mean and within 2^-6 of the largest: in
+ * real models it goes where that of the queries goes, and a row's result then depends on no other row.
+ * component_variance: the mean squared distance of a segment's keys from their cells' means in each component (of the metric), relative to the
+ * mean of all components; of as many keys.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
@@ -159,7 +163,7 @@ typedef struct {
     int far_field;
     float cell_tolerance;                /* >= 0; 0: near_keys rules */
     const float *head_tolerance;         /* NULL, or query_heads: each head's own, above 0, instead */
-    const float *metric;                 /* NULL, or key_heads x dim, above 0 */
+    const float *metric;                 /* NULL: each segment's own; or key_heads x dim, finite and above 0 */
     int rounding;                        /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
                                             natively (and the widths suit); sums stay in float32 */
     int64_t block;                       /* causal: >= 1 */
@@ -205,11 +209,11 @@ typedef struct icecore_segment icecore_segment;
  * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.  A parent whose m cells leave of its
  * variance more than three quarters and more than those of iid numbers would, (1 - m / keys) m^(-2 / dim), is one cell: there is nothing to find.
  * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
- * type, of ICECORE_INT8 in float32.
+ * type, of ICECORE_INT8 in float32.  metric (dim): as in icecore_near_far; distances are those of keys times the metric.
  * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                      int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                     int64_t cell_size, uint64_t seed, icecore_segment **result);
+                                     const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result);
 void icecore_segment_free(icecore_segment *segment);
 
 /* Cells, or parents.  Where a mean is not finite both are stored as 0. */
@@ -230,6 +234,7 @@ typedef struct {
     const int32_t *order;                /* count: the input row of each stored row */
     const void *keys, *values;           /* count x dim, count x value_dim, in cell order.  ICECORE_INT8: a row is its codes, then its
                                             scales as bfloat16, without gaps or alignment */
+    const float *metric, *component_variance;   /* dim: as in icecore_near_far */
     icecore_nodes_view cell, parent;
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
@@ -265,8 +270,8 @@ void icecore_cache_free(icecore_cache *cache);
 icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count);
 
 /* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse, scale, threads; of
- * `report` near_count, captured_mass, missed_bound, summaries and, where they are not NULL, head_tolerance and metric, which should be the
- * same in all calls: what is sealed keeps the one that it was sealed with.
+ * `report` near_count, captured_mass, missed_bound, summaries, head_tolerance and metric; the last two should be the same in all calls: what is
+ * sealed keeps the metric that it was sealed with.
  * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 

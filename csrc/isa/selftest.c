@@ -478,7 +478,7 @@ static void compare_nearest(selftest *t) {
 }
 
 static void compare_cell_risk(selftest *t) {
-    float hidden[ICE_PANEL], spread[ICE_PANEL], *log2_risk = t->list[0], *variance = t->list[1];
+    float hidden[ICE_PANEL], spread[ICE_PANEL], half_log2[ICE_PANEL], *log2_risk = t->list[0], *variance = t->list[1];
     for (int i = 0; i < 2; i++) fill_output(t, i, t->count * ICE_PANEL);
     for (int c = 0; c < t->count; c++) {
         log2_risk[c] = t->kind == SPECIAL && c % 3 == 0 ? NAN : 6.0f * uniform(t);
@@ -486,19 +486,20 @@ static void compare_cell_risk(selftest *t) {
     }
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         spread[lane] = t->kind == SPECIAL && lane % 5 == 0 ? INFINITY : 9.0f * fabsf(uniform(t));
+        half_log2[lane] = 0.5f * log2f(spread[lane]);
         hidden[lane] = lane % 3 ? 0.0f : -INFINITY;
     }
     begin(t, 2);
     for (int pass = 0; pass < 2; pass++) {
         const float *aside = pass ? NULL : hidden;
-        t->plain->cell_risk(plain(t, 0), t->count, t->lanes, log2_risk, variance, spread, aside, plain(t, 1));
-        t->fast->cell_risk(fast(t, 0), t->count, t->lanes, log2_risk, variance, spread, aside, fast(t, 1));
+        t->plain->cell_risk(plain(t, 0), t->count, t->lanes, log2_risk, variance, spread, half_log2, aside, plain(t, 1));
+        t->fast->cell_risk(fast(t, 0), t->count, t->lanes, log2_risk, variance, spread, half_log2, aside, fast(t, 1));
         for (int c = 0; c < t->count; c++)
             for (int lane = 0; lane < t->lanes; lane++) {
                 int64_t at = c * ICE_PANEL + lane;
                 double x = (double)spread[lane] * (double)variance[c];
                 expect_equal(t, 0, at);
-                expect_near(t, 1, at, fabs((double)plain(t, 0)[at]) + fabs((double)log2_risk[c]) + x, 8 * U);
+                expect_near(t, 1, at, fabs((double)plain(t, 0)[at]) + fabs((double)log2_risk[c]) + fabs((double)half_log2[lane]) + x, 8 * U);
             }
     }
     for (int i = 0; i < 2; i++) expect_panel_untouched(t, i, t->count);
@@ -552,7 +553,7 @@ static void compare_open_cells(selftest *t) {
 static void compare_row_open_cells(selftest *t) {
     const int cells = t->count < 64 ? t->count : 64;
     float *log2_risk = t->list[0], *variance = t->list[1], *log2_count = t->list[2], *risk = t->rows;
-    float spread[ICE_PANEL], threshold[ICE_PANEL];
+    float spread[ICE_PANEL], threshold[ICE_PANEL], none[ICE_PANEL] = {0};
     uint64_t open[64];
     fill(t, log2_risk, cells);
     fill(t, variance, cells);
@@ -568,7 +569,7 @@ static void compare_row_open_cells(selftest *t) {
     fill_output(t, 0, cells);
     for (int c = 0; c < cells; c++) before(t, 0)[c] = t->panel[c * ICE_PANEL];
     begin(t, 1);
-    t->plain->cell_risk(t->panel, cells, 1, log2_risk, variance, spread, NULL, risk);
+    t->plain->cell_risk(t->panel, cells, 1, log2_risk, variance, spread, none, NULL, risk);
     t->plain->open_cells(t->panel, risk, cells, 1, threshold, log2_count, open);
     uint64_t opened = t->fast->row_open_cells(fast(t, 0), cells, log2_risk, variance, log2_count, spread[0], threshold[0]);
     for (int c = 0; c < cells; c++) {

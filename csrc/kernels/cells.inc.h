@@ -22,14 +22,14 @@ static ALWAYS_INLINE vf risk_of_spread(vf x) {
 }
 
 static void cell_risk(float *block, int64_t cells, int lanes, const float *log2_risk, const float *variance, const float *spread,
-                      const float *hidden, float *risk) {
+                      const float *half_log2_spread, const float *hidden, float *risk) {
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-        vf width = vf_load(spread + lane), aside = hidden ? vf_load(hidden + lane) : vf_zero();
+        vf width = vf_load(spread + lane), level = vf_load(half_log2_spread + lane), aside = hidden ? vf_load(hidden + lane) : vf_zero();
         for (int64_t c = 0; c < cells; c++) {
             float *score = block + c * ICE_PANEL + lane;
             vf x = vf_mul(width, vf_set1(variance[c])), z = vf_add(vf_load(score), aside);
             if (hidden) vf_store(score, z);
-            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_set1(log2_risk[c])), risk_of_spread(x)));
+            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_add(level, vf_set1(log2_risk[c]))), risk_of_spread(x)));
         }
     }
 }

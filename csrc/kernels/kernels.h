@@ -132,10 +132,11 @@ typedef struct {
     void (*nearest)(const float *scores, int64_t count, int lanes, const float *bias, int64_t first, float *best,
                     float *best_index);
     /* scores[c][lane] += hidden[lane] (0, or -inf for lanes that have nothing to do with these cells; NULL: none), then
-     * risk[c][lane] = scores[c][lane] + log2_risk[c] + log2(e) h(spread[lane] * variance[c]),  h(x) = x / 4 (1 + x / (12 + x)):
+     * risk[c][lane] = scores[c][lane] + log2_risk[c] + half_log2_spread[lane] + log2(e) h(spread[lane] * variance[c]),
+     * h(x) = x / 4 (1 + x / (12 + x)):
      * a logarithm; h is within a twentieth of log(sqrt((exp(x) - 1) / x)). */
     void (*cell_risk)(float *scores, int64_t cells, int lanes, const float *log2_risk, const float *variance,
-                      const float *spread, const float *hidden, float *risk);
+                      const float *spread, const float *half_log2_spread, const float *hidden, float *risk);
     /* keys[lane], opened[lane] = how many keys, how many cells have not (risk < threshold[lane]); `count` holds the cells' sizes.
      * A NaN risk is thus always opened. */
     void (*count_at_least)(const float *risk, int64_t cells, int lanes, const float *count, const float *threshold,
@@ -144,7 +145,7 @@ typedef struct {
     void (*open_cells)(float *scores, const float *risk, int64_t cells, int lanes, const float *threshold, const float *log2_count,
                        uint64_t *open);
 
-    /* cell_risk and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns the opened cells, a
+    /* cell_risk (without half_log2_spread, for which a threshold can be lower) and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns the opened cells, a
      * bit each. */
     uint64_t (*row_open_cells)(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
                                float spread, float threshold);

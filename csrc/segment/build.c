@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/numbers.h"
 #include "segment/build.h"
 #include "segment/fields.h"
+#include "segment/metric.h"
 
 /* Rows whose distances are found at a time; those that are widened first. */
 #define BLOCK 128
@@ -68,7 +70,7 @@ static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, i
     const icecore_segment *s = b->segment;
     const size_t element = ice_element_size(s->mean_dtype);
     double of_keys, of_values, radius, unused;
-    int finite = summarize_rows(b->kernels, s, s->keys, s->dim, b->measured ? b->metric : NULL, first, end,
+    int finite = summarize_rows(b->kernels, s, s->keys, s->dim, b->metric, first, end,
                                 (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
     finite &= summarize_rows(b->kernels, s, s->values, s->value_dim, NULL, first, end,
                              (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
@@ -132,9 +134,10 @@ static const float *read_measured(const void *builder, int64_t row, float *buffe
 
 icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
                                  icecore_dtype means, const float *metric, int64_t cell_size, uint64_t seed) {
-    *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means, .measured = metric != NULL};
+    *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means};
     if (metric) memcpy(b->metric, metric, (size_t)keys.dim * sizeof *metric);
-    return ice_groups_begin(&b->groups, kernels, metric ? (ice_rows){read_measured, b, keys.count, keys.dim, NULL} : keys, cell_size, seed);
+    else ice_find_key_metric(&keys, b->metric);
+    return ice_groups_begin(&b->groups, kernels, (ice_rows){read_measured, b, keys.count, keys.dim, NULL}, cell_size, seed);
 }
 
 static icecore_status begin_storing(ice_builder *b) {
@@ -153,6 +156,7 @@ static icecore_status begin_storing(ice_builder *b) {
         return ICECORE_ERROR_MEMORY;
     }
     memcpy(s->order, b->groups.order, (size_t)s->count * sizeof *s->order);
+    memcpy(s->metric, b->metric, (size_t)s->dim * sizeof *s->metric);
     ice_groups_forget_rows(&b->groups);   /* a cache counts every byte while it merges */
     s->cell.count = s->parent.offset[0] = 0;   /* grow parent by parent */
     b->segment = s;
@@ -172,6 +176,7 @@ icecore_status ice_builder_step(ice_builder *b, int64_t *work) {
         const int64_t *parent = b->groups.parent + b->next;
         *work -= STORE_COST * (b->groups.cell[parent[1]] - b->groups.cell[parent[0]]);
         store_parent(b);
+        if (ice_builder_done(b)) ice_find_component_variance(b->segment, b->kernels);
     }
     return ICECORE_OK;
 }
@@ -193,18 +198,18 @@ void ice_builder_end(ice_builder *b) {
 
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                      int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                     int64_t cell_size, uint64_t seed, icecore_segment **result) {
+                                     const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_INT8 || !keys || !values || count < 1 || count > INT32_MAX || dim < 1 ||
-        dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || cell_size < 1)
+        dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || !ice_all_positive(metric, dim) || cell_size < 1)
         return ICECORE_ERROR_VALUE;
     const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim}, value_rows = {kernels, dtype, values, value_stride, value_dim};
     int64_t work = INT64_MAX;
     ice_builder b;
     icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim, NULL},
                                               (ice_rows){ice_read_array_row, &value_rows, count, value_dim, NULL}, storage,
-                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, NULL, cell_size, seed);
+                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, metric, cell_size, seed);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);
     if (status == ICECORE_OK) *result = ice_builder_take(&b);

@@ -11,15 +11,14 @@ typedef struct {
     const ice_kernels *kernels;
     ice_rows keys, values;
     icecore_dtype storage, means;
-    int measured;              /* whether distances between keys are those of keys times `metric` */
-    float metric[ICECORE_MAX_DIM];
+    float metric[ICECORE_MAX_DIM];     /* distances between keys are those of keys times this */
     ice_groups groups;
     icecore_segment *segment;  /* once all keys are in cells */
     int64_t next;              /* parent to be stored */
 } ice_builder;
 
-/* A segment over all rows of `keys` and `values`, which must go on giving the same until the end.  metric: NULL, or the factors (dim) by
- * which keys are multiplied for all distances, not where they are stored.  The builder must stay where it is.  On failure there is nothing to
+/* A segment over all rows of `keys` and `values`, which must go on giving the same until the end.  metric: the factors (dim) by which
+ * keys are multiplied for all distances, not where they are stored; NULL: the keys' own.  The builder must stay where it is.  On failure there is nothing to
  * end. */
 icecore_status ice_builder_begin(ice_builder *builder, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
                                  icecore_dtype means, const float *metric, int64_t cell_size, uint64_t seed);

@@ -37,6 +37,8 @@ int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
         {"order", 'i', s->count, (void **)&s->order},
         {"keys", rows, s->count * ice_row_stride(s->dtype, s->dim), &s->keys},
         {"values", rows, s->count * ice_row_stride(s->dtype, s->value_dim), &s->values},
+        {"metric", 'f', s->dim, (void **)&s->metric},
+        {"component_variance", 'f', s->dim, (void **)&s->component_variance},
     };
     int64_t n = add(fields, 0, "", own, sizeof own / sizeof *own);
     n = add_nodes(fields, n, "cell.", s, &s->cell);

@@ -49,6 +49,7 @@ struct icecore_segment {
     icecore_dtype dtype, mean_dtype;               /* for attention: of keys and values, of means */
     void *keys, *values;                           /* count rows of ice_row_bytes(dtype, dim), (dtype, value_dim) */
     ice_nodes cell, parent;
+    float *metric, *component_variance;            /* for attention, dim: as in icecore_segment_view */
     int64_t *offset;                               /* for search */
     float *mean_key;
     int layers;

@@ -19,9 +19,9 @@ VERSION = 1
 class NearFarCache:
     """An `icecore.KVCache` for every layer, to be used wherever a `KeyValueCache` is.
 
-    The first pass, the prompt's, goes to the model's `attention`, which sees all of it; later ones attend from the cache, in
-    the metric of the first pass's queries. Layers with a sliding window keep all tokens as they are and attend exactly. A
-    pass that is interrupted leaves the cache as it was.
+    The first pass, the prompt's, goes to the model's `attention`, which sees all of it; later ones attend from the cache.
+    Layers with a sliding window keep all tokens as they are and attend exactly. A pass that is interrupted leaves the cache
+    as it was.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class NearFarCache:
 
     def __init__(self, *, plan=None, **options):
         self.length, self._plan = 0, plan
-        if "metric" in options:
+        if options.get("metric") is not None:
             options["metric"] = np.asarray(options["metric"]).tolist()  # for cache.json
         self._options = options
         self._layers = {}  # layer -> icecore.KVCache
@@ -50,7 +50,7 @@ class NearFarCache:
             return self._sliding.attend(attention, layer, query, key, value, **options)
         if layer not in self._layers:
             heads, _, width = key.shape
-            own = {"metric": icecore.query_metric(query, heads)} if self._plan is None else {"plan": self._plan[layer]}
+            own = {} if self._plan is None else {"plan": self._plan[layer]}
             self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **(own | self._options))
         cache = self._layers[layer]
         if len(cache) > self.length:  # of a pass that was interrupted, or after truncate

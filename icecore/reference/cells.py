@@ -29,15 +29,50 @@ class Cells:
 
 @dataclass(frozen=True)
 class Tree:
-    """Cells, the parents they lie under (Cells too, with the same keys), and which parent each cell has: (C,) int."""
+    """Cells, the parents they lie under (Cells too, with the same keys), and which parent each cell has: (C,) int.
+
+    All of it is of keys multiplied by `metric` (d,). component_variance (d,): the mean squared distance of such keys from
+    their cells' means in each component, divided by that of all components.
+    """
 
     cells: Cells
     parents: Cells
     parent: np.ndarray
+    metric: np.ndarray
+    component_variance: np.ndarray
 
 
 #: Cells under a parent, on average.
 CELLS_PER_PARENT = 16
+#: A segment's metric and component_variance come from so many of its keys, up to twice as many, spread evenly.
+SAMPLE = 512
+#: Exponents of two of a metric are within this of the largest, and so of 0, which is their mean.
+LARGEST_EXPONENT = 6
+
+
+def sampled(count):
+    """Which of `count` rows are looked at."""
+    step = max(1, count // SAMPLE)
+    return np.arange(step // 2, count, step)
+
+
+def key_metric(key):
+    """(n, d) -> (d,): root mean squares of keys' components, relative to their geometric mean; 1 where they say nothing."""
+    squares = (key[sampled(len(key))] ** 2).mean(axis=0)  # (d,)
+    if not 0 < squares.max() < np.inf:
+        return np.ones(key.shape[1])
+    exponents = 0.5 * np.log2(np.maximum(squares, squares.max() * 4.0**-LARGEST_EXPONENT))
+    return np.exp2(exponents - exponents.mean())
+
+
+def component_variance(key, cells):
+    """(d,): of key (n, d) about the means of their cells, 1 on average; 1 throughout where no key differs from them."""
+    order = np.concatenate(cells.members)
+    rows = sampled(len(order))
+    mean = np.repeat(cells.mean_key, cells.count, axis=0)[rows]  # (sample, d)
+    squares = ((key[order[rows]] - mean) ** 2).sum(axis=0)  # (d,)
+    usable = 0 < squares.sum() < np.inf
+    return squares / squares.mean() if usable else np.ones(key.shape[1])
 
 
 def summarize(key, value, members):
@@ -53,10 +88,12 @@ def summarize(key, value, members):
     return Cells(members, np.array([len(m) for m in members]), mean_key, mean_value, variance, radius, value_variance)
 
 
-def summarize_tree(key, value, members, parent):
-    """The Tree of a given partition in cells, and of these under parents (C,)."""
+def summarize_tree(key, value, members, parent, metric):
+    """The Tree of a given partition of keys in cells, and of these under parents (C,)."""
+    key = np.asarray(key).astype(np.float64) * metric
     under = [np.concatenate([m for m, p in zip(members, parent, strict=True) if p == each]) for each in range(max(parent) + 1)]
-    return Tree(summarize(key, value, members), summarize(key, value, under), np.asarray(parent))
+    cells = summarize(key, value, members)
+    return Tree(cells, summarize(key, value, under), np.asarray(parent), metric, component_variance(key, cells))
 
 
 def nearest_parent(key, parents):
@@ -87,9 +124,11 @@ def is_unstructured(key, members):
     return m > 1 and within > max((1 - m / n) * m ** (-2 / d), 0.75) * ((key - key.mean(axis=0)) ** 2).sum()
 
 
-def build_tree(key, value, *, cell_size, seed):
-    """The tree of a segment over key (n, d), value (n, dv), n >= 1."""
-    key = np.asarray(key).astype(np.float64)
+def build_tree(key, value, *, cell_size, seed, metric=None):
+    """The tree of a segment over key (n, d), value (n, dv), n >= 1, in a metric (d,); default: the keys' own."""
+    original = np.asarray(key).astype(np.float64)
+    metric = key_metric(original) if metric is None else np.asarray(metric, np.float64)
+    key = original * metric
 
     def rounded(count, size):
         return max(1, (count + size // 2) // size)
@@ -103,4 +142,4 @@ def build_tree(key, value, *, cell_size, seed):
             found = [np.arange(len(rows))]
         members += [rows[m] for m in found]
         parent += [p] * len(found)
-    return summarize_tree(key, value, members, parent)
+    return summarize_tree(original, value, members, parent, metric)

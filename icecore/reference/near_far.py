@@ -52,12 +52,18 @@ EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.2, 16, 2048
 DENSE_SHARE = 6
 
 
-def log_risk(query, scale, cells):
-    """(C,): log of n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c, what the mean of a cell may be wrong by (icecore.h)."""
-    x = scale**2 * (query @ query) * cells.variance
+def log_risk(query, scale, cells, tree):
+    """(C,): log of n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c, what the mean of a cell of a tree may be wrong by (icecore.h)."""
+    x = scale**2 * ((query / tree.metric) ** 2 @ tree.component_variance) * cells.variance
     h = x / 4 * (1 + x / (12 + x))
     with np.errstate(divide="ignore"):
-        return scale * (cells.mean_key @ query) + np.log(cells.count) + 0.5 * np.log(x) + h + 0.5 * np.log(cells.value_variance)
+        far = log_mass(query, scale, cells, tree)
+        return far + 0.5 * np.log(x) + h + 0.5 * np.log(cells.value_variance)
+
+
+def log_mass(query, scale, cells, tree):
+    """(C,): log of n_c exp(z_c), what the mean of a cell of a tree stands for."""
+    return scale * (cells.mean_key @ (query / tree.metric)) + np.log(cells.count)
 
 
 def least_risk(risk, count, wanted):
@@ -109,7 +115,7 @@ def attend_one(query, key, value, bias, trees, exact, *, k, risk, far_field, vis
     if DENSE_SHARE * left_in_cut > sum(tree.parents.count.sum() for _, tree in trees):
         marks = [tuple((hidden, ~hidden) for hidden, _ in mark) for mark in marks]  # all are opened
     node_risk = [
-        tuple(np.where(hidden | cut, -np.inf, log_risk(query, scale, nodes))
+        tuple(np.where(hidden | cut, -np.inf, log_risk(query, scale, nodes, tree))
               for nodes, (hidden, cut) in zip((tree.parents, tree.cells), mark, strict=True))
         for (_, tree), mark in zip(trees, marks, strict=True)
     ]
@@ -118,7 +124,7 @@ def attend_one(query, key, value, bias, trees, exact, *, k, risk, far_field, vis
     sealed, wanted = parent_count.sum(), k if far_field else visit
     if risk is not None:
         far = [
-            np.where(hidden | cut, -np.inf, scale * (tree.parents.mean_key @ query) + np.log(tree.parents.count))
+            np.where(hidden | cut, -np.inf, log_mass(query, scale, tree.parents, tree))
             for (_, tree), ((hidden, cut), _) in zip(trees, marks, strict=True)
         ]
         masses = np.concatenate([exact_score, *far])
@@ -147,7 +153,7 @@ def attend_one(query, key, value, bias, trees, exact, *, k, risk, far_field, vis
         opened = reached & ((risks >= threshold) | cut)
         near += [first + tree.cells.members[c] for c in np.flatnonzero(opened)]
         for nodes, closed in ((tree.parents, ~expand_parent & ~parent_hidden), (tree.cells, reached & ~opened)):
-            far_score.append(scale * (nodes.mean_key[closed] @ query) + np.log(nodes.count[closed]))
+            far_score.append(log_mass(query, scale, nodes, tree)[closed])
             far_value.append(nodes.mean_value[closed])
     near, far_score, far_value = np.concatenate(near), np.concatenate(far_score), np.concatenate(far_value)
     near = near[~np.isneginf(bias[near])]
@@ -179,14 +185,15 @@ def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_fiel
     risk : float or array_like (H,), optional
         Instead of k: the risk, as a share of the output's norm, at which cells are opened; of each query head.
     metric : array_like (H_k, d), optional
-        Key components are multiplied and query components divided by it: cells are those of the multiplied keys.
+        Key components are multiplied and query components divided by it: cells are those of the multiplied keys. Default:
+        the own metric of each segment's keys (`cells.key_metric`).
     cell_size : int or array_like (H_k,)
         Keys per cell, of each key head.
     block : int
         Causal: keys per sealed block; the current block and the one before stay open.
     attn_mask : array_like, optional
         Broadcasts to (B, H, L, S): bool, True keeps; or added to the scaled scores.
-    tree_of : callable (key, value, cell_size, seed) -> Tree, optional
+    tree_of : callable (key, value, cell_size, seed, metric) -> Tree, optional
         Builds a segment's tree; default `build_tree`. Pass one that returns the C core's to compare the rest alone.
     return_margin : bool
         Also return how clearly each query's opened cells are separated from the others (log risk).
@@ -203,17 +210,17 @@ def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_fiel
     mask = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
     mask = np.broadcast_to(mask, (batch, heads, queries, keys))
     group = heads // key.shape[1] if heads else 1
-    if metric is not None:
-        metric = np.asarray(metric, np.float64)
-        query, key = query / np.repeat(metric, group, axis=0)[:, None], key * metric[:, None]
+    metric = [None] * key.shape[1] if metric is None else np.asarray(metric, np.float64)
     risks = [None] * heads if risk is None else np.broadcast_to(risk, heads)
-    tree_of = tree_of or (lambda rows, values, size, seed: build_tree(rows, values, cell_size=size, seed=seed))
+    tree_of = tree_of or (lambda rows, values, size, seed, own: build_tree(rows, values, cell_size=size, seed=seed, metric=own))
     sizes, built = np.broadcast_to(cell_size, key.shape[1]).tolist(), {}
 
     def tree(b, head, first, end):
         if (b, head, first, end) not in built:
             rows, values = key[b, head, first:end], value[b, head, first:end]
-            built[b, head, first, end] = tree_of(rows, values, sizes[head], segment_seed(seed, first, end - first))
+            built[b, head, first, end] = tree_of(
+                rows, values, sizes[head], segment_seed(seed, first, end - first), metric[head]
+            )
         return first, built[b, head, first, end]
 
     out, lse = np.zeros((batch, heads, queries, value.shape[-1])), np.full((batch, heads, queries), -np.inf)

@@ -121,7 +121,16 @@ static void segments(void) {
         icecore_segment *segment = NULL;
         check_at("arguments %d", i);
         EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2, wrong[i].count,
-                                     wrong[i].dim, wrong[i].value_dim, ICECORE_FLOAT32, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+                                     wrong[i].dim, wrong[i].value_dim, ICECORE_FLOAT32, NULL, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+        EXPECT(segment == NULL);
+        icecore_segment_free(segment);
+    }
+    const float not_positive[4][2] = {{1, 0}, {-1, 1}, {1, NAN}, {INFINITY, 1}};
+    for (int i = 0; i < 4; i++) {
+        icecore_segment *segment = NULL;
+        check_at("metric %d", i);
+        EXPECT(icecore_segment_build(ICECORE_FLOAT32, rows, 2, rows, 2, 2, 2, 2, ICECORE_FLOAT32, not_positive[i], 1, 0, &segment) ==
+               ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }

@@ -43,7 +43,7 @@ static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
     const icecore_attention *p = &s->p;
     icecore_status status = icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride,
-                                                  p->keys, p->dim, p->value_dim, ICECORE_FLOAT32, 2, 0, &built);
+                                                  p->keys, p->dim, p->value_dim, ICECORE_FLOAT32, NULL, 2, 0, &built);
     EXPECT((status == ICECORE_OK) == (built != NULL));
     icecore_segment_free(built);
     return status;

@@ -19,12 +19,13 @@ static icecore_segment *build(const problem *s, int64_t cell_size, uint64_t seed
     const icecore_attention *p = &s->p;
     icecore_segment *segment = NULL;
     EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys, p->dim,
-                                 p->value_dim, ICECORE_FLOAT32, cell_size, seed, &segment) == ICECORE_OK);
+                                 p->value_dim, ICECORE_FLOAT32, NULL, cell_size, seed, &segment) == ICECORE_OK);
     return segment;
 }
 
-/* The mean of stored rows first .. end - 1 is `mean`; returns the largest distance from it, and the mean squared one. */
-static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *mean, double *mean_squared) {
+/* The mean of stored rows first .. end - 1 is `mean`; returns the largest distance from it, and the mean squared one, in a metric (NULL: ones). */
+static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *mean, const float *metric,
+                          double *mean_squared) {
     double largest = 0.0, total = 0.0;
     for (int64_t t = 0; t < width; t++) {
         double sum = 0.0;
@@ -33,7 +34,8 @@ static double expect_mean(const float *stored, int64_t width, int64_t first, int
     }
     for (int64_t j = first; j < end; j++) {
         double squared = 0.0;
-        for (int64_t t = 0; t < width; t++) squared += pow((double)stored[j * width + t] - (double)mean[t], 2.0);
+        for (int64_t t = 0; t < width; t++)
+            squared += pow(((double)stored[j * width + t] - (double)mean[t]) * (metric ? (double)metric[t] : 1.0), 2.0);
         total += squared;
         if (squared > largest) largest = squared;
     }
@@ -43,9 +45,9 @@ static double expect_mean(const float *stored, int64_t width, int64_t first, int
 
 static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view *nodes, int64_t node, int64_t first, int64_t end) {
     const float *mean_key = (const float *)nodes->mean_key + node * v->dim, *mean_value = (const float *)nodes->mean_value + node * v->value_dim;
-    double squared, of_values, radius = expect_mean(v->keys, v->dim, first, end, mean_key, &squared);
+    double squared, of_values, radius = expect_mean(v->keys, v->dim, first, end, mean_key, v->metric, &squared);
     EXPECT(first < end);
-    expect_mean(v->values, v->value_dim, first, end, mean_value, &of_values);
+    expect_mean(v->values, v->value_dim, first, end, mean_value, NULL, &of_values);
     EXPECT(fabs((double)nodes->radius[node] - radius) < 1e-5 * (1.0 + radius));
     EXPECT(fabs((double)nodes->variance[node] - squared / (double)v->dim) < 1e-5);
     EXPECT(fabs((double)nodes->log2_count[node] - log2((double)(end - first))) < 1e-6);
@@ -58,6 +60,13 @@ static void expect_valid(const problem *s, const icecore_segment *segment) {
     const icecore_segment_view v = icecore_segment_get(segment);
     const float *keys = v.keys, *values = v.values;
     EXPECT(v.dtype == ICECORE_FLOAT32 && v.count == p->keys && v.dim == p->dim && v.value_dim == p->value_dim);
+    double exponents = 0.0, of_components = 0.0;
+    for (int64_t t = 0; t < v.dim; t++) {
+        exponents += log2((double)v.metric[t]);
+        of_components += (double)v.component_variance[t];
+        EXPECT(v.component_variance[t] >= 0.0f);
+    }
+    EXPECT(fabs(exponents) < 1e-4 && fabs(of_components - (double)v.dim) < 1e-3);
     EXPECT(v.cell.offset[0] == 0 && v.cell.offset[v.cell.count] == v.count);
     EXPECT(v.parent.offset[0] == 0 && v.parent.offset[v.parent.count] == v.cell.count);
     char *seen = calloc((size_t)v.count, 1);

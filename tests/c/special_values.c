@@ -145,7 +145,7 @@ static void segments(void) {
         icecore_segment *segment = NULL;
         check_at("one in %d", among);
         EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data, s.p.value.row_stride,
-                                     s.p.keys, s.p.dim, s.p.value_dim, ICECORE_FLOAT32, 4, 1, &segment) == ICECORE_OK);
+                                     s.p.keys, s.p.dim, s.p.value_dim, ICECORE_FLOAT32, NULL, 4, 1, &segment) == ICECORE_OK);
         if (segment) {
             icecore_segment_view v = icecore_segment_get(segment);
             char seen[140] = {0};
