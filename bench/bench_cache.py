@@ -30,10 +30,9 @@ STORAGES = ("float32", "bfloat16", "int8")
 TORCH = {"float32": False, "bfloat16": True}
 
 
-def prefilled(dtype, budget, query, key, value, end):
-    """A cache of the first `end` tokens, sealed, in the metric of their queries."""
-    metric = icecore.query_metric(query[:, :end], len(key))
-    cache = icecore.KVCache(len(key), key.shape[-1], dtype=dtype, metric=metric, **budget)
+def prefilled(dtype, budget, key, value, end):
+    """A cache of the first `end` tokens, sealed."""
+    cache = icecore.KVCache(len(key), key.shape[-1], dtype=dtype, **budget)
     for first in range(0, end, 4096):
         rows = slice(first, min(first + 4096, end))
         cache.append(key[:, rows], value[:, rows])
@@ -78,7 +77,7 @@ def error(out, exact):
 def test_decode(benchmark, dtype, budget):
     benchmark.group = f"decode 8192 {dtype}"
     _, query, key, value = decode_heads(8192)
-    cache = prefilled(dtype, BUDGETS[budget], query, key, value, 8000)
+    cache = prefilled(dtype, BUDGETS[budget], key, value, 8000)
     _, outs, _ = decode(cache, query, key, value, 8000, 64)
     rows = np.arange(0, 64, 8)
     exact, top = truth(query, key, value, 8000 + rows)
@@ -118,7 +117,7 @@ def compare(length, steps):
     print("|---|---|---|---|---|---|---|---|")
     for dtype in STORAGES:
         for name, budget in BUDGETS.items():
-            cache = prefilled(dtype, budget, query, key, value, length - steps)
+            cache = prefilled(dtype, budget, key, value, length - steps)
             before = torch_seconds(query, key, value)
             seconds, outs, most = decode(cache, query, key, value, length - steps, steps)
             after = torch_seconds(query, key, value)
@@ -135,7 +134,7 @@ def compare(length, steps):
 def calls(length):
     """Microseconds of what is not a step."""
     _, query, key, value = decode_heads(length)
-    cache = prefilled("float32", {"k": 256}, query, key, value, length - 600)
+    cache = prefilled("float32", {"k": 256}, key, value, length - 600)
 
     def clock(call):
         start = time.perf_counter()
@@ -143,7 +142,7 @@ def calls(length):
         return (time.perf_counter() - start) * 1e6, result
 
     fork, child = clock(cache.fork)
-    fork_of_bfloat16 = clock(prefilled("bfloat16", {"k": 256}, query, key[:, :1000], value[:, :1000], 1000).fork)[0]
+    fork_of_bfloat16 = clock(prefilled("bfloat16", {"k": 256}, key[:, :1000], value[:, :1000], 1000).fork)[0]
     print(f"\n{length} tokens: fork {fork:.0f} us (of 1000 tokens: {fork_of_bfloat16:.0f} us)")
     first = length - 600
     one = slice(first, first + 1)
@@ -169,7 +168,7 @@ def files(length, rounds=5):
     print("| storage | file, MB | save, s | view, ms | first step after it, ms | second, ms | a step before, ms | load, s |")
     print("|---|---|---|---|---|---|---|---|")
     for dtype in TORCH:
-        cache = prefilled(dtype, {"k": 256}, query, key, value, length)
+        cache = prefilled(dtype, {"k": 256}, key, value, length)
         seconds = {name: [] for name in ("save", "view", "first", "second", "before", "load")}
 
         def clock(name, call, seconds=seconds):

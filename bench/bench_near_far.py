@@ -40,10 +40,21 @@ METHODS = {
     "tolerance 0.02, window 768": {"tolerance": 0.02, "window": 768},
     "k=64": {"k": 64},
     "k=256": {"k": 256},
+    "tolerance 0.15, metric of the queries": {"tolerance": 0.15, "of_queries": True},
+    "k=256, metric of the queries": {"k": 256, "of_queries": True},
     "published, k=64": {"k": 64, "far_field": False},
     "published, k=256": {"k": 256, "far_field": False},
 }
+#: Options that calls which are not causal have no use for, or have by themselves.
+OF_CAUSAL_CALLS = {"window", "of_queries"}
 TORCH = {"torch float32": False, "torch bfloat16": True}
+
+
+def near_far(query, key, value, *, of_queries=False, **options):
+    """`icecore.attention`; of_queries: in the metric of the call's queries, found within the call."""
+    if of_queries:
+        options["metric"] = icecore.query_metric(query, key.shape[1])
+    return icecore.attention(query, key, value, **options)
 
 
 def workload(name):
@@ -95,7 +106,7 @@ def test_near_far(benchmark, name, method):
         call = torch_sdpa(query, key, value, bfloat16=TORCH[method], **options)
     else:
         def call():
-            return icecore.attention(query, key, value, **options, **METHODS.get(method, {}))
+            return near_far(query, key, value, **options, **METHODS.get(method, {}))
     if method in METHODS:
         rows = np.linspace(query.shape[2] // 4, query.shape[2] - 1, 12).astype(int)
         mean, worst = error(call()[0][:, rows], truth(query, key, value, options["causal"], rows)[0])
@@ -108,9 +119,9 @@ def compare(name, with_torch=True, chosen=tuple(METHODS)):
     """Rows for one workload: dicts of method, ms, ratios, errors, near keys."""
     source, query, key, value, options = workload(name)
     length, group = query.shape[2], query.shape[1] // key.shape[1]
-    methods = {method: METHODS[method] for method in chosen if options["causal"] or "window" not in METHODS[method]}
+    methods = {method: METHODS[method] for method in chosen if options["causal"] or not OF_CAUSAL_CALLS & {*METHODS[method]}}
     methods = {method: o for method, o in methods.items() if length <= 8192 or "far_field" not in o}  # these take minutes there
-    calls = {method: lambda o=o: icecore.attention(query, key, value, **options, **o) for method, o in methods.items()}
+    calls = {method: lambda o=o: near_far(query, key, value, **options, **o) for method, o in methods.items()}
     factor = {}
     if length <= 32768:
         calls["exact"] = lambda: icecore.attention(query, key, value, **options)
@@ -134,7 +145,7 @@ def compare(name, with_torch=True, chosen=tuple(METHODS)):
         row = {"workload": name, "method": method, "ms": float(np.median(times) * 1e3), "ratios": ratios}
         facts = " | | | |"
         if method in methods:
-            out, info = icecore.attention(query, key, value, return_info=True, **options, **METHODS[method])
+            out, info = near_far(query, key, value, return_info=True, **options, **METHODS[method])
             mean, worst = error(out[0][:, rows], exact)
             row |= {"error": float(mean), "worst": float(worst)}
             facts = f"{mean:.4f} | {worst:.3f} | {info.near_keys.mean():.0f} | {info.captured_mass.mean():.3f} |"
@@ -165,8 +176,8 @@ def figure(rows, path):
     for axis, name in zip(axes.flat, names, strict=False):
         own = {row["method"]: row for row in rows if row["workload"] == name}
         for kind, style, label in KINDS:
-            chosen = [row for method, row in own.items() if method.startswith(kind) and "window" not in method]
-            points = sorted((row["ms"], row["error"]) for row in chosen)
+            methods = [name for name in own if name.startswith(kind) and not OF_CAUSAL_CALLS & {*METHODS[name]}]
+            points = sorted((own[name]["ms"], own[name]["error"]) for name in methods)
             if points:
                 axis.loglog(*zip(*points, strict=True), style, label=label)
         axis.axhline(own["exact top-256"]["error"], color="gray", linestyle=":", label="error of exact top-256")

@@ -187,7 +187,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     metric : array_like, (H_k, d), optional
         With k or tolerance: factors of the keys' components under which cells are found; no score changes. Default: with
         causal=True the root mean square of the keys' components, of each sealed segment its own, so that a row's result
-        depends on no other row and a sequence gives the same whole and in chunks; else `query_metric` of this call's
+        depends on no other row and a sequence gives the same whole and in chunks, up to rounding and to chunks short enough
+        to be computed exactly; else `query_metric` of this call's
         queries. ``np.ones((H_k, d))`` is none.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
@@ -310,7 +311,7 @@ class Settings:
 
     head_tolerance : ndarray of float32 (H,), what `cell_tolerance` gives for each query head; `tolerance` is then their mean.
     head_cell_size : ndarray of int64 (H_k,), of each key head; `cell_size` is then their mean.
-    metric : ndarray of float32 (H_k, d), as in icecore.h; None: that of the queries.
+    metric : ndarray of float32 (H_k, d), as in icecore.h; None: of each segment its own, or if not causal of the queries.
     """
 
     k: int | None

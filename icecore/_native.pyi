@@ -74,7 +74,8 @@ def attend_indices(
     threads: int,
 ) -> int | None: ...
 def build_segment(
-    keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, cell_size: int, seed: int
+    keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, metric: NDArray[np.float32] | None, cell_size: int,
+    seed: int,
 ) -> dict[str, bytes]: ...
 
 class Cache:

@@ -320,7 +320,7 @@ def test_parameters_that_do_not_fit(small, name, value):
 
 
 def test_other_versions(small):
-    refuses(resealed(small, lambda header: header["__metadata__"].update(version="1")), "of version '1'; .* reads version 2")
+    refuses(resealed(small, lambda header: header["__metadata__"].update(version="2")), "of version '2'; .* reads version 3")
 
 
 # ---- Files made to harm: the checksums are right ----
@@ -356,6 +356,9 @@ def edits_of_arrays():
                 yield f"{name} {place} is {value}", put(name, place, value)
     for value in (-1, 60, 2**31 - 1, -(2**31)):
         yield f"order names {value}", put("order", 3, value)
+    for name, wrong in (("metric", (0, -1, np.nan, np.inf)), ("component_variance", (-1, np.nan, np.inf))):
+        for value in wrong:
+            yield f"{name} is {value}", put(name, 1, value)
     yield "order names a key twice", lambda arrays: arrays["order"].__setitem__(3, arrays["order"][4])
     for name in SavedFile.parse(index_bytes(sample(100))).arrays:
         yield f"{name} is shorter", lambda arrays, name=name: arrays.update({name: arrays[name].reshape(-1)[:-1]})

@@ -107,15 +107,31 @@ def test_that_of_the_keys_makes_the_error_smaller_where_queries_go_with_them():
     arrays = query, (key * SCALES[:, None] ** 2).astype(np.float32), value
     exact = icecore.attention(*arrays, causal=True)
     errors = [mean_row_error(near_far(*arrays, k=100, metric=m), exact) for m in (None, np.ones((KEY_HEADS, DIM)), 1 / SCALES)]
-    assert errors[0] < 0.9 * errors[1]
-    assert errors[1] < errors[2]
+    assert errors[0] < 0.97 * errors[1]
+    assert errors[1] < 0.7 * errors[2]
 
 
+def test_a_key_that_stands_out_where_no_other_differs_is_found():
+    """It is not among those that are looked at for the metric and the variance of components."""
+    key = normal(0, 1, 8192, 64) * np.float32(0.02)
+    key[..., 63] *= np.float32(1e-3)
+    key[0, 1001, 63] = 10
+    query = np.zeros((1, 8192, 64), np.float32)
+    query[..., 63] = 10  # nine parts of ten of the mass are the key's
+    value = normal(1, 1, 8192, 64)
+    value[0, 1001] = 5
+    exact = icecore.attention(query, key, value, causal=True)[:, 2048:]
+    for metric in (None, np.ones((1, 64))):
+        out = near_far(query, key, value, tolerance=0.05, metric=metric)[:, 2048:]
+        assert mean_row_error(out, exact) < 0.05
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("metric", ["own", "given"])
 @pytest.mark.parametrize("chunk", [1, 100, 333])
-def test_chunks_equal_the_whole(metric, chunk):
+def test_chunks_equal_the_whole(metric, budget, chunk):
     query, key, value = skewed()
-    options = {"tolerance": 0.1, "metric": None if metric == "own" else icecore.query_metric(query, KEY_HEADS)}
+    options = budget | {"metric": None if metric == "own" else icecore.query_metric(query, KEY_HEADS)}
     whole = near_far(query, key, value, **options)
     for first in range(0, LENGTH, chunk * 7):
         end = min(first + chunk, LENGTH)
@@ -123,11 +139,12 @@ def test_chunks_equal_the_whole(metric, chunk):
         assert mean_row_error(part, whole[:, first:end]) < 0.02  # bfloat16
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cache_is_attention_in_its_metric(dtype, tmp_path):
+def test_a_cache_is_attention_in_its_metric(dtype, own, tmp_path):
     arrays = [a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in skewed()]
     query, key, value = arrays
-    metric = icecore.query_metric(query, KEY_HEADS)
+    metric = None if own else icecore.query_metric(query, KEY_HEADS)
     cache = icecore.KVCache(KEY_HEADS, DIM, dtype=dtype, k=40, window=64, metric=metric)
     out = []
     for first, end in ((0, 300), (300, 301), (301, 850), (850, LENGTH)):
@@ -140,7 +157,7 @@ def test_a_cache_is_attention_in_its_metric(dtype, tmp_path):
     cache.save(tmp_path / "cache")
     others = [icecore.KVCache.load(tmp_path / "cache"), icecore.KVCache.view(tmp_path / "cache")]
     for other in (*others, pickle.loads(pickle.dumps(cache)), cache.fork()):
-        np.testing.assert_array_equal(other.metric, metric)
+        assert other.metric is None if own else np.array_equal(other.metric, metric)
         assert_same_bits(other.attend(query[:, -1:]), last)
         other.truncate(500)  # segments are made anew
         fresh = icecore.KVCache(KEY_HEADS, DIM, dtype=dtype, k=40, window=64, metric=metric)

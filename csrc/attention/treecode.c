@@ -350,7 +350,7 @@ static void add_near_field(ice_treecode *t) {
 
 /* ---- Step 5 ---- */
 
-/* No key of a node scores higher than its mean by more than |query| times the radius, both in the metric. */
+/* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the segment's metric. */
 static void bound_far_field(ice_treecode *t) {
     float correction[ICE_PANEL], *most = t->panel.scores;
     for (int64_t r = 0; r < t->runs; r++) {
@@ -440,12 +440,12 @@ static void find_spreads(ice_treecode *t) {
         ice_spread *spread = &t->spread[l];
         if (!s) continue;
         for (int64_t i = 0; i < dim; i++)   /* back from log2 units */
-            weight[i] = (float)fmin(ICE_LN_2 * ICE_LN_2 / s->metric[i] / s->metric[i] * s->component_variance[i], FLT_MAX);
+            weight[i] = (float)(ICE_LN_2 * ICE_LN_2) * s->component_variance[i] / (s->metric[i] * s->metric[i]);
         add_squares(&t->panel, weight, dim, spread->variance);
         for (int lane = 0; lane < ICE_PANEL; lane++)   /* a query of nothing but zeros leaves an order of risks */
             spread->half_log2[lane] = 0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
         if (!t->options->missed_bound) continue;
-        for (int64_t i = 0; i < dim; i++) weight[i] = (float)fmin(1.0 / s->metric[i] / s->metric[i], FLT_MAX);
+        for (int64_t i = 0; i < dim; i++) weight[i] = 1.0f / (s->metric[i] * s->metric[i]);
         add_squares(&t->panel, weight, dim, spread->norm);
         for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
             spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);

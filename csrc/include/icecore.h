@@ -140,10 +140,10 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  *
  * metric: cells, their variance and radius are those of key components multiplied by it; query components are divided by it, so that no score
  * notices.  With the root mean square of the queries' components keys are near one another that the queries see as alike.  NULL: each segment's
- * own, the root mean square of the components of up to 1023 of its keys, relative to their geometric mean and within 2^-6 of the largest: in
+ * own, the root mean square of the components of up to 511 of its keys, relative to their geometric mean and within 2^-6 of the largest: in
  * real models it goes where that of the queries goes, and a row's result then depends on no other row.
  * component_variance: the mean squared distance of a segment's keys from their cells' means in each component (of the metric), relative to the
- * mean of all components; of as many keys.
+ * mean of all components; of as many keys.  A tenth of it counts as if all components were alike.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
@@ -209,14 +209,14 @@ typedef struct icecore_segment icecore_segment;
  * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.  A parent whose m cells leave of its
  * variance more than three quarters and more than those of iid numbers would, (1 - m / keys) m^(-2 / dim), is one cell: there is nothing to find.
  * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
- * type, of ICECORE_INT8 in float32.  metric (dim): as in icecore_near_far; distances are those of keys times the metric.
+ * type, of ICECORE_INT8 in float32.  metric (dim, or NULL): as in icecore_near_far.
  * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                      int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
                                      const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result);
 void icecore_segment_free(icecore_segment *segment);
 
-/* Cells, or parents.  Where a mean is not finite both are stored as 0. */
+/* Cells, or parents.  Where a mean is not finite both are stored as 0.  Distances are those of keys times the segment's metric. */
 typedef struct {
     int64_t count;
     const int64_t *offset;               /* count + 1: cell c holds stored rows offset[c] .. offset[c + 1] - 1; a parent: cells */

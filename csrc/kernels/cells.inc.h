@@ -66,13 +66,13 @@ static void open_cells(float *block, const float *risk, int64_t cells, int lanes
 }
 
 static uint64_t row_open_cells(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
-                               float spread, float threshold) {
-    const vf width = vf_set1(spread), bound = vf_set1(threshold), nothing = vf_set1(-INFINITY);
+                               float spread, float half_log2_spread, float threshold) {
+    const vf width = vf_set1(spread), level = vf_set1(half_log2_spread), bound = vf_set1(threshold), nothing = vf_set1(-INFINITY);
     uint64_t open = 0;
     for (int64_t c = 0; c < cells; c += VF_WIDTH) {
         const int n = cells - c < VF_WIDTH ? (int)(cells - c) : VF_WIDTH;
         vf score = vf_load_n(scores + c, n), growth = risk_of_spread(vf_mul(width, vf_load_n(variance + c, n)));
-        vm closed = vf_gt(bound, vf_add(vf_add(score, vf_load_n(log2_risk + c, n)), growth));
+        vm closed = vf_gt(bound, vf_add(vf_add(score, vf_add(level, vf_load_n(log2_risk + c, n))), growth));
         vf_store_n(scores + c, vf_select(closed, vf_add(score, vf_load_n(log2_count + c, n)), nothing), n);
         open |= ((((uint64_t)1 << n) - 1) & ~(uint64_t)vm_bits(closed)) << c;
     }

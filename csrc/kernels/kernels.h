@@ -145,10 +145,10 @@ typedef struct {
     void (*open_cells)(float *scores, const float *risk, int64_t cells, int lanes, const float *threshold, const float *log2_count,
                        uint64_t *open);
 
-    /* cell_risk (without half_log2_spread, for which a threshold can be lower) and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns the opened cells, a
+    /* cell_risk and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns the opened cells, a
      * bit each. */
     uint64_t (*row_open_cells)(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
-                               float spread, float threshold);
+                               float spread, float half_log2_spread, float threshold);
 
     /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
 

@@ -3,9 +3,9 @@
 
 #include "segment/fields.h"
 
-/* How far `count` rows move when they become `to`. */
+/* `count` rows of one type as another; into `moved`, where it is not NULL, how far each moves in the metric. */
 static void convert(const ice_kernels *kernels, icecore_dtype from, const void *source, icecore_dtype to, void *target, int64_t count,
-                    int64_t dim, float *moved) {
+                    int64_t dim, const float *metric, float *moved) {
     float row[ICECORE_MAX_DIM], stored[ICECORE_MAX_DIM];
     for (int64_t i = 0; i < count; i++) {
         void *place = (char *)target + (size_t)(i * dim) * ice_element_size(to);
@@ -13,8 +13,12 @@ static void convert(const ice_kernels *kernels, icecore_dtype from, const void *
         kernels->from_float32(to, row, place, dim);
         kernels->to_float32(to, place, stored, dim);
         double squared = 0.0;
-        for (int64_t t = 0; t < dim; t++) squared += (double)(row[t] - stored[t]) * (double)(row[t] - stored[t]);
-        if (moved) moved[i] = (float)sqrt(squared);
+        if (!moved) continue;
+        for (int64_t t = 0; t < dim; t++) {
+            const double difference = ((double)row[t] - (double)stored[t]) * (double)metric[t];
+            squared += difference * difference;
+        }
+        moved[i] = (float)sqrt(squared);
     }
 }
 
@@ -26,8 +30,8 @@ static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype fro
     nodes->mean_value = ice_segment_alloc(s, old.count * s->value_dim, element);
     nodes->radius = ice_segment_alloc(s, old.count, sizeof(float));
     if (!nodes->mean_key || !nodes->mean_value || !nodes->radius) return 0;
-    convert(kernels, from, old.mean_key, s->mean_dtype, nodes->mean_key, old.count, s->dim, nodes->radius);
-    convert(kernels, from, old.mean_value, s->mean_dtype, nodes->mean_value, old.count, s->value_dim, NULL);
+    convert(kernels, from, old.mean_key, s->mean_dtype, nodes->mean_key, old.count, s->dim, s->metric, nodes->radius);
+    convert(kernels, from, old.mean_value, s->mean_dtype, nodes->mean_value, old.count, s->value_dim, NULL, NULL);
     for (int64_t i = 0; i < old.count; i++) nodes->radius[i] += old.radius[i];
     return 1;
 }

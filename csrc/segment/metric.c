@@ -5,9 +5,11 @@
 #include <string.h>
 
 /* So many rows are looked at, up to twice as many, spread evenly: it is a small share of what sealing costs. */
-#define SAMPLE 512
+#define SAMPLE 256
 /* Exponents of two are within this of the largest, and so of 0, which is their mean. */
 #define LARGEST_EXPONENT 6.0
+/* So much of the variance counts as if it were alike in all components: a key may stand out in one in which no other differs. */
+#define EVEN_SHARE 0.1f
 
 static int64_t sample_step(int64_t count) { return count < SAMPLE ? 1 : count / SAMPLE; }
 
@@ -53,5 +55,5 @@ void ice_find_component_variance(icecore_segment *s, const ice_kernels *kernels)
     }
     for (int64_t t = 0; t < dim; t++) sum += squares[t];
     const int usable = sum > 0.0f && sum <= FLT_MAX;
-    for (int64_t t = 0; t < dim; t++) s->component_variance[t] = usable ? squares[t] / sum * (float)dim : 1.0f;
+    for (int64_t t = 0; t < dim; t++) s->component_variance[t] = usable ? EVEN_SHARE + (1.0f - EVEN_SHARE) * (squares[t] / sum * (float)dim) : 1.0f;
 }

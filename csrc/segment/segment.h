@@ -37,7 +37,7 @@ typedef struct {
     int64_t count;
     int64_t *offset;           /* count + 1: the stored rows of a cell, the cells of a parent */
     void *mean_key, *mean_value;   /* of the segment's mean_dtype; 0 where one of them is not finite */
-    float *variance, *radius;  /* distances from the mean key: mean square per dimension, largest */
+    float *variance, *radius;  /* distances from the mean key in the metric: mean square per dimension, largest */
     float *log2_count;
     float *log2_risk;          /* what of a risk is no query's; NaN where a mean is not finite, so that it is always opened */
 } ice_nodes;

@@ -32,7 +32,7 @@ class Tree:
     """Cells, the parents they lie under (Cells too, with the same keys), and which parent each cell has: (C,) int.
 
     All of it is of keys multiplied by `metric` (d,). component_variance (d,): the mean squared distance of such keys from
-    their cells' means in each component, divided by that of all components.
+    their cells' means in each component, divided by that of all components, a tenth of it as if all were alike.
     """
 
     cells: Cells
@@ -45,9 +45,11 @@ class Tree:
 #: Cells under a parent, on average.
 CELLS_PER_PARENT = 16
 #: A segment's metric and component_variance come from so many of its keys, up to twice as many, spread evenly.
-SAMPLE = 512
+SAMPLE = 256
 #: Exponents of two of a metric are within this of the largest, and so of 0, which is their mean.
 LARGEST_EXPONENT = 6
+#: So much of the variance counts as if it were alike in all components: a key may stand out in one in which no other differs.
+EVEN_SHARE = 0.1
 
 
 def sampled(count):
@@ -66,13 +68,13 @@ def key_metric(key):
 
 
 def component_variance(key, cells):
-    """(d,): of key (n, d) about the means of their cells, 1 on average; 1 throughout where no key differs from them."""
+    """(d,): of key (n, d) about the means of their cells, 1 on average, never far below; 1 where no key differs from them."""
     order = np.concatenate(cells.members)
     rows = sampled(len(order))
     mean = np.repeat(cells.mean_key, cells.count, axis=0)[rows]  # (sample, d)
     squares = ((key[order[rows]] - mean) ** 2).sum(axis=0)  # (d,)
     usable = 0 < squares.sum() < np.inf
-    return squares / squares.mean() if usable else np.ones(key.shape[1])
+    return EVEN_SHARE + (1 - EVEN_SHARE) * squares / squares.mean() if usable else np.ones(key.shape[1])
 
 
 def summarize(key, value, members):

@@ -48,17 +48,21 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
 #: Parents are expanded at this share of the risk that opens a cell; or until they hold so many times the wanted keys,
 #: and at least so many.
 EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.2, 16, 2048
+#: A query of nothing but zeros leaves an order of risks.
+LEAST_SPREAD = 2.0**-126
 #: All cells are opened where those that a mask cuts leave more than one in so many of the sealed keys.
 DENSE_SHARE = 6
 
 
 def log_risk(query, scale, cells, tree):
     """(C,): log of n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c, what the mean of a cell of a tree may be wrong by (icecore.h)."""
-    x = scale**2 * ((query / tree.metric) ** 2 @ tree.component_variance) * cells.variance
+    spread = scale**2 * ((query / tree.metric) ** 2 @ tree.component_variance)
+    x = spread * cells.variance
     h = x / 4 * (1 + x / (12 + x))
     with np.errstate(divide="ignore"):
-        far = log_mass(query, scale, cells, tree)
-        return far + 0.5 * np.log(x) + h + 0.5 * np.log(cells.value_variance)
+        of_variances = np.log(cells.variance) + np.log(cells.value_variance)
+        least = np.log(np.maximum(spread, LEAST_SPREAD))
+        return log_mass(query, scale, cells, tree) + h + 0.5 * (least + of_variances)
 
 
 def log_mass(query, scale, cells, tree):
