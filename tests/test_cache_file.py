@@ -193,6 +193,32 @@ def test_from_one_instruction_set_to_another(tmp_path):
         icecore.set_isa(None)
 
 
+def test_radii_hold_all_keys_when_means_are_converted(tmp_path):
+    """Distances are those in the segment's metric, which here weighs components very differently."""
+    if "avx512_bf16" not in _native.usable_isas():
+        pytest.skip("needs a processor that multiplies bfloat16")
+    rng = np.random.default_rng(0)
+    rows = 1e-3 * rng.standard_normal((2, 300, 16)) + rng.standard_normal((2, 1, 16))
+    rows = (rows * np.exp2(np.linspace(-3, 3, 16))).astype(np.float32)
+    try:
+        icecore.set_isa("scalar")
+        cache = KVCache(2, 16, dtype="bfloat16", window=32, k=10)
+        cache.append(rows, rows)
+        cache.attend(rows[:, -1:])
+        cache.save(tmp_path / "scalar")
+        icecore.set_isa("avx512_bf16")
+        arrays = SavedFile.of(KVCache.load(tmp_path / "scalar")).arrays
+    finally:
+        icecore.set_isa(None)
+    assert arrays["cell.mean_key"].dtype == ml_dtypes.bfloat16
+    count, cells, _ = arrays["segment"].reshape(-1, 3)[0]
+    keys, means = (arrays[name].reshape(-1, 16).astype(np.float64) for name in ("keys", "cell.mean_key"))
+    cell = np.repeat(np.arange(cells), np.diff(arrays["cell.offset"].reshape(-1)[: cells + 1]))
+    metric = arrays["metric"].reshape(-1, 16)[0]
+    distance = np.linalg.norm((keys[:count] - means[cell]) * metric, axis=1)
+    assert np.all(distance <= arrays["cell.radius"].reshape(-1)[cell] * (1 + 1e-5))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_any_safetensors_reader_opens_it(tmp_path, dtype):
     cache = sample(dtype=dtype)

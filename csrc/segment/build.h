@@ -18,8 +18,8 @@ typedef struct {
 } ice_builder;
 
 /* A segment over all rows of `keys` and `values`, which must go on giving the same until the end.  metric: the factors (dim) by which
- * keys are multiplied for all distances, not where they are stored; NULL: the keys' own.  The builder must stay where it is.  On failure there is nothing to
- * end. */
+ * keys are multiplied for all distances, not where they are stored; NULL: the keys' own.  The builder must stay where it is.  On failure there
+ * is nothing to end. */
 icecore_status ice_builder_begin(ice_builder *builder, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
                                  icecore_dtype means, const float *metric, int64_t cell_size, uint64_t seed);
 /* Serial.  Goes on by about `work` units, of which the whole takes about ice_builder_work; *work becomes what is left of it, 0 or less where
