@@ -29,7 +29,7 @@ import icecore
 
 METHODS = {
     "tolerance 0.2": {"tolerance": 0.2},
-    "tolerance 0.18": {"tolerance": 0.18},
+    "tolerance 0.17": {"tolerance": 0.17},
     "tolerance 0.15": {"tolerance": 0.15},
     "tolerance 0.1": {"tolerance": 0.1},
     "tolerance 0.05": {"tolerance": 0.05},
@@ -202,7 +202,7 @@ def speed_up(rows, path):
     import matplotlib.pyplot as plt
 
     drawing, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    shown = {f"tolerance {tolerance}": f"near/far, tolerance {tolerance}" for tolerance in (0.18, 0.1, 0.05, 0.02)}
+    shown = {f"tolerance {tolerance}": f"near/far, tolerance {tolerance}" for tolerance in (0.17, 0.1, 0.05, 0.02)}
     for method, label in (shown | {"exact": "exact"}).items():
         points = [(int(r["workload"]), r["ratios"][1]) for r in rows if r["method"] == method and r["workload"].isdigit()]
         axis.loglog(*zip(*sorted(points), strict=True), "o-", base=2, label=label)
