@@ -17,6 +17,7 @@ from icecore.evaluation.texts import manual
 LENGTH = 8100
 SETTINGS = [
     {"tolerance": 0.05},
+    {"tolerance": 0.04},
     {"tolerance": 0.03},
     {"tolerance": 0.02},
     {"tolerance": 0.03, "window": 768},
