@@ -37,11 +37,11 @@ static char *take(char **scratch, size_t bytes) {
     return taken;
 }
 
-size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t nodes) {
-    size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes, levels = (size_t)ice_stack_most_levels(p->keys);
+size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t levels, int64_t nodes) {
+    size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
     size_t lanes = (size_t)(p->value_dim * 2) * ICE_PANEL * sizeof(float);
     return ice_round_up(sizeof(ice_treecode)) + ice_panel_bytes(p) +
-           levels * sizeof(ice_spread) + all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
+           (size_t)levels * sizeof(ice_spread) + all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
            keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
 }
 

@@ -14,8 +14,8 @@ typedef struct {
 /* Whether tolerances say what is opened, not near_keys. */
 static inline int ice_by_tolerance(const icecore_near_far *options) { return options->cell_tolerance > 0.0f || options->head_tolerance; }
 
-/* Scratch of one panel over at most `nodes` cells and parents. */
-size_t ice_treecode_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t nodes);
+/* Scratch of one panel over at most so many levels, and cells and parents. */
+size_t ice_treecode_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t levels, int64_t nodes);
 
 /* Attends and writes the rows first_row .. first_row + lanes - 1 of a head (batch * key_heads + key head). */
 void ice_treecode_attend(const icecore_attention *problem, const icecore_near_far *options, const ice_kernels *kernels,

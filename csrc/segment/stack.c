@@ -25,12 +25,10 @@ int64_t ice_stack_levels(int64_t blocks, int64_t block) {
     return levels;
 }
 
-/* Of a size that is not the largest there are at most 7 segments: 6 that wait, and one without a second half. */
-int64_t ice_stack_most_levels(int64_t keys) { return keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16; }
-
 int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size) {
-    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one */
-    const int64_t levels = ice_stack_most_levels(keys);
+    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of a size that is
+     * not the largest there are at most 7 segments: 6 that wait, and one without a second half */
+    int64_t levels = keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16;
     int64_t cells = keys / cell_size + levels, parents = cells / ICE_CELLS_PER_PARENT + 2 * levels;
     return cells + 2 * parents;
 }
