@@ -226,15 +226,6 @@ static icecore_status copy_problem(const icecore_attention *p, const ice_kernels
 
 /* ---- The call ---- */
 
-static int64_t most_levels(const near_far_call *call) {
-    int64_t most = 1;
-    for (int64_t i = 0; i < call->steps; i++) {
-        const int64_t levels = ice_stack_levels(call->step[i].blocks, call->options->block);
-        if (levels > most) most = levels;
-    }
-    return most;
-}
-
 /* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not rounded yet. */
 static int reads_keys(const icecore_attention *p) { return p->causal || p->sinks > 0 || p->mask_kind != ICECORE_MASK_NONE; }
 
@@ -249,7 +240,8 @@ static icecore_status attend(const icecore_attention *problem, const icecore_att
         int64_t tasks = plan_steps(&call);
         const int64_t cell_size = least_cell_size(options, problem->key_heads);
         int64_t nodes = ice_stack_most_nodes(problem->keys, cell_size);
-        size_t bytes = ice_treecode_bytes(problem, options, most_levels(&call), nodes);
+        const int64_t levels = problem->causal ? ice_stack_most_levels(problem->keys, options->block) : 1;
+        size_t bytes = ice_treecode_bytes(problem, options, levels, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, &call);
         if (options->seconds) {
             options->seconds[0] = 1e-9 * (double)call.sealing;

@@ -54,17 +54,11 @@ static int64_t most_nodes(const icecore_cache *c, int64_t blocks) {
     return most;
 }
 
-static int64_t most_levels(const icecore_cache *c, int64_t blocks) {
-    int64_t most = ice_stack_levels(blocks, c->options.block);
-    for (int64_t h = 0; h < c->options.heads; h++)
-        if (c->head[h].sealed >= blocks && c->head[h].stack->levels > most) most = c->head[h].stack->levels;
-    return most;
-}
-
 static icecore_status attend_block(attend_call *call) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads;
-    const size_t bytes = ice_treecode_bytes(&call->problem, &call->options, most_levels(c, call->blocks), most_nodes(c, call->blocks));
+    const int64_t levels = ice_stack_most_levels(c->length, c->options.block);
+    const size_t bytes = ice_treecode_bytes(&call->problem, &call->options, levels, most_nodes(c, call->blocks));
     icecore_status status;
     call->tiles = ((call->end_query - call->first_query) * ice_group(&call->problem) + ICE_PANEL - 1) / ICE_PANEL;
     if (call->tiles == 1) {
