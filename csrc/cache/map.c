@@ -49,8 +49,10 @@ static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
     *most_keys = 0;
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++, shape += ICE_SEGMENT_NUMBERS) {
         if (shape[0] < 1 || shape[0] > left || shape[0] > INT32_MAX ||
-            !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size))
+            !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size)) {
             ice_refuse(&m->reader, "segment", "is not a list of sizes of segments");
+            break;
+        }
         left -= shape[0];
         if (shape[0] > *most_keys) *most_keys = shape[0];
     }
