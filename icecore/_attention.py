@@ -188,8 +188,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         With k or tolerance: factors of the keys' components under which cells are found; no score changes. Default: with
         causal=True the root mean square of the keys' components, of each sealed segment its own, so that a row's result
         depends on no other row and a sequence gives the same whole and in chunks, up to rounding and to chunks short enough
-        to be computed exactly; else `query_metric` of this call's
-        queries. ``np.ones((H_k, d))`` is none.
+        to be computed exactly; else `query_metric` of this call's queries. ``np.ones((H_k, d))`` is none.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
     return_info : bool, default False

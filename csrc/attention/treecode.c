@@ -30,6 +30,8 @@
 /* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  This is where rows are
  * multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for bfloat16 have a number of their own. */
 #define PANEL_LANES 24
+/* Lanes of the widest vectors. */
+#define WIDEST 16
 
 static char *take(char **scratch, size_t bytes) {
     char *taken = *scratch;
@@ -41,8 +43,8 @@ size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *op
     size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
     size_t lanes = (size_t)(p->value_dim * 2) * ICE_PANEL * sizeof(float);
     return ice_round_up(sizeof(ice_treecode)) + ice_panel_bytes(p) +
-           (size_t)levels * sizeof(ice_spread) + all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
-           keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
+           all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
+           (size_t)levels * sizeof(ice_spread) + keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
 }
 
 static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch, char **rest) {
@@ -424,16 +426,18 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator) {
 }
 
 /* sum[lane] = the weighted sum of squares of a row's components. */
-static void add_squares(const ice_panel *panel, const float *weight, int64_t dim, float *sum) {
-    memset(sum, 0, ICE_PANEL * sizeof *sum);
+static void add_squares(const ice_panel *panel, const float *weight, int64_t dim, int lanes, float *sum) {
+    memset(sum, 0, (size_t)lanes * sizeof *sum);
     for (int64_t i = 0; i < dim; i++) {
         const float *component = panel->queries + i * ICE_PANEL;
-        for (int lane = 0; lane < ICE_PANEL; lane++) sum[lane] += component[lane] * (component[lane] * weight[i]);
+        for (int lane = 0; lane < lanes; lane++) sum[lane] += component[lane] * (component[lane] * weight[i]);
     }
 }
 
 static void find_spreads(ice_treecode *t) {
     const int64_t dim = t->problem->dim;
+    /* a decode step has few; so many as the widest vectors read, and a bound reads all */
+    const int lanes = t->options->missed_bound ? ICE_PANEL : (t->panel.lanes + WIDEST - 1) / WIDEST * WIDEST;
     float weight[ICECORE_MAX_DIM];
     for (int64_t l = 0; l < t->stack->levels; l++) {
         const icecore_segment *s = t->stack->level[l].segment;
@@ -441,13 +445,13 @@ static void find_spreads(ice_treecode *t) {
         if (!s) continue;
         for (int64_t i = 0; i < dim; i++)   /* back from log2 units */
             weight[i] = (float)(ICE_LN_2 * ICE_LN_2) * s->component_variance[i] / (s->metric[i] * s->metric[i]);
-        add_squares(&t->panel, weight, dim, spread->variance);
-        for (int lane = 0; lane < ICE_PANEL; lane++)   /* a query of nothing but zeros leaves an order of risks */
+        add_squares(&t->panel, weight, dim, lanes, spread->variance);
+        for (int lane = 0; lane < lanes; lane++)   /* a query of nothing but zeros leaves an order of risks */
             spread->half_log2[lane] = 0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
         if (!t->options->missed_bound) continue;
         for (int64_t i = 0; i < dim; i++) weight[i] = 1.0f / (s->metric[i] * s->metric[i]);
-        add_squares(&t->panel, weight, dim, spread->norm);
-        for (int lane = 0; lane < ICE_PANEL; lane++)   /* a little more, for the query's rounding */
+        add_squares(&t->panel, weight, dim, lanes, spread->norm);
+        for (int lane = 0; lane < lanes; lane++)   /* a little more, for the query's rounding */
             spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
     }
 }

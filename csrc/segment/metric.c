@@ -2,7 +2,6 @@
 
 #include <float.h>
 #include <math.h>
-#include <string.h>
 
 /* So many rows are looked at, up to twice as many, spread evenly: it is a small share of what sealing costs. */
 #define SAMPLE 256
