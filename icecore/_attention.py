@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numbers
 import operator
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,13 +41,14 @@ class AttentionInfo:
     Attributes
     ----------
     path : str
-        ``"exact"`` or ``"near_far"``; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take different ones.
+        ``"exact"`` or ``"near_far"``; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take different ones. On the
+        near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured mass of 1.
     near_keys : ndarray of int32, shape (..., L)
         Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
     captured_mass : ndarray of float32, shape (..., L)
         Share of each query's softmax mass that was summed exactly, sinks and window included; the rest was estimated from
-        cell means (or dropped). 1 where the path is exact, an estimate from the same numbers elsewhere; 0 for a query that
-        sees no key.
+        cell means (or dropped). 1 where a row is exact; elsewhere an estimate, with a tolerance corrected by what the means of
+        sampled rows were found to lack; 0 for a query that sees no key.
     missed_mass_bound : ndarray of float32, shape (..., L), or None
         No larger a share of the true mass lies outside the keys that were summed exactly, whatever the inputs (where they are
         rounded to bfloat16: of the rounded ones). From the radius of each cell: usually far above ``1 - captured_mass``. None
@@ -57,10 +59,18 @@ class AttentionInfo:
         Keys and summaries that each query read, by the keys that it sees (masks aside): below 1 where near/far saves reading.
         None where the path is not near/far with a far field.
     seconds : dict of str to float, or None
-        Time spent ``"sealing"`` and ``"attending"``, all threads together. None where the path is not near/far.
+        Time spent ``"sealing"``, ``"attending"`` and ``"measuring"``, all threads together. None where the path is not near/far.
     predicted : dict of str to float, or None
         Seconds that ``"exact"`` and ``"near_far"`` were expected to take, by which the path was chosen (see
-        ``python -m icecore tune``). None where there was no choice.
+        ``python -m icecore tune``). With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
+        None where there was no choice.
+    error : ndarray of float32, shape (..., H), or None
+        With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
+        that were in force before these rows were known; the relative error of the mass (of lse) counts as one more component.
+        Of near/far rows alone, and 0 where a head was exact; NaN where no row was measured. An estimate from `error_rows` rows,
+        give or take `error_standard_error`. None where the path is not near/far or no tolerance was given.
+    error_standard_error : ndarray of float32, shape (..., H), or None
+    error_rows : ndarray of int32, shape (..., H), or None
     """
 
     path: str
@@ -71,20 +81,26 @@ class AttentionInfo:
     visited_fraction: np.ndarray | None = None
     seconds: dict | None = None
     predicted: dict | None = None
+    error: np.ndarray | None = None
+    error_standard_error: np.ndarray | None = None
+    error_rows: np.ndarray | None = None
 
     def __str__(self):
         lines = [f"path: {self.path}, {self._reason()}"]
         if self.near_keys.size:
-            lines.append(f"near keys a query: median {np.median(self.near_keys):.0f}, most {self.near_keys.max()}")
+            lines.append(f"near keys per query: median {np.median(self.near_keys):.0f}, max {self.near_keys.max()}")
             mass = self.captured_mass
-            lines.append(f"captured mass: median {np.median(mass):.4f}, least {mass.min():.4f}")
+            lines.append(f"captured mass: median {np.median(mass):.4f}, min {mass.min():.4f}")
             if self.missed_mass_bound is not None:
                 bound = self.missed_mass_bound
-                lines.append(f"missed mass: at most {np.median(bound):.4f} for half of the queries, {bound.max():.4f} for all")
+                lines.append(f"missed-mass bound: median {np.median(bound):.4f}, max {bound.max():.4f}")
             if self.summaries is not None:
-                lines.append(f"summaries scored a query: median {np.median(self.summaries):.0f}, most {self.summaries.max()}")
+                lines.append(f"cells and parents scored per query: median {np.median(self.summaries):.0f}, max {self.summaries.max()}")
             if self.visited_fraction is not None:
-                lines.append(f"read of the keys a query sees: {self.visited_fraction.mean():.1%} on average")
+                lines.append(f"share of the visible keys read per query: mean {self.visited_fraction.mean():.1%}")
+        if self.error is not None and np.isfinite(self.error).any():
+            lines.append(f"measured error per head: mean {np.nanmean(self.error):.4f}, max {np.nanmax(self.error):.4f} "
+                         f"(from {np.median(self.error_rows):.0f} rows per head)")
         if self.seconds is not None:
             split = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in self.seconds.items())
             lines.append(f"time, all threads together: {split}")
@@ -121,20 +137,13 @@ def check_k(k):
 def check_tolerance(tolerance):
     if tolerance is None:
         return None
+    if isinstance(tolerance, np.ndarray) and tolerance.ndim == 0:
+        tolerance = tolerance[()]
     if not isinstance(tolerance, (numbers.Real, np.floating)):
         raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
     return float(tolerance)
-
-
-def cell_tolerance(tolerance):
-    """The risk, as a share of the output, at which a cell is opened.
-
-    The errors of the cells left closed add up to at most 0.45 times its root: over SmolLM2's layers at 8k and DINOv2's, 0.01
-    gave mean errors of 0.031 and 0.041, 0.003 gave 0.016 and 0.022; on iid Gaussian inputs just that.
-    """
-    return (tolerance / 0.45) ** 2
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
@@ -159,9 +168,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         cells; a query opens the cells in which an error would weigh most until they hold at least k keys, and sums those
         exactly. Where that would not be faster than exact attention (short inputs), the call computes exactly.
     tolerance : float, optional
-        Instead of k: the relative error of the output to aim for, ``mean |out - exact| / mean |exact|``, between 0 and 1. Each
-        query opens the cells whose risk is too large for it, so that easy queries and heads cost little. Calibrated on language
-        and vision models (bench/README.md): an estimate, not a bound; single heads may exceed it. 0.05 is a good start.
+        Instead of k: the relative error of the output to aim for in every head, ``sum |out - exact| / sum |exact|``, between 0
+        and 1. How far to open cells for it is measured in the call: sampled rows of each head are attended exactly as well, and
+        heads that would need too much become exact. An estimate from these rows, not a bound; what it came to is `AttentionInfo.error`,
+        and a warning says so where it ends above the tolerance. 0.05 is a good start.
     plan : LayerPlan, optional
         Instead of k, tolerance, window and sinks: what `calibrate` found for this layer, ``plan[layer]``.
     far_field : bool, default True
@@ -184,11 +194,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     visit : int, optional
         With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
         top k.
-    metric : array_like, (H_k, d), optional
-        With k or tolerance: factors of the keys' components under which cells are found; no score changes. Default: with
-        causal=True the root mean square of the keys' components, of each sealed segment its own, so that a row's result
-        depends on no other row and a sequence gives the same whole and in chunks, up to rounding and to chunks short enough
-        to be computed exactly; else `query_metric` of this call's queries. ``np.ones((H_k, d))`` is none.
+    metric : array_like, (H_k, d, d) or (H_k, d), optional
+        With k or tolerance: second moments of queries (`query_metric`), or their diagonals, which say which keys are near one
+        another; no score changes. Default: with causal=True those of the queries that stand at the keys of each sealed segment,
+        so that no row depends on a later one; else those of this call's queries. A chunk (queries of the last tokens only)
+        knows no queries of the tokens before it: segments there take the metric of its first window of queries with a
+        tolerance, which is exact, and of their own keys with k. ``np.ones((H_k, d))`` is none.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
     return_info : bool, default False
@@ -283,13 +294,14 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     result = native_result(out, problem)
     as_four = result[(None,) * (4 - result.ndim)]
     lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
-    infos = []
+    infos, calls = [], []
     for query_heads, key_heads, settings in parts:
         call = _Call(problem.part(query_heads, key_heads), scale, bool(causal), threads, settings, seed, return_info)
         call.out = as_four[:, query_heads]
         if return_lse:
             call.lse = lse if len(parts) == 1 else np.empty((batch, call.out.shape[1], queries), np.float32)
         infos.append(call.run(*(None if m is None else m[:, query_heads] for m in mask), _mask_of(attn_mask, query_heads)))
+        calls.append(call)
         if return_lse and len(parts) > 1:
             lse[:, query_heads] = call.lse
     if out is not None and result is not out:
@@ -301,6 +313,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         returned.append(lse.reshape(shape))
     if return_info:
         returned.append(_joined(infos, shape))
+    _warn_of_errors(calls)
     return returned[0] if len(returned) == 1 else tuple(returned)
 
 
@@ -308,9 +321,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
 class Settings:
     """How some heads are computed: exactly where k is None, with `window` and `sinks`; else by near/far attention.
 
-    head_tolerance : ndarray of float32 (H,), what `cell_tolerance` gives for each query head; `tolerance` is then their mean.
+    head_tolerance : ndarray of float32 (H,), of each query head; `tolerance` is then their mean.
+    head_threshold : ndarray of float32 (H,), where measuring starts; without a tolerance they stay in force.
     head_cell_size : ndarray of int64 (H_k,), of each key head; `cell_size` is then their mean.
-    metric : ndarray of float32 (H_k, d), as in icecore.h; None: of each segment its own, or if not causal of the queries.
+    metric : ndarray of float32 (H_k, d, d), second moments of queries; None: as the core finds them.
     """
 
     k: int | None
@@ -321,8 +335,10 @@ class Settings:
     sinks: int = 0
     cell_size: int = CELL_SIZE
     head_tolerance: np.ndarray | None = None
+    head_threshold: np.ndarray | None = None
     head_cell_size: np.ndarray | None = None
     metric: np.ndarray | None = None
+    rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
 
 
 def check_plan(plan, **others):
@@ -344,7 +360,7 @@ def _mask_of(attn_mask, heads):
 def _joined(infos, shape):
     """One `AttentionInfo` of those of all parts, whose arrays are (batch, heads, L); its arrays are of `shape`."""
 
-    def arrays(name):
+    def arrays(name, shape):
         parts = [getattr(info, name) for info in infos]
         return None if any(part is None for part in parts) else np.concatenate(parts, axis=1).reshape(shape)
 
@@ -355,9 +371,21 @@ def _joined(infos, shape):
     paths = {info.path for info in infos}
     return AttentionInfo(
         paths.pop() if len(paths) == 1 else "mixed",
-        *map(arrays, ("near_keys", "captured_mass", "missed_mass_bound", "summaries", "visited_fraction")),
+        *(arrays(name, shape) for name in ("near_keys", "captured_mass", "missed_mass_bound", "summaries", "visited_fraction")),
         *map(sums, ("seconds", "predicted")),
+        *(arrays(name, shape[:-1]) for name in ("error", "error_standard_error", "error_rows")),
     )
+
+
+def _warn_of_errors(calls):
+    """One warning where heads ended above their tolerance by more than the measurement can be wrong."""
+    over = [pair for call in calls for pair in call.over]
+    if over:
+        error, tolerance = max(over, key=lambda pair: pair[0] / pair[1])
+        warnings.warn(
+            f"{len(over)} heads ended above their tolerance: at worst a measured error of {error:.3g} where {tolerance:.3g} was asked "
+            "for; a smaller tolerance or exact attention keeps them within it", RuntimeWarning, stacklevel=3,
+        )
 
 
 def rounds(tolerance):
@@ -372,6 +400,7 @@ class _Call:
         self.problem, self.scale, self.causal, self.threads = problem, scale, causal, threads
         self.settings, self.seed, self.return_info = settings, seed, return_info
         self.out = self.lse = None
+        self.over = []  # (measured error, tolerance) of heads that ended above it
 
     def run(self, keep, bias, attn_mask):
         """Take the path that the settings name, or exact attention where near/far does not pay; an `AttentionInfo` or None."""
@@ -385,7 +414,7 @@ class _Call:
             if s.far_field and p.query.size and p.key.size:
                 pays, predicted = self._near_far_pays()
             info = self._near_far(keep, bias) if pays else self._exact(None, 0, keep, bias)
-        return AttentionInfo(*info, predicted=predicted) if self.return_info else None
+        return replace(info, predicted=predicted) if self.return_info else None
 
     def _arrays(self):
         p = self.problem
@@ -399,64 +428,77 @@ class _Call:
 
     def _near_far_pays(self):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
+        work, model = self._work(), _cost_model.model_in_force()
+        predicted = model.predict(work)
+        return _cost_model.near_far_pays(work, predicted, model), predicted
+
+    def _work(self):
         p, s, bfloat16 = self.problem, self.settings, self.problem.native_dtype == _native.BFLOAT16
-        work = _cost_model.count_work(
+        return _cost_model.count_work(
             p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
             stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, rounds(s.tolerance)), k=s.k, tolerance=s.tolerance,
             window=s.window, sinks=s.sinks, cell_size=s.cell_size, threads=self.threads or _native.default_threads(),
         )
-        predicted = _cost_model.model_in_force().predict(work)
-        return _cost_model.near_far_pays(work, predicted), predicted
-
-    def _metric(self):
-        """What the core is given; None: each segment's own. Without causality all queries that keys will see are there."""
-        if self.settings.metric is not None or self.causal:
-            return self.settings.metric
-        return query_metric(self.problem.query, self.problem.key.shape[1])
 
     def _near_far(self, keep, bias):
         s, shape = self.settings, self.problem.shape[:3]
-        near, mass, bound, summaries, seconds = None, None, None, None, None
+        near, mass, bound, summaries, seconds, errors, prices = None, None, None, None, None, [None] * 3, {}
         if self.return_info:
             near, summaries = np.empty(shape, np.int32), np.empty(shape, np.int32)
             mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if s.far_field else None
-            seconds = np.empty(2)
-        rounding = s.far_field and rounds(s.tolerance)
-        risk = 0.0 if s.tolerance is None else cell_tolerance(s.tolerance)
+            seconds = np.empty(3)
+        if s.tolerance is not None:
+            errors = [np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)]
+            prices = _cost_model.model_in_force().prices(self._work())
+        rounding = s.far_field and s.rounded and rounds(s.tolerance)
         _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
-                                risk, s.head_tolerance, self._metric(), bool(rounding), s.window or 1, s.cell_size,
-                                s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, self.threads)
-        split = dict(zip(("sealing", "attending"), map(float, seconds), strict=True)) if self.return_info else None
+                                s.tolerance or 0.0, s.head_tolerance, s.head_threshold, s.metric, bool(rounding), s.window or 1,
+                                s.cell_size, s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, *errors,
+                                self.threads, **prices)
+        if s.tolerance is not None:
+            self._note_errors(*errors)
+        if not self.return_info:
+            return None
+        split = dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True))
         visited = None
-        if self.return_info and s.far_field:
+        if s.far_field:
             queries, _, keys = self.problem.shape[2:5]
             visited = visited_fraction(near, summaries, keys - queries, keys, self.causal, s.window, s.sinks)
-        return "near_far", near, mass, bound, summaries, visited, split
+        measured = dict(zip(("error", "error_standard_error", "error_rows"), errors, strict=True))
+        return AttentionInfo("near_far", near, mass, bound, summaries, visited, split, **measured)
+
+    def _note_errors(self, error, standard_error, rows):
+        s = self.settings
+        tolerance = np.broadcast_to(s.tolerance if s.head_tolerance is None else s.head_tolerance, error.shape)
+        with np.errstate(invalid="ignore"):
+            over = error - standard_error > tolerance
+        self.over = list(zip(error[over].tolist(), tolerance[over].tolist(), strict=True))
 
     def _reference(self, attn_mask):
+        """In float64, where nobody waits for speed: a tolerance is kept by exact attention."""
         from icecore import reference
 
         p, s = self.problem, self.settings
         options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": attn_mask}
-        if s.k is None:
-            out, lse = reference.attention(p.query, p.key, p.value, window=s.window, **options)
-            near = mass = None
+        if s.k is None or s.tolerance is not None:
+            window, sinks = (s.window, s.sinks) if s.k is None else (None, 0)
+            out, lse = reference.attention(p.query, p.key, p.value, window=window, **options | {"sinks": sinks})
+            info = self._exact_info(window, sinks, *check_mask(attn_mask, p)) if self.return_info else None
         else:
-            risk = None if s.tolerance is None else cell_tolerance(s.tolerance)
             out, lse, near, mass = reference.near_far_attention(
-                p.query, p.key, p.value, k=s.k, risk=risk if s.head_tolerance is None else s.head_tolerance,
-                metric=self._metric(),
-                far_field=s.far_field, block=s.window or 1, visit=s.visit, seed=self.seed,
-                cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
+                p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1, visit=s.visit,
+                seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
             )
+            info = AttentionInfo("reference", near, mass)
         self.out[...] = out
         if self.lse is not None:
             self.lse[...] = lse
-        if not self.return_info:
-            return None
-        if near is None:
-            return ("reference", *self._exact_info(s.window, s.sinks, *check_mask(attn_mask, p))[1:])
-        return "reference", near, mass
+        return info if info is None else replace(info, path="reference")
+
+    def _moments(self):
+        if self.settings.metric is not None or self.causal:
+            return self.settings.metric
+        return query_metric(self.problem.query, self.problem.key.shape[1])
 
     def _exact_info(self, window, sinks, keep, bias):
         """All visible keys are near, and hold all the mass."""
@@ -470,7 +512,7 @@ class _Call:
             for b, h in np.ndindex(batch, heads):
                 unmasked = keep[b, h] != 0 if keep is not None else bias[b, h] != -np.inf
                 near[b, h] = np.count_nonzero(visible & unmasked, axis=-1)
-        return "exact", near, (near > 0).astype(np.float32)
+        return AttentionInfo("exact", near, (near > 0).astype(np.float32))
 
 
 def merge_states(outs, lses):

@@ -22,13 +22,12 @@ from icecore._attention import (
     DEFAULT_SINKS,
     DEFAULT_WINDOW,
     AttentionInfo,
-    cell_tolerance,
     check_k,
     check_plan,
     check_tolerance,
     visited_fraction,
 )
-from icecore._metric import check_metric
+from icecore._metric import check_metric, from_text, to_text
 from icecore._plan import LayerPlan
 from icecore._runtime import threads_for_call
 
@@ -44,7 +43,7 @@ PARAMETERS = (
 #: Arrays of a file that are rows of keys, or of values.
 _KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
 _VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
-FILE = _array_file.Format("icecore.cache", "a cache", 3, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
+FILE = _array_file.Format("icecore.cache", "a cache", 4, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
 
 
 class KVCache:
@@ -76,9 +75,9 @@ class KVCache:
         At least so many of the last tokens, and at most twice as many, are attended exactly. Default 512.
     sinks : int
         First tokens that always are. Default 16.
-    metric : array_like, (num_kv_heads, dim), optional
-        As in `attention`: ``query_metric(queries, num_kv_heads)`` of a text the model has read, say. Default: that of each
-        segment's own keys.
+    metric : array_like, (num_kv_heads, dim, dim) or (num_kv_heads, dim), optional
+        As in `attention`: ``query_metric(queries, num_kv_heads)`` of a text the model has read, say. Default: of each segment
+        the queries that stood at its keys, as they came to `attend` or `append`; where none came, its own keys.
     seed : int
         Of the cells. The same tokens in the same cache give the same bits for any number of threads.
     batch : int, optional
@@ -87,8 +86,12 @@ class KVCache:
     Notes
     -----
     Prefill in chunks: ``append`` the chunk, then ``attend`` its queries; or compute attention over the prompt by `attention`,
-    with the cache's metric if it was given one, and append its keys and values. Up to rounding the result is the same,
-    whatever the chunks (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
+    and append its keys, values and queries. A cache that saw the same queries forms the same cells, whatever the chunks, up to
+    rounding (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
+
+    With a tolerance the cache measures how far to open: queries that it has seen are attended exactly as well, each time a
+    window of tokens is sealed and the tokens have grown by an eighth. Until it has seen the queries of eight tokens it opens
+    everything. What it found is kept by `fork`, `save`, `load` and `view`. `AttentionInfo.error` is what was measured so far.
 
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.
@@ -121,9 +124,8 @@ class KVCache:
             setattr(self, name, value)
 
     def _native_parameters(self):
-        risk = 0.0 if self.tolerance is None else cell_tolerance(self.tolerance)
-        return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, risk, self.window, self.sinks,
-                self._cell_size, self.seed)
+        return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, self.tolerance or 0.0, self.window,
+                self.sinks, self._cell_size, self.seed, self.metric)
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one."""
@@ -148,7 +150,7 @@ class KVCache:
 
     # ---- Tokens ----
 
-    def append(self, keys, values):
+    def append(self, keys, values, queries=None):
         """Append tokens.
 
         Parameters
@@ -157,6 +159,9 @@ class KVCache:
             float32, float16 or bfloat16 (or its bits as uint16); rounded to the cache's dtype (int8: to bfloat16). Copied.
         values : array_like, ([batch,] num_kv_heads, n, value_dim)
             Same dtype.
+        queries : array_like, ([batch,] H, n, dim), optional
+            The tokens' queries, H a multiple of num_kv_heads, same dtype: of a prompt that is not attended from this cache, for
+            the metric and for measuring. Those that come to `attend` need not come here.
 
         Raises
         ------
@@ -171,14 +176,23 @@ class KVCache:
             raise TypeError(f"values has dtype {values.dtype}, but keys has {keys.dtype}; expected one dtype")
         if values.shape[2] != keys.shape[2]:
             raise ValueError(f"values has shape {values.shape}, but keys has {keys.shape}; expected as many tokens")
+        if queries is not None:
+            queries = self._checked(queries, "queries", None, self.dim)
+            self._check_heads(queries)
+            if queries.dtype != keys.dtype:
+                raise TypeError(f"queries has dtype {queries.dtype}, but keys has {keys.dtype}; expected one dtype")
+            if queries.shape[2] != keys.shape[2]:
+                raise ValueError(f"queries has shape {queries.shape}, but keys has {keys.shape}; expected as many tokens")
+            queries = native_view(queries) if queries.size else None
         dtype, keys, values, before = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values), len(self)
         try:
             for i, sequence in enumerate(self._sequences):
-                sequence.append(dtype, keys[i : i + 1], values[i : i + 1])
+                one = slice(i, i + 1)
+                sequence.append(dtype, keys[one], values[one], None if queries is None else queries[one])
         except BaseException:
             for sequence in self._sequences:
                 if sequence.state()["length"] > before:
-                    sequence.truncate(before, self._metric, 1)
+                    sequence.truncate(before, 1)
             raise
 
     def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
@@ -213,10 +227,7 @@ class KVCache:
         queries = self._checked(queries, "queries", None, self.dim)
         scale = check_scale(scale, self.dim)
         batch, heads, count, _ = queries.shape
-        if heads % self.num_kv_heads:
-            raise ValueError(f"queries has {heads} heads; expected a multiple of num_kv_heads={self.num_kv_heads}")
-        if self.plan is not None and heads != self.plan.query_heads:
-            raise ValueError(f"queries has {heads} heads; expected the plan's {self.plan.query_heads}")
+        self._check_heads(queries)
         for sequence in self._sequences:
             state = sequence.state()
             if count > state["length"]:
@@ -234,11 +245,15 @@ class KVCache:
         result = np.empty((*shape, self.value_dim), queries.dtype)
         lse = np.empty(shape, np.float32) if return_lse else None
         info = [np.empty(shape, dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)] if return_info else [None] * 4
+        errors = [None] * 3
+        if return_info and self.tolerance is not None:
+            errors = [np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)]
         dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
-                            *(None if a is None else a[one] for a in info), self._head_tolerance, self._metric, threads)
+                            *(None if a is None else a[one] for a in info + errors), self._head_tolerance,
+                            self._head_threshold, threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -249,7 +264,10 @@ class KVCache:
             near, mass, bound, summaries = (a.reshape(outer) for a in info)
             length = len(self)
             visited = visited_fraction(near, summaries, length - count, length, True, self.window, self.sinks)
-            returned.append(AttentionInfo("near_far", near, mass, bound, summaries, visited))
+            measured = [None if a is None else a.reshape(outer[:-1]) for a in errors]
+            names = ("error", "error_standard_error", "error_rows")
+            measured = dict(zip(names, measured, strict=True))
+            returned.append(AttentionInfo("near_far", near, mass, bound, summaries, visited, **measured))
         return returned[0] if len(returned) == 1 else tuple(returned)
 
     def truncate(self, n, *, num_threads=None):
@@ -272,7 +290,7 @@ class KVCache:
             expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
             raise ValueError(f"n={n} would leave evicted tokens; expected {expected}")
         for sequence in self._sequences:
-            sequence.truncate(n, self._metric, threads)
+            sequence.truncate(n, threads)
 
     def evict(self, before):
         """Forget tokens before token `before`, the sinks aside: a sliding history.
@@ -366,6 +384,7 @@ class KVCache:
         try:
             parameters, arrays = _array_file.parse(FILE, data, verify=own)
             try:
+                parameters["metric"] = from_text(parameters["metric"], *(parameters[name] for name in ("num_kv_heads", "dim")))
                 if parameters["plan"] is not None:
                     parameters["plan"] = LayerPlan.from_content(parameters["plan"])
                 parameters = _check_parameters(**parameters)
@@ -387,9 +406,7 @@ class KVCache:
         parameters = {name: getattr(self, name) for name in PARAMETERS}
         if self.plan is not None:
             parameters |= {"plan": self.plan.content(), "tolerance": None, "window": None, "sinks": None}
-        elif self.metric is not None:
-            parameters["metric"] = self.metric.tolist()
-        return parameters
+        return parameters | {"metric": to_text(self.metric)}
 
     def _give(self, take):
         _native.Cache.write(self._sequences, take)
@@ -421,6 +438,13 @@ class KVCache:
             raise ValueError("the cache is damaged: sequences of different lengths")
         return True
 
+    def _check_heads(self, queries):
+        heads = queries.shape[1]
+        if heads % self.num_kv_heads:
+            raise ValueError(f"queries has {heads} heads; expected a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.plan is not None and heads != self.plan.query_heads:
+            raise ValueError(f"queries has {heads} heads; expected the plan's {self.plan.query_heads}")
+
     def _checked(self, array, name, heads, width):
         """Four-dimensional: (batch, heads, tokens, width)."""
         array = np.asarray(array)
@@ -448,12 +472,12 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, w
             raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    cell_size = head_tolerance = None
-    in_force = metric = check_metric(metric, num_kv_heads, dim)
+    cell_size = head_tolerance = head_threshold = None
+    metric = check_metric(metric, num_kv_heads, dim)
     if plan is not None:
         check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, metric=metric)
         plan.check(plan.query_heads, num_kv_heads, dim, True)
-        window, cell_size, head_tolerance, in_force = plan.for_cache()
+        window, cell_size, head_tolerance, head_threshold = plan.for_cache()
         tolerance = plan.tolerance
     window, sinks = DEFAULT_WINDOW if window is None else window, DEFAULT_SINKS if sinks is None else sinks
     k, tolerance = check_k(k), check_tolerance(tolerance)
@@ -470,7 +494,8 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, w
         "num_kv_heads": num_kv_heads, "dim": dim, "value_dim": value_dim, "dtype": dtype, "k": k, "tolerance": tolerance,
         "plan": plan, "window": window, "sinks": sinks, "metric": metric, "seed": operator.index(seed) % 2**64,
         "batch": None if batch is None else integer(batch, "batch", 1),
-        "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance, "_metric": in_force,
+        "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance,
+        "_head_threshold": head_threshold,
     }
 
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from icecore import _cost_model
 from icecore._arrays import check_problem, check_scale, integer, widened
-from icecore._attention import DEFAULT_SINKS, Settings, _Call, attention, cell_tolerance, check_tolerance, rounds
+from icecore._attention import DEFAULT_SINKS, Settings, _Call, attention, check_tolerance, rounds
 from icecore._metric import query_metric
 from icecore._plan import LEAST_TOLERANCE, LOOSEST_TOLERANCE, HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads
 
-#: What is tried for each key head: windows (causal), keys per cell, and tolerances as multiples of the plan's.
-WINDOWS, CELL_SIZES, TOLERANCES = (256, 512), (16, 32, 64), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+#: What is tried for each key head: windows (causal), keys per cell, and thresholds (icecore.h).
+WINDOWS, CELL_SIZES, THRESHOLDS = (256, 512), (16, 32, 64), tuple(4.0**-step for step in range(1, 10))
 #: Queries sampled of a long capture: so many runs of so many where causal, in the last three quarters, where much is far;
 #: else half as many in all, spread more finely.
 SAMPLES, SAMPLE = 4, 512
@@ -33,7 +33,7 @@ class _Option:
     path: str
     window: int | None
     cell_size: int
-    tolerance: float     # of all query heads alike
+    threshold: float     # of all query heads alike
     distance: np.ndarray  # sums of |out - exact|
     seconds: np.ndarray  # (query heads,): of attending, by forecast from what was counted
     shared: float        # of sealing
@@ -44,7 +44,7 @@ class _Layer:
     key_heads: int
     group: int
     size: np.ndarray      # (query heads, 2): sums of |exact|
-    metric: np.ndarray    # (key heads, dim) exponents of two
+    dim: int
     options: list         # of each key head: list of _Option
     exact_seconds: float
 
@@ -83,8 +83,8 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
 
     Notes
     -----
-    Some 2,000 queries of every layer are computed exactly and by near/far attention with each window, cell size and six
-    tolerances, and errors and work of each query head are noted. For many prices of a layer's error in time, each head by
+    Some 2,000 queries of every layer are computed exactly and by near/far attention with each window, cell size and nine
+    thresholds, and errors and work of each query head are noted. For many prices of a layer's error in time, each head by
     itself takes what is cheapest for one half of the queries (a Lagrangian); of these choices each layer takes the one that is
     cheapest at one price of squared error for all layers, at which the error is just within nine tenths of the tolerance on
     that half and on the one held out. Times are those of the cost model (``python -m icecore tune``), not of the clock.
@@ -122,9 +122,9 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
     key_heads, group = len(key), len(query) // max(len(key), 1)
     samples = [(query[:, rows], key[:, :end], value[:, :end]) for rows, end in _samples(query.shape[1], key.shape[1], causal)]
     exact = np.concatenate([attention(*sample, causal=causal) for sample in samples], axis=1)
-    exponents, halves = np.log2(query_metric(query, key_heads)), _halves(exact.shape[1])
+    halves = _halves(exact.shape[1])
     size, share = np.linalg.norm(exact, axis=-1) @ halves, query.shape[1] / exact.shape[1]
-    tried = [max(min(tolerance * factor, LOOSEST_TOLERANCE), LEAST_TOLERANCE) for factor in TOLERANCES]
+    metric = query_metric(query, key_heads)  # samples have no queries where most of their keys stand
     threads, model = get_num_threads(), _cost_model.model_in_force()
     stored = _cost_model.stores_bfloat16(False, rounds(tolerance))
     options = [[] for _ in range(key_heads)]
@@ -159,15 +159,13 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
             seconds = model.exact_seconds(replace(work, pairs=float(group * pairs)))
             for head in range(key_heads):
                 own = distance[head * group : (head + 1) * group]
-                options[head].append(_Option("window", window, 1, tolerance, own, np.full(group, seconds / group), 0.0))
+                options[head].append(_Option("window", window, 1, 1.0, own, np.full(group, seconds / group), 0.0))
         for cell_size in cell_sizes:
             work = one_head(window=window, cell_size=cell_size)
             sealing = model.sealing_seconds(work) / threads
-            for each in tried:
-                plan = HeadPlan("near_far", window, cell_size, (each,) * group, (0,) * query.shape[2])
-                settings = replace(plan.settings(causal, tolerance), metric=np.exp2(exponents.astype(np.float32)),
-                                   head_cell_size=np.full(key_heads, cell_size),
-                                   head_tolerance=np.full(len(query), cell_tolerance(each), np.float32))
+            for each in THRESHOLDS:
+                settings = Settings(1, window=window, sinks=DEFAULT_SINKS if causal else 0, cell_size=cell_size, metric=metric,
+                                    head_threshold=np.full(len(query), each, np.float32), rounded=rounds(tolerance))
                 distance, (near, summaries) = run(settings)
                 if not np.any(summaries):  # so short that no key is far
                     continue
@@ -183,8 +181,8 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
                     option = _Option("near_far", window, cell_size, each, distance[own], np.array(seconds), sealing)
                     options[head].append(option)
     for head in range(key_heads):
-        options[head].append(_Option("exact", None, 1, tolerance, np.zeros((group, 2)), np.full(group, alone / group), 0.0))
-    return _Layer(key_heads, group, size, exponents, options, alone * key_heads)
+        options[head].append(_Option("exact", None, 1, 1.0, np.zeros((group, 2)), np.full(group, alone / group), 0.0))
+    return _Layer(key_heads, group, size, query.shape[2], options, alone * key_heads)
 
 
 def _samples(queries, keys, causal):
@@ -232,6 +230,15 @@ def _frontier(layer):
     return choices, np.array(seconds), np.array(errors)
 
 
+def _head_plan(layer, head, own):
+    """The plan of a key head of these options: what each query head's error was is its tolerance."""
+    distances = [option.distance[i].sum() for i, option in enumerate(own)]
+    sizes = layer.size[head * layer.group : (head + 1) * layer.group].sum(axis=1)
+    errors = np.clip(distances / np.maximum(sizes, np.finfo(np.float32).tiny), LEAST_TOLERANCE, LOOSEST_TOLERANCE)
+    thresholds = tuple(option.threshold for option in own)
+    return HeadPlan(own[0].path, own[0].window, own[0].cell_size, tuple(errors.tolist()), thresholds)
+
+
 def _choose(measured, tolerance, causal, length):
     frontiers = {number: _frontier(layer) for number, layer in measured.items()}
 
@@ -250,9 +257,8 @@ def _choose(measured, tolerance, causal, length):
     layers = {}
     for number, i in zip(frontiers, places(10.0**high), strict=True):
         (choices, seconds, errors), layer = frontiers[number], measured[number]
-        heads = tuple(
-            HeadPlan(own[0].path, own[0].window, own[0].cell_size, tuple(option.tolerance for option in own), tuple(exponents))
-            for own, exponents in zip(choices[i], layer.metric.tolist(), strict=True)
+        heads = tuple(_head_plan(layer, head, own) for head, own in enumerate(choices[i]))
+        layers[number] = LayerPlan(
+            causal, tolerance, heads, float(errors[i, 1]), float(seconds[i]), layer.exact_seconds, layer.dim,
         )
-        layers[number] = LayerPlan(causal, tolerance, heads, float(errors[i, 1]), float(seconds[i]), layer.exact_seconds)
     return Plan(tolerance, length, layers)

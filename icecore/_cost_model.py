@@ -19,6 +19,10 @@ from icecore import _native, _tuning_file
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 #: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
 MARGIN = 1.1
+#: Of exact attention's time: what a call may spend on sealing and measuring only to find that a tolerance needs exact attention.
+TRIAL = 0.08
+#: Rows of a key head that are measured: causal, in all by the last one's keys (near_far.c); else queries of each head.
+MEASURED_ROWS, MEASURED_QUERIES = 100, 32
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class Work:
     nodes : float
         Scored (query, cell or parent) pairs.
     near_pairs : float
-        Pairs of a query and a key of a cell that it opens.
+        Pairs of a query and a key of a cell that it opens. With a tolerance 0: what it needs is measured in the call.
+    sealed_pairs : float
+        Pairs of a query and a key of a cell.
+    measured_pairs : float
+        With a tolerance: pairs of a sampled query and a key of a cell.
     distances : float
         (key, mean) distances of sealing.
     sealed_rows : float
@@ -66,6 +74,8 @@ class Work:
     window_pairs: float
     nodes: float
     near_pairs: float
+    sealed_pairs: float
+    measured_pairs: float
     distances: float
     sealed_rows: float
 
@@ -145,6 +155,25 @@ class CostModel:
         alone = sealing / min(work.threads, work.heads)
         return max((sealing + attending) / work.threads, alone) if work.causal else alone + attending / work.threads
 
+    def trial_seconds(self, work):
+        """What a call loses whose tolerance turns out to need exact attention: sealing, and measuring each time the keys double.
+
+        Causal: heads that are exact seal anew only where the keys have doubled, which is about a third of all sealing.
+        """
+        near = self.near_bfloat16 if work.stored_bfloat16 else self.near_float32
+        measuring = 1e-9 * work.measured_pairs * work.width * near
+        if work.causal:
+            return (self.sealing_seconds(work) / 3 + measuring) / work.threads
+        return (self.sealing_seconds(work) + measuring) / min(work.threads, work.heads)
+
+    def prices(self, work):
+        """What a near key, and a scored cell or parent, cost in keys of exact attention: keyword arguments of the core."""
+        exact = work.width * (self.product_bfloat16 if work.bfloat16 else self.product_float32) + self.weight
+        near, product = self.near_float32, self.product_float32
+        if work.stored_bfloat16:
+            near, product = self.near_bfloat16, self.product_bfloat16
+        return {"near_price": work.width * near / exact, "node_price": (work.width * product + self.weight + self.node) / exact}
+
     def predict(self, work):
         """{"exact": seconds, "near_far": seconds}."""
         return {"exact": self.exact_seconds(work), "near_far": self.near_far_seconds(work)}
@@ -153,34 +182,32 @@ class CostModel:
 COEFFICIENTS = tuple(field.name for field in fields(CostModel))
 
 
-def near_far_pays(work, predicted):
-    """Whether the near/far path is to be taken. Where no key is far it could gain by rounding alone, and is not."""
-    return work.near_pairs > 0 and MARGIN * predicted["near_far"] < predicted["exact"]
+def near_far_pays(work, predicted, model):
+    """Whether the near/far path is to be taken. Where no key is far it could gain by rounding alone, and is not.
+
+    With a tolerance it is tried where it can be faster and where finding out that it is not costs little.
+    """
+    if work.sealed_pairs == 0 or not MARGIN * predicted["near_far"] < predicted["exact"]:
+        return False
+    return work.counted or model.trial_seconds(work) <= TRIAL * predicted["exact"]
 
 
 # What a call has to do ---------------------------------------------------------------------------------------
 
 
-def expected_near_keys(sealed, k, tolerance, cell_size):
-    """Near keys of a query that sees so many sealed keys: k and most of a cell, or what a tolerance took on real models.
-
-    By tolerance: a fit of the means over six layers of SmolLM2 and three of DINOv2, at 500 to 8,100 sealed keys and
-    tolerances of 0.01 to 0.2. It is off by a factor of 1.4 (root mean square); single layers differ by 3 and more.
-    """
-    if tolerance is None:
-        return np.minimum(k + 0.9 * cell_size, sealed)
-    return sealed / (1 + (3.7 * tolerance) ** 1.9 * sealed**0.84)
+def expected_near_keys(sealed, k, cell_size):
+    """Near keys of a query that sees so many sealed keys: k and most of a cell."""
+    return np.minimum(k + 0.9 * cell_size, sealed)
 
 
 def expected_nodes(sealed, k, tolerance, cell_size):
-    """Parents, and the cells of those that some query of the same panel expands (the same measurements).
+    """Parents, and the cells of those that some query of the same panel expands.
 
-    A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. At a tolerance almost all parents are
-    expanded, unless it is loose and the keys are many.
+    A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. With a tolerance: parents alone, the least.
     """
     sealed = np.maximum(sealed, 1e-9)  # no division by 0
-    expanded = 4 * max(16 * k, 2048) / sealed if tolerance is None else 9.5 / (max(tolerance, 1e-9) * np.sqrt(sealed))
-    return sealed / cell_size * (1 / 16 + 1 - np.exp(-expanded))
+    cells = 0.0 if tolerance is not None else 1 - np.exp(-4 * max(16 * k, 2048) / sealed)
+    return sealed / cell_size * (1 / 16 + cells)
 
 
 def sealed_sizes(first, last, block):
@@ -239,7 +266,11 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         pairs=pairs,
         window_pairs=pairs - float(rows @ sealed),
         nodes=float(rows @ expected_nodes(sealed, k, tolerance, cell_size)),
-        near_pairs=float(rows @ expected_near_keys(sealed, k, tolerance, cell_size)),
+        near_pairs=0.0 if tolerance is not None else float(rows @ expected_near_keys(sealed, k, cell_size)),
+        sealed_pairs=float(rows @ sealed),
+        measured_pairs=0.0 if tolerance is None else heads * float(sealed.max(initial=0)) * (
+            MEASURED_ROWS if causal else MEASURED_QUERIES * group
+        ),
         # all parents and the 16 cells of one, twice: before and after the Lloyd step
         distances=heads * float(segments @ (2 * (segments / (16 * cell_size) + 16))),
         sealed_rows=heads * float(segments.sum()),
@@ -298,7 +329,7 @@ def origin():
 
 @contextlib.contextmanager
 def use(model):
-    """For measurements: calls of the whole process go by `model`, anything with a `predict`."""
+    """For measurements: calls of the whole process go by `model`, anything with its methods."""
     global _used
     before, _used = _used, model
     try:
@@ -314,3 +345,13 @@ class NearFarAlways:
     def predict(work):
         """Exact attention would take forever."""
         return {"exact": math.inf, "near_far": 0.0}
+
+    @staticmethod
+    def trial_seconds(work):
+        """Trying costs nothing."""
+        return 0.0
+
+    @staticmethod
+    def prices(work):
+        """No head is exact because that would be faster."""
+        return {"near_price": 1e-6, "node_price": 1e-6}

@@ -1,6 +1,8 @@
-"""The metric in which keys are near one another as the queries see them."""
+"""The metric in which keys are near one another as the queries see them: second moments of queries."""
 
 from __future__ import annotations
+
+import base64
 
 import numpy as np
 
@@ -12,14 +14,10 @@ SAMPLE = 1024
 PIECE = 256
 #: Fewer rows, of all query heads of a key head together, say too little.
 LEAST_ROWS = 64
-#: Exponents of two are multiples of this, so that queries of the same kind give the same metric ...
-STEP = 0.5
-#: ... and lie within this of 0.
-LARGEST_EXPONENT = 6
 
 
 def query_metric(query, num_kv_heads):
-    """The metric of queries: what `attention` takes from those of a call that is not causal; for other calls and caches.
+    """Second moments of queries, for ``metric=`` of `attention` and `KVCache`.
 
     Parameters
     ----------
@@ -29,10 +27,9 @@ def query_metric(query, num_kv_heads):
 
     Returns
     -------
-    ndarray of float32, (num_kv_heads, d)
-        For each key head the root mean square of its queries' components, relative to their geometric mean and rounded to a
-        power of the square root of two, within 2**-6 and 2**6. 1 throughout where there are fewer than 64 rows, nothing but
-        zeros, or a NaN or inf. At most 1024 queries of a head are looked at, spread evenly.
+    ndarray of float32, (num_kv_heads, d, d)
+        ``E[q q^T]`` over the queries of each key head. The identity where there are fewer than 64 rows, nothing but zeros, or
+        a NaN or inf. At most 1024 queries per head are looked at, spread evenly.
 
     Raises
     ------
@@ -41,15 +38,11 @@ def query_metric(query, num_kv_heads):
 
     Notes
     -----
-    Near/far attention groups keys that are near one another, as if queries pointed in all directions alike. Real ones do not.
-    Multiplying keys' and dividing queries' components by the metric changes no score, and makes it so. It is not in the paper
-    (IceFormer, arXiv 2405.02842).
+    The mean of a cell of keys is wrong for a query q by ``q . (key - mean)``, on average over queries by ``delta^T M delta``
+    with delta the difference and M these moments. Cells are therefore found among keys that are near one another in this
+    metric. It is not in the paper (IceFormer, arXiv 2405.02842).
 
-    With causality a segment's metric is by default that of its own keys, whose root mean square goes where that of the
-    queries goes, so that rows do not depend on one another. With a tolerance the error at equal time is then the same at 8k
-    tokens; from 32k on, and with a number of near keys, that of the queries is a little better.
-
-    O(1024 H d) time. Thread safe.
+    O(1024 H d^2) time. Thread safe.
     """
     query = np.asarray(query)
     num_kv_heads = integer(num_kv_heads, "num_kv_heads", 1)
@@ -57,29 +50,45 @@ def query_metric(query, num_kv_heads):
         expected = f"(..., heads, length, dim), heads a multiple of {num_kv_heads}"
         raise ValueError(f"query has shape {query.shape}; expected {expected}")
     *_, heads, length, dim = query.shape
+    identity = np.broadcast_to(np.eye(dim, dtype=np.float32), (num_kv_heads, dim, dim)).copy()
     if not query.size:
-        return np.ones((num_kv_heads, dim), np.float32)
+        return identity
     step, group = max(1, -(-length // SAMPLE)), heads // num_kv_heads
     rows = query.size // (heads * length * dim) * group * -(-length // step)  # of a key head
     if rows < LEAST_ROWS:
-        return np.ones((num_kv_heads, dim), np.float32)
-    squares = np.zeros((num_kv_heads, dim))
-    for head in range(heads):
-        sampled = query[..., head, ::step, :]
-        for first in range(0, sampled.shape[-2], PIECE):
-            own = widened(sampled[..., first : first + PIECE, :]).reshape(-1, dim)
-            squares[head // group] += np.einsum("ld,ld->d", own, own) / rows
-    least = squares.max(axis=1, keepdims=True) * 4.0**-LARGEST_EXPONENT
-    with np.errstate(divide="ignore", invalid="ignore"):
-        exponents = 0.5 * np.log2(np.maximum(squares, least))
-        exponents -= exponents.mean(axis=1, keepdims=True)
-        rounded = np.round(exponents / STEP) * STEP
-    rounded[~np.isfinite(exponents).all(axis=1)] = 0  # no queries but zeros, or NaN or inf among them
-    return np.exp2(np.clip(rounded, -LARGEST_EXPONENT, LARGEST_EXPONENT)).astype(np.float32)
+        return identity
+    moments = np.zeros((num_kv_heads, dim, dim))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for head in range(heads):
+            sampled = query[..., head, ::step, :]
+            for first in range(0, sampled.shape[-2], PIECE):
+                own = widened(sampled[..., first : first + PIECE, :]).reshape(-1, dim).astype(np.float64)
+                moments[head // group] += own.T @ own / rows
+        result = moments.astype(np.float32)
+    trace = np.trace(result, axis1=1, axis2=2)
+    usable = np.isfinite(result).all(axis=(1, 2)) & (trace > 0)
+    return np.where(usable[:, None, None], result, identity)
+
+
+def to_text(metric):
+    """Second moments (or None) for a file's header."""
+    return None if metric is None else base64.b64encode(metric.tobytes()).decode("ascii")
+
+
+def from_text(text, num_kv_heads, dim):
+    """What `to_text` was given; ValueError where that cannot be."""
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError("its metric is not a text")
+    data = base64.b64decode(text, validate=True)
+    if len(data) != 4 * num_kv_heads * dim * dim:
+        raise ValueError(f"its metric has {len(data)} bytes; expected {4 * num_kv_heads * dim * dim}")
+    return np.frombuffer(data, np.float32).reshape(num_kv_heads, dim, dim)
 
 
 def check_metric(metric, num_kv_heads, dim):
-    """`metric` as a C-contiguous float32 array, or None."""
+    """`metric` as C-contiguous float32 second moments (num_kv_heads, dim, dim), or None; a diagonal is filled up."""
     if metric is None:
         return None
     try:
@@ -87,9 +96,17 @@ def check_metric(metric, num_kv_heads, dim):
             array = np.ascontiguousarray(metric, np.float32)
     except (TypeError, ValueError):
         raise TypeError(f"metric must be an array of numbers, got {type(metric).__name__}") from None
-    if array.shape != (num_kv_heads, dim):
-        raise ValueError(f"metric has shape {array.shape}; expected {(num_kv_heads, dim)}: key heads, dim")
-    wrong = ~((array > 0) & (array < np.inf))
-    if wrong.any():
-        raise ValueError(f"metric must be finite and above 0, got {array[wrong][0]}")
+    expected = (num_kv_heads, dim, dim)
+    if array.shape not in (expected, expected[:2]):
+        raise ValueError(f"metric has shape {array.shape}; expected {expected}, second moments of the queries of each key head, "
+                         f"or {expected[:2]}, their diagonals")
+    if not np.isfinite(array).all():
+        raise ValueError(f"metric must be finite, got {array[~np.isfinite(array)][0]}")
+    if array.ndim == 2:
+        array = array[:, :, None] * np.eye(dim, dtype=np.float32)
+    diagonal = np.diagonal(array, axis1=1, axis2=2)
+    if (diagonal < 0).any() or not (diagonal > 0).any(axis=1).all():
+        raise ValueError(f"metric must have diagonals of at least 0, not all 0 in a head, got {diagonal.min()}")
+    if not np.allclose(array, array.swapaxes(1, 2), rtol=1e-3, atol=1e-3 * float(diagonal.max())):
+        raise ValueError("metric must be symmetric: second moments E[q q^T] of queries")
     return array

@@ -1,4 +1,4 @@
-"""Plan: for each layer and head the path, the budget and the metric that its attention is worth."""
+"""Plan: attention settings for each layer and head, found by calibrate()."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from icecore._attention import (
     DEFAULT_WINDOW,
     Settings,
     attention,
-    cell_tolerance,
     check_tolerance,
     rounds,
 )
-from icecore._metric import LARGEST_EXPONENT
 
-FORMAT = 1
-#: In a cache, what heads get whose path is exact, or the window alone: all is opened, or hardly anything.
+FORMAT = 2
+#: Tolerances of heads lie within these. In a cache, heads whose path is exact get the least, those of the window alone the loosest.
 LEAST_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
+#: And the thresholds that go with them there: all is opened, or hardly anything.
+LEAST_THRESHOLD, LOOSEST_THRESHOLD = 1e-9, 2.0
 
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """What one key head and its query heads get.
+    """Settings of one key head and its query heads.
 
     Attributes
     ----------
@@ -39,16 +39,16 @@ class HeadPlan:
     cell_size : int
         Keys per cell, on average.
     tolerances : tuple of float
-        Of each query head; where the path is not near/far they are not used.
-    metric : tuple of float
-        Exponents of two, one a component, of what `query_metric` gave for the captured queries.
+        Of each query head: its error on the captures. Where the path is not near/far they are not used.
+    thresholds : tuple of float
+        Of each query head: how far cells were opened for it (icecore.h), where measuring starts in later calls.
     """
 
     path: str
     window: int | None
     cell_size: int
     tolerances: tuple
-    metric: tuple
+    thresholds: tuple
 
     def __post_init__(self):
         if self.path not in ("near_far", "window", "exact"):
@@ -57,9 +57,9 @@ class HeadPlan:
             integer(self.window, "window", 1)
         integer(self.cell_size, "cell_size", 1)
         object.__setattr__(self, "tolerances", tuple(map(check_tolerance, self.tolerances)))
-        object.__setattr__(self, "metric", tuple(float(exponent) for exponent in self.metric))
-        if not all(abs(exponent) <= LARGEST_EXPONENT for exponent in self.metric):
-            raise ValueError(f"metric must have exponents within {LARGEST_EXPONENT} of 0, got {self.metric}")
+        object.__setattr__(self, "thresholds", tuple(float(threshold) for threshold in self.thresholds))
+        if len(self.thresholds) != len(self.tolerances) or not all(0 < threshold < np.inf for threshold in self.thresholds):
+            raise ValueError(f"thresholds must be as many as tolerances, finite and above 0, got {self.thresholds}")
 
     def settings(self, causal, tolerance):
         """As `attention` takes them, for this key head alone."""
@@ -70,8 +70,8 @@ class HeadPlan:
         mean = max(float(np.mean(self.tolerances)), tolerance) if rounds(tolerance) else tolerance
         return Settings(
             1, mean, window=self.window, sinks=sinks, cell_size=self.cell_size,
-            head_tolerance=np.array([cell_tolerance(t) for t in self.tolerances], np.float32),
-            head_cell_size=np.array([self.cell_size]), metric=np.exp2(np.array([self.metric], np.float32)),
+            head_tolerance=np.array(self.tolerances, np.float32), head_threshold=np.array(self.thresholds, np.float32),
+            head_cell_size=np.array([self.cell_size]),
         )
 
 
@@ -90,6 +90,8 @@ class LayerPlan:
         ``mean |out - exact| / mean |exact|`` over the queries that were held out.
     seconds, exact_seconds : float
         Forecast for the calibrated length, and of exact attention.
+    dim : int
+        Width of queries and keys.
     """
 
     causal: bool
@@ -98,12 +100,14 @@ class LayerPlan:
     error: float
     seconds: float
     exact_seconds: float
+    dim: int
 
     def __post_init__(self):
         check_tolerance(self.tolerance)
-        shapes = {(len(head.tolerances), len(head.metric)) for head in self.heads}
-        if len(shapes) != 1 or 0 in next(iter(shapes)):
-            raise ValueError("heads must be at least one, each with as many tolerances and a metric as wide as the others'")
+        integer(self.dim, "dim", 1)
+        groups = {len(head.tolerances) for head in self.heads}
+        if len(groups) != 1 or 0 in groups:
+            raise ValueError("heads must be at least one, each with as many tolerances as the others")
         if not self.causal and any(head.window is not None for head in self.heads):
             raise ValueError("heads must have no window where the plan is not causal")
 
@@ -111,11 +115,6 @@ class LayerPlan:
     def query_heads(self):
         """Query heads of the layer."""
         return len(self.heads) * len(self.heads[0].tolerances)
-
-    @property
-    def dim(self):
-        """Width of queries and keys."""
-        return len(self.heads[0].metric)
 
     def check(self, query_heads, key_heads, dim, causal):
         """ValueError where a call has other heads, another width or causality than the plan."""
@@ -137,7 +136,7 @@ class LayerPlan:
             each = [head.settings(causal, self.tolerance) for head in self.heads[first:end]]
             joined = each[0]
             if joined.k is not None:
-                arrays = ("head_tolerance", "head_cell_size", "metric")
+                arrays = ("head_tolerance", "head_threshold", "head_cell_size")
                 joined = replace(
                     joined, tolerance=float(np.mean([s.tolerance for s in each])),
                     cell_size=round(float(np.mean([s.cell_size for s in each]))),
@@ -148,13 +147,14 @@ class LayerPlan:
         return parts
 
     def for_cache(self):
-        """(window, keys per cell, risk tolerated for each query head, metric): one window and cell size for all."""
-        budget = {"near_far": lambda t: t, "exact": lambda t: LEAST_TOLERANCE, "window": lambda t: LOOSEST_TOLERANCE}
+        """(window, keys per cell, tolerance and threshold of each query head): one window and cell size for all."""
+        fixed = {"exact": (LEAST_TOLERANCE, LEAST_THRESHOLD), "window": (LOOSEST_TOLERANCE, LOOSEST_THRESHOLD)}
         windows = [head.window or DEFAULT_WINDOW for head in self.heads]
         sizes = [head.cell_size for head in self.heads if head.path == "near_far"] or [CELL_SIZE]
-        risks = [cell_tolerance(budget[head.path](t)) for head in self.heads for t in head.tolerances]
-        metric = np.exp2(np.array([head.metric for head in self.heads], np.float32))
-        return max(windows), min(sizes), np.array(risks, np.float32), metric
+        pairs = [
+            fixed.get(head.path, pair) for head in self.heads for pair in zip(head.tolerances, head.thresholds, strict=True)
+        ]
+        return max(windows), min(sizes), *np.array(pairs, np.float32).T.copy()
 
     def content(self):
         """As of `Plan.content`."""
@@ -257,7 +257,7 @@ class Plan:
         lines = [
             f"plan for {len(self)} layers, {self.length} tokens: tolerance {self.tolerance:g}, error {self.error:.4f} on "
             f"held-out queries, {exact / seconds:.1f} times as fast as exact by forecast",
-            "a digit a query head: tolerance of a cell, 0 = up to 1/8 of the plan's, each next one twice as much; "
+            "one digit per query head: its error, 0 = up to 1/8 of the plan's tolerance, each next one twice as much; "
             "= exact, | window alone",
             "layer  error  heads (window, keys a cell)",
         ]

@@ -156,23 +156,29 @@ def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :,
 def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
                     const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
                     bint causal, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int64_t near_keys,
-                    int64_t visit, bint far_field, float cell_tolerance, const float[::1] head_tolerance,
-                    const float[:, ::1] metric, bint rounding, int64_t block, int64_t cell_size,
+                    int64_t visit, bint far_field, float tolerance, const float[::1] head_tolerance,
+                    const float[::1] head_threshold, const float[:, :, ::1] moments, bint rounding, int64_t block, int64_t cell_size,
                     const int64_t[::1] head_cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
-                    float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, int threads):
+                    float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, float[:, ::1] error,
+                    float[:, ::1] standard_error, int32_t[:, ::1] error_rows, int threads, float near_price=0, float node_price=0):
     cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, sinks, threads)
     set_mask(&p, keep, bias)
     cdef icecore_near_far options
     options.near_keys, options.visit, options.far_field = near_keys, visit, far_field
-    options.cell_tolerance, options.rounding = cell_tolerance, rounding
+    options.tolerance, options.rounding = tolerance, rounding
+    options.near_price, options.node_price = near_price, node_price
+    options.head_threshold = &head_threshold[0] if head_threshold is not None and head_threshold.size else NULL
     options.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
-    options.metric = &metric[0, 0] if metric is not None and metric.size else NULL
+    options.moments = &moments[0, 0, 0] if moments is not None and moments.size else NULL
     options.block, options.cell_size, options.seed = block, cell_size, seed
     options.head_cell_size = &head_cell_size[0] if head_cell_size is not None and head_cell_size.size else NULL
     options.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
     options.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
     options.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
     options.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
+    options.error = &error[0, 0] if error is not None and error.size else NULL
+    options.standard_error = &standard_error[0, 0] if standard_error is not None and standard_error.size else NULL
+    options.error_rows = &error_rows[0, 0] if error_rows is not None and error_rows.size else NULL
     options.seconds = &seconds[0] if seconds is not None and seconds.size else NULL
     cdef icecore_status status
     with nogil:
@@ -265,11 +271,12 @@ cdef class Arrays:
 # ---- Cache ----
 
 cdef icecore_cache_options cache_options_of(int64_t heads, int64_t dim, int64_t value_dim, int dtype, int64_t near_keys,
-                                            float cell_tolerance, int64_t block, int64_t sinks, int64_t cell_size,
-                                            uint64_t seed) noexcept:
+                                            float tolerance, int64_t block, int64_t sinks, int64_t cell_size,
+                                            uint64_t seed, const float[:, :, ::1] moments) noexcept:
     cdef icecore_cache_options o
     o.heads, o.dim, o.value_dim, o.dtype = heads, dim, value_dim, <icecore_dtype>dtype
-    o.near_keys, o.cell_tolerance, o.block, o.sinks, o.cell_size, o.seed = near_keys, cell_tolerance, block, sinks, cell_size, seed
+    o.near_keys, o.tolerance, o.block, o.sinks, o.cell_size, o.seed = near_keys, tolerance, block, sinks, cell_size, seed
+    o.moments = &moments[0, 0, 0] if moments is not None else NULL
     return o
 
 
@@ -281,16 +288,19 @@ cdef class Cache:
         icecore_cache_free(self.cache)
 
     @staticmethod
-    def create(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed):
-        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed)
+    def create(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed, moments):
+        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed,
+                                                        moments)
         cdef Cache new = Cache.__new__(Cache)
         check(icecore_cache_create(&o, &new.cache))
         return new
 
     @staticmethod
-    def map(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed, int64_t count, list arrays, bint own):
+    def map(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed, moments, int64_t count, list arrays,
+            bint own):
         """`count` caches of `arrays` (as of Arrays), in memory of their `own` or not. (list, None) or (None, reason)."""
-        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, cell_tolerance, block, sinks, cell_size, seed)
+        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed,
+                                                        moments)
         cdef Arrays given = Arrays(arrays)
         cdef Cache new
         cdef char reason[256]
@@ -339,18 +349,22 @@ cdef class Cache:
             raise error[0]
         check(status)
 
-    def append(self, int dtype, const element[:, :, :, :] keys, const element[:, :, :, :] values):
-        """(1, heads, tokens, dim) and (1, heads, tokens, value_dim)."""
-        cdef icecore_tensor key = tensor(keys), value = tensor(values)
-        cdef int64_t count = keys.shape[2]
+    def append(self, int dtype, const element[:, :, :, :] keys, const element[:, :, :, :] values, const element[:, :, :, :] queries):
+        """(1, heads, tokens, dim), (1, heads, tokens, value_dim) and (1, query heads, tokens, dim) or None."""
+        cdef icecore_tensor key = tensor(keys), value = tensor(values), query
+        cdef int64_t count = keys.shape[2], query_heads = 0
         cdef icecore_status status
+        memset(&query, 0, sizeof(query))
+        if queries is not None:
+            query, query_heads = tensor(queries), queries.shape[1]
         with nogil:
-            status = icecore_cache_append(self.cache, <icecore_dtype>dtype, key, value, count)
+            status = icecore_cache_append(self.cache, <icecore_dtype>dtype, key, value, query, query_heads, count)
         check(status)
 
     def attend(self, int dtype, const element[:, :, :, :] query, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
                int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass, float[:, :, ::1] missed_bound,
-               int32_t[:, :, ::1] summaries, const float[::1] head_tolerance, const float[:, ::1] metric, int threads):
+               int32_t[:, :, ::1] summaries, float[:, ::1] error, float[:, ::1] standard_error, int32_t[:, ::1] error_rows,
+               const float[::1] head_tolerance, const float[::1] head_threshold, int threads):
         """(1, query heads, queries, dim) and (1, query heads, queries, value_dim)."""
         cdef icecore_attention p
         cdef icecore_near_far report
@@ -365,18 +379,20 @@ cdef class Cache:
         report.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
         report.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
         report.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
+        report.error = &error[0, 0] if error is not None and error.size else NULL
+        report.standard_error = &standard_error[0, 0] if standard_error is not None and standard_error.size else NULL
+        report.error_rows = &error_rows[0, 0] if error_rows is not None and error_rows.size else NULL
         report.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
-        report.metric = &metric[0, 0] if metric is not None else NULL
+        report.head_threshold = &head_threshold[0] if head_threshold is not None and head_threshold.size else NULL
         cdef icecore_status status
         with nogil:
             status = icecore_cache_attend(self.cache, &p, &report)
         check(status)
 
-    def truncate(self, int64_t length, const float[:, ::1] metric, int threads):
-        cdef const float *of_heads = &metric[0, 0] if metric is not None else NULL
+    def truncate(self, int64_t length, int threads):
         cdef icecore_status status
         with nogil:
-            status = icecore_cache_truncate(self.cache, length, of_heads, threads)
+            status = icecore_cache_truncate(self.cache, length, threads)
         check(status)
 
     def evict(self, int64_t before):
@@ -424,14 +440,14 @@ cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
         "variance": copy_of(nodes.variance, nodes.count, sizeof(float)),
         "radius": copy_of(nodes.radius, nodes.count, sizeof(float)),
         "log2_count": copy_of(nodes.log2_count, nodes.count, sizeof(float)),
-        "log2_risk": copy_of(nodes.log2_risk, nodes.count, sizeof(float)),
+        "log2_weight": copy_of(nodes.log2_weight, nodes.count, sizeof(float)),
     }
 
 
-def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, metric, int64_t cell_size, uint64_t seed):
+def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, moments, int64_t cell_size, uint64_t seed):
     """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts.
 
-    `storage`: FLOAT32 or INT8; `metric`: float32 (dim), or None.
+    `storage`: FLOAT32 or INT8; `moments`: float32 (dim, dim), or None.
     """
     cdef icecore_segment *segment = NULL
     cdef int64_t count = keys.shape[0], dim = keys.shape[1], value_dim = values.shape[1]
@@ -440,13 +456,13 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
     cdef int64_t key_bytes = 4 * dim if storage == 0 else dim + (dim + 15) // 16 * 2
     cdef int64_t value_bytes = 4 * value_dim if storage == 0 else value_dim + (value_dim + 15) // 16 * 2
     cdef icecore_status status
-    cdef const float[::1] given = metric
-    if values.shape[0] != count or (metric is not None and given.shape[0] != dim):
+    cdef const float[:, ::1] given = moments
+    if values.shape[0] != count or (moments is not None and (given.shape[0] != dim or given.shape[1] != dim)):
         check(ICECORE_ERROR_VALUE)
-    cdef const float *metric_data = &given[0] if metric is not None else NULL
+    cdef const float *moments_data = &given[0, 0] if moments is not None else NULL
     with nogil:
         status = icecore_segment_build(<icecore_dtype>0, key_data, dim, value_data, value_dim, count, dim, value_dim,
-                                       <icecore_dtype>storage, metric_data, cell_size, seed, &segment)
+                                       <icecore_dtype>storage, moments_data, cell_size, seed, &segment)
     check(status)
     cdef icecore_segment_view view = icecore_segment_get(segment)
     try:
@@ -456,6 +472,7 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
             "values": copy_of(view.values, view.count, value_bytes),
             "metric": copy_of(view.metric, dim, sizeof(float)),
             "component_variance": copy_of(view.component_variance, dim, sizeof(float)),
+            "centre": copy_of(view.centre, dim, sizeof(float)),
             "cell": nodes_of(&view.cell, &view),
             "parent": nodes_of(&view.parent, &view),
         }

@@ -62,9 +62,11 @@ cdef extern from "icecore.h" nogil:
     ctypedef struct icecore_near_far:
         int64_t near_keys, visit
         int far_field
-        float cell_tolerance
+        float tolerance
         const float *head_tolerance
-        const float *metric
+        const float *head_threshold
+        float near_price, node_price
+        const float *moments
         int rounding
         int64_t block, cell_size
         const int64_t *head_cell_size
@@ -73,6 +75,9 @@ cdef extern from "icecore.h" nogil:
         float *captured_mass
         float *missed_bound
         int32_t *summaries
+        float *error
+        float *standard_error
+        int32_t *error_rows
         double *seconds
     icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options)
 
@@ -89,17 +94,18 @@ cdef extern from "icecore.h" nogil:
         int64_t heads, dim, value_dim
         icecore_dtype dtype
         int64_t near_keys
-        float cell_tolerance
+        float tolerance
         int64_t block, sinks, cell_size
         uint64_t seed
+        const float *moments
     ctypedef struct icecore_cache_state:
         int64_t length, evicted, first_query, sealed, segments, open, bytes
     icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result)
     void icecore_cache_free(icecore_cache *cache)
     icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
-                                        int64_t count) nogil
+                                        icecore_tensor queries, int64_t query_heads, int64_t count) nogil
     icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report) nogil
-    icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, const float *metric, int threads) nogil
+    icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads) nogil
     icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
     icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result) nogil
     icecore_cache_state icecore_cache_get(icecore_cache *cache) nogil
@@ -119,7 +125,7 @@ cdef extern from "icecore.h" nogil:
         const float *variance
         const float *radius
         const float *log2_count
-        const float *log2_risk
+        const float *log2_weight
 
     ctypedef struct icecore_segment_view:
         icecore_dtype dtype, mean_dtype
@@ -129,6 +135,7 @@ cdef extern from "icecore.h" nogil:
         const void *values
         const float *metric
         const float *component_variance
+        const float *centre
         icecore_nodes_view cell, parent
 
     icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,

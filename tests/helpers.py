@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from icecore import _native, reference
-from icecore.reference.cells import key_metric, summarize_tree
+from icecore.reference.cells import key_metric, moments_scale, summarize_tree
 from icecore.reference.dense import per_query_head
 from icecore.reference.pdci import true_scores
 
@@ -136,14 +136,32 @@ class NearFar(NamedTuple):
     captured_mass: np.ndarray
 
 
+class Measured(NamedTuple):
+    """What a call with a tolerance measured: arrays of (B, H)."""
+
+    error: np.ndarray
+    standard_error: np.ndarray
+    rows: np.ndarray
+
+
+def full_moments(moments, ndim):
+    """Second moments in float32, (..., d, d); diagonals, of one axis less than `ndim`, are filled up."""
+    array = np.asarray(moments, np.float32)
+    if array.ndim < ndim:
+        array = array[..., None] * np.eye(array.shape[-1], dtype=np.float32)
+    return np.ascontiguousarray(array)
+
+
 def near_far(
     query,
     key,
     value,
     *,
-    k,
-    risk=None,
-    metric=None,
+    k=1,
+    threshold=None,
+    tolerance=None,
+    head_tolerance=None,
+    moments=None,
     rounding=False,
     far_field=True,
     causal=False,
@@ -155,13 +173,22 @@ def near_far(
     scale=None,
     seed=0,
     threads=0,
+    return_measured=False,
 ):
-    """The core's near/far path, however short the input: arguments as `reference.near_far_attention`."""
+    """The core's near/far path, however short the input: arguments as `reference.near_far_attention`.
+
+    tolerance : float, optional; head_tolerance : (H,), optional
+        Thresholds are measured, from `threshold` on where it is given.
+    moments : (H_k, d, d) or, diagonals, (H_k, d), optional
+    return_measured : bool
+        Return `Measured` as well.
+    """
     query, key, value = (as_four(np.ascontiguousarray(a)) for a in (query, key, value))
     native = {"float32": _native.FLOAT32, "float16": _native.FLOAT16}.get(query.dtype.name, _native.BFLOAT16)
     shape = query.shape[:-1]
     out = np.empty((*shape, value.shape[-1]), query.dtype)
     result = NearFar(out, *(np.empty(shape, dtype) for dtype in (np.float32, np.int32, np.float32)))
+    measured = Measured(*(np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)))
     keep = bias = None
     if attn_mask is not None:
         mask = np.broadcast_to(attn_mask, (*shape, key.shape[2]))
@@ -179,9 +206,10 @@ def near_far(
         k,
         visit or k,
         far_field,
-        risk if np.ndim(risk) == 0 and risk is not None else 0.0,
-        np.asarray(risk, np.float32) if np.ndim(risk) else None,
-        None if metric is None else np.asarray(metric, np.float32),
+        tolerance or 0.0,
+        None if head_tolerance is None else np.asarray(head_tolerance, np.float32),
+        None if threshold is None else np.full(shape[1], threshold, np.float32),
+        None if moments is None else full_moments(moments, 3),
         rounding,
         block,
         cell_size if np.ndim(cell_size) == 0 else 1,
@@ -192,15 +220,16 @@ def near_far(
         None,
         None,
         None,
+        *(measured if return_measured else (None, None, None)),
         threads,
     )
-    return result
+    return (result, measured) if return_measured else result
 
 
-def segment(key, value, cell_size, seed, storage=_native.FLOAT32, metric=None):
+def segment(key, value, cell_size, seed, storage=_native.FLOAT32, moments=None):
     """The arrays of a sealed segment of the core, by name; "cell" and "parent" are dicts of arrays.
 
-    With storage=INT8 keys and values are pairs of codes and scales.
+    With storage=INT8 keys and values are pairs of codes and scales. moments: (d, d) or a diagonal (d,).
     """
     key, value = (np.ascontiguousarray(a, np.float32) for a in (key, value))
     types = {"offset": np.int64, "order": np.int32}
@@ -220,7 +249,8 @@ def segment(key, value, cell_size, seed, storage=_native.FLOAT32, metric=None):
         array = np.frombuffer(data, types.get(name, np.float32))
         return array.reshape(-1, width[name].shape[1]) if name in width else array
 
-    return arrays(_native.build_segment(key, value, storage, metric, cell_size, seed))
+    moments = None if moments is None else full_moments(moments, 2)
+    return arrays(_native.build_segment(key, value, storage, moments, cell_size, seed))
 
 
 def cell_members(arrays):
@@ -228,11 +258,12 @@ def cell_members(arrays):
     return np.split(arrays["order"], arrays["cell"]["offset"][1:-1])
 
 
-def core_tree(key, value, cell_size, seed, metric=None):
+def core_tree(key, value, cell_size, seed, moments=None):
     """The core's partition with the oracle's summaries: `tree_of` for `reference.near_far_attention`."""
-    arrays = segment(key, value, cell_size, seed, metric=None if metric is None else np.asarray(metric, np.float32))
+    arrays = segment(key, value, cell_size, seed, moments=moments)
     parent = np.repeat(np.arange(len(arrays["parent"]["offset"]) - 1), np.diff(arrays["parent"]["offset"]))
-    return summarize_tree(key, value, cell_members(arrays), parent, key_metric(np.float64(key)) if metric is None else metric)
+    metric = key_metric(np.float64(key)) if moments is None else moments_scale(full_moments(moments, 2))
+    return summarize_tree(key, value, cell_members(arrays), parent, metric)
 
 
 def run_python(code, timeout=120, **environment):

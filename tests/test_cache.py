@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import icecore
 from icecore import reference
-from icecore._attention import CELL_SIZE, cell_tolerance
+from icecore._attention import CELL_SIZE
 from icecore._cost_model import NATIVE_BFLOAT16
 
 WINDOW, SINKS, DIM = 32, 4, 16
@@ -44,9 +44,9 @@ def as_int8_stores(array, sealed):
 
 
 def whole(query, key, value, seed=0, k=1, tolerance=None):
-    """What `attention` makes of it with these windows."""
-    risk = None if tolerance is None else cell_tolerance(tolerance)
-    return near_far(query, key, value, k=k, risk=risk, causal=True, block=WINDOW, sinks=SINKS, cell_size=CELL_SIZE, seed=seed)
+    """`attention` over all of it, with these windows."""
+    options = {"causal": True, "block": WINDOW, "sinks": SINKS, "cell_size": CELL_SIZE}
+    return near_far(query, key, value, k=k, tolerance=tolerance, seed=seed, **options)
 
 
 def run(cache, query, key, value, chunks):

@@ -20,14 +20,21 @@ from hypothesis import strategies as st
 
 import icecore
 from icecore import reference
-from icecore._attention import CELL_SIZE, cell_tolerance
+from icecore._attention import CELL_SIZE
+from icecore.reference import THRESHOLDS
+from icecore.reference.measure import mass_scale
+from icecore.reference.near_far import query_moments
+from icecore.reference.random import segment_seed
 
 CAUSAL = {"causal": True, "block": 32, "sinks": 4, "cell_size": 8, "k": 24}
 BOTH_WAYS = {"sinks": 4, "cell_size": 8, "k": 24}
 PUBLISHED = {"far_field": False, "visit": 60}  # the rule of the paper: the tail is dropped
 SETTINGS = [CAUSAL, BOTH_WAYS, CAUSAL | PUBLISHED, BOTH_WAYS | PUBLISHED]
-RISKY = {"k": 1, "risk": 0.02}  # by tolerance instead of a count
-METRIC = 2.0 ** np.random.default_rng(4).integers(-3, 4, (2, 16))
+RISKY = {"k": 1, "threshold": 0.02}  # instead of a count
+#: Second moments of queries, for two key heads.
+DIAGONAL = np.stack([np.diag(4.0 ** np.random.default_rng((4, head)).integers(-3, 4, 16)) for head in range(2)])
+MIXED = np.random.default_rng(5).standard_normal((2, 16, 16)) * np.exp2(np.linspace(-2, 2, 16))
+MOMENTS = MIXED.swapaxes(1, 2) @ MIXED / 16
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both", "causal, drop", "both, drop"])
 
@@ -55,19 +62,21 @@ ORACLE_CASES = {
     "blocks of one key": ((1, 2, 90, 16), (1, 1, 90, 16), 16, CAUSAL | {"block": 1}),
     "cells of one key": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"cell_size": 1}),
     "one cell": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"cell_size": 1000}),
-    "causal, by tolerance": ((1, 3, 200, 16), (1, 1, 200, 16), 16, CAUSAL | RISKY),
-    "both ways, by tolerance": ((1, 3, 150, 16), (1, 1, 200, 16), 16, BOTH_WAYS | RISKY),
+    "causal, by threshold": ((1, 3, 200, 16), (1, 1, 200, 16), 16, CAUSAL | RISKY),
+    "both ways, by threshold": ((1, 3, 150, 16), (1, 1, 200, 16), 16, BOTH_WAYS | RISKY),
     "parents": ((1, 3, 60, 16), (1, 1, 3000, 16), 16, BOTH_WAYS | {"k": 10}),
-    "parents, by tolerance": ((1, 3, 60, 16), (1, 1, 2000, 16), 16, BOTH_WAYS | RISKY),
-    "parents, causal, by tolerance": ((1, 3, 100, 16), (1, 1, 1500, 16), 16, CAUSAL | RISKY | {"block": 128}),
+    "parents, by threshold": ((1, 3, 60, 16), (1, 1, 2000, 16), 16, BOTH_WAYS | RISKY),
+    "parents, causal, by threshold": ((1, 3, 100, 16), (1, 1, 1500, 16), 16, CAUSAL | RISKY | {"block": 128}),
     "blocks of most keys": ((1, 1, 40, 3), (1, 1, 140000, 3), 2, CAUSAL | {"block": 40000, "cell_size": 500}),
-    "tolerances of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"k": 1, "risk": (0.3, 0.02, 1e-3, 0.1)}),
-    "tolerances of heads, causal": ((2, 3, 200, 16), (2, 1, 200, 16), 16, CAUSAL | {"k": 1, "risk": (0.3, 0.02, 1e-3)}),
+    "thresholds of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"k": 1, "threshold": (0.3, 0.02, 1e-3, 0.1)}),
+    "thresholds of heads, causal": ((2, 3, 200, 16), (2, 1, 200, 16), 16, CAUSAL | {"k": 1, "threshold": (0.3, 0.02, 1e-3)}),
     "cells of heads": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"cell_size": (8, 25)}),
     "cells of heads, causal": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"cell_size": (32, 8)}),
-    "metric": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"metric": METRIC}),
-    "metric, causal, by tolerance": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"metric": METRIC}),
-    "metric, published": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | PUBLISHED | {"metric": METRIC}),
+    "diagonal moments": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"moments": DIAGONAL}),
+    "moments": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"moments": MOMENTS}),
+    "moments, causal, by threshold": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"moments": MOMENTS}),
+    "moments, published": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | PUBLISHED | {"moments": MOMENTS}),
+    "queries of the last tokens alone": ((1, 2, 30, 16), (1, 1, 400, 16), 16, CAUSAL),
     "k of one": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"k": 1}),
 }
 
@@ -130,12 +139,12 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("risky", [{}, {"risk": 0.02}], ids=["k", "tolerance"])
+@pytest.mark.parametrize("risky", [{}, {"threshold": 0.02}], ids=["k", "threshold"])
 @pytest.mark.parametrize("mask", MASKS)
 @each_setting
 def test_masks_equal_the_float64_oracle(isa, options, mask, risky):
     if risky and "far_field" in options:
-        pytest.skip("a tolerance needs the far field")
+        pytest.skip("a threshold needs the far field")
     query, key, value = clustered((1, 3, 150, 16), (1, 1, 400, 16), 16)
     options = options | risky | {"attn_mask": MASKS[mask](150, 400)}
     assert_equals_oracle(near_far(query, key, value, **options), query, key, value, options)
@@ -157,7 +166,7 @@ def test_what_hidden_keys_hold_does_no_harm(isa, options, garbage):
 
 
 @pytest.mark.parametrize("where", ["key", "value"])
-@pytest.mark.parametrize("options", [{"k": 24}, {"k": 24, "risk": 0.02}, {"k": 24, "far_field": False, "visit": 100}], ids=str)
+@pytest.mark.parametrize("options", [{"k": 24}, RISKY, {"k": 24, "far_field": False, "visit": 100}], ids=str)
 def test_a_nan_that_some_queries_see_stays_with_them(isa, options, where):
     """Queries of two documents side by side, whose keys lie in different cells."""
     query, key, value = clustered((1, 1, 240, 16), (1, 1, 400, 16), 16)
@@ -203,11 +212,11 @@ def test_bool_and_minus_infinity_agree(isa):
 @pytest.mark.parametrize("chunk", [29, 64])
 def test_masked_prefill_in_chunks_equals_prefill_at_once(isa, chunk):
     query, key, value = clustered((1, 6, 200, 16), (1, 2, 200, 16), 16)
-    mask = documents(200, 200, 3) | keep_some(200, 200, share=0.5)
-    whole = near_far(query, key, value, **CAUSAL, attn_mask=mask)
+    mask, options = documents(200, 200, 3) | keep_some(200, 200, share=0.5), CAUSAL | {"moments": MOMENTS}
+    whole = near_far(query, key, value, **options, attn_mask=mask)
     for begin in range(0, 200, chunk):
         end = min(begin + chunk, 200)
-        part = near_far(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], **CAUSAL, attn_mask=mask[begin:end, :end])
+        part = near_far(query[:, :, begin:end], key[:, :, :end], value[:, :, :end], **options, attn_mask=mask[begin:end, :end])
         np.testing.assert_allclose(part.out, whole.out[:, :, begin:end], atol=5e-6)
         np.testing.assert_array_equal(part.near_keys, whole.near_keys[:, :, begin:end])
 
@@ -302,10 +311,12 @@ def test_queries_before_the_first_key_give_zero():
 # ---- Causality ----
 
 
-@pytest.mark.parametrize("options", [CAUSAL, CAUSAL | RISKY, CAUSAL | PUBLISHED], ids=["far field", "tolerance", "published"])
+@pytest.mark.parametrize("options", [CAUSAL, CAUSAL | RISKY, CAUSAL | PUBLISHED], ids=["far field", "threshold", "published"])
 @pytest.mark.parametrize("chunk", [1, 29, 64])
 def test_prefill_in_chunks_equals_prefill_at_once(isa, chunk, options):
+    """With moments: of the queries of its own positions a chunk does not know all."""
     query, key, value = clustered((1, 6, 200, 16), (1, 2, 200, 16), 16)
+    options = options | {"moments": MOMENTS}
     whole = near_far(query, key, value, **options)
     for begin in range(0, 200, chunk):
         end = min(begin + chunk, 200)
@@ -318,17 +329,31 @@ def test_prefill_in_chunks_equals_prefill_at_once(isa, chunk, options):
         np.testing.assert_array_equal(part.near_keys, expected.near_keys)
 
 
+def with_other_keys(first, options, seed):
+    """The same queries before and after all keys from `first` on were exchanged: what rows before that give."""
+    query, key, value = clustered((1, 6, 200, 16), (1, 2, 200, 16), 16, seed=seed)
+    other_key, other_value = key.copy(), value.copy()
+    other_key[:, :, first:], other_value[:, :, first:] = 100, -100
+    results = near_far(query, key, value, **options), near_far(query, other_key, other_value, **options)
+    return (NearFar(*(a[:, :, :first] for a in result)) for result in results)
+
+
 @settings(max_examples=20)
 @given(first=st.integers(0, 199), published=st.booleans(), seed=st.integers(0, 100))
 def test_later_keys_change_nothing(first, published, seed):
-    options = CAUSAL | (PUBLISHED if published else {})
-    query, key, value = clustered((1, 6, 200, 16), (1, 2, 200, 16), 16, seed=seed)
-    before = near_far(query, key, value, **options)
-    other_key, other_value = key.copy(), value.copy()
-    other_key[:, :, first:], other_value[:, :, first:] = 100, -100
-    after = near_far(query, other_key, other_value, **options)
+    before, after = with_other_keys(first, CAUSAL | (PUBLISHED if published else {}), seed)
     for name in NearFar._fields:
-        assert_same_bits(getattr(after, name)[:, :, :first], getattr(before, name)[:, :, :first])
+        assert_same_bits(getattr(after, name), getattr(before, name))
+
+
+@settings(max_examples=20)
+@given(first=st.integers(0, 199), budget=st.sampled_from([RISKY, {"tolerance": 0.1}]), seed=st.integers(0, 100))
+def test_later_keys_change_no_threshold(first, budget, seed):
+    """Up to rounding: rows that open the same cells are summed together, of which later ones may be some."""
+    before, after = with_other_keys(first, CAUSAL | budget, seed)
+    np.testing.assert_allclose(after.out, before.out, atol=5e-6)
+    np.testing.assert_allclose(after.lse, before.lse, atol=5e-6)
+    np.testing.assert_array_equal(after.near_keys, before.near_keys)
 
 
 # ---- Reproducibility ----
@@ -438,19 +463,84 @@ def test_rounded_inputs_are_as_if_they_had_been_given(isa):
 # ---- A tolerance ----
 
 
+def head_error(actual, expected):
+    """What a tolerance is of: sum |difference| / sum |expected| over the rows of each head."""
+    difference, size = (np.linalg.norm(a, axis=-1).sum(axis=-1) for a in (decode(actual) - decode(expected), decode(expected)))
+    return difference / size
+
+
 @pytest.mark.parametrize("tolerance", [0.2, 0.1, 0.05, 0.02, 0.005])
 def test_a_tolerance_is_met_on_a_language_model(capture, tolerance):
     exact = icecore.attention(*capture, causal=True)
-    result = near_far(*capture, k=1, risk=cell_tolerance(tolerance), causal=True, block=128, sinks=16, cell_size=16,
-                      rounding=tolerance >= 0.01)
-    assert mean_row_error(result.out[0, :, 256:], exact[:, 256:]) < tolerance
+    result = near_far(*capture, tolerance=tolerance, causal=True, block=128, sinks=16, cell_size=16, rounding=tolerance >= 0.01)
+    assert head_error(result.out[0, :, 256:], exact[:, 256:]).max() < 1.3 * tolerance
 
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.05, 0.02])
 def test_a_tolerance_is_met_where_there_is_nothing_to_exploit(isa, tolerance):
     query, key, value = inputs((1, 2, 64, 64), (1, 1, 2048, 64), 64)
-    result = near_far(query, key, value, k=1, risk=cell_tolerance(tolerance), cell_size=16, rounding=True)
-    assert mean_row_error(result.out, icecore.attention(query, key, value)) < tolerance
+    result = near_far(query, key, value, tolerance=tolerance, cell_size=16, rounding=True)
+    assert head_error(result.out, icecore.attention(query, key, value)).max() < 1.3 * tolerance
+
+
+def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size):
+    """Thresholds (H,), whether all cells are scored (H,), and the curves of each head's rows, which all are measured."""
+    (_, heads, _, dim), keys = query.shape, key.shape[2]
+    moments = query_moments(query[0].astype(np.float64), keys - query.shape[2])
+    tree = core_tree(key[0, 0, sinks:], value[0, 0, sinks:], cell_size, segment_seed(0, sinks, keys - sinks), moments)
+    arrays = key[0, 0].astype(np.float64), value[0, 0].astype(np.float64), np.zeros(keys), [(sinks, tree)], np.arange(sinks)
+    thresholds, all_cells, curves = np.empty(heads), np.zeros(heads, bool), []
+    for h in range(heads):
+        for scored in (False, True):
+            rows = [reference.row_curve(q, *arrays, scale=dim**-0.5, all_cells=scored) for q in query[0, h].astype(np.float64)]
+            found = reference.choose_threshold(*reference.head_error(rows), tolerance)
+            if found:
+                break
+        thresholds[h], all_cells[h] = found, scored
+        curves.append(rows)
+    return thresholds, all_cells, curves
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.03])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_the_one_that_the_oracle_measures(isa, seed, tolerance):
+    """Of 32 queries all are measured; their masses are corrected by what the means lack in them together."""
+    query, key, value = clustered((1, 3, 32, 16), (1, 1, 2000, 16), 16, seed=seed)
+    query, options = query / 2, {"sinks": 4, "cell_size": 8}
+    result = near_far(query, key, value, tolerance=tolerance, **options)
+    thresholds, all_cells, curves = measured_by_the_oracle(query, key, value, tolerance, **options)
+    out, _, near, _ = reference.near_far_attention(
+        query, key, value, k=1, threshold=thresholds, all_cells=all_cells, tree_of=core_tree, **options
+    )
+    levels = np.array([np.flatnonzero(THRESHOLDS == threshold)[0] for threshold in thresholds])
+    mass = np.array([[c.summed_mass + mass_scale(rows) * c.mean_mass for c in rows] for rows in curves])  # (H, L, G)
+    _, exact_lse = reference.attention(query, key, value)
+    lse = exact_lse[0] + np.log(np.take_along_axis(mass, levels[:, None, None], axis=2)[..., 0])
+    same = result.near_keys == near  # nearly equal risks may swap
+    assert same.mean() > 0.98
+    assert 0 < near.mean() < 1500
+    assert (np.linalg.norm(result.out - out, axis=-1) <= 1e-5 * np.linalg.norm(out, axis=-1))[same].all()
+    np.testing.assert_allclose(result.lse[same], lse[None][same], atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [CAUSAL, BOTH_WAYS], ids=["causal", "both"])
+def test_each_head_has_a_tolerance_of_its_own(isa, options):
+    arrays, tolerances = clustered((1, 3, 300, 16), (1, 1, 600, 16), 16), np.array([0.3, 0.01, 0.1])
+    result = near_far(*arrays, **options, head_tolerance=tolerances)
+    exact = icecore.attention(*arrays, causal=options.get("causal", False))
+    assert (head_error(result.out, exact)[0] < 1.5 * tolerances).all()
+    assert result.near_keys[0, 0].mean() <= result.near_keys[0, 2].mean() <= result.near_keys[0, 1].mean()
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.02])
+def test_the_measured_error_is_about_the_true_one(capture, tolerance):
+    exact = icecore.attention(*capture, causal=True)
+    options = {"causal": True, "block": 128, "sinks": 16, "cell_size": 16}
+    result, measured = near_far(*capture, tolerance=tolerance, **options, return_measured=True)
+    true = head_error(result.out[0, :, 512:], exact[:, 512:])
+    assert (measured.rows >= 32).all()
+    assert (np.abs(measured.error[0] - true) < 3 * measured.standard_error[0]).all()
+    assert (measured.standard_error[0] < 0.3 * true + 0.5 * tolerance).all()
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, 1, 1.5, np.nan, np.inf])
@@ -539,8 +629,7 @@ def test_long_inputs_take_the_near_far_path(case):
     query, key, value = clustered((2, 8192, 8), (1, 8192, 8), 8)
     out, lse, info = icecore.attention(query, key, value, k=32, seed=4, return_lse=True, return_info=True, **public)
     assert info.path == "near_far"
-    metric = None if public.get("causal") else icecore.query_metric(query, 1)
-    expected = near_far(query, key, value, k=32, seed=4, cell_size=CELL_SIZE, rounding=True, metric=metric, **core)
+    expected = near_far(query, key, value, k=32, seed=4, cell_size=CELL_SIZE, rounding=True, **core)
     for actual, wanted in zip((out, lse, info.near_keys, info.captured_mass), expected, strict=True):
         assert_same_bits(actual, wanted[0])
 

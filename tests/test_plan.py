@@ -11,7 +11,6 @@ from test_nn_near_far_cache import random_weights
 
 import icecore
 from icecore import HeadPlan, LayerPlan, Plan, nn
-from icecore._attention import cell_tolerance
 from icecore._cost_model import NearFarAlways, use
 
 METRIC = (2, -1, 0, 3, 0, 0, -2, 1, 0, 0, 0, 0, 1, -1, 0, 0)
@@ -145,8 +144,8 @@ def test_a_call_does_what_the_plan_says():
     for i, head in enumerate(plan.heads):
         own = slice(2 * i, 2 * i + 2)
         expected = near_far(
-            query[own], key[i : i + 1], value[i : i + 1], k=1, risk=[cell_tolerance(t) for t in head.tolerances],
-            metric=[np.exp2(head.metric)], causal=True, block=head.window, sinks=16, cell_size=head.cell_size, seed=5,
+            query[own], key[i : i + 1], value[i : i + 1], head_tolerance=head.tolerances,
+            moments=4.0 ** np.array([head.metric]), causal=True, block=head.window, sinks=16, cell_size=head.cell_size, seed=5,
             rounding=True,
         )
         for actual, wanted in zip((out, lse, info.near_keys, info.captured_mass), expected, strict=True):

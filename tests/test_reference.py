@@ -1,5 +1,6 @@
 """The oracles themselves, against loops that spell out their definitions."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,9 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icecore import reference
-from icecore.reference.cells import key_metric, nearest_parent, summarize, summarize_tree
+from icecore.reference.cells import (
+    LEFT_OUT,
+    RIDGE,
+    key_metric,
+    moments_scale,
+    nearest_parent,
+    projection,
+    sampled,
+    sampled_mean,
+    summarize,
+    summarize_tree,
+)
 from icecore.reference.dense import top_k_attention, visible_count, visible_keys
-from icecore.reference.near_far import attend_one, exact_and_sealed, least_risk, log_risk, sealed_ranges
+from icecore.reference.near_far import (
+    attend_one,
+    exact_and_sealed,
+    least_risk,
+    log_mass,
+    log_risk,
+    log_spread,
+    query_moments,
+    sealed_ranges,
+)
 from icecore.reference.random import sample_without_replacement, segment_seed, split_mix
 
 # ---- Dense ----
@@ -170,13 +191,81 @@ def test_build_tree_finds_separate_groups():
             assert set(members) == set(np.concatenate(under))
 
 
+def cell_of(variance, *, count=10**9, radius=np.inf, mean_value=0.0):
+    """A tree of one cell, with one component in keys and values: values differ from their mean by 3."""
+    key, value = np.array([[1.0], [-1.0]]) * np.sqrt(variance), mean_value + np.array([[3.0], [-3.0]])
+    tree = summarize_tree(key, value, [np.array([0, 1])], [0], np.ones(1))
+    return dataclasses.replace(tree, cells=dataclasses.replace(tree.cells, count=np.array([count]), radius=np.array([radius])))
+
+
 def test_the_risk_is_the_spread_of_a_cells_weights():
     """Scores normal with variance x about z: exp(score) has the standard deviation exp(z) sqrt(e^x - 1), but for e^(x / 2)."""
     for x in (0.01, 0.5, 2.0, 8.0, 30.0):
-        key, value = np.array([[1.0], [-1.0]]) * np.sqrt(x), np.array([[3.0], [-3.0]])
-        tree = summarize_tree(key, value, [np.array([0, 1])], [0], np.ones(1))
+        tree = cell_of(x)
         (risk,) = log_risk(np.array([1.0]), 1.0, tree.cells, tree)
-        assert risk == pytest.approx(np.log(2 * np.sqrt(np.expm1(x)) * 3), rel=0.06)
+        assert risk == pytest.approx(np.log(1e9 * np.sqrt(np.expm1(x)) * 3), rel=0.06)
+
+
+@pytest.mark.parametrize("count", [2, 16, 256, 32768])
+def test_the_risk_does_not_reach_further_than_so_many_samples(count):
+    """The largest of n normal numbers is about sqrt(2 ln n); where x > 2 ln n it holds most of the sum of exponentials."""
+    for x in np.array([1.01, 2, 10, 100]) * 2 * np.log(count):
+        tree = cell_of(x, count=count)
+        (risk,) = log_risk(np.array([1.0]), 1.0, tree.cells, tree)
+        assert risk == pytest.approx(np.sqrt(2 * x * np.log(count)) + np.log(3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 256, 32768])
+def test_the_risk_grows_with_the_variance(count):
+    trees = [cell_of(x, count=count) for x in np.geomspace(1e-9, 1e3, 500)]
+    risks = [log_risk(np.array([1.0]), 1.0, tree.cells, tree)[0] for tree in trees]
+    assert (np.diff(risks) >= 0).all()
+
+
+@given(
+    seed=st.integers(0, 10**6), count=st.integers(1, 40), dim=st.integers(1, 9), size=st.floats(1e-3, 1e3),
+    scale=st.floats(-3, 3), own=st.booleans(),
+)
+def test_the_risk_never_exceeds_what_the_radius_allows(seed, count, dim, size, scale, own):
+    """No key of a cell weighs more than exp(|scale q| radius) of its mean, but for the rounding of the query."""
+    key, value, query = np.random.default_rng(seed).standard_normal((3, count, dim)) * size
+    metric = key_metric(key) if own else np.ones(dim)
+    members = [np.arange(count // 2), np.arange(count // 2, count)] if count > 1 else [np.arange(1)]
+    tree = summarize_tree(key, value, members, [0] * len(members), metric)
+    for nodes in (tree.cells, tree.parents):
+        largest = [(scale * (key[m] - key[m].mean(axis=0)) @ query[0]).max() for m in nodes.members]
+        bound = 1.004 * abs(scale) * np.linalg.norm(query[0] / metric) * nodes.radius
+        spread = log_spread(query[0], scale, nodes, tree)
+        assert (spread <= bound).all()
+        np.testing.assert_array_equal(log_spread(query[0], -scale, nodes, tree), spread)
+        np.testing.assert_array_less(largest, bound + 1e-9 * size**2)
+        weight = nodes.count * np.sqrt(nodes.value_variance + (value.mean(axis=0) ** 2).sum())
+        z = log_mass(query[0], scale, nodes, tree) - np.log(nodes.count)
+        np.testing.assert_allclose(log_risk(query[0], scale, nodes, tree), z + spread + np.log(weight))
+
+
+def test_the_mass_counts_as_one_more_component_of_the_values():
+    """Values alike in all keys leave no error in the output, but the mass may be wrong by so much of it."""
+    for mean in (0.0, 4.0, -40.0):
+        tree = cell_of(0.5, mean_value=mean)
+        (risk,) = log_risk(np.array([1.0]), 1.0, tree.cells, tree)
+        z, weight = log_mass(np.array([1.0]), 1.0, tree.cells, tree), np.sqrt(9 + mean**2)
+        assert risk == pytest.approx((z + log_spread(np.array([1.0]), 1.0, tree.cells, tree))[0] + np.log(weight))
+
+
+def test_queries_of_nothing_but_zeros_leave_an_order_of_risks():
+    key = np.array([[0.0], [1], [5], [9], [2], [2]])
+    tree = summarize_tree(key, key, [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])], [0, 0, 0], np.ones(1))
+    risk = log_risk(np.zeros(1), 1.0, tree.cells, tree)
+    assert -np.inf == risk[2] < risk[0] < risk[1]
+
+
+def test_a_segments_mean_value_is_that_of_sampled_finite_rows():
+    value = np.arange(2048.0).reshape(1024, 2)
+    value[6, 0], value[10, 1] = np.nan, np.inf  # sampled are 2, 6, 10, ...
+    rows = np.delete(np.arange(2, 1024, 4), [1, 2])
+    np.testing.assert_allclose(sampled_mean(value), value[rows].mean(axis=0))
+    np.testing.assert_array_equal(sampled_mean(np.nan * value), [0, 0])
 
 
 def test_key_metric():
@@ -191,15 +280,108 @@ def test_key_metric():
         np.testing.assert_array_equal(key_metric(nothing), np.ones(4))
 
 
+def test_moments_scale():
+    moments = np.diag([1.0, 4, 16, 0])
+    moments[0, 1] = moments[1, 0] = -1.5  # the diagonal alone counts
+    metric = moments_scale(moments)
+    np.testing.assert_allclose(metric[:3] / metric[0], [1, 2, 4])
+    assert metric[3] == pytest.approx(metric[2] / 64)  # at least
+    assert np.prod(metric) == pytest.approx(1)
+    for nothing in (np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1, 2, 3, np.inf])):
+        np.testing.assert_array_equal(moments_scale(nothing), np.ones(4))
+
+
+def second_moments(seed, dim, rank, count=500):
+    """E[q q^T] of queries that lie in `rank` directions, some of them longer than others."""
+    generator = np.random.default_rng(seed)
+    directions = generator.standard_normal((rank, dim)) * np.exp2(-np.arange(rank) / 2)[:, None]
+    query = generator.standard_normal((count, rank)) @ directions
+    return query.T @ query / count
+
+
+@given(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 24), st.integers(2, 2000))
+def test_a_projection_lacks_two_per_cent_of_the_distances_between_keys(seed, dim, rank, count):
+    """Expected squared distances of keys with independent components; and no distance becomes larger."""
+    moments = second_moments(seed, dim, rank)
+    key = np.random.default_rng(seed).standard_normal((count, dim)) * np.exp2(np.linspace(-3, 3, dim))
+    p = projection(moments, key)
+    assert len(p) <= dim
+    wanted = moments + RIDGE * moments.diagonal().mean() * np.eye(dim)
+    variance = key[sampled(count)].var(axis=0)
+    full, kept = (variance @ matrix.diagonal() for matrix in (wanted, p.T @ p))
+    assert (1 - LEFT_OUT) * full <= kept <= full * (1 + 1e-9)
+    assert np.linalg.eigvalsh(wanted - p.T @ p).min() >= -1e-9 * np.linalg.eigvalsh(wanted).max()
+
+
+def test_distances_under_a_projection_are_those_that_queries_see():
+    """On average over the queries, the squared difference of two keys' scores; here of keys with dependent components."""
+    moments, generator = second_moments(1, 24, 24), np.random.default_rng(2)
+    key = generator.standard_normal((400, 24)) @ generator.standard_normal((24, 24))
+    p = projection(moments, key)
+    assert len(p) < 24
+    difference = key[:200] - key[200:]
+    seen = np.einsum("nd,de,ne->n", difference, moments, difference)
+    assert ((difference @ p.T) ** 2).sum() == pytest.approx(seen.sum(), rel=0.05)
+
+
+def test_a_projection_is_as_narrow_as_what_queries_tell_apart():
+    key = np.random.default_rng(0).standard_normal((300, 24))
+    assert len(projection(second_moments(0, 24, 3), key)) == 3
+    skewed = key * np.where(np.arange(24) < 2, 100.0, 1.0)  # of the others hardly anything is left to explain
+    assert len(projection(np.eye(24), skewed)) == 2
+
+
+def test_components_in_which_keys_do_not_differ_are_left_out_of_a_projection():
+    key = np.random.default_rng(0).standard_normal((300, 5))
+    key[:, 1], key[7, 3] = 300.0, np.nan
+    p = projection(second_moments(0, 5, 5), key)
+    assert not p[:, [1, 3]].any()
+    assert p[:, [0, 2, 4]].any(axis=0).all()
+
+
+def test_a_projection_of_nothing_is_the_scale():
+    key = np.random.default_rng(0).standard_normal((300, 3))
+    for moments, rows in [(np.zeros((3, 3)), key), (np.diag([1.0, 4, 16]), key[:1]), (np.diag([1, np.inf, 2]), key)]:
+        np.testing.assert_array_equal(projection(moments, rows), np.diag(moments_scale(moments)))
+
+
+def test_pivots_go_by_what_a_component_contributes():
+    """The first row of P explains the component with the largest v M, wholly."""
+    key = np.random.default_rng(0).standard_normal((300, 3)) * [1, 10, 3]
+    moments = np.array([[9.0, 1, 0], [1, 1, 0], [0, 0, 2]])
+    p = projection(moments, key)
+    ridge = RIDGE * 4
+    np.testing.assert_allclose(p[0] * np.sqrt(1 + ridge), [1, 1 + ridge, 0], atol=1e-12)
+
+
+def test_cells_are_found_by_what_queries_tell_apart():
+    """Keys in 20 places of a plane that queries look at, which lies askew, and far apart in all other directions."""
+    generator = np.random.default_rng(0)
+    directions = np.linalg.qr(generator.standard_normal((10, 10)))[0]
+    place = generator.integers(20, size=600)
+    in_plane = 5 * generator.standard_normal((20, 2))[place] + 0.01 * generator.standard_normal((600, 2))
+    key = np.concatenate([in_plane, 30 * generator.standard_normal((600, 8))], axis=1) @ directions
+    moments = directions[:2].T @ directions[:2]
+    tree = reference.build_tree(key, key, cell_size=15, seed=0, moments=moments)
+    np.testing.assert_allclose(tree.metric, moments_scale(moments))
+    score = in_plane @ [0.6, 0.8]
+    within, without = (
+        sum(((score[m] - score[m].mean()) ** 2).sum() for m in each.cells.members) / ((score - score.mean()) ** 2).sum()
+        for each in (tree, reference.build_tree(key, key, cell_size=15, seed=0))
+    )
+    assert within < 0.2
+    assert without > 0.6
+
+
 @pytest.mark.parametrize("metric", [np.ones(2), np.array([3.0, 0.5])])
 def test_the_variance_of_scores_is_that_of_the_keys_along_the_query(metric):
     """But for a tenth, and whatever the metric: keys differ from the mean by 2 in one component and by 1 in the other."""
     key = np.array([[7.0, 1], [3, 1], [5, 2], [5, 0]])
     tree = summarize_tree(key, key, [np.arange(4)], [0], metric)
-    query = np.array([0.3, 0.9])
-    x = 0.9 * (key @ query).var() + 0.1 * ((query / metric) ** 2).sum() * tree.cells.variance[0]
-    (risk,) = log_risk(query, 1.0, tree.cells, tree)
-    expected = np.log(4) + query @ [5, 1] + 0.5 * np.log(x) + x / 4 * (1 + x / (12 + x)) + 0.5 * np.log(2.5)
+    query, scale = np.array([0.3, 0.9]), 0.5
+    x = scale**2 * (0.9 * (key @ query).var() + 0.1 * ((query / metric) ** 2).sum() * tree.cells.variance[0])
+    (risk,) = log_risk(query, scale, tree.cells, tree)
+    expected = np.log(4) + scale * query @ [5, 1] + 0.5 * np.log(x) + x / 4 * (1 + x / (12 + x)) + 0.5 * np.log(2.5 + 26)
     assert risk == pytest.approx(expected)
 
 
@@ -279,7 +461,7 @@ def test_attend_one_is_the_formula():
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
     out, lse, near, mass, margin = attend_one(
-        query, key, value, np.zeros(5), trees, np.array([4]), k=1, risk=None, far_field=True, visit=None, scale=scale
+        query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, far_field=True, visit=None, scale=scale
     )
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     far = 2 * math.exp(scale * query @ [0, 2])
@@ -298,7 +480,7 @@ def test_attend_one_by_the_published_rule():
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
     out, lse, near, mass, _ = attend_one(
-        query, key, value, np.zeros(5), trees, np.array([4]), k=1, risk=None, far_field=False, visit=2, scale=scale
+        query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, far_field=False, visit=2, scale=scale
     )
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     kept = weight[1] + weight[4]  # of the visited keys 0 and 1 the larger, and the exact one
@@ -306,6 +488,49 @@ def test_attend_one_by_the_published_rule():
     assert lse == pytest.approx(math.log(kept))
     assert near == 1
     assert mass == pytest.approx(kept / (kept + weight[0] + 2 * math.exp(scale * query @ [0, 2])))
+
+
+def test_query_moments():
+    """Of every eighth position of the sequence, wherever the queries begin; of all where these are fewer than 64 rows."""
+    query = np.random.default_rng(0).standard_normal((2, 400, 3))
+    query[1, 3, 0] = np.nan  # position 103
+    rows = [query[h, i] for i in range(400) for h in range(2) if (100 + i) % 8 == 7 and (h, i) != (1, 3)]
+    assert len(rows) == 99
+    np.testing.assert_allclose(query_moments(query, 100), np.mean([np.outer(q, q) for q in rows], axis=0))
+    few = [query[h, i] for i in range(200, 250) for h in range(2)]
+    np.testing.assert_allclose(query_moments(query[:, 200:250], 300), np.mean([np.outer(q, q) for q in few], axis=0))
+    assert query_moments(query[:, 200:231], 300) is None
+    assert query_moments(query[:, :0], 300) is None
+    long = np.ones((1, 2048 * 11, 1)) * (np.arange(2048 * 11) % 11 == 10)[:, None]
+    np.testing.assert_array_equal(query_moments(long, 0), [[1]])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_cells_are_found_by_the_moments_of_the_queries_that_stand_at_the_keys(causal):
+    query, key, value = inputs((2, 4, 300, 3), (2, 2, 400, 3), 5, "float64")
+    seen = []
+
+    def tree_of(rows, values, size, seed, moments):
+        (b, head, first), *_ = np.argwhere((key[..., :, :] == rows[0]).all(axis=-1))
+        seen.append((b, head, first, first + len(rows), moments))
+        return reference.build_tree(rows, values, cell_size=size, seed=seed, moments=moments)
+
+    options = {"k": 10, "causal": causal, "block": 64, "tree_of": tree_of}
+    reference.near_far_attention(query, key, value, **options)
+    assert len({each[:4] for each in seen}) == len(seen) >= 4
+    for b, head, first, end, moments in seen:
+        begin, stop = (max(first - 100, 0), max(end - 100, 0)) if causal else (0, 300)
+        expected = query_moments(query[b, 2 * head : 2 * head + 2, begin:stop], 100 + begin)
+        if end <= 100 and causal:
+            assert moments is None
+        else:
+            np.testing.assert_array_equal(moments, expected)
+    given, wanted = np.array([np.eye(3), 2 * np.eye(3)]), seen.copy()
+    seen.clear()
+    reference.near_far_attention(query, key, value, moments=given, **options)
+    assert len(seen) == len(wanted)
+    for _, head, _, _, moments in seen:
+        np.testing.assert_array_equal(moments, given[head])
 
 
 @pytest.mark.parametrize("causal", [False, True])

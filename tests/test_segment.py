@@ -18,15 +18,26 @@ def labels(members):
     return label
 
 
+def second_moments(dim, rank=None):
+    """E[q q^T] (dim, dim) of queries that lie in `rank` directions, some of them longer than others."""
+    directions = np.random.default_rng(dim).standard_normal((rank or dim, dim)) * np.exp2(-np.arange(rank or dim) / 2)[:, None]
+    return (directions.T @ directions).astype(np.float32)
+
+
+@pytest.mark.parametrize("moments", ["none", "diagonal", "full", "few directions"])
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
 @pytest.mark.parametrize(
     ("count", "dim", "cell_size"), [(1000, 16, 32), (500, 3, 8), (300, 130, 17), (257, 5, 4), (2000, 16, 8)]
 )
-def test_same_cells_as_the_oracle(isa, count, dim, cell_size, seed):
+def test_same_cells_as_the_oracle(isa, count, dim, cell_size, seed, moments):
     key, value = inputs((0, dim), (count, dim), 5)[1:]
     key = key * np.float32(0.9) ** np.arange(dim, dtype=np.float32)  # far from `is_unstructured`, which rounding could turn
-    expected = reference.build_tree(key, value, cell_size=cell_size, seed=seed)
-    tree = core_tree(key, value, cell_size, seed)
+    moments = {
+        "none": None, "diagonal": np.diag(np.float32(0.9) ** np.arange(dim, dtype=np.float32)), "full": second_moments(dim),
+        "few directions": second_moments(dim, 2),
+    }[moments]
+    expected = reference.build_tree(key, value, cell_size=cell_size, seed=seed, moments=moments)
+    tree = core_tree(key, value, cell_size, seed, moments)
     # a key halfway between two means may go to either, and moves both
     assert len(tree.parents.members) == len(expected.parents.members)
     assert np.mean(labels(tree.parents.members) == labels(expected.parents.members)) > 0.98
@@ -87,27 +98,30 @@ def test_invariants(isa, key, value_dim, cell_size, seed):
     np.testing.assert_array_equal(cells["values"], value[order])
 
     # summaries; a mean of numbers up to x is wrong by some roundoffs of x, and shows in all the rest
+    assert np.all((cells["centre"] >= key.min(axis=0)) & (cells["centre"] <= key.max(axis=0)))
     tree = core_tree(key, value, cell_size, seed)
     np.testing.assert_allclose(cells["metric"], tree.metric, rtol=1e-4)
     blur = 2.0**-24 * np.sqrt(count) * max(np.abs(key * tree.metric).max(), 1e-30) + 1e-30
     distance = np.sqrt(key.shape[1])
     for actual, expected in ((cells["cell"], tree.cells), (cells["parent"], tree.parents)):
-        np.testing.assert_allclose(actual["mean_key"] * tree.metric, expected.mean_key, atol=2 * blur)
+        mean_key = actual["mean_key"].astype(np.float64) + cells["centre"]
+        np.testing.assert_allclose(mean_key * tree.metric, expected.mean_key, atol=2 * blur)
         np.testing.assert_allclose(actual["mean_value"], expected.mean_value, atol=1e-5)
         np.testing.assert_allclose(np.sqrt(actual["variance"]), np.sqrt(expected.variance), rtol=1e-4, atol=4 * blur)
         np.testing.assert_allclose(actual["radius"], expected.radius, rtol=1e-4, atol=4 * blur * distance)
         np.testing.assert_allclose(actual["log2_count"], np.log2(expected.count), rtol=1e-6)
-        risk = np.exp2(actual["log2_risk"]) / expected.count
-        clear = (np.sqrt(expected.variance) > 1e4 * blur) & (expected.value_variance > 1e-3)
-        np.testing.assert_allclose(risk[clear], np.sqrt(expected.variance * expected.value_variance)[clear], rtol=1e-3)
+        weight = np.exp2(np.float64(actual["log2_weight"])) / expected.count
+        squared = expected.value_variance + (tree.mean_value**2).sum()
+        clear = squared > 1e-3
+        np.testing.assert_allclose(weight[clear], np.sqrt(squared)[clear], rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 40, 511, 700, 1024, 5000])
 def test_metric_and_component_variance_of_the_oracle(isa, count):
     key, value = inputs((0, 24), (count, 24), 5)[1:]
     key = (key + np.float32(2) * key[0]) * np.exp2(np.linspace(-3, 3, 24)).astype(np.float32)
-    for metric in (None, np.exp2(np.linspace(2, -2, 24)).astype(np.float32)):
-        cells, tree = segment(key, value, 16, 3, metric=metric), core_tree(key, value, 16, 3, metric)
+    for moments in (None, 4.0 ** np.linspace(2, -2, 24), second_moments(24)):
+        cells, tree = segment(key, value, 16, 3, moments=moments), core_tree(key, value, 16, 3, moments)
         np.testing.assert_allclose(cells["metric"], tree.metric, rtol=1e-5)
         np.testing.assert_allclose(cells["component_variance"], tree.component_variance, rtol=1e-4)
 
@@ -118,11 +132,32 @@ def test_keys_that_say_nothing_have_ones_for_a_metric(isa):
         one = np.zeros_like(key) if spoiled == 0 else np.where(np.arange(8) == 3, np.float32(spoiled), key)
         cells = segment(one, key, 16, 0)
         np.testing.assert_array_equal(cells["metric"], np.ones(8))
+    np.testing.assert_array_equal(segment(key, key, 16, 0, moments=np.zeros((8, 8)))["metric"], np.ones(8))
     one = segment(key[:1], key[:1], 16, 0)  # no key differs from its mean
     np.testing.assert_array_equal(one["component_variance"], np.ones(8))
     unused = segment(key * np.float32(np.arange(8) > 0), key, 16, 0)
     assert np.log2(unused["metric"]).min() == pytest.approx(np.log2(unused["metric"].max()) - 6, abs=1e-4)
     assert unused["component_variance"][0] == pytest.approx(0.1)
+
+
+def test_moments_that_say_nothing_leave_keys_as_they_are(isa):
+    key, value = inputs((0, 8), (500, 8), 5)[1:]
+    key = key * np.float32(0.5) ** np.arange(8, dtype=np.float32)
+    given = segment(key, value, 16, 0, moments=np.zeros((8, 8)))
+    np.testing.assert_array_equal(given["order"], segment(key, value, 16, 0, moments=np.zeros(8))["order"])
+    expected = reference.build_tree(key, value, cell_size=16, seed=0, moments=np.zeros((8, 8)))
+    assert [m.tolist() for m in cell_members(given)] == [m.tolist() for m in expected.cells.members]
+
+
+def test_an_offset_of_all_keys_costs_nothing(isa):
+    """Softmax does not notice it: cells are as tight, and their means as exact."""
+    key, value = inputs((0, 16), (600, 16), 5)[1:]
+    key = np.round(64 * key) / 64  # so that sums with the offset are exact
+    offset = np.where(np.arange(16) % 4 == 0, np.float32(256), np.float32(0))
+    plain, moved = (segment(rows, value, 16, 0, moments=second_moments(16))["cell"] for rows in (key, key + offset))
+    within = [(np.diff(cells["offset"]) * cells["variance"]).sum() for cells in (plain, moved)]
+    assert within[1] < 1.05 * within[0]
+    assert np.abs(moved["mean_key"]).max() < 5
 
 
 def test_equal_keys_share_a_cell():
@@ -147,7 +182,7 @@ def test_fewer_keys_than_a_cell_holds(isa, count):
     cells = segment(key, value, 32, 0)
     np.testing.assert_array_equal(cells["cell"]["offset"], [0, count])
     np.testing.assert_array_equal(cells["order"], np.arange(count))
-    np.testing.assert_allclose(cells["cell"]["mean_key"], key.mean(axis=0, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(cells["cell"]["mean_key"] + cells["centre"], key.mean(axis=0, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from
     float copy[CELLS_AT_ONCE], correction;
     ice_single_scores(t->kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->mean_dtype,
                       ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
-    const uint64_t open = t->kernels->row_open_cells(scores, count, cells->log2_risk + node, cells->variance + node, cells->log2_count + node,
-                                                     spread->variance[lane], spread->half_log2[lane], threshold);
+    for (int64_t c = 0; c < count; c++) scores[c] += spread->shift[lane];
+    const ice_node_facts facts = ice_facts_of(cells, node);
+    const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
+    const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold);
     if (t->options->missed_bound) {
         for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + spread->norm[lane] * cells->radius[node + c];
         t->kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);
     }
-    if (t->options->captured_mass || t->options->missed_bound) {
+    if (t->options->captured_mass || t->options->missed_bound || t->problem->lse) {
         memcpy(copy, scores, (size_t)count * sizeof *copy);
         t->kernels->row_softmax(copy, count, &t->few_far_maximum[lane], &t->few_far[lane], &correction);
     }

@@ -66,6 +66,11 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     if (panel->query_pairs) {
         kernels->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
         kernels->from_float32(ICECORE_BFLOAT16, panel->query_rows, panel->rounded_rows, p->dim * lanes);
+        for (int64_t t = 0; t < p->dim; t++) {   /* so that what is multiplied in float32 agrees; `correction` is free yet */
+            uint16_t *rounded = (uint16_t *)panel->correction;
+            kernels->from_float32(ICECORE_BFLOAT16, panel->queries + t * ICE_PANEL, rounded, ICE_PANEL);
+            kernels->to_float32(ICECORE_BFLOAT16, rounded, panel->queries + t * ICE_PANEL, ICE_PANEL);
+        }
     }
     panel->scale = (float)(p->scale * ICE_LOG2_E);
     for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) panel->queries[i] *= panel->scale;
@@ -195,6 +200,13 @@ void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {
                                       {H, H, 0, 0}, {0, H, 0, 0}, {H, 0, 0, 0}, {0, 0, 0, 0}};
 #undef H
     for (int lane = 0; lane < ICE_PANEL; lane += 4) memcpy(hiding + lane, four[(lanes >> lane) & 15], sizeof four[0]);
+}
+
+void ice_add_centre(const ice_panel *panel, int lane, const float *centre, float *lse) {
+    float score;
+    panel->kernels->row_scores(panel->query_rows + lane * panel->problem->dim, panel->problem->dim, ICECORE_FLOAT32, centre, panel->problem->dim, 1,
+                               &score);
+    *lse += (float)(ICE_LN_2 * (double)score);
 }
 
 float *ice_panel_rows(ice_panel *panel) {

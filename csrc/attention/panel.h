@@ -52,6 +52,9 @@ void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *v
 /* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
 
+/* *lse grows by the score of `centre`, which was taken off all keys, with a lane's query. */
+void ice_add_centre(const ice_panel *panel, int lane, const float *centre, float *lse);
+
 /* The accumulators once more, ICE_PANEL x value_dim, in the place of `values`. */
 float *ice_panel_rows(ice_panel *panel);
 

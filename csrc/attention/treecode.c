@@ -19,9 +19,6 @@
 #include "base/memory.h"
 #include "segment/threshold.h"
 
-/* A parent is expanded when its own risk is above this share of what opens a cell.  From 0.1 to 0.2 saves 2 to 5 % of the time at 8k to 128k for an
- * error that hardly changes (at 128k 1 to 8 %); 0.45 is better where tolerances are coarse, worse at 128k where they are fine. */
-#define EXPAND_SHARE 0.2f
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
 #define EXPAND_FACTOR 16
 #define LEAST_EXPANDED 2048
@@ -47,11 +44,13 @@ size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *op
            (size_t)levels * sizeof(ice_spread) + keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
 }
 
-static ice_treecode *lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch, char **rest) {
+ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch,
+                                   char **rest) {
     size_t nodes = (size_t)stack->nodes, keys = options->far_field ? 0 : (size_t)stack->keys;
     ice_treecode *t = (ice_treecode *)take(&scratch, sizeof *t);
     t->problem = p;
     t->options = options;
+    t->rules = NULL;
     t->stack = stack;
     t->scores = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
     t->risk = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
@@ -98,7 +97,7 @@ static void attend_by_rows(ice_treecode *t, const icecore_attention *from, int64
     }
 }
 
-static void attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
+void ice_treecode_attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
     ice_panel *panel = &t->panel;
     const int64_t end = ice_panel_visible(panel).end, value_dim = t->problem->value_dim;
     if (!attends_by_rows(t)) {
@@ -138,21 +137,22 @@ static void leave_out_marked(ice_treecode *t, int64_t number, int64_t count, flo
 
 /* ---- Steps 2 and 3 ---- */
 
-/* Scores and risks of the nodes of a run, whose rows are the next ones; `hidden` as in kernels->cell_risk. */
-static void score(ice_treecode *t, const ice_node_run *now, const float *hidden) {
+void ice_treecode_score(ice_treecode *t, const ice_node_run *now, uint64_t lanes) {
     const ice_nodes *nodes = now->nodes;
     const icecore_segment *s = now->from->segment;
     const ice_spread *spread = ice_spread_of(t, now->from);
-    float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL;
+    const ice_node_facts facts = ice_facts_of(nodes, now->node);
+    const ice_spreads rows = {spread->variance, spread->half_log2, spread->norm};
+    float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL, added[ICE_PANEL];
+    ice_panel_hiding(lanes | ~ice_used_lanes(t), added);
+    for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
     ice_panel_scores(&t->panel, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
-    t->kernels->cell_risk(scores, now->count, t->panel.lanes, nodes->log2_risk + now->node, nodes->variance + now->node, spread->variance,
-                          spread->half_log2, hidden, risk);
+    t->kernels->cell_risk(scores, now->count, t->panel.lanes, &facts, &rows, added, risk);
     if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
 }
 
-static void score_parents(ice_treecode *t) {
-    const int by_tolerance = ice_by_tolerance(t->options);
+void ice_treecode_score_parents(ice_treecode *t) {
     int64_t number = 0;
     t->rows = t->runs = 0;
     for (int64_t level = 0; level < t->stack->levels; level++) {
@@ -160,9 +160,9 @@ static void score_parents(ice_treecode *t) {
         if (!from->segment) continue;
         const ice_nodes *parents = &from->segment->parent, *cells = &from->segment->cell;
         t->run[t->runs] = (ice_node_run){from, parents, 0, parents->count, t->rows, number};
-        for (int64_t p = 0; !by_tolerance && p < parents->count; p++)
+        for (int64_t p = 0; !t->rules && p < parents->count; p++)
             t->count[t->rows + p] = (float)(cells->offset[parents->offset[p + 1]] - cells->offset[parents->offset[p]]);
-        score(t, &t->run[t->runs++], NULL);
+        ice_treecode_score(t, &t->run[t->runs++], ice_used_lanes(t));
         number += parents->count + cells->count;
     }
     t->parents = t->rows;
@@ -182,8 +182,7 @@ static int are_few(const ice_treecode *t, icecore_dtype dtype, uint64_t lanes) {
 /* The cells of every parent that some lane expands. */
 static void score_cells(ice_treecode *t, const float *threshold) {
     const uint64_t lanes = ice_used_lanes(t);
-    const int by_tolerance = ice_by_tolerance(t->options), few_apart = by_tolerance && !ice_is_masked(t);
-    float hidden[ICE_PANEL];
+    const int by_threshold = t->rules != NULL, few_apart = by_threshold && !ice_is_masked(t);
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r];
         const icecore_segment *s = parents->from->segment;
@@ -195,12 +194,11 @@ static void score_cells(ice_treecode *t, const float *threshold) {
                 ice_attend_cells_of_few(t, open, parents->from, node, count, threshold);
                 continue;
             }
-            ice_panel_hiding(open | ~lanes, hidden);
             const ice_node_run cells = {parents->from, &s->cell, node, count, t->rows, parents->number + parents->count + node};
             ice_node_run *last = &t->run[t->runs - 1];
-            for (int64_t c = 0; !by_tolerance && c < count; c++)
+            for (int64_t c = 0; !by_threshold && c < count; c++)
                 t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
-            score(t, &cells, open == lanes ? NULL : hidden);
+            ice_treecode_score(t, &cells, open);
             if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node) last->count += count;
             else t->run[t->runs++] = cells;
         }
@@ -218,17 +216,7 @@ static void open_nodes(ice_treecode *t, int64_t first_run, int64_t end_run, cons
     }
 }
 
-static float lane_tolerance(const ice_treecode *t, int lane) {
-    const float *of_head = t->options->head_tolerance;
-    if (!of_head) return t->options->cell_tolerance;
-    const ice_panel *panel = &t->panel;   /* spare lanes are the last row's */
-    int64_t row = panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1);
-    return of_head[ice_row_at(t->problem, panel->batch, panel->key_head, row).head];
-}
-
-/* The risk that one cell may have at a tolerance: a share of the norm of the sum of weighted values, which is guessed from the exact keys
- * and the parents. */
-static void tolerated_risk(ice_treecode *t, float *threshold) {
+void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL]) {
     const icecore_attention *p = t->problem;
     float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->panel.scores;
     ice_panel guess = t->panel;
@@ -254,19 +242,26 @@ static void tolerated_risk(ice_treecode *t, float *threshold) {
             float component = guess.accumulator[i * ICE_PANEL + lane];
             squared[lane] += component * component;
         }
-    for (int lane = 0; lane < ICE_PANEL; lane++)
-        threshold[lane] = log2f(lane_tolerance(t, lane)) + maximum[lane] + 0.5f * log2f(squared[lane]);
+    for (int lane = 0; lane < ICE_PANEL; lane++) log2_norm[lane] = maximum[lane] + 0.5f * log2f(squared[lane]);
+}
+
+/* The risks from which on each row opens cells and expands parents. */
+static void find_thresholds(ice_treecode *t, float *threshold, float *expand) {
+    ice_treecode_guess(t, threshold);
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        const ice_rule *rule = ice_rule_of(t, lane);
+        threshold[lane] = rule->exact ? INFINITY : threshold[lane] + log2f(rule->threshold);
+        expand[lane] = rule->exact ? INFINITY : rule->all_cells ? -INFINITY : threshold[lane] + log2f(ICE_EXPAND_SHARE);
+    }
 }
 
 static void choose(ice_treecode *t) {
     const icecore_near_far *options = t->options;
-    const int by_tolerance = ice_by_tolerance(options);
     float threshold[ICE_PANEL], expand[ICE_PANEL];
-    score_parents(t);
+    ice_treecode_score_parents(t);
     int64_t wanted = options->far_field ? options->near_keys : options->visit;
-    if (by_tolerance) {
-        tolerated_risk(t, threshold);
-        for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = threshold[lane] + log2f(EXPAND_SHARE);
+    if (t->rules) {
+        find_thresholds(t, threshold, expand);
     } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && LEAST_EXPANDED < t->stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > LEAST_EXPANDED ? wanted * EXPAND_FACTOR : LEAST_EXPANDED;
         ice_risk_threshold(t->kernels, t->risk, t->parents, t->panel.lanes, t->count, reached, expand);
@@ -275,7 +270,7 @@ static void choose(ice_treecode *t) {
     }
     open_nodes(t, 0, t->parent_runs, expand);
     score_cells(t, threshold);
-    if (!by_tolerance) {
+    if (!t->rules) {
         if (wanted >= t->stack->keys)
             for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
         else
@@ -388,7 +383,7 @@ static void add_far_field(ice_treecode *t) {
 
 /* ---- Step 6 ---- */
 
-/* The mass that means stand for in a row, where 2^maximum has mass 1. */
+/* The mass of means in a row, where 2^maximum has mass 1. */
 static float far_mass(const ice_treecode *t, int lane, float maximum) {
     float mass = 0.0f;
     if (t->far[lane] > 0.0f) mass += t->far[lane] * exp2f(t->panel.maximum[lane] - maximum);
@@ -397,17 +392,20 @@ static float far_mass(const ice_treecode *t, int lane, float maximum) {
 }
 
 /* accumulator: the panel's. */
-static void finish_row(ice_treecode *t, int lane, const float *accumulator) {
+static void finish_row(ice_treecode *t, int lane, const float *accumulator, const float *centre) {
     const icecore_attention *p = t->problem;
     const icecore_near_far *options = t->options;
     ice_panel *panel = &t->panel;
     ice_row row = ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane);
     ice_single *state = &t->near_field[lane];
+    if (t->rules && ice_rule_of(t, lane)->exact) return;
     ice_single_merge(state, p->value_dim, panel->maximum[lane], panel->sum[lane], accumulator);
     int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
+    /* what the means lack of the mass they stand for, as measured */
+    const float far = far_mass(t, lane, state->maximum), lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
     if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
     if (options->captured_mass) {
-        float missed = far_mass(t, lane, state->maximum), total = state->sum;
+        float missed = far + lacking, total = state->sum + lacking;
         if (t->dropped[lane] > 0.0f) {
             missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
             total += missed;
@@ -417,12 +415,14 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator) {
     }
     if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
     if (options->missed_bound) {
-        float exact = state->sum - far_mass(t, lane, state->maximum);
+        float exact = state->sum - far;
         if (exact < 0.0f) exact = 0.0f;
         float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
         options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? missed > 0.0f ? missed / (exact + missed) : 0.0f : 1.0f;
     }
     ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
+    if (p->lse && lacking != 0.0f && state->sum > 0.0f) p->lse[at] += log1pf(lacking / state->sum);
+    if (p->lse && centre) ice_add_centre(panel, lane, centre, &p->lse[at]);
 }
 
 /* sum[lane] = the weighted sum of squares of a row's components. */
@@ -448,25 +448,20 @@ static void find_spreads(ice_treecode *t) {
         add_squares(&t->panel, weight, dim, lanes, spread->variance);
         for (int lane = 0; lane < lanes; lane++)   /* a query of nothing but zeros leaves an order of risks */
             spread->half_log2[lane] = 0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
-        if (!t->options->missed_bound) continue;
         for (int64_t i = 0; i < dim; i++) weight[i] = 1.0f / (s->metric[i] * s->metric[i]);
         add_squares(&t->panel, weight, dim, lanes, spread->norm);
         for (int lane = 0; lane < lanes; lane++)   /* a little more, for the query's rounding */
             spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
+        t->kernels->scores(t->panel.queries, dim, lanes, s->centre, dim, 1, spread->shift);
     }
 }
 
-void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_kernels *kernels, const ice_stack *stack,
-                         ice_exact_keys exact, int64_t head, int64_t first_row, int lanes, void *scratch) {
-    char *rest;
-    ice_treecode *t = lay_out(p, options, stack, scratch, &rest);
-    ice_panel *panel = &t->panel;
+void ice_treecode_begin(ice_treecode *t, const ice_kernels *kernels) {
     t->kernels = kernels;
-    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
-    memset(t->near_accumulator, 0, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    memset(t->near_accumulator, 0, (size_t)t->problem->value_dim * ICE_PANEL * sizeof(float));
     find_spreads(t);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * p->value_dim};
+        t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * t->problem->value_dim};
         t->near_count[lane] = 0;
         t->few_scored[lane] = 0;
         t->far[lane] = t->few_far[lane] = t->dropped[lane] = 0.0f;
@@ -475,7 +470,17 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     }
     t->rows = t->runs = t->parent_runs = 0;
     t->mask.dense = 0;
-    attend_exact_keys(t, exact);
+}
+
+void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_rule *rules, const ice_kernels *kernels,
+                         const ice_stack *stack, ice_exact_keys exact, int64_t head, int64_t first_row, int lanes, void *scratch) {
+    char *rest;
+    ice_treecode *t = ice_treecode_lay_out(p, options, stack, scratch, &rest);
+    ice_panel *panel = &t->panel;
+    t->rules = rules;
+    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
+    ice_treecode_begin(t, kernels);
+    ice_treecode_attend_exact_keys(t, exact);
     if (stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);
     if (stack->nodes && options->far_field && t->mask.dense == ice_used_lanes(t)) {
         ice_panel_attend(panel, exact.sink_end, exact.open_begin);   /* never of a cache, which has no masks */
@@ -492,5 +497,5 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
         }
     }
     const float *accumulator = ice_panel_rows(panel);
-    for (int lane = 0; lane < lanes; lane++) finish_row(t, lane, accumulator + lane * p->value_dim);
+    for (int lane = 0; lane < lanes; lane++) finish_row(t, lane, accumulator + lane * p->value_dim, exact.centre);
 }

@@ -1,4 +1,5 @@
-/* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells. */
+/* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.  By tolerance, queries that
+ * have been attended are measured when the next blocks are sealed, on the segments that they saw. */
 #include "attention/treecode.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
@@ -12,15 +13,84 @@ typedef struct {
     int64_t blocks;                    /* wanted in the stacks */
     int last;                          /* whether the newest token is among them */
     int64_t tiles;                     /* panels of rows for each head */
+    int by_threshold;
+    enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring;   /* before or after blocks are sealed */
+    int64_t measured;                  /* queries */
+    int renews;                        /* as in ice_sample */
     _Atomic int status;
 } attend_call;
+
+static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
+    const icecore_cache *c = call->cache;
+    int64_t open_begin = c->head[head].sealed * c->options.block;
+    if (open_begin < c->evicted) open_begin = c->evicted;
+    return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks, NULL};
+}
+
+/* Kept queries that stand behind all that is sealed, and the first of them. */
+static int64_t usable_queries(const icecore_cache *c, int64_t *first) {
+    const ice_cache_queries *q = &c->queries;
+    int64_t sealed = c->sealed;
+    for (int64_t h = 0; h < c->options.heads; h++)
+        if (c->head[h].sealed > sealed) sealed = c->head[h].sealed;
+    for (*first = 0; *first < q->kept && q->position[*first] < sealed * c->options.block;) ++*first;
+    return q->kept - *first;
+}
+
+/* What of the newest kept queries is measured before this block's queries attend. */
+static void plan_measuring(attend_call *call, int by_tolerance) {
+    icecore_cache *c = call->cache;
+    ice_cache_queries *q = &c->queries;
+    const int64_t one_in = call->end_query - call->first_query < c->options.block / 4 ? ICE_NEW_IN_DECODING : ICE_NEW_IN_PROMPT;
+    int64_t first, usable = usable_queries(c, &first);
+    call->measuring = NOT_MEASURED;
+    if (!by_tolerance) return;
+    if (!q->known) {
+        call->renews = 1;
+        call->measured = usable < q->capacity ? usable : q->capacity;
+        if (call->measured >= 8 && call->blocks > 0) call->measuring = MEASURED_AFTER;
+    } else if (call->blocks > c->sealed && c->sealed > 0 && ice_is_measured(c->sealed, q->last, q->renewed, one_in, &call->renews)) {
+        const int64_t wanted = ice_measured_queries(q->group, call->renews);
+        call->measured = usable < wanted ? usable : wanted;
+        if (call->measured > 0) call->measuring = MEASURED_BEFORE;
+    }
+}
+
+static void measure(attend_call *call, int64_t head, void *scratch) {
+    const icecore_cache *c = call->cache;
+    const ice_cache_queries *q = &c->queries;
+    const int64_t first = q->kept - call->measured, row = call->problem.query_heads * c->options.dim;
+    icecore_attention problem = call->problem;
+    problem.dtype = ICECORE_FLOAT32;   /* as queries are kept */
+    ice_exact_keys exact = exact_keys(call, head);
+    if (q->position[first] < exact.open_begin) return;
+    const ice_sample sample = {
+        .problem = &problem, .given = &problem, .query = {q->query + first * row, 0, c->options.dim, row}, .position = q->position + first,
+        .count = call->measured, .options = &call->options, .kernels = ice_active_kernels(), .stack = c->head[head].stack, .exact = exact,
+        .key_head = head, .stands_for = 1.0, .renew = call->renews,
+    };
+    ice_measure(&sample, q->measured + head * q->group, q->rule + head * q->group, scratch);
+}
+
+/* As they are attended: what the rules call exact opens all. */
+static void apply_rules(const attend_call *call, int64_t head) {
+    const ice_cache_queries *q = &call->cache->queries;
+    for (int64_t i = head * q->group; i < (head + 1) * q->group; i++) {
+        q->applied[i] = q->rule[i];
+        if (q->rule[i].exact) q->applied[i] = (ice_rule){.all_cells = 1};
+    }
+}
 
 static void seal_task(void *context, int64_t head, void *scratch) {
     attend_call *call = context;
     if (!scratch) return;
-    icecore_status status = ice_cache_seal(call->cache, call->options.metric, head, call->blocks);
+    icecore_status status = ice_cache_fit_means(call->cache, head);
+    if (status == ICECORE_OK && call->measuring == MEASURED_BEFORE) measure(call, head, scratch);
+    if (status == ICECORE_OK) status = ice_cache_seal(call->cache, head, call->blocks);
     if (status == ICECORE_OK) status = ice_cache_fit_means(call->cache, head);
-    if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, call->options.metric, head);
+    if (status == ICECORE_OK && call->measuring == MEASURED_AFTER) measure(call, head, scratch);
+    if (status == ICECORE_OK && call->by_threshold) apply_rules(call, head);
+    if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, head);
     if (status != ICECORE_OK) atomic_store(&call->status, (int)status);
 }
 
@@ -30,10 +100,8 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads, head = index % heads, group = ice_group(&call->problem);
     const int64_t first = call->first_query * group + index / heads * ICE_PANEL, rest = call->end_query * group - first;
-    int64_t open_begin = c->head[head].sealed * c->options.block;
-    if (open_begin < c->evicted) open_begin = c->evicted;
-    const ice_exact_keys exact = {c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks};
-    ice_treecode_attend(&call->problem, &call->options, ice_active_kernels(), c->head[head].stack, exact, head, first,
+    ice_treecode_attend(&call->problem, &call->options, call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
+                        ice_active_kernels(), c->head[head].stack, exact_keys(call, head), head, first,
                         rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
 }
 
@@ -58,14 +126,16 @@ static icecore_status attend_block(attend_call *call) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads;
     const int64_t levels = ice_stack_most_levels(c->length, c->options.block);
-    const size_t bytes = ice_treecode_bytes(&call->problem, &call->options, levels, most_nodes(c, call->blocks));
+    const int64_t nodes = most_nodes(c, call->blocks);
+    const size_t bytes = ice_treecode_bytes(&call->problem, &call->options, levels, nodes);
+    const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, &call->problem, &call->options, levels, nodes, call->measured) : 1;
     icecore_status status;
     call->tiles = ((call->end_query - call->first_query) * ice_group(&call->problem) + ICE_PANEL - 1) / ICE_PANEL;
     if (call->tiles == 1) {
-        status = ice_parallel_for(heads, call->problem.threads, bytes, seal_and_attend_task, call);
+        status = ice_parallel_for(heads, call->problem.threads, bytes < measuring ? measuring : bytes, seal_and_attend_task, call);
         return status == ICECORE_OK ? (icecore_status)call->status : status;
     }
-    status = ice_parallel_for(heads, call->problem.threads, 1, seal_task, call);
+    status = ice_parallel_for(heads, call->problem.threads, measuring, seal_task, call);
     if (status == ICECORE_OK) status = (icecore_status)call->status;
     return status == ICECORE_OK ? ice_parallel_for(heads * call->tiles, call->problem.threads, bytes, attend_task, call) : status;
 }
@@ -73,6 +143,30 @@ static icecore_status attend_block(attend_call *call) {
 static icecore_tensor rows_of(const ice_open_rows *r, int values) {
     const int64_t width = values ? r->value_dim : r->dim;
     return (icecore_tensor){values ? ice_open_value(r, 0, 0) : ice_open_key(r, 0, 0), 0, r->capacity * width, width};
+}
+
+static void take_thresholds(icecore_cache *c, const float *threshold) {
+    ice_cache_queries *q = &c->queries;
+    for (int64_t i = 0; i < c->options.heads * q->group; i++) q->rule[i] = (ice_rule){.threshold = threshold[i]};
+    q->known = 1;
+}
+
+static void note_measuring(const attend_call *call) {
+    ice_cache_queries *q = &call->cache->queries;
+    q->known = 1;
+    q->last = call->measuring == MEASURED_BEFORE ? call->cache->sealed : call->blocks;
+    if (call->renews) q->renewed = q->last;
+}
+
+static void report_errors(const icecore_cache *c, const icecore_near_far *report) {
+    const ice_cache_queries *q = &c->queries;
+    for (int64_t i = 0; i < c->options.heads * q->group; i++) {
+        float error, standard;
+        ice_measured_error(&q->measured[i], &error, &standard);
+        if (report->error) report->error[i] = error;
+        if (report->standard_error) report->standard_error[i] = standard;
+        if (report->error_rows) report->error_rows[i] = (int32_t)q->measured[i].tested_rows;
+    }
 }
 
 static icecore_status attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *report) {
@@ -96,13 +190,17 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     icecore_status status = ice_check_problem(p);
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     const int64_t first = c->length - p->queries;
-    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads) || !ice_all_positive(report->metric, o->heads * o->dim))
+    const int by_tolerance = o->tolerance > 0.0f || report->head_tolerance;
+    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads) || !ice_all_positive(report->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
         if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
     call.options.near_keys = o->near_keys;
-    call.options.cell_tolerance = o->cell_tolerance;
+    call.options.tolerance = o->tolerance;
     call.options.far_field = 1;
+    call.by_threshold = by_tolerance || report->head_threshold;
+    status = ice_queries_begin(c, p->query_heads / o->heads);
+    if (status == ICECORE_OK && report->head_threshold && !c->queries.known) take_thresholds(c, report->head_threshold);
     for (int64_t position = first; position < c->length && status == ICECORE_OK;) {
         int64_t end = (position / o->block + 1) * o->block;
         if (end > c->length) end = c->length;
@@ -118,10 +216,16 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
             call.sinks.key = rows_of(c->sinks, 0);
             call.sinks.value = rows_of(c->sinks, 1);
         }
+        plan_measuring(&call, by_tolerance);
         status = attend_block(&call);
+        if (status == ICECORE_OK && call.measuring) note_measuring(&call);
         if (status == ICECORE_OK && call.blocks > c->sealed) ice_cache_sealed(c, call.blocks);
+        icecore_tensor queries = p->query;
+        queries.data = ice_address(&p->query, p->dtype, 0, 0, position - first);
+        if (status == ICECORE_OK) status = ice_queries_note(c, p->dtype, queries, position, end - position);
         position = end;
     }
+    if (status == ICECORE_OK) report_errors(c, report);
     return status;
 }
 

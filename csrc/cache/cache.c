@@ -11,19 +11,20 @@
 
 icecore_status ice_cache_check_options(const icecore_cache_options *o) {
     if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
-        o->dtype > ICECORE_INT8 || !(o->cell_tolerance >= 0.0f) || (o->cell_tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
-        o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1)
+        o->dtype > ICECORE_INT8 || !(o->tolerance >= 0.0f) || (o->tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
+        o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1 ||
+        !ice_are_moments(o->moments, o->heads, o->dim))
         return ICECORE_ERROR_VALUE;
     return ICECORE_OK;
 }
 
-icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cache **result) {
-    if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
-    if (ice_cache_check_options(o) != ICECORE_OK) return ICECORE_ERROR_VALUE;
+/* An empty cache without moments. */
+static icecore_status create(const icecore_cache_options *o, icecore_cache **result) {
     icecore_cache *c = ice_alloc(1, sizeof *c);
     if (!c) return ICECORE_ERROR_MEMORY;
     memset(c, 0, sizeof *c);
     c->options = *o;
+    c->options.moments = NULL;
     pthread_mutex_init(&c->lock, NULL);
     c->head = ice_alloc(o->heads, sizeof *c->head);
     icecore_status status = c->head ? ICECORE_OK : ICECORE_ERROR_MEMORY;
@@ -35,8 +36,29 @@ icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cach
     return status;
 }
 
+icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cache **result) {
+    if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
+    if (ice_cache_check_options(o) != ICECORE_OK) return ICECORE_ERROR_VALUE;
+    icecore_cache *c;
+    icecore_status status = create(o, &c);
+    if (status == ICECORE_OK && o->moments) {
+        const size_t bytes = (size_t)(o->heads * o->dim * o->dim) * sizeof(float);
+        c->moments = ice_alloc(1, sizeof *c->moments + bytes);
+        if (!c->moments) {
+            icecore_cache_free(c);
+            return ICECORE_ERROR_MEMORY;
+        }
+        atomic_init(&c->moments->owners, 1);
+        memcpy(c->moments->number, o->moments, bytes);
+    }
+    if (status == ICECORE_OK) *result = c;
+    return status;
+}
+
 void icecore_cache_free(icecore_cache *c) {
     if (!c) return;
+    if (c->moments && atomic_fetch_sub(&c->moments->owners, 1) == 1) ice_free(c->moments);
+    ice_queries_free(c);
     for (int64_t h = 0; c->head && h < c->options.heads; h++) {
         ice_stack_free(c->head[h].stack);
         ice_cache_drop_pending(&c->head[h], INT64_MAX, 0);
@@ -50,7 +72,7 @@ void icecore_cache_free(icecore_cache *c) {
 
 static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
     icecore_cache *copy;
-    icecore_status status = icecore_cache_create(&c->options, &copy);
+    icecore_status status = create(&c->options, &copy);
     if (status != ICECORE_OK) return status;
     for (int64_t h = 0; h < c->options.heads && status == ICECORE_OK; h++) {
         ice_stack *stack;
@@ -60,6 +82,9 @@ static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
         copy->head[h] = (ice_cache_head){.stack = stack, .sealed = c->head[h].sealed};
         for (int i = 0; i < ICE_NEXT_RANGES; i++) copy->head[h].pending[i] = ice_pending_share(c->head[h].pending[i]);
     }
+    copy->moments = c->moments;
+    if (c->moments) atomic_fetch_add(&c->moments->owners, 1);
+    if (status == ICECORE_OK) status = ice_queries_copy(c, copy);
     if (status != ICECORE_OK) {
         icecore_cache_free(copy);
         return status;
@@ -154,13 +179,18 @@ static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tens
     return ICECORE_OK;
 }
 
-icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                                    icecore_tensor queries, int64_t query_heads, int64_t count) {
     if (dtype > ICECORE_BFLOAT16 || count < 0 || (count && (!keys.data || !values.data))) return ICECORE_ERROR_VALUE;
+    if (queries.data && (query_heads < 1 || query_heads % c->options.heads)) return ICECORE_ERROR_VALUE;
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     pthread_mutex_lock(&c->lock);
     icecore_status status = ICECORE_OK;
     if (count > INT32_MAX - c->length) status = ICECORE_ERROR_VALUE;
-    else if (count) status = append(c, dtype, keys, values, count);
+    else if (count && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
+    if (status == ICECORE_OK && count && queries.data) status = ice_queries_note(c, dtype, queries, c->length, count);
+    if (status == ICECORE_OK && count) status = append(c, dtype, keys, values, count);
+    if (status != ICECORE_OK) ice_queries_truncate(c, c->length);
     pthread_mutex_unlock(&c->lock);
     return status;
 }
@@ -188,23 +218,25 @@ icecore_status ice_cache_fit_means(icecore_cache *c, int64_t head) {
     return ICECORE_OK;
 }
 
-ice_source ice_cache_source(const icecore_cache *c, const float *metric, int64_t head) {
+ice_source ice_cache_source(const icecore_cache *c, const ice_cache_metric *metric) {
     const icecore_cache_options *o = &c->options;
-    const int64_t origin = c->open ? c->open->first : 0;
+    const int64_t head = metric->head, origin = c->open ? c->open->first : 0;
     return (ice_source){
         .dtype = ice_open_dtype(&c->options), .storage = o->dtype, .means = ice_cache_means(c),
         .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
         .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
         .skip = first_in_cells(c), .block = o->block, .cell_size = o->cell_size, .seed = o->seed,
-        .metric = metric ? metric + head * o->dim : NULL,
+        .moments = ice_cache_moments, .moments_context = metric,
+        .query_numbers = c->moments ? 0 : ice_query_numbers(o->dim), .add_query_sums = ice_add_query_sums,
     };
 }
 
-icecore_status ice_cache_seal(icecore_cache *c, const float *metric, int64_t head, int64_t blocks) {
+icecore_status ice_cache_seal(icecore_cache *c, int64_t head, int64_t blocks) {
     ice_cache_head *h = &c->head[head];
     if (h->sealed >= blocks) return ICECORE_OK;
-    const ice_source source = ice_cache_source(c, metric, head);
+    const ice_cache_metric metric = {c, head};
+    const ice_source source = ice_cache_source(c, &metric);
     ice_stacked ready[ICE_NEXT_RANGES] = {{0}};
     ice_stack *stack;
     icecore_status status = ICECORE_OK;
@@ -224,6 +256,7 @@ icecore_status ice_cache_seal(icecore_cache *c, const float *metric, int64_t hea
 
 void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->sealed = blocks;
+    ice_queries_forget(c, blocks, INT64_MAX);
     ice_open_rows *r = c->open;
     const int64_t first = blocks * c->options.block, kept = c->length - first;
     if (r->capacity <= kept + 2 * c->options.block) return;
@@ -236,7 +269,7 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->open = own;
 }
 
-icecore_status ice_cache_prepare(icecore_cache *c, const float *metric, int64_t head) {
+icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
     const int64_t block = c->options.block, offset = (c->length - 1) % block;
     /* heads one after another, so that their larger steps do not coincide; ready with a sixteenth of the block to spare */
     const int64_t begin = head * block / (16 * c->options.heads), ready = block - block / 16;
@@ -249,7 +282,8 @@ icecore_status ice_cache_prepare(icecore_cache *c, const float *metric, int64_t 
         ice_pending **pending = &h->pending[i];
         icecore_status status = ICECORE_OK;
         if (!*pending) {
-            const ice_source source = ice_cache_source(c, metric, head);
+            const ice_cache_metric metric = {c, head};
+            const ice_source source = ice_cache_source(c, &metric);
             status = ice_pending_begin(&source, h->stack, c->open, next[i].first, next[i].end, pending);
             if (status == ICECORE_OK) (*pending)->begun = offset;
         }
@@ -277,7 +311,6 @@ void ice_cache_drop_pending(ice_cache_head *head, int64_t first, int64_t end) {
 typedef struct {
     icecore_cache *cache;
     int64_t blocks, length;
-    const float *metric;
     ice_open_rows *open;
     ice_stack **stack;
     icecore_status *status;
@@ -288,7 +321,8 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const reseal_call *call = context;
     const icecore_cache *c = call->cache;
     const ice_kernels *kernels = ice_active_kernels();
-    const ice_source source = ice_cache_source(c, call->metric, head);
+    const ice_cache_metric metric = {c, head};
+    const ice_source source = ice_cache_source(c, &metric);
     const icecore_dtype dtype = ice_open_dtype(&c->options);
     const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
     const size_t element = ice_element_size(dtype);
@@ -318,9 +352,9 @@ static void reseal(void *context, int64_t head, void *scratch) {
     ice_source_end(&rows);
 }
 
-static icecore_status reseal_all(icecore_cache *c, int64_t length, const float *metric, int threads) {
+static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
     const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
-    reseal_call call = {c, blocks, length, metric, new_rows(c, first, length - first + spare_rows(c)), ice_alloc(heads, sizeof *call.stack),
+    reseal_call call = {c, blocks, length, new_rows(c, first, length - first + spare_rows(c)), ice_alloc(heads, sizeof *call.stack),
                         ice_alloc(heads, sizeof *call.status)};
     icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);
@@ -337,6 +371,8 @@ static icecore_status reseal_all(icecore_cache *c, int64_t length, const float *
         c->open = call.open;
         c->sealed = blocks;
         c->length = length;
+        /* what is open again has no sums of its own */
+        ice_queries_forget(c, blocks, (length + c->options.block - 1) / c->options.block);
     } else {
         for (int64_t h = 0; call.stack && h < heads; h++) ice_stack_free(call.stack[h]);
         ice_open_rows_release(call.open, 1);
@@ -353,7 +389,7 @@ static int64_t most_sealed(const icecore_cache *c) {
     return most;
 }
 
-static icecore_status forget(icecore_cache *c, int64_t length, const float *metric, int threads) {
+static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
     const int64_t block = c->options.block, sealed = most_sealed(c);
     const int64_t wanted = length ? ice_wanted_blocks(c, length - 1) : 0;
     if (length > c->length || (length < c->evicted && length > c->options.sinks)) return ICECORE_ERROR_VALUE;
@@ -361,21 +397,22 @@ static icecore_status forget(icecore_cache *c, int64_t length, const float *metr
         /* none of what was evicted is left */
         int64_t evicted = c->evicted;
         c->evicted = 0;
-        icecore_status status = reseal_all(c, length, metric, threads);
+        icecore_status status = reseal_all(c, length, threads);
         if (status != ICECORE_OK) c->evicted = evicted;
         return status;
     }
-    if (sealed > wanted && length - sealed * block < block - block / 8) return reseal_all(c, length, metric, threads);
+    if (sealed > wanted && length - sealed * block < block - block / 8) return reseal_all(c, length, threads);
     for (int64_t h = 0; h < c->options.heads; h++) ice_cache_drop_pending(&c->head[h], 0, length);
     c->length = length;
     return ICECORE_OK;
 }
 
-icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, const float *metric, int threads) {
-    if (length < 0 || !ice_all_positive(metric, c->options.heads * c->options.dim)) return ICECORE_ERROR_VALUE;
+icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, int threads) {
+    if (length < 0) return ICECORE_ERROR_VALUE;
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     pthread_mutex_lock(&c->lock);
-    icecore_status status = length == c->length ? ICECORE_OK : forget(c, length, metric, threads);
+    icecore_status status = length == c->length ? ICECORE_OK : forget(c, length, threads);
+    if (status == ICECORE_OK) ice_queries_truncate(c, length);
     pthread_mutex_unlock(&c->lock);
     return status;
 }
@@ -406,7 +443,7 @@ icecore_cache_state icecore_cache_get(icecore_cache *c) {
     s.first_query = most_sealed(c) * c->options.block;
     if (s.first_query) s.first_query--;
     s.open = c->length - s.sealed;
-    s.bytes = bytes_of(c->sinks) + bytes_of(c->open);
+    s.bytes = bytes_of(c->sinks) + bytes_of(c->open) + ice_queries_bytes(c);
     for (int64_t h = 0; h < c->options.heads; h++) {
         const ice_stack *stack = c->head[h].stack;
         for (int64_t i = 0; i < stack->levels; i++) {

@@ -11,6 +11,7 @@
 #include "attention/panel.h"
 #include "cache/open_rows.h"
 #include "cache/pending.h"
+#include "cache/queries.h"
 #include "segment/stack.h"
 
 /* One key head. */
@@ -20,6 +21,12 @@ typedef struct {
     ice_pending *pending[ICE_NEXT_RANGES];   /* what the stack of one block more will need; NULL: not begun, or nothing to build */
 } ice_cache_head;
 
+/* Second moments that the caller gave, shared by forks. */
+typedef struct {
+    atomic_int owners;
+    float number[];                    /* heads x dim x dim */
+} ice_given_moments;
+
 struct icecore_cache {
     pthread_mutex_t lock;              /* one call at a time */
     icecore_cache_options options;
@@ -27,6 +34,8 @@ struct icecore_cache {
     int64_t sealed;                    /* blocks in every head's stack */
     ice_open_rows *sinks, *open;       /* NULL before the first token */
     ice_cache_head *head;              /* options.heads */
+    ice_given_moments *moments;        /* NULL: those of the queries seen */
+    ice_cache_queries queries;
 };
 
 /* Of options.block and options.sinks: so that sums of a few do not overflow. */
@@ -51,17 +60,17 @@ static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o) {
     return o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
 }
 
-/* Where a head's keys are for sealing, at present.  metric: of all heads, as in icecore_near_far. */
-ice_source ice_cache_source(const icecore_cache *cache, const float *metric, int64_t head);
+/* Where a head's keys are for sealing, at present. */
+ice_source ice_cache_source(const icecore_cache *cache, const ice_cache_metric *metric);
 
 /* Lets go of the head's segments in the making that begin before `first` or end after `end`: with INT64_MAX and 0, of all. */
 void ice_cache_drop_pending(ice_cache_head *head, int64_t first, int64_t end);
 /* Brings a head's stack to `blocks`, more than it has.  On failure nothing has changed. */
-icecore_status ice_cache_seal(icecore_cache *cache, const float *metric, int64_t head, int64_t blocks);
+icecore_status ice_cache_seal(icecore_cache *cache, int64_t head, int64_t blocks);
 /* Once every head has a stack of `blocks`: says so, and lets go of rows that are sealed when new ones need room. */
 void ice_cache_sealed(icecore_cache *cache, int64_t blocks);
 /* Goes on with the next stack of a head, so far that it is ready when the block of the last token ends. */
-icecore_status ice_cache_prepare(icecore_cache *cache, const float *metric, int64_t head);
+icecore_status ice_cache_prepare(icecore_cache *cache, int64_t head);
 
 /* What is wrong, or NULL.  Of the parts of a cache, the insides of segments aside; no lock. */
 const char *ice_cache_structure_fault(const icecore_cache *cache);

@@ -2,10 +2,12 @@
  *
  * Each array holds one part of everything, one after the other, so that their number does not depend on that of segments:
  *   header           l   ICE_CACHE_HEADER numbers, as listed below
- *   sequence         l   of each cache: length, evicted, sealed blocks
+ *   sequence         l   of each cache: the numbers listed below
  *   head             l   of each cache's heads: sealed blocks of its stack
  *   level            i   of each cache's heads' stack's levels: the number of its segment, or -1
  *   segment          l   of each segment: keys, cells, parents
+ *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact (attention/treecode.h)
+ *   open.query_sum   f   of each cache's blocks from the sealed ones on: the sums of all heads (cache/queries.h)
  *   sinks.keys ...       of each cache: heads x rows x dim, and values; the same of open rows
  *   order, keys ...      of each segment: its arrays (segment/fields.h) */
 #ifndef ICE_CACHE_FILE_H
@@ -17,7 +19,14 @@
 /* Of "header": what decides which segments a stack has, and the dtype of their means. */
 enum { ICE_HEADER_LARGEST_SEGMENT, ICE_HEADER_BLOCK, ICE_HEADER_CELL_SIZE, ICE_HEADER_MEANS, ICE_CACHE_HEADER };
 /* Numbers of a cache in "sequence", of a segment in "segment". */
-#define ICE_SEQUENCE_NUMBERS 3
+enum {
+    ICE_SEQUENCE_LENGTH, ICE_SEQUENCE_EVICTED, ICE_SEQUENCE_SEALED,
+    ICE_SEQUENCE_GROUP, ICE_SEQUENCE_KNOWN, ICE_SEQUENCE_LAST, ICE_SEQUENCE_RENEWED,   /* of ice_cache_queries */
+    ICE_SEQUENCE_SUMS,                 /* blocks in open.query_sum */
+    ICE_SEQUENCE_NUMBERS
+};
+/* Numbers of a query head in "rule". */
+#define ICE_RULE_NUMBERS 4
 #define ICE_SEGMENT_NUMBERS 3
 
 /* Parts that are rows as they came. */

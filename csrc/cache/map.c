@@ -1,5 +1,6 @@
 /* Caches over somebody else's arrays, which may hold anything. */
 #include <stdio.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -69,6 +70,7 @@ static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
     s->value_dim = m->options->value_dim;
     s->dtype = m->options->dtype;
     s->mean_dtype = m->means;
+    s->query_numbers = m->options->moments ? 0 : ice_query_numbers(s->dim);
     if (!m->own || ice_attention_alloc(s)) return s;
     icecore_segment_free(s);
     return NULL;
@@ -78,7 +80,7 @@ static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
 static int64_t find_fields(mapping *m, const icecore_array **array) {
     ice_field fields[ICE_MOST_ATTENTION_FIELDS];
     int64_t total[ICE_MOST_ATTENTION_FIELDS] = {0};
-    icecore_segment none = {.dim = m->options->dim, .value_dim = m->options->value_dim, .dtype = m->options->dtype, .mean_dtype = m->means};
+    icecore_segment none = {.dim = m->options->dim, .value_dim = m->options->value_dim, .dtype = m->options->dtype, .mean_dtype = m->means, .query_numbers = 1};
     int64_t count = ice_attention_fields(&none, fields);
     for (int64_t n = 0; n < m->segments; n++) {
         ice_attention_fields(m->segment[n], fields);
@@ -181,10 +183,54 @@ static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, con
     return rows;
 }
 
+/* What is known of queries: into memory of its own. */
+static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *rule, const icecore_array *sum, int64_t place[2]) {
+    ice_cache_queries *q = &c->queries;
+    const int64_t heads = c->options.heads, group = sequence[ICE_SEQUENCE_GROUP], sums = sequence[ICE_SEQUENCE_SUMS];
+    const int64_t blocks = (c->length + c->options.block - 1) / c->options.block, numbers = heads * ice_query_numbers(c->options.dim);
+    if (group < 0 || group > (rule->count - place[0]) / ICE_RULE_NUMBERS / heads || sums < 0 || sums > blocks - c->sealed ||
+        sums > (sum->count - place[1]) / numbers || sequence[ICE_SEQUENCE_LAST] < 0 || sequence[ICE_SEQUENCE_LAST] > blocks ||
+        sequence[ICE_SEQUENCE_RENEWED] < 0 || sequence[ICE_SEQUENCE_RENEWED] > blocks || (c->moments && sums)) {
+        ice_refuse(&m->reader, "sequence", "has a number that is out of range");
+        return;
+    }
+    if (group && ice_queries_begin(c, group) != ICECORE_OK) {
+        no_memory(m);
+        return;
+    }
+    for (int64_t i = 0; i < heads * group; i++, place[0] += ICE_RULE_NUMBERS) {
+        const float *own = (const float *)rule->data + place[0];
+        if (!(own[0] > 0.0f && own[0] < INFINITY) || !isfinite(own[1]) || !(own[2] == 0.0f || own[2] == 1.0f) ||
+            !(own[3] == 0.0f || own[3] == 1.0f || own[3] == (float)ICE_UNKNOWN)) {
+            ice_refuse(&m->reader, "rule", "has a number that is out of range");
+            return;
+        }
+        q->rule[i] = (ice_rule){own[0], own[1], (uint8_t)own[2], (uint8_t)own[3]};
+    }
+    q->known = group && sequence[ICE_SEQUENCE_KNOWN] != 0;
+    q->last = sequence[ICE_SEQUENCE_LAST];
+    q->renewed = sequence[ICE_SEQUENCE_RENEWED];
+    q->noted = c->length;
+    q->first = c->sealed;
+    if (!sums) return;
+    q->sum = ice_alloc(sums, sizeof *q->sum);
+    if (!q->sum) {
+        no_memory(m);
+        return;
+    }
+    for (; q->sums < sums; q->sums++, place[1] += numbers) {
+        q->sum[q->sums] = ice_query_sum_of(c, (const float *)sum->data + place[1]);
+        if (!q->sum[q->sums]) {
+            no_memory(m);
+            return;
+        }
+    }
+}
+
 static void map_cache(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *const *rows, int64_t *place) {
-    c->length = sequence[0];
-    c->evicted = sequence[1];
-    c->sealed = sequence[2];
+    c->length = sequence[ICE_SEQUENCE_LENGTH];
+    c->evicted = sequence[ICE_SEQUENCE_EVICTED];
+    c->sealed = sequence[ICE_SEQUENCE_SEALED];
     if (c->length < 0 || c->length > INT32_MAX || c->evicted < 0 || c->evicted > c->length || c->sealed < 0 ||
         c->sealed > c->length / c->options.block) {
         ice_refuse(&m->reader, "sequence", "has a number that is out of range");
@@ -201,6 +247,8 @@ static void map_all(mapping *m) {
     check_header(m);
     const icecore_array *sequence = ice_find(r, "sequence", 'l', -1), *head = ice_find(r, "head", 'l', -1);
     const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
+    const icecore_array *rule = ice_find(r, "rule", 'f', -1), *sum = ice_find(r, "open.query_sum", 'f', -1);
+    int64_t known[2] = {0};            /* numbers of these that have been read */
     for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(ice_open_dtype(o)), -1);
     if (r->failed) return;
     /* before any memory is asked for: so many caches and heads are in the file */
@@ -218,7 +266,9 @@ static void map_all(mapping *m) {
             no_memory(m);
             return;
         }
-        map_cache(m, m->cache[i], (const int64_t *)sequence->data + i * ICE_SEQUENCE_NUMBERS, rows, place);
+        const int64_t *numbers = (const int64_t *)sequence->data + i * ICE_SEQUENCE_NUMBERS;
+        map_cache(m, m->cache[i], numbers, rows, place);
+        if (!r->failed) map_queries(m, m->cache[i], numbers, rule, sum, known);
         for (int64_t h = 0; h < o->heads && !r->failed; h++) map_stack(m, m->cache[i], h, *sealed++, &number, end);
         const char *fault = r->failed ? NULL : ice_cache_structure_fault(m->cache[i]);
         if (fault) ice_refuse(r, "the cache has", fault);
@@ -226,6 +276,8 @@ static void map_all(mapping *m) {
     for (int part = 0; part < ICE_ROW_PARTS && !r->failed; part++)
         if (place[part] != rows[part]->count) ice_refuse(r, rows[part]->name, "has the wrong length");
     if (number != end) ice_refuse(r, "level", "has the wrong length");
+    if (!r->failed && known[0] != rule->count) ice_refuse(r, "rule", "has the wrong length");
+    if (!r->failed && known[1] != sum->count) ice_refuse(r, "open.query_sum", "has the wrong length");
     if (r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to a cache");
 }
 

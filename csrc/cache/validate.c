@@ -19,7 +19,7 @@ const char *ice_cache_segment_fault(const icecore_segment *s, uint8_t *seen) {
         seen[s->order[i]] = 1;
     }
     for (int64_t i = 0; i < c->count; i++)
-        if (!(c->radius[i] >= 0.0f) && c->log2_risk[i] == c->log2_risk[i]) return "a radius is not a number";
+        if (!(c->radius[i] >= 0.0f) && c->log2_weight[i] == c->log2_weight[i]) return "a radius is not a number";
     if (!ice_all_positive(s->metric, s->dim)) return "a metric is not finite and above 0";
     for (int64_t t = 0; t < s->dim; t++)
         if (!(s->component_variance[t] >= 0.0f && s->component_variance[t] <= FLT_MAX)) return "a component's variance is not finite";

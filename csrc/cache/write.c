@@ -4,20 +4,31 @@
 #include "base/memory.h"
 #include "cache/file.h"
 
-#define MOST_ARRAYS (5 + ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
+#define MOST_ARRAYS (7 + ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
+
+/* Of the catalogue's sources, behind rows and fields. */
+#define SUMS (ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
 
 typedef struct {
     icecore_cache **cache;             /* forks */
     int64_t caches;
     int64_t *sequence, *head, *shape;
     int32_t *level;
-    int64_t levels, segments;
+    float *rule;
+    int64_t levels, segments, rules, sums;   /* rules, sums: numbers in all */
     icecore_segment **segment;         /* each once */
+    float *nothing;                    /* a block's sums of no queries */
     int64_t header[ICE_CACHE_HEADER];
     ice_catalogue arrays;
     icecore_array table[MOST_ARRAYS];
     int source[MOST_ARRAYS];
 } contents;
+
+/* Blocks from the sealed ones on of which queries are known. */
+static int64_t open_sums(const icecore_cache *c) {
+    const int64_t end = c->queries.first + c->queries.sums;
+    return c->queries.sums && end > c->sealed ? end - c->sealed : 0;
+}
 
 static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
     for (int64_t i = 0; i < c->caches; i++) {
@@ -26,6 +37,8 @@ static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
         for (int64_t h = 0; h < heads && status == ICECORE_OK; h++) status = ice_cache_fit_means(c->cache[i], h);
         if (status != ICECORE_OK) return status;
         for (int64_t h = 0; h < heads; h++) c->levels += c->cache[i]->head[h].stack->levels;
+        c->rules += heads * c->cache[i]->queries.group * ICE_RULE_NUMBERS;
+        c->sums += open_sums(c->cache[i]) * heads * ice_query_numbers(caches[i]->options.dim);
     }
     return ICECORE_OK;
 }
@@ -46,9 +59,17 @@ static int32_t known(const contents *c, int64_t cache, int64_t head, int64_t lev
 static void number_segments(contents *c) {
     int32_t *number = c->level;
     int64_t *sequence = c->sequence, *head = c->head, *shape = c->shape;
+    float *rule = c->rule;
     for (int64_t i = 0; i < c->caches; i++) {
         const icecore_cache *cache = c->cache[i];
-        const int64_t own[ICE_SEQUENCE_NUMBERS] = {cache->length, cache->evicted, cache->sealed};
+        const ice_cache_queries *q = &cache->queries;
+        const int64_t own[ICE_SEQUENCE_NUMBERS] = {cache->length, cache->evicted, cache->sealed, q->group, q->known, q->last, q->renewed,
+                                                   open_sums(cache)};
+        for (int64_t i = 0; i < cache->options.heads * q->group; i++, rule += ICE_RULE_NUMBERS) {
+            const ice_rule *r = &q->rule[i];
+            const float numbers[ICE_RULE_NUMBERS] = {r->threshold, r->log2_mass, (float)r->all_cells, (float)r->exact};
+            memcpy(rule, numbers, sizeof numbers);
+        }
         memcpy(sequence, own, sizeof own);
         sequence += ICE_SEQUENCE_NUMBERS;
         for (int64_t h = 0; h < cache->options.heads; h++) {
@@ -81,12 +102,14 @@ static void list_contents(contents *c) {
     ice_enter(&c->arrays, ICE_IN_PLACE, "head", 'l', c->caches * o->heads, c->head);
     ice_enter(&c->arrays, ICE_IN_PLACE, "level", 'i', c->levels, c->level);
     ice_enter(&c->arrays, ICE_IN_PLACE, "segment", 'l', c->segments * ICE_SEGMENT_NUMBERS, c->shape);
+    ice_enter(&c->arrays, ICE_IN_PLACE, "rule", 'f', c->rules, c->rule);
+    ice_enter(&c->arrays, SUMS, "open.query_sum", 'f', c->sums, NULL);
     for (int part = 0; part < ICE_ROW_PARTS; part++) {
         int64_t rows = 0, first;
         for (int64_t i = 0; i < c->caches; i++) rows += ice_rows_of(c->cache[i], part, &first);
         ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(ice_open_dtype(o)), rows * o->heads * ice_part_width(o, part), NULL);
     }
-    icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0])};
+    icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0]), .query_numbers = 1};
     ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(&none, fields);
     for (int64_t f = 0; f < count; f++) fields[f].count = 0;
@@ -112,8 +135,22 @@ static int give_rows(const contents *c, int part, const ice_sink *sink) {
     return 0;
 }
 
+static int give_sums(const contents *c, const ice_sink *sink) {
+    for (int64_t i = 0; i < c->caches; i++) {
+        const icecore_cache *cache = c->cache[i];
+        const int64_t numbers = cache->options.heads * ice_query_numbers(cache->options.dim);
+        for (int64_t n = 0; n < open_sums(cache); n++) {
+            const int64_t at = cache->sealed + n - cache->queries.first;
+            const ice_query_sum *sum = at < 0 ? NULL : cache->queries.sum[at];
+            if (ice_give(sink, sum ? sum->number : c->nothing, numbers * (int64_t)sizeof(float))) return 1;
+        }
+    }
+    return 0;
+}
+
 static int give_part(const void *owner, int part, const ice_sink *sink) {
     const contents *c = owner;
+    if (part == SUMS) return give_sums(c, sink);
     if (part < ICE_ROW_PARTS) return give_rows(c, part, sink);
     for (int64_t n = 0; n < c->segments; n++) {
         ice_field fields[ICE_MOST_ATTENTION_FIELDS];
@@ -140,7 +177,11 @@ static icecore_status write_all(contents *c, icecore_cache *const *caches, iceco
     c->level = ice_alloc(c->levels, sizeof *c->level);
     c->segment = ice_alloc(c->levels, sizeof *c->segment);
     c->shape = ice_alloc(c->levels * ICE_SEGMENT_NUMBERS, sizeof *c->shape);
-    if (!c->sequence || !c->head || !c->level || !c->segment || !c->shape) return ICECORE_ERROR_MEMORY;
+    c->rule = ice_alloc(c->rules, sizeof *c->rule);
+    const int64_t numbers = c->cache[0]->options.heads * ice_query_numbers(c->cache[0]->options.dim);
+    c->nothing = ice_alloc(numbers, sizeof *c->nothing);
+    if (c->nothing) memset(c->nothing, 0, (size_t)numbers * sizeof *c->nothing);
+    if (!c->rule || !c->nothing || !c->sequence || !c->head || !c->level || !c->segment || !c->shape) return ICECORE_ERROR_MEMORY;
     number_segments(c);
     list_contents(c);
     return ice_write_catalogue(&c->arrays, write, context, give_part, c);
@@ -163,6 +204,8 @@ icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, 
     ice_free(c->level);
     ice_free(c->segment);
     ice_free(c->shape);
+    ice_free(c->rule);
+    ice_free(c->nothing);
     ice_free(c);
     return status;
 }

@@ -125,25 +125,34 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
 
 /* Near/far attention: a treecode for softmax.  Sinks, the local window and the keys of opened cells count exactly, all others by means.
  *
- * Keys are grouped in cells and these under parents (see icecore_segment).  For a query with scaled score z_c against the mean key of
- * a cell c of n_c keys:
- *   far weight n_c exp(z_c), value: the mean value;
- *   risk  n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c,  h(x) = x / 4 (1 + x / (12 + x)),
- *         x_c = scale^2 variance_c sum_t (q_t / metric_t)^2 component_variance_t,
- * w_c the root mean square distance of the cell's values from their mean.  sqrt(x) exp(h(x)) is sqrt(exp(x) - 1) within a twentieth: the
- * spread of the weights of a cell whose scores are normal with variance x.  The risk is thus what a cell's mean may be wrong by.
+ * Cells.  Keys are grouped in cells and these under parents (icecore_segment_build), so that keys are near one another which queries score alike:
+ * the distance of two keys is sqrt(d^T M d), d their difference, M = E[q q^T] the second moments of queries.
+ * moments: M of each key head.  NULL: of each segment its own, from the queries that stand at its keys (every eighth); where a call has none of
+ * them, from those of its first block; not causal, from all of the call's.  Fewer than 64 rows say nothing: then from the segment's keys.
  *
- * near_keys: parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the cells of these, cells are
- * opened in order of risk until they hold at least near_keys; equal risks open together.
- * cell_tolerance > 0, instead: cells are opened whose risk exceeds cell_tolerance |sum_j exp(z_j) value_j|, where the sum is guessed from
- * the exact keys and the parents' means; parents are expanded at 0.2 times that.
+ * Risk.  A cell c of n keys has for a query the scaled score z against its mean key.  Closed, it counts as n keys at its mean value: weight
+ * n exp(z).  What that may be wrong by:
  *
- * metric: cells, their variance and radius are those of key components multiplied by it; query components are divided by it, so that no score
- * notices.  With the root mean square of the queries' components keys are near one another that the queries see as alike.  NULL: each segment's
- * own, the root mean square of the components of up to 511 of its keys, relative to their geometric mean and within 2^-6 of the largest: in
- * real models it goes where that of the queries goes, and a row's result then depends on no other row.
- * component_variance: the mean squared distance of a segment's keys from their cells' means in each component (of the metric), relative to the
- * mean of all components; of as many keys.  A tenth of it counts as if all components were alike.
+ *     risk = n exp(z) sqrt(exp(2 g) - 1) w,        x = scale^2 variance sum_t (q_t / metric_t)^2 component_variance_t
+ *     g = x / 2                   where x <= 2 ln n:  scores of the cell are taken as normal with variance x about z
+ *     g = sqrt(2 x ln n) - ln n   beyond:  n samples reach no further (the random-energy model's frozen phase)
+ *     g <= scale |q / metric| radius
+ *     w^2 = mean squared distance of the cell's values from their mean + squared norm of the segment's mean value
+ *
+ * (sqrt(exp(x) - 1) within a twentieth).  The last term makes the mass count as one more component of the values.
+ *
+ * near_keys.  Parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the cells of these, cells are opened
+ * in order of risk until they hold at least near_keys; equal risks open together.
+ *
+ * Thresholds.  A cell is opened when its risk is at least threshold |sum_j exp(z_j) value_j|, the sum being estimated from the exact keys and the
+ * parents' means; a parent is expanded at 0.2 of that.
+ *
+ * tolerance.  The error that is asked for, of each query head and batch entry: sum |out - exact| / sum |exact| over its rows, where the error of the
+ * mass (of lse) counts as one more component of the output.  Thresholds are then measured: sampled rows are attended exactly, and of each the error is found
+ * for every threshold 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus one standard error, within the
+ * tolerance.  Where none has, parents are no longer trusted and all cells are scored; where that does not help either, or costs more than exact attention, the head is
+ * exact.  Causal: rows of earlier blocks measure for later ones, and the rows before the first that are measured are exact; a row depends on no
+ * later one.  Not causal: 32 rows of each head are measured first.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
@@ -158,12 +167,14 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  *
  * Uses of icecore_attention's fields: window must be absent (-1); sinks as said here. */
 typedef struct {
-    int64_t near_keys;                   /* >= 1 */
+    int64_t near_keys;                   /* >= 1; used where there is neither a tolerance nor a threshold */
     int64_t visit;                       /* used when far_field = 0; >= near_keys */
     int far_field;
-    float cell_tolerance;                /* >= 0; 0: near_keys rules */
+    float tolerance;                     /* >= 0; 0: none */
     const float *head_tolerance;         /* NULL, or query_heads: each head's own, above 0, instead */
-    const float *metric;                 /* NULL: each segment's own; or key_heads x dim, finite and above 0 */
+    const float *head_threshold;         /* NULL, or query_heads, above 0: where measuring starts; without a tolerance they stay in force */
+    float near_price, node_price;        /* what a near key, and a cell or parent scored, cost by a key of exact attention; 0: 1 */
+    const float *moments;                /* NULL, or key_heads x dim x dim, finite */
     int rounding;                        /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
                                             natively (and the widths suit); sums stay in float32 */
     int64_t block;                       /* causal: >= 1 */
@@ -175,7 +186,10 @@ typedef struct {
     float *missed_bound;                 /* NULL, or same shape: no larger a share of the true mass (of rounded inputs, where they are
                                             rounded) lies outside the exact keys; far_field = 1 */
     int32_t *summaries;                  /* NULL, or same shape: cells and parents scored */
-    double *seconds;                     /* NULL, or 2: spent sealing and attending, all threads together */
+    float *error, *standard_error;       /* NULL, or batch x query_heads: as of tolerance, of the rows that were measured before their threshold was
+                                            renewed by them; NaN where none was */
+    int32_t *error_rows;                 /* NULL, or same shape: how many they are */
+    double *seconds;                     /* NULL, or 3: spent sealing, attending, measuring, all threads together */
 } icecore_near_far;
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options);
 
@@ -209,14 +223,15 @@ typedef struct icecore_segment icecore_segment;
  * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.  A parent whose m cells leave of its
  * variance more than three quarters and more than those of iid numbers would, (1 - m / keys) m^(-2 / dim), is one cell: there is nothing to find.
  * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
- * type, of ICECORE_INT8 in float32.  metric (dim, or NULL): as in icecore_near_far.
+ * type, of ICECORE_INT8 in float32.  moments (dim x dim, or NULL): as in icecore_near_far.
  * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                      int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                     const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result);
+                                     const float *moments, int64_t cell_size, uint64_t seed, icecore_segment **result);
 void icecore_segment_free(icecore_segment *segment);
 
-/* Cells, or parents.  Where a mean is not finite both are stored as 0.  Distances are those of keys times the segment's metric. */
+/* Cells, or parents.  Mean keys are less the segment's centre.  Where a mean is not finite both are stored as 0.  Distances are those of keys times the
+ * segment's metric. */
 typedef struct {
     int64_t count;
     const int64_t *offset;               /* count + 1: cell c holds stored rows offset[c] .. offset[c + 1] - 1; a parent: cells */
@@ -224,7 +239,7 @@ typedef struct {
     const float *variance;               /* mean squared distance of the keys from their mean, per dimension */
     const float *radius;                 /* largest distance of a key from the mean */
     const float *log2_count;             /* keys */
-    const float *log2_risk;              /* log2(keys sqrt(variance) w), w the root mean square distance of values from their mean */
+    const float *log2_weight;            /* log2(keys w), w as in icecore_near_far */
 } icecore_nodes_view;
 
 /* Views into a segment, valid as long as it lives. */
@@ -234,7 +249,11 @@ typedef struct {
     const int32_t *order;                /* count: the input row of each stored row */
     const void *keys, *values;           /* count x dim, count x value_dim, in cell order.  ICECORE_INT8: a row is its codes, then its
                                             scales as bfloat16, without gaps or alignment */
-    const float *metric, *component_variance;   /* dim: as in icecore_near_far */
+    const float *metric;                 /* dim: the root of the diagonal of M, by its geometric mean, within 2^-6 of the largest; without M, that of
+                                            the keys' second moments (of up to 511 of them) */
+    const float *component_variance;     /* dim: the mean squared distance of keys from their cells' means, by that of all components; a tenth counts
+                                            as if all were alike */
+    const float *centre;                 /* dim: the mean of up to 511 keys */
     icecore_nodes_view cell, parent;
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
@@ -256,29 +275,34 @@ typedef struct {
     int64_t heads;                       /* key heads, >= 1 */
     int64_t dim, value_dim;
     icecore_dtype dtype;                 /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16 */
-    int64_t near_keys;                   /* as in icecore_near_far; near_keys >= 1 or cell_tolerance > 0 */
-    float cell_tolerance;
+    int64_t near_keys;                   /* as in icecore_near_far; near_keys >= 1 or tolerance > 0 */
+    float tolerance;
     int64_t block, sinks, cell_size;     /* block, cell_size >= 1 */
     uint64_t seed;
+    const float *moments;                /* NULL, or heads x dim x dim: as in icecore_near_far.  Copied */
 } icecore_cache_options;
 
 icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result);
 void icecore_cache_free(icecore_cache *cache);
 
 /* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's.  All or nothing.
+ * queries: NULL data, or those of the tokens, of query_heads heads: for the metric and for measuring, where they are not attended from the cache.
  * Cost: a copy; sealing is done by the calls of attend that need it. */
-icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count);
+icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                                    icecore_tensor queries, int64_t query_heads, int64_t count);
 
 /* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse, scale, threads; of
- * `report` near_count, captured_mass, missed_bound, summaries, head_tolerance and metric; the last two should be the same in all calls: what is
- * sealed keeps the metric that it was sealed with.
+ * `report` near_count, captured_mass, missed_bound, summaries, error, standard_error, error_rows, head_tolerance, head_threshold.
+ *
+ * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens' queries are known a query opens all.
+ * What was measured is kept by fork, write and map; with another number of query heads it is forgotten.
  * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
- * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16), with `metric`.  ICECORE_ERROR_VALUE
- * when length is larger than now, or some but not all of the tokens that remain were evicted. */
-icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, const float *metric, int threads);
+ * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16).  What is known of queries stays.
+ * ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were evicted. */
+icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 
 /* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer.  *evicted: how many are forgotten now. */
 icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);
@@ -298,7 +322,7 @@ icecore_cache_state icecore_cache_get(icecore_cache *cache);
 /* Caches of equal heads, widths, dtype, block, sinks and cell_size as named arrays, for files; each is written as it is when the call begins.
  * Segments that they share are written once.  Segments in the making are left out: they begin anew. */
 icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, icecore_write write, void *context);
-/* The caches of these arrays, `cache_count` of them; options must be those they were made with (near_keys and cell_tolerance may differ).
+/* The caches of these arrays, `cache_count` of them; options must be those they were made with (near_keys and tolerance may differ).
  * own = 0: over the arrays themselves, which must stay as they are as long as these caches or forks of them live; the caches may be used in
  * every way all the same, since what is sealed does not change and all else is copied when it does.  own = 1: in memory of their own.
  * Every number that leads to memory is checked; ICECORE_ERROR_VALUE and a reason otherwise, and all of `caches` are NULL. */

@@ -57,7 +57,7 @@ typedef struct {
     int failed;                              /* the kernel in hand */
     double error;
     char reason[160];
-    float panel[BLOCK], rows[MOST_COUNT * (MOST_DIM + MOST_GAP)], list[3][MOST_COUNT];
+    float panel[BLOCK], rows[MOST_COUNT * (MOST_DIM + MOST_GAP)], list[5][MOST_COUNT];
     float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)];   /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
     output out[OUTPUTS];
     uint64_t open[2][GUARD + MOST_COUNT + GUARD];
@@ -477,29 +477,46 @@ static void compare_nearest(selftest *t) {
     }
 }
 
-static void compare_cell_risk(selftest *t) {
-    float hidden[ICE_PANEL], spread[ICE_PANEL], half_log2[ICE_PANEL], *log2_risk = t->list[0], *variance = t->list[1];
-    for (int i = 0; i < 2; i++) fill_output(t, i, t->count * ICE_PANEL);
-    for (int c = 0; c < t->count; c++) {
-        log2_risk[c] = t->kind == SPECIAL && c % 3 == 0 ? NAN : 6.0f * uniform(t);
-        variance[c] = t->kind == WIDE ? fabsf(number(t)) : fabsf(uniform(t));
+/* Facts of nodes in t->list. */
+static ice_node_facts fill_facts(selftest *t, int count) {
+    float *variance = t->list[0], *radius = t->list[1], *log2_count = t->list[2], *log2_weight = t->list[3], *half_log2 = t->list[4];
+    for (int c = 0; c < count; c++) {
+        variance[c] = t->kind == WIDE ? fabsf(number(t)) : c % 7 == 3 ? 0.0f : fabsf(uniform(t));
+        half_log2[c] = 0.5f * log2f(variance[c]);
+        radius[c] = 3.0f * sqrtf(variance[c]);
+        log2_count[c] = c % 5 ? 8.0f * fabsf(uniform(t)) : 0.0f;
+        log2_weight[c] = t->kind == SPECIAL && c % 3 == 0 ? NAN : 6.0f * uniform(t);
     }
+    return (ice_node_facts){variance, radius, log2_count, log2_weight, half_log2};
+}
+
+/* The size of what is added up in a risk. */
+static double risk_scale(const ice_node_facts *of, int c, double score, double spread, double half_log2) {
+    double own = isinf(of->half_log2_variance[c]) ? 0.0 : fabs((double)of->half_log2_variance[c]);
+    return fabs(score) + fabs((double)of->log2_weight[c]) + fabs(half_log2) + own + spread * (double)of->variance[c] + fabs((double)of->log2_count[c]);
+}
+
+static void compare_cell_risk(selftest *t) {
+    float hidden[ICE_PANEL], spread[ICE_PANEL], half_log2[ICE_PANEL], norm[ICE_PANEL];
+    const ice_node_facts facts = fill_facts(t, t->count);
+    const ice_spreads rows = {spread, half_log2, norm};
+    for (int i = 0; i < 2; i++) fill_output(t, i, t->count * ICE_PANEL);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         spread[lane] = t->kind == SPECIAL && lane % 5 == 0 ? INFINITY : 9.0f * fabsf(uniform(t));
         half_log2[lane] = lane % 7 == 6 ? -63.0f : t->kind == SPECIAL && lane % 5 == 1 ? NAN : 0.5f * log2f(spread[lane]);
+        norm[lane] = lane % 4 ? 4.0f * sqrtf(spread[lane]) : 0.1f;
         hidden[lane] = lane % 3 ? 0.0f : -INFINITY;
     }
     begin(t, 2);
     for (int pass = 0; pass < 2; pass++) {
         const float *aside = pass ? NULL : hidden;
-        t->plain->cell_risk(plain(t, 0), t->count, t->lanes, log2_risk, variance, spread, half_log2, aside, plain(t, 1));
-        t->fast->cell_risk(fast(t, 0), t->count, t->lanes, log2_risk, variance, spread, half_log2, aside, fast(t, 1));
+        t->plain->cell_risk(plain(t, 0), t->count, t->lanes, &facts, &rows, aside, plain(t, 1));
+        t->fast->cell_risk(fast(t, 0), t->count, t->lanes, &facts, &rows, aside, fast(t, 1));
         for (int c = 0; c < t->count; c++)
             for (int lane = 0; lane < t->lanes; lane++) {
                 int64_t at = c * ICE_PANEL + lane;
-                double x = (double)spread[lane] * (double)variance[c];
                 expect_equal(t, 0, at);
-                expect_near(t, 1, at, fabs((double)plain(t, 0)[at]) + fabs((double)log2_risk[c]) + fabs((double)half_log2[lane]) + x, 8 * U);
+                expect_near(t, 1, at, risk_scale(&facts, c, (double)plain(t, 0)[at], (double)spread[lane], (double)half_log2[lane]), 8 * U);
             }
     }
     for (int i = 0; i < 2; i++) expect_panel_untouched(t, i, t->count);
@@ -552,30 +569,26 @@ static void compare_open_cells(selftest *t) {
 /* Against cell_risk and open_cells of the scalar set, of which it does one lane. */
 static void compare_row_open_cells(selftest *t) {
     const int cells = t->count < 64 ? t->count : 64;
-    float *log2_risk = t->list[0], *variance = t->list[1], *log2_count = t->list[2], *risk = t->rows;
-    float spread[ICE_PANEL], half_log2[ICE_PANEL], threshold[ICE_PANEL];
+    float spread[ICE_PANEL], half_log2[ICE_PANEL], norm[ICE_PANEL], threshold[ICE_PANEL], *risk = t->rows;
+    const ice_node_facts facts = fill_facts(t, cells);
+    const ice_spreads rows = {spread, half_log2, norm};
     uint64_t open[64];
-    fill(t, log2_risk, cells);
-    fill(t, variance, cells);
-    for (int c = 0; c < cells; c++) {
-        variance[c] = fabsf(variance[c]);
-        log2_count[c] = 6.0f * fabsf(uniform(t));
-    }
     fill_panel(t, t->panel, cells);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         spread[lane] = fabsf(uniform(t));
         half_log2[lane] = 0.5f * log2f(spread[lane]);
+        norm[lane] = 4.0f * sqrtf(spread[lane]);
         threshold[lane] = number(t);
     }
     fill_output(t, 0, cells);
     for (int c = 0; c < cells; c++) before(t, 0)[c] = t->panel[c * ICE_PANEL];
     begin(t, 1);
-    t->plain->cell_risk(t->panel, cells, 1, log2_risk, variance, spread, half_log2, NULL, risk);
-    t->plain->open_cells(t->panel, risk, cells, 1, threshold, log2_count, open);
-    uint64_t opened = t->fast->row_open_cells(fast(t, 0), cells, log2_risk, variance, log2_count, spread[0], half_log2[0], threshold[0]);
+    t->plain->cell_risk(t->panel, cells, 1, &facts, &rows, NULL, risk);
+    t->plain->open_cells(t->panel, risk, cells, 1, threshold, facts.log2_count, open);
+    uint64_t opened = t->fast->row_open_cells(fast(t, 0), cells, &facts, &rows, threshold[0]);
     for (int c = 0; c < cells; c++) {
         double distance = fabs((double)risk[c * ICE_PANEL] - (double)threshold[0]);
-        double scale = fabs((double)t->panel[c * ICE_PANEL]) + fabs((double)log2_risk[c]) + fabs((double)half_log2[0]) + (double)spread[0] * (double)variance[c];
+        double scale = risk_scale(&facts, c, (double)t->panel[c * ICE_PANEL], (double)spread[0], (double)half_log2[0]);
         if (distance <= 16 * U * scale) continue;   /* at the threshold, rounding decides */
         plain(t, 0)[c] = t->panel[c * ICE_PANEL];
         expect_equal(t, 0, c);

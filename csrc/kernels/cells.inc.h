@@ -15,21 +15,26 @@ static void nearest(const float *block, int64_t count, int lanes, const float *b
     }
 }
 
-/* log2(e) h(x): cell_risk in kernels.h. */
-static ALWAYS_INLINE vf risk_of_spread(vf x) {
-    vf share = vf_div(x, vf_add(x, vf_set1(12.0f)));
-    return vf_mul(vf_mul(x, vf_set1(0.25f * 1.44269504f)), vf_add(vf_set1(1.0f), share));
+/* F(x, n) of cell_risk in kernels.h; half_log2: of x. */
+static ALWAYS_INLINE vf log2_spread(vf x, vf half_log2, vf log2_count, vf largest) {
+    const vf share = vf_div(x, vf_add(x, vf_set1(12.0f)));
+    const vf few = vf_add(half_log2, vf_mul(vf_mul(x, vf_set1(0.25f * 1.44269504f)), vf_add(vf_set1(1.0f), share)));
+    const vf frozen = vf_sub(vf_sqrt(vf_mul(vf_mul(x, log2_count), vf_set1(2.88539008f))), log2_count);
+    return vf_min(vf_select(vf_gt(x, vf_mul(log2_count, vf_set1(1.38629436f))), frozen, few), largest);
 }
 
-static void cell_risk(float *block, int64_t cells, int lanes, const float *log2_risk, const float *variance, const float *spread,
-                      const float *half_log2_spread, const float *hidden, float *risk) {
+static void cell_risk(float *block, int64_t cells, int lanes, const ice_node_facts *of, const ice_spreads *rows, const float *hidden,
+                      float *risk) {
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-        vf width = vf_load(spread + lane), level = vf_load(half_log2_spread + lane), aside = hidden ? vf_load(hidden + lane) : vf_zero();
+        const vf spread = vf_load(rows->variance + lane), level = vf_load(rows->half_log2 + lane), norm = vf_load(rows->norm + lane);
+        const vf aside = hidden ? vf_load(hidden + lane) : vf_zero();
         for (int64_t c = 0; c < cells; c++) {
             float *score = block + c * ICE_PANEL + lane;
-            vf x = vf_mul(width, vf_set1(variance[c])), z = vf_add(vf_load(score), aside);
+            const vf x = vf_mul(spread, vf_set1(of->variance[c])), z = vf_add(vf_load(score), aside);
+            const vf wide = log2_spread(x, vf_add(level, vf_set1(of->half_log2_variance[c])), vf_set1(of->log2_count[c]),
+                                        vf_mul(norm, vf_set1(of->radius[c])));
             if (hidden) vf_store(score, z);
-            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_add(level, vf_set1(log2_risk[c]))), risk_of_spread(x)));
+            vf_store(risk + c * ICE_PANEL + lane, vf_add(vf_add(z, vf_set1(of->log2_weight[c])), wide));
         }
     }
 }
@@ -65,15 +70,17 @@ static void open_cells(float *block, const float *risk, int64_t cells, int lanes
     }
 }
 
-static uint64_t row_open_cells(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
-                               float spread, float half_log2_spread, float threshold) {
-    const vf width = vf_set1(spread), level = vf_set1(half_log2_spread), bound = vf_set1(threshold), nothing = vf_set1(-INFINITY);
+static uint64_t row_open_cells(float *scores, int64_t cells, const ice_node_facts *of, const ice_spreads *row, float threshold) {
+    const vf spread = vf_set1(*row->variance), level = vf_set1(*row->half_log2), norm = vf_set1(*row->norm);
+    const vf bound = vf_set1(threshold), nothing = vf_set1(-INFINITY);
     uint64_t open = 0;
     for (int64_t c = 0; c < cells; c += VF_WIDTH) {
         const int n = cells - c < VF_WIDTH ? (int)(cells - c) : VF_WIDTH;
-        vf score = vf_load_n(scores + c, n), growth = risk_of_spread(vf_mul(width, vf_load_n(variance + c, n)));
-        vm closed = vf_gt(bound, vf_add(vf_add(score, vf_add(level, vf_load_n(log2_risk + c, n))), growth));
-        vf_store_n(scores + c, vf_select(closed, vf_add(score, vf_load_n(log2_count + c, n)), nothing), n);
+        const vf score = vf_load_n(scores + c, n), count = vf_load_n(of->log2_count + c, n);
+        const vf wide = log2_spread(vf_mul(spread, vf_load_n(of->variance + c, n)), vf_add(level, vf_load_n(of->half_log2_variance + c, n)),
+                                    count, vf_mul(norm, vf_load_n(of->radius + c, n)));
+        const vm closed = vf_gt(bound, vf_add(vf_add(score, vf_load_n(of->log2_weight + c, n)), wide));
+        vf_store_n(scores + c, vf_select(closed, vf_add(score, count), nothing), n);
         open |= ((((uint64_t)1 << n) - 1) & ~(uint64_t)vm_bits(closed)) << c;
     }
     return open;

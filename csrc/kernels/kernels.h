@@ -43,6 +43,18 @@ typedef struct {
     float *accumulator;        /* value_dim, zero at the start */
 } ice_single;
 
+/* What risks are made of: of nodes (icecore_nodes_view), and of rows, a number per lane.  Logarithms are to base 2. */
+typedef struct {
+    const float *variance, *radius, *log2_count;
+    const float *log2_weight;           /* of keys times the spread of values; NaN: always opened */
+    const float *half_log2_variance;
+} ice_node_facts;
+typedef struct {
+    const float *variance;              /* of scores against keys of variance 1 per dimension, in natural units */
+    const float *half_log2;             /* of it */
+    const float *norm;                  /* how much the score of a key at distance 1 from a mean may exceed the mean's */
+} ice_spreads;
+
 /* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components (queries) or keys
  * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0.  All lanes of a panel may be
  * written, whatever `lanes` says. */
@@ -132,11 +144,11 @@ typedef struct {
     void (*nearest)(const float *scores, int64_t count, int lanes, const float *bias, int64_t first, float *best,
                     float *best_index);
     /* scores[c][lane] += hidden[lane] (0, or -inf for lanes that have nothing to do with these cells; NULL: none), then
-     * risk[c][lane] = scores[c][lane] + log2_risk[c] + half_log2_spread[lane] + log2(e) h(spread[lane] * variance[c]),
-     * h(x) = x / 4 (1 + x / (12 + x)):
-     * a logarithm; h is within a twentieth of log(sqrt((exp(x) - 1) / x)). */
-    void (*cell_risk)(float *scores, int64_t cells, int lanes, const float *log2_risk, const float *variance,
-                      const float *spread, const float *half_log2_spread, const float *hidden, float *risk);
+     * risk[c][lane] = scores[c][lane] + log2_weight[c] + min(F(x, n), norm[lane] * radius[c]),  x = spread variance[lane] * variance[c],
+     *   F = log2(sqrt(x)) + log2(e) x / 4 (1 + x / (12 + x))  where x <= 2 ln n:  log2(sqrt(exp(x) - 1)) within a twentieth;
+     *   F = log2(e) sqrt(2 x ln n) - log2(n)                  beyond: n samples of a normal distribution reach no further. */
+    void (*cell_risk)(float *scores, int64_t cells, int lanes, const ice_node_facts *cell, const ice_spreads *rows, const float *hidden,
+                      float *risk);
     /* keys[lane], opened[lane] = how many keys, how many cells have not (risk < threshold[lane]); `count` holds the cells' sizes.
      * A NaN risk is thus always opened. */
     void (*count_at_least)(const float *risk, int64_t cells, int lanes, const float *count, const float *threshold,
@@ -147,8 +159,7 @@ typedef struct {
 
     /* cell_risk and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns the opened cells, a
      * bit each. */
-    uint64_t (*row_open_cells)(float *scores, int64_t cells, const float *log2_risk, const float *variance, const float *log2_count,
-                               float spread, float half_log2_spread, float threshold);
+    uint64_t (*row_open_cells)(float *scores, int64_t cells, const ice_node_facts *cell, const ice_spreads *row, float threshold);
 
     /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
 

@@ -14,7 +14,7 @@ static inline char ice_type_of(icecore_dtype dtype) { return dtype == ICECORE_FL
 
 /* An array of a segment. */
 typedef struct {
-    char part[20];             /* its name */
+    char part[28];             /* its name */
     char type;
     int64_t count;
     void **data;               /* where the segment keeps it */

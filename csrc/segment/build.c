@@ -25,10 +25,10 @@ static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first
     }
 }
 
-/* The mean of stored rows first .. end - 1 into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then
+/* The mean of stored rows first .. end - 1, less `centre` (or NULL), into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then
  * 0 is stored. */
 static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const void *rows, int64_t dim, const float *metric,
-                          int64_t first, int64_t end, void *stored, double *mean_square, double *largest) {
+                          const float *centre, int64_t first, int64_t end, void *stored, double *mean_square, double *largest) {
     const icecore_dtype dtype = s->dtype;
     const size_t bytes = ice_row_bytes(dtype, dim);
     const int widening = metric || dtype == ICECORE_INT8;
@@ -43,8 +43,10 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     for (int64_t t = 0; t < dim; t++) finite &= isfinite(mean[t]) != 0;
     if (!finite) memset(mean, 0, sizeof mean);
     /* distances are those from what is stored */
+    for (int64_t t = 0; centre && finite && t < dim; t++) mean[t] -= centre[t];
     kernels->from_float32(s->mean_dtype, mean, stored, dim);
     kernels->to_float32(s->mean_dtype, stored, mean, dim);
+    for (int64_t t = 0; centre && t < dim; t++) mean[t] += centre[t];
     if (metric) kernels->multiply(mean, metric, dim, mean);
     *mean_square = *largest = 0.0;
     for (int64_t i = first; i < end; i += block) {
@@ -70,26 +72,16 @@ static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, i
     const icecore_segment *s = b->segment;
     const size_t element = ice_element_size(s->mean_dtype);
     double of_keys, of_values, radius, unused;
-    int finite = summarize_rows(b->kernels, s, s->keys, s->dim, b->metric, first, end,
+    int finite = summarize_rows(b->kernels, s, s->keys, s->dim, b->metric, s->centre, first, end,
                                 (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
-    finite &= summarize_rows(b->kernels, s, s->values, s->value_dim, NULL, first, end,
+    finite &= summarize_rows(b->kernels, s, s->values, s->value_dim, NULL, NULL, first, end,
                              (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
+    if (end - first == 1) of_keys = 0.0;   /* but for the rounding of its mean */
     nodes->variance[n] = (float)(of_keys / (double)s->dim);
     nodes->radius[n] = (float)sqrt(radius);
     nodes->log2_count[n] = (float)log2((double)(end - first));
-    nodes->log2_risk[n] = finite ? (float)(log2((double)(end - first)) + 0.5 * log2(of_keys / (double)s->dim) + 0.5 * log2(of_values)) : NAN;
-}
-
-/* Whether cells leave as much of a parent's variance as those of iid numbers of this width would, whose m cells of n keys leave
- * (1 - m / n) m^(-2 / dim) of it (rate and distortion of a Gaussian; measured in 64 dimensions: 0.99 to 1.08 times that), and three quarters
- * or more.  Then there is nothing to find, and scoring them costs more than it saves. */
-#define LEAST_UNSTRUCTURED 0.75
-static int is_unstructured(const icecore_segment *s, int64_t parent, int64_t cell, int64_t cells, int64_t keys) {
-    double within = 0.0, share = (double)cells / (double)keys;
-    if (cells < 2) return 0;
-    for (int64_t c = cell; c < cell + cells; c++) within += (double)(s->cell.offset[c + 1] - s->cell.offset[c]) * s->cell.variance[c];
-    const double of_iid = (1.0 - share) * pow((double)cells, -2.0 / (double)s->dim);
-    return within > (of_iid > LEAST_UNSTRUCTURED ? of_iid : LEAST_UNSTRUCTURED) * (double)keys * s->parent.variance[parent];
+    nodes->log2_weight[n] = finite ? (float)(log2((double)(end - first)) + 0.5 * log2(of_values + b->mass_weight)) : NAN;
+    nodes->half_log2_variance[n] = 0.5f * log2f(nodes->variance[n]);
 }
 
 static void copy_summary(const icecore_segment *s, const ice_nodes *from, int64_t source, const ice_nodes *to, int64_t target) {
@@ -99,7 +91,8 @@ static void copy_summary(const icecore_segment *s, const ice_nodes *from, int64_
     to->variance[target] = from->variance[source];
     to->radius[target] = from->radius[source];
     to->log2_count[target] = from->log2_count[source];
-    to->log2_risk[target] = from->log2_risk[source];
+    to->log2_weight[target] = from->log2_weight[source];
+    to->half_log2_variance[target] = from->half_log2_variance[source];
 }
 
 /* The next parent's rows and summaries; its cells become the next ones of the segment. */
@@ -113,7 +106,7 @@ static void store_parent(ice_builder *b) {
     memcpy(s->cell.offset + cell, group, (size_t)(cells + 1) * sizeof *group);
     for (int64_t c = 0; c < cells; c++) summarize(b, &s->cell, cell + c, group[c], group[c + 1]);
     summarize(b, &s->parent, parent, first, end);
-    if (is_unstructured(s, parent, cell, cells, end - first)) {
+    if (b->groups.unstructured[parent]) {
         cells = 1;
         s->cell.offset[cell + 1] = end;
         copy_summary(s, &s->parent, parent, &s->cell, cell);
@@ -133,11 +126,25 @@ static const float *read_measured(const void *builder, int64_t row, float *buffe
 }
 
 icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
-                                 icecore_dtype means, const float *metric, int64_t cell_size, uint64_t seed) {
+                                 icecore_dtype means, const float *moments, int64_t cell_size, uint64_t seed) {
     *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means};
-    if (metric) memcpy(b->metric, metric, (size_t)keys.dim * sizeof *metric);
-    else ice_find_key_metric(&keys, b->metric);
-    return ice_groups_begin(&b->groups, kernels, (ice_rows){read_measured, b, keys.count, keys.dim, NULL}, cell_size, seed);
+    ice_projection projection = {0};
+    if (moments) {
+        ice_find_metric(moments, keys.dim, b->metric);
+        projection.rows = b->projection = ice_alloc(ICE_MOST_PROJECTED * keys.dim, sizeof(float));
+        if (!b->projection) return ICECORE_ERROR_MEMORY;
+        projection.count = ice_find_projection(moments, &keys, b->projection);
+    } else {
+        ice_find_key_metric(&keys, b->metric);
+    }
+    if (!projection.count) projection.rows = NULL;
+    float mean_value[ICECORE_MAX_DIM];
+    ice_find_centre(&values, mean_value);
+    for (int64_t t = 0; t < values.dim; t++) b->mass_weight += (double)mean_value[t] * (double)mean_value[t];
+    const ice_rows measured = projection.rows ? keys : (ice_rows){read_measured, b, keys.count, keys.dim, NULL};
+    icecore_status status = ice_groups_begin(&b->groups, kernels, measured, projection, cell_size, seed);
+    if (status != ICECORE_OK) ice_free(b->projection);
+    return status;
 }
 
 static icecore_status begin_storing(ice_builder *b) {
@@ -148,6 +155,7 @@ static icecore_status begin_storing(ice_builder *b) {
         s->value_dim = b->values.dim;
         s->dtype = b->storage;
         s->mean_dtype = b->means;
+        s->query_numbers = b->query_numbers;
         s->cell.count = b->groups.cells;
         s->parent.count = b->groups.parents;
     }
@@ -157,6 +165,8 @@ static icecore_status begin_storing(ice_builder *b) {
     }
     memcpy(s->order, b->groups.order, (size_t)s->count * sizeof *s->order);
     memcpy(s->metric, b->metric, (size_t)s->dim * sizeof *s->metric);
+    ice_find_centre(&b->keys, s->centre);
+    if (s->query_numbers) memcpy(s->query_sum, b->query_sum, (size_t)s->query_numbers * sizeof *s->query_sum);
     ice_groups_forget_rows(&b->groups);   /* a cache counts every byte while it merges */
     s->cell.count = s->parent.offset[0] = 0;   /* grow parent by parent */
     b->segment = s;
@@ -192,24 +202,26 @@ icecore_segment *ice_builder_take(ice_builder *b) {
 
 void ice_builder_end(ice_builder *b) {
     ice_groups_end(&b->groups);
+    ice_free(b->projection);
+    ice_free(b->query_sum);
     icecore_segment_free(b->segment);
     *b = (ice_builder){0};
 }
 
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
                                      int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                     const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result) {
+                                     const float *moments, int64_t cell_size, uint64_t seed, icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_INT8 || !keys || !values || count < 1 || count > INT32_MAX || dim < 1 ||
-        dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || !ice_all_positive(metric, dim) || cell_size < 1)
+        dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || !ice_are_moments(moments, 1, dim) || cell_size < 1)
         return ICECORE_ERROR_VALUE;
     const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim}, value_rows = {kernels, dtype, values, value_stride, value_dim};
     int64_t work = INT64_MAX;
     ice_builder b;
     icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim, NULL},
                                               (ice_rows){ice_read_array_row, &value_rows, count, value_dim, NULL}, storage,
-                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, metric, cell_size, seed);
+                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, moments, cell_size, seed);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);
     if (status == ICECORE_OK) *result = ice_builder_take(&b);

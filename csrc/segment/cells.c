@@ -22,6 +22,17 @@ static const float *read_lifted(const ice_cells *c, int64_t row, float *buffer) 
     return buffer;
 }
 
+/* `x` as rows are compared, into `target`. */
+static void place(const ice_cells *c, const float *x, float *target) {
+    if (c->projection.rows)
+        c->kernels->row_scores(x, c->rows.dim, ICECORE_FLOAT32, c->projection.rows, c->rows.dim, c->projection.count, target);
+    else
+        memcpy(target, x, (size_t)c->width * sizeof *target);
+}
+
+/* Numbers that a row may take, also before its projection. */
+static int64_t widest(const ice_cells *c) { return c->width > c->rows.dim ? c->width : c->rows.dim; }
+
 void ice_cells_end(ice_cells *c) {
     ice_free(c->parents);
     ice_free(c->label);
@@ -29,8 +40,12 @@ void ice_cells_end(ice_cells *c) {
     ice_free(c->offset);
     ice_free(c->lifted);
     ice_free(c->bias);
+    ice_free(c->squares);
+    ice_free(c->within);
     memset(c, 0, sizeof *c);
 }
+
+static int64_t panels_of(const ice_cells *c) { return (c->rows.count + ICE_PANEL - 1) / ICE_PANEL; }
 
 static void begin_assigning(ice_cells *c) {
     for (int64_t i = 0; i < c->cells; i++) {
@@ -42,17 +57,20 @@ static void begin_assigning(ice_cells *c) {
     c->next = 0;
 }
 
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells, int means,
-                               uint64_t seed) {
-    *c = (ice_cells){.kernels = kernels, .rows = rows, .lifting = lifting, .width = rows.dim + (lifting > 0), .cells = cells, .means = means};
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
+                               int64_t cells, int means, uint64_t seed) {
+    *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .lifting = lifting, .cells = cells, .means = means,
+                     .width = projection.rows ? projection.count : rows.dim + (lifting > 0)};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
     c->label = ice_alloc(rows.count, sizeof(int32_t));
     c->order = ice_alloc(rows.count, sizeof(int32_t));
     c->offset = ice_alloc(cells + 1, sizeof(int64_t));
     c->bias = ice_alloc(cells, sizeof(float));
-    float *buffer = ice_alloc(c->width, sizeof(float));
+    c->squares = ice_alloc(panels_of(c), sizeof(float));
+    c->within = ice_alloc(panels_of(c), sizeof(float));
+    float *buffer = ice_alloc(widest(c), sizeof(float));
     if (lifting > 0) c->lifted = ice_alloc(rows.count, sizeof(float));
-    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !buffer || (lifting > 0 && !c->lifted)) {
+    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !c->squares || !c->within || !buffer || (lifting > 0 && !c->lifted)) {
         ice_free(buffer);
         ice_cells_end(c);
         return ICECORE_ERROR_MEMORY;
@@ -67,7 +85,7 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
         pick[i] = picked;
         const float *x = rows.read(rows.context, picked, buffer);
         if (c->lifted) c->lifted[picked] = ice_last_coordinate(x, rows.dim, lifting);
-        memcpy(c->parents + i * c->width, read_lifted(c, picked, buffer), (size_t)c->width * sizeof(float));
+        place(c, read_lifted(c, picked, buffer), c->parents + i * c->width);
     }
     ice_free(buffer);
     begin_assigning(c);
@@ -75,21 +93,22 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
 }
 
 static size_t panel_bytes(const ice_cells *c) {
-    return ((size_t)(c->width * ICE_PANEL) * 2 + ICE_KEY_BLOCK * ICE_PANEL) * sizeof(float);
+    return ((size_t)(widest(c) * ICE_PANEL) * 3 + ICE_KEY_BLOCK * ICE_PANEL) * sizeof(float);
 }
 
 /* label[row] = the nearest parent, for a panel of rows; the smaller index among equals, 0 for a row with a NaN. */
 static void assign_panel(void *context, int64_t index, void *scratch) {
     ice_cells *c = context;
     if (!scratch) return;
-    float *panel = scratch, *scores = panel + c->width * ICE_PANEL, *buffers = scores + ICE_KEY_BLOCK * ICE_PANEL;
+    const int64_t wide = widest(c);
+    float *panel = scratch, *scores = panel + wide * ICE_PANEL, *buffers = scores + ICE_KEY_BLOCK * ICE_PANEL, *read = buffers + wide * ICE_PANEL;
     const float *x[ICE_PANEL];
     float best[ICE_PANEL], best_index[ICE_PANEL];
     int64_t first = (c->next + index) * ICE_PANEL;
     int lanes = c->rows.count - first < ICE_PANEL ? (int)(c->rows.count - first) : ICE_PANEL;
     for (int lane = 0; lane < lanes; lane++) {
         const int64_t row = first + lane;
-        float *buffer = buffers + lane * c->width;
+        float *buffer = buffers + lane * wide;
         if (c->lifted && c->stage == ASSIGN)
             c->lifted[row] = ice_last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
         x[lane] = read_lifted(c, row, buffer);
@@ -99,26 +118,38 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
         best[lane] = -INFINITY;
         best_index[lane] = 0.0f;
     }
-    c->kernels->to_panel(x, c->width, panel);
+    c->kernels->to_panel(x, c->projection.rows ? c->rows.dim : c->width, c->projection.rows ? read : panel);
+    if (c->projection.rows) c->kernels->scores(read, c->rows.dim, lanes, c->projection.rows, c->rows.dim, c->width, panel);
     for (int64_t i = 0; i < c->cells; i += ICE_KEY_BLOCK) {
         int64_t block = c->cells - i < ICE_KEY_BLOCK ? c->cells - i : ICE_KEY_BLOCK;
         c->kernels->scores(panel, c->width, lanes, c->parents + i * c->width, c->width, block, scores);
         c->kernels->nearest(scores, block, lanes, c->bias + i, i, best, best_index);
     }
-    for (int lane = 0; lane < lanes; lane++) c->label[first + lane] = (int32_t)best_index[lane];
+    float squares[ICE_PANEL] = {0}, all = 0.0f, within = 0.0f;
+    for (int64_t t = 0; t < c->width; t++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) squares[lane] += panel[t * ICE_PANEL + lane] * panel[t * ICE_PANEL + lane];
+    for (int lane = 0; lane < lanes; lane++) {
+        c->label[first + lane] = (int32_t)best_index[lane];
+        all += squares[lane];
+        within += squares[lane] - 2.0f * best[lane];
+    }
+    c->squares[c->next + index] = all;
+    c->within[c->next + index] = within;
 }
 
 static void mean_of_cell(void *context, int64_t index, void *scratch) {
     ice_cells *c = context;
     if (!scratch) return;
     int64_t cell = c->next + index, first = c->offset[cell], end = c->offset[cell + 1];
-    float *parent = c->parents + cell * c->width, inverse = 1.0f / (float)(end - first);
-    memset(parent, 0, (size_t)c->width * sizeof(float));
+    const int64_t wide = c->projection.rows ? c->rows.dim : c->width;
+    float *mean = scratch, *buffer = mean + wide, inverse = 1.0f / (float)(end - first);
+    memset(mean, 0, (size_t)wide * sizeof(float));
     for (int64_t i = first; i < end; i++) {
-        const float *x = read_lifted(c, c->order[i], scratch);
-        for (int64_t t = 0; t < c->width; t++) parent[t] += x[t];
+        const float *x = read_lifted(c, c->order[i], buffer);
+        for (int64_t t = 0; t < wide; t++) mean[t] += x[t];
     }
-    for (int64_t t = 0; t < c->width; t++) parent[t] *= inverse;
+    for (int64_t t = 0; t < wide; t++) mean[t] *= inverse;
+    place(c, mean, c->parents + cell * c->width);
 }
 
 void ice_group_by_label(const int32_t *label, int64_t count, int64_t groups, int32_t *order, int64_t *offset) {
@@ -155,14 +186,33 @@ static icecore_status run(int64_t count, int threads, size_t scratch_bytes, ice_
 
 int ice_cells_done(const ice_cells *c) { return c->stage == DONE; }
 
+static void find_squared_mean(ice_cells *c) {
+    c->squared_mean = 0.0;
+    for (int64_t t = 0; t < c->width; t++) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < c->cells; i++) sum += (double)(c->offset[i + 1] - c->offset[i]) * (double)c->parents[i * c->width + t];
+        c->squared_mean += sum / (double)c->rows.count * (sum / (double)c->rows.count);
+    }
+}
+
+double ice_cells_variance(const ice_cells *c, double *all) {
+    double within = 0.0;
+    *all = -c->squared_mean * (double)c->rows.count;
+    for (int64_t i = 0; i < panels_of(c); i++) {
+        *all += (double)c->squares[i];
+        within += (double)c->within[i];
+    }
+    return within;
+}
+
 icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
     while (*work > 0 && c->stage != DONE) {
         int assigning = c->stage == ASSIGN || c->stage == ASSIGN_AGAIN;
-        int64_t items = assigning ? (c->rows.count + ICE_PANEL - 1) / ICE_PANEL : c->cells;
+        int64_t items = assigning ? panels_of(c) : c->cells;
         int64_t cost = assigning ? ICE_PANEL : (c->rows.count + c->cells - 1) / c->cells;   /* row visits of an item, about */
         int64_t wanted = (*work - 1) / cost + 1, left = items - c->next;
         if (wanted > left) wanted = left;
-        icecore_status status = run(wanted, threads, assigning ? panel_bytes(c) : (size_t)c->width * sizeof(float),
+        icecore_status status = run(wanted, threads, assigning ? panel_bytes(c) : (size_t)(2 * widest(c)) * sizeof(float),
                                     assigning ? assign_panel : mean_of_cell, c);
         if (status != ICECORE_OK) return status;
         *work -= wanted * cost;
@@ -171,7 +221,9 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
         c->stage++;
         if (assigning) sort_by_cell(c);
         if (c->stage == MEANS_AGAIN && !c->means) c->stage = DONE;
-        if (c->stage == ASSIGN_AGAIN) begin_assigning(c);
+        if (c->stage != ASSIGN_AGAIN) continue;
+        find_squared_mean(c);
+        begin_assigning(c);
     }
     return ICECORE_OK;
 }

@@ -3,38 +3,49 @@
  * Promotion: `cells` rows are sampled without replacement as parents.  Each row goes to the nearest parent, each parent moves to
  * the mean of its rows (one Lloyd step), and both are done once more, the latter where it is asked for.  Empty cells vanish.
  *
- * With a lifting scale rows are compared as the inner product compares them (lifting.h). */
+ * With a lifting scale rows are compared as the inner product compares them (lifting.h); with a projection, as their images. */
 #ifndef ICE_CELLS_H
 #define ICE_CELLS_H
 
 #include "segment/rows.h"
 
+/* A linear map of rows: count x dim numbers; NULL: none. */
+typedef struct {
+    const float *rows;
+    int64_t count;
+} ice_projection;
+
 typedef struct {
     const ice_kernels *kernels;
     ice_rows rows;
-    float lifting;             /* c, or 0 for none */
-    int64_t width;             /* dim, or dim + 1 where lifted */
+    ice_projection projection;
+    float lifting;             /* c, or 0 for none; not with a projection */
+    int64_t width;             /* of what is compared: dim, dim + 1 where lifted, the projection's count */
     int64_t cells;             /* shrinks when empty cells vanish */
     int means;                 /* whether the parents shall be the means of their rows in the end; else they are not to be read then */
-    float *parents;            /* cells x width, in lifted coordinates */
+    float *parents;            /* cells x width, as they are compared */
     int32_t *label;            /* rows: the cell of each */
     int32_t *order;            /* rows, cell by cell, ascending within each */
     int64_t *offset;           /* cells + 1 */
     float *lifted;             /* rows: the last coordinate, where lifted */
     float *bias;               /* cells: -|parent|^2 / 2 */
+    float *squares, *within;   /* panels of rows: sums of |row|^2, and of |row - its parent|^2 when it was assigned */
+    double squared_mean;       /* |mean of all rows|^2, once parents are means */
     int stage;
     int64_t next;              /* panel or cell at which the stage goes on */
 } ice_cells;
 
 /* Samples the parents.  1 <= cells <= rows.count <= INT32_MAX.  ICECORE_ERROR_MEMORY leaves nothing to end. */
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, float lifting, int64_t cells, int means,
-                               uint64_t seed);
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
+                               int64_t cells, int means, uint64_t seed);
 /* Serial, without asking the interrupt check: for callers that are tasks themselves. */
 #define ICE_WITHIN_TASK (-1)
 /* Goes on by about `work` visits of a row (the whole takes 3 a row, with `means` 4, and a sort); *work becomes what is left of it, 0 or less where
  * there is more to do: call again.  When the status is not ICECORE_OK nothing is lost: call again, or end. */
 icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads);
 int ice_cells_done(const ice_cells *c);
+/* Once it is done: the squared distances of all rows from the parents that they were assigned to, and in *all from the mean of all rows. */
+double ice_cells_variance(const ice_cells *c, double *all);
 /* Frees what is left; fields that a caller took over are set to NULL by it before. */
 void ice_cells_end(ice_cells *c);
 

@@ -26,7 +26,8 @@ static int64_t add_nodes(ice_field *fields, int64_t n, const char *prefix, const
         {"variance", 'f', nodes->count, (void **)&nodes->variance},
         {"radius", 'f', nodes->count, (void **)&nodes->radius},
         {"log2_count", 'f', nodes->count, (void **)&nodes->log2_count},
-        {"log2_risk", 'f', nodes->count, (void **)&nodes->log2_risk},
+        {"log2_weight", 'f', nodes->count, (void **)&nodes->log2_weight},
+        {"half_log2_variance", 'f', nodes->count, (void **)&nodes->half_log2_variance},
     };
     return add(fields, n, prefix, own, sizeof own / sizeof *own);
 }
@@ -39,6 +40,8 @@ int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
         {"values", rows, s->count * ice_row_stride(s->dtype, s->value_dim), &s->values},
         {"metric", 'f', s->dim, (void **)&s->metric},
         {"component_variance", 'f', s->dim, (void **)&s->component_variance},
+        {"centre", 'f', s->dim, (void **)&s->centre},
+        {"query_sum", 'f', s->query_numbers, (void **)&s->query_sum},
     };
     int64_t n = add(fields, 0, "", own, sizeof own / sizeof *own);
     n = add_nodes(fields, n, "cell.", s, &s->cell);

@@ -5,9 +5,9 @@
 #include "segment/arrays.h"
 #include "segment/segment.h"
 
-#define ICE_MOST_ATTENTION_FIELDS 20
+#define ICE_MOST_ATTENTION_FIELDS 24
 
-/* The arrays of a segment whose counts, widths and dtypes are known; returns how many, which dtypes alone decide. */
+/* The arrays of a segment whose counts, widths and dtypes are known; returns how many, always the same. */
 int64_t ice_attention_fields(icecore_segment *segment, ice_field *fields);
 /* Memory for all of them; 0 when there is not enough. */
 int ice_attention_alloc(icecore_segment *segment);

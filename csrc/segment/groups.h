@@ -16,9 +16,11 @@ typedef struct {
     int64_t *parent;           /* parents + 1: parent p holds cells parent[p] .. parent[p + 1] - 1 */
     int64_t *cell;             /* cells + 1: cell c holds the rows order[cell[c]] .. order[cell[c + 1] - 1] */
     int32_t *order;            /* rows.count */
+    uint8_t *unstructured;     /* parents: cells are no better than those of iid numbers would be */
     /* on the way there */
     const ice_kernels *kernels;
     ice_rows rows;
+    ice_projection projection;
     int64_t cell_size;
     uint64_t seed;
     int32_t *spare;
@@ -27,8 +29,9 @@ typedef struct {
     int64_t next;              /* parent to be split */
 } ice_groups;
 
-/* In steps, serial: for callers that are tasks.  On failure of `begin` there is nothing to end. */
-icecore_status ice_groups_begin(ice_groups *groups, const ice_kernels *kernels, ice_rows rows, int64_t cell_size, uint64_t seed);
+/* In steps, serial: for callers that are tasks.  The projection must stay.  On failure of `begin` there is nothing to end. */
+icecore_status ice_groups_begin(ice_groups *groups, const ice_kernels *kernels, ice_rows rows, ice_projection projection, int64_t cell_size,
+                                uint64_t seed);
 /* Goes on by about `work` comparisons of a row with 16 others (the whole takes ice_groups_work of them); *work becomes what is left of it, 0
  * or less where there is more to do.  When the status is not ICECORE_OK nothing is lost: call again, or end. */
 icecore_status ice_groups_step(ice_groups *groups, int64_t *work);

@@ -46,6 +46,7 @@ icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype mea
     s->value_dim = from->value_dim;
     s->dtype = from->dtype;
     s->mean_dtype = means;
+    s->query_numbers = from->query_numbers;
     s->cell.count = from->cell.count;
     s->parent.count = from->parent.count;
     ice_field own[ICE_MOST_ATTENTION_FIELDS], old[ICE_MOST_ATTENTION_FIELDS];

@@ -36,11 +36,18 @@ typedef struct {
 typedef struct {
     int64_t count;
     int64_t *offset;           /* count + 1: the stored rows of a cell, the cells of a parent */
-    void *mean_key, *mean_value;   /* of the segment's mean_dtype; 0 where one of them is not finite */
+    void *mean_key, *mean_value;   /* of the segment's mean_dtype, keys less the segment's centre; 0 where one of them is not finite */
     float *variance, *radius;  /* distances from the mean key in the metric: mean square per dimension, largest */
     float *log2_count;
-    float *log2_risk;          /* what of a risk is no query's; NaN where a mean is not finite, so that it is always opened */
+    float *log2_weight;        /* log2(keys w); NaN where a mean is not finite, so that it is always opened */
+    float *half_log2_variance;
 } ice_nodes;
+
+/* The facts of node `first` and of those behind it. */
+static inline ice_node_facts ice_facts_of(const ice_nodes *nodes, int64_t first) {
+    return (ice_node_facts){nodes->variance + first, nodes->radius + first, nodes->log2_count + first, nodes->log2_weight + first,
+                            nodes->half_log2_variance + first};
+}
 
 struct icecore_segment {
     atomic_int owners;         /* icecore_segment_free gives up one; the last one's memory goes */
@@ -49,7 +56,9 @@ struct icecore_segment {
     icecore_dtype dtype, mean_dtype;               /* for attention: of keys and values, of means */
     void *keys, *values;                           /* count rows of ice_row_bytes(dtype, dim), (dtype, value_dim) */
     ice_nodes cell, parent;
-    float *metric, *component_variance;            /* for attention, dim: as in icecore_segment_view */
+    float *metric, *component_variance, *centre;   /* for attention, dim: as in icecore_segment_view */
+    int64_t query_numbers;                         /* of the sum of q q^T over the queries at its keys (cache/queries.h); 0: it keeps none */
+    float *query_sum;
     int64_t *offset;                               /* for search */
     float *mean_key;
     int layers;

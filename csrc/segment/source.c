@@ -8,7 +8,7 @@ static const void *row_at(const void *rows, int64_t row, int64_t stride, icecore
 
 icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, const ice_source *s, int64_t start, int64_t end) {
     const int64_t from_array = start > s->origin ? start : s->origin;
-    *r = (ice_source_rows){.sealed = (end < s->origin ? end : s->origin) - start, .storage = s->storage};
+    *r = (ice_source_rows){.sealed = (end < s->origin ? end : s->origin) - start, .storage = s->storage, .centre = s->centre};
     if (r->sealed < 0) r->sealed = 0;
     r->keys = (ice_array_rows){kernels, s->dtype, NULL, s->key_stride, s->dim};
     r->values = (ice_array_rows){kernels, s->dtype, NULL, s->value_stride, s->value_dim};
@@ -43,13 +43,16 @@ void ice_source_end(ice_source_rows *r) {
     *r = (ice_source_rows){0};
 }
 
-static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, float *buffer) {
+static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, const float *centre, int64_t row,
+                         float *buffer) {
     if (row < r->sealed) {
         if (r->storage == ICECORE_FLOAT32) return sealed[row];
         array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
         return buffer;
     }
     const float *x = ice_read_array_row(array, row - r->sealed, buffer);
+    for (int64_t t = 0; centre && t < array->dim; t++) buffer[t] = x[t] - centre[t];
+    if (centre) x = buffer;
     if (r->storage != ICECORE_INT8) return x;
     int8_t rounded[2 * ICECORE_MAX_DIM];
     array->kernels->from_float32(r->storage, x, rounded, array->dim);
@@ -59,25 +62,26 @@ static const float *read(const ice_source_rows *r, const ice_array_rows *array, 
 
 const float *ice_read_source_key(const void *context, int64_t row, float *buffer) {
     const ice_source_rows *r = context;
-    return read(r, &r->keys, r->key, row, buffer);
+    return read(r, &r->keys, r->key, r->centre, row, buffer);
 }
 
 const float *ice_read_source_value(const void *context, int64_t row, float *buffer) {
     const ice_source_rows *r = context;
-    return read(r, &r->values, r->value, row, buffer);
+    return read(r, &r->values, r->value, NULL, row, buffer);
 }
 
-static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, icecore_dtype dtype) {
+static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, const float *centre, int64_t row,
+                          icecore_dtype dtype) {
     if (row < r->sealed) return r->storage == dtype ? sealed[row] : NULL;
-    return array->dtype == dtype ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
+    return array->dtype == dtype && !centre ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
 }
 
 const void *ice_stored_source_key(const void *context, int64_t row, icecore_dtype dtype) {
     const ice_source_rows *r = context;
-    return stored(r, &r->keys, r->key, row, dtype);
+    return stored(r, &r->keys, r->key, r->centre, row, dtype);
 }
 
 const void *ice_stored_source_value(const void *context, int64_t row, icecore_dtype dtype) {
     const ice_source_rows *r = context;
-    return stored(r, &r->values, r->value, row, dtype);
+    return stored(r, &r->values, r->value, NULL, row, dtype);
 }

@@ -16,11 +16,18 @@ typedef struct {
     icecore_dtype storage, means;       /* of rows and of means in segments */
     const void *keys, *values;          /* from key `origin` on */
     int64_t origin, key_stride, value_stride, dim, value_dim;
+    const float *centre;                /* NULL, or what is taken off the array's keys */
     const ice_stacked *sealed;          /* hold the keys before `origin`, those before `skip` aside */
     int64_t sealed_count;
     int64_t skip;                       /* keys before this one stay outside all segments: the sinks, and what was evicted */
     int64_t block, cell_size;
-    const float *metric;                /* as in build.h */
+    /* Writes the second moments (metric.h) of the queries that stand at keys first .. end - 1; 0 where too few are known, below 0 where memory is
+     * short.  NULL: none are. */
+    int (*moments)(const void *context, int64_t first, int64_t end, float *moments);
+    /* Of a source whose segments keep sums of q q^T: how many numbers, and what adds up those of keys first .. end - 1. */
+    int64_t query_numbers;
+    void (*add_query_sums)(const void *context, int64_t first, int64_t end, float *sum);
+    const void *moments_context;        /* of both */
     uint64_t seed;
 } ice_source;
 
@@ -28,6 +35,7 @@ typedef struct {
  * are the same whether a segment is built at once or by merges; 16-bit ones have that type already, or nothing is merged. */
 typedef struct {
     ice_array_rows keys, values;
+    const float *centre;
     int64_t sealed;                     /* so many of the first rows come from segments, which hold them as `storage` */
     icecore_dtype storage;
     const void **key, **value;          /* these rows */

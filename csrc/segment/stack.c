@@ -53,8 +53,24 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     if (status != ICECORE_OK) return status;
     const ice_rows keys = {ice_read_source_key, &sealing->rows, end - start, source->dim, ice_stored_source_key};
     const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim, ice_stored_source_value};
-    status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means, source->metric, source->cell_size,
-                               ice_segment_seed(source->seed, start, end - start));
+    float *moments = source->moments ? ice_alloc(source->dim * source->dim, sizeof(float)) : NULL;
+    float *sum = source->query_numbers ? ice_alloc(source->query_numbers, sizeof(float)) : NULL;
+    if ((source->moments && !moments) || (source->query_numbers && !sum)) status = ICECORE_ERROR_MEMORY;
+    if (status == ICECORE_OK) {
+        const int known = moments ? source->moments(source->moments_context, start, end, moments) : 0;
+        status = known < 0 ? ICECORE_ERROR_MEMORY
+                           : ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means,
+                                               known ? moments : NULL, source->cell_size, ice_segment_seed(source->seed, start, end - start));
+    }
+    ice_free(moments);
+    if (status == ICECORE_OK && sum) {
+        memset(sum, 0, (size_t)source->query_numbers * sizeof *sum);
+        source->add_query_sums(source->moments_context, first, end, sum);
+        sealing->builder.query_numbers = source->query_numbers;
+        sealing->builder.query_sum = sum;
+    } else {
+        ice_free(sum);
+    }
     if (status != ICECORE_OK) ice_source_end(&sealing->rows);
     return status;
 }

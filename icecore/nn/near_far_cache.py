@@ -55,7 +55,7 @@ class NearFarCache:
         cache = self._layers[layer]
         if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
-        cache.append(key, value)
+        cache.append(key, value, query)
         return cache.attend(query) if self.length else attention(query, key, value, layer=layer, **options)
 
     def advance(self, count):

@@ -4,6 +4,7 @@ from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention, top_k_attention
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
+from icecore.reference.measure import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.pdci import (
     Level,
@@ -17,13 +18,17 @@ from icecore.reference.pdci import (
 )
 
 __all__ = [
+    "THRESHOLDS",
     "Cells",
+    "Curve",
     "Level",
     "Tree",
     "attend_indices",
     "attention",
     "build_tree",
+    "choose_threshold",
     "dequantize",
+    "head_error",
     "lift_keys",
     "lift_query",
     "near_far_attention",
@@ -31,6 +36,7 @@ __all__ = [
     "pdci_candidates_by_radius",
     "pdci_search",
     "quantize",
+    "row_curve",
     "search_exact",
     "top_k_attention",
     "tree_search",

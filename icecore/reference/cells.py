@@ -33,6 +33,7 @@ class Tree:
 
     All of it is of keys multiplied by `metric` (d,). component_variance (d,): the mean squared distance of such keys from
     their cells' means in each component, divided by that of all components, a tenth of it as if all were alike.
+    mean_value (dv,): the mean value of the whole segment, by a sample of its rows.
     """
 
     cells: Cells
@@ -40,16 +41,21 @@ class Tree:
     parent: np.ndarray
     metric: np.ndarray
     component_variance: np.ndarray
+    mean_value: np.ndarray
 
 
 #: Cells under a parent, on average.
 CELLS_PER_PARENT = 16
-#: A segment's metric and component_variance come from so many of its keys, up to twice as many, spread evenly.
+#: A segment's metric, projection, component_variance and mean_value come from so many rows, up to twice as many, spread evenly.
 SAMPLE = 256
 #: Exponents of two of a metric are within this of the largest, and so of 0, which is their mean.
 LARGEST_EXPONENT = 6
 #: So much of the variance counts as if it were alike in all components: a key may stand out in one in which no other differs.
 EVEN_SHARE = 0.1
+#: A projection may lack this share of the mean squared distance between keys.
+LEFT_OUT = 0.02
+#: This share of the mean of the moments' diagonal is added to it, for directions in which no sampled query points.
+RIDGE = 2.0**-10
 
 
 def sampled(count):
@@ -58,13 +64,45 @@ def sampled(count):
     return np.arange(step // 2, count, step)
 
 
-def key_metric(key):
-    """(n, d) -> (d,): root mean squares of keys' components, relative to their geometric mean; 1 where they say nothing."""
-    squares = (key[sampled(len(key))] ** 2).mean(axis=0)  # (d,)
+def metric_of(squares):
+    """(d,) mean squares of components -> (d,): their roots, relative to the geometric mean; 1 where they say nothing."""
     if not 0 < squares.max() < np.inf:
-        return np.ones(key.shape[1])
+        return np.ones(len(squares))
     exponents = 0.5 * np.log2(np.maximum(squares, squares.max() * 4.0**-LARGEST_EXPONENT))
     return np.exp2(exponents - exponents.mean())
+
+
+def key_metric(key):
+    """(n, d) -> (d,): the metric of keys whose queries are unknown."""
+    return metric_of((key[sampled(len(key))] ** 2).mean(axis=0))
+
+
+def moments_scale(moments):
+    """(d, d), E[q q^T] -> (d,): the metric of these queries."""
+    return metric_of(np.asarray(moments, np.float64).diagonal())
+
+
+def projection(moments, key):
+    """(d, d), (n, d) -> P (r, d): mean squared distances between keys k are |P (k - k')|^2 = (k - k')^T M (k - k') within 2 %.
+
+    A = sqrt(v) M sqrt(v), with v (d,) the variance of the keys' components, has the trace E[(k - E k)^T M (k - E k)] where
+    components are independent. A = R R^T by Cholesky, pivoted, until all but 2 % of the trace is explained; P = R^T / sqrt(v).
+    """
+    moments = np.asarray(moments, np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread = key[sampled(len(key))].std(axis=0)  # (d,), sqrt(v)
+    spread = np.where(np.isfinite(spread), spread, 0.0)
+    ridge = np.diag(np.full(len(moments), RIDGE * moments.diagonal().mean()))
+    left = spread[:, None] * (moments + ridge) * spread  # (d, d), what the columns of R do not explain of A
+    columns, trace = [], left.trace()
+    if not 0 < trace < np.inf:
+        return np.diag(moments_scale(moments))
+    while left.trace() > LEFT_OUT * trace:
+        pivot = left.diagonal().argmax()
+        columns.append(left[:, pivot] / np.sqrt(left[pivot, pivot]))
+        left = left - np.outer(columns[-1], columns[-1])
+    rows = np.array(columns)  # (r, d), R^T
+    return np.divide(rows, spread, out=np.zeros_like(rows), where=spread > 0)
 
 
 def component_variance(key, cells):
@@ -75,6 +113,13 @@ def component_variance(key, cells):
     squares = ((key[order[rows]] - mean) ** 2).sum(axis=0)  # (d,)
     usable = 0 < squares.sum() < np.inf
     return EVEN_SHARE + (1 - EVEN_SHARE) * squares / squares.mean() if usable else np.ones(key.shape[1])
+
+
+def sampled_mean(rows):
+    """(n, d) -> (d,): the mean of those sampled rows that are finite; 0 where none is."""
+    rows = rows[sampled(len(rows))]
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    return rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
 
 
 def summarize(key, value, members):
@@ -92,10 +137,11 @@ def summarize(key, value, members):
 
 def summarize_tree(key, value, members, parent, metric):
     """The Tree of a given partition of keys in cells, and of these under parents (C,)."""
-    key = np.asarray(key).astype(np.float64) * metric
+    key, value = np.asarray(key).astype(np.float64) * metric, np.asarray(value).astype(np.float64)
     under = [np.concatenate([m for m, p in zip(members, parent, strict=True) if p == each]) for each in range(max(parent) + 1)]
     cells = summarize(key, value, members)
-    return Tree(cells, summarize(key, value, under), np.asarray(parent), metric, component_variance(key, cells))
+    parents = summarize(key, value, under)
+    return Tree(cells, parents, np.asarray(parent), metric, component_variance(key, cells), sampled_mean(value))
 
 
 def nearest_parent(key, parents):
@@ -126,22 +172,25 @@ def is_unstructured(key, members):
     return m > 1 and within > max((1 - m / n) * m ** (-2 / d), 0.75) * ((key - key.mean(axis=0)) ** 2).sum()
 
 
-def build_tree(key, value, *, cell_size, seed, metric=None):
-    """The tree of a segment over key (n, d), value (n, dv), n >= 1, in a metric (d,); default: the keys' own."""
-    original = np.asarray(key).astype(np.float64)
-    metric = key_metric(original) if metric is None else np.asarray(metric, np.float64)
-    key = original * metric
+def build_tree(key, value, *, cell_size, seed, moments=None):
+    """The tree of a segment over key (n, d), value (n, dv), n >= 1.
+
+    moments (d, d): E[q q^T] of the queries, by which cells are found (`projection`). Without them, in the keys' own metric.
+    """
+    key = np.asarray(key).astype(np.float64)
+    metric = key_metric(key) if moments is None else moments_scale(moments)
+    place = key * metric if moments is None else key @ projection(moments, key).T  # (n, d) or (n, r)
 
     def rounded(count, size):
         return max(1, (count + size // 2) // size)
 
     parents = rounded(rounded(len(key), cell_size), CELLS_PER_PARENT)
-    under = cluster(key, parents, ~seed % 2**64) if parents > 1 else [np.arange(len(key))]
+    under = cluster(place, parents, ~seed % 2**64) if parents > 1 else [np.arange(len(key))]
     members, parent = [], []
     for p, rows in enumerate(under):
-        found = cluster(key[rows], rounded(len(rows), cell_size), (seed + p) % 2**64)
-        if is_unstructured(key[rows], found):
+        found = cluster(place[rows], rounded(len(rows), cell_size), (seed + p) % 2**64)
+        if is_unstructured(place[rows], found):
             found = [np.arange(len(rows))]
         members += [rows[m] for m in found]
         parent += [p] * len(found)
-    return summarize_tree(original, value, members, parent, metric)
+    return summarize_tree(key, value, members, parent, metric)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from icecore.reference.cells import build_tree
@@ -45,24 +47,59 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
     return np.r_[:sinks, open_begin : position + 1], sealed_ranges(sealed_blocks, block, sinks)
 
 
+#: A segment's moments come from every so many-th position, of long ones from about so many; fewer rows say too little.
+MOMENT_STEP, MOST_POSITIONS, LEAST_MOMENT_ROWS = 8, 2048, 64
+
+
+def query_moments(query, first):
+    """E[q q^T] (d, d) of finite queries (group, n, d) at positions first .. first + n - 1; None where they say too little.
+
+    Of every eighth position or, where these are fewer than 64 rows, of all.
+    """
+    position = first + np.arange(query.shape[1])
+    for step in (max(MOMENT_STEP, len(position) // MOST_POSITIONS), 1):
+        rows = query[:, position % step == step - 1].reshape(-1, query.shape[2])
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if len(rows) >= LEAST_MOMENT_ROWS:
+            return rows.T @ rows / len(rows)
+    return None
+
+
 #: Parents are expanded at this share of the risk that opens a cell; or until they hold so many times the wanted keys,
 #: and at least so many.
 EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.2, 16, 2048
 #: A query of nothing but zeros leaves an order of risks.
 LEAST_SPREAD = 2.0**-126
+#: So much longer may a query be once it is rounded to bfloat16.
+ROUNDED_QUERY = 1.004
 #: All cells are opened where those that a mask cuts leave more than one in so many of the sealed keys.
 DENSE_SHARE = 6
 
 
 def log_risk(query, scale, cells, tree):
-    """(C,): log of n_c exp(z_c) sqrt(x_c) exp(h(x_c)) w_c, what the mean of a cell of a tree may be wrong by (icecore.h)."""
-    spread = scale**2 * ((query / tree.metric) ** 2 @ tree.component_variance)
-    x = spread * cells.variance
+    """(C,): log of n_c exp(z_c) exp(F_c) w_c, the error of replacing each cell of a tree by its mean.
+
+    w_c: what values differ by from their mean; the mass counts as one more component, as large as the segment's mean value.
+    """
+    squared_weight = cells.value_variance + (tree.mean_value**2).sum()
+    with np.errstate(divide="ignore"):
+        return log_mass(query, scale, cells, tree) + log_spread(query, scale, cells, tree) + 0.5 * np.log(squared_weight)
+
+
+def log_spread(query, scale, cells, tree):
+    """(C,): F_c, log of the standard deviation of exp(score - z_c) in a cell whose scores are normal with variance x_c.
+
+    sqrt(x) exp(h(x)) is sqrt(exp(x) - 1) within a twentieth. But n scores hardly reach further than sqrt(2 ln n) standard
+    deviations, so that the exponentials of all of them come to exp(sqrt(2 x ln n)) where x > 2 ln n, n times their mean; and no
+    score lies further from z_c than the radius allows.
+    """
+    own = query / tree.metric
+    x = np.maximum(scale**2 * (own**2 @ tree.component_variance), LEAST_SPREAD) * cells.variance
+    log_count = np.log(cells.count)
     h = x / 4 * (1 + x / (12 + x))
     with np.errstate(divide="ignore"):
-        of_variances = np.log(cells.variance) + np.log(cells.value_variance)
-        least = np.log(np.maximum(spread, LEAST_SPREAD))
-        return log_mass(query, scale, cells, tree) + h + 0.5 * (least + of_variances)
+        spread = np.where(x <= 2 * log_count, 0.5 * np.log(x) + h, np.sqrt(2 * x * log_count) - log_count)
+    return np.minimum(spread, ROUNDED_QUERY * abs(scale) * np.linalg.norm(own) * cells.radius)
 
 
 def log_mass(query, scale, cells, tree):
@@ -97,108 +134,164 @@ def marked(bias, first, tree):
     return (parent_hidden, parent_cut), (hidden, cut)
 
 
-def attend_one(query, key, value, bias, trees, exact, *, k, risk, far_field, visit, scale):
-    """One query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
+def scores_of(query, key, bias, rows, scale):
+    """Scores of those rows of key (S, d) that the mask leaves, with what it adds to them."""
+    return scale * (key[rows] @ query) + bias[rows]
 
-    bias (S,) is its row of the mask. Nodes that it hides stand for nothing; those that it cuts are opened, and all where
-    these leave more than a sixth of the sealed keys.
 
-    Returns out (dv,), lse, near keys, captured mass, margin: the gap in log risk between what was opened (expanded) last and
-    what was not.
-    """
-    exact = exact[~np.isneginf(bias[exact])]
-    exact_score = scale * (key[exact] @ query) + bias[exact]  # (E,)
-    if not trees:
-        out, lse = softmax_sum(exact_score[None], value[exact])
-        return out[0], lse[0], 0, 1.0 if len(exact) else 0.0, np.inf
+def left_by(bias, rows):
+    """The rows that the mask (S,) leaves."""
+    return rows[~np.isneginf(bias[rows])]
+
+
+def marks_of(bias, trees):
+    """`marked` for each tree; cut are all where these leave more than a sixth of the sealed keys."""
     marks = [marked(bias, first, tree) for first, tree in trees]
     left_in_cut = sum(
-        np.count_nonzero(~np.isneginf(bias[first + tree.cells.members[c]]))
+        len(left_by(bias, first + tree.cells.members[c]))
         for (first, tree), (_, (_, cut)) in zip(trees, marks, strict=True) for c in np.flatnonzero(cut)
     )
     if DENSE_SHARE * left_in_cut > sum(tree.parents.count.sum() for _, tree in trees):
-        marks = [tuple((hidden, ~hidden) for hidden, _ in mark) for mark in marks]  # all are opened
-    node_risk = [
+        return [tuple((hidden, ~hidden) for hidden, _ in mark) for mark in marks]
+    return marks
+
+
+def risks_of(query, scale, trees, marks):
+    """For each tree `log_risk` of its parents and of its cells; -inf for those that the mask hides or cuts."""
+    return [
         tuple(np.where(hidden | cut, -np.inf, log_risk(query, scale, nodes, tree))
               for nodes, (hidden, cut) in zip((tree.parents, tree.cells), mark, strict=True))
         for (_, tree), mark in zip(trees, marks, strict=True)
     ]
-    parent_risk = np.concatenate([p for p, _ in node_risk])
+
+
+def log_guess(query, scale, exact_score, exact_value, trees, marks):
+    """Log of |sum_j exp(z_j) value_j| over the exact keys and, by their means, all parents that the mask does not cut."""
+    masses = [
+        np.where(hidden | cut, -np.inf, log_mass(query, scale, tree.parents, tree))
+        for (_, tree), ((hidden, cut), _) in zip(trees, marks, strict=True)
+    ]
+    values = [exact_value, *(tree.parents.mean_value for _, tree in trees)]
+    guess, lse = softmax_sum(np.concatenate([exact_score, *masses])[None], np.concatenate(values))
+    with np.errstate(divide="ignore"):  # a guess of 0, where the mask leaves nothing to guess from
+        return lse[0] + np.log(np.linalg.norm(guess[0]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a query sums besides its exact keys.
+
+    near : (N,) int, keys of opened cells; dropped : (D,) int, those that k has no room for (published rule);
+    mean_score : (F,), log masses of the nodes that stay closed; mean_value : (F, dv), their mean values;
+    margin : gap in log risk between what was opened (expanded) last and what was not.
+    """
+
+    near: np.ndarray
+    dropped: np.ndarray
+    mean_score: np.ndarray
+    mean_value: np.ndarray
+    margin: float
+
+
+def choose(query, key, value, bias, trees, exact, *, k, threshold, all_cells, far_field, visit, scale):
+    """The Choice of a query (d,) among trees (a list of (first key, Tree)); arguments as in `attend_one`.
+
+    Nodes that the mask hides stand for nothing; those that it cuts are opened, and all where these leave more than a sixth of
+    the sealed keys.
+    """
+    marks = marks_of(bias, trees)
+    risks = risks_of(query, scale, trees, marks)
+    parent_risk = np.concatenate([p for p, _ in risks])
     parent_count = np.concatenate([tree.parents.count for _, tree in trees])
     sealed, wanted = parent_count.sum(), k if far_field else visit
-    if risk is not None:
-        far = [
-            np.where(hidden | cut, -np.inf, log_mass(query, scale, tree.parents, tree))
-            for (_, tree), ((hidden, cut), _) in zip(trees, marks, strict=True)
-        ]
-        masses = np.concatenate([exact_score, *far])
-        guess, guess_lse = softmax_sum(masses[None], np.concatenate([value[exact], *(t.parents.mean_value for _, t in trees)]))
-        with np.errstate(divide="ignore"):  # a guess of 0, where the mask leaves nothing to guess from
-            threshold = np.log(risk) + guess_lse[0] + np.log(np.linalg.norm(guess[0]))
-        expand = threshold + np.log(EXPAND_SHARE)
+    expand_at = -np.inf
+    if threshold is not None:
+        exact_score = scores_of(query, key, bias, exact, scale)
+        open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks)
+        expand_at = open_at + np.log(EXPAND_SHARE)
     elif far_field and wanted < sealed // EXPAND_FACTOR and LEAST_EXPANDED < sealed:
-        expand = least_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, LEAST_EXPANDED))
-    else:
-        expand = -np.inf
-    margin = gap(parent_risk, expand)
-    expanded = [
-        ((p >= expand) | cut) & ~hidden for (p, _), ((hidden, cut), _) in zip(node_risk, marks, strict=True)
-    ]
-    cell_risk = np.concatenate([c[e[t.parent]] for (_, c), e, (_, t) in zip(node_risk, expanded, trees, strict=True)])
-    cell_count = np.concatenate([t.cells.count[e[t.parent]] for e, (_, t) in zip(expanded, trees, strict=True)])
-    if risk is None:
-        threshold = -np.inf if wanted >= sealed else least_risk(cell_risk, cell_count, wanted)
-    margin = min(margin, gap(cell_risk, threshold))
+        expand_at = least_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, LEAST_EXPANDED))
+    expand_at = -np.inf if all_cells else expand_at
+    expanded = [((p >= expand_at) | cut) & ~hidden for (p, _), ((hidden, cut), _) in zip(risks, marks, strict=True)]
+    cell_risk = np.concatenate([c[e[t.parent]] for (_, c), e, (_, t) in zip(risks, expanded, trees, strict=True)])
+    if threshold is None:
+        cell_count = np.concatenate([t.cells.count[e[t.parent]] for e, (_, t) in zip(expanded, trees, strict=True)])
+        open_at = -np.inf if wanted >= sealed else least_risk(cell_risk, cell_count, wanted)
 
-    near, far_score, far_value = [np.empty(0, int)], [np.empty(0)], [np.empty((0, value.shape[1]))]
-    for (first, tree), mark, (_, risks), expand_parent in zip(trees, marks, node_risk, expanded, strict=True):
+    near, mean_score, mean_value = [], [], []
+    for (first, tree), mark, (_, risk), expand in zip(trees, marks, risks, expanded, strict=True):
         (parent_hidden, _), (hidden, cut) = mark
-        reached = expand_parent[tree.parent] & ~hidden
-        opened = reached & ((risks >= threshold) | cut)
+        reached = expand[tree.parent] & ~hidden
+        opened = reached & ((risk >= open_at) | cut)
         near += [first + tree.cells.members[c] for c in np.flatnonzero(opened)]
-        for nodes, closed in ((tree.parents, ~expand_parent & ~parent_hidden), (tree.cells, reached & ~opened)):
-            far_score.append(log_mass(query, scale, nodes, tree)[closed])
-            far_value.append(nodes.mean_value[closed])
-    near, far_score, far_value = np.concatenate(near), np.concatenate(far_score), np.concatenate(far_value)
-    near = near[~np.isneginf(bias[near])]
-    near_score = scale * (key[near] @ query) + bias[near]
-    top = max(far_score.max(initial=-np.inf), exact_score.max(initial=-np.inf), near_score.max(initial=-np.inf))
-    top = 0.0 if np.isneginf(top) else top  # nothing is visible
-    missed = np.exp(far_score - top).sum()
+        for nodes, closed in ((tree.parents, ~expand & ~parent_hidden), (tree.cells, reached & ~opened)):
+            mean_score.append(log_mass(query, scale, nodes, tree)[closed])
+            mean_value.append(nodes.mean_value[closed])
+    near = left_by(bias, np.concatenate([np.empty(0, int), *near]))
+    kept = np.ones(len(near), bool)
     if not far_field and len(near) > k:
-        kept = np.zeros(len(near), bool)
-        kept[np.argsort(-near_score, kind="stable")[:k]] = True
-        missed += np.exp(near_score[~kept] - top).sum()
-        near, near_score = near[kept], near_score[kept]
-    scores, values = [exact_score, near_score], [value[exact], value[near]]
+        kept[np.argsort(-scores_of(query, key, bias, near, scale), kind="stable")[k:]] = False
+    margin = min(gap(parent_risk, expand_at), gap(cell_risk, open_at))
+    return Choice(near[kept], near[~kept], np.concatenate(mean_score), np.concatenate(mean_value), margin)
+
+
+def combine(query, key, value, bias, exact, choice, *, far_field, scale):
+    """Softmax over the exact keys, the near ones and, with a far field, the means: out (dv,), lse, captured mass."""
+    score, dropped = (scores_of(query, key, bias, rows, scale) for rows in (np.r_[exact, choice.near], choice.dropped))
+    missed = np.concatenate([choice.mean_score, dropped])
+    top = max(score.max(initial=-np.inf), missed.max(initial=-np.inf))
+    top = 0.0 if np.isneginf(top) else top  # nothing is visible
+    summed_mass, missed_mass = np.exp(score - top).sum(), np.exp(missed - top).sum()
+    values = value[np.r_[exact, choice.near]]
     if far_field:
-        scores.append(far_score)
-        values.append(far_value)
-    out, lse = softmax_sum(np.concatenate(scores)[None], np.concatenate(values))
-    summed = np.exp(exact_score - top).sum() + np.exp(near_score - top).sum()
-    return out[0], lse[0], len(near), summed / (summed + missed) if summed + missed else 0.0, margin
+        score, values = np.concatenate([score, choice.mean_score]), np.concatenate([values, choice.mean_value])
+    out, lse = softmax_sum(score[None], values)
+    total = summed_mass + missed_mass
+    return out[0], lse[0], summed_mass / total if total else 0.0
 
 
-def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_field=True, causal=False, block=512, sinks=0,
-                       visit=None, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None, return_margin=False):
+def attend_one(query, key, value, bias, trees, exact, *, k, threshold, far_field, visit, scale, all_cells=False):
+    """One query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
+
+    bias (S,) is its row of the mask. Returns out (dv,), lse, near keys, captured mass and the margin of `Choice`.
+    """
+    exact = left_by(bias, exact)
+    if not trees:
+        out, lse = softmax_sum(scores_of(query, key, bias, exact, scale)[None], value[exact])
+        return out[0], lse[0], 0, 1.0 if len(exact) else 0.0, np.inf
+    choice = choose(
+        query, key, value, bias, trees, exact,
+        k=k, threshold=threshold, all_cells=all_cells, far_field=far_field, visit=visit, scale=scale,
+    )
+    out, lse, mass = combine(query, key, value, bias, exact, choice, far_field=far_field, scale=scale)
+    return out, lse, len(choice.near), mass, choice.margin
+
+
+def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False, moments=None, far_field=True, causal=False,
+                       block=512, sinks=0, visit=None, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None,
+                       return_margin=False):
     """Near/far attention in float64, query by query.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    risk : float or array_like (H,), optional
-        Instead of k: the risk, as a share of the output's norm, at which cells are opened; of each query head.
-    metric : array_like (H_k, d), optional
-        Key components are multiplied and query components divided by it: cells are those of the multiplied keys. Default:
-        the own metric of each segment's keys (`cells.key_metric`).
+    threshold : float or array_like (H,), optional
+        Instead of k: cells are opened whose risk is at least this share of the norm of the output, as it is guessed from the
+        exact keys and the parents' means; of each query head (`measure.choose_threshold`).
+    all_cells : bool or array_like (H,)
+        Every parent is expanded; of each query head.
+    moments : array_like (H_k, d, d), optional
+        E[q q^T] of the queries of each key head, by which cells are found (`cells.build_tree`). Default: of each segment its
+        own, from the queries that stand at its keys, or if not causal from all (`query_moments`); none where they are too few.
     cell_size : int or array_like (H_k,)
         Keys per cell, of each key head.
     block : int
         Causal: keys per sealed block; the current block and the one before stay open.
     attn_mask : array_like, optional
         Broadcasts to (B, H, L, S): bool, True keeps; or added to the scaled scores.
-    tree_of : callable (key, value, cell_size, seed, metric) -> Tree, optional
-        Builds a segment's tree; default `build_tree`. Pass one that returns the C core's to compare the rest alone.
+    tree_of : callable (key, value, cell_size, seed, moments) -> Tree, optional
+        Builds a segment's tree by its moments (d, d), or None; default `build_tree`. Pass one that returns the C core's to
+        compare the rest alone.
     return_margin : bool
         Also return how clearly each query's opened cells are separated from the others (log risk).
 
@@ -214,16 +307,25 @@ def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_fiel
     mask = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
     mask = np.broadcast_to(mask, (batch, heads, queries, keys))
     group = heads // key.shape[1] if heads else 1
-    metric = [None] * key.shape[1] if metric is None else np.asarray(metric, np.float64)
-    risks = [None] * heads if risk is None else np.broadcast_to(risk, heads)
-    tree_of = tree_of or (lambda rows, values, size, seed, own: build_tree(rows, values, cell_size=size, seed=seed, metric=own))
+    thresholds = [None] * heads if threshold is None else np.broadcast_to(threshold, heads)
+    all_cells = np.broadcast_to(all_cells, heads)
+    tree_of = tree_of or (
+        lambda rows, values, size, seed, own: build_tree(rows, values, cell_size=size, seed=seed, moments=own)
+    )
     sizes, built = np.broadcast_to(cell_size, key.shape[1]).tolist(), {}
+
+    def moments_of(b, head, first, end):
+        if moments is not None:
+            return np.asarray(moments[head], np.float64)
+        offset = keys - queries  # position of the first query
+        first, end = (max(first - offset, 0), max(end - offset, 0)) if causal else (0, queries)
+        return query_moments(query[b, head * group : (head + 1) * group, first:end], offset + first)
 
     def tree(b, head, first, end):
         if (b, head, first, end) not in built:
             rows, values = key[b, head, first:end], value[b, head, first:end]
             built[b, head, first, end] = tree_of(
-                rows, values, sizes[head], segment_seed(seed, first, end - first), metric[head]
+                rows, values, sizes[head], segment_seed(seed, first, end - first), moments_of(b, head, first, end)
             )
         return first, built[b, head, first, end]
 
@@ -239,7 +341,7 @@ def near_far_attention(query, key, value, *, k, risk=None, metric=None, far_fiel
             result = attend_one(
                 query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i],
                 [tree(b, h // group, first, end) for first, end in ranges], exact,
-                k=k, risk=risks[h], far_field=far_field, visit=visit, scale=scale,
+                k=k, threshold=thresholds[h], all_cells=all_cells[h], far_field=far_field, visit=visit, scale=scale,
             )
             out[b, h, i], lse[b, h, i], near[b, h, i], mass[b, h, i], margin[b, h, i] = result
     returned = (out, lse, near, mass)

@@ -1,0 +1,64 @@
+/* How far to open, measured: the error of sampled rows for every threshold, and the threshold that keeps a tolerance (icecore_near_far).
+ *
+ * Of each sampled row all keys are attended exactly, cell by cell, and the sums of a cell go to the threshold at which it is opened.  Running sums
+ * over the thresholds, from the loosest on, then give the output that each would have given: one pass over the keys for the whole curve.  What
+ * is replayed is what is shipped: parents that are not expanded count as their means, keys are rounded as they are stored. */
+#ifndef ICE_MEASURE_H
+#define ICE_MEASURE_H
+
+#include "attention/treecode.h"
+
+/* Thresholds 2 * 1.2^-g, g < ICE_GRID: down to 3e-9.  Risks of cells that hold two kinds of keys are that far off. */
+#define ICE_GRID 112
+
+/* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
+typedef struct {
+    double rows, norm, squared_norm;                               /* sums of w, w |o| and w^2 |o|^2 */
+    double error[ICE_GRID], squared[ICE_GRID], cross[ICE_GRID];    /* of w e, w^2 e^2, w^2 e |o| */
+    double means[ICE_GRID], far[ICE_GRID];                         /* of w (mass of means), w (what they stand for), by the row's mass */
+    double near[ICE_GRID], nodes[ICE_GRID], keys;                  /* of w (keys of opened cells), w (nodes scored), w (sealed keys) */
+    double rounding, rounding_weight;                              /* of w (error of rounding / |o|)^2 and w */
+    double tested_error, tested_squared, tested_cross, tested_norm, tested_squared_norm;   /* by the threshold in force before the row was known */
+    int64_t tested_rows;
+} ice_measured;
+
+/* Queries of one key head at some positions, equally far apart where there is a mask. */
+typedef struct {
+    const icecore_attention *problem;  /* as it is attended: its keys and values may be rounded */
+    const icecore_attention *given;    /* as the caller gave it */
+    icecore_tensor query;              /* of the sampled queries, in the problem's dtype */
+    const int64_t *position;           /* count */
+    int64_t count;
+    const icecore_near_far *options;
+    const ice_kernels *kernels;
+    const ice_stack *stack;
+    ice_exact_keys exact;
+    int64_t batch, key_head;
+    double stands_for;                 /* rows that each of them stands for */
+    int renew;                         /* whether heads that score all cells try parents again, and rounding is measured too */
+} ice_sample;
+
+/* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last that were measured thoroughly (then
+ * *renews), and others where one block in so many is new: that is a few per cent of a prompt's time, and of that of decoding. */
+#define ICE_NEW_IN_PROMPT 8
+#define ICE_NEW_IN_DECODING 32
+static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int64_t one_in, int *renews) {
+    *renews = renewed == 0 || blocks >= 2 * renewed;
+    return *renews || one_in * (blocks - last) >= blocks;
+}
+/* And of how many queries: about 32 rows of all query heads together, or 12. */
+static inline int64_t ice_measured_queries(int64_t group, int renews) {
+    const int64_t least = renews ? 8 : 3, wanted = (renews ? 32 : 12) / group;
+    return wanted < least ? least : wanted;
+}
+
+/* Scratch for at most `count` queries of a key head over at most so many levels, and cells and parents. */
+size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
+                         int64_t nodes, int64_t count);
+/* Tests the rules in force on the rows, then renews them.  measured, rules: of the key head's query heads. */
+void ice_measure(const ice_sample *sample, ice_measured *measured, ice_rule *rules, void *scratch);
+
+/* The tested error of a query head, its standard error; NaN where no row was tested. */
+void ice_measured_error(const ice_measured *measured, float *error, float *standard_error);
+
+#endif

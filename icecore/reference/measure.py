@@ -1,0 +1,113 @@
+"""The measured threshold: some rows are attended exactly as well, and their errors tell how far cells have to be opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mass, marks_of, risks_of, scores_of
+
+#: (G,): the grid of thresholds, largest first.
+THRESHOLDS = 2.0 * 1.2 ** -np.arange(64.0)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Near/far attention of one row at every threshold of the grid, beside exact attention.
+
+    exact_out : (dv,); out : (G, dv);
+    summed_mass : (G,), mass of the keys that are summed exactly; mean_mass : (G,), mass of the means that stand for the others:
+    both divided by the true mass of all keys;
+    near : (G,) int, keys of opened cells; nodes : (G,) int, parents and cells that are scored.
+    """
+
+    exact_out: np.ndarray
+    out: np.ndarray
+    summed_mass: np.ndarray
+    mean_mass: np.ndarray
+    near: np.ndarray
+    nodes: np.ndarray
+
+
+def row_curve(query, key, value, bias, trees, exact, *, scale, all_cells=False):
+    """The Curve of a query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
+
+    bias (S,) is its row of the mask. all_cells: every parent is expanded.
+    """
+    exact, marks = left_by(bias, exact), marks_of(bias, trees)
+    exact_score = scores_of(query, key, bias, exact, scale)
+    guess = log_guess(query, scale, exact_score, value[exact], trees, marks)
+
+    def is_open(risk, cut, share=1.0):
+        """(G, N): which nodes of log risk (N,) are opened (expanded)."""
+        return (risk >= (np.log(THRESHOLDS) + guess + np.log(share))[:, None]) | cut
+
+    # terms of both sums: log masses (N,), values (N, dv) and at which thresholds they take part (G, N)
+    keys = [(exact_score, value[exact], np.ones((len(THRESHOLDS), len(exact)), bool))]
+    means = [(np.empty(0), value[:0], np.empty((len(THRESHOLDS), 0), bool))]
+    nodes = np.zeros(len(THRESHOLDS), int)
+    for (first, tree), mark, (parent_risk, cell_risk) in zip(trees, marks, risks_of(query, scale, trees, marks), strict=True):
+        (parent_hidden, parent_cut), (hidden, cut) = mark
+        expanded = (is_open(parent_risk, parent_cut, EXPAND_SHARE) | all_cells) & ~parent_hidden  # (G, P)
+        reached = expanded[:, tree.parent] & ~hidden  # (G, C)
+        opened = reached & is_open(cell_risk, cut)
+        for closed, part in ((tree.parents, ~expanded & ~parent_hidden), (tree.cells, reached & ~opened)):
+            used = part.any(axis=0)  # what hidden keys hold must not matter
+            means.append((log_mass(query, scale, closed, tree)[used], closed.mean_value[used], part[:, used]))
+        rows = first + np.concatenate(tree.cells.members)
+        seen = ~np.isneginf(bias[rows])
+        own = np.repeat(opened, tree.cells.count, axis=1)[:, seen]  # (G, keys)
+        keys.append((scores_of(query, key, bias, rows[seen], scale), value[rows[seen]], own))
+        nodes += (~parent_hidden).sum() + reached.sum(axis=1)
+
+    (key_score, key_value, key_part), (mean_score, mean_value, mean_part) = (
+        (np.concatenate(scores), np.concatenate(values), np.concatenate(parts, axis=1))
+        for scores, values, parts in (zip(*each, strict=True) for each in (keys, means))
+    )
+    near = key_part.sum(axis=1) - len(exact)
+    if not len(key_score):  # nothing is visible: the answer is 0, and no mass is missing
+        zero = np.zeros((len(THRESHOLDS), value.shape[1]))
+        return Curve(zero[0], zero, np.ones(len(THRESHOLDS)), np.zeros(len(THRESHOLDS)), near, nodes)
+    top = max(key_score.max(), mean_score.max(initial=-np.inf))
+    key_mass, mean_mass = np.exp(key_score - top), np.exp(mean_score - top)
+    summed, far = key_part @ key_mass, mean_part @ mean_mass  # (G,)
+    out = (key_part * key_mass) @ key_value + (mean_part * mean_mass) @ mean_value  # (G, dv)
+    total = key_mass.sum()
+    return Curve(key_mass @ key_value / total, out / (summed + far)[:, None], summed / total, far / total, near, nodes)
+
+
+def mass_scale(curves):
+    """(G,): the factor by which the means' mass becomes the true one, over all rows of a head together; 1 without means."""
+    true, estimated = sum(1 - c.summed_mass for c in curves), sum(c.mean_mass for c in curves)
+    return np.divide(true, estimated, out=np.ones(len(THRESHOLDS)), where=estimated > 0)
+
+
+def row_errors(curves):
+    """(R, G): |o - o^| of each row, the relative error of its mass counting as one more component, of the length of o."""
+    factor, errors = mass_scale(curves), []
+    for c in curves:
+        size, mass = np.linalg.norm(c.exact_out), c.summed_mass + factor * c.mean_mass  # mass: Z^ / Z
+        errors.append(np.sqrt(((c.exact_out - c.out) ** 2).sum(axis=1) + size**2 * (mass - 1) ** 2))
+    return np.array(errors)
+
+
+def head_error(curves, weights=None):
+    """Error of a head, sum |o - o^| / sum |o| over its rows, and its standard error: (G,) each.
+
+    weights : (R,), optional
+        How much each row counts.
+    """
+    weights = np.ones(len(curves)) if weights is None else np.asarray(weights, np.float64)
+    errors, sizes = row_errors(curves), np.array([np.linalg.norm(c.exact_out) for c in curves])  # (R, G), (R,)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = weights @ errors / (weights @ sizes)
+        deviation = errors - error * sizes[:, None]
+        return error, np.sqrt(weights**2 @ deviation**2) / (weights @ sizes)
+
+
+def choose_threshold(error, standard_error, tolerance):
+    """The largest threshold that passes, error + standard_error (G,) <= tolerance, as do all smaller ones; None without one."""
+    failing = np.flatnonzero(~(error + standard_error <= tolerance))
+    passing = THRESHOLDS[failing[-1] + 1 :] if len(failing) else THRESHOLDS
+    return float(passing[0]) if len(passing) else None

@@ -1,0 +1,297 @@
+"""The oracle of the measured threshold: its curve is near/far attention at every threshold, and what passes holds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import inputs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icecore import reference
+from icecore.reference import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
+from icecore.reference.cells import summarize_tree
+from icecore.reference.measure import mass_scale, row_errors
+from icecore.reference.near_far import EXPAND_SHARE, attend_one, exact_and_sealed, log_guess, log_risk, marks_of
+from icecore.reference.random import segment_seed
+
+G, KEYS, CELL_SIZE, SCALE = len(THRESHOLDS), 1400, 8, 0.25
+CASES = {
+    "both ways": {"sinks": 4},
+    "causal": {"sinks": 4, "causal": True, "block": 128},
+    "masked": {"sinks": 4, "attn_mask": np.arange(KEYS) % 300 > 40},
+    "biased": {"sinks": 4, "attn_mask": np.where(np.arange(KEYS) < 60, 0.5, np.where(np.arange(KEYS) > 1200, -np.inf, 0.0))},
+    "all opened by a mask": {"sinks": 4, "attn_mask": np.arange(KEYS) % 5 > 0},
+    "nothing hidden, everything exact": {"sinks": KEYS},
+}
+
+
+def clustered(rows=12, seed=0):
+    """Queries (rows, 16), keys and values of one head, in places that queries tell apart."""
+    query, key, value = (a[0, 0].astype(np.float64) for a in inputs((1, 1, rows, 16), (1, 1, KEYS, 16), 8, seed=seed))
+    generator = np.random.default_rng((seed, 5))
+    centres = 2 * generator.standard_normal((40, 16))
+    place = generator.integers(40, size=KEYS)
+    return query, centres[place] + 0.4 * key, value + generator.standard_normal((40, 8))[place]
+
+
+def seen_by(position, key, value, built, *, causal=False, block=512, sinks=0):
+    """What a query at `position` sees: exact keys, trees; `built` keeps these."""
+    exact, ranges = exact_and_sealed(position, KEYS, causal=causal, block=block, sinks=sinks)
+    for first, end in set(ranges) - set(built):
+        seed = segment_seed(0, first, end - first)
+        built[first, end] = reference.build_tree(key[first:end], value[first:end], cell_size=CELL_SIZE, seed=seed)
+    return exact, [(each[0], built[each]) for each in ranges]
+
+
+def curves_of(query, key, value, *, all_cells=False, attn_mask=None, **options):
+    """Of queries that stand at the end."""
+    mask = np.zeros(KEYS) if attn_mask is None else attn_mask
+    bias = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask
+    curves, built = [], {}
+    for i, each in enumerate(query):
+        exact, trees = seen_by(KEYS - len(query) + i, key, value, built, **options)
+        curves.append(row_curve(each, key, value, bias, trees, exact, scale=SCALE, all_cells=all_cells))
+    return curves
+
+
+def near_far(query, key, value, level, **options):
+    """out (L, dv), lse (L,), near keys (L,) at a threshold of the grid."""
+    options = {"k": 1, "threshold": THRESHOLDS[level], "scale": SCALE, "cell_size": CELL_SIZE, **options}
+    return [a[0, 0] for a in reference.near_far_attention(*(a[None, None] for a in (query, key, value)), **options)[:3]]
+
+
+each_mode = pytest.mark.parametrize("all_cells", [False, True], ids=["parents", "all cells"])
+
+
+# ---- A row ----
+
+
+@each_mode
+@pytest.mark.parametrize("case", CASES)
+def test_the_curve_is_near_far_attention_at_each_threshold(case, all_cells):
+    arrays, options = clustered(), CASES[case] | {"all_cells": all_cells}
+    curves = curves_of(*arrays, **options)
+    only_seen = {name: options[name] for name in ("causal", "attn_mask") if name in options}
+    exact, exact_lse = (a[0, 0] for a in reference.attention(*(a[None, None] for a in arrays), scale=SCALE, **only_seen))
+    for g in (0, 7, 20, 33, 63):
+        out, lse, near = near_far(*arrays, g, **options)
+        np.testing.assert_allclose([c.out[g] for c in curves], out, atol=1e-12)
+        np.testing.assert_array_equal([c.near[g] for c in curves], near)
+        mass = np.array([c.summed_mass[g] + c.mean_mass[g] for c in curves])
+        np.testing.assert_allclose(mass, np.exp(lse - exact_lse))
+        # and so the error, once the masses of the means are right on average
+        far = sum(c.mean_mass[g] for c in curves)
+        factor = sum(1 - c.summed_mass[g] for c in curves) / far if far else 1.0
+        wrong = np.array([c.summed_mass[g] + factor * c.mean_mass[g] for c in curves]) - 1
+        size = np.linalg.norm(exact, axis=-1)
+        expected = np.sqrt(((out - exact) ** 2).sum(axis=-1) + (size * wrong) ** 2)
+        np.testing.assert_allclose(row_errors(curves)[:, g], expected, atol=1e-12)
+        assert head_error(curves)[0][g] == pytest.approx(expected.sum() / size.sum(), abs=1e-12)
+    np.testing.assert_allclose([c.exact_out for c in curves], exact, atol=1e-12)
+
+
+def test_the_cases_are_worth_comparing():
+    """Cells are opened at some thresholds and not at others, and parents that are not expanded make a difference."""
+    parents, cells = (curves_of(*clustered(), **CASES["both ways"], all_cells=all_cells) for all_cells in (False, True))
+    levels = [0, 7, 20, 33, 63]
+    assert (np.diff([sum(c.near[g] for c in parents) for g in levels]) > 0).all()
+    assert sum(c.nodes for c in parents)[0] < 0.9 * sum(c.nodes for c in cells)[0]
+    assert head_error(parents)[0][0] > 1.3 * head_error(cells)[0][0]
+
+
+def test_a_cell_under_a_parent_that_is_not_expanded_stays_closed():
+    """Two keys where the query points, in a component in which no others differ: 198 others hide them."""
+    generator = np.random.default_rng(0)
+    key, value = 0.1 * generator.standard_normal((400, 16)), 3 + generator.standard_normal((400, 4))
+    key[:, 0] = np.where(np.arange(400) < 2, 10, 0)
+    tree = summarize_tree(key, value, [np.arange(2), np.arange(2, 200), np.arange(200, 400)], [0, 0, 1], np.ones(16))
+    row = np.where(np.arange(16) == 0, 4, 0.5), key, value, np.zeros(400), [(0, tree)], np.arange(0)
+    hidden, shown = (row_curve(*row, scale=SCALE, all_cells=all_cells) for all_cells in (False, True))
+    assert (hidden.near[:9] == 0).all()
+    assert (shown.near[:9] == 2).all()
+    for all_cells, curve in ((False, hidden), (True, shown)):
+        options = {"k": 1, "far_field": True, "visit": None, "scale": SCALE, "all_cells": all_cells}
+        for g, threshold in enumerate(THRESHOLDS):
+            out, _, near, _, _ = attend_one(*row, threshold=threshold, **options)
+            assert curve.near[g] == near
+            np.testing.assert_allclose(curve.out[g], out, atol=1e-12)
+
+
+@each_mode
+@given(st.integers(0, 1000))
+def test_smaller_thresholds_open_more(all_cells, seed):
+    for curve in curves_of(*clustered(2, seed), **CASES["both ways"], all_cells=all_cells):
+        assert (np.diff(curve.near) >= 0).all()
+        assert (np.diff(curve.nodes) >= 0).all()
+        assert (np.diff(curve.summed_mass) >= 0).all()
+
+
+def test_with_all_cells_open_the_error_is_nothing():
+    query, key, value = clustered()
+    _, [(_, tree)] = seen_by(KEYS - 1, key, value, {}, sinks=4)
+    together = tree.cells.count[tree.cells.count > 1].sum()  # a cell of one key is its mean
+    curves = curves_of(query / 4, key, value, all_cells=True, sinks=4)  # all keys weigh about as much
+    assert all(c.near[-1] == together > 0.9 * KEYS for c in curves)
+    error, standard_error = head_error(curves)
+    assert error[-1] < 1e-12
+    assert standard_error[-1] < 1e-12
+    assert error[0] > 1e-3
+
+
+def test_nodes_are_parents_and_the_cells_of_expanded_ones():
+    query, key, value = clustered()
+    exact, [(_, tree)] = seen_by(KEYS - 1, key, value, {}, sinks=4)
+    bias = np.zeros(KEYS)
+    for row, curve, full in zip(
+        query, *(curves_of(query, key, value, sinks=4, all_cells=all_cells) for all_cells in (False, True)), strict=True
+    ):
+        assert (full.nodes == len(tree.parents.count) + len(tree.cells.count)).all()
+        guess = log_guess(row, SCALE, SCALE * key[exact] @ row, value[exact], [(4, tree)], marks_of(bias, [(4, tree)]))
+        risk = log_risk(row, SCALE, tree.parents, tree)
+        for g in (0, 10, 30):
+            expanded = risk >= np.log(EXPAND_SHARE * THRESHOLDS[g]) + guess
+            cells = np.isin(tree.parent, np.flatnonzero(expanded)).sum()
+            assert curve.nodes[g] == len(tree.parents.count) + cells
+
+
+def test_what_hidden_keys_hold_does_no_harm():
+    query, key, value = clustered()
+    keep = np.arange(KEYS) < 1000
+    expected = curves_of(query, key, value, sinks=4, attn_mask=keep)
+    for garbage in (np.nan, np.inf, 1e300):
+        dirty_key, dirty_value = (np.where(keep[:, None] | (np.arange(KEYS) < 1200)[:, None], a, garbage) for a in (key, value))
+        with np.errstate(all="ignore"):
+            curves = curves_of(query, dirty_key, dirty_value, sinks=4, attn_mask=keep)
+            assert np.isfinite(head_error(curves)).all()
+        for one, other in zip(curves, expected, strict=True):
+            np.testing.assert_allclose(one.exact_out, other.exact_out)
+
+
+def test_a_row_that_sees_nothing_lacks_nothing():
+    curves = curves_of(*clustered(), sinks=4, attn_mask=np.zeros(KEYS, bool))
+    for curve in curves:
+        assert not curve.exact_out.any()
+        assert not curve.out.any()
+    np.testing.assert_array_equal(row_errors(curves), 0)
+    seen = curves_of(*clustered(), sinks=4)
+    np.testing.assert_array_equal(head_error([*seen, *curves]), head_error(seen))
+    assert choose_threshold(*head_error(curves), 0.5) is None  # an error of nothing relative to nothing promises nothing
+
+
+# ---- A head ----
+
+
+def made_up(errors, sizes=1.0, mass=None):
+    """Curves of rows with these errors (R, G) of the output; mass: (R, G), of all that is summed."""
+    errors = np.asarray(errors, np.float64)
+    sizes, mass = np.broadcast_to(sizes, len(errors)), np.ones(errors.shape) if mass is None else np.asarray(mass, np.float64)
+    curves = []
+    for error, size, row in zip(errors, sizes, mass, strict=True):
+        out = np.stack([np.full(G, size), error], axis=1)
+        curves.append(Curve(np.array([size, 0.0]), out, np.full(G, 0.5), row - 0.5, np.zeros(G, int), np.zeros(G, int)))
+    return curves
+
+
+def test_masses_are_right_on_average():
+    """Whatever the means lack of the keys they stand for in all rows together is given to them."""
+    curves = curves_of(*clustered(), **CASES["both ways"])
+    assert (mass_scale(curves)[:10] > 1.001).all()  # Jensen: a mean never weighs more than its keys
+    total = sum(c.summed_mass + mass_scale(curves) * c.mean_mass for c in curves)
+    np.testing.assert_allclose(total, len(curves))
+    opened = [dataclasses.replace(c, summed_mass=np.ones(G), mean_mass=np.zeros(G)) for c in curves]
+    np.testing.assert_array_equal(mass_scale(opened), 1)
+
+
+def test_a_wrong_mass_is_an_error_where_it_differs_between_rows():
+    alike, apart = (made_up(np.zeros((2, G)), mass=[np.full(G, a), np.full(G, b)]) for a, b in ((0.8, 0.8), (0.9, 0.7)))
+    np.testing.assert_allclose(head_error(alike)[0], 0, atol=1e-15)
+    factor = 1 / (0.4 + 0.2)  # of the means' masses 0.4 and 0.2 of the true 0.5 each
+    expected = (abs(0.5 + factor * 0.4 - 1) + abs(0.5 + factor * 0.2 - 1)) / 2
+    np.testing.assert_allclose(head_error(apart)[0], expected)
+
+
+def test_the_error_of_a_head_is_that_of_all_its_rows_together():
+    errors, sizes = np.array([0.3, 0.1, 0.02])[:, None].repeat(G, axis=1), np.array([1.0, 10, 0.1])
+    error, standard_error = head_error(made_up(errors, sizes))
+    np.testing.assert_allclose(error, 0.42 / 11.1)
+    deviation = np.array([0.3, 0.1, 0.02]) - 0.42 / 11.1 * sizes
+    np.testing.assert_allclose(standard_error, np.sqrt((deviation**2).sum()) / 11.1)
+
+
+def test_weights_are_how_often_a_row_counts():
+    generator = np.random.default_rng(0)
+    errors, sizes = generator.random((3, G)), np.array([1.0, 2, 3])
+    repeated = [0, 0, 1, 2, 2, 2]
+    expected = head_error(made_up(errors[repeated], sizes[repeated]))[0]
+    for weights in ([2, 1, 3], [20, 10, 30]):
+        np.testing.assert_allclose(head_error(made_up(errors, sizes), weights)[0], expected)
+    without = head_error(made_up(errors, sizes), [1, 1, 0])
+    np.testing.assert_allclose(without, head_error(made_up(errors[:2], sizes[:2])))
+    np.testing.assert_allclose(head_error(made_up(errors, sizes), [2, 1, 3]), head_error(made_up(errors, sizes), [4, 2, 6]))
+
+
+def test_the_standard_error_is_how_much_other_rows_would_give():
+    """The spread of the measured error over draws of 32 rows."""
+    generator = np.random.default_rng(0)
+    measured = [head_error(made_up(generator.exponential(0.1, (32, 1)).repeat(G, axis=1))) for _ in range(300)]
+    errors, standard_errors = np.array(measured)[:, :, 0].T
+    assert np.mean(errors) == pytest.approx(0.1, rel=0.03)
+    assert np.mean(standard_errors) == pytest.approx(np.std(errors), rel=0.15)
+
+
+# ---- The threshold ----
+
+
+def test_the_grid():
+    assert THRESHOLDS.shape == (64,)
+    assert THRESHOLDS[0] == 2
+    np.testing.assert_allclose(THRESHOLDS[:-1] / THRESHOLDS[1:], 1.2)
+
+
+@given(st.integers(0, 64), st.data())
+def test_the_largest_threshold_below_which_all_pass(first, data):
+    """Those from `first` on pass, the one before does not, and others before it may."""
+    error = np.full(G, 0.05)
+    if first:
+        lucky = data.draw(st.lists(st.booleans(), min_size=first, max_size=first))
+        error[:first] = np.where(lucky, 0.05, 0.2)
+        error[first - 1] = 0.2
+    chosen = choose_threshold(error, np.zeros(G), 0.1)
+    assert chosen == (THRESHOLDS[first] if first < G else None)
+
+
+def test_the_tolerance_itself_passes_and_nan_does_not():
+    assert choose_threshold(np.full(G, 0.1), np.zeros(G), 0.1) == 2
+    assert choose_threshold(np.full(G, 0.08), np.full(G, 0.03), 0.1) is None
+    assert choose_threshold(np.where(np.arange(G) == 9, np.nan, 0.0), np.zeros(G), 0.1) == THRESHOLDS[10]
+    assert choose_threshold(np.full(G, np.nan), np.full(G, np.nan), 0.1) is None
+
+
+def test_lucky_rows_do_not_pass():
+    """Thirty-one rows without an error, and one that shows what happens now and then; as large an error in all rows passes."""
+    errors = np.zeros((32, G))
+    errors[5] = 32 * 0.06
+    error, standard_error = head_error(made_up(errors))
+    np.testing.assert_allclose(error, 0.06)
+    assert choose_threshold(error, standard_error, 0.1) is None
+    assert choose_threshold(*head_error(made_up(np.full((32, G), 0.06))), 0.1) == 2
+
+
+@each_mode
+@pytest.mark.parametrize("tolerance", [0.1, 0.03, 0.01])
+def test_what_was_measured_comes_out(tolerance, all_cells):
+    """Of the rows that were measured, and about so much of as many others."""
+    query, key, value = clustered(64)
+    measured, others = slice(0, 64, 2), slice(1, 64, 2)
+    options = {"sinks": 4, "all_cells": all_cells}
+    threshold = choose_threshold(*head_error(curves_of(query[measured], key, value, **options)), tolerance)
+    level = int(np.flatnonzero(THRESHOLDS == threshold)[0])
+    exact = reference.attention(*(a[None, None] for a in (query, key, value)), scale=SCALE)[0][0, 0]
+    out, _, near = near_far(query, key, value, level, **options)
+    errors, sizes = np.linalg.norm(out - exact, axis=1), np.linalg.norm(exact, axis=1)
+    assert errors[measured].sum() <= tolerance * sizes[measured].sum()
+    assert errors[others].sum() <= 1.3 * tolerance * sizes[others].sum()
+    if level:  # the next larger one would not have done, so that this says something
+        assert head_error(curves_of(query[measured], key, value, **options))[0][level - 1] > 0.4 * tolerance
+    assert near.mean() < 0.8 * KEYS
