@@ -48,6 +48,11 @@ class Problem:
         query, key, value = self.query[:, query_heads], self.key[:, key_heads], self.value[:, key_heads]
         return replace(self, query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
 
+    def last(self, count):
+        """The problem of the last `count` queries."""
+        query = self.query[:, :, -count:]
+        return replace(self, query=query, out_shape=(*query.shape[:-1], self.value.shape[-1]))
+
     @property
     def native_dtype(self):
         return NATIVE_DTYPES[self.dtype.name]

@@ -31,7 +31,9 @@ DEFAULT_SINKS = 16
 #: Keys per cell, on average: the smaller the cells, the less is lost at equal near keys, and the more of them are scored.
 CELL_SIZE = 16
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
-LEAST_ROUNDED_TOLERANCE = 0.01
+LEAST_ROUNDED_TOLERANCE = 0.015
+#: Errors of single heads go up to so many times their tolerance; above that, by more than the measurement can be wrong, a warning says so.
+USUAL_ERROR = 1.3
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def check_tolerance(tolerance):
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
-              scale=None, attn_mask=None, visit=None, metric=None, return_lse=False, return_info=False, out=None,
+              scale=None, attn_mask=None, visit=None, metric=None, last_exact=0, return_lse=False, return_info=False, out=None,
               num_threads=None, seed=0):
     """Softmax attention, exact or near/far, on the CPU.
 
@@ -200,8 +202,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         so that no row depends on a later one; else those of this call's queries. A chunk (queries of the last tokens only)
         knows no queries of the tokens before it: segments there take the metric of its first window of queries with a
         tolerance, which is exact, and of their own keys with k. ``np.ones((H_k, d))`` is none.
+    last_exact : int, default 0
+        With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one key,
+        which an error that is a mean over many rows does not protect.
     return_lse : bool, default False
-        Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
+        Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance its error counts
+        as one more component of the output's, whether it is returned or not.
     return_info : bool, default False
         Also return an `AttentionInfo`, as the last item.
     out : ndarray, optional
@@ -271,6 +277,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     problem = check_problem(query, key, value)
     scale = check_scale(scale, problem.query.shape[-1])
     metric = check_metric(metric, problem.key.shape[1], problem.key.shape[3])
+    last_exact = min(integer(last_exact, "last_exact", 0), problem.shape[2])
     if metric is not None and not sparse:
         raise ValueError("metric needs k or tolerance")
     mask = check_mask(attn_mask, problem)
@@ -302,6 +309,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
             call.lse = lse if len(parts) == 1 else np.empty((batch, call.out.shape[1], queries), np.float32)
         infos.append(call.run(*(None if m is None else m[:, query_heads] for m in mask), _mask_of(attn_mask, query_heads)))
         calls.append(call)
+        if last_exact and settings.k is not None:
+            infos[-1] = call.attend_last(last_exact, infos[-1], mask, query_heads, attn_mask)
         if return_lse and len(parts) > 1:
             lse[:, query_heads] = call.lse
     if out is not None and result is not out:
@@ -355,6 +364,13 @@ def _mask_of(attn_mask, heads):
     if attn_mask is None or np.ndim(attn_mask) < 3 or np.shape(attn_mask)[-3] == 1:
         return attn_mask
     return np.asarray(attn_mask)[..., heads, :, :]
+
+
+def _last_rows(attn_mask, count):
+    """The last `count` queries' rows of a mask of any number of dimensions."""
+    if attn_mask is None or np.ndim(attn_mask) < 2 or np.shape(attn_mask)[-2] == 1:
+        return attn_mask
+    return np.asarray(attn_mask)[..., -count:, :]
 
 
 def _joined(infos, shape):
@@ -416,6 +432,23 @@ class _Call:
             info = self._near_far(keep, bias) if pays else self._exact(None, 0, keep, bias)
         return replace(info, predicted=predicted) if self.return_info else None
 
+    def attend_last(self, count, info, mask, query_heads, attn_mask):
+        """Attend the last `count` queries exactly, in the place of what is there; the info of all."""
+        mask = [None if m is None else m[:, query_heads, -count:] for m in mask]
+        last = _Call(self.problem.last(count), self.scale, self.causal, self.threads, Settings(None), self.seed, self.return_info)
+        last.out = self.out[:, :, -count:]
+        last.lse = None if self.lse is None else np.empty(last.out.shape[:3], np.float32)
+        own = last.run(*mask, _last_rows(_mask_of(attn_mask, query_heads), count))
+        if self.lse is not None:
+            self.lse[:, :, -count:] = last.lse
+        if info is None or info.path == own.path:
+            return info
+        for name, rows in (("near_keys", own.near_keys), ("captured_mass", own.captured_mass), ("missed_mass_bound", 0.0),
+                           ("summaries", 0), ("visited_fraction", 1.0)):
+            if getattr(info, name) is not None:
+                getattr(info, name)[:, :, -count:] = rows
+        return info
+
     def _arrays(self):
         p = self.problem
         out = self.out if self.out.dtype == np.float32 else self.out.view(np.uint16)
@@ -471,7 +504,7 @@ class _Call:
         s = self.settings
         tolerance = np.broadcast_to(s.tolerance if s.head_tolerance is None else s.head_tolerance, error.shape)
         with np.errstate(invalid="ignore"):
-            over = error - standard_error > tolerance
+            over = error - standard_error > USUAL_ERROR * tolerance
         self.over = list(zip(error[over].tolist(), tolerance[over].tolist(), strict=True))
 
     def _reference(self, attn_mask):

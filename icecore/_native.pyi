@@ -46,9 +46,10 @@ def attend_near_far(
     near_keys: int,
     visit: int,
     far_field: bool,
-    cell_tolerance: float,
+    tolerance: float,
     head_tolerance: NDArray[np.float32] | None,
-    metric: NDArray[np.float32] | None,
+    head_threshold: NDArray[np.float32] | None,
+    moments: NDArray[np.float32] | None,
     rounding: bool,
     block: int,
     cell_size: int,
@@ -59,7 +60,12 @@ def attend_near_far(
     missed_bound: NDArray[np.float32] | None,
     summaries: NDArray[np.int32] | None,
     seconds: NDArray[np.float64] | None,
+    error: NDArray[np.float32] | None,
+    standard_error: NDArray[np.float32] | None,
+    error_rows: NDArray[np.int32] | None,
     threads: int,
+    near_price: float = 0,
+    node_price: float = 0,
 ) -> None: ...
 def attend_indices(
     dtype: int,
@@ -74,7 +80,7 @@ def attend_indices(
     threads: int,
 ) -> int | None: ...
 def build_segment(
-    keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, metric: NDArray[np.float32] | None, cell_size: int,
+    keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, moments: NDArray[np.float32] | None, cell_size: int,
     seed: int,
 ) -> dict[str, bytes]: ...
 
@@ -86,11 +92,12 @@ class Cache:
         value_dim: int,
         dtype: int,
         near_keys: int,
-        cell_tolerance: float,
+        tolerance: float,
         block: int,
         sinks: int,
         cell_size: int,
         seed: int,
+        moments: NDArray[np.float32] | None,
     ) -> Cache: ...
     @staticmethod
     def map(
@@ -99,11 +106,12 @@ class Cache:
         value_dim: int,
         dtype: int,
         near_keys: int,
-        cell_tolerance: float,
+        tolerance: float,
         block: int,
         sinks: int,
         cell_size: int,
         seed: int,
+        moments: NDArray[np.float32] | None,
         count: int,
         arrays: list[tuple[str, str, NDArray[np.uint8]]],
         own: bool,
@@ -112,7 +120,7 @@ class Cache:
     def write(
         caches: list[Cache], function: Callable[[list[tuple[str, str, int]] | None, memoryview | None], object]
     ) -> None: ...
-    def append(self, dtype: int, keys: NDArray, values: NDArray) -> None: ...
+    def append(self, dtype: int, keys: NDArray, values: NDArray, queries: NDArray | None) -> None: ...
     def attend(
         self,
         dtype: int,
@@ -124,7 +132,11 @@ class Cache:
         captured_mass: NDArray[np.float32] | None,
         missed_bound: NDArray[np.float32] | None,
         summaries: NDArray[np.int32] | None,
+        error: NDArray[np.float32] | None,
+        standard_error: NDArray[np.float32] | None,
+        error_rows: NDArray[np.int32] | None,
         head_tolerance: NDArray[np.float32] | None,
+        head_threshold: NDArray[np.float32] | None,
         threads: int,
     ) -> None: ...
     def truncate(self, length: int, threads: int) -> None: ...

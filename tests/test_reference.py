@@ -22,6 +22,7 @@ from icecore.reference.cells import (
     sampled_mean,
     summarize,
     summarize_tree,
+    trusted,
 )
 from icecore.reference.dense import top_k_attention, visible_count, visible_keys
 from icecore.reference.near_far import (
@@ -239,7 +240,7 @@ def test_the_risk_never_exceeds_what_the_radius_allows(seed, count, dim, size, s
         assert (spread <= bound).all()
         np.testing.assert_array_equal(log_spread(query[0], -scale, nodes, tree), spread)
         np.testing.assert_array_less(largest, bound + 1e-9 * size**2)
-        weight = nodes.count * np.sqrt(nodes.value_variance + (value.mean(axis=0) ** 2).sum())
+        weight = nodes.count * np.sqrt(nodes.value_variance + (sampled_mean(value) ** 2).sum())
         z = log_mass(query[0], scale, nodes, tree) - np.log(nodes.count)
         np.testing.assert_allclose(log_risk(query[0], scale, nodes, tree), z + spread + np.log(weight))
 
@@ -260,7 +261,7 @@ def test_queries_of_nothing_but_zeros_leave_an_order_of_risks():
     assert -np.inf == risk[2] < risk[0] < risk[1]
 
 
-def test_a_segments_mean_value_is_that_of_sampled_finite_rows():
+def test_a_segments_mean_value_is_that_of_sampled_rows():
     value = np.arange(2048.0).reshape(1024, 2)
     value[6, 0], value[10, 1] = np.nan, np.inf  # sampled are 2, 6, 10, ...
     rows = np.delete(np.arange(2, 1024, 4), [1, 2])
@@ -333,10 +334,35 @@ def test_a_projection_is_as_narrow_as_what_queries_tell_apart():
 
 def test_components_in_which_keys_do_not_differ_are_left_out_of_a_projection():
     key = np.random.default_rng(0).standard_normal((300, 5))
-    key[:, 1], key[7, 3] = 300.0, np.nan
+    key[:, 1] = 300.0
     p = projection(second_moments(0, 5, 5), key)
-    assert not p[:, [1, 3]].any()
-    assert p[:, [0, 2, 4]].any(axis=0).all()
+    assert not p[:, 1].any()
+    assert p[:, [0, 2, 3, 4]].any(axis=0).all()
+
+
+def test_rows_that_may_be_padding_are_not_looked_at():
+    """Those that are not finite, and those whose squared norm is above 100 times the median, of an even number the upper one."""
+    rows = np.full((8, 2), 1.0)
+    rows[0], rows[1], rows[2] = (np.nan, 1), (1, np.inf), (1e30, 0)
+    rows[3:] = np.array([1, 2, 3, 30, 31])[:, None]
+    np.testing.assert_array_equal(trusted(rows)[:, 0], [1, 2, 3, 30])
+    np.testing.assert_array_equal(trusted(rows[:7])[:, 0], [1, 2, 3, 30])
+    np.testing.assert_array_equal(trusted(np.array([[0.0], [0], [0], [5]]))[:, 0], [0, 0, 0, 5])  # a median of 0 is none
+    assert not len(trusted(rows[:2]))
+    key = np.random.default_rng(0).standard_normal((300, 5))
+    spoiled, moments = key.copy(), second_moments(0, 5, 5)
+    spoiled[[3, 4, 5]] = np.array([np.nan, -np.inf, 50])[:, None]
+    kept = np.delete(key, [3, 4, 5], axis=0)
+    np.testing.assert_array_equal(projection(moments, spoiled), projection(moments, kept))
+    np.testing.assert_array_equal(sampled_mean(spoiled), kept.mean(axis=0))
+
+
+def test_a_projection_has_at_most_64_rows():
+    """Those that explain most."""
+    key = np.random.default_rng(0).standard_normal((500, 100)) * np.where(np.arange(100) < 64, 1.0, 0.9)
+    p = projection(np.eye(100), key)
+    assert p.shape == (64, 100)
+    assert ((np.abs(p).sum(axis=0) > 0) == (np.arange(100) < 64)).mean() > 0.9
 
 
 def test_a_projection_of_nothing_is_the_scale():

@@ -17,7 +17,11 @@ static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from
     for (int64_t c = 0; c < count; c++) scores[c] += spread->shift[lane];
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
-    const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold);
+    const float reach = ice_reach(s->dim) * spread->norm[lane];
+    uint64_t doubtful = 0;
+    for (int64_t c = 0; t->doubts && c < count; c++) doubtful |= (uint64_t)(scores[c] + reach * cells->radius[node + c] >= t->doubt[lane]) << c;
+    const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold) | doubtful;
+    for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
     if (t->options->missed_bound) {
         for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + spread->norm[lane] * cells->radius[node + c];
         t->kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);

@@ -8,7 +8,7 @@
 #define LOG2_STEP 0.26303440583379378   /* of 1.2 */
 #define LOG2_FIRST 1.0                  /* of the loosest threshold */
 /* What rows weigh whose successors have been measured. */
-#define FADING 0.8
+#define FADING 0.7
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define LEAST_ROWS 8.0
 /* Rows of the tile whose rounding is measured, against keys and values as they were given. */
@@ -330,7 +330,7 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     const int64_t value_dim = own->problem.value_dim;
     char *rest;
     ice_treecode *t = own->t = ice_treecode_lay_out(&own->problem, s->options, s->stack, scratch, &rest);
-    float log2_norm[ICE_PANEL];
+    float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
     t->rules = rules;
     ice_panel_begin(&t->panel, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
     place_rows(&t->panel, s);
@@ -340,7 +340,7 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     ice_treecode_attend_exact_keys(t, exact);
     if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->panel, s->stack);
     score_all(own);
-    ice_treecode_guess(t, log2_norm);
+    ice_treecode_guess(t, log2_norm, log2_mass);
     for (int lane = 0; lane < lanes; lane++) {
         find_levels_of(own, lane, log2_norm[lane]);
         for (int g = 0; g <= ICE_GRID; g++) {

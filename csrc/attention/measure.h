@@ -40,7 +40,7 @@ typedef struct {
 
 /* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last that were measured thoroughly (then
  * *renews), and others where one block in so many is new: that is a few per cent of a prompt's time, and of that of decoding. */
-#define ICE_NEW_IN_PROMPT 8
+#define ICE_NEW_IN_PROMPT 16
 #define ICE_NEW_IN_DECODING 32
 static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int64_t one_in, int *renews) {
     *renews = renewed == 0 || blocks >= 2 * renewed;

@@ -169,6 +169,19 @@ void ice_treecode_score_parents(ice_treecode *t) {
     t->parent_runs = t->runs;
 }
 
+/* Raises the risks of nodes of which one key may hold a row's key_share to what opens them. */
+static void raise_doubtful(ice_treecode *t, const ice_node_run *now, const float *threshold) {
+    const ice_spread *spread = ice_spread_of(t, now->from);
+    float reach[ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane++) reach[lane] = ice_reach(t->problem->dim) * spread->norm[lane];
+    for (int64_t i = 0; i < now->count; i++) {
+        const float radius = now->nodes->radius[now->node + i], *scores = t->scores + (now->row + i) * ICE_PANEL;
+        float *risk = t->risk + (now->row + i) * ICE_PANEL;
+        for (int lane = 0; lane < t->panel.lanes; lane++)
+            if (scores[lane] + reach[lane] * radius >= t->doubt[lane] && risk[lane] < threshold[lane]) risk[lane] = threshold[lane];
+    }
+}
+
 static int panel_lanes(const ice_treecode *t, icecore_dtype dtype) {
     return t->panel.query_pairs && dtype == ICECORE_BFLOAT16 ? t->kernels->bf16->panel_lanes : PANEL_LANES;
 }
@@ -199,6 +212,7 @@ static void score_cells(ice_treecode *t, const float *threshold) {
             for (int64_t c = 0; !by_threshold && c < count; c++)
                 t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
             ice_treecode_score(t, &cells, open);
+            if (t->doubts) raise_doubtful(t, &cells, threshold);
             if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node) last->count += count;
             else t->run[t->runs++] = cells;
         }
@@ -216,7 +230,7 @@ static void open_nodes(ice_treecode *t, int64_t first_run, int64_t end_run, cons
     }
 }
 
-void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL]) {
+void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
     const icecore_attention *p = t->problem;
     float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->panel.scores;
     ice_panel guess = t->panel;
@@ -242,14 +256,21 @@ void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL]) {
             float component = guess.accumulator[i * ICE_PANEL + lane];
             squared[lane] += component * component;
         }
-    for (int lane = 0; lane < ICE_PANEL; lane++) log2_norm[lane] = maximum[lane] + 0.5f * log2f(squared[lane]);
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        log2_norm[lane] = maximum[lane] + 0.5f * log2f(squared[lane]);
+        log2_mass[lane] = maximum[lane] + log2f(sum[lane]);
+    }
 }
 
 /* The risks from which on each row opens cells and expands parents. */
 static void find_thresholds(ice_treecode *t, float *threshold, float *expand) {
-    ice_treecode_guess(t, threshold);
+    float log2_mass[ICE_PANEL];
+    ice_treecode_guess(t, threshold, log2_mass);
+    t->doubts = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const ice_rule *rule = ice_rule_of(t, lane);
+        t->doubt[lane] = rule->key_share > 0.0f ? log2_mass[lane] + log2f(rule->key_share) : INFINITY;
+        t->doubts |= rule->key_share > 0.0f;
         threshold[lane] = rule->exact ? INFINITY : threshold[lane] + log2f(rule->threshold);
         expand[lane] = rule->exact ? INFINITY : rule->all_cells ? -INFINITY : threshold[lane] + log2f(ICE_EXPAND_SHARE);
     }
@@ -262,6 +283,7 @@ static void choose(ice_treecode *t) {
     int64_t wanted = options->far_field ? options->near_keys : options->visit;
     if (t->rules) {
         find_thresholds(t, threshold, expand);
+        for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) raise_doubtful(t, &t->run[r], expand);
     } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && LEAST_EXPANDED < t->stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > LEAST_EXPANDED ? wanted * EXPAND_FACTOR : LEAST_EXPANDED;
         ice_risk_threshold(t->kernels, t->risk, t->parents, t->panel.lanes, t->count, reached, expand);
@@ -470,6 +492,7 @@ void ice_treecode_begin(ice_treecode *t, const ice_kernels *kernels) {
     }
     t->rows = t->runs = t->parent_runs = 0;
     t->mask.dense = 0;
+    t->doubts = 0;
 }
 
 void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_rule *rules, const ice_kernels *kernels,

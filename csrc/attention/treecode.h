@@ -15,6 +15,7 @@ typedef struct {
 /* How far a query head opens at present. */
 typedef struct {
     float threshold;           /* a cell is opened whose risk, by the norm of the row's estimated sum, is at least this; above 0 */
+    float key_share;           /* above 0: cells are opened as well of which one key may hold such a share of the mass (treecode.c) */
     float log2_mass;           /* of what the mass of its means is multiplied by, for lse and captured mass */
     uint8_t all_cells;         /* parents are not trusted: all are expanded */
     uint8_t exact;             /* its rows are not written here: the tolerance needs it, or ICE_UNKNOWN: nothing has been measured yet */

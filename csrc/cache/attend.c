@@ -72,12 +72,20 @@ static void measure(attend_call *call, int64_t head, void *scratch) {
     ice_measure(&sample, q->measured + head * q->group, q->rule + head * q->group, scratch);
 }
 
+/* Queries of a call that look for single keys: steps of decoding, and questions about a long prompt, whose answer may be one key. */
+#define FEW_QUERIES 64
+
+static float tolerance_of(const attend_call *call, int64_t query_head) {
+    return call->options.head_tolerance ? call->options.head_tolerance[query_head] : call->options.tolerance;
+}
+
 /* As they are attended: what the rules call exact opens all. */
 static void apply_rules(const attend_call *call, int64_t head) {
     const ice_cache_queries *q = &call->cache->queries;
     for (int64_t i = head * q->group; i < (head + 1) * q->group; i++) {
         q->applied[i] = q->rule[i];
         if (q->rule[i].exact) q->applied[i] = (ice_rule){.all_cells = 1};
+        else if (call->problem.queries <= FEW_QUERIES) q->applied[i].key_share = tolerance_of(call, i);
     }
 }
 

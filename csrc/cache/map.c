@@ -205,7 +205,7 @@ static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, c
             ice_refuse(&m->reader, "rule", "has a number that is out of range");
             return;
         }
-        q->rule[i] = (ice_rule){own[0], own[1], (uint8_t)own[2], (uint8_t)own[3]};
+        q->rule[i] = (ice_rule){.threshold = own[0], .log2_mass = own[1], .all_cells = (uint8_t)own[2], .exact = (uint8_t)own[3]};
     }
     q->known = group && sequence[ICE_SEQUENCE_KNOWN] != 0;
     q->last = sequence[ICE_SEQUENCE_LAST];

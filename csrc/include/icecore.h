@@ -219,9 +219,8 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
 typedef struct icecore_segment icecore_segment;
 
 /* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without replacement (count
- * by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves to the mean of its keys (one Lloyd
- * step), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.  A parent whose m cells leave of its
- * variance more than three quarters and more than those of iid numbers would, (1 - m / keys) m^(-2 / dim), is one cell: there is nothing to find.
+ * by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves to the mean of its keys (a Lloyd
+ * step, for cells two), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.
  * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
  * type, of ICECORE_INT8 in float32.  moments (dim x dim, or NULL): as in icecore_near_far.
  * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */

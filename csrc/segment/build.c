@@ -84,33 +84,17 @@ static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, i
     nodes->half_log2_variance[n] = 0.5f * log2f(nodes->variance[n]);
 }
 
-static void copy_summary(const icecore_segment *s, const ice_nodes *from, int64_t source, const ice_nodes *to, int64_t target) {
-    const size_t key_bytes = (size_t)s->dim * ice_element_size(s->mean_dtype), value_bytes = (size_t)s->value_dim * ice_element_size(s->mean_dtype);
-    memcpy((char *)to->mean_key + (size_t)target * key_bytes, (const char *)from->mean_key + (size_t)source * key_bytes, key_bytes);
-    memcpy((char *)to->mean_value + (size_t)target * value_bytes, (const char *)from->mean_value + (size_t)source * value_bytes, value_bytes);
-    to->variance[target] = from->variance[source];
-    to->radius[target] = from->radius[source];
-    to->log2_count[target] = from->log2_count[source];
-    to->log2_weight[target] = from->log2_weight[source];
-    to->half_log2_variance[target] = from->half_log2_variance[source];
-}
-
 /* The next parent's rows and summaries; its cells become the next ones of the segment. */
 static void store_parent(ice_builder *b) {
     icecore_segment *s = b->segment;
     const int64_t parent = b->next++, *group = b->groups.cell + b->groups.parent[parent], cell = s->cell.count;
-    int64_t cells = b->groups.parent[parent + 1] - b->groups.parent[parent];
+    const int64_t cells = b->groups.parent[parent + 1] - b->groups.parent[parent];
     const int64_t first = group[0], end = group[cells];
     store_rows(b, &b->keys, first, end, s->keys);
     store_rows(b, &b->values, first, end, s->values);
     memcpy(s->cell.offset + cell, group, (size_t)(cells + 1) * sizeof *group);
     for (int64_t c = 0; c < cells; c++) summarize(b, &s->cell, cell + c, group[c], group[c + 1]);
     summarize(b, &s->parent, parent, first, end);
-    if (b->groups.unstructured[parent]) {
-        cells = 1;
-        s->cell.offset[cell + 1] = end;
-        copy_summary(s, &s->parent, parent, &s->cell, cell);
-    }
     s->parent.offset[parent + 1] = s->cells = s->cell.count += cells;
 }
 

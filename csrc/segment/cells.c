@@ -40,12 +40,8 @@ void ice_cells_end(ice_cells *c) {
     ice_free(c->offset);
     ice_free(c->lifted);
     ice_free(c->bias);
-    ice_free(c->squares);
-    ice_free(c->within);
     memset(c, 0, sizeof *c);
 }
-
-static int64_t panels_of(const ice_cells *c) { return (c->rows.count + ICE_PANEL - 1) / ICE_PANEL; }
 
 static void begin_assigning(ice_cells *c) {
     for (int64_t i = 0; i < c->cells; i++) {
@@ -58,19 +54,17 @@ static void begin_assigning(ice_cells *c) {
 }
 
 icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
-                               int64_t cells, int means, uint64_t seed) {
-    *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .lifting = lifting, .cells = cells, .means = means,
+                               int64_t cells, int steps, int means, uint64_t seed) {
+    *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .lifting = lifting, .cells = cells, .steps = steps, .means = means,
                      .width = projection.rows ? projection.count : rows.dim + (lifting > 0)};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
     c->label = ice_alloc(rows.count, sizeof(int32_t));
     c->order = ice_alloc(rows.count, sizeof(int32_t));
     c->offset = ice_alloc(cells + 1, sizeof(int64_t));
     c->bias = ice_alloc(cells, sizeof(float));
-    c->squares = ice_alloc(panels_of(c), sizeof(float));
-    c->within = ice_alloc(panels_of(c), sizeof(float));
     float *buffer = ice_alloc(widest(c), sizeof(float));
     if (lifting > 0) c->lifted = ice_alloc(rows.count, sizeof(float));
-    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !c->squares || !c->within || !buffer || (lifting > 0 && !c->lifted)) {
+    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !buffer || (lifting > 0 && !c->lifted)) {
         ice_free(buffer);
         ice_cells_end(c);
         return ICECORE_ERROR_MEMORY;
@@ -125,16 +119,7 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
         c->kernels->scores(panel, c->width, lanes, c->parents + i * c->width, c->width, block, scores);
         c->kernels->nearest(scores, block, lanes, c->bias + i, i, best, best_index);
     }
-    float squares[ICE_PANEL] = {0}, all = 0.0f, within = 0.0f;
-    for (int64_t t = 0; t < c->width; t++)
-        for (int lane = 0; lane < ICE_PANEL; lane++) squares[lane] += panel[t * ICE_PANEL + lane] * panel[t * ICE_PANEL + lane];
-    for (int lane = 0; lane < lanes; lane++) {
-        c->label[first + lane] = (int32_t)best_index[lane];
-        all += squares[lane];
-        within += squares[lane] - 2.0f * best[lane];
-    }
-    c->squares[c->next + index] = all;
-    c->within[c->next + index] = within;
+    for (int lane = 0; lane < lanes; lane++) c->label[first + lane] = (int32_t)best_index[lane];
 }
 
 static void mean_of_cell(void *context, int64_t index, void *scratch) {
@@ -186,29 +171,10 @@ static icecore_status run(int64_t count, int threads, size_t scratch_bytes, ice_
 
 int ice_cells_done(const ice_cells *c) { return c->stage == DONE; }
 
-static void find_squared_mean(ice_cells *c) {
-    c->squared_mean = 0.0;
-    for (int64_t t = 0; t < c->width; t++) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < c->cells; i++) sum += (double)(c->offset[i + 1] - c->offset[i]) * (double)c->parents[i * c->width + t];
-        c->squared_mean += sum / (double)c->rows.count * (sum / (double)c->rows.count);
-    }
-}
-
-double ice_cells_variance(const ice_cells *c, double *all) {
-    double within = 0.0;
-    *all = -c->squared_mean * (double)c->rows.count;
-    for (int64_t i = 0; i < panels_of(c); i++) {
-        *all += (double)c->squares[i];
-        within += (double)c->within[i];
-    }
-    return within;
-}
-
 icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
     while (*work > 0 && c->stage != DONE) {
         int assigning = c->stage == ASSIGN || c->stage == ASSIGN_AGAIN;
-        int64_t items = assigning ? panels_of(c) : c->cells;
+        int64_t items = assigning ? (c->rows.count + ICE_PANEL - 1) / ICE_PANEL : c->cells;
         int64_t cost = assigning ? ICE_PANEL : (c->rows.count + c->cells - 1) / c->cells;   /* row visits of an item, about */
         int64_t wanted = (*work - 1) / cost + 1, left = items - c->next;
         if (wanted > left) wanted = left;
@@ -220,10 +186,12 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
         if (c->next < items) continue;
         c->stage++;
         if (assigning) sort_by_cell(c);
+        if (c->stage == MEANS_AGAIN && c->steps > 1) {
+            c->steps--;
+            c->stage = MEANS;
+        }
         if (c->stage == MEANS_AGAIN && !c->means) c->stage = DONE;
-        if (c->stage != ASSIGN_AGAIN) continue;
-        find_squared_mean(c);
-        begin_assigning(c);
+        if (c->stage == ASSIGN_AGAIN) begin_assigning(c);
     }
     return ICECORE_OK;
 }

@@ -1,7 +1,8 @@
 /* Grouping rows in cells, in steps.
  *
  * Promotion: `cells` rows are sampled without replacement as parents.  Each row goes to the nearest parent, each parent moves to
- * the mean of its rows (one Lloyd step), and both are done once more, the latter where it is asked for.  Empty cells vanish.
+ * the mean of its rows (a Lloyd step), perhaps again, and in the end each row to the nearest parent once more, and each parent to their mean where
+ * it is asked for.  Empty cells vanish.
  *
  * With a lifting scale rows are compared as the inner product compares them (lifting.h); with a projection, as their images. */
 #ifndef ICE_CELLS_H
@@ -29,23 +30,20 @@ typedef struct {
     int64_t *offset;           /* cells + 1 */
     float *lifted;             /* rows: the last coordinate, where lifted */
     float *bias;               /* cells: -|parent|^2 / 2 */
-    float *squares, *within;   /* panels of rows: sums of |row|^2, and of |row - its parent|^2 when it was assigned */
-    double squared_mean;       /* |mean of all rows|^2, once parents are means */
+    int steps;                 /* Lloyd steps that are left */
     int stage;
     int64_t next;              /* panel or cell at which the stage goes on */
 } ice_cells;
 
-/* Samples the parents.  1 <= cells <= rows.count <= INT32_MAX.  ICECORE_ERROR_MEMORY leaves nothing to end. */
+/* Samples the parents; steps: of Lloyd's, at least one.  1 <= cells <= rows.count <= INT32_MAX.  ICECORE_ERROR_MEMORY leaves nothing to end. */
 icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
-                               int64_t cells, int means, uint64_t seed);
+                               int64_t cells, int steps, int means, uint64_t seed);
 /* Serial, without asking the interrupt check: for callers that are tasks themselves. */
 #define ICE_WITHIN_TASK (-1)
 /* Goes on by about `work` visits of a row (the whole takes 3 a row, with `means` 4, and a sort); *work becomes what is left of it, 0 or less where
  * there is more to do: call again.  When the status is not ICECORE_OK nothing is lost: call again, or end. */
 icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads);
 int ice_cells_done(const ice_cells *c);
-/* Once it is done: the squared distances of all rows from the parents that they were assigned to, and in *all from the mean of all rows. */
-double ice_cells_variance(const ice_cells *c, double *all);
 /* Frees what is left; fields that a caller took over are set to NULL by it before. */
 void ice_cells_end(ice_cells *c);
 

@@ -1,6 +1,5 @@
 #include "segment/groups.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -23,23 +22,16 @@ static int64_t rounded(int64_t count, int64_t size) {
 
 static int64_t wanted_parents(int64_t rows, int64_t cell_size) { return rounded(rounded(rows, cell_size), ICE_CELLS_PER_PARENT); }
 
-/* Units of work of a visit of a row, of which clustering takes VISITS a row. */
-#define VISITS 3
+/* Lloyd steps of cells; parents have one.  The second is worth a tenth of the error on pictures and on keys in recurring clusters. */
+#define CELL_STEPS 2
+/* Units of work of a visit of a row, of which clustering takes so many a row. */
+#define PARENT_VISITS 3
+#define CELL_VISITS (1 + 2 * CELL_STEPS)
 static int64_t visit_cost(int64_t cells) { return 1 + cells / ICE_CELLS_PER_PARENT; }
 
 int64_t ice_groups_work(int64_t rows, int64_t cell_size) {
     int64_t parents = wanted_parents(rows, cell_size);
-    return VISITS * rows * (visit_cost(ICE_CELLS_PER_PARENT) + (parents > 1 ? visit_cost(parents) : 0));
-}
-
-/* Whether cells leave as much of a parent's variance as those of iid numbers of this width would, whose m cells of n keys leave
- * (1 - m / n) m^(-2 / dim) of it (rate and distortion of a Gaussian; measured in 64 dimensions: 0.99 to 1.08 times that), and three quarters
- * or more.  Then there is nothing to find, and scoring them costs more than it saves. */
-#define LEAST_UNSTRUCTURED 0.75
-static int is_unstructured(const ice_cells *c) {
-    const double share = (double)c->cells / (double)c->rows.count, of_iid = (1.0 - share) * pow((double)c->cells, -2.0 / (double)c->width);
-    double all, within = ice_cells_variance(c, &all);
-    return c->cells > 1 && within > (of_iid > LEAST_UNSTRUCTURED ? of_iid : LEAST_UNSTRUCTURED) * all;
+    return rows * (CELL_VISITS * visit_cost(ICE_CELLS_PER_PARENT) + (parents > 1 ? PARENT_VISITS * visit_cost(parents) : 0));
 }
 
 /* Puts the rows of a parent in cells and these behind those found so far. */
@@ -48,11 +40,10 @@ static icecore_status split(ice_groups *g, int64_t first, int64_t count, uint64_
     const ice_rows rows = {read_some, &some, count, g->rows.dim, NULL};
     int64_t work = INT64_MAX;
     ice_cells cells;
-    icecore_status status = ice_cells_begin(&cells, g->kernels, rows, g->projection, 0.0f, rounded(count, g->cell_size), 0, seed);
+    icecore_status status = ice_cells_begin(&cells, g->kernels, rows, g->projection, 0.0f, rounded(count, g->cell_size), CELL_STEPS, 0, seed);
     if (status != ICECORE_OK) return status;
     status = ice_cells_step(&cells, &work, ICE_WITHIN_TASK);
     if (status == ICECORE_OK) {
-        g->unstructured[g->next] = (uint8_t)is_unstructured(&cells);
         for (int64_t i = 0; i < count; i++) g->spare[i] = g->order[first + cells.order[i]];
         memcpy(g->order + first, g->spare, (size_t)count * sizeof *g->spare);
         for (int64_t c = 0; c < cells.cells; c++) g->cell[g->cells++] = first + cells.offset[c];
@@ -71,7 +62,6 @@ void ice_groups_end(ice_groups *g) {
     ice_cells_end(&g->clustering);
     ice_free(g->parent);
     ice_free(g->cell);
-    ice_free(g->unstructured);
     ice_groups_forget_rows(g);
     *g = (ice_groups){0};
 }
@@ -83,17 +73,16 @@ icecore_status ice_groups_begin(ice_groups *g, const ice_kernels *kernels, ice_r
     g->parent = ice_alloc(wanted + 1, sizeof(int64_t));
     /* every parent rounds its number of cells, and has at least one */
     g->cell = ice_alloc(count / cell_size + 2 * wanted + 1, sizeof(int64_t));
-    g->unstructured = ice_alloc(wanted, 1);
     g->order = ice_alloc(count, sizeof(int32_t));
     g->spare = ice_alloc(count, sizeof(int32_t));
-    icecore_status status = g->parent && g->cell && g->unstructured && g->order && g->spare ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    icecore_status status = g->parent && g->cell && g->order && g->spare ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (status == ICECORE_OK && wanted == 1) {
         g->parent[0] = 0;
         g->parent[1] = count;
         for (int64_t i = 0; i < count; i++) g->order[i] = (int32_t)i;
         g->clustered = 1;
     } else if (status == ICECORE_OK) {
-        status = ice_cells_begin(&g->clustering, kernels, rows, projection, 0.0f, wanted, 0, ~seed);
+        status = ice_cells_begin(&g->clustering, kernels, rows, projection, 0.0f, wanted, 1, 0, ~seed);
     }
     if (status != ICECORE_OK) ice_groups_end(g);
     return status;
@@ -124,7 +113,7 @@ icecore_status ice_groups_step(ice_groups *g, int64_t *work) {
         int64_t first = g->parent[g->next], end = g->parent[g->next + 1], cells = g->cells;   /* rows now, cells when it is done */
         status = split(g, first, end - first, g->seed + (uint64_t)g->next);
         if (status != ICECORE_OK) break;
-        *work -= VISITS * (end - first) * visit_cost(ICE_CELLS_PER_PARENT);
+        *work -= CELL_VISITS * (end - first) * visit_cost(ICE_CELLS_PER_PARENT);
         g->parent[g->next++] = cells;
         if (!ice_groups_done(g)) continue;
         g->parent[g->parents] = g->cells;

@@ -16,7 +16,6 @@ typedef struct {
     int64_t *parent;           /* parents + 1: parent p holds cells parent[p] .. parent[p + 1] - 1 */
     int64_t *cell;             /* cells + 1: cell c holds the rows order[cell[c]] .. order[cell[c + 1] - 1] */
     int32_t *order;            /* rows.count */
-    uint8_t *unstructured;     /* parents: cells are no better than those of iid numbers would be */
     /* on the way there */
     const ice_kernels *kernels;
     ice_rows rows;

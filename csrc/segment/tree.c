@@ -57,7 +57,7 @@ icecore_status ice_tree_begin(const ice_tree_plan *plan, ice_tree_builder **resu
         b->stage = SHAPE;
     } else if (status == ICECORE_OK) {
         status = ice_cells_begin(&b->level[0], plan->kernels, plan->rows, (ice_projection){0}, plan->lifting,
-                                 wanted_cells(plan, 0, plan->rows.count), 1, plan->seed);
+                                 wanted_cells(plan, 0, plan->rows.count), 1, 1, plan->seed);
         if (status == ICECORE_OK) b->inner = 1;
     }
     if (status == ICECORE_OK) *result = b;
@@ -80,7 +80,7 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
         ice_cells *level = &b->level[b->inner];
         ice_rows rows = {.read = read_parent, .context = below, .count = below->cells, .dim = below->width};
         int64_t work = INT64_MAX;
-        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0}, 0.0f, wanted_cells(&b->plan, b->inner, below->cells), 1,
+        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0}, 0.0f, wanted_cells(&b->plan, b->inner, below->cells), 1, 1,
                                                 b->plan.seed + (uint64_t)b->inner);
         if (status == ICECORE_OK) status = ice_cells_step(level, &work, threads);
         if (status != ICECORE_OK) {

@@ -1,6 +1,7 @@
 """A decoder's cache whose layers attend by near/far attention."""
 
 import json
+import operator
 import os
 import secrets
 import shutil
@@ -13,7 +14,9 @@ import icecore
 
 from .cache import KeyValueCache, check_length
 
-VERSION = 1
+VERSION = 2
+#: Queries at the end of a prompt that attend exactly.
+LAST_EXACT = 100
 
 
 class NearFarCache:
@@ -27,6 +30,9 @@ class NearFarCache:
     ----------
     plan : icecore.Plan, optional
         Of the model's layers; the first pass then goes by it too if the model's `attention` is ``plan.attention``.
+    last_exact : int
+        The last so many queries of the first pass attend exactly, whatever the model's `attention` does: the end of a prompt
+        often asks for something in it, and a mean over many rows says little about the one that matters.
     **options
         Of `icecore.KVCache`: ``tolerance`` or ``k``, ``window``, ``dtype`` and others.
 
@@ -36,8 +42,10 @@ class NearFarCache:
         Number of tokens held.
     """
 
-    def __init__(self, *, plan=None, **options):
-        self.length, self._plan = 0, plan
+    def __init__(self, *, plan=None, last_exact=LAST_EXACT, **options):
+        self.length, self._plan, self._last_exact = 0, plan, operator.index(last_exact)
+        if self._last_exact < 0:
+            raise ValueError(f"last_exact must be at least 0, got {last_exact}")
         if options.get("metric") is not None:
             options["metric"] = np.asarray(options["metric"]).tolist()  # for cache.json
         self._options = options
@@ -56,7 +64,14 @@ class NearFarCache:
         if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
         cache.append(key, value, query)
-        return cache.attend(query) if self.length else attention(query, key, value, layer=layer, **options)
+        if self.length:
+            return cache.attend(query)
+        out = attention(query, key, value, layer=layer, **options)
+        last = min(self._last_exact, query.shape[1])
+        if last:
+            out = out if out.flags.writeable else out.copy()
+            out[:, -last:] = icecore.attention(query[:, -last:], key, value, causal=True)
+        return out
 
     def advance(self, count):
         """Count the last `count` rows added to every layer as held."""
@@ -93,6 +108,7 @@ class NearFarCache:
             np.savez(temporary / "sliding.npz", **sliding)
             plan = None if self._plan is None else self._plan.content()
             about = {"version": VERSION, "length": self.length, "options": self._options, "plan": plan}
+            about["last_exact"] = self._last_exact
             about["layers"] = [*self._layers]
             (temporary / "cache.json").write_text(json.dumps(about))
             if path.exists():
@@ -134,7 +150,7 @@ class NearFarCache:
             if about["version"] != VERSION:
                 raise ValueError(f"it is of version {about['version']!r}; this icecore reads version {VERSION}")
             plan = None if about["plan"] is None else icecore.Plan.from_content(about["plan"])
-            new = cls(plan=plan, **about["options"])
+            new = cls(plan=plan, last_exact=about["last_exact"], **about["options"])
             new.length = int(about["length"])
             new._layers = {int(layer): opener(path / f"layer{int(layer)}.safetensors") for layer in about["layers"]}
             with np.load(path / "sliding.npz", allow_pickle=False) as sliding:

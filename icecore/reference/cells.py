@@ -1,4 +1,4 @@
-"""Keys under parents, then in cells: sampled means, the nearest one, one Lloyd step, the nearest one again."""
+"""Keys under parents, then in cells: sampled means, the nearest one, one or two Lloyd steps, the nearest one again."""
 
 from __future__ import annotations
 
@@ -44,16 +44,20 @@ class Tree:
     mean_value: np.ndarray
 
 
-#: Cells under a parent, on average.
-CELLS_PER_PARENT = 16
+#: Cells under a parent, on average, and Lloyd steps to find them; parents are found in one.
+CELLS_PER_PARENT, CELL_STEPS = 16, 2
 #: A segment's metric, projection, component_variance and mean_value come from so many rows, up to twice as many, spread evenly.
 SAMPLE = 256
+#: Sums of squares above this count as not finite.
+LARGEST = float(np.finfo(np.float32).max)
 #: Exponents of two of a metric are within this of the largest, and so of 0, which is their mean.
 LARGEST_EXPONENT = 6
 #: So much of the variance counts as if it were alike in all components: a key may stand out in one in which no other differs.
 EVEN_SHARE = 0.1
-#: A projection may lack this share of the mean squared distance between keys.
-LEFT_OUT = 0.02
+#: Of sampled rows those are left out whose squared norm is above so many times the median: padding may hold anything.
+OUTLYING = 100.0
+#: A projection may lack this share of the mean squared distance between keys, or more where it has so many rows.
+LEFT_OUT, MOST_PROJECTED = 0.02, 64
 #: This share of the mean of the moments' diagonal is added to it, for directions in which no sampled query points.
 RIDGE = 2.0**-10
 
@@ -62,6 +66,17 @@ def sampled(count):
     """Which of `count` rows are looked at."""
     step = max(1, count // SAMPLE)
     return np.arange(step // 2, count, step)
+
+
+def trusted(rows):
+    """Those of the sampled rows of (n, d) that are finite and whose squared norm is at most 100 times the (upper) median."""
+    rows = rows[sampled(len(rows))]
+    with np.errstate(invalid="ignore", over="ignore"):
+        squared = (rows**2).sum(axis=1)
+        usable = squared <= LARGEST
+    rows, squared = rows[usable], squared[usable]
+    limit = OUTLYING * np.sort(squared)[len(squared) // 2] if len(squared) else 0.0
+    return rows if limit == 0 else rows[squared <= limit]
 
 
 def metric_of(squares):
@@ -86,18 +101,18 @@ def projection(moments, key):
     """(d, d), (n, d) -> P (r, d): mean squared distances between keys k are |P (k - k')|^2 = (k - k')^T M (k - k') within 2 %.
 
     A = sqrt(v) M sqrt(v), with v (d,) the variance of the keys' components, has the trace E[(k - E k)^T M (k - E k)] where
-    components are independent. A = R R^T by Cholesky, pivoted, until all but 2 % of the trace is explained; P = R^T / sqrt(v).
+    components are independent. A = R R^T by Cholesky, pivoted, until all but 2 % of the trace is explained, or by 64
+    columns; P = R^T / sqrt(v).
     """
     moments = np.asarray(moments, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        spread = key[sampled(len(key))].std(axis=0)  # (d,), sqrt(v)
-    spread = np.where(np.isfinite(spread), spread, 0.0)
+    rows = trusted(key)
+    spread = rows.std(axis=0) if len(rows) else np.zeros(key.shape[1])  # (d,), sqrt(v)
     ridge = np.diag(np.full(len(moments), RIDGE * moments.diagonal().mean()))
     left = spread[:, None] * (moments + ridge) * spread  # (d, d), what the columns of R do not explain of A
     columns, trace = [], left.trace()
-    if not 0 < trace < np.inf:
+    if not 0 < trace <= LARGEST:
         return np.diag(moments_scale(moments))
-    while left.trace() > LEFT_OUT * trace:
+    while left.trace() > LEFT_OUT * trace and len(columns) < MOST_PROJECTED:
         pivot = left.diagonal().argmax()
         columns.append(left[:, pivot] / np.sqrt(left[pivot, pivot]))
         left = left - np.outer(columns[-1], columns[-1])
@@ -116,9 +131,8 @@ def component_variance(key, cells):
 
 
 def sampled_mean(rows):
-    """(n, d) -> (d,): the mean of those sampled rows that are finite; 0 where none is."""
-    rows = rows[sampled(len(rows))]
-    rows = rows[np.isfinite(rows).all(axis=1)]
+    """(n, d) -> (d,): the mean of those sampled rows that are to be trusted; 0 where none is."""
+    rows = trusted(rows)
     return rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
 
 
@@ -149,27 +163,14 @@ def nearest_parent(key, parents):
     return (key @ parents.T - 0.5 * (parents**2).sum(axis=1)).argmax(axis=1)
 
 
-def cluster(key, wanted, seed):
-    """Members of at most `wanted` groups of key (n, d)."""
+def cluster(key, wanted, seed, steps):
+    """Members of at most `wanted` groups of key (n, d), after so many Lloyd steps."""
     means = key[sample_without_replacement(len(key), wanted, seed)]  # (C, d)
-    for _ in range(2):
+    for _ in range(steps + 1):
         label = nearest_parent(key, means)
         label = np.unique(label, return_inverse=True)[1]  # empty groups vanish
         means = np.array([key[label == c].mean(axis=0) for c in range(label.max() + 1)])
     return [np.flatnonzero(label == c) for c in range(len(means))]
-
-
-def is_unstructured(key, members):
-    """Whether groups of key (n, d) leave as much variance as those of iid Gaussian numbers would.
-
-    m groups of n such keys leave (1 - m / n) m^(-2 / d) of it: the first factor is that of means of n / m keys, the second the
-    distortion of a Gaussian at log2(m) bits (Cover & Thomas, Elements of Information Theory, chapter 10). Less than three
-    quarters is worth having in any case.
-    """
-    n, d = key.shape
-    m = len(members)
-    within = sum(((key[g] - key[g].mean(axis=0)) ** 2).sum() for g in members)
-    return m > 1 and within > max((1 - m / n) * m ** (-2 / d), 0.75) * ((key - key.mean(axis=0)) ** 2).sum()
 
 
 def build_tree(key, value, *, cell_size, seed, moments=None):
@@ -185,12 +186,10 @@ def build_tree(key, value, *, cell_size, seed, moments=None):
         return max(1, (count + size // 2) // size)
 
     parents = rounded(rounded(len(key), cell_size), CELLS_PER_PARENT)
-    under = cluster(place, parents, ~seed % 2**64) if parents > 1 else [np.arange(len(key))]
+    under = cluster(place, parents, ~seed % 2**64, 1) if parents > 1 else [np.arange(len(key))]
     members, parent = [], []
     for p, rows in enumerate(under):
-        found = cluster(place[rows], rounded(len(rows), cell_size), (seed + p) % 2**64)
-        if is_unstructured(place[rows], found):
-            found = [np.arange(len(rows))]
+        found = cluster(place[rows], rounded(len(rows), cell_size), (seed + p) % 2**64, CELL_STEPS)
         members += [rows[m] for m in found]
         parent += [p] * len(found)
     return summarize_tree(key, value, members, parent, metric)

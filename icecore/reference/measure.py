@@ -9,7 +9,7 @@ import numpy as np
 from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mass, marks_of, risks_of, scores_of
 
 #: (G,): the grid of thresholds, largest first.
-THRESHOLDS = 2.0 * 1.2 ** -np.arange(64.0)
+THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
 
 
 @dataclass(frozen=True)
