@@ -70,6 +70,12 @@ def mean_row_error(actual, expected):
     return np.mean(difference / np.linalg.norm(expected, axis=-1))
 
 
+def head_error(actual, expected):
+    """What a tolerance is of: sum |difference| / sum |expected| over the rows of each head."""
+    difference, size = (np.linalg.norm(a, axis=-1).sum(axis=-1) for a in (decode(actual) - decode(expected), decode(expected)))
+    return difference / size
+
+
 def assert_same_bits(actual, expected):
     """Equal arrays; NaN equals NaN."""
     assert actual.dtype == expected.dtype

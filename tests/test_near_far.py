@@ -10,6 +10,7 @@ from helpers import (
     core_tree,
     decode,
     encode,
+    head_error,
     inputs,
     mean_row_error,
     near_far,
@@ -461,12 +462,6 @@ def test_rounded_inputs_are_as_if_they_had_been_given(isa):
 
 
 # ---- A tolerance ----
-
-
-def head_error(actual, expected):
-    """What a tolerance is of: sum |difference| / sum |expected| over the rows of each head."""
-    difference, size = (np.linalg.norm(a, axis=-1).sum(axis=-1) for a in (decode(actual) - decode(expected), decode(expected)))
-    return difference / size
 
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.1, 0.05, 0.02, 0.005])

@@ -74,6 +74,9 @@ static void measure(attend_call *call, int64_t head, void *scratch) {
 
 /* Queries of a call that look for single keys: steps of decoding, and questions about a long prompt, whose answer may be one key. */
 #define FEW_QUERIES 64
+/* And no key is overlooked that may hold such a part of the tolerance, as a share of the mass: with a quarter SmolLM2 finds 18 of 18 facts planted in
+ * 4000 tokens at a tolerance of 0.02, with all of it 16. */
+#define KEY_SHARE 0.25f
 
 static float tolerance_of(const attend_call *call, int64_t query_head) {
     return call->options.head_tolerance ? call->options.head_tolerance[query_head] : call->options.tolerance;
@@ -85,7 +88,7 @@ static void apply_rules(const attend_call *call, int64_t head) {
     for (int64_t i = head * q->group; i < (head + 1) * q->group; i++) {
         q->applied[i] = q->rule[i];
         if (q->rule[i].exact) q->applied[i] = (ice_rule){.all_cells = 1};
-        else if (call->problem.queries <= FEW_QUERIES) q->applied[i].key_share = tolerance_of(call, i);
+        else if (call->problem.queries <= FEW_QUERIES) q->applied[i].key_share = KEY_SHARE * tolerance_of(call, i);
     }
 }
 

@@ -294,6 +294,9 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
  * `report` near_count, captured_mass, missed_bound, summaries, error, standard_error, error_rows, head_tolerance, head_threshold.
  *
  * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens' queries are known a query opens all.
+ * A call of at most 64 queries opens as well every cell of which one key may hold a quarter of the tolerance as its share of the mass: a mean over many
+ * rows says little about the one that a fact hangs on.  May: mean score + 2.5 / sqrt(dim) scale |q / metric| radius reaches it, a cosine that a direction at
+ * random exceeds once in 160 times.
  * What was measured is kept by fork, write and map; with another number of query heads it is forgotten.
  * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
