@@ -53,6 +53,11 @@ class Problem:
         query = self.query[:, :, -count:]
         return replace(self, query=query, out_shape=(*query.shape[:-1], self.value.shape[-1]))
 
+    def row(self, row, keys):
+        """The problem of one query and the first `keys` keys, or all."""
+        query, key, value = self.query[:, :, row : row + 1], self.key[:, :, :keys], self.value[:, :, :keys]
+        return replace(self, query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
+
     @property
     def native_dtype(self):
         return NATIVE_DTYPES[self.dtype.name]

@@ -28,11 +28,14 @@ from icecore._runtime import threads_for_call
 DEFAULT_WINDOW = 512
 #: First keys that stay exact, when causal and `k` is given: attention sinks (inside cells they spoil every mean).
 DEFAULT_SINKS = 16
+#: Rows of which the error is measured for an `AttentionInfo` where k is given.
+MEASURED_QUERIES = 32
 #: Keys per cell, on average: the smaller the cells, the less is lost at equal near keys, and the more of them are scored.
 CELL_SIZE = 16
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
 LEAST_ROUNDED_TOLERANCE = 0.015
-#: Errors of single heads go up to so many times their tolerance; above that, by more than the measurement can be wrong, a warning says so.
+#: Errors of single heads go up to so many times their tolerance; a warning says so where a measured one is above that by more than its
+#: standard error.
 USUAL_ERROR = 1.3
 
 
@@ -61,7 +64,8 @@ class AttentionInfo:
         Keys and summaries that each query read, by the keys that it sees (masks aside): below 1 where near/far saves reading.
         None where the path is not near/far with a far field.
     seconds : dict of str to float, or None
-        Time spent ``"sealing"``, ``"attending"`` and ``"measuring"``, all threads together. None where the path is not near/far.
+        Time spent ``"sealing"``, ``"attending"`` and ``"measuring"``, all threads together. None where the path is not
+        near/far.
     predicted : dict of str to float, or None
         Seconds that ``"exact"`` and ``"near_far"`` were expected to take, by which the path was chosen (see
         ``python -m icecore tune``). With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
@@ -69,8 +73,8 @@ class AttentionInfo:
     error : ndarray of float32, shape (..., H), or None
         With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
         that were in force before these rows were known; the relative error of the mass (of lse) counts as one more component.
-        Of near/far rows alone, and 0 where a head was exact; NaN where no row was measured. An estimate from `error_rows` rows,
-        give or take `error_standard_error`. None where the path is not near/far or no tolerance was given.
+        Of near/far rows alone, and 0 where a head was exact; NaN where no row was measured. With k: the same of 32 rows of the
+        result. An estimate from `error_rows` rows, give or take `error_standard_error`. None where the path is not near/far.
     error_standard_error : ndarray of float32, shape (..., H), or None
     error_rows : ndarray of int32, shape (..., H), or None
     """
@@ -97,7 +101,8 @@ class AttentionInfo:
                 bound = self.missed_mass_bound
                 lines.append(f"missed-mass bound: median {np.median(bound):.4f}, max {bound.max():.4f}")
             if self.summaries is not None:
-                lines.append(f"cells and parents scored per query: median {np.median(self.summaries):.0f}, max {self.summaries.max()}")
+                scored = self.summaries
+                lines.append(f"cells and parents scored per query: median {np.median(scored):.0f}, max {scored.max()}")
             if self.visited_fraction is not None:
                 lines.append(f"share of the visible keys read per query: mean {self.visited_fraction.mean():.1%}")
         if self.error is not None and np.isfinite(self.error).any():
@@ -172,8 +177,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     tolerance : float, optional
         Instead of k: the relative error of the output to aim for in every head, ``sum |out - exact| / sum |exact|``, between 0
         and 1. How far to open cells for it is measured in the call: sampled rows of each head are attended exactly as well, and
-        heads that would need too much become exact. An estimate from these rows, not a bound; what it came to is `AttentionInfo.error`,
-        and a warning says so where it ends above the tolerance. 0.05 is a good start.
+        heads that would need too much become exact. An estimate from these rows, not a bound; what it came to is
+        `AttentionInfo.error`, and a warning says so where it ends well above the tolerance. 0.05 is a good start.
     plan : LayerPlan, optional
         Instead of k, tolerance, window and sinks: what `calibrate` found for this layer, ``plan[layer]``.
     far_field : bool, default True
@@ -203,8 +208,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         knows no queries of the tokens before it: segments there take the metric of its first window of queries with a
         tolerance, which is exact, and of their own keys with k. ``np.ones((H_k, d))`` is none.
     last_exact : int, default 0
-        With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one key,
-        which an error that is a mean over many rows does not protect.
+        With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one
+        key, which an error that is a mean over many rows does not protect.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance its error counts
         as one more component of the output's, whether it is returned or not.
@@ -399,8 +404,8 @@ def _warn_of_errors(calls):
     if over:
         error, tolerance = max(over, key=lambda pair: pair[0] / pair[1])
         warnings.warn(
-            f"{len(over)} heads ended above their tolerance: at worst a measured error of {error:.3g} where {tolerance:.3g} was asked "
-            "for; a smaller tolerance or exact attention keeps them within it", RuntimeWarning, stacklevel=3,
+            f"{len(over)} heads ended above their tolerance: at worst a measured error of {error:.3g} where {tolerance:.3g} was "
+            "asked for; a smaller tolerance or exact attention keeps them within it", RuntimeWarning, stacklevel=3,
         )
 
 
@@ -435,7 +440,8 @@ class _Call:
     def attend_last(self, count, info, mask, query_heads, attn_mask):
         """Attend the last `count` queries exactly, in the place of what is there; the info of all."""
         mask = [None if m is None else m[:, query_heads, -count:] for m in mask]
-        last = _Call(self.problem.last(count), self.scale, self.causal, self.threads, Settings(None), self.seed, self.return_info)
+        problem, exact = self.problem.last(count), Settings(None)
+        last = _Call(problem, self.scale, self.causal, self.threads, exact, self.seed, self.return_info)
         last.out = self.out[:, :, -count:]
         last.lse = None if self.lse is None else np.empty(last.out.shape[:3], np.float32)
         own = last.run(*mask, _last_rows(_mask_of(attn_mask, query_heads), count))
@@ -480,6 +486,8 @@ class _Call:
             near, summaries = np.empty(shape, np.int32), np.empty(shape, np.int32)
             mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if s.far_field else None
             seconds = np.empty(3)
+        if self.return_info and s.tolerance is None and self.lse is None:
+            self.lse = np.empty(shape, np.float32)  # its error counts, too
         if s.tolerance is not None:
             errors = [np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)]
             prices = _cost_model.model_in_force().prices(self._work())
@@ -492,6 +500,8 @@ class _Call:
             self._note_errors(*errors)
         if not self.return_info:
             return None
+        if s.tolerance is None:
+            errors = self._errors_of_rows(keep, bias)
         split = dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True))
         visited = None
         if s.far_field:
@@ -499,6 +509,30 @@ class _Call:
             visited = visited_fraction(near, summaries, keys - queries, keys, self.causal, s.window, s.sinks)
         measured = dict(zip(("error", "error_standard_error", "error_rows"), errors, strict=True))
         return AttentionInfo("near_far", near, mass, bound, summaries, visited, split, **measured)
+
+    def _errors_of_rows(self, keep, bias):
+        """(error, standard error, rows) of each query head, by attending sampled rows exactly; of rows that have far keys."""
+        p, (batch, heads, queries) = self.problem, self.problem.shape[:3]
+        offset = p.key.shape[2] - queries
+        first = min(max(0, 2 * self.settings.window - offset), queries) if self.causal else 0
+        rows = np.unique(np.linspace(first, queries - 1, MEASURED_QUERIES).astype(int)) if first < queries else np.empty(0, int)
+        distance, size = np.zeros((batch, heads, len(rows))), np.zeros((batch, heads, len(rows)))
+        for i, row in enumerate(rows):
+            one = slice(row, row + 1)
+            keys = row + 1 + offset if self.causal else None
+            masks = [None if m is None else m[:, :, one, :keys] for m in (keep, bias)]
+            exact = _Call(p.row(row, keys), self.scale, False, self.threads, Settings(None), 0, False)
+            exact.out, exact.lse = np.empty_like(self.out[:, :, one]), np.empty((batch, heads, 1), np.float32)
+            exact.run(*masks, None)
+            truth, own = (widened(a)[:, :, 0].astype(np.float64) for a in (exact.out, self.out[:, :, one]))
+            with np.errstate(invalid="ignore", over="ignore"):
+                mass = np.expm1(np.float64(self.lse[:, :, row]) - exact.lse[:, :, 0])
+            size[..., i] = np.linalg.norm(truth, axis=-1)
+            distance[..., i] = np.hypot(np.linalg.norm(own - truth, axis=-1), size[..., i] * np.nan_to_num(mass))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = distance.sum(axis=-1) / size.sum(axis=-1)
+            standard = np.sqrt(((distance - error[..., None] * size) ** 2).sum(axis=-1)) / size.sum(axis=-1)
+        return error.astype(np.float32), standard.astype(np.float32), np.full((batch, heads), len(rows), np.int32)
 
     def _note_errors(self, error, standard_error, rows):
         s = self.settings
@@ -519,8 +553,8 @@ class _Call:
             info = self._exact_info(window, sinks, *check_mask(attn_mask, p)) if self.return_info else None
         else:
             out, lse, near, mass = reference.near_far_attention(
-                p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1, visit=s.visit,
-                seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
+                p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1,
+                visit=s.visit, seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
             )
             info = AttentionInfo("reference", near, mass)
         self.out[...] = out

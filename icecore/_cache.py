@@ -124,8 +124,8 @@ class KVCache:
             setattr(self, name, value)
 
     def _native_parameters(self):
-        return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, self.tolerance or 0.0, self.window,
-                self.sinks, self._cell_size, self.seed, self.metric)
+        return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, self.tolerance or 0.0,
+                self.window, self.sinks, self._cell_size, self.seed, self.metric)
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one."""

@@ -19,7 +19,7 @@ from icecore import _native, _tuning_file
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 #: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
 MARGIN = 1.1
-#: Of exact attention's time: what a call may spend on sealing and measuring only to find that a tolerance needs exact attention.
+#: Of exact attention's time: what a call may spend on sealing and measuring to find that a tolerance needs exact attention.
 TRIAL = 0.08
 #: Rows of a key head that are measured: causal, in all by the last one's keys (near_far.c); else queries of each head.
 MEASURED_ROWS, MEASURED_QUERIES = 100, 32
@@ -156,7 +156,7 @@ class CostModel:
         return max((sealing + attending) / work.threads, alone) if work.causal else alone + attending / work.threads
 
     def trial_seconds(self, work):
-        """What a call loses whose tolerance turns out to need exact attention: sealing, and measuring each time the keys double.
+        """What a call loses whose tolerance turns out to need exact attention: sealing, and measuring as the keys double.
 
         Causal: heads that are exact seal anew only where the keys have doubled, which is about a third of all sealing.
         """
@@ -203,7 +203,7 @@ def expected_near_keys(sealed, k, cell_size):
 def expected_nodes(sealed, k, tolerance, cell_size):
     """Parents, and the cells of those that some query of the same panel expands.
 
-    A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. With a tolerance: parents alone, the least.
+    A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. With a tolerance: parents alone.
     """
     sealed = np.maximum(sealed, 1e-9)  # no division by 0
     cells = 0.0 if tolerance is not None else 1 - np.exp(-4 * max(16 * k, 2048) / sealed)

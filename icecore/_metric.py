@@ -98,8 +98,8 @@ def check_metric(metric, num_kv_heads, dim):
         raise TypeError(f"metric must be an array of numbers, got {type(metric).__name__}") from None
     expected = (num_kv_heads, dim, dim)
     if array.shape not in (expected, expected[:2]):
-        raise ValueError(f"metric has shape {array.shape}; expected {expected}, second moments of the queries of each key head, "
-                         f"or {expected[:2]}, their diagonals")
+        raise ValueError(f"metric has shape {array.shape}; expected {expected}, second moments of the queries of each key "
+                         f"head, or {expected[:2]}, their diagonals")
     if not np.isfinite(array).all():
         raise ValueError(f"metric must be finite, got {array[~np.isfinite(array)][0]}")
     if array.ndim == 2:

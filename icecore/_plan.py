@@ -20,7 +20,7 @@ from icecore._attention import (
 )
 
 FORMAT = 2
-#: Tolerances of heads lie within these. In a cache, heads whose path is exact get the least, those of the window alone the loosest.
+#: Tolerances of heads lie within these. In a cache, exact heads get the least, those of the window alone the loosest.
 LEAST_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
 #: And the thresholds that go with them there: all is opened, or hardly anything.
 LEAST_THRESHOLD, LOOSEST_THRESHOLD = 1e-9, 2.0
