@@ -274,7 +274,7 @@ icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
     /* heads one after another, so that their larger steps do not coincide; ready with a sixteenth of the block to spare */
     const int64_t begin = head * block / (16 * c->options.heads), ready = block - block / 16;
     ice_cache_head *h = &c->head[head];
-    if ((h->sealed + 1) * block > c->length || offset < begin) return ICECORE_OK;
+    if ((h->sealed + 1) * block >= c->length || offset < begin) return ICECORE_OK;   /* once its last query is known, too */
     ice_stacked next[ICE_NEXT_RANGES];
     const int count = ice_stack_next_ranges(h->sealed, block, next);
     for (int i = 0; i < count; i++) {

@@ -57,7 +57,7 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     float *sum = source->query_numbers ? ice_alloc(source->query_numbers, sizeof(float)) : NULL;
     if ((source->moments && !moments) || (source->query_numbers && !sum)) status = ICECORE_ERROR_MEMORY;
     if (status == ICECORE_OK) {
-        const int known = moments ? source->moments(source->moments_context, start, end, moments) : 0;
+        const int known = moments ? source->moments(source->moments_context, first, end, moments) : 0;
         status = known < 0 ? ICECORE_ERROR_MEMORY
                            : ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means,
                                                known ? moments : NULL, source->cell_size, ice_segment_seed(source->seed, start, end - start));
