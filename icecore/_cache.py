@@ -353,8 +353,9 @@ class KVCache:
     def load(cls, path):
         """Read a saved cache into memory.
 
-        It goes on as the saved one would have, with the same bits on the same instruction set. (Where one multiplies bfloat16
-        and the other does not, means are converted.)
+        With k it goes on as the saved one would have, with the same bits on the same instruction set. (Where one multiplies
+        bfloat16 and the other does not, means are converted.) With a tolerance it keeps the thresholds; what is measured from
+        then on, and `AttentionInfo.error`, begin anew.
 
         Raises
         ------

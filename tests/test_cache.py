@@ -385,9 +385,9 @@ def test_error_on_a_language_model_is_below_exact_top_k(capture):
     query, key, value = (a.astype(np.float32) for a in capture)
     exact = decode(icecore.attention(query, key, value, causal=True))
     cache = icecore.KVCache(1, 64, tolerance=0.02, window=128)
-    cache.append(key[:, :1900], value[:, :1900])
+    cache.append(key[:, :1900], value[:, :1900], query[:, :1900])
     out, _, near = run(cache, query, key, value, [1] * 148)
-    assert mean_row_error(out, exact[:, 1900:]) < 0.01  # 0.0034 measured; the top 128 keys alone: 0.04
+    assert mean_row_error(out, exact[:, 1900:]) < 0.01  # 0.0039 measured, with 231 near keys; the top 128 keys alone: 0.04
     assert near.mean() < 400
 
 
@@ -397,7 +397,7 @@ def test_error_of_int8_on_a_language_model(capture):
     error = {}
     for dtype in ("bfloat16", "int8"):
         cache = icecore.KVCache(1, 64, tolerance=0.02, window=128, dtype=dtype)
-        cache.append(key[:, :1900], value[:, :1900])
+        cache.append(key[:, :1900], value[:, :1900], query[:, :1900])
         error[dtype] = mean_row_error(run(cache, query, key, value, [1] * 148)[0], exact)
     assert error["int8"] < error["bfloat16"] + 0.01, error
 
@@ -643,7 +643,7 @@ def test_bad_calls_change_nothing():
         (TypeError, "keys has dtype float64", lambda: cache.append(key.astype(float), value)),
         (ValueError, r"queries has shape \(100, 16\); expected \(heads, tokens, 16\)", lambda: cache.append(key, value, query[0])),
         (ValueError, "queries has 3 heads; expected a multiple of num_kv_heads=2", lambda: cache.append(key, value, query[:3])),
-        (ValueError, r"queries has shape \(6, 5, 16\), but keys .* as many tokens", lambda: cache.append(key, value, query[:, :5])),
+        (ValueError, "queries has shape .* but keys has .* as many tokens", lambda: cache.append(key, value, query[:, :5])),
         (TypeError, "queries has dtype float16, but keys", lambda: cache.append(key, value, query.astype(np.float16))),
         (ValueError, "queries has 3 heads; expected a multiple of num_kv_heads=2", lambda: cache.attend(query[:3])),
         (ValueError, "queries has 200 rows, but the cache holds 100", lambda: cache.attend(np.repeat(query, 2, axis=1))),

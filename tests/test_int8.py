@@ -76,5 +76,5 @@ def test_means_and_spreads_are_those_of_what_is_stored(isa):
     np.testing.assert_array_equal(ours["order"], plain["order"])
     for nodes in ("cell", "parent"):
         np.testing.assert_array_equal(ours[nodes]["offset"], plain[nodes]["offset"])
-        for name in ("mean_key", "mean_value", "variance", "radius", "log2_risk"):
+        for name in ("mean_key", "mean_value", "variance", "radius", "log2_count", "log2_weight"):
             np.testing.assert_allclose(ours[nodes][name], plain[nodes][name], rtol=1e-4, atol=1e-5)

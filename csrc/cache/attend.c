@@ -15,7 +15,7 @@ typedef struct {
     int64_t tiles;                     /* panels of rows for each head */
     int by_threshold;
     enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring;   /* before or after blocks are sealed */
-    int64_t measured;                  /* queries */
+    int64_t measured, measured_end;    /* queries, and the place among the kept ones that the last stands before */
     int renews;                        /* as in ice_sample */
     _Atomic int status;
 } attend_call;
@@ -27,14 +27,16 @@ static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
     return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks, NULL};
 }
 
-/* Kept queries that stand behind all that is sealed, and the first of them. */
-static int64_t usable_queries(const icecore_cache *c, int64_t *first) {
+/* How many kept queries stand behind all that is sealed and before those that attend; *end: the place behind the last of them. */
+static int64_t usable_queries(const attend_call *call, int64_t *end) {
+    const icecore_cache *c = call->cache;
     const ice_cache_queries *q = &c->queries;
-    int64_t sealed = c->sealed;
+    int64_t sealed = c->sealed, first = 0;
     for (int64_t h = 0; h < c->options.heads; h++)
         if (c->head[h].sealed > sealed) sealed = c->head[h].sealed;
-    for (*first = 0; *first < q->kept && q->position[*first] < sealed * c->options.block;) ++*first;
-    return q->kept - *first;
+    for (*end = q->kept; *end > 0 && q->position[*end - 1] >= call->problem.keys - call->problem.queries + call->first_query;) --*end;
+    while (first < *end && q->position[first] < sealed * c->options.block) first++;
+    return *end - first;
 }
 
 /* What of the newest kept queries is measured before this block's queries attend. */
@@ -42,7 +44,7 @@ static void plan_measuring(attend_call *call, int by_tolerance) {
     icecore_cache *c = call->cache;
     ice_cache_queries *q = &c->queries;
     const int64_t one_in = call->end_query - call->first_query < c->options.block / 4 ? ICE_NEW_IN_DECODING : ICE_NEW_IN_PROMPT;
-    int64_t first, usable = usable_queries(c, &first);
+    const int64_t usable = usable_queries(call, &call->measured_end);
     call->measuring = NOT_MEASURED;
     if (!by_tolerance) return;
     if (!q->known) {
@@ -59,7 +61,7 @@ static void plan_measuring(attend_call *call, int by_tolerance) {
 static void measure(attend_call *call, int64_t head, void *scratch) {
     const icecore_cache *c = call->cache;
     const ice_cache_queries *q = &c->queries;
-    const int64_t first = q->kept - call->measured, row = call->problem.query_heads * c->options.dim;
+    const int64_t first = call->measured_end - call->measured, row = call->problem.query_heads * c->options.dim;
     icecore_attention problem = call->problem;
     problem.dtype = ICECORE_FLOAT32;   /* as queries are kept */
     ice_exact_keys exact = exact_keys(call, head);

@@ -63,9 +63,10 @@ class NearFarCache:
         cache = self._layers[layer]
         if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
-        cache.append(key, value, query)
         if self.length:
+            cache.append(key, value)
             return cache.attend(query)
+        cache.append(key, value, query)
         out = attention(query, key, value, layer=layer, **options)
         last = min(self._last_exact, query.shape[1])
         if last:
