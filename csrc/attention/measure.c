@@ -1,438 +1,51 @@
 #include "attention/measure.h"
 
+#include <math.h>
 #include <string.h>
 
-#include "attention/treecode_state.h"
+#include "attention/panel.h"
 #include "base/memory.h"
 
-#define LOG2_STEP 0.26303440583379378   /* of 1.2 */
-#define LOG2_FIRST 1.0                  /* of the loosest threshold */
 /* What rows weigh whose successors have been measured. */
 #define FADING 0.7
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define LEAST_ROWS 8.0
-/* Rows of the tile whose rounding is measured, against keys and values as they were given. */
-#define ROUNDED_ROWS 16
-
-/* Of one row, for each threshold. */
-typedef struct {
-    float norm;                        /* |o| */
-    float rounding;                    /* |o - o given|^2, or below 0 */
-    float distance[ICE_GRID];          /* |o - o^|^2 */
-    float means[ICE_GRID], far[ICE_GRID];
-    float near[ICE_GRID], nodes[ICE_GRID];
-} curve;
-
-/* A tile of rows on its way through the keys. */
-typedef struct {
-    const ice_sample *sample;
-    icecore_attention problem;         /* of the sampled queries alone */
-    ice_treecode *t;
-    int64_t nodes;                     /* of the stack */
-    uint8_t *begin, *end;              /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
-    const void **mean_value;           /* of each row of t->scores */
-    float *log2_count;
-    ice_single *opened;                /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
-    float *sums;                       /* and their accumulators */
-    float *weight, *output;            /* 2 x nodes; ICE_GRID + 1 x value_dim */
-    const void **rows;                 /* 2 x nodes */
-    int32_t *event;                    /* 2 x nodes */
-} tile;
-
-/* The loosest level at which a risk reaches the threshold; ICE_GRID: none. */
-static int level_of(float log2_norm, float risk, float log2_share) {
-    const float level = ((float)LOG2_FIRST + log2_norm + log2_share - risk) * (float)(1.0 / LOG2_STEP);
-    if (!(level > 0.0f)) return 0;   /* NaN: opened */
-    if (level > (float)(ICE_GRID - 1)) return ICE_GRID;
-    return (int)level + (level > (float)(int)level);
-}
-
-/* ---- Which node counts when ---- */
-
-static int is_marked(const ice_treecode *t, const uint64_t *marks, int64_t number, int lane) {
-    return ice_is_masked(t) && ((marks[number] >> lane) & 1);
-}
-
-static void find_levels_of(tile *own, int lane, float log2_norm) {
-    ice_treecode *t = own->t;
-    const ice_rule *rule = ice_rule_of(t, lane);
-    const int dense = ice_is_masked(t) && ((t->mask.dense >> lane) & 1);
-    const float log2_share = log2f(ICE_EXPAND_SHARE);
-    for (int64_t r = 0; r < t->parent_runs; r++) {
-        const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
-        const icecore_segment *s = parents->from->segment;
-        for (int64_t p = 0; p < parents->count; p++) {
-            const int64_t at = (parents->row + p) * ICE_PANEL + lane, number = parents->number + p;
-            const int hidden = is_marked(t, t->mask.hidden, number, lane);
-            const int now = rule->all_cells || dense || is_marked(t, t->mask.cut, number, lane);
-            const int expanded = hidden || now ? 0 : level_of(log2_norm, t->risk[at], log2_share);
-            own->begin[at] = 0;
-            own->end[at] = (uint8_t)expanded;
-            for (int64_t c = s->parent.offset[p]; c < s->parent.offset[p + 1]; c++) {
-                const int64_t cell = (cells->row + c) * ICE_PANEL + lane, cell_number = cells->number + c;
-                int level = dense || is_marked(t, t->mask.cut, cell_number, lane) ? 0 : level_of(log2_norm, t->risk[cell], 0.0f);
-                if (is_marked(t, t->mask.hidden, cell_number, lane)) level = ICE_GRID + 1;   /* never */
-                own->begin[cell] = (uint8_t)(level > ICE_GRID ? level : expanded);
-                own->end[cell] = (uint8_t)(level > expanded ? level : expanded);
-            }
-        }
-    }
-}
-
-/* ---- Keys of cells, each for the level that opens it ---- */
-
-static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t first, int64_t count,
-                            const float *bias) {
-    ice_treecode *t = own->t;
-    ice_single state[ICE_PANEL];
-    for (uint64_t left = lanes; left; left &= left - 1) {
-        const int lane = __builtin_ctzll(left);
-        state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
-    }
-    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
-                       ice_key_of(s, first), ice_value_of(s, first), count, bias);
-    for (uint64_t left = lanes; left; left &= left - 1) {
-        const int lane = __builtin_ctzll(left);
-        own->opened[lane * (ICE_GRID + 1) + level[lane]] = state[lane];
-    }
-}
-
-static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t first, int64_t end) {
-    const icecore_segment *s = from->segment;
-    for (int m = 0; m < own->t->mask.rows; m++) {
-        const ice_mask_row *row = &own->t->mask.row[m];
-        for (int64_t j = first; j < end && (lanes & row->lanes); j++) {
-            const float bias = ice_mask_at(&own->problem, row, from->end - s->count + s->order[j]);
-            if (bias != -INFINITY) attend_cells_at(own, lanes & row->lanes, level, s, j, 1, &bias);
-        }
-    }
-}
-
-static void attend_cells(tile *own) {
-    ice_treecode *t = own->t;
-    const uint64_t lanes = ice_used_lanes(t);
-    for (int64_t r = t->parent_runs; r < t->runs; r++) {
-        const ice_node_run *cells = &t->run[r];
-        const icecore_segment *s = cells->from->segment;
-        for (int64_t c = 0, end; c < cells->count; c = end) {
-            const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
-            uint64_t marked = 0;
-            if (ice_is_masked(t)) marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
-            for (end = c + 1; end < cells->count && !ice_is_masked(t) && !memcmp(level + (end - c) * ICE_PANEL, level, (size_t)t->panel.lanes);) end++;
-            const int64_t first = s->cell.offset[c], last = s->cell.offset[end];
-            if (lanes & ~marked) attend_cells_at(own, lanes & ~marked, level, s, first, last - first, NULL);
-            if (marked & (t->mask.cut[cells->number + c] | t->mask.dense))
-                attend_masked_cell(own, marked & (t->mask.cut[cells->number + c] | t->mask.dense), level, cells->from, first, last);
-        }
-    }
-}
-
-/* ---- The curve of a row ---- */
-
-/* The keys that a row of the mask leaves of a cell. */
-static int64_t keys_of(const tile *own, int lane, const ice_node_run *cells, int64_t c) {
-    const icecore_segment *s = cells->from->segment;
-    const int64_t first = s->cell.offset[c], end = s->cell.offset[c + 1];
-    if (!ice_is_masked(own->t)) return end - first;
-    int64_t count = 0;
-    for (int m = 0; m < own->t->mask.rows; m++)
-        for (int64_t j = first; j < end && ((own->t->mask.row[m].lanes >> lane) & 1); j++)
-            count += ice_mask_at(&own->problem, &own->t->mask.row[m], cells->from->end - s->count + s->order[j]) != -INFINITY;
-    return count;
-}
-
-static void count_work(const tile *own, int lane, curve *found) {
-    const ice_treecode *t = own->t;
-    double near[ICE_GRID + 2] = {0}, nodes[ICE_GRID + 2] = {0};
-    nodes[0] = (double)t->parents;
-    for (int64_t r = 0; r < t->parent_runs; r++) {
-        const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
-        const icecore_segment *s = parents->from->segment;
-        for (int64_t p = 0; p < parents->count; p++)
-            nodes[own->end[(parents->row + p) * ICE_PANEL + lane]] += (double)(s->parent.offset[p + 1] - s->parent.offset[p]);
-        for (int64_t c = 0; c < cells->count; c++) near[own->end[(cells->row + c) * ICE_PANEL + lane]] += (double)keys_of(own, lane, cells, c);
-    }
-    for (int g = 0; g < ICE_GRID; g++) {
-        if (g) near[g] += near[g - 1], nodes[g] += nodes[g - 1];
-        found->near[g] = (float)near[g];
-        found->nodes[g] = (float)nodes[g];
-    }
-}
-
-/* Sorts the nodes' beginnings (n) and ends (~n) by level; first[g] .. first[g + 1] - 1 are those of level g. */
-static void sort_events(const tile *own, int lane, int64_t first[ICE_GRID + 1]) {
-    const int64_t rows = own->t->rows;
-    int64_t next[ICE_GRID + 1] = {0};
-    for (int64_t i = 0; i < rows; i++) {
-        const int begin = own->begin[i * ICE_PANEL + lane], end = own->end[i * ICE_PANEL + lane];
-        if (begin >= end) continue;
-        next[begin]++;
-        if (end < ICE_GRID) next[end]++;
-    }
-    int64_t total = 0;
-    for (int g = 0; g < ICE_GRID; g++) {
-        const int64_t count = next[g];
-        first[g] = next[g] = total;
-        total += count;
-    }
-    first[ICE_GRID] = total;
-    for (int64_t i = 0; i < rows; i++) {
-        const int begin = own->begin[i * ICE_PANEL + lane], end = own->end[i * ICE_PANEL + lane];
-        if (begin >= end) continue;
-        own->event[next[begin]++] = (int32_t)i;
-        if (end < ICE_GRID) own->event[next[end]++] = (int32_t)~i;
-    }
-}
-
-static void trace_row(tile *own, int lane, const float *accumulator, curve *found) {
-    ice_treecode *t = own->t;
-    const ice_kernels *kernels = t->kernels;
-    const int64_t value_dim = own->problem.value_dim;
-    const ice_single *opened = own->opened + lane * (ICE_GRID + 1);
-    const ice_single base = {t->panel.maximum[lane], t->panel.sum[lane], (float *)accumulator};
-    float top = base.sum > 0.0f ? base.maximum : -INFINITY, *sum = own->output + ICE_GRID * value_dim, squared[ICE_GRID];
-    const void *rows[ICE_GRID];
-    double exact, means = 0.0, mass = 0.0;
-    int64_t first[ICE_GRID + 1];
-    for (int g = 0; g <= ICE_GRID; g++)
-        if (opened[g].sum > 0.0f && opened[g].maximum > top) top = opened[g].maximum;
-    for (int64_t i = 0; i < t->rows; i++)
-        if (own->begin[i * ICE_PANEL + lane] < own->end[i * ICE_PANEL + lane])
-            top = fmaxf(top, t->scores[i * ICE_PANEL + lane] + own->log2_count[i]);
-    found->norm = NAN;
-    if (!(top > -INFINITY && top < INFINITY)) return;
-    /* the exact output, into the place behind the last level's */
-    float share = base.sum > 0.0f ? exp2f(base.maximum - top) : 0.0f;
-    memset(sum, 0, (size_t)value_dim * sizeof *sum);
-    if (share > 0.0f) kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, sum);
-    mass = exact = (double)(share * base.sum);
-    float shares[ICE_GRID + 1];
-    for (int g = 0; g <= ICE_GRID; g++) {
-        shares[g] = opened[g].sum > 0.0f ? exp2f(opened[g].maximum - top) : 0.0f;
-        mass += (double)(shares[g] * opened[g].sum);
-        if (shares[g] > 0.0f) kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f, sum);
-    }
-    if (!(mass > 0.0)) return;
-    float output[ICECORE_MAX_DIM], running[ICECORE_MAX_DIM] = {0};
-    double norm = 0.0;
-    for (int64_t i = 0; i < value_dim; i++) {
-        output[i] = sum[i] / (float)mass;
-        norm += (double)output[i] * (double)output[i];
-    }
-    if (share > 0.0f) kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, running);
-    sort_events(own, lane, first);
-    int changes = 0, change_at[ICE_GRID];   /* the levels at which the output becomes another */
-    for (int g = 0; g < ICE_GRID; g++) {
-        int64_t count = 0;
-        double change = 0.0;
-        for (int64_t e = first[g]; e < first[g + 1]; e++, count++) {
-            const int64_t node = own->event[e] < 0 ? ~own->event[e] : own->event[e];
-            const float weight = exp2f(t->scores[node * ICE_PANEL + lane] + own->log2_count[node] - top);
-            own->weight[count] = own->event[e] < 0 ? -weight : weight;
-            own->rows[count] = own->mean_value[node];
-            change += (double)own->weight[count];
-        }
-        if (count) kernels->gathered_weighted_sum(own->weight, count, t->run[0].from->segment->mean_dtype, own->rows, value_dim, 1.0f, running);
-        if (shares[g] > 0.0f) kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f, running);
-        means += change;
-        exact += (double)(shares[g] * opened[g].sum);
-        if (count || shares[g] > 0.0f || !g) {
-            const float inverse = means + exact > 0.0 ? (float)(1.0 / (means + exact)) : 0.0f;
-            float *row = own->output + g * value_dim;
-            for (int64_t i = 0; i < value_dim; i++) row[i] = running[i] * inverse;
-            rows[changes] = row;
-            change_at[changes++] = g;
-        }
-        found->means[g] = (float)fmax(means / mass, 0.0);
-        found->far[g] = (float)fmax(1.0 - exact / mass, 0.0);
-    }
-    kernels->gathered_scores(output, value_dim, 1, ICECORE_FLOAT32, rows, changes, squared);
-    for (int g = 0, i = 0; g < ICE_GRID; g++) {
-        if (i + 1 < changes && change_at[i + 1] == g) i++;
-        found->distance[g] = -2.0f * squared[i];
-    }
-    count_work(own, lane, found);
-    memcpy(sum, output, (size_t)value_dim * sizeof *sum);
-    found->norm = (float)sqrt(norm);
-}
-
-/* ---- A tile ---- */
-
-/* The problem of the sampled queries alone; where they stand is not in it (place_rows). */
-static icecore_attention sampled_problem(const icecore_attention *p, const ice_sample *s) {
-    icecore_attention own = *p;
-    own.query = s->query;
-    own.queries = s->count;
-    own.lse = NULL;
-    if (p->mask_kind != ICECORE_MASK_NONE) {
-        const int64_t size = p->mask_kind == ICECORE_MASK_BOOL ? (int64_t)sizeof(uint8_t) : (int64_t)sizeof(float);
-        own.mask = (const char *)p->mask + (s->position[0] - (p->keys - p->queries)) * p->mask_row_stride * size;
-        own.mask_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
-    }
-    return own;
-}
-
-/* What the rows of a panel over a sampled problem see. */
-static void place_rows(ice_panel *panel, const ice_sample *s) {
-    const int64_t group = ice_group(panel->problem);
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        const int64_t row = panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1);
-        const int64_t position = s->position[row / group];
-        if (s->problem->causal) panel->visible[lane].end = position + 1 < 0 ? 0 : position + 1;
-    }
-}
 
 static void *take(char **scratch, size_t bytes) {
     void *taken = *scratch;
-    if (*scratch) *scratch += ice_round_up(bytes);
+    *scratch += ice_round_up(bytes);
     return taken;
 }
-
-/* Measures and lays out by the same code: with NULL, returns the bytes that are needed. */
-static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch) {
-    const size_t count = (size_t)nodes, wide = (size_t)value_dim * sizeof(float);
-    const size_t bytes[] = {count * ICE_PANEL, count * ICE_PANEL, count * sizeof(void *), count * sizeof(float),
-                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_single), ICE_PANEL * (ICE_GRID + 1) * wide,
-                            2 * count * sizeof(float), (ICE_GRID + 1) * wide, 2 * count * sizeof(void *), 2 * count * sizeof(int32_t)};
-    void *place[sizeof bytes / sizeof *bytes];
-    size_t total = 0;
-    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
-        place[i] = take(&scratch, bytes[i]);
-        total += ice_round_up(bytes[i]);
-    }
-    own->begin = place[0], own->end = place[1], own->mean_value = place[2], own->log2_count = place[3], own->opened = place[4];
-    own->sums = place[5], own->weight = place[6], own->output = place[7], own->rows = place[8], own->event = place[9];
-    return total;
-}
-
-/* Scores all cells of all segments, so that run parent_runs + r is of the cells under run r. */
-static void score_all(tile *own) {
-    ice_treecode *t = own->t;
-    ice_treecode_score_parents(t);
-    for (int64_t r = 0; r < t->parent_runs; r++) {
-        const ice_node_run *parents = &t->run[r];
-        const ice_nodes *cells = &parents->from->segment->cell;
-        t->run[t->runs] = (ice_node_run){parents->from, cells, 0, cells->count, t->rows, parents->number + parents->count};
-        ice_treecode_score(t, &t->run[t->runs++], ice_used_lanes(t));
-    }
-    for (int64_t r = 0; r < t->runs; r++) {
-        const ice_node_run *now = &t->run[r];
-        for (int64_t i = 0; i < now->count; i++) {
-            own->mean_value[now->row + i] = ice_mean_value_of(now, i);
-            own->log2_count[now->row + i] = now->nodes->log2_count[i];
-        }
-    }
-}
-
-/* outputs: of the rows, value_dim each. */
-static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch, curve *found, float *outputs) {
-    const ice_sample *s = own->sample;
-    const int64_t value_dim = own->problem.value_dim;
-    char *rest;
-    ice_treecode *t = own->t = ice_treecode_lay_out(&own->problem, s->options, s->stack, scratch, &rest);
-    float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
-    t->rules = rules;
-    ice_panel_begin(&t->panel, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
-    place_rows(&t->panel, s);
-    ice_treecode_begin(t, s->kernels);
-    ice_exact_keys exact = s->exact;
-    if (exact.sinks == s->problem) exact.sinks = &own->problem;
-    ice_treecode_attend_exact_keys(t, exact);
-    if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->panel, s->stack);
-    score_all(own);
-    ice_treecode_guess(t, log2_norm, log2_mass);
-    for (int lane = 0; lane < lanes; lane++) {
-        find_levels_of(own, lane, log2_norm[lane]);
-        for (int g = 0; g <= ICE_GRID; g++) {
-            const int64_t at = lane * (ICE_GRID + 1) + g;
-            own->opened[at] = (ice_single){-INFINITY, 0.0f, own->sums + at * value_dim};
-        }
-    }
-    memset(own->sums, 0, (size_t)(lanes * (ICE_GRID + 1) * value_dim) * sizeof(float));
-    attend_cells(own);
-    const float *accumulator = ice_panel_rows(&t->panel);
-    for (int lane = 0; lane < lanes; lane++) {
-        found[lane].rounding = -1.0f;
-        trace_row(own, lane, accumulator + lane * value_dim, &found[lane]);
-        memcpy(outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
-    }
-}
-
-/* How far rounding moves the outputs of the first rows. */
-static void measure_rounding(const ice_sample *s, int lanes, const float *outputs, void *scratch, curve *found) {
-    const icecore_attention given = sampled_problem(s->given, s);
-    ice_panel panel;
-    ice_panel_begin(&panel, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
-    place_rows(&panel, s);
-    ice_panel_attend(&panel, 0, ice_panel_visible(&panel).end);
-    const float *rows = ice_panel_rows(&panel);
-    for (int lane = 0; lane < lanes; lane++) {
-        double squared = 0.0;
-        for (int64_t i = 0; i < given.value_dim; i++) {
-            const double difference = (double)rows[lane * given.value_dim + i] / (double)panel.sum[lane] - (double)outputs[lane * given.value_dim + i];
-            squared += difference * difference;
-        }
-        found[lane].rounding = (float)squared;
-    }
-}
-
-/* Scratch: the tile's own arrays, the treecode's or the panel's of what was given, outputs of a tile, and then what `ice_measure` keeps. */
-static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                         int64_t nodes) {
-    const size_t panel = ice_panel_bytes(given), tree = ice_treecode_bytes(problem, options, levels, nodes);
-    return ice_round_up(tree < panel ? panel : tree);
-}
-
-static size_t trace_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                          int64_t nodes) {
-    tile none;
-    return lay_out(&none, nodes, problem->value_dim, NULL) + tree_bytes(problem, given, options, levels, nodes) +
-           ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
-}
-
-static void trace(const ice_sample *s, const ice_rule *rules, curve *found, int with_rounding, char *memory) {
-    const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
-    tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .nodes = nodes};
-    char *scratch = memory + lay_out(&own, nodes, s->problem->value_dim, memory);
-    float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->options, s->stack->levels, nodes));
-    for (int64_t row = 0; row < rows; row += ICE_PANEL) {
-        const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
-        trace_tile(&own, rules, row, lanes, scratch, found + row, output);
-        if (row == 0 && with_rounding) measure_rounding(s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, output, scratch, found);
-    }
-}
-
-/* ---- What is made of the curves ---- */
 
 static float tolerance_of(const icecore_near_far *options, int64_t head) {
     return options->head_tolerance ? options->head_tolerance[head] : options->tolerance;
 }
 
-static double threshold_at(int level) { return exp2(LOG2_FIRST - LOG2_STEP * level); }
+static double threshold_at(int level) { return exp2(ICE_LOG2_FIRST - ICE_LOG2_STEP * level); }
 
 /* The level of a threshold that need not be on the grid. */
 static int nearest_level(float threshold) {
-    const double level = (LOG2_FIRST - log2((double)threshold)) / LOG2_STEP + 0.5;
+    const double level = (ICE_LOG2_FIRST - log2((double)threshold)) / ICE_LOG2_STEP + 0.5;
     return level < 0.0 ? 0 : level < ICE_GRID ? (int)level : ICE_GRID - 1;
 }
 
 static double mass_scale(const ice_measured *m, int g) { return m->means[g] > 0.0 && m->far[g] > 0.0 ? m->far[g] / m->means[g] : 1.0; }
 
 /* The error of a row at a level, rounding and the mass included. */
-static double error_at(const curve *row, int g, double scale, const ice_measured *m) {
+static double error_at(const ice_curve *row, int g, double scale, const ice_measured *m) {
     const double mass = (double)row->means[g] * scale - (double)row->far[g], norm = (double)row->norm * (double)row->norm;
     const double rounding = m->rounding_weight > 0.0 ? m->rounding / m->rounding_weight : 0.0;
     return sqrt((double)row->distance[g] + norm * (mass * mass + rounding));
 }
 
-static int is_usable(const curve *row) {
+static int is_usable(const ice_curve *row) {
     if (!isfinite(row->norm)) return 0;
     for (int g = 0; g < ICE_GRID; g++)
         if (!isfinite(row->distance[g]) || !isfinite(row->means[g]) || !isfinite(row->far[g])) return 0;
     return 1;
 }
 
-static void test_row(ice_measured *m, const ice_rule *rule, const curve *row, double weight) {
+static void test_row(ice_measured *m, const ice_rule *rule, const ice_curve *row, double weight) {
     const int level = nearest_level(rule->threshold);
     if (rule->exact == ICE_UNKNOWN) return;   /* nothing was in force */
     const double error = rule->exact ? 0.0 : error_at(row, level, exp2((double)rule->log2_mass), m), norm = (double)row->norm;
@@ -444,7 +57,7 @@ static void test_row(ice_measured *m, const ice_rule *rule, const curve *row, do
     m->tested_rows++;
 }
 
-static void add_masses(ice_measured *m, const curve *row) {
+static void add_masses(ice_measured *m, const ice_curve *row) {
     for (int g = 0; g < ICE_GRID; g++) {
         m->means[g] += (double)row->means[g];
         m->far[g] += (double)row->far[g];
@@ -455,7 +68,7 @@ static void add_masses(ice_measured *m, const curve *row) {
     }
 }
 
-static void add_errors(ice_measured *m, const curve *row, double keys) {
+static void add_errors(ice_measured *m, const ice_curve *row, double keys) {
     const double norm = (double)row->norm;
     m->rows += 1.0;
     m->norm += norm;
@@ -530,48 +143,55 @@ static int renew(const ice_measured *m, ice_rule *rule, double tolerance, const 
 size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
                          int64_t nodes, int64_t count) {
     const size_t group = (size_t)ice_group(problem);
-    return trace_bytes(problem, given, options, levels, nodes) + ice_round_up((size_t)count * group * sizeof(curve)) +
+    return ice_trace_bytes(problem, given, options, levels, nodes) + ice_round_up((size_t)count * group * sizeof(ice_curve)) +
            ice_round_up(group * sizeof(ice_rule)) + ice_round_up(group);
+}
+
+/* The rows of one query head, `group` apart, whose curves were traced by its rule, renew it.  Returns whether they should be traced once more. */
+static int learn(const ice_sample *s, const ice_curve *found, int64_t group, float tolerance, ice_measured *m, ice_rule *rule) {
+    const int64_t rows = s->count * group;
+    for (int64_t row = 0; row < rows; row += group)
+        if (is_usable(&found[row])) add_masses(m, &found[row]);
+    for (int64_t row = 0; row < rows; row += group)
+        if (is_usable(&found[row])) add_errors(m, &found[row], (double)s->stack->keys);
+    if ((double)s->count < LEAST_ROWS && m->rows < LEAST_ROWS) return 0;
+    if (!renew(m, rule, (double)tolerance, s->options)) return 0;
+    rule->all_cells = 1;
+    return 1;
 }
 
 void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, void *scratch) {
     const int64_t group = ice_group(s->problem), rows = s->count * group;
-    const int with_rounding = s->renew && s->given->key_dtype != (s->stack->nodes ? ice_panel_dtype(s->problem, s->kernels) : s->given->key_dtype);
+    const int with_rounding = s->renew && s->given->key_dtype != ice_panel_dtype(s->problem, s->kernels);
     char *memory = scratch;
     if (!s->stack->nodes || rows == 0) return;
-    const double least = (double)s->count < LEAST_ROWS ? LEAST_ROWS : 0.0;   /* what is known of a few rows must be known of others, too */
-    curve *found = take(&memory, (size_t)rows * sizeof *found);
+    ice_curve *found = take(&memory, (size_t)rows * sizeof *found);
     ice_rule *traced = take(&memory, (size_t)group * sizeof *traced);
     uint8_t *again = take(&memory, (size_t)group);
-    for (int pass = 0, left = 1; left; pass++) {
-        for (int64_t i = 0; i < group; i++) traced[i] = rules[i];
-        trace(s, traced, found, with_rounding && !pass, memory);
+    memcpy(traced, rules, (size_t)group * sizeof *traced);
+    ice_trace(s, traced, found, with_rounding, memory);
+    int left = 0;
+    for (int64_t i = 0; i < group; i++) {
+        for (int64_t row = i; row < rows; row += group)
+            if (is_usable(&found[row])) test_row(&measured[i], &rules[i], &found[row], s->stands_for);
+        /* heads that score all cells try parents once more */
+        again[i] = s->renew && rules[i].all_cells;
+        if (again[i]) {
+            rules[i].all_cells = 0;
+        } else {
+            fade(&measured[i]);
+            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i), &measured[i], &rules[i]);
+        }
+        left |= again[i];
+    }
+    while (left) {
+        memcpy(traced, rules, (size_t)group * sizeof *traced);
+        ice_trace(s, traced, found, 0, memory);
         left = 0;
         for (int64_t i = 0; i < group; i++) {
-            ice_measured *m = &measured[i];
-            ice_rule *rule = &rules[i];
-            if (pass && !again[i]) continue;
-            if (!pass) {
-                for (int64_t row = i; row < rows; row += group)
-                    if (is_usable(&found[row])) test_row(m, rule, &found[row], s->stands_for);
-                if (s->renew && rule->all_cells) {
-                    rule->all_cells = 0;
-                    again[i] = 1;
-                    left = 1;
-                    forget(m);
-                    continue;
-                }
-            }
-            if (pass) forget(m);
-            else fade(m);
-            for (int64_t row = i; row < rows; row += group)
-                if (is_usable(&found[row])) add_masses(m, &found[row]);
-            for (int64_t row = i; row < rows; row += group)
-                if (is_usable(&found[row])) add_errors(m, &found[row], (double)s->stack->keys);
-            again[i] = 0;
-            if (m->rows < least) continue;
-            again[i] = (uint8_t)renew(m, rule, (double)tolerance_of(s->options, s->key_head * group + i), s->options);
-            if (again[i]) rule->all_cells = 1;
+            if (!again[i]) continue;
+            forget(&measured[i]);
+            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i), &measured[i], &rules[i]);
             left |= again[i];
         }
     }

@@ -1,15 +1,8 @@
-/* How far to open, measured: the error of sampled rows for every threshold, and the threshold that keeps a tolerance (icecore_near_far).
- *
- * Of each sampled row all keys are attended exactly, cell by cell, and the sums of a cell go to the threshold at which it is opened.  Running sums
- * over the thresholds, from the loosest on, then give the output that each would have given: one pass over the keys for the whole curve.  What
- * is replayed is what is shipped: parents that are not expanded count as their means, keys are rounded as they are stored. */
+/* How far to open, measured: from the curves of sampled rows (curve.h) the threshold that keeps a tolerance (icecore_near_far). */
 #ifndef ICE_MEASURE_H
 #define ICE_MEASURE_H
 
-#include "attention/treecode.h"
-
-/* Thresholds 2 * 1.2^-g, g < ICE_GRID: down to 3e-9.  Risks of cells that hold two kinds of keys are that far off. */
-#define ICE_GRID 112
+#include "attention/curve.h"
 
 /* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
 typedef struct {
@@ -21,22 +14,6 @@ typedef struct {
     double tested_error, tested_squared, tested_cross, tested_norm, tested_squared_norm;   /* by the threshold in force before the row was known */
     int64_t tested_rows;
 } ice_measured;
-
-/* Queries of one key head at some positions, equally far apart where there is a mask. */
-typedef struct {
-    const icecore_attention *problem;  /* as it is attended: its keys and values may be rounded */
-    const icecore_attention *given;    /* as the caller gave it */
-    icecore_tensor query;              /* of the sampled queries, in the problem's dtype */
-    const int64_t *position;           /* count */
-    int64_t count;
-    const icecore_near_far *options;
-    const ice_kernels *kernels;
-    const ice_stack *stack;
-    ice_exact_keys exact;
-    int64_t batch, key_head;
-    double stands_for;                 /* rows that each of them stands for */
-    int renew;                         /* whether heads that score all cells try parents again, and rounding is measured too */
-} ice_sample;
 
 /* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last that were measured thoroughly (then
  * *renews), and others where one block in so many is new: that is a few per cent of a prompt's time, and of that of decoding. */

@@ -7,10 +7,10 @@
 
 #include "attention/measure.h"
 #include "attention/query_moments.h"
+#include "attention/rounding.h"
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
-#include "segment/metric.h"
 
 /* The queries of one block, which see the same sealed keys. */
 typedef struct {
@@ -374,91 +374,6 @@ static int64_t plan_steps(near_far_call *call) {
     return task + call->heads * call->step[call->steps - 1].tiles;
 }
 
-/* ---- Copies of keys and values, rounded to bfloat16 ---- */
-
-typedef struct {
-    const icecore_attention *problem;
-    const ice_kernels *kernels;
-    icecore_dtype dtype;       /* of the copies */
-    const float *centre;       /* of each head, taken off keys; NULL: nothing */
-    char *keys, *values;
-} copying;
-
-#define COPIED_ROWS 256
-
-static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, const float *centre, int64_t head, int64_t first,
-                      char *target) {
-    const icecore_attention *p = c->problem;
-    const int64_t end = first + COPIED_ROWS < p->keys ? first + COPIED_ROWS : p->keys;
-    const size_t bytes = (size_t)width * ice_element_size(c->dtype);
-    float buffer[ICECORE_MAX_DIM];
-    for (int64_t j = first; j < end; j++) {
-        const void *row = ice_address(tensor, p->key_dtype, head / p->key_heads, head % p->key_heads, j);
-        if (p->key_dtype != ICECORE_FLOAT32) {
-            c->kernels->to_float32(p->key_dtype, row, buffer, width);
-            row = buffer;
-        }
-        for (int64_t t = 0; centre && t < width; t++) buffer[t] = ((const float *)row)[t] - centre[t];
-        if (centre) row = buffer;
-        c->kernels->from_float32(c->dtype, row, target + (size_t)(head * p->keys + j) * bytes, width);
-    }
-}
-
-static void copy_task(void *context, int64_t index, void *scratch) {
-    const copying *c = context;
-    const icecore_attention *p = c->problem;
-    const int64_t heads = p->batch * p->key_heads, head = index % heads, first = index / heads * COPIED_ROWS;
-    if (!scratch) return;
-    copy_rows(c, &p->key, p->dim, c->centre ? c->centre + head * p->dim : NULL, head, first, c->keys);
-    copy_rows(c, &p->value, p->value_dim, NULL, head, first, c->values);
-}
-
-/* Of each head the mean of some keys in the components in which it is many times as large as what differs, and does not drift, else 0: softmax
- * does not notice when it is taken off all, and what is left is rounded with less error.  (Rotary positions turn means slowly: on heads of SmolLM2 a
- * centre in all components doubles the error of rounding.)  Causal: of keys of the first block, whose rows are not computed by rounded keys.
- * Returns whether any is not 0. */
-#define CENTRED_KEYS 256
-#define CENTRED_FROM 8.0f
-#define MOST_DRIFT 0.016f
-static int find_centres(const icecore_attention *p, const ice_kernels *kernels, int64_t block, float *centre) {
-    int any = 0;
-    const int64_t keys = p->causal && block < p->keys ? block : p->keys, count = keys < CENTRED_KEYS ? keys : CENTRED_KEYS, step = keys / count;
-    for (int64_t head = 0; head < p->batch * p->key_heads; head++) {
-        float half[2][ICECORE_MAX_DIM], *own = centre + head * p->dim;
-        double spread[ICECORE_MAX_DIM];
-        ice_array_rows array = {kernels, p->key_dtype, NULL, step * p->key.row_stride, p->dim};
-        ice_rows rows = {ice_read_array_row, &array, count, p->dim, NULL};
-        for (int i = 2; i >= 0; i--) {   /* both halves, then all */
-            const int64_t first = i == 1 ? (count - count / 2) * step : 0;
-            array.data = ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, first);
-            rows.count = i ? count / 2 : count;
-            if (rows.count) ice_find_centre(&rows, i ? half[i - 1] : own);
-        }
-        ice_find_spread(&rows, spread);
-        for (int64_t t = 0; t < p->dim; t++) {
-            const float size = fabsf(own[t]);
-            if (count < 2 || !(size > CENTRED_FROM * (float)spread[t] && fabsf(half[0][t] - half[1][t]) <= MOST_DRIFT * size)) own[t] = 0.0f;
-            any |= own[t] != 0.0f;
-        }
-    }
-    return any;
-}
-
-/* The same problem on copies of its keys and values. */
-static icecore_status copy_problem(const icecore_attention *p, const ice_kernels *kernels, icecore_dtype dtype, const float *centre,
-                                   icecore_attention *copied, char **copies) {
-    const int64_t heads = p->batch * p->key_heads;
-    const size_t element = ice_element_size(dtype);
-    *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), element);
-    if (!*copies) return ICECORE_ERROR_MEMORY;
-    copying c = {p, kernels, dtype, centre, *copies, *copies + (size_t)(heads * p->keys * p->dim) * element};
-    *copied = *p;
-    copied->key_dtype = dtype;
-    copied->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
-    copied->value = (icecore_tensor){c.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};
-    return ice_parallel_for((p->keys + COPIED_ROWS - 1) / COPIED_ROWS * heads, p->threads, 1, copy_task, &c);
-}
-
 /* ---- The call ---- */
 
 /* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not rounded yet. */
@@ -559,12 +474,12 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype && problem->keys > 0) {
         centre = ice_alloc(problem->batch * problem->key_heads * problem->dim, sizeof *centre);
         if (!centre) return ICECORE_ERROR_MEMORY;
-        if (!find_centres(problem, kernels, clipped.block, centre)) {
+        if (!ice_find_centres(problem, kernels, clipped.block, centre)) {
             ice_free(centre);
             centre = NULL;
         }
         if (reads_keys(problem)) {
-            status = copy_problem(problem, kernels, dtype, centre, &used, &copies);
+            status = ice_round_problem(problem, kernels, dtype, centre, &used, &copies);
             source = &used;
         } else {
             used.key_dtype = dtype;   /* what panels multiply */

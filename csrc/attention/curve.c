@@ -1,0 +1,388 @@
+#include "attention/curve.h"
+
+#include <string.h>
+
+#include "attention/treecode_state.h"
+#include "base/memory.h"
+
+/* Rows of the first tile whose rounding is found, against keys and values as they were given. */
+#define ROUNDED_ROWS 16
+
+/* A tile of rows on its way through the keys. */
+typedef struct {
+    const ice_sample *sample;
+    icecore_attention problem;         /* of the sampled queries alone */
+    ice_treecode *t;
+    int64_t nodes;                     /* of the stack */
+    uint8_t *begin, *end;              /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
+    const void **mean_value;           /* of each row of t->scores */
+    float *log2_count;
+    ice_single *opened;                /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
+    float *sums;                       /* and their accumulators */
+    float *weight, *output;            /* 2 x nodes; ICE_GRID + 1 x value_dim */
+    const void **rows;                 /* 2 x nodes */
+    int32_t *event;                    /* 2 x nodes */
+} tile;
+
+/* The loosest level at which a risk reaches the threshold; ICE_GRID: none. */
+static int level_of(float log2_norm, float risk, float log2_share) {
+    const float level = ((float)ICE_LOG2_FIRST + log2_norm + log2_share - risk) * (float)(1.0 / ICE_LOG2_STEP);
+    if (!(level > 0.0f)) return 0;   /* NaN: opened */
+    if (level > (float)(ICE_GRID - 1)) return ICE_GRID;
+    return (int)level + (level > (float)(int)level);
+}
+
+/* ---- Which node counts when ---- */
+
+static int is_marked(const ice_treecode *t, const uint64_t *marks, int64_t number, int lane) {
+    return ice_is_masked(t) && ((marks[number] >> lane) & 1);
+}
+
+static void find_levels_of(tile *own, int lane, float log2_norm) {
+    ice_treecode *t = own->t;
+    const ice_rule *rule = ice_rule_of(t, lane);
+    const int dense = ice_is_masked(t) && ((t->mask.dense >> lane) & 1);
+    const float log2_share = log2f(ICE_EXPAND_SHARE);
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
+        const icecore_segment *s = parents->from->segment;
+        for (int64_t p = 0; p < parents->count; p++) {
+            const int64_t at = (parents->row + p) * ICE_PANEL + lane, number = parents->number + p;
+            const int hidden = is_marked(t, t->mask.hidden, number, lane);
+            const int now = rule->all_cells || dense || is_marked(t, t->mask.cut, number, lane);
+            const int expanded = hidden || now ? 0 : level_of(log2_norm, t->risk[at], log2_share);
+            own->begin[at] = 0;
+            own->end[at] = (uint8_t)expanded;
+            for (int64_t c = s->parent.offset[p]; c < s->parent.offset[p + 1]; c++) {
+                const int64_t cell = (cells->row + c) * ICE_PANEL + lane, cell_number = cells->number + c;
+                int level = dense || is_marked(t, t->mask.cut, cell_number, lane) ? 0 : level_of(log2_norm, t->risk[cell], 0.0f);
+                if (is_marked(t, t->mask.hidden, cell_number, lane)) level = ICE_GRID + 1;   /* never */
+                own->begin[cell] = (uint8_t)(level > ICE_GRID ? level : expanded);
+                own->end[cell] = (uint8_t)(level > expanded ? level : expanded);
+            }
+        }
+    }
+}
+
+/* ---- Keys of cells, each for the level that opens it ---- */
+
+static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t first, int64_t count,
+                            const float *bias) {
+    ice_treecode *t = own->t;
+    ice_single state[ICE_PANEL];
+    for (uint64_t left = lanes; left; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
+    }
+    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
+                       ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    for (uint64_t left = lanes; left; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        own->opened[lane * (ICE_GRID + 1) + level[lane]] = state[lane];
+    }
+}
+
+static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t first, int64_t end) {
+    const icecore_segment *s = from->segment;
+    for (int m = 0; m < own->t->mask.rows; m++) {
+        const ice_mask_row *row = &own->t->mask.row[m];
+        for (int64_t j = first; j < end && (lanes & row->lanes); j++) {
+            const float bias = ice_mask_at(&own->problem, row, from->end - s->count + s->order[j]);
+            if (bias != -INFINITY) attend_cells_at(own, lanes & row->lanes, level, s, j, 1, &bias);
+        }
+    }
+}
+
+static void attend_cells(tile *own) {
+    ice_treecode *t = own->t;
+    const uint64_t lanes = ice_used_lanes(t);
+    for (int64_t r = t->parent_runs; r < t->runs; r++) {
+        const ice_node_run *cells = &t->run[r];
+        const icecore_segment *s = cells->from->segment;
+        for (int64_t c = 0, end; c < cells->count; c = end) {
+            const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
+            uint64_t marked = 0;
+            if (ice_is_masked(t)) marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
+            for (end = c + 1; end < cells->count && !ice_is_masked(t) && !memcmp(level + (end - c) * ICE_PANEL, level, (size_t)t->panel.lanes);) end++;
+            const int64_t first = s->cell.offset[c], last = s->cell.offset[end];
+            if (lanes & ~marked) attend_cells_at(own, lanes & ~marked, level, s, first, last - first, NULL);
+            if (marked & (t->mask.cut[cells->number + c] | t->mask.dense))
+                attend_masked_cell(own, marked & (t->mask.cut[cells->number + c] | t->mask.dense), level, cells->from, first, last);
+        }
+    }
+}
+
+/* ---- The curve of a row ---- */
+
+/* The keys that a row of the mask leaves of a cell. */
+static int64_t keys_of(const tile *own, int lane, const ice_node_run *cells, int64_t c) {
+    const icecore_segment *s = cells->from->segment;
+    const int64_t first = s->cell.offset[c], end = s->cell.offset[c + 1];
+    if (!ice_is_masked(own->t)) return end - first;
+    int64_t count = 0;
+    for (int m = 0; m < own->t->mask.rows; m++)
+        for (int64_t j = first; j < end && ((own->t->mask.row[m].lanes >> lane) & 1); j++)
+            count += ice_mask_at(&own->problem, &own->t->mask.row[m], cells->from->end - s->count + s->order[j]) != -INFINITY;
+    return count;
+}
+
+static void count_work(const tile *own, int lane, ice_curve *found) {
+    const ice_treecode *t = own->t;
+    double near[ICE_GRID + 2] = {0}, nodes[ICE_GRID + 2] = {0};
+    nodes[0] = (double)t->parents;
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
+        const icecore_segment *s = parents->from->segment;
+        for (int64_t p = 0; p < parents->count; p++)
+            nodes[own->end[(parents->row + p) * ICE_PANEL + lane]] += (double)(s->parent.offset[p + 1] - s->parent.offset[p]);
+        for (int64_t c = 0; c < cells->count; c++) near[own->end[(cells->row + c) * ICE_PANEL + lane]] += (double)keys_of(own, lane, cells, c);
+    }
+    for (int g = 0; g < ICE_GRID; g++) {
+        if (g) near[g] += near[g - 1], nodes[g] += nodes[g - 1];
+        found->near[g] = (float)near[g];
+        found->nodes[g] = (float)nodes[g];
+    }
+}
+
+/* Sorts the nodes' beginnings (n) and ends (~n) by level; first[g] .. first[g + 1] - 1 are those of level g. */
+static void sort_events(const tile *own, int lane, int64_t first[ICE_GRID + 1]) {
+    const int64_t rows = own->t->rows;
+    int64_t next[ICE_GRID + 1] = {0};
+    for (int64_t i = 0; i < rows; i++) {
+        const int begin = own->begin[i * ICE_PANEL + lane], end = own->end[i * ICE_PANEL + lane];
+        if (begin >= end) continue;
+        next[begin]++;
+        if (end < ICE_GRID) next[end]++;
+    }
+    int64_t total = 0;
+    for (int g = 0; g < ICE_GRID; g++) {
+        const int64_t count = next[g];
+        first[g] = next[g] = total;
+        total += count;
+    }
+    first[ICE_GRID] = total;
+    for (int64_t i = 0; i < rows; i++) {
+        const int begin = own->begin[i * ICE_PANEL + lane], end = own->end[i * ICE_PANEL + lane];
+        if (begin >= end) continue;
+        own->event[next[begin]++] = (int32_t)i;
+        if (end < ICE_GRID) own->event[next[end]++] = (int32_t)~i;
+    }
+}
+
+static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *found) {
+    ice_treecode *t = own->t;
+    const ice_kernels *kernels = t->kernels;
+    const int64_t value_dim = own->problem.value_dim;
+    const ice_single *opened = own->opened + lane * (ICE_GRID + 1);
+    const ice_single base = {t->panel.maximum[lane], t->panel.sum[lane], (float *)accumulator};
+    float top = base.sum > 0.0f ? base.maximum : -INFINITY, *sum = own->output + ICE_GRID * value_dim, squared[ICE_GRID];
+    const void *rows[ICE_GRID];
+    double exact, means = 0.0, mass = 0.0;
+    int64_t first[ICE_GRID + 1];
+    for (int g = 0; g <= ICE_GRID; g++)
+        if (opened[g].sum > 0.0f && opened[g].maximum > top) top = opened[g].maximum;
+    for (int64_t i = 0; i < t->rows; i++)
+        if (own->begin[i * ICE_PANEL + lane] < own->end[i * ICE_PANEL + lane])
+            top = fmaxf(top, t->scores[i * ICE_PANEL + lane] + own->log2_count[i]);
+    found->norm = NAN;
+    if (!(top > -INFINITY && top < INFINITY)) return;
+    /* the exact output, into the place behind the last level's */
+    float share = base.sum > 0.0f ? exp2f(base.maximum - top) : 0.0f;
+    memset(sum, 0, (size_t)value_dim * sizeof *sum);
+    if (share > 0.0f) kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, sum);
+    mass = exact = (double)(share * base.sum);
+    float shares[ICE_GRID + 1];
+    for (int g = 0; g <= ICE_GRID; g++) {
+        shares[g] = opened[g].sum > 0.0f ? exp2f(opened[g].maximum - top) : 0.0f;
+        mass += (double)(shares[g] * opened[g].sum);
+        if (shares[g] > 0.0f) kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f, sum);
+    }
+    if (!(mass > 0.0)) return;
+    float output[ICECORE_MAX_DIM], running[ICECORE_MAX_DIM] = {0};
+    double norm = 0.0;
+    for (int64_t i = 0; i < value_dim; i++) {
+        output[i] = sum[i] / (float)mass;
+        norm += (double)output[i] * (double)output[i];
+    }
+    if (share > 0.0f) kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, running);
+    sort_events(own, lane, first);
+    int changes = 0, change_at[ICE_GRID];   /* the levels at which the output becomes another */
+    for (int g = 0; g < ICE_GRID; g++) {
+        int64_t count = 0;
+        double change = 0.0;
+        for (int64_t e = first[g]; e < first[g + 1]; e++, count++) {
+            const int64_t node = own->event[e] < 0 ? ~own->event[e] : own->event[e];
+            const float weight = exp2f(t->scores[node * ICE_PANEL + lane] + own->log2_count[node] - top);
+            own->weight[count] = own->event[e] < 0 ? -weight : weight;
+            own->rows[count] = own->mean_value[node];
+            change += (double)own->weight[count];
+        }
+        if (count) kernels->gathered_weighted_sum(own->weight, count, t->run[0].from->segment->mean_dtype, own->rows, value_dim, 1.0f, running);
+        if (shares[g] > 0.0f) kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f, running);
+        means += change;
+        exact += (double)(shares[g] * opened[g].sum);
+        if (count || shares[g] > 0.0f || !g) {
+            const float inverse = means + exact > 0.0 ? (float)(1.0 / (means + exact)) : 0.0f;
+            float *row = own->output + g * value_dim;
+            for (int64_t i = 0; i < value_dim; i++) row[i] = running[i] * inverse;
+            rows[changes] = row;
+            change_at[changes++] = g;
+        }
+        found->means[g] = (float)fmax(means / mass, 0.0);
+        found->far[g] = (float)fmax(1.0 - exact / mass, 0.0);
+    }
+    kernels->gathered_scores(output, value_dim, 1, ICECORE_FLOAT32, rows, changes, squared);
+    for (int g = 0, i = 0; g < ICE_GRID; g++) {
+        if (i + 1 < changes && change_at[i + 1] == g) i++;
+        found->distance[g] = -2.0f * squared[i];
+    }
+    count_work(own, lane, found);
+    memcpy(sum, output, (size_t)value_dim * sizeof *sum);
+    found->norm = (float)sqrt(norm);
+}
+
+/* ---- A tile ---- */
+
+/* The problem of the sampled queries alone; where they stand is not in it (place_rows). */
+static icecore_attention sampled_problem(const icecore_attention *p, const ice_sample *s) {
+    icecore_attention own = *p;
+    own.query = s->query;
+    own.queries = s->count;
+    own.lse = NULL;
+    if (p->mask_kind != ICECORE_MASK_NONE) {
+        const int64_t size = p->mask_kind == ICECORE_MASK_BOOL ? (int64_t)sizeof(uint8_t) : (int64_t)sizeof(float);
+        own.mask = (const char *)p->mask + (s->position[0] - (p->keys - p->queries)) * p->mask_row_stride * size;
+        own.mask_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
+    }
+    return own;
+}
+
+/* What the rows of a panel over a sampled problem see. */
+static void place_rows(ice_panel *panel, const ice_sample *s) {
+    const int64_t group = ice_group(panel->problem);
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        const int64_t row = panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1);
+        const int64_t position = s->position[row / group];
+        if (s->problem->causal) panel->visible[lane].end = position + 1 < 0 ? 0 : position + 1;
+    }
+}
+
+static void *take(char **scratch, size_t bytes) {
+    void *taken = *scratch;
+    if (*scratch) *scratch += ice_round_up(bytes);
+    return taken;
+}
+
+/* Measures and lays out by the same code: with NULL, returns the bytes that are needed. */
+static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch) {
+    const size_t count = (size_t)nodes, wide = (size_t)value_dim * sizeof(float);
+    const size_t bytes[] = {count * ICE_PANEL, count * ICE_PANEL, count * sizeof(void *), count * sizeof(float),
+                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_single), ICE_PANEL * (ICE_GRID + 1) * wide,
+                            2 * count * sizeof(float), (ICE_GRID + 1) * wide, 2 * count * sizeof(void *), 2 * count * sizeof(int32_t)};
+    void *place[sizeof bytes / sizeof *bytes];
+    size_t total = 0;
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
+        place[i] = take(&scratch, bytes[i]);
+        total += ice_round_up(bytes[i]);
+    }
+    own->begin = place[0], own->end = place[1], own->mean_value = place[2], own->log2_count = place[3], own->opened = place[4];
+    own->sums = place[5], own->weight = place[6], own->output = place[7], own->rows = place[8], own->event = place[9];
+    return total;
+}
+
+/* Scores all cells of all segments, so that run parent_runs + r is of the cells under run r. */
+static void score_all(tile *own) {
+    ice_treecode *t = own->t;
+    ice_treecode_score_parents(t);
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const ice_node_run *parents = &t->run[r];
+        const ice_nodes *cells = &parents->from->segment->cell;
+        t->run[t->runs] = (ice_node_run){parents->from, cells, 0, cells->count, t->rows, parents->number + parents->count};
+        ice_treecode_score(t, &t->run[t->runs++], ice_used_lanes(t));
+    }
+    for (int64_t r = 0; r < t->runs; r++) {
+        const ice_node_run *now = &t->run[r];
+        for (int64_t i = 0; i < now->count; i++) {
+            own->mean_value[now->row + i] = ice_mean_value_of(now, i);
+            own->log2_count[now->row + i] = now->nodes->log2_count[i];
+        }
+    }
+}
+
+/* outputs: of the rows, value_dim each. */
+static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch, ice_curve *found, float *outputs) {
+    const ice_sample *s = own->sample;
+    const int64_t value_dim = own->problem.value_dim;
+    char *rest;
+    ice_treecode *t = own->t = ice_treecode_lay_out(&own->problem, s->options, s->stack, scratch, &rest);
+    float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
+    t->rules = rules;
+    ice_panel_begin(&t->panel, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
+    place_rows(&t->panel, s);
+    ice_treecode_begin(t, s->kernels);
+    ice_exact_keys exact = s->exact;
+    if (exact.sinks == s->problem) exact.sinks = &own->problem;
+    ice_treecode_attend_exact_keys(t, exact);
+    if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->panel, s->stack);
+    score_all(own);
+    ice_treecode_guess(t, log2_norm, log2_mass);
+    for (int lane = 0; lane < lanes; lane++) {
+        find_levels_of(own, lane, log2_norm[lane]);
+        for (int g = 0; g <= ICE_GRID; g++) {
+            const int64_t at = lane * (ICE_GRID + 1) + g;
+            own->opened[at] = (ice_single){-INFINITY, 0.0f, own->sums + at * value_dim};
+        }
+    }
+    memset(own->sums, 0, (size_t)(lanes * (ICE_GRID + 1) * value_dim) * sizeof(float));
+    attend_cells(own);
+    const float *accumulator = ice_panel_rows(&t->panel);
+    for (int lane = 0; lane < lanes; lane++) {
+        found[lane].rounding = -1.0f;
+        trace_row(own, lane, accumulator + lane * value_dim, &found[lane]);
+        memcpy(outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
+    }
+}
+
+/* How far rounding moves the outputs of the first rows. */
+static void measure_rounding(const ice_sample *s, int lanes, const float *outputs, void *scratch, ice_curve *found) {
+    const icecore_attention given = sampled_problem(s->given, s);
+    ice_panel panel;
+    ice_panel_begin(&panel, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
+    place_rows(&panel, s);
+    ice_panel_attend(&panel, 0, ice_panel_visible(&panel).end);
+    const float *rows = ice_panel_rows(&panel);
+    for (int lane = 0; lane < lanes; lane++) {
+        double squared = 0.0;
+        for (int64_t i = 0; i < given.value_dim; i++) {
+            const double difference = (double)rows[lane * given.value_dim + i] / (double)panel.sum[lane] - (double)outputs[lane * given.value_dim + i];
+            squared += difference * difference;
+        }
+        found[lane].rounding = (float)squared;
+    }
+}
+
+/* Scratch: the tile's own arrays, the treecode's or the panel's of what was given, and outputs of a tile. */
+static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
+                         int64_t nodes) {
+    const size_t panel = ice_panel_bytes(given), tree = ice_treecode_bytes(problem, options, levels, nodes);
+    return ice_round_up(tree < panel ? panel : tree);
+}
+
+size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
+                       int64_t nodes) {
+    tile none;
+    return lay_out(&none, nodes, problem->value_dim, NULL) + tree_bytes(problem, given, options, levels, nodes) +
+           ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
+}
+
+void ice_trace(const ice_sample *s, const ice_rule *rules, ice_curve *found, int with_rounding, void *memory) {
+    const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
+    tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .nodes = nodes};
+    char *scratch = (char *)memory + lay_out(&own, nodes, s->problem->value_dim, memory);
+    float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->options, s->stack->levels, nodes));
+    for (int64_t row = 0; row < rows; row += ICE_PANEL) {
+        const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
+        trace_tile(&own, rules, row, lanes, scratch, found + row, output);
+        if (row == 0 && with_rounding) measure_rounding(s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, output, scratch, found);
+    }
+}
