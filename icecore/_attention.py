@@ -72,7 +72,8 @@ class AttentionInfo:
         None where there was no choice.
     error : ndarray of float32, shape (..., H), or None
         With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
-        that were in force before these rows were known; the relative error of the mass (of lse) counts as one more component.
+        that were in force before these rows were known (not causal: with those they led to); half the relative error of the mass
+        (the error of lse) counts as one more component.
         Of near/far rows alone, and 0 where a head was exact; NaN where no row was measured. With k: the same of 32 rows of the
         result. An estimate from `error_rows` rows, give or take `error_standard_error`. None where the path is not near/far.
     error_standard_error : ndarray of float32, shape (..., H), or None
@@ -528,7 +529,7 @@ class _Call:
             with np.errstate(invalid="ignore", over="ignore"):
                 mass = np.expm1(np.float64(self.lse[:, :, row]) - exact.lse[:, :, 0])
             size[..., i] = np.linalg.norm(truth, axis=-1)
-            distance[..., i] = np.hypot(np.linalg.norm(own - truth, axis=-1), size[..., i] * np.nan_to_num(mass))
+            distance[..., i] = np.hypot(np.linalg.norm(own - truth, axis=-1), 0.5 * size[..., i] * np.nan_to_num(mass))
         with np.errstate(invalid="ignore", divide="ignore"):
             error = distance.sum(axis=-1) / size.sum(axis=-1)
             standard = np.sqrt(((distance - error[..., None] * size) ** 2).sum(axis=-1)) / size.sum(axis=-1)

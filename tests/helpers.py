@@ -179,12 +179,16 @@ def near_far(
     scale=None,
     seed=0,
     threads=0,
+    prices=(0, 0),
     return_measured=False,
 ):
     """The core's near/far path, however short the input: arguments as `reference.near_far_attention`.
 
+    threshold : float or (H,), optional
     tolerance : float, optional; head_tolerance : (H,), optional
         Thresholds are measured, from `threshold` on where it is given.
+    prices : (float, float)
+        Of a near key and of a node, in keys of exact attention.
     moments : (H_k, d, d) or, diagonals, (H_k, d), optional
     return_measured : bool
         Return `Measured` as well.
@@ -228,6 +232,7 @@ def near_far(
         None,
         *(measured if return_measured else (None, None, None)),
         threads,
+        *prices,
     )
     return (result, measured) if return_measured else result
 

@@ -13,24 +13,23 @@ import icecore
 from icecore import nn
 
 TOKENS = random_tokens(400)
-OPTIONS = {"k": 24, "window": 32, "sinks": 4}
 #: Of the three key heads of TINY.
-METRIC = np.exp2(np.linspace(-1, 1, 3 * 8)).reshape(3, 8)
+METRIC = np.exp2(np.linspace(-2, 2, 3 * 8)).reshape(3, 8)
+OPTIONS = {"k": 24, "window": 32, "sinks": 4, "last_exact": 0}
 
 
 def random_weights():
     return tiny_weights(nn.LlamaConfig(**vars(TINY) | {"context_length": 1000}))
 
 
-def over_all(query, key, value, *, layer, metric=None):
-    out = near_far(query, key, value, causal=True, block=32, k=24, sinks=4, cell_size=16, metric=metric).out
-    return out[0]
+def over_all(query, key, value, *, layer, metric=METRIC):
+    return near_far(query, key, value, causal=True, block=32, k=24, sinks=4, cell_size=16, moments=metric).out[0]
 
 
 @pytest.mark.parametrize("chunks", [[400], [1] * 60 + [340], [300] + [1] * 100])
 def test_passes_in_chunks_equal_one_pass(chunks):
     weights = random_weights()
-    cache, hidden, first = nn.NearFarCache(**OPTIONS), [], 0
+    cache, hidden, first = nn.NearFarCache(**OPTIONS, metric=METRIC), [], 0
     for count in chunks:
         hidden.append(nn.forward(weights, TOKENS[first : first + count], attention=over_all, cache=cache))
         first += count
@@ -42,6 +41,43 @@ def test_generating_with_everything_near_is_generating_exactly():
     weights = random_weights()
     options = {"max_new_tokens": 12, "cache": nn.NearFarCache(k=10**6, window=8)}
     assert nn.generate(weights, TOKENS[:100], **options) == nn.generate(weights, TOKENS[:100], max_new_tokens=12)
+
+
+@pytest.mark.parametrize("last_exact", [0, 7, 100, 500])
+def test_the_last_queries_of_a_prompt_attend_exactly(last_exact):
+    """Of the first pass; 100 by default."""
+    rng = np.random.default_rng(0)
+    query, key, value = (2 * rng.standard_normal((heads, 400, 8), np.float32) for heads in (6, 3, 3))
+    cache = nn.NearFarCache(**OPTIONS | {"last_exact": last_exact})
+    near = over_all(query, key, value, layer=0)
+    out = cache.attend(over_all, 0, query, key, value)
+    exact = icecore.attention(query, key, value, causal=True)
+    expected = np.where(np.arange(400)[:, None] < 400 - last_exact, near, exact)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert np.abs(near - exact)[:, -50:].max() > 1e-2
+    if last_exact == 100:
+        usual = nn.NearFarCache(**{name: value for name, value in OPTIONS.items() if name != "last_exact"})
+        np.testing.assert_array_equal(usual.attend(over_all, 0, query, key, value), out)
+    with pytest.raises(ValueError, match="last_exact must be at least 0, got -1"):
+        nn.NearFarCache(last_exact=-1)
+    with pytest.raises(TypeError):
+        nn.NearFarCache(last_exact=0.5)
+
+
+def test_what_a_prompt_asks_for_is_known_when_it_is_continued():
+    """Its queries say how far to open: a first step does not open all, as that of a cache which saw none does."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((heads, 1500, 8), np.float32) for heads in (6, 3, 3))
+    key = 2 * rng.standard_normal((12, 8), np.float32)[rng.integers(12, size=(3, 1500))] + 0.3 * key
+    cache = nn.NearFarCache(tolerance=0.1, window=64)
+    cache.attend(nn.exact_attention, 0, query[:, :-1], key[:, :-1], value[:, :-1])
+    cache.advance(1499)
+    out = cache.attend(nn.exact_attention, 0, query[:, -1:], key[:, -1:], value[:, -1:])
+    layer = cache._layers[0]
+    info = layer.attend(query[:, -1:], return_info=True)[1]
+    assert info.near_keys.mean() < 0.7 * layer.stats["sealed"]
+    exact = icecore.attention(query[:, -1:], key, value)
+    assert np.linalg.norm(out - exact) < 0.2 * np.linalg.norm(exact)
 
 
 def test_an_interrupted_pass_leaves_the_cache_as_it_was():
@@ -129,7 +165,7 @@ def test_folders_that_do_not_fit(tmp_path):
     cache, _ = prompt_cache(weights)
     cache.save(tmp_path / "cache")
     about = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    for change in ({"version": 2}, {"length": 221}, {"options": 3}, {"layers": None}, {"length": "many"}):
+    for change in ({"version": 1}, {"length": 221}, {"options": 3}, {"layers": None}, {"length": "many"}, {"last_exact": -1}):
         (tmp_path / "cache" / "cache.json").write_text(json.dumps(about | change))
         with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
             nn.NearFarCache.view(tmp_path / "cache")
@@ -139,7 +175,7 @@ def test_folders_that_do_not_fit(tmp_path):
         nn.NearFarCache.load(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("metric", [None, METRIC])
+@pytest.mark.parametrize("metric", [METRIC, METRIC[:, :, None] * np.eye(8)], ids=["diagonal", "full"])
 def test_after_truncation_another_text_follows(metric):
     weights, other = random_weights(), random_tokens(350)[::-1]
     attention = functools.partial(over_all, metric=metric)

@@ -147,8 +147,8 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * Thresholds.  A cell is opened when its risk is at least threshold |sum_j exp(z_j) value_j|, the sum being estimated from the exact keys and the
  * parents' means; a parent is expanded at 0.2 of that.
  *
- * tolerance.  The error that is asked for, of each query head and batch entry: sum |out - exact| / sum |exact| over its rows, where the error of the
- * mass (of lse) counts as one more component of the output.  Thresholds are then measured: sampled rows are attended exactly, and of each the error is found
+ * tolerance.  The error that is asked for, of each query head and batch entry: sum |out - exact| / sum |exact| over its rows, where half the
+ * relative error of the mass (the error of lse) counts as one more component of the output.  Thresholds are then measured: sampled rows are attended exactly, and of each the error is found
  * for every threshold 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus one standard error, within the
  * tolerance.  Where none has, parents are no longer trusted and all cells are scored; where that does not help either, or costs more than exact attention, the head is
  * exact.  Causal: rows of earlier blocks measure for later ones, and the rows before the first that are measured are exact; a row depends on no
