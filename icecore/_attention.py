@@ -34,8 +34,8 @@ MEASURED_QUERIES = 32
 CELL_SIZE = 16
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
 LEAST_ROUNDED_TOLERANCE = 0.015
-#: Errors of single heads go up to so many times their tolerance; a warning says so where a measured one is above that by more than its
-#: standard error.
+#: Errors of single heads go up to so many times their tolerance; a warning says so where a measured one is above that by more
+#: than its standard error.
 USUAL_ERROR = 1.3
 
 
@@ -72,7 +72,8 @@ class AttentionInfo:
         None where there was no choice.
     error : ndarray of float32, shape (..., H), or None
         With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
-        that were in force before these rows were known (not causal: with those they led to); half the relative error of the mass
+        that were in force before these rows were known (not causal: with those they led to); half the relative error of the
+        mass
         (the error of lse) counts as one more component.
         Of near/far rows alone, and 0 where a head was exact; NaN where no row was measured. With k: the same of 32 rows of the
         result. An estimate from `error_rows` rows, give or take `error_standard_error`. None where the path is not near/far.
@@ -405,9 +406,18 @@ def _warn_of_errors(calls):
     if over:
         error, tolerance = max(over, key=lambda pair: pair[0] / pair[1])
         warnings.warn(
-            f"{len(over)} heads ended above their tolerance: at worst a measured error of {error:.3g} where {tolerance:.3g} was "
-            "asked for; a smaller tolerance or exact attention keeps them within it", RuntimeWarning, stacklevel=3,
+            f"{len(over)} heads ended above their tolerance: at worst a measured error of {error:.3g} where {tolerance:.3g} "
+            "was asked for; a smaller tolerance or exact attention keeps them within it", RuntimeWarning, stacklevel=3,
         )
+
+
+def attend_by(query, key, value, settings, *, causal, return_info=False):
+    """Attention of one sequence by given settings: (out, info); for measurements."""
+    problem = check_problem(query, key, value)
+    call = _Call(problem, check_scale(None, problem.query.shape[-1]), causal, 0, settings, 0, return_info)
+    call.out = np.empty(problem.out_shape, problem.dtype)[(None,) * (4 - len(problem.out_shape))]
+    info = call.run(None, None, None)
+    return call.out[0], info
 
 
 def rounds(tolerance):
@@ -501,7 +511,7 @@ class _Call:
             self._note_errors(*errors)
         if not self.return_info:
             return None
-        if s.tolerance is None:
+        if s.tolerance is None and s.head_threshold is None:
             errors = self._errors_of_rows(keep, bias)
         split = dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True))
         visited = None
@@ -555,7 +565,8 @@ class _Call:
         else:
             out, lse, near, mass = reference.near_far_attention(
                 p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1,
-                visit=s.visit, seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size, **options,
+                visit=s.visit, seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size,
+                **options,
             )
             info = AttentionInfo("reference", near, mass)
         self.out[...] = out

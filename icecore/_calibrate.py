@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icecore import _cost_model
-from icecore._arrays import check_problem, check_scale, integer, widened
-from icecore._attention import DEFAULT_SINKS, Settings, _Call, attention, check_tolerance, rounds
+from icecore._arrays import check_problem, integer, widened
+from icecore._attention import DEFAULT_SINKS, Settings, attend_by, attention, check_tolerance, rounds
 from icecore._metric import query_metric
 from icecore._plan import LEAST_TOLERANCE, LOOSEST_TOLERANCE, HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads
@@ -133,12 +133,10 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
         """Errors of both halves, and near keys and summaries of all queries; the latter None where no key is far."""
         outs, infos = [], []
         for sample in samples:
-            problem = check_problem(*sample)
-            call = _Call(problem, check_scale(None, query.shape[-1]), causal, 0, settings, 0, True)
-            call.out = np.empty(problem.out_shape, problem.dtype)[None]
             with _cost_model.use(_cost_model.NearFarAlways()):
-                infos.append(call.run(None, None, None))
-            outs.append(call.out[0])
+                out, info = attend_by(*sample, settings, causal=causal, return_info=True)
+            infos.append(info)
+            outs.append(out)
         counted = [
             share * sum(getattr(info, name)[0].sum(axis=-1) for info in infos if info.summaries is not None)
             for name in ("near_keys", "summaries")

@@ -9,16 +9,16 @@ import numpy as np
 
 import icecore
 from icecore import _cost_model, _native, _tuning_file
-from icecore._attention import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, LEAST_ROUNDED_TOLERANCE
+from icecore._attention import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, Settings, attend_by
 from icecore._cost_model import COEFFICIENTS, CostModel, NearFarAlways, Work, count_work, stores_bfloat16
 
 HEADS, KEY_HEADS = 8, 4
 #: (tokens, d, causal), short ones first.
 SHAPES = [(1024, 64, False), (1536, 64, True), (2048, 32, False), (2048, 64, True), (2048, 64, False), (2048, 128, False),
           (2048, 128, True), (4096, 64, True), (4096, 64, False)]
-NEAR_FAR = [{"k": 32}, {"k": 128}, {"k": 512}, {"tolerance": 0.05}]
+NEAR_FAR = [{"k": 32}, {"k": 128}, {"k": 512}]
 #: Not rounded to bfloat16, so that float32 cells are measured where others would be rounded.
-UNROUNDED = {"tolerance": 0.9 * LEAST_ROUNDED_TOLERANCE}
+UNROUNDED = {"k": 128, "rounded": False}
 #: Few queries over many keys, where sealing is nearly all, and quadratic: (queries, keys, d).
 SEALING = (48, 16384, 64)
 #: What the table and the crossover show.
@@ -67,12 +67,15 @@ class Case(NamedTuple):
 
     arrays: tuple  # query, key, value
     causal: bool
-    options: dict  # k or tolerance; empty: exact
+    options: dict  # k, and whether keys may be rounded; empty: exact
     work: Work  # with the near keys and nodes that the call had
     sealing: float  # seconds of all threads
     seconds: list  # of each round
 
     def call(self, **more):
+        if "rounded" in self.options:
+            settings = Settings(self.options["k"], rounded=False)
+            return attend_by(*self.arrays, settings, causal=self.causal, **more)
         return icecore.attention(*self.arrays, causal=self.causal, **self.options, **more)
 
 
@@ -110,10 +113,10 @@ def near_far_case(arrays, causal, options):
 def expected_work(arrays, causal, options):
     """The `Work` of a near/far call."""
     query, key, value = arrays
-    bfloat16, tolerance = query.dtype == np.uint16, options.get("tolerance")
+    bfloat16 = query.dtype == np.uint16
     return count_work(
         (1, *query.shape, *value.shape[1:]), len(key), causal=causal, bfloat16=bfloat16,
-        stored_bfloat16=stores_bfloat16(bfloat16, options != UNROUNDED), k=options.get("k", 1), tolerance=tolerance,
+        stored_bfloat16=stores_bfloat16(bfloat16, options != UNROUNDED), k=options.get("k", 1), tolerance=None,
         window=DEFAULT_WINDOW if causal else None, sinks=DEFAULT_SINKS if causal else 0, cell_size=CELL_SIZE,
         threads=icecore.get_num_threads(),
     )
@@ -184,6 +187,6 @@ def crossover(model, causal):
     for tokens in range(256, 32769, 256):
         arrays = tuple(np.broadcast_to(np.float32(0), (heads, tokens, 64)) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
         work = expected_work(arrays, causal, SHOWN)
-        if _cost_model.near_far_pays(work, model.predict(work)):
+        if _cost_model.near_far_pays(work, model.predict(work), model):
             return f"from {tokens} tokens on"
     return "not up to 32768 tokens"
