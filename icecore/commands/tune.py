@@ -16,9 +16,9 @@ HEADS, KEY_HEADS = 8, 4
 #: (tokens, d, causal), short ones first.
 SHAPES = [(1024, 64, False), (1536, 64, True), (2048, 32, False), (2048, 64, True), (2048, 64, False), (2048, 128, False),
           (2048, 128, True), (4096, 64, True), (4096, 64, False)]
-NEAR_FAR = [{"k": 32}, {"k": 128}, {"k": 512}]
+NEAR_FAR = [{"k": 32}, {"k": 128}, {"k": 512}, {"threshold": 0.01}]
 #: Not rounded to bfloat16, so that float32 cells are measured where others would be rounded.
-UNROUNDED = {"k": 128, "rounded": False}
+UNROUNDED = {"threshold": 1e-4, "rounded": False}
 #: Few queries over many keys, where sealing is nearly all, and quadratic: (queries, keys, d).
 SEALING = (48, 16384, 64)
 #: What the table and the crossover show.
@@ -67,14 +67,17 @@ class Case(NamedTuple):
 
     arrays: tuple  # query, key, value
     causal: bool
-    options: dict  # k, and whether keys may be rounded; empty: exact
+    options: dict  # k, or a threshold, as a tolerance leads to, and whether keys may be rounded; empty: exact
     work: Work  # with the near keys and nodes that the call had
     sealing: float  # seconds of all threads
     seconds: list  # of each round
 
     def call(self, **more):
-        if "rounded" in self.options:
-            settings = Settings(self.options["k"], rounded=False)
+        if "threshold" in self.options:
+            settings = Settings(
+                1, window=DEFAULT_WINDOW if self.causal else None, sinks=DEFAULT_SINKS if self.causal else 0,
+                head_threshold=np.full(HEADS, self.options["threshold"], np.float32), rounded=self.options.get("rounded", True),
+            )
             return attend_by(*self.arrays, settings, causal=self.causal, **more)
         return icecore.attention(*self.arrays, causal=self.causal, **self.options, **more)
 
@@ -114,9 +117,10 @@ def expected_work(arrays, causal, options):
     """The `Work` of a near/far call."""
     query, key, value = arrays
     bfloat16 = query.dtype == np.uint16
+    tolerance = 0.05 if "threshold" in options else None  # which one makes no difference to what is counted
     return count_work(
         (1, *query.shape, *value.shape[1:]), len(key), causal=causal, bfloat16=bfloat16,
-        stored_bfloat16=stores_bfloat16(bfloat16, options != UNROUNDED), k=options.get("k", 1), tolerance=None,
+        stored_bfloat16=stores_bfloat16(bfloat16, options != UNROUNDED), k=options.get("k", 1), tolerance=tolerance,
         window=DEFAULT_WINDOW if causal else None, sinks=DEFAULT_SINKS if causal else 0, cell_size=CELL_SIZE,
         threads=icecore.get_num_threads(),
     )
