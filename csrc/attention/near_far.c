@@ -23,7 +23,6 @@ typedef struct {
     int64_t measured;          /* queries of it that are measured, 0: none */
     int64_t stands_for;        /* queries that they stand for: those since the last that were */
     int renews;                /* as in ice_sample */
-    int for_next;              /* they are measured on the next step's sealed keys: the first there are */
 } step;
 
 /* One head's stack at one step.  Whoever needs it holds it; the last to let go frees it. */
@@ -73,13 +72,6 @@ static void plan_measuring(near_far_call *call) {
             continue;
         }
         if (s->blocks < 1) continue;
-        if (!renewed && i) {
-            step *before = s - 1;
-            const int64_t wanted = ice_measured_queries(ice_group(call->problem), 1);
-            before->measured = before->end_query - before->first_query < wanted ? before->end_query - before->first_query : wanted;
-            before->renews = before->for_next = 1;
-            last = renewed = s->blocks;
-        }
         since += queries;
         if (!ice_is_measured(s->blocks, last, renewed, ICE_NEW_IN_PROMPT, &s->renews)) continue;
         const int64_t wanted = ice_measured_queries(ice_group(call->problem), s->renews);
@@ -91,8 +83,8 @@ static void plan_measuring(near_far_call *call) {
     }
 }
 
-/* Measures rows of a step on the sealed keys of a step, `seen`: they become the rules of the next. */
-static void measure(near_far_call *call, const step *s, const step *seen, const ice_stack *stack, int64_t head, ice_rule *rules, void *scratch) {
+/* Measures rows of a step, which become the rules of the next. */
+static void measure(near_far_call *call, const step *s, const ice_stack *stack, int64_t head, ice_rule *rules, void *scratch) {
     const icecore_attention *p = call->problem;
     if (!s->measured) return;
     const int64_t begin = now(), queries = s->end_query - s->first_query, stride = queries / s->measured;
@@ -101,7 +93,7 @@ static void measure(near_far_call *call, const step *s, const step *seen, const 
     for (int64_t i = 0; i < s->measured; i++) position[i] = p->keys - p->queries + first + i * stride;
     ice_sample sample = {
         .problem = p, .given = call->given, .query = p->query, .position = position, .count = s->measured, .options = call->options,
-        .kernels = call->kernels, .stack = stack, .exact = seen->exact, .batch = head / p->key_heads, .key_head = head % p->key_heads,
+        .kernels = call->kernels, .stack = stack, .exact = s->exact, .batch = head / p->key_heads, .key_head = head % p->key_heads,
         .stands_for = (double)s->stands_for / (double)s->measured, .renew = s->renews,
     };
     sample.query.data = ice_address(&p->query, p->dtype, 0, 0, first);
@@ -195,17 +187,16 @@ static void seal_task(near_far_call *call, int64_t number, int64_t head, void *s
     own->status = !scratch ? ICECORE_INTERRUPTED : previous ? previous->status : ICECORE_OK;
     const size_t rules = (size_t)ice_group(call->problem) * sizeof *own->rules;
     if (own->rules && previous) memcpy(own->rules, previous->rules, rules);
-    const step *own_step = &call->step[number], *before = own_step - 1;   /* before: where there is a previous one */
-    if (own->status == ICECORE_OK && call->measured && previous && !previous->lags && !before->for_next)
-        measure(call, before, before, previous->stack, head, own->rules, scratch);
+    const step *own_step = &call->step[number];
+    if (own->status == ICECORE_OK && call->measured && previous && !previous->lags)
+        measure(call, own_step - 1, previous->stack, head, own->rules, scratch);
     /* heads that are exact look again when there are twice as many keys */
     own->lags = own->status == ICECORE_OK && previous && previous->stack->nodes && all_exact(own->rules, ice_group(call->problem)) && !own_step->renews;
     if (own->status == ICECORE_OK && own->lags)
         own->status = ice_stack_share(previous->stack, &own->stack);
     else if (own->status == ICECORE_OK)
         own->status = build_stack(call, own_step->blocks, head, previous ? previous->stack : NULL, &own->stack);
-    if (own->status == ICECORE_OK && call->measured && !call->problem->causal) measure(call, own_step, own_step, own->stack, head, own->rules, scratch);
-    if (own->status == ICECORE_OK && call->measured && previous && before->for_next) measure(call, before, own_step, own->stack, head, own->rules, scratch);
+    if (own->status == ICECORE_OK && call->measured && !call->problem->causal) measure(call, own_step, own->stack, head, own->rules, scratch);
     ice_signal(&own->ready);
     if (previous) let_go(previous);
     let_go(own);
@@ -336,7 +327,7 @@ static int64_t plan_steps(near_far_call *call) {
     int64_t query = 0, task = 0;
     for (int64_t i = 0; i < call->steps; i++) {
         step *now = &call->step[i];
-        now->measured = now->stands_for = now->renews = now->for_next = 0;
+        now->measured = now->stands_for = now->renews = 0;
         now->first_query = query;
         if (p->causal) {
             int64_t position = offset + query, number = position < 0 ? 0 : position / block;
