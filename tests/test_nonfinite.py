@@ -130,6 +130,11 @@ def test_later_keys_may_hold_anything(isa, path, queries, dtype, number):
     later = slice(last + 1, KEYS)
     actual = path(query, replaced(key, later, number), replaced(value, later, number), **options)
     seen = slice(0, queries - queries // 2)
+    if path is tolerance_causal:  # rows that share a scan decide together in which order it sums
+        unit = {"float32": 1e-6, "float16": 2**-10, "bits": 2**-7}[dtype]  # of numbers below 1
+        np.testing.assert_allclose(decode(actual[0][..., seen, :]), decode(expected[0][..., seen, :]), rtol=unit, atol=unit / 4)
+        np.testing.assert_allclose(actual[1][..., seen], expected[1][..., seen], rtol=1e-6, atol=1e-6)
+        return
     assert_same_bits(actual[0][..., seen, :], expected[0][..., seen, :])
     assert_same_bits(actual[1][..., seen], expected[1][..., seen])
 
