@@ -43,7 +43,8 @@ static icecore_tensor from_row(icecore_tensor t, int64_t row) {
 static icecore_status append_and_attend(icecore_cache *cache, const problem *s, int64_t first, int64_t end, float *lse) {
     const icecore_near_far report = {0};
     icecore_attention p = s->p;
-    icecore_status status = icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first), end - first);
+    icecore_status status = icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first),
+                                                 (icecore_tensor){0}, 0, end - first);
     if (status != ICECORE_OK) return status;
     p.query = from_row(p.query, first);
     p.out = from_row(p.out, first);
@@ -96,7 +97,7 @@ static void int8_holds_them(void) {
         make_representable(&s.p.value, VALUE_DIM);
         icecore_cache *cache = create_of(ICECORE_INT8, 8, 3, TOKENS);
         for (int64_t first = 0; first < TOKENS; first += chunk) go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
-        EXPECT(icecore_cache_truncate(cache, 70, NULL, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+        EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && !icecore_cache_validate(cache));
         for (int64_t first = 70; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
         expect_attention(&s, NULL);
         icecore_cache_free(cache);
@@ -113,20 +114,47 @@ static void forks_and_truncation(void) {
     go_on(fork, &s, 90, 120);   /* other rows than the first cache's, which stays where it is */
     for (int64_t length = 88; length >= 0; length -= 11) {
         check_at("length %d", (int)length);
-        EXPECT(icecore_cache_truncate(fork, length, NULL, 1) == ICECORE_OK);
+        EXPECT(icecore_cache_truncate(fork, length, 1) == ICECORE_OK);
         EXPECT(icecore_cache_get(fork).length == length && !icecore_cache_validate(fork));
         if (length % 2) go_on(fork, &s, length, length + 20 < TOKENS ? length + 20 : TOKENS);
     }
-    EXPECT(icecore_cache_truncate(fork, icecore_cache_get(fork).length + 1, NULL, 1) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_truncate(fork, icecore_cache_get(fork).length + 1, 1) == ICECORE_ERROR_VALUE);
     int64_t evicted = 0;
     icecore_cache_free(fork);
     go_on(cache, &s, 90, TOKENS);
     expect_attention(&s, NULL);
     EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128 && !icecore_cache_validate(cache));
-    EXPECT(icecore_cache_truncate(cache, 50, NULL, 1) == ICECORE_ERROR_VALUE);
-    EXPECT(icecore_cache_truncate(cache, 2, NULL, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+    EXPECT(icecore_cache_truncate(cache, 50, 1) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_truncate(cache, 2, 1) == ICECORE_OK && !icecore_cache_validate(cache));
     icecore_cache_free(cache);
     problem_free(&s);
+}
+
+/* Queries come with their tokens or with calls of attend; a cache made of either attends by tolerance, and so do its forks. */
+static void queries_of_tokens(void) {
+    for (int appended = 0; appended < 2; appended++) {
+        problem s = all_tokens();
+        icecore_cache_options o = options(ICECORE_FLOAT32, 16, 3, 0);
+        icecore_cache *cache = NULL, *fork = NULL;
+        o.tolerance = 1e-7f;
+        check_at("appended %d", appended);
+        EXPECT(icecore_cache_create(&o, &cache) == ICECORE_OK);
+        if (appended) {
+            const icecore_attention p = s.p;
+            EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS + 1, 100) == ICECORE_ERROR_VALUE);
+            EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS * GROUP, 100) == ICECORE_OK);
+            EXPECT(!icecore_cache_validate(cache));
+        } else {
+            go_on(cache, &s, 0, 100);
+        }
+        EXPECT(icecore_cache_fork(cache, &fork) == ICECORE_OK);
+        for (int64_t first = 100; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
+        for (int64_t first = 100; first < TOKENS; first += 25) go_on(fork, &s, first, first + 25);
+        if (!appended) expect_attention(&s, NULL);
+        icecore_cache_free(fork);
+        icecore_cache_free(cache);
+        problem_free(&s);
+    }
 }
 
 static void refused(void) {
@@ -138,7 +166,7 @@ static void refused(void) {
     wrong[2].value_dim = 0;
     wrong[3].dtype = (icecore_dtype)7;
     wrong[4].near_keys = 0;
-    wrong[5].cell_tolerance = NAN;
+    wrong[5].tolerance = NAN;
     wrong[6].block = INT64_MAX;
     wrong[7].sinks = -1;
     wrong[8].cell_size = 0;
@@ -185,7 +213,7 @@ static void use(icecore_cache *cache, const problem *s) {
     if (icecore_cache_fork(cache, &fork) != ICECORE_OK) return;
     /* one by one over two blocks, so that segments are read and merged */
     for (int64_t i = 0; i < 20; i++) append_and_attend(cache, s, i, i + 1, lse);
-    icecore_cache_truncate(cache, length / 2, NULL, 1);
+    icecore_cache_truncate(cache, length / 2, 1);
     append_and_attend(cache, s, 0, 10, lse);
     append_and_attend(fork, s, 0, 1, lse);
     icecore_cache_evict(fork, length, &evicted);
@@ -200,12 +228,14 @@ static void round_trip(void) {
         check_at("block %d", (int)block);
         const icecore_cache_options o = options(ICECORE_FLOAT32, block, 5, TOKENS);
         file f = some_caches(&o, &s, 100);
+        int64_t view_bytes = 0;   /* of what is known of queries */
         for (int own = 0; own < 2; own++) {
             icecore_cache *mapped[2], *fork = NULL;
             char reason[200];
             EXPECT(icecore_cache_map(&o, f.arrays, f.count, own, mapped, 2, reason, sizeof reason) == ICECORE_OK);
             const icecore_cache_state state = icecore_cache_get(mapped[0]);
-            EXPECT(state.length == 100 && state.evicted == 0 && (state.bytes == 0) == !own);
+            if (!own) view_bytes = state.bytes;
+            EXPECT(state.length == 100 && state.evicted == 0 && (state.bytes > 2 * view_bytes) == own);
             EXPECT(!icecore_cache_validate(mapped[0]) && !icecore_cache_validate(mapped[1]));
             file again = {.count = 0};
             EXPECT(icecore_cache_write((icecore_cache *const *)mapped, 2, write_arrays, &again) == ICECORE_OK && again.count == f.count);
@@ -232,7 +262,7 @@ static void lying_arrays(void) {
     problem s = all_tokens();
     for (int variant = 0; variant < 4; variant++) {
         icecore_cache_options o = options(ICECORE_FLOAT32, 8, variant % 2 ? 3 : 0, 12);
-        if (variant / 2) o.cell_tolerance = 0.1f, o.dtype = ICECORE_BFLOAT16;
+        if (variant / 2) o.tolerance = 0.1f, o.dtype = ICECORE_BFLOAT16;
         file f = some_caches(&o, &s, 110);
         for (int round = 0; round < 800; round++) {
             const lie told = tell_lie(&f);
@@ -259,6 +289,7 @@ void cache_tests(void) {
     check_run("cache: with all cells open it is exact attention, whatever the chunks", all_near);
     check_run("cache: 8 bits of numbers that they hold are the numbers", int8_holds_them);
     check_run("cache: forks, truncation, eviction", forks_and_truncation);
+    check_run("cache: queries come with tokens or with calls", queries_of_tokens);
     check_run("cache: bad options and calls", refused);
     check_run("cache: arrays and back", round_trip);
     check_run("cache: arrays that lie", lying_arrays);

@@ -207,11 +207,46 @@ static void equal_values(void) {
         }
 }
 
-/* The queries in pieces, each with the keys up to it, give what one call gives: the same cells are opened. */
+/* By a tolerance that random keys only keep where nearly all are opened, it is exact attention; by a loose one it reports what it measured. */
+static void tolerances(void) {
+    for (int i = 0; i < 3; i++)
+        for (int causal = 0; causal < 2; causal++)
+            for (int variant = 0; variant < 4; variant++) {
+                icecore_near_far options = {.far_field = 1, .tolerance = variant ? 0.3f : 1e-7f, .block = 20, .cell_size = 4, .rounding = variant == 2};
+                float error[8], standard_error[8], missed[4 * 2 * (KEYS + 50)], threshold[4] = {1, 2, 0.5f, 1e-3f};
+                int32_t rows[8], summaries[4 * 2 * (KEYS + 50)];
+                double seconds[3];
+                if (variant) {
+                    options.error = error;
+                    options.standard_error = standard_error;
+                    options.error_rows = rows;
+                    options.missed_bound = missed;
+                    options.summaries = summaries;
+                    options.seconds = seconds;
+                }
+                if (variant == 3) options.head_threshold = threshold;
+                near_far c = allocate(shapes[i](causal, 3), options);
+                c.s.p.threads = 1 + variant % 2;
+                check_at("shape %d, causal %d, variant %d", i, causal, variant);
+                attend(&c);
+                if (!variant) expect_attention(&c.s, NULL);
+                for (int64_t head = 0; variant && head < 8; head++)
+                    EXPECT(rows[head] ? error[head] >= 0.0f && standard_error[head] >= 0.0f : isnan(error[head]));
+                for (int64_t row = 0; variant && row < c.s.lse_count; row++) EXPECT(missed[row] >= 0.0f && missed[row] <= 1.0f && summaries[row] >= 0);
+                release(&c);
+            }
+}
+
+/* The queries in pieces, each with the keys up to it, give what one call gives: the same cells are opened.  By moments that are given: those of a piece
+ * are others. */
 static void chunks(void) {
+    float moments[2 * 12 * 12] = {0};
+    for (int h = 0; h < 2; h++)
+        for (int t = 0; t < 12; t++) moments[(h * 12 + t) * 12 + t] = (float)(1 + t);
     static const int64_t ends[] = {1, 2, 17, 60, 61, 64, 128, 150, KEYS};
     for (int far_field = 0; far_field < 2; far_field++) {
-        icecore_near_far options = {.near_keys = 9, .visit = 40, .far_field = far_field, .block = 16, .cell_size = 8, .seed = 99};
+        icecore_near_far options = {.near_keys = 9, .visit = 40, .far_field = far_field, .block = 16, .cell_size = 8,
+                                    .moments = moments, .seed = 99};
         near_far whole = allocate(self_attention(1, 2), options);
         const icecore_attention *w = &whole.s.p;
         attend(&whole);
@@ -301,6 +336,7 @@ void near_far_tests(void) {
     check_run("near/far: the budget is kept, and the far field is a lower bound", budgets);
     check_run("near/far: cells of equal keys are exact", equal_keys);
     check_run("near/far: equal values come out as they are", equal_values);
+    check_run("near/far: tolerances", tolerances);
     check_run("near/far: chunks of queries give what one call gives", chunks);
     check_run("near/far: dtypes and dims", dtypes_and_dims);
     check_run("near/far: options of any size", huge_options);

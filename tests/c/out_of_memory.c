@@ -60,10 +60,10 @@ static icecore_status cache_of(const problem *s) {
     icecore_status status = icecore_cache_create(&o, &cache);
     last.queries = last.batch = 1;
     for (int64_t i = 0; i < 60 && status == ICECORE_OK; i++) {
-        icecore_tensor key = p->key, value = p->value;
+        icecore_tensor key = p->key, value = p->value, query = {0};
         key.data = (float *)key.data + i * key.row_stride;
         value.data = (float *)value.data + i * value.row_stride;
-        status = icecore_cache_append(cache, p->dtype, key, value, 1);
+        status = icecore_cache_append(cache, p->dtype, key, value, i % 2 ? p->query : query, p->query_heads, 1);
         if (status == ICECORE_OK) status = icecore_cache_attend(cache, &last, &report);
         if (i == 40 && status == ICECORE_OK) status = icecore_cache_fork(cache, &fork);
     }
@@ -77,7 +77,7 @@ static icecore_status cache_of(const problem *s) {
         icecore_cache_free(mapped);
     }
     free_arrays(&f);
-    if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, NULL, 1);
+    if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, 1);
     long saved = remaining;
     remaining = -1;
     EXPECT(!cache || !icecore_cache_validate(cache));

@@ -23,19 +23,22 @@ static icecore_segment *build(const problem *s, int64_t cell_size, uint64_t seed
     return segment;
 }
 
-/* The mean of stored rows first .. end - 1 is `mean`; returns the largest distance from it, and the mean squared one, in a metric (NULL: ones). */
-static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *mean, const float *metric,
-                          double *mean_squared) {
+/* The mean of stored rows first .. end - 1 is `mean` + `centre` (NULL: 0); returns the largest distance from it, and the mean squared one, in a
+ * metric (NULL: ones). */
+static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *from_centre, const float *centre,
+                          const float *metric, double *mean_squared) {
+    double mean[ICECORE_MAX_DIM];
+    for (int64_t t = 0; t < width; t++) mean[t] = (double)from_centre[t] + (centre ? (double)centre[t] : 0.0);
     double largest = 0.0, total = 0.0;
     for (int64_t t = 0; t < width; t++) {
         double sum = 0.0;
         for (int64_t j = first; j < end; j++) sum += (double)stored[j * width + t];
-        EXPECT(fabs(sum / (double)(end - first) - (double)mean[t]) < 1e-5);
+        EXPECT(fabs(sum / (double)(end - first) - mean[t]) < 1e-5);
     }
     for (int64_t j = first; j < end; j++) {
         double squared = 0.0;
         for (int64_t t = 0; t < width; t++)
-            squared += pow(((double)stored[j * width + t] - (double)mean[t]) * (metric ? (double)metric[t] : 1.0), 2.0);
+            squared += pow(((double)stored[j * width + t] - mean[t]) * (metric ? (double)metric[t] : 1.0), 2.0);
         total += squared;
         if (squared > largest) largest = squared;
     }
@@ -43,16 +46,27 @@ static double expect_mean(const float *stored, int64_t width, int64_t first, int
     return sqrt(largest);
 }
 
+/* Of the segment: of all its values. */
+static double squared_mean_value(const icecore_segment_view *v) {
+    double squared = 0.0;
+    for (int64_t t = 0; t < v->value_dim; t++) {
+        double sum = 0.0;
+        for (int64_t j = 0; j < v->count; j++) sum += (double)((const float *)v->values)[j * v->value_dim + t];
+        squared += pow(sum / (double)v->count, 2.0);
+    }
+    return squared;
+}
+
 static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view *nodes, int64_t node, int64_t first, int64_t end) {
     const float *mean_key = (const float *)nodes->mean_key + node * v->dim, *mean_value = (const float *)nodes->mean_value + node * v->value_dim;
-    double squared, of_values, radius = expect_mean(v->keys, v->dim, first, end, mean_key, v->metric, &squared);
+    double squared, of_values, radius = expect_mean(v->keys, v->dim, first, end, mean_key, v->centre, v->metric, &squared);
     EXPECT(first < end);
-    expect_mean(v->values, v->value_dim, first, end, mean_value, NULL, &of_values);
+    expect_mean(v->values, v->value_dim, first, end, mean_value, NULL, NULL, &of_values);
     EXPECT(fabs((double)nodes->radius[node] - radius) < 1e-5 * (1.0 + radius));
     EXPECT(fabs((double)nodes->variance[node] - squared / (double)v->dim) < 1e-5);
     EXPECT(fabs((double)nodes->log2_count[node] - log2((double)(end - first))) < 1e-6);
-    if (squared > 1e-3 && of_values > 1e-3)
-        EXPECT(fabs((double)nodes->log2_risk[node] - log2((double)(end - first)) - 0.5 * log2(squared / (double)v->dim) - 0.5 * log2(of_values)) < 1e-3);
+    const double weight = of_values + squared_mean_value(v);
+    if (weight > 1e-3) EXPECT(fabs((double)nodes->log2_weight[node] - log2((double)(end - first)) - 0.5 * log2(weight)) < 1e-3);
 }
 
 static void expect_valid(const problem *s, const icecore_segment *segment) {
