@@ -10,7 +10,7 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SavedFile, assert_same_bits, index_bytes, resealed, run_python
+from helpers import SavedFile, assert_same_bits, decode, head_error, index_bytes, resealed, run_python
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -47,9 +47,8 @@ def refuses(data, match="", owns=(True, False)):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("budget", [{"k": 24}, {"k": None, "tolerance": 0.05}], ids=str)
-def test_what_comes_back_goes_on_with_the_same_bits(tmp_path, isa, dtype, budget):
-    cache = sample(dtype=dtype, seed=5, **budget)
+def test_what_comes_back_goes_on_with_the_same_bits(tmp_path, isa, dtype):
+    cache = sample(dtype=dtype, seed=5)
     cache.save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == index_bytes(cache)
     twins = {
@@ -72,19 +71,26 @@ def test_what_comes_back_goes_on_with_the_same_bits(tmp_path, isa, dtype, budget
         assert index_bytes(twin) == index_bytes(cache)
 
 
-@opens
-def test_how_far_to_open_is_kept(tmp_path, opener):
-    """And the metric: until the next window is sealed nothing else is needed."""
-    cache = sample(355, k=None, tolerance=0.05)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_how_far_to_open_is_kept(tmp_path, isa, dtype):
+    """And the metric: the same bits until the next window is sealed; what is measured then begins anew."""
+    cache = sample(355, k=None, tolerance=0.2, dtype=dtype)
     cache.save(tmp_path / "a")
-    twin = opener(tmp_path / "a")
-    near = [run(each, *TOKENS, [1] * 25)[2] for each in (cache, twin)]
-    assert_same_bits(near[1], near[0])
-    assert 0 < near[0].mean() < 0.7 * (cache.stats["sealed"] - SINKS)
-    fresh = KVCache(2, DIM, tolerance=0.05, **SMALL)
+    twins = [KVCache.load(tmp_path / "a"), KVCache.view(tmp_path / "a").fork(), pickle.loads(pickle.dumps(cache))]
+    expected = run(cache, *TOKENS, [1] * 25)
+    for twin in twins:
+        for found, own in zip(run(twin, *TOKENS, [1] * 25), expected, strict=True):
+            assert_same_bits(found, own)
+    assert dtype != "float32" or (expected[2] < cache.stats["sealed"] - SINKS).any()
+    fresh = KVCache(2, DIM, tolerance=0.2, **SMALL)
     fresh.append(TOKENS[1][:, :380], TOKENS[2][:, :380])
     info = fresh.attend(TOKENS[0][:, 379:380], return_info=True)[1]
     np.testing.assert_array_equal(info.near_keys, fresh.stats["sealed"] - SINKS)  # nothing is known
+    exact = decode(icecore.attention(*TOKENS, causal=True))[:, 380:]
+    for twin in twins:
+        out = run(twin, *TOKENS, [1] * 40)[0]
+        assert head_error(out, exact).max() < 2 * 0.2 + 0.01 * (dtype != "float32")
+        assert twin.validate()
 
 
 def test_a_view_takes_no_memory_and_reads_the_file(tmp_path):
@@ -195,7 +201,7 @@ def test_from_one_instruction_set_to_another(tmp_path):
     try:
         for writer in sets:
             icecore.set_isa(writer)
-            cache = sample(dtype="bfloat16", k=None, tolerance=0.02)
+            cache = sample(dtype="bfloat16")
             cache.save(tmp_path / writer)
             exact[writer] = run(cache, *TOKENS, [1] * 50)[0]
         for writer in sets:

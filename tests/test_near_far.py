@@ -1,5 +1,7 @@
 """attention() with k: equal to its float64 oracle, causal, reproducible, better than dropping the tail."""
 
+import warnings
+
 import numpy as np
 import pytest
 from helpers import (
@@ -20,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icecore
-from icecore import reference
+from icecore import _cost_model, reference
 from icecore._attention import CELL_SIZE
 from icecore.reference import THRESHOLDS
 from icecore.reference.measure import mass_scale
@@ -38,6 +40,8 @@ MIXED = np.random.default_rng(5).standard_normal((2, 16, 16)) * np.exp2(np.linsp
 MOMENTS = MIXED.swapaxes(1, 2) @ MIXED / 16
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both", "causal, drop", "both, drop"])
+#: Measured thresholds, in the metric that a call finds itself.
+MEASURED = [CAUSAL | {"k": 1, "tolerance": 0.1}, BOTH_WAYS | {"k": 1, "tolerance": 0.1}]
 
 
 def clustered(query_shape, key_shape, value_dim, dtype="float32", seed=0):
@@ -357,16 +361,42 @@ def test_later_keys_change_no_threshold(first, budget, seed):
     np.testing.assert_array_equal(after.near_keys, before.near_keys)
 
 
+LATER = {
+    "keys": lambda query, key, value: (query, 100 + 0 * key, -100 + 0 * value),
+    "queries": lambda query, key, value: (3 * query[..., ::-1], key, value),
+    "queries that are not finite": lambda query, key, value: (query * np.float32(np.nan), key, value),
+    "all": lambda query, key, value: (5 * query, 2 * key[..., ::-1], value * np.float32(np.inf)),
+}
+
+
+@settings(max_examples=25)
+@given(
+    first=st.integers(0, 299), what=st.sampled_from(sorted(LATER)), rounding=st.booleans(), seed=st.integers(0, 100),
+    budget=st.sampled_from([{"tolerance": 0.1}, {"tolerance": 0.01}, RISKY, {}, PUBLISHED]),
+)
+def test_rows_of_earlier_blocks_keep_their_bits(first, what, rounding, seed, budget):
+    """Whatever comes later: no metric, no centre and no threshold of theirs is made of it."""
+    arrays = clustered((1, 6, 300, 16), (1, 2, 300, 16), 16, seed=seed)
+    pairs = zip(arrays, LATER[what](*arrays), strict=True)
+    changed = [np.concatenate([a[:, :, :first], b[:, :, first:]], axis=2) for a, b in pairs]
+    options = CAUSAL | budget | {"rounding": rounding}
+    before, after = near_far(*arrays, **options), near_far(*changed, **options)
+    rows = slice(0, first // 32 * 32)
+    for name in NearFar._fields:
+        assert_same_bits(getattr(after, name)[:, :, rows], getattr(before, name)[:, :, rows])
+
+
 # ---- Reproducibility ----
 
 
-@each_setting
+@pytest.mark.parametrize("options", [*SETTINGS, *MEASURED], ids=str)
 def test_same_seed_same_bits_for_any_number_of_threads(isa, options):
     arrays = clustered((2, 4, 300, 16), (2, 2, 300, 16), 16)
-    one, two, again = (near_far(*arrays, seed=3, threads=threads, **options) for threads in (1, 2, 2))
-    for name in NearFar._fields:
-        assert_same_bits(getattr(two, name), getattr(one, name))
-        assert_same_bits(getattr(again, name), getattr(one, name))
+    options = options | {"seed": 3, "rounding": True, "return_measured": True}
+    one, two, again = (near_far(*arrays, threads=threads, **options) for threads in (1, 2, 2))
+    for other in (two, again):
+        for actual, expected in zip((*other[0], *other[1]), (*one[0], *one[1]), strict=True):
+            assert_same_bits(actual, expected)
 
 
 def test_another_seed_is_another_approximation_of_the_same_quality(capture):
@@ -538,6 +568,91 @@ def test_the_measured_error_is_about_the_true_one(capture, tolerance):
     assert (measured.standard_error[0] < 0.3 * true + 0.5 * tolerance).all()
 
 
+@pytest.mark.parametrize("tolerance", [0.1, 0.02])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("options", [CAUSAL, BOTH_WAYS], ids=["causal", "both"])
+def test_a_tolerance_is_met_under_masks(options, mask, tolerance):
+    query, key, value = clustered((1, 3, 300, 16), (1, 1, 600, 16), 16)
+    query /= 2
+    options = options | {"attn_mask": MASKS[mask](300, 600)}
+    exact = decode(icecore.attention(query, key, value, causal="causal" in options, attn_mask=options["attn_mask"]))
+    result = near_far(query, key, value, tolerance=tolerance, **options)
+    if mask == "all keys":
+        assert not result.out.any()
+        assert np.isneginf(result.lse).all()
+    else:
+        assert head_error(result.out, exact).max() < 2 * tolerance  # a document is news to the rows before it
+
+
+@pytest.mark.parametrize("options", [CAUSAL, BOTH_WAYS], ids=["causal", "both"])
+def test_entries_of_a_batch_are_measured_by_themselves(isa, options):
+    """One with keys in a few places, one without structure: each as if it were alone, one with more near keys."""
+    first, second = clustered((1, 4, 400, 16), (1, 2, 400, 16), 16), inputs((1, 4, 400, 16), (1, 2, 400, 16), 16)
+    arrays = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+    options = options | {"tolerance": 0.1, "return_measured": True}
+    both, measured = near_far(*arrays, **options)
+    for i, alone in enumerate((first, second)):
+        expected, own = near_far(*alone, **options)
+        for actual, wanted in zip((*both, *measured), (*expected, *own), strict=True):
+            assert_same_bits(actual[i : i + 1], wanted)
+    near = both.near_keys[..., 100:].mean(axis=(1, 2))
+    assert near.max() > 1.5 * near.min()
+
+
+def test_before_anything_is_measured_rows_are_exact():
+    """Causal: those of the first two blocks, which see no sealed key, and without queries before them the next ones, too."""
+    query, key, value = clustered((1, 3, 400, 16), (1, 1, 400, 16), 16)
+    exact = decode(icecore.attention(query, key, value, causal=True))
+    whole, measured = near_far(query, key, value, **CAUSAL | {"tolerance": 0.1}, return_measured=True)
+    np.testing.assert_allclose(whole.out[:, :, :64], exact[:, :, :64], atol=1e-5)
+    assert (measured.rows > 0).all()
+    chunk, measured = near_far(query[:, :, -20:], key, value, **CAUSAL | {"tolerance": 0.1}, return_measured=True)
+    np.testing.assert_allclose(chunk.out, exact[:, :, -20:], atol=1e-5)
+    np.testing.assert_array_equal(chunk.captured_mass, 1)
+    assert (chunk.near_keys[..., -16:] == 400 // 32 * 32 - 32 - 4).all()
+    np.testing.assert_array_equal(measured.rows, 0)
+    assert np.isnan(measured.error).all()
+
+
+def test_with_one_block_there_is_nothing_to_measure():
+    query, key, value = clustered((1, 3, 60, 16), (1, 1, 60, 16), 16)
+    for block in (60, 64, 10**6):
+        result, measured = near_far(query, key, value, causal=True, block=block, sinks=4, tolerance=0.1, return_measured=True)
+        np.testing.assert_allclose(result.out, icecore.attention(query, key, value, causal=True), atol=1e-5)
+        assert not result.near_keys.any()
+        np.testing.assert_array_equal(measured.rows, 0)
+
+
+def test_heads_that_would_need_more_than_exact_attention_are_exact():
+    """By the prices of near keys and nodes."""
+    query, key, value = clustered((1, 3, 600, 16), (1, 1, 600, 16), 16)
+    exact = decode(icecore.attention(query, key, value))
+    near, dear = (near_far(query, key, value, **BOTH_WAYS, tolerance=0.1, prices=prices) for prices in ((0.01, 0.01), (50, 50)))
+    assert (near.near_keys < 500).any()
+    np.testing.assert_array_equal(dear.near_keys, 600 - 4)
+    np.testing.assert_array_equal(dear.captured_mass, 1)
+    np.testing.assert_allclose(dear.out, exact, atol=1e-5)
+
+
+def test_measuring_starts_from_a_given_threshold():
+    """Without a tolerance it stays in force; with one it is tested, and renewed."""
+    query, key, value = clustered((1, 3, 400, 16), (1, 1, 400, 16), 16)
+    options = CAUSAL | {"moments": MOMENTS[:1]}
+    fixed = near_far(query, key, value, **options, threshold=(1e-9, 0.5, 0.5))
+    started, measured = near_far(
+        query, key, value, **options, threshold=(1e-9, 0.5, 0.5), head_tolerance=(0.01, 0.01, 0.5), return_measured=True,
+    )
+    first = slice(64, 96)  # the first rows that see sealed keys
+    assert (fixed.near_keys[0, 0, first] == 32 - 4).all()
+    assert (fixed.near_keys[0, 1, first] < 32 - 4).any()
+    assert (measured.rows > 0).all()
+    exact = decode(icecore.attention(query, key, value, causal=True))
+    errors = head_error(started.out[0, :, 128:], exact[0, :, 128:])
+    assert errors[1] < 0.02
+    assert errors[2] > errors[1]
+    assert started.near_keys[0, 2, 128:].mean() < started.near_keys[0, 1, 128:].mean()
+
+
 @pytest.mark.parametrize("bad", [0, -0.1, 1, 1.5, np.nan, np.inf])
 def test_tolerances_that_cannot_be(bad):
     query, key, value = inputs((5, 8), (5, 8), 3)
@@ -575,6 +690,65 @@ def test_the_bound_on_missed_mass_holds(seed, size, outlier, tolerance):
     exact_mass = info.captured_mass * np.exp(lse.astype(np.float64) - exact_lse)
     assert np.all(1 - exact_mass <= info.missed_mass_bound + 1e-3)
     assert np.all((info.missed_mass_bound >= 0) & (info.missed_mass_bound <= 1))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("budget", [{"k": 16}, {"k": 64}, {"tolerance": 0.1}, {"k": 64, "far_field": False}], ids=str)
+def test_the_info_says_about_how_large_the_error_is(budget, causal):
+    """Of the output, and half that of the mass; with k of 32 rows."""
+    query, key, value = clustered((2, 4, 1500, 16), (2, 2, 1500, 16), 16)
+    query /= 2
+    with _cost_model.use(_cost_model.NearFarAlways()):
+        out, lse, info = icecore.attention(
+            query, key, value, causal=causal, window=64 if causal else None, return_lse=True, return_info=True, **budget,
+        )
+    exact, exact_lse = icecore.attention(query, key, value, causal=causal, return_lse=True)
+    rows = slice(200, None)
+    size = np.linalg.norm(exact, axis=-1)[..., rows]
+    mass = np.expm1(lse.astype(np.float64) - exact_lse)[..., rows]
+    distance = np.hypot(np.linalg.norm(out - exact, axis=-1)[..., rows], 0.5 * size * mass)
+    true = distance.sum(axis=-1) / size.sum(axis=-1)
+    assert info.error.shape == info.error_standard_error.shape == info.error_rows.shape == (2, 4)
+    assert info.error.dtype == info.error_standard_error.dtype == np.float32
+    assert info.error_rows.dtype == np.int32
+    assert (info.error_rows >= 32).all() if "tolerance" in budget else (info.error_rows == 32).all()
+    assert (np.abs(info.error - true) < 4 * info.error_standard_error + 0.2 * true).all()
+    assert f"max {info.error.max():.4f}" in str(info)
+
+
+def test_there_is_no_warning_where_a_tolerance_is_met():
+    """Where it is not, there is one: test_hostile_inputs.py."""
+    query, key, value = clustered((1, 2, 2048, 16), (1, 1, 2048, 16), 16)
+    with _cost_model.use(_cost_model.NearFarAlways()), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        icecore.attention(query, key, value, tolerance=0.1)
+        icecore.attention(query, key, value, k=10, causal=True, window=128, return_info=True)
+
+
+@pytest.mark.parametrize("last", [0, 1, 37, 300, 5000])
+@pytest.mark.parametrize("options", [{"k": 10}, {"tolerance": 0.2}, {"k": 10, "far_field": False}], ids=str)
+def test_the_last_queries_may_attend_exactly(last, options):
+    query, key, value = clustered((2, 4, 300, 16), (2, 2, 700, 16), 16)
+    mask = np.random.default_rng(0).random((2, 1, 300, 700)) < 0.9
+    cases = ((True, {"window": 64}), (True, {"window": 64, "attn_mask": mask}), (False, {"attn_mask": mask[0, :, :1]}))
+    for causal, more in cases:
+        with _cost_model.use(_cost_model.NearFarAlways()):
+            call = {"causal": causal, "return_lse": True, "return_info": True} | more | options
+            plain, out = (icecore.attention(query, key, value, **call | {"last_exact": n}) for n in (0, last))
+        more = {name: value for name, value in more.items() if name != "window"}
+        exact = icecore.attention(query, key, value, causal=causal, return_lse=True, return_info=True, **more)
+        rest, end = slice(0, max(300 - last, 0)), slice(max(300 - last, 0), 300)
+        for i in range(2):
+            assert_same_bits(out[i][:, :, rest], plain[i][:, :, rest])
+            np.testing.assert_allclose(out[i][:, :, end], exact[i][:, :, end], atol=1e-5)
+        np.testing.assert_array_equal(out[2].near_keys[:, :, end], exact[2].near_keys[:, :, end])
+        np.testing.assert_array_equal(out[2].captured_mass[:, :, end], 1)
+        for name in ("near_keys", "captured_mass", "summaries"):
+            assert_same_bits(getattr(out[2], name)[:, :, rest], getattr(plain[2], name)[:, :, rest])
+    with pytest.raises(ValueError, match="last_exact must be at least 0, got -1"):
+        icecore.attention(query, key, value, k=10, last_exact=-1)
+    with pytest.raises(TypeError, match="last_exact must be an integer, got float"):
+        icecore.attention(query, key, value, k=10, last_exact=1.5)
 
 
 @each_setting

@@ -341,7 +341,7 @@ def test_components_in_which_keys_do_not_differ_are_left_out_of_a_projection():
 
 
 def test_rows_that_may_be_padding_are_not_looked_at():
-    """Those that are not finite, and those whose squared norm is above 100 times the median, of an even number the upper one."""
+    """Those that are not finite, or whose squared norm is above 100 times the median, of an even number the upper one."""
     rows = np.full((8, 2), 1.0)
     rows[0], rows[1], rows[2] = (np.nan, 1), (1, np.inf), (1e30, 0)
     rows[3:] = np.array([1, 2, 3, 30, 31])[:, None]
@@ -531,23 +531,27 @@ def test_query_moments():
     np.testing.assert_array_equal(query_moments(long, 0), [[1]])
 
 
+@pytest.mark.parametrize("queries", [300, 400])
 @pytest.mark.parametrize("causal", [False, True])
-def test_cells_are_found_by_the_moments_of_the_queries_that_stand_at_the_keys(causal):
-    query, key, value = inputs((2, 4, 300, 3), (2, 2, 400, 3), 5, "float64")
-    seen = []
+def test_cells_are_found_by_the_moments_of_the_queries_that_stand_at_the_keys(causal, queries):
+    """Those of sinks included."""
+    query, key, value = inputs((2, 4, queries, 3), (2, 2, 400, 3), 5, "float64")
+    seen, offset = [], 400 - queries
 
     def tree_of(rows, values, size, seed, moments):
         (b, head, first), *_ = np.argwhere((key[..., :, :] == rows[0]).all(axis=-1))
         seen.append((b, head, first, first + len(rows), moments))
         return reference.build_tree(rows, values, cell_size=size, seed=seed, moments=moments)
 
-    options = {"k": 10, "causal": causal, "block": 64, "tree_of": tree_of}
+    options = {"k": 10, "causal": causal, "block": 64, "sinks": 9, "tree_of": tree_of}
     reference.near_far_attention(query, key, value, **options)
     assert len({each[:4] for each in seen}) == len(seen) >= 4
+    assert min(each[2] for each in seen) == 9
     for b, head, first, end, moments in seen:
-        begin, stop = (max(first - 100, 0), max(end - 100, 0)) if causal else (0, 300)
-        expected = query_moments(query[b, 2 * head : 2 * head + 2, begin:stop], 100 + begin)
-        if end <= 100 and causal:
+        start = 0 if first == 9 else first
+        begin, stop = (max(start - offset, 0), max(end - offset, 0)) if causal else (0, queries)
+        expected = query_moments(query[b, 2 * head : 2 * head + 2, begin:stop], offset + begin)
+        if end <= offset and causal:
             assert moments is None
         else:
             np.testing.assert_array_equal(moments, expected)

@@ -85,7 +85,7 @@ def test_the_curve_is_near_far_attention_at_each_threshold(case, all_cells):
         factor = sum(1 - c.summed_mass[g] for c in curves) / far if far else 1.0
         wrong = np.array([c.summed_mass[g] + factor * c.mean_mass[g] for c in curves]) - 1
         size = np.linalg.norm(exact, axis=-1)
-        expected = np.sqrt(((out - exact) ** 2).sum(axis=-1) + (size * wrong) ** 2)
+        expected = np.sqrt(((out - exact) ** 2).sum(axis=-1) + (size * wrong / 2) ** 2)
         np.testing.assert_allclose(row_errors(curves)[:, g], expected, atol=1e-12)
         assert head_error(curves)[0][g] == pytest.approx(expected.sum() / size.sum(), abs=1e-12)
     np.testing.assert_allclose([c.exact_out for c in curves], exact, atol=1e-12)
@@ -207,7 +207,7 @@ def test_a_wrong_mass_is_an_error_where_it_differs_between_rows():
     alike, apart = (made_up(np.zeros((2, G)), mass=[np.full(G, a), np.full(G, b)]) for a, b in ((0.8, 0.8), (0.9, 0.7)))
     np.testing.assert_allclose(head_error(alike)[0], 0, atol=1e-15)
     factor = 1 / (0.4 + 0.2)  # of the means' masses 0.4 and 0.2 of the true 0.5 each
-    expected = (abs(0.5 + factor * 0.4 - 1) + abs(0.5 + factor * 0.2 - 1)) / 2
+    expected = (abs(0.5 + factor * 0.4 - 1) + abs(0.5 + factor * 0.2 - 1)) / 2 / 2  # half of it counts
     np.testing.assert_allclose(head_error(apart)[0], expected)
 
 

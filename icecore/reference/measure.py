@@ -10,6 +10,8 @@ from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mas
 
 #: (G,): the grid of thresholds, largest first.
 THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
+#: So much of the relative error of the mass counts.
+MASS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ def mass_scale(curves):
 
 
 def row_errors(curves):
-    """(R, G): |o - o^| of each row, the relative error of its mass counting as one more component, of the length of o."""
+    """(R, G): |o - o^| of each row, half the relative error of its mass counting as one more component, of the length of o."""
     factor, errors = mass_scale(curves), []
     for c in curves:
         size, mass = np.linalg.norm(c.exact_out), c.summed_mass + factor * c.mean_mass  # mass: Z^ / Z
-        errors.append(np.sqrt(((c.exact_out - c.out) ** 2).sum(axis=1) + size**2 * (mass - 1) ** 2))
+        errors.append(np.sqrt(((c.exact_out - c.out) ** 2).sum(axis=1) + (MASS_SHARE * size * (mass - 1)) ** 2))
     return np.array(errors)
 
 

@@ -321,11 +321,11 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
         first, end = (max(first - offset, 0), max(end - offset, 0)) if causal else (0, queries)
         return query_moments(query[b, head * group : (head + 1) * group, first:end], offset + first)
 
-    def tree(b, head, first, end):
+    def tree(b, head, first, end, start):
         if (b, head, first, end) not in built:
             rows, values = key[b, head, first:end], value[b, head, first:end]
             built[b, head, first, end] = tree_of(
-                rows, values, sizes[head], segment_seed(seed, first, end - first), moments_of(b, head, first, end)
+                rows, values, sizes[head], segment_seed(seed, first, end - first), moments_of(b, head, start, end)
             )
         return first, built[b, head, first, end]
 
@@ -338,9 +338,11 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
             if keys == 0 or (causal and position < 0):
                 continue
             exact, ranges = exact_and_sealed(position, keys, causal=causal, block=block, sinks=sinks)
+            # where segments would begin without sinks: the queries of these count for their moments
+            whole = {end: start for start, end in exact_and_sealed(position, keys, causal=causal, block=block, sinks=0)[1]}
             result = attend_one(
                 query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i],
-                [tree(b, h // group, first, end) for first, end in ranges], exact,
+                [tree(b, h // group, first, end, whole[end]) for first, end in ranges], exact,
                 k=k, threshold=thresholds[h], all_cells=all_cells[h], far_field=far_field, visit=visit, scale=scale,
             )
             out[b, h, i], lse[b, h, i], near[b, h, i], mass[b, h, i], margin[b, h, i] = result
