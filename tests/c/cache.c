@@ -264,7 +264,7 @@ static void lying_arrays(void) {
         icecore_cache_options o = options(ICECORE_FLOAT32, 8, variant % 2 ? 3 : 0, 12);
         if (variant / 2) o.tolerance = 0.1f, o.dtype = ICECORE_BFLOAT16;
         file f = some_caches(&o, &s, 110);
-        for (int round = 0; round < 800; round++) {
+        for (int round = 0; round < 400; round++) {
             const lie told = tell_lie(&f);
             check_at("variant %d, round %d, array %s", variant, round, told.before.name);
             icecore_cache *mapped[2];
