@@ -164,7 +164,7 @@ static int learn(const ice_sample *s, const ice_curve *found, int64_t group, flo
 
 void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, void *scratch) {
     const int64_t group = ice_group(s->problem), rows = s->count * group;
-    const int with_rounding = s->renew && s->given->key_dtype != ice_panel_dtype(s->problem, s->kernels);
+    const int with_rounding = s->renew && s->given->key_dtype != s->problem->key_dtype;
     char *memory = scratch;
     if (!s->stack->nodes || rows == 0) return;
     ice_curve *found = take(&memory, (size_t)rows * sizeof *found);
