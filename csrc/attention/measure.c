@@ -8,7 +8,7 @@
 
 /* What rows weigh whose successors have been measured. */
 #define FADING 0.7
-/* The relative error of the mass counts half: with all of it pictures need twice the near keys, for an error of the output far below the tolerance. */
+/* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys, for an error of the output far below the tolerance. */
 #define MASS_SHARE 0.25
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define LEAST_ROWS 8.0
