@@ -22,7 +22,9 @@ MARGIN = 1.1
 #: Of exact attention's time: what a call may spend on sealing and measuring to find that a tolerance needs exact attention.
 TRIAL = 0.08
 #: Rows of a key head that are measured: causal, in all by the last one's keys (near_far.c); else queries of each head.
-MEASURED_ROWS, MEASURED_QUERIES = 100, 32
+MEASURED_ROWS, MEASURED_QUERIES = 100, 48
+#: Causal, by tolerance: rows are exact until some have been measured that see so many sealed blocks (measure.h).
+LEAST_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,8 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         sealed = np.maximum(blocks * window - sinks, 0)
         pairs = visible * (keys - visible) + visible * (visible + 1) / 2
         segments = sealed_sizes(int(blocks[0]), int(blocks[-1]), window)
+        if tolerance is not None:  # rows without a threshold are exact
+            sealed[: np.searchsorted(blocks, LEAST_BLOCKS) + 1] = 0
     else:
         seeing, sealed, pairs = np.array([queries]), np.array([max(keys - sinks, 0)]), queries * keys
         segments = sealed

@@ -154,16 +154,29 @@ def test_counts_both_ways():
 
 @pytest.mark.parametrize("window", [None, 50])
 def test_with_a_tolerance_near_far_is_counted_at_its_cheapest(window):
-    """Which keys are near is not known: parents alone are scored, and some rows are attended exactly as well."""
+    """Which keys are near is not known: parents alone are scored, and some rows are attended exactly as well.
+
+    Causal: those of the first block, which nothing was measured for, are exact.
+    """
     by_k, work = (work_of(300, 1000, window, 8, **options) for options in ({}, {"k": 1, "tolerance": 0.1}))
     assert (by_k.counted, by_k.measured_pairs) == (True, 0)
     assert (work.counted, work.near_pairs) == (False, 0)
     assert work.nodes == pytest.approx(work.sealed_pairs / 256)
-    for name in ("pairs", "window_pairs", "sealed_pairs", "distances", "sealed_rows"):
+    exact = 0 if window is None else 12 * 50 * (13 * 50 - 8)
+    assert work.window_pairs == by_k.window_pairs + exact
+    assert work.sealed_pairs == by_k.sealed_pairs - exact
+    for name in ("pairs", "distances", "sealed_rows"):
         assert getattr(work, name) == getattr(by_k, name)
     last = 992 if window is None else 18 * 50 - 8  # sealed keys of the last query
-    rows = 32 * 2 if window is None else 100
+    rows = 48 * 2 if window is None else 100
     assert work.measured_pairs == 6 * last * rows
+
+
+@pytest.mark.parametrize("length", [100, 200])
+def test_a_prompt_is_exact_until_rows_that_see_two_sealed_blocks_are_measured(length):
+    work = work_of(length, length, 50, 0, tolerance=0.1)
+    assert work.sealed_pairs == 0
+    assert work_of(201, 201, 50, 0, tolerance=0.1).sealed_pairs == 12 * 150
 
 
 def test_near_keys_and_nodes_to_be_expected():

@@ -12,6 +12,9 @@
 #define MASS_SHARE 0.25
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define LEAST_ROWS 8.0
+/* Standard errors that are added to an error before it is held against the tolerance.  (With one, 88 to 93 % of SmolLM2's heads at 8k are within 1.3 x a
+ * tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
+#define CAUTION 2.0
 
 static void *take(char **scratch, size_t bytes) {
     void *taken = *scratch;
@@ -116,7 +119,7 @@ static int passing_level(const ice_measured *m, double tolerance) {
     int passing = -1;
     for (int g = ICE_GRID - 1; g >= 0; g--) {
         const double error = m->error[g] / m->norm;
-        if (!(error + standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <= tolerance)) break;
+        if (!(error + CAUTION * standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <= tolerance)) break;
         passing = g;
     }
     return passing;

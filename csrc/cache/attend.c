@@ -50,7 +50,7 @@ static void plan_measuring(attend_call *call, int by_tolerance) {
     if (!q->known) {
         call->renews = 1;
         call->measured = usable < q->capacity ? usable : q->capacity;
-        if (call->measured >= 8 && call->blocks > 0) call->measuring = MEASURED_AFTER;
+        if (call->measured >= 8 && call->blocks >= ICE_LEAST_BLOCKS) call->measuring = MEASURED_AFTER;
     } else if (call->blocks > c->sealed && c->sealed > 0 && ice_is_measured(c->sealed, q->last, q->renewed, one_in, &call->renews)) {
         const int64_t wanted = ice_measured_queries(q->group, call->renews);
         call->measured = usable < wanted ? usable : wanted;

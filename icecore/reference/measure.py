@@ -12,6 +12,8 @@ from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mas
 THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
 #: So much of the relative error of the mass counts.
 MASS_SHARE = 0.5
+#: Standard errors that are added to an error before it is held against the tolerance.
+CAUTION = 2.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def head_error(curves, weights=None):
 
 
 def choose_threshold(error, standard_error, tolerance):
-    """The largest threshold that passes, error + standard_error (G,) <= tolerance, as do all smaller ones; None without one."""
-    failing = np.flatnonzero(~(error + standard_error <= tolerance))
+    """The largest threshold that passes, error + CAUTION standard_error (G,) <= tolerance, as do all smaller ones; or None."""
+    failing = np.flatnonzero(~(error + CAUTION * standard_error <= tolerance))
     passing = THRESHOLDS[failing[-1] + 1 :] if len(failing) else THRESHOLDS
     return float(passing[0]) if len(passing) else None
