@@ -73,8 +73,9 @@ class AttentionInfo:
     error : ndarray of float32, shape (..., H), or None
         With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
         that were in force before these rows were known (not causal: with those they led to); half the relative error of the
-        mass (the error of lse) counts as one more component. Of near/far rows alone, and 0 where a head was exact; NaN where no row was measured. With k: the same of 32 rows of the
-        result. An estimate from `error_rows` rows, give or take `error_standard_error`. None where the path is not near/far.
+        mass (the error of lse) counts as one more component. Of near/far rows alone, and 0 where a head was exact; NaN where no
+        row was measured. With k: the same of 32 rows of the result. An estimate from `error_rows` rows, give or take
+        `error_standard_error`. None where the path is not near/far.
     error_standard_error : ndarray of float32, shape (..., H), or None
     error_rows : ndarray of int32, shape (..., H), or None
     """
