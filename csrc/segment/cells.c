@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "base/random.h"
 #include "segment/lifting.h"
+#include "segment/metric.h"
 
 /* Twice: assign all rows, sort them by cell, move the parents to the means (the second time only if that is wanted). */
 enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };
@@ -22,12 +23,29 @@ static const float *read_lifted(const ice_cells *c, int64_t row, float *buffer) 
     return buffer;
 }
 
-/* `x` as rows are compared, into `target`. */
-static void place(const ice_cells *c, const float *x, float *target) {
-    if (c->projection.rows)
-        c->kernels->row_scores(x, c->rows.dim, ICECORE_FLOAT32, c->projection.rows, c->rows.dim, c->projection.count, target);
-    else
-        memcpy(target, x, (size_t)c->width * sizeof *target);
+static float bias_of(const float *parent, int64_t width) {
+    double squared = 0.0;
+    for (int64_t t = 0; t < width; t++) squared += (double)parent[t] * (double)parent[t];
+    return (float)(-0.5 * squared);
+}
+
+/* Makes `x` the parent of a cell.  Few parents take the projection on themselves, Px.Py = x.P'Py; for many it pays to project each row. */
+static void place(const ice_cells *c, const float *x, int64_t cell) {
+    float *parent = c->parents + cell * c->width, image[ICE_MOST_PROJECTED];
+    const ice_projection *p = &c->projection;
+    if (!p->rows) {
+        memcpy(parent, x, (size_t)c->width * sizeof *parent);
+        c->bias[cell] = bias_of(parent, c->width);
+        return;
+    }
+    c->kernels->row_scores(x, c->rows.dim, ICECORE_FLOAT32, p->rows, c->rows.dim, p->count, image);
+    c->bias[cell] = bias_of(image, p->count);
+    if (!c->pulled_back) {
+        memcpy(parent, image, (size_t)p->count * sizeof *parent);
+        return;
+    }
+    memset(parent, 0, (size_t)c->width * sizeof *parent);
+    c->kernels->row_weighted_sum(image, p->count, ICECORE_FLOAT32, p->rows, c->rows.dim, c->rows.dim, 1.0f, parent);
 }
 
 /* Numbers that a row may take, also before its projection. */
@@ -43,20 +61,12 @@ void ice_cells_end(ice_cells *c) {
     memset(c, 0, sizeof *c);
 }
 
-static void begin_assigning(ice_cells *c) {
-    for (int64_t i = 0; i < c->cells; i++) {
-        const float *parent = c->parents + i * c->width;
-        double squared = 0.0;
-        for (int64_t t = 0; t < c->width; t++) squared += (double)parent[t] * parent[t];
-        c->bias[i] = (float)(-0.5 * squared);
-    }
-    c->next = 0;
-}
-
 icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
                                int64_t cells, int steps, int means, uint64_t seed) {
+    const int64_t dim = rows.dim, count = projection.rows ? projection.count : 0;
+    const int pulled_back = count && cells * dim <= count * (dim + cells);   /* multiplications of a row */
     *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .lifting = lifting, .cells = cells, .steps = steps, .means = means,
-                     .width = projection.rows ? projection.count : rows.dim + (lifting > 0)};
+                     .pulled_back = pulled_back, .width = count && !pulled_back ? count : dim + (lifting > 0)};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
     c->label = ice_alloc(rows.count, sizeof(int32_t));
     c->order = ice_alloc(rows.count, sizeof(int32_t));
@@ -79,10 +89,9 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
         pick[i] = picked;
         const float *x = rows.read(rows.context, picked, buffer);
         if (c->lifted) c->lifted[picked] = ice_last_coordinate(x, rows.dim, lifting);
-        place(c, read_lifted(c, picked, buffer), c->parents + i * c->width);
+        place(c, read_lifted(c, picked, buffer), i);
     }
     ice_free(buffer);
-    begin_assigning(c);
     return ICECORE_OK;
 }
 
@@ -112,8 +121,9 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
         best[lane] = -INFINITY;
         best_index[lane] = 0.0f;
     }
-    c->kernels->to_panel(x, c->projection.rows ? c->rows.dim : c->width, c->projection.rows ? read : panel);
-    if (c->projection.rows) c->kernels->scores(read, c->rows.dim, lanes, c->projection.rows, c->rows.dim, c->width, panel);
+    const int projects = c->projection.rows && !c->pulled_back;
+    c->kernels->to_panel(x, projects ? c->rows.dim : c->width, projects ? read : panel);
+    if (projects) c->kernels->scores(read, c->rows.dim, lanes, c->projection.rows, c->rows.dim, c->width, panel);
     for (int64_t i = 0; i < c->cells; i += ICE_KEY_BLOCK) {
         int64_t block = c->cells - i < ICE_KEY_BLOCK ? c->cells - i : ICE_KEY_BLOCK;
         c->kernels->scores(panel, c->width, lanes, c->parents + i * c->width, c->width, block, scores);
@@ -134,7 +144,7 @@ static void mean_of_cell(void *context, int64_t index, void *scratch) {
         for (int64_t t = 0; t < wide; t++) mean[t] += x[t];
     }
     for (int64_t t = 0; t < wide; t++) mean[t] *= inverse;
-    place(c, mean, c->parents + cell * c->width);
+    place(c, mean, cell);
 }
 
 void ice_group_by_label(const int32_t *label, int64_t count, int64_t groups, int32_t *order, int64_t *offset) {
@@ -191,7 +201,7 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
             c->stage = MEANS;
         }
         if (c->stage == MEANS_AGAIN && !c->means) c->stage = DONE;
-        if (c->stage == ASSIGN_AGAIN) begin_assigning(c);
+        if (c->stage == ASSIGN_AGAIN) c->next = 0;
     }
     return ICECORE_OK;
 }

@@ -21,7 +21,8 @@ typedef struct {
     ice_rows rows;
     ice_projection projection;
     float lifting;             /* c, or 0 for none; not with a projection */
-    int64_t width;             /* of what is compared: dim, dim + 1 where lifted, the projection's count */
+    int pulled_back;           /* whether rows are compared as they are with P'P of the parents, P being the projection */
+    int64_t width;             /* of what is compared: dim, dim + 1 where lifted, the projection's count where it is not pulled back */
     int64_t cells;             /* shrinks when empty cells vanish */
     int means;                 /* whether the parents shall be the means of their rows in the end; else they are not to be read then */
     float *parents;            /* cells x width, as they are compared */
@@ -29,7 +30,7 @@ typedef struct {
     int32_t *order;            /* rows, cell by cell, ascending within each */
     int64_t *offset;           /* cells + 1 */
     float *lifted;             /* rows: the last coordinate, where lifted */
-    float *bias;               /* cells: -|parent|^2 / 2 */
+    float *bias;               /* cells: -|parent|^2 / 2, of the projected parent where there is a projection */
     int steps;                 /* Lloyd steps that are left */
     int stage;
     int64_t next;              /* panel or cell at which the stage goes on */
