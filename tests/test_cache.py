@@ -239,7 +239,7 @@ def test_a_cache_that_saw_no_queries_goes_by_its_keys():
     np.testing.assert_array_equal(info.near_keys, expected.near_keys[0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("tolerance", [0.1, 0.02])
 @pytest.mark.parametrize("how", ["attended", "one by one", "appended", "unseen"])
 def test_a_tolerance_is_kept(dtype, tolerance, how):
@@ -254,6 +254,24 @@ def test_a_tolerance_is_kept(dtype, tolerance, how):
     rounding = 0 if dtype == "float32" else 0.008
     assert head_error(out, exact[:, begin:]).max() < 1.5 * tolerance + rounding
     assert near[:, -100:].mean() < 0.75 * 1100  # and it is not exact
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_caches_of_16_bits_measure_against_what_they_hold(isa, dtype):
+    """The rows as they were given are not theirs to read any more."""
+    query, key, value = tokens(1200)
+    query /= 2
+    exact = decode(icecore.attention(query, key, value, causal=True))
+    results = []
+    for _ in range(2):
+        cache = icecore.KVCache(2, DIM, tolerance=0.05, dtype=dtype, window=64, sinks=SINKS)
+        out, _, _ = run(cache, query, key.copy(), value.copy(), [400, 1, 500, 299])
+        info = cache.attend(query[:, -1:], return_info=True)[1]
+        assert head_error(out, exact).max() < 1.5 * 0.05
+        assert ((0 < info.error) & (info.error < 1.5 * 0.05)).all()
+        results.append((out, info.error))
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_the_measured_error_is_about_the_true_one():

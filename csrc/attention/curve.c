@@ -267,12 +267,6 @@ static void place_rows(ice_panel *panel, const ice_sample *s) {
     }
 }
 
-static void *take(char **scratch, size_t bytes) {
-    void *taken = *scratch;
-    if (*scratch) *scratch += ice_round_up(bytes);
-    return taken;
-}
-
 /* Measures and lays out by the same code: with NULL, returns the bytes that are needed. */
 static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch) {
     const size_t count = (size_t)nodes, wide = (size_t)value_dim * sizeof(float);
@@ -282,7 +276,7 @@ static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch
     void *place[sizeof bytes / sizeof *bytes];
     size_t total = 0;
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
-        place[i] = take(&scratch, bytes[i]);
+        place[i] = ice_take(&scratch, bytes[i]);
         total += ice_round_up(bytes[i]);
     }
     own->begin = place[0], own->end = place[1], own->mean_value = place[2], own->log2_count = place[3], own->opened = place[4];

@@ -16,12 +16,6 @@
  * tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
 #define CAUTION 2.0
 
-static void *take(char **scratch, size_t bytes) {
-    void *taken = *scratch;
-    *scratch += ice_round_up(bytes);
-    return taken;
-}
-
 static float tolerance_of(const icecore_near_far *options, int64_t head) {
     return options->head_tolerance ? options->head_tolerance[head] : options->tolerance;
 }
@@ -170,9 +164,9 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
     const int with_rounding = s->renew && s->given->key_dtype != s->problem->key_dtype;
     char *memory = scratch;
     if (!s->stack->nodes || rows == 0) return;
-    ice_curve *found = take(&memory, (size_t)rows * sizeof *found);
-    ice_rule *traced = take(&memory, (size_t)group * sizeof *traced);
-    uint8_t *again = take(&memory, (size_t)group);
+    ice_curve *found = ice_take(&memory, (size_t)rows * sizeof *found);
+    ice_rule *traced = ice_take(&memory, (size_t)group * sizeof *traced);
+    uint8_t *again = ice_take(&memory, (size_t)group);
     memcpy(traced, rules, (size_t)group * sizeof *traced);
     ice_trace(s, traced, found, with_rounding, memory);
     int left = 0;

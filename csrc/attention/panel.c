@@ -5,13 +5,8 @@
 #include "attention/nonfinite.h"
 #include "base/memory.h"
 
-static void *take(char **scratch, int64_t count, size_t size) {
-    void *taken = *scratch;
-    *scratch += ice_round_up((size_t)count * size);
-    return taken;
-}
-
-static float *take_floats(char **scratch, int64_t count) { return take(scratch, count, sizeof(float)); }
+static float *take_floats(char **scratch, int64_t count) { return ice_take(scratch, (size_t)count * sizeof(float)); }
+static uint16_t *take_halves(char **scratch, int64_t count) { return ice_take(scratch, (size_t)count * sizeof(uint16_t)); }
 
 int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
     const ice_bf16_kernels *bf16 = kernels->bf16;
@@ -40,10 +35,10 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     panel->keys = take_floats(&free_space, ICE_KEY_BLOCK * p->dim);
     panel->values = take_floats(&free_space, ICE_KEY_BLOCK * p->value_dim);
     if (ice_panel_is_bf16(p, kernels)) {
-        panel->rounded_rows = take(&free_space, p->dim * ICE_PANEL, sizeof(uint16_t));
-        panel->query_pairs = take(&free_space, (p->dim + 1) * ICE_PANEL, sizeof(uint16_t));
-        panel->weight_pairs = take(&free_space, ICE_KEY_BLOCK * ICE_PANEL, sizeof(uint16_t));
-        panel->packed_values = take(&free_space, ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
+        panel->rounded_rows = take_halves(&free_space, p->dim * ICE_PANEL);
+        panel->query_pairs = take_halves(&free_space, (p->dim + 1) * ICE_PANEL);
+        panel->weight_pairs = take_halves(&free_space, ICE_KEY_BLOCK * ICE_PANEL);
+        panel->packed_values = take_halves(&free_space, ICE_KEY_BLOCK * p->value_dim);
     }
     const float *query[ICE_PANEL];
     for (int lane = 0; lane < lanes; lane++) {

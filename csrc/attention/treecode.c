@@ -30,12 +30,6 @@
 /* Lanes of the widest vectors. */
 #define WIDEST 16
 
-static char *take(char **scratch, size_t bytes) {
-    char *taken = *scratch;
-    *scratch += ice_round_up(bytes);
-    return taken;
-}
-
 size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t levels, int64_t nodes) {
     size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
     size_t lanes = (size_t)(p->value_dim * 2) * ICE_PANEL * sizeof(float);
@@ -47,24 +41,24 @@ size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *op
 ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch,
                                    char **rest) {
     size_t nodes = (size_t)stack->nodes, keys = options->far_field ? 0 : (size_t)stack->keys;
-    ice_treecode *t = (ice_treecode *)take(&scratch, sizeof *t);
+    ice_treecode *t = ice_take(&scratch, sizeof *t);
     t->problem = p;
     t->options = options;
     t->rules = NULL;
     t->stack = stack;
-    t->scores = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
-    t->risk = (float *)take(&scratch, nodes * ICE_PANEL * sizeof(float));
-    t->open = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
-    t->mask.hidden = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
-    t->mask.cut = (uint64_t *)take(&scratch, nodes * sizeof(uint64_t));
-    t->count = (float *)take(&scratch, nodes * sizeof(float));
-    t->run = (ice_node_run *)take(&scratch, nodes * sizeof(ice_node_run));
-    t->spread = (ice_spread *)take(&scratch, (size_t)stack->levels * sizeof(ice_spread));
-    t->near_accumulator = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
-    t->guess = (float *)take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
-    t->visited = (float *)take(&scratch, keys * sizeof(float));
-    t->visited_copy = (float *)take(&scratch, keys * sizeof(float));
-    t->visited_value = (const void **)take(&scratch, keys * sizeof(void *));
+    t->scores = ice_take(&scratch, nodes * ICE_PANEL * sizeof(float));
+    t->risk = ice_take(&scratch, nodes * ICE_PANEL * sizeof(float));
+    t->open = ice_take(&scratch, nodes * sizeof(uint64_t));
+    t->mask.hidden = ice_take(&scratch, nodes * sizeof(uint64_t));
+    t->mask.cut = ice_take(&scratch, nodes * sizeof(uint64_t));
+    t->count = ice_take(&scratch, nodes * sizeof(float));
+    t->run = ice_take(&scratch, nodes * sizeof(ice_node_run));
+    t->spread = ice_take(&scratch, (size_t)stack->levels * sizeof(ice_spread));
+    t->near_accumulator = ice_take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    t->guess = ice_take(&scratch, (size_t)p->value_dim * ICE_PANEL * sizeof(float));
+    t->visited = ice_take(&scratch, keys * sizeof(float));
+    t->visited_copy = ice_take(&scratch, keys * sizeof(float));
+    t->visited_value = ice_take(&scratch, keys * sizeof(void *));
     *rest = scratch;
     return t;
 }
