@@ -23,6 +23,8 @@ MARGIN = 1.1
 TRIAL = 0.08
 #: Rows of a key head that are measured: causal, in all by the last one's keys (near_far.c); else queries of each head.
 MEASURED_ROWS, MEASURED_QUERIES = 100, 48
+#: At most so many times that where the tolerance is fine (measure.h).
+MOST_TIMES_MEASURED = 4
 #: Causal, by tolerance: rows are exact until some have been measured that see so many sealed blocks (measure.h).
 LEAST_BLOCKS = 2
 
@@ -233,6 +235,11 @@ def stores_bfloat16(bfloat16, rounding):
     return (bfloat16 or rounding) and _native.isa() in NATIVE_BFLOAT16
 
 
+def times_measured(tolerance):
+    """How many times as many rows a fine tolerance takes: of fewer than 1 / tolerance none may be the one that misses all."""
+    return min(max(int(1 / (MEASURED_QUERIES * tolerance) + 0.5), 1), MOST_TIMES_MEASURED)
+
+
 @functools.lru_cache(maxsize=1024)  # the layers of a model ask for the same
 def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolerance, window, sinks, cell_size, threads):
     """The `Work` of one call, with the near keys and nodes to be expected.
@@ -273,7 +280,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         near_pairs=0.0 if tolerance is not None else float(rows @ expected_near_keys(sealed, k, cell_size)),
         sealed_pairs=float(rows @ sealed),
         measured_pairs=0.0 if tolerance is None else heads * float(sealed.max(initial=0)) * (
-            MEASURED_ROWS if causal else MEASURED_QUERIES * group
+            times_measured(tolerance) * (MEASURED_ROWS if causal else MEASURED_QUERIES * group)
         ),
         # all parents and the 16 cells of one, twice: before and after the Lloyd step
         distances=heads * float(segments @ (2 * (segments / (16 * cell_size) + 16))),

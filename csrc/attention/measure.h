@@ -26,6 +26,13 @@ static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed,
     *renews = renewed == 0 || blocks >= 2 * renewed;
     return *renews || one_in * (blocks - last) >= blocks;
 }
+/* Of fewer rows than 1 / tolerance none may be the one that misses everything: in units of a panel's rows, at most four.  (At 0.005 one panel's left
+ * made-up heads at four times the tolerance.) */
+#define ICE_MOST_PANELS_MEASURED 4
+static inline int64_t ice_panels_measured(float tolerance) {
+    const float wanted = 1.0f / (ICE_PANEL * tolerance) + 0.5f;
+    return wanted < 2.0f ? 1 : wanted < ICE_MOST_PANELS_MEASURED ? (int64_t)wanted : ICE_MOST_PANELS_MEASURED;
+}
 /* And of how many queries: about 32 rows of all query heads together, or 12. */
 static inline int64_t ice_measured_queries(int64_t group, int renews) {
     const int64_t least = renews ? 8 : 3, wanted = (renews ? 32 : 12) / group;

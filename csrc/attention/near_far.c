@@ -2,6 +2,7 @@
  *
  * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A panel of their rows is a task
  * (treecode.h).  By tolerance, some rows of a step are measured (measure.h) when the next one is sealed, and say how far that one's open. */
+#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -57,17 +58,24 @@ static int64_t now(void) {
 
 /* ---- Measuring ---- */
 
-/* Not causal: queries of each head, as many as a panel has lanes.  (With 32, 2 % of made-up heads were above 1.3 x the tolerance, with 48 half a per cent;
- * and pictures need fewer near keys, since the standard error is smaller.) */
+/* Not causal: at once, of each head.  (With 32 instead of 48, 2 % of made-up heads were above 1.3 x the tolerance instead of half a per cent; and
+ * pictures need fewer near keys, since the standard error is smaller.) */
 #define QUERIES_AT_ONCE ICE_PANEL
 
+static float least_tolerance(const icecore_near_far *options, int64_t query_heads) {
+    float least = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
+    for (int64_t h = 1; options->head_tolerance && h < query_heads; h++) least = fminf(least, options->head_tolerance[h]);
+    return least;
+}
+
 static void plan_measuring(near_far_call *call) {
+    const int64_t panels = ice_panels_measured(least_tolerance(call->options, call->problem->query_heads));
     int64_t last = 0, renewed = 0, since = 0;
     for (int64_t i = 0; i < call->steps; i++) {
         step *s = &call->step[i];
         const int64_t queries = s->end_query - s->first_query;
         if (!call->problem->causal) {
-            s->measured = queries < QUERIES_AT_ONCE ? queries : QUERIES_AT_ONCE;
+            s->measured = queries < panels * QUERIES_AT_ONCE ? queries : panels * QUERIES_AT_ONCE;
             s->stands_for = queries;
             s->renews = 1;
             continue;
@@ -75,7 +83,7 @@ static void plan_measuring(near_far_call *call) {
         if (s->blocks < ICE_LEAST_BLOCKS) continue;
         since += queries;
         if (!ice_is_measured(s->blocks, last, renewed, ICE_NEW_IN_PROMPT, &s->renews)) continue;
-        const int64_t wanted = ice_measured_queries(ice_group(call->problem), s->renews);
+        const int64_t wanted = panels * ice_measured_queries(ice_group(call->problem), s->renews);
         s->measured = queries < wanted ? queries : wanted;
         s->stands_for = since;
         since = 0;
@@ -90,7 +98,7 @@ static void measure(near_far_call *call, const step *s, const ice_stack *stack, 
     if (!s->measured) return;
     const int64_t begin = now(), queries = s->end_query - s->first_query, stride = queries / s->measured;
     const int64_t first = s->end_query - 1 - (s->measured - 1) * stride;
-    int64_t position[ICE_PANEL];
+    int64_t position[ICE_MOST_PANELS_MEASURED * QUERIES_AT_ONCE];
     for (int64_t i = 0; i < s->measured; i++) position[i] = p->keys - p->queries + first + i * stride;
     ice_sample sample = {
         .problem = p, .given = call->given, .query = p->query, .position = position, .count = s->measured, .options = call->options,
