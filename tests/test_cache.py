@@ -491,6 +491,28 @@ def test_forks_go_their_own_ways(isa):
     assert child.validate()
 
 
+@pytest.mark.parametrize("keep", [1000, 1024, 1030])
+def test_what_another_cache_forgets_and_writes_anew_is_not_in_a_fork(keep):
+    """A segment that the fork is still building goes on reading the tokens that both had."""
+    query, key, value = inputs((1, 1700, 64), (1, 1700, 64), 64, "float32", 0)
+
+    def decoded(goes_astray):
+        parent = icecore.KVCache(1, 64, k=64, window=512, sinks=0)
+        parent.append(key[:, :1010], value[:, :1010])
+        for i in range(1010, 1030):  # from token 1024 on the first two blocks are on their way to one segment
+            parent.append(key[:, i : i + 1], value[:, i : i + 1])
+            parent.attend(query[:, i : i + 1])
+        fork = parent.fork()
+        for cache in (parent, fork):  # the first goes on in place, the other one copies
+            cache.append(key[:, 1030:1031], value[:, 1030:1031])
+        if goes_astray:
+            parent.truncate(keep)
+            parent.append(value[:, :60], key[:, :60])
+        return run(fork, query, key, value, [1] * (1700 - 1031))[0]
+
+    np.testing.assert_array_equal(decoded(True), decoded(False))
+
+
 def test_a_fork_outlives_its_parent():
     query, key, value = tokens(300)
     parent = icecore.KVCache(2, DIM, k=24, **SET)

@@ -122,7 +122,7 @@ static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_
     const int64_t end = c->length + count;
     if (r && !r->mapped && end <= r->first + r->capacity) {
         int64_t filled = c->length;
-        if (atomic_load(&r->writers) == 1) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
+        if (atomic_load(&r->writers) == 1 && filled >= atomic_load(&r->read_end)) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
         if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
     }
     ice_open_rows *own = new_rows(c, first, end - first + spare);

@@ -50,6 +50,12 @@ void ice_open_rows_share(ice_open_rows *r, int writes) {
     if (writes) atomic_fetch_add(&r->writers, 1);
 }
 
+void ice_open_rows_share_reading(ice_open_rows *r, int64_t end) {
+    int64_t before = atomic_load(&r->read_end);
+    while (before < end && !atomic_compare_exchange_weak(&r->read_end, &before, end)) {}
+    ice_open_rows_share(r, 0);
+}
+
 void ice_open_rows_release(ice_open_rows *r, int writes) {
     if (!r) return;
     if (writes) atomic_fetch_sub(&r->writers, 1);

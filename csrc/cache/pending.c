@@ -28,7 +28,7 @@ icecore_status ice_pending_begin(const ice_source *source, const ice_stack *stac
     }
     p->total = p->sealing.left;
     p->open = open;
-    ice_open_rows_share(open, 0);
+    ice_open_rows_share_reading(open, end);
     *result = p;
     return ICECORE_OK;
 }
