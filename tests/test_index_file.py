@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import icecore
-from icecore import _array_file
+from icecore import _array_file, _index
 from icecore._index import FILE
 
 DIM = 6
@@ -780,3 +780,53 @@ def test_the_file_of_an_index_in_a_file(tmp_path):
     file.seek(6)
     _array_file.write(FILE, index._parameters, index._native.write, file)
     assert file.getvalue()[6:] == index_bytes(index)
+
+
+# ---- More segments than an index has ----
+
+
+def one_vector_segments(count):
+    """A file whose arrays all fit one another: `count` vectors, each in a segment of its own."""
+    vectors = np.float32(normal(0, count, DIM))
+    arrays = [("header", "l", np.array([count, 0, count, count, 0, count]))]
+    arrays += [("vectors", "f", vectors), ("ids", "l", np.arange(count))]
+    for n in range(count):
+        arrays += [(f"segment{n}.shape", "l", np.array([1, 1, 1])), (f"segment{n}.layer0.offset", "l", np.array([0, 1]))]
+    for n in range(count):
+        arrays += [(f"segment{n}.order", "i", np.array([n], np.int32)), (f"segment{n}.layer0.mean", "f", vectors[n].copy())]
+        arrays += [(f"segment{n}.{name}", "f", np.zeros(1, np.float32)) for name in ("layer0.scale", "layer0.bias", "lifting")]
+        arrays += [(f"segment{n}.layer0.code", "b", np.full(8, 128, np.uint8)[: -(-DIM // 4) * 4])]
+    arrays += [("open", "i", np.empty(0, np.int32)), ("state", "b", np.ones(count, np.uint8))]
+    arrays += [("home", "b", np.arange(count, dtype=np.uint8))]
+
+    def give(take):
+        take([(name, kind, array.size) for name, kind, array in arrays], None)
+        for _, _, array in arrays:
+            if array.size:
+                take(None, array.tobytes())
+
+    return give
+
+
+def saved_segments(path, count):
+    parameters = _index._check_parameters(DIM, "l2", 0, 7, 1, None, "float32", 0)
+    _array_file.save(FILE, parameters, one_vector_segments(count), path)
+
+
+@pytest.mark.parametrize("count", [101, 199, 200])
+@opens
+def test_a_file_with_more_segments_than_an_index_ever_has_is_refused(tmp_path, count, opener):
+    saved_segments(tmp_path / "x.ice", count)
+    with pytest.raises(ValueError, match="more segments"):
+        opener(tmp_path / "x.ice")
+
+
+def test_an_index_goes_on_from_the_most_segments_that_a_file_may_have(tmp_path):
+    saved_segments(tmp_path / "x.ice", 100)
+    index = Index.load(tmp_path / "x.ice")
+    index.validate()
+    for i in range(3):
+        index.add(normal(i + 1, 1024, DIM))
+        index.validate()
+    assert len(index) == 100 + 3 * 1024
+    assert index.stats["segments"] < 10

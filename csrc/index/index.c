@@ -188,6 +188,7 @@ static icecore_status add(icecore_index *index, const float *vectors, const int6
     if (count == 0) return ICECORE_OK;
     icecore_status status = ice_merge_advance(index, 2 * count, count < ICE_OPEN_BLOCK ? 1 : threads);
     if (status != ICECORE_OK) return status;
+    if (index->open_count + count >= ICE_OPEN_BLOCK && !ice_index_has_room(index)) return ICECORE_ERROR_MEMORY;   /* for merges, all along */
     int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;
     memcpy(slot, index->open, (size_t)index->open_count * sizeof *slot);

@@ -11,8 +11,10 @@
 
 /* Vectors that are compared exactly before they are sealed. */
 #define ICE_OPEN_BLOCK 1024
-/* Numbers of segments fit a byte.  Two or three of each size class exist at a time, so this is never reached. */
+/* Numbers of segments fit a byte.  Two or three of each size class exist at a time; more where there is no memory to merge, or in a file that
+ * somebody else made: one may hold half of the numbers, so that there is room to go on from it. */
 #define ICE_MOST_SEGMENTS 200
+#define ICE_MOST_SAVED_SEGMENTS (ICE_MOST_SEGMENTS / 2)
 #define ICE_MOST_MERGES 48
 
 typedef struct {
@@ -59,6 +61,8 @@ icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threa
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
 ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting);
+/* Whether one more segment may be sealed: a number stays free for what a merge leads to, which is adopted before its parts are dropped. */
+int ice_index_has_room(const icecore_index *index);
 /* Puts a built segment in force: the slots in its order learn where they are.  There must be a free number. */
 void ice_index_adopt(icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */

@@ -122,13 +122,15 @@ static void map_all(ice_reader *r, icecore_index *index) {
     if (h[4]) memcpy(index->open, open->data, (size_t)h[4] * sizeof *index->open);
     for (int64_t i = 0; i < h[4]; i++)
         if (index->open[i] < 0 || index->open[i] >= index->slots.count) ice_refuse(r, "open", "names a slot that does not exist");
+    int segments = 0;
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
         for (int64_t i = 0; i < r->count && !r->failed; i++) {
             char name[48];
             snprintf(name, sizeof name, "segment%d.shape", n);
             if (strcmp(r->arrays[i].name, name) != 0) continue;
             const icecore_array *shape = ice_find(r, name, 'l', -1);
-            if (shape) map_segment(r, index, n, shape->data, shape->count);
+            if (++segments > ICE_MOST_SAVED_SEGMENTS) ice_refuse(r, "the file", "holds more segments than an index ever has");
+            else if (shape) map_segment(r, index, n, shape->data, shape->count);
         }
     if (!r->failed && r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to an index");
 }

@@ -52,6 +52,12 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
     };
 }
 
+int ice_index_has_room(const icecore_index *index) {
+    int unused = 0;
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) unused += !index->sealed[n].segment;
+    return unused > 1;
+}
+
 void ice_index_adopt(icecore_index *index, icecore_segment *segment) {
     int number = 0;
     while (index->sealed[number].segment) number++;
