@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import operator
+import threading
 
 import numpy as np
 
@@ -104,8 +106,8 @@ class KVCache:
     never more than 1.5 times the keys and values (int8: 0.47 times those of float32). Time of a step: about that of window +
     near keys + summaries (`AttentionInfo`).
 
-    Thread safety: calls on one cache wait for each other. Forks are caches of their own. Methods release the interpreter's
-    lock.
+    Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the
+    interpreter's lock. A signal handler that uses a cache which is at work in its thread gets a RuntimeError.
 
     References
     ----------
@@ -122,6 +124,29 @@ class KVCache:
     def _set(self, parameters):
         for name, value in parameters.items():
             setattr(self, name, value)
+        self._unlocked()
+
+    def _unlocked(self):
+        self._lock, self._is_at_work = threading.RLock(), False
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """All sequences are one cache: other threads wait; whoever interrupted this one is refused, or would wait for ever."""
+        with self._lock:
+            if self._is_at_work:
+                raise RuntimeError("the cache is at work in this thread; a signal handler cannot use it until that is done")
+            try:
+                self._is_at_work = True
+                yield
+            finally:
+                self._is_at_work = False
+
+    def _length(self):
+        return self._sequences[0].state()["length"]
+
+    def _state(self):
+        states = [sequence.state() for sequence in self._sequences]
+        return states[0] | {"bytes": sum(state["bytes"] for state in states)}
 
     def _native_parameters(self):
         return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, self.tolerance or 0.0,
@@ -129,7 +154,8 @@ class KVCache:
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one."""
-        return self._sequences[0].state()["length"]
+        with self._alone():
+            return self._length()
 
     def __repr__(self):
         budget = f"k={self.k}" if self.tolerance is None else f"{'plan, ' * (self.plan is not None)}tolerance={self.tolerance}"
@@ -145,8 +171,8 @@ class KVCache:
     def stats(self):
         """A dictionary: ``length``, ``evicted``, ``first_query`` (queries may stand at this token and after it), ``sealed``
         (tokens before this one lie in segments), ``segments`` of a head, ``open`` tokens (attended exactly), ``bytes``."""
-        states = [sequence.state() for sequence in self._sequences]
-        return states[0] | {"bytes": sum(state["bytes"] for state in states)}
+        with self._alone():
+            return self._state()
 
     # ---- Tokens ----
 
@@ -184,16 +210,18 @@ class KVCache:
             if queries.shape[2] != keys.shape[2]:
                 raise ValueError(f"queries has shape {queries.shape}, but keys has {keys.shape}; expected as many tokens")
             queries = native_view(queries) if queries.size else None
-        dtype, keys, values, before = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values), len(self)
-        try:
-            for i, sequence in enumerate(self._sequences):
-                one = slice(i, i + 1)
-                sequence.append(dtype, keys[one], values[one], None if queries is None else queries[one])
-        except BaseException:
-            for sequence in self._sequences:
-                if sequence.state()["length"] > before:
-                    sequence.truncate(before, 1)
-            raise
+        dtype, keys, values = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
+        with self._alone():
+            before = self._length()
+            try:
+                for i, sequence in enumerate(self._sequences):
+                    one = slice(i, i + 1)
+                    sequence.append(dtype, keys[one], values[one], None if queries is None else queries[one])
+            except BaseException:
+                for sequence in self._sequences:
+                    if sequence.state()["length"] > before:
+                        sequence.truncate(before, 1)
+                raise
 
     def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
         """Attention of the newest tokens' queries to all tokens up to their own.
@@ -226,8 +254,12 @@ class KVCache:
         threads = threads_for_call(num_threads) or 0
         queries = self._checked(queries, "queries", None, self.dim)
         scale = check_scale(scale, self.dim)
-        batch, heads, count, _ = queries.shape
         self._check_heads(queries)
+        with self._alone():
+            return self._attend(queries, scale, return_lse, return_info, out, threads)
+
+    def _attend(self, queries, scale, return_lse, return_info, out, threads):
+        batch, heads, count, _ = queries.shape
         for sequence in self._sequences:
             state = sequence.state()
             if count > state["length"]:
@@ -262,7 +294,7 @@ class KVCache:
             returned.append(lse.reshape(outer))
         if return_info:
             near, mass, bound, summaries = (a.reshape(outer) for a in info)
-            length = len(self)
+            length = self._length()
             visited = visited_fraction(near, summaries, length - count, length, True, self.window, self.sinks)
             measured = [None if a is None else a.reshape(outer[:-1]) for a in errors]
             names = ("error", "error_standard_error", "error_rows")
@@ -283,14 +315,19 @@ class KVCache:
             n is negative or more than there are, or some of the tokens that would remain were evicted.
         """
         threads = threads_for_call(num_threads) or 0
-        n, state = integer(n, "n", 0), self.stats
-        if n > state["length"]:
-            raise ValueError(f"n must be at most the {state['length']} tokens there are, got {n}")
-        if self.sinks < n < state["evicted"]:
-            expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
-            raise ValueError(f"n={n} would leave evicted tokens; expected {expected}")
-        for sequence in self._sequences:
-            sequence.truncate(n, threads)
+        n = integer(n, "n", 0)
+        with self._alone():
+            state = self._state()
+            if n > state["length"]:
+                raise ValueError(f"n must be at most the {state['length']} tokens there are, got {n}")
+            if self.sinks < n < state["evicted"]:
+                expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
+                raise ValueError(f"n={n} would leave evicted tokens; expected {expected}")
+            # all sequences or none, whatever interrupts
+            truncated = [sequence.fork() for sequence in self._sequences] if len(self._sequences) > 1 else self._sequences
+            for sequence in truncated:
+                sequence.truncate(n, threads)
+            self._sequences = truncated
 
     def evict(self, before):
         """Forget tokens before token `before`, the sinks aside: a sliding history.
@@ -303,7 +340,8 @@ class KVCache:
             Tokens before this one are forgotten now.
         """
         before = integer(before, "before", 0)
-        return max([sequence.evict(before) for sequence in self._sequences])
+        with self._alone():
+            return max([sequence.evict(before) for sequence in self._sequences])
 
     # ---- Copies ----
 
@@ -313,7 +351,8 @@ class KVCache:
         What there is, is shared and never changed; the first to append where both stood goes on in place, the other copies its
         open tokens (at most two windows). O(number of segments), whatever the length.
         """
-        return self._with([sequence.fork() for sequence in self._sequences])
+        with self._alone():
+            return self._with([sequence.fork() for sequence in self._sequences])
 
     def reorder(self, beam_indices):
         """Replace sequence i by a fork of sequence ``beam_indices[i]``; the batch becomes as long as `beam_indices`.
@@ -328,15 +367,17 @@ class KVCache:
         chosen = np.asarray(beam_indices)
         if chosen.dtype.kind not in "iu" or chosen.ndim != 1 or not chosen.size:
             raise ValueError(f"beam_indices must be a flat sequence of at least one integer, got {beam_indices!r}")
-        if chosen.min() < 0 or chosen.max() >= self.batch:
-            raise ValueError(f"beam_indices must lie in 0..{self.batch - 1}, got {chosen.min()}..{chosen.max()}")
-        self._sequences = [self._sequences[i].fork() for i in chosen]
-        self.batch = len(self._sequences)
+        with self._alone():
+            if chosen.min() < 0 or chosen.max() >= self.batch:
+                raise ValueError(f"beam_indices must lie in 0..{self.batch - 1}, got {chosen.min()}..{chosen.max()}")
+            self._sequences = [self._sequences[i].fork() for i in chosen]
+            self.batch = len(self._sequences)
 
     def _with(self, sequences):
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
         new._sequences = sequences
+        new._unlocked()
         return new
 
     # ---- Keeping it ----
@@ -397,6 +438,8 @@ class KVCache:
             new = object.__new__(cls)
             new._set(parameters)
             new._sequences, reason = _native.Cache.map(*new._native_parameters(), count, arrays, own)
+            if reason is None and len({sequence.state()["evicted"] for sequence in new._sequences}) > 1:
+                reason = "its sequences have forgotten different tokens"
             if reason is not None:
                 raise _array_file.Refused(reason)
         except ValueError as error:
@@ -410,7 +453,8 @@ class KVCache:
         return parameters | {"metric": to_text(self.metric)}
 
     def _give(self, take):
-        _native.Cache.write(self._sequences, take)
+        with self._alone():
+            _native.Cache.write(self._sequences, take)
 
     def __reduce__(self):
         buffer = io.BytesIO()
@@ -431,13 +475,15 @@ class KVCache:
         ValueError
             Naming what is wrong. Only a damaged file behind a `view`, or a defect of icecore, can cause it.
         """
-        for sequence in self._sequences:
-            fault = sequence.validate()
-            if fault is not None:
-                raise ValueError(f"the cache is damaged: {fault}")
-        if len({sequence.state()["length"] for sequence in self._sequences}) > 1:
-            raise ValueError("the cache is damaged: sequences of different lengths")
-        return True
+        with self._alone():
+            for sequence in self._sequences:
+                fault = sequence.validate()
+                if fault is not None:
+                    raise ValueError(f"the cache is damaged: {fault}")
+            for part in ("length", "evicted"):
+                if len({sequence.state()[part] for sequence in self._sequences}) > 1:
+                    raise ValueError(f"the cache is damaged: sequences that differ in what is {part}")
+            return True
 
     def _check_heads(self, queries):
         heads = queries.shape[1]
