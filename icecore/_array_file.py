@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import operator
 import os
-import secrets
 import struct
 import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from icecore._files import replacing
 
 #: Types of the core's arrays: (name in the file, bytes). 16-bit floats are named by the parameter dtype.
 TYPES = {"b": ("U8", 1), "i": ("I32", 4), "l": ("I64", 8), "f": ("F32", 4)}
@@ -81,18 +81,9 @@ def write(form, parameters, give, file):
 
 
 def save(form, parameters, give, path):
-    """Writes to a temporary name in the same folder, then renames: `path` is the old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(form, parameters, give, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """`path` is the old file or the whole new one."""
+    with replacing(path) as file:
+        write(form, parameters, give, file)
 
 
 def mapped(path):

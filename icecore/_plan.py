@@ -18,6 +18,7 @@ from icecore._attention import (
     check_tolerance,
     rounds,
 )
+from icecore._files import replacing
 
 FORMAT = 2
 #: Tolerances of heads lie within these. In a cache, exact heads get the least, those of the window alone the loosest.
@@ -216,8 +217,9 @@ class Plan:
     # ---- Files ----
 
     def save(self, path):
-        """Write it to a file, as JSON."""
-        Path(path).write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
+        """Write it to a file, as JSON; a file that is there is replaced as a whole."""
+        with replacing(path) as file:
+            file.write((json.dumps(self.content(), indent=1) + "\n").encode())
 
     def content(self):
         """The plan as plain dictionaries, lists and numbers; `from_content` makes a plan of them."""

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -169,10 +171,65 @@ def test_folders_that_do_not_fit(tmp_path):
         (tmp_path / "cache" / "cache.json").write_text(json.dumps(about | change))
         with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
             nn.NearFarCache.view(tmp_path / "cache")
+    for folder in ("..", "save-0", 3, f"save-{'0' * 16}"):
+        (tmp_path / "cache" / "cache.json").write_text(json.dumps(about | {"folder": folder}))
+        with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+            nn.NearFarCache.load(tmp_path / "cache")
     (tmp_path / "cache" / "cache.json").write_text(json.dumps(about))
-    (tmp_path / "cache" / "sliding.npz").write_bytes((tmp_path / "cache" / "sliding.npz").read_bytes()[:-100])
+    sliding = tmp_path / "cache" / about["folder"] / "sliding.npz"
+    sliding.write_bytes(sliding.read_bytes()[:-100])
     with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
         nn.NearFarCache.load(tmp_path / "cache")
+
+
+#: save(path, length): a cache of three layers. In processes of their own, so that threads of this one do not matter.
+SAVE = """
+import os, sys, time
+import numpy as np
+from icecore import nn
+def save(path, length):
+    held, cache = np.full((1, length, 8), length, np.float32), nn.NearFarCache(k=24)
+    for layer in range(3):
+        cache.attend(lambda q, k, v, *, layer: q, layer, held, held, held)
+    cache.advance(length)
+    cache.save(path)
+"""
+
+
+def test_files_of_two_caches_are_never_mixed_whoever_saves_and_loads(tmp_path):
+    path = tmp_path / "cache"
+    turns = "end = time.time() + 2\nwhile time.time() < end:\n    for length in (600, 610): save(sys.argv[1], length)"
+    savers = [subprocess.Popen([sys.executable, "-c", SAVE + turns, str(path)]) for _ in range(2)]
+    loads = 0
+    while loads < 30 or savers[0].poll() is None:
+        if not loads and not (path / "cache.json").exists():
+            assert savers[0].poll() is None
+            continue
+        cache = nn.NearFarCache.load(path)
+        assert {len(layer) for layer in cache._layers.values()} == {cache.length}
+        loads += 1
+    assert [saver.wait() for saver in savers] == [0, 0]
+    assert sorted(entry.name[:5] for entry in path.iterdir()) == ["cache", "lock", "save-"]
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("number", range(5))
+def test_a_process_that_dies_while_it_saves_leaves_a_whole_cache(tmp_path, number, after):
+    """Before or after it has renamed one of its five files."""
+    path, dying = tmp_path / "cache", f"""
+replace, calls = os.replace, []
+def dying(source, target):
+    calls.append(target)
+    if len(calls) == {number + 1} and not {after}: os._exit(9)
+    replace(source, target)
+    if len(calls) == {number + 1}: os._exit(9)
+save(sys.argv[1], 600)
+os.replace = dying
+save(sys.argv[1], 610)
+"""
+    assert subprocess.run([sys.executable, "-c", SAVE + dying, str(path)], check=False).returncode == 9
+    assert nn.NearFarCache.load(path).length == (610 if number == 4 and after else 600)
 
 
 @pytest.mark.parametrize("metric", [METRIC, METRIC[:, :, None] * np.eye(8)], ids=["diagonal", "full"])

@@ -1,22 +1,51 @@
 """A decoder's cache whose layers attend by near/far attention."""
 
+import contextlib
 import json
 import operator
-import os
+import re
 import secrets
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 import icecore
+from icecore._files import locked_folder, replacing
 
 from .cache import KeyValueCache, check_length
 
 VERSION = 2
 #: Queries at the end of a prompt that attend exactly.
 LAST_EXACT = 100
+#: What a save lies in, within the folder.
+FOLDER = re.compile("save-[0-9a-f]{16}")
+#: Seconds after which a save that nothing names is one of a process that died.
+FORGOTTEN = 24 * 3600
+
+
+def _holds_caches(path):
+    """Whether a folder is one of saved caches, perhaps of a first one on its way."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    return "cache.json" in names or (names != [] and all(name == "lock" or FOLDER.fullmatch(name) for name in names))
+
+
+def _folder_in_force(path):
+    try:
+        return json.loads((path / "cache.json").read_text())["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sweep(path, before, now):
+    """Remove the save that was in force before, and those that died on their way."""
+    for entry in path.iterdir():
+        if entry.name == now or not FOLDER.fullmatch(entry.name):
+            continue
+        if entry.name == before or time.time() - entry.stat().st_mtime > FORGOTTEN:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 class NearFarCache:
@@ -82,8 +111,9 @@ class NearFarCache:
     def save(self, path):
         """Write a folder: a file for each layer, and one of all layers with sliding windows.
 
-        It is written under a temporary name beside it and renamed; a cache that was saved there before is replaced: files of
-        two caches are never mixed.
+        They lie in a folder of their own within it, of a random name, and ``cache.json`` names it: replacing that file is what
+        replaces a cache that was saved there before. Any number of processes may save and load at once: there always is a
+        cache, and files of two caches are never mixed.
 
         Parameters
         ----------
@@ -96,30 +126,35 @@ class NearFarCache:
             If something else is there.
         """
         path = Path(path)
-        if path.exists() and not (path / "cache.json").is_file():
+        if path.exists() and not _holds_caches(path):
             raise FileExistsError(f"{path} is there and is not a saved cache; expected a new name, or one of a saved cache")
-        temporary, old = (path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
-        temporary.mkdir()
+        path.mkdir(exist_ok=True)
+        folder = path / f"save-{secrets.token_hex(8)}"
         try:
+            folder.mkdir()
             for layer, cache in self._layers.items():
-                cache.save(temporary / f"layer{layer}.safetensors")
+                cache.save(folder / f"layer{layer}.safetensors")
             sliding = {}
             for layer, (keys, values) in self._sliding.rows():
                 sliding |= {f"{layer}.keys": keys, f"{layer}.values": values}
-            np.savez(temporary / "sliding.npz", **sliding)
+            with replacing(folder / "sliding.npz") as file:
+                np.savez(file, **sliding)
             plan = None if self._plan is None else self._plan.content()
-            about = {"version": VERSION, "length": self.length, "options": self._options, "plan": plan}
-            about["last_exact"] = self._last_exact
-            about["layers"] = [*self._layers]
-            (temporary / "cache.json").write_text(json.dumps(about))
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
+            about = {"version": VERSION, "folder": folder.name, "length": self.length, "options": self._options, "plan": plan}
+            about |= {"last_exact": self._last_exact, "layers": [*self._layers]}
+            with locked_folder(path):
+                before = _folder_in_force(path)
+                with replacing(path / "cache.json") as file:
+                    file.write(json.dumps(about).encode())
+                _sweep(path, before, folder.name)
         finally:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            in_force = _folder_in_force(path)
+            if in_force != folder.name:
+                shutil.rmtree(folder, ignore_errors=True)
+            if in_force is None:  # a first save failed
+                (path / "lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     @classmethod
     def load(cls, path):
@@ -147,23 +182,33 @@ class NearFarCache:
     def _opened(cls, path, opener):
         path = Path(path)
         try:
-            about = json.loads((path / "cache.json").read_text())
-            if about["version"] != VERSION:
-                raise ValueError(f"it is of version {about['version']!r}; this icecore reads version {VERSION}")
-            plan = None if about["plan"] is None else icecore.Plan.from_content(about["plan"])
-            new = cls(plan=plan, last_exact=about["last_exact"], **about["options"])
-            new.length = int(about["length"])
-            new._layers = {int(layer): opener(path / f"layer{int(layer)}.safetensors") for layer in about["layers"]}
-            with np.load(path / "sliding.npz", allow_pickle=False) as sliding:
-                layers = sorted({int(name.partition(".")[0]) for name in sliding})
-                for layer in layers:
-                    new._sliding.write(layer, sliding[f"{layer}.keys"], sliding[f"{layer}.values"])
-            new._sliding.advance(new.length)
-            held = [len(cache) for cache in new._layers.values()] + [keys.shape[1] for _, (keys, _) in new._sliding.rows()]
-            if min(held, default=new.length) < new.length:
-                raise ValueError(f"a layer holds {min(held)} of {new.length} tokens")
+            while True:
+                text = (path / "cache.json").read_text()
+                try:
+                    return cls._of(path, json.loads(text), opener)
+                except FileNotFoundError as error:  # replaced meanwhile, or a file is missing
+                    if (path / "cache.json").read_text() == text:
+                        raise ValueError(f"{error.filename} is missing") from error
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a usable cache folder: {error}") from error
+
+    @classmethod
+    def _of(cls, path, about, opener):
+        if about["version"] != VERSION:
+            raise ValueError(f"it is of version {about['version']!r}; this icecore reads version {VERSION}")
+        if not FOLDER.fullmatch(about["folder"]):
+            raise ValueError(f"its folder is {about['folder']!r}; expected save- and 16 digits")
+        plan, folder = None if about["plan"] is None else icecore.Plan.from_content(about["plan"]), path / about["folder"]
+        new = cls(plan=plan, last_exact=about["last_exact"], **about["options"])
+        new.length = int(about["length"])
+        new._layers = {int(layer): opener(folder / f"layer{int(layer)}.safetensors") for layer in about["layers"]}
+        with np.load(folder / "sliding.npz", allow_pickle=False) as sliding:
+            for layer in sorted({int(name.partition(".")[0]) for name in sliding}):
+                new._sliding.write(layer, sliding[f"{layer}.keys"], sliding[f"{layer}.values"])
+        new._sliding.advance(new.length)
+        held = [len(cache) for cache in new._layers.values()] + [keys.shape[1] for _, (keys, _) in new._sliding.rows()]
+        if min(held, default=new.length) < new.length:
+            raise ValueError(f"a layer holds {min(held)} of {new.length} tokens")
         return new
 
     def truncate(self, length):
