@@ -72,8 +72,15 @@ class Problem:
         return (*self.query.shape, self.key.shape[2], self.value.shape[3])
 
 
+def plain(array, name):
+    """`array` as an ndarray. What a masked array hides would be used all the same: refused."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; expected a plain array")
+    return np.asarray(array)
+
+
 def _checked_array(array, name):
-    array = np.asarray(array)
+    array = plain(array, name)
     if array.dtype.name not in NATIVE_DTYPES and array.dtype != np.float64:
         expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
         raise TypeError(f"{name} has dtype {array.dtype}; expected {expected}")
@@ -178,6 +185,8 @@ def check_scale(scale, dim):
     """`scale` as a float, or the default for `dim`."""
     if scale is None:
         return 1.0 / float(np.sqrt(dim))
+    if isinstance(scale, np.ndarray) and scale.ndim == 0:
+        scale = scale[()]
     if not isinstance(scale, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"scale must be a number, got {type(scale).__name__}")
     if not abs(scale) <= float(np.finfo(np.float32).max):
@@ -189,7 +198,7 @@ def check_mask(mask, problem):
     """(keep, bias): a bool mask as bytes or an additive float32 mask, broadcast to four dimensions; None where absent."""
     if mask is None:
         return None, None
-    mask = np.asarray(mask)
+    mask = plain(mask, "attn_mask")
     keys = problem.key.shape[2]
     shape = (*problem.out_shape[:-1], keys)
     try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import bits, check_out, check_problem, check_scale, native_result, native_view
+from icecore._arrays import bits, check_out, check_problem, check_scale, native_result, native_view, plain
 from icecore._runtime import threads_for_call
 
 
 def _as_integers(indices):
     """`indices` as an aligned array of int32 or int64, itself where it is one."""
-    given = np.asarray(indices)
+    given = plain(indices, "indices")
     if given.dtype.kind not in "iu":
         raise TypeError(f"indices has dtype {given.dtype}; expected integers")
     if given.ndim < 1:
@@ -130,7 +130,7 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, r
     threads = threads_for_call(num_threads) or 0
     problem = check_problem(query, key, value)
     scale = check_scale(scale, problem.query.shape[-1])
-    given = np.asarray(indices)
+    given = plain(indices, "indices")
     indices = _as_integers(given)
     lists = _broadcast_indices(indices, problem)
     if out is not None:

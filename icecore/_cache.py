@@ -18,6 +18,7 @@ from icecore._arrays import (
     check_scale,
     integer,
     native_view,
+    plain,
 )
 from icecore._attention import (
     CELL_SIZE,
@@ -494,7 +495,7 @@ class KVCache:
 
     def _checked(self, array, name, heads, width):
         """Four-dimensional: (batch, heads, tokens, width)."""
-        array = np.asarray(array)
+        array = plain(array, name)
         if array.dtype.name not in NATIVE_DTYPES or not array.dtype.isnative:
             raise TypeError(f"{name} has dtype {array.dtype}; expected float32, float16 or bfloat16 (or its bits as uint16)")
         leading = 0 if self.batch is None else 1

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icecore import _array_file, _native
-from icecore._arrays import integer
+from icecore._arrays import integer, plain
 from icecore._runtime import threads_for_call
 
 METRICS = {"ip": 0, "l2": 1}
@@ -70,7 +70,7 @@ class Tuning(NamedTuple):
 
 def _vectors(array, dim, name, dtype="float32"):
     """`array` as contiguous finite float32 of shape (n, dim), and whether it was a single vector."""
-    array = np.asarray(array)
+    array = plain(array, name)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.dtype == np.uint16:
@@ -92,7 +92,7 @@ def _vectors(array, dim, name, dtype="float32"):
 
 def _ids(array, name="ids"):
     """`array` as contiguous int64 of one dimension."""
-    array = np.asarray(array)
+    array = plain(array, name)
     if array.size == 0 and array.dtype == np.float64:
         array = array.astype(np.int64)  # an empty list
     if array.dtype.kind not in "iu":

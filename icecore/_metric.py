@@ -6,7 +6,7 @@ import base64
 
 import numpy as np
 
-from icecore._arrays import integer, widened
+from icecore._arrays import integer, plain, widened
 
 #: Queries that are looked at, of each head.
 SAMPLE = 1024
@@ -44,7 +44,7 @@ def query_metric(query, num_kv_heads):
 
     O(1024 H d^2) time. Thread safe.
     """
-    query = np.asarray(query)
+    query = plain(query, "query")
     num_kv_heads = integer(num_kv_heads, "num_kv_heads", 1)
     if query.ndim < 3 or query.shape[-3] % num_kv_heads:
         expected = f"(..., heads, length, dim), heads a multiple of {num_kv_heads}"

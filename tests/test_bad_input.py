@@ -242,3 +242,30 @@ def test_more_keys_than_a_segment_takes(keys, causal):
 def test_empty_arrays_of_huge_shapes():
     query = np.empty((2**20, 2**20, 0, 8), np.float32)
     assert icecore.attention(query, query, query).shape == query.shape
+
+
+# ---- Masked arrays, and arrays that are numbers ----
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_masked_arrays_are_refused(name):
+    arrays = [np.ma.masked_array(a, a > 2) if n == name else a for n, a in (("query", QUERY), ("key", KEY), ("value", VALUE))]
+    fails(TypeError, f"{name} is a masked array", arrays=arrays)
+
+
+def test_other_masked_arrays_are_refused():
+    hidden = np.ma.masked_array(np.ones((5, 20), bool), True)
+    fails(TypeError, "attn_mask is a masked array", attn_mask=hidden)
+    with pytest.raises(TypeError, match="indices is a masked array"):
+        icecore.attend_indices(QUERY, KEY, VALUE, np.ma.masked_array(np.zeros((5, 1), int), True))
+    with pytest.raises(TypeError, match="keys is a masked array"):
+        icecore.KVCache(2, 8).append(np.ma.masked_array(KEY[0]), KEY[0])
+    with pytest.raises(TypeError, match="vectors is a masked array"):
+        icecore.Index(8).add(np.ma.masked_array(KEY[0, 0]))
+
+
+def test_numbers_may_be_arrays_without_dimensions():
+    options = {"tolerance": 0.05, "scale": 0.1}
+    expected = icecore.attention(QUERY, KEY, VALUE, **options)
+    given = icecore.attention(QUERY, KEY, VALUE, **{name: np.array(number) for name, number in options.items()})
+    np.testing.assert_array_equal(given, expected)
