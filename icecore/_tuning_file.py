@@ -16,6 +16,8 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from icecore._files import replacing
+
 FORMAT = 1
 NOWHERE = "there is no file to write: ICECORE_TUNING is off, or there is no home directory"
 
@@ -104,12 +106,8 @@ def save(model, isa, threads):
     entries = [entry for entry in entries if not own.items() <= entry.items()]
     entries.append({**own, "threads": threads, "model": asdict(model)})
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps({"icecore tuning": FORMAT, "entries": entries}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as target:
+        target.write((json.dumps({"icecore tuning": FORMAT, "entries": entries}, indent=1) + "\n").encode())
     with _lock:
         _models = None
     return file
