@@ -5,6 +5,7 @@
  * share; the parts are merged in order.  The split depends on the shapes alone, so results do not depend on the threads. */
 #include <string.h>
 
+#include "attention/packed_values.h"
 #include "attention/panel.h"
 #include "attention/single.h"
 #include "base/memory.h"
@@ -15,11 +16,15 @@
 /* Tasks wanted from a short query side, and the least keys worth a task. */
 #define WANTED_TASKS 32
 #define LEAST_KEYS 2048
+/* Values are packed once for all panels of a head, for as many heads at a time as take this many bytes. */
+#define MOST_PACKED_BYTES ((int64_t)64 << 20)
 
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
     int64_t panels;            /* per key head */
+    int64_t first_head, heads; /* batch x key heads in hand */
+    uint16_t *packed;          /* the values of these heads, packed; NULL: each panel packs its own */
     int64_t splits;            /* of the keys */
     float *partial;            /* splits > 1: for each split and row: maximum, sum, accumulator */
 } exact_call;
@@ -41,12 +46,13 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     if (!scratch) return;
     const exact_call *call = context;
     const icecore_attention *p = call->problem;
-    int64_t heads = p->batch * p->key_heads, head = index % heads;
-    int64_t tile = call->panels - 1 - index / heads;   /* causal: the last rows see most, so they go first */
+    int64_t number = index % call->heads, head = call->first_head + number;
+    int64_t tile = call->panels - 1 - index / call->heads;   /* causal: the last rows see most, so they go first */
     int64_t first_row = tile * ICE_PANEL, rest = ice_query_rows(p) - first_row;
     ice_panel panel;
     ice_panel_begin(&panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
                     rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+    if (call->packed) panel.packed = call->packed + number * ice_packed_numbers(p);
     ice_visible visible = ice_panel_visible(&panel);
     ice_panel_attend(&panel, 0, visible.sink_end);
     ice_panel_attend(&panel, visible.begin, visible.end);
@@ -54,6 +60,27 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     for (int lane = 0; lane < panel.lanes; lane++)
         ice_write_row(p, call->kernels, ice_row_at(p, panel.batch, panel.key_head, first_row + lane), panel.maximum[lane],
                       panel.sum[lane], accumulator + lane * p->value_dim);
+}
+
+static icecore_status attend_by_panels(exact_call *call) {
+    const icecore_attention *p = call->problem;
+    const int64_t heads = p->batch * p->key_heads;
+    icecore_status status = ICECORE_OK;
+    call->panels = (ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL;
+    call->heads = heads;
+    if (call->panels > 1 && p->keys > 0 && ice_panel_is_bf16(p, call->kernels)) {
+        const int64_t most = MOST_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
+        if (most < heads) call->heads = most < 1 ? 1 : most;
+        call->packed = ice_alloc(call->heads * ice_packed_numbers(p), sizeof *call->packed);
+        if (!call->packed) return ICECORE_ERROR_MEMORY;
+    }
+    for (; status == ICECORE_OK && call->first_head < heads; call->first_head += call->heads) {
+        if (call->heads > heads - call->first_head) call->heads = heads - call->first_head;
+        if (call->packed) status = ice_pack_heads(p, call->kernels, call->first_head, call->heads, call->packed);
+        if (status == ICECORE_OK) status = ice_parallel_for(call->heads * call->panels, p->threads, ice_panel_bytes(p), panel_task, call);
+    }
+    ice_free(call->packed);
+    return status;
 }
 
 static void single_task(void *context, int64_t index, void *scratch) {
@@ -126,10 +153,7 @@ icecore_status icecore_attend_exact(const icecore_attention *problem) {
     if (ice_is_empty(problem)) return ICECORE_OK;
     int64_t heads = problem->batch * problem->key_heads, rows = ice_query_rows(problem);
     exact_call call = {.problem = problem, .kernels = ice_active_kernels(), .splits = 1};
-    if (rows > SINGLE_ROWS) {
-        call.panels = (rows + ICE_PANEL - 1) / ICE_PANEL;
-        return ice_parallel_for(heads * call.panels, problem->threads, ice_panel_bytes(problem), panel_task, &call);
-    }
+    if (rows > SINGLE_ROWS) return attend_by_panels(&call);
     int64_t by_tasks = (WANTED_TASKS + heads - 1) / heads, by_keys = problem->keys / LEAST_KEYS;
     call.splits = by_tasks < by_keys ? by_tasks : by_keys;
     if (call.splits < 1) call.splits = 1;

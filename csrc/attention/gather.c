@@ -123,8 +123,7 @@ static void attend_by_panel(const gather_call *call, gather_block *block, int64_
     while (next_block(block)) {
         copy_rows(&panel, block->keys, block->count, p->dim, panel.keys);
         copy_rows(&panel, block->values, block->count, p->value_dim, panel.values);
-        ice_panel_scores(&panel, panel.keys, p->dim, block->count, panel.scores);
-        ice_panel_add(&panel, panel.scores, block->count, panel.values, p->value_dim);
+        ice_panel_attend_rows(&panel, panel.keys, panel.values, block->count, NULL);
     }
     float *accumulator = ice_panel_rows(&panel);
     for (int lane = 0; lane < panel.lanes; lane++)

@@ -69,21 +69,20 @@ void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *ke
     }
 }
 
-static void hide(float *scores, int64_t count, uint64_t lanes) {
-    float hidden[ICE_PANEL];
-    ice_panel_hiding(lanes, hidden);
-    for (int64_t j = 0; j < count; j++)
-        for (int lane = 0; lane < ICE_PANEL; lane++) scores[j * ICE_PANEL + lane] += hidden[lane];
+/* What hides each piece's keys from the rows that are left out of it; NULL: nothing. */
+static const float *find_bias(const ice_key_block *block) {
+    const uint64_t used = ((uint64_t)1 << block->panel->lanes) - 1;
+    float hiding[ICE_PANEL], *bias = block->panel->bias;
+    int any = 0;
+    for (int i = 0; i < block->pieces; i++) {
+        any |= block->piece_lanes[i] != used;
+        ice_panel_hiding(block->piece_lanes[i], hiding);
+        for (int64_t j = 0; j < block->piece_count[i]; j++, bias += ICE_PANEL) memcpy(bias, hiding, sizeof hiding);
+    }
+    return any ? block->panel->bias : NULL;
 }
 
 void ice_key_block_flush(ice_key_block *block) {
-    ice_panel *panel = block->panel;
-    const uint64_t used = ((uint64_t)1 << panel->lanes) - 1;
-    float *scores = panel->scores;
-    if (!block->count) return;
-    ice_panel_scores(panel, block->keys, panel->problem->dim, block->count, scores);
-    for (int i = 0; i < block->pieces; scores += block->piece_count[i++] * ICE_PANEL)
-        if (block->piece_lanes[i] != used) hide(scores, block->piece_count[i], block->piece_lanes[i]);
-    ice_panel_add(panel, panel->scores, block->count, block->values, panel->problem->value_dim);
-    ice_key_block_begin(block, panel);
+    if (block->count) ice_panel_attend_rows(block->panel, block->keys, block->values, block->count, find_bias(block));
+    ice_key_block_begin(block, block->panel);
 }

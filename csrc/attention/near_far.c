@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "attention/measure.h"
+#include "attention/packed_values.h"
 #include "attention/query_moments.h"
 #include "attention/rounding.h"
 #include "base/memory.h"
@@ -40,6 +41,7 @@ typedef struct {
     const icecore_attention *given;    /* by the caller, of his types */
     const icecore_attention *source;   /* whose keys and values are sealed */
     const float *centre;       /* of each head, which `problem`'s keys lack; NULL: nothing */
+    uint16_t *packed;          /* the values of all heads, packed; NULL: each panel packs what it reads */
     const icecore_near_far *options;
     const ice_kernels *kernels;
     int64_t heads, steps;      /* heads: batch x key heads */
@@ -259,6 +261,7 @@ static void attend_exactly(const near_far_call *call, const step *s, int64_t bat
     const float *centre = rounded && call->centre ? call->centre + (batch * p->key_heads + head / ice_group(p)) * p->dim : NULL;
     ice_panel panel;
     ice_panel_begin(&panel, &own, call->kernels, 0, 0, first, lanes, scratch);
+    if (call->packed && p == call->problem) panel.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
     const ice_visible visible = ice_panel_visible(&panel);
     ice_panel_attend(&panel, visible.begin, visible.end);
     float *accumulator = ice_panel_rows(&panel);
@@ -293,6 +296,7 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         const int rounded_first = now->is_first && call->centre;   /* also where nothing is measured */
         ice_exact_keys exact = now->exact;
         if (call->centre) exact.centre = call->centre + head * call->problem->dim;
+        if (call->packed) exact.packed = call->packed + head * ice_packed_numbers(call->problem);
         if (seen->status == ICECORE_OK && !rounded_first && !all_exact(seen->rules, group))
             ice_treecode_attend(call->problem, call->options, seen->rules, call->kernels, seen->stack, exact, head, first,
                                 rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
@@ -356,6 +360,7 @@ static int64_t plan_steps(near_far_call *call) {
         }
         now->exact.sinks = p;
         now->exact.centre = NULL;
+        now->exact.packed = NULL;
         query = now->end_query;
         now->tiles = ((now->end_query - now->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
         now->first_task = task;
@@ -486,11 +491,14 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
             used.key.data = used.value.data = NULL;
         }
     }
-    if (status == ICECORE_OK) {
-        near_far_call call = {.problem = &used, .given = problem, .source = source, .options = &clipped, .kernels = kernels,
-                              .centre = centre};
-        status = attend(&call);
+    near_far_call call = {.problem = &used, .given = problem, .source = source, .options = &clipped, .kernels = kernels, .centre = centre};
+    if (status == ICECORE_OK && reads_keys(problem) && problem->keys > 0 && ice_panel_is_bf16(&used, kernels)) {
+        const int64_t heads = problem->batch * problem->key_heads;
+        call.packed = ice_alloc(heads * ice_packed_numbers(&used), sizeof *call.packed);
+        status = call.packed ? ice_pack_heads(&used, kernels, 0, heads, call.packed) : ICECORE_ERROR_MEMORY;
     }
+    if (status == ICECORE_OK) status = attend(&call);
+    ice_free(call.packed);
     ice_free(copies);
     ice_free(centre);
     return status;

@@ -16,9 +16,10 @@ typedef struct {
     float *queries;            /* dim x ICE_PANEL, times scale * log2(e) */
     float *query_rows;         /* the same, lanes x dim */
     float *accumulator;        /* value_dim x ICE_PANEL */
-    float *scores;             /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *scores, *bias;      /* ICE_KEY_BLOCK x ICE_PANEL */
     float *keys, *values;      /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or copied side by side */
-    uint16_t *query_pairs, *weight_pairs, *packed_values;   /* for the bfloat16 kernels; NULL: everything in float32 */
+    uint16_t *query_pairs, *packed_values;   /* for the bfloat16 kernels; NULL: everything in float32 */
+    const uint16_t *packed;    /* all values of the key head as these kernels pack them, if a call has packed them once; else NULL */
     uint16_t *rounded_rows;    /* with these: lanes x dim, not scaled */
     float *maximum, *sum, *correction;   /* ICE_PANEL each */
     ice_visible visible[ICE_PANEL];
@@ -44,10 +45,15 @@ ice_visible ice_panel_visible(const ice_panel *panel);
 /* Attends to the keys first .. end - 1 exactly, each row to those it may see. */
 void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end);
 
+/* Attends to at most ICE_KEY_BLOCK keys that lie anywhere: contiguous rows of ice_panel_dtype, finite where some are hidden.  bias:
+ * count x ICE_PANEL, added to the scores (log2 units; -inf hides); NULL: 0. */
+void ice_panel_attend_rows(ice_panel *panel, const void *keys, const void *values, int64_t count, const float *bias);
+
 /* Rows that stand for keys, of ice_panel_dtype.  scores: count x ICE_PANEL. */
 void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_t count, float *scores);
-/* Adds at most ICE_KEY_BLOCK of them, given their scores (which become weights) and values. */
-void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values, int64_t stride);
+/* Adds at most ICE_KEY_BLOCK of them, given their scores (which are lost) and contiguous values.  The panel's correction is what older sums and
+ * accumulators were multiplied by. */
+void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values);
 
 /* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);

@@ -241,7 +241,7 @@ void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < ICE_PANEL; lane++)
                     weights[j * ICE_PANEL + lane] = t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
-            ice_panel_add(&guess, weights, count, ice_mean_value_of(now, i), p->value_dim);
+            ice_panel_add(&guess, weights, count, ice_mean_value_of(now, i));
         }
     }
     float squared[ICE_PANEL] = {0};
@@ -382,7 +382,6 @@ static void bound_far_field(ice_treecode *t) {
 }
 
 static void add_far_field(ice_treecode *t) {
-    const int64_t value_dim = t->problem->value_dim;
     ice_panel *panel = &t->panel;
     float before[ICE_PANEL];
     for (int64_t r = 0; r < t->runs; r++) {
@@ -390,7 +389,7 @@ static void add_far_field(ice_treecode *t) {
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             memcpy(before, panel->sum, sizeof before);
-            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, ice_mean_value_of(now, now->node + i), value_dim);
+            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, ice_mean_value_of(now, now->node + i));
             for (int lane = 0; lane < panel->lanes; lane++)
                 t->far[lane] = t->far[lane] * panel->correction[lane] + (panel->sum[lane] - before[lane] * panel->correction[lane]);
         }
@@ -496,6 +495,7 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     ice_panel *panel = &t->panel;
     t->rules = rules;
     ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
+    panel->packed = exact.packed;
     ice_treecode_begin(t, kernels);
     ice_treecode_attend_exact_keys(t, exact);
     if (stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);

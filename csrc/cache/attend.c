@@ -24,7 +24,7 @@ static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
     int64_t open_begin = c->head[head].sealed * c->options.block;
     if (open_begin < c->evicted) open_begin = c->evicted;
-    return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks, NULL};
+    return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks, NULL, NULL};
 }
 
 /* How many kept queries stand behind all that is sealed and before those that attend; *end: the place behind the last of them. */

@@ -645,32 +645,6 @@ static void compare_bf16_scores(selftest *t) {
     expect_untouched(t, 0, t->count, ICE_PANEL, ICE_PANEL);
 }
 
-static void compare_bf16_weighted_sum(selftest *t) {
-    const ice_bf16_kernels *bf16 = t->fast->bf16;
-    const float *correction = t->list[0];
-    const int64_t room = round_up(t->count, 32);
-    t->dtype = ICECORE_BFLOAT16;
-    t->dim = (int)round_up(t->dim, bf16->value_dim_multiple);
-    if (t->dim > MOST_DIM) return;
-    fill_panel(t, t->panel, t->count);
-    fill_weights(t, t->panel, t->count, ICE_PANEL);
-    fill_rows(t, t->count, t->dim);
-    fill(t, t->list[0], ICE_PANEL);
-    fill_output(t, 0, t->dim * ICE_PANEL);
-    begin(t, 1);
-    fill_untouched(t->pairs, GUARD + BLOCK + GUARD);
-    fill_untouched(t->packed, GUARD + MOST_COUNT * MOST_DIM + GUARD);
-    bf16->pack_weights(t->panel, t->count, t->pairs + GUARD);
-    expect_pairs(t, t->count, room);
-    bf16->pack_values((const uint16_t *)t->raw, t->dim + t->gap, t->count, t->dim, t->packed + GUARD);
-    for (int64_t i = 0; i < GUARD + MOST_COUNT * MOST_DIM + GUARD; i++)
-        if ((i < GUARD || i >= GUARD + room * t->dim) && t->packed[i] != UNTOUCHED) fail(t, "packed values outside their room");
-    bf16->weighted_sum(t->pairs + GUARD, t->count, t->lanes, t->packed + GUARD, t->dim, correction, fast(t, 0));
-    t->plain->weighted_sum(t->panel, t->count, t->lanes, t->rows, t->dim, t->dim, correction, plain(t, 0));
-    expect_weighted_sum(t, FLUSHED, BF16_TOLERANCE(t->count));
-    expect_untouched(t, 0, t->dim, ICE_PANEL, ICE_PANEL);
-}
-
 static void compare_bf16_row_scores(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
     const float scale = 0.5f;
@@ -765,6 +739,64 @@ static void compare_bf16_rows_attend(selftest *t) {
     expect_untouched(t, 0, 1, BLOCK, (int64_t)t->lanes * value_dim);
 }
 
+/* One lane of a panel's state. */
+static ice_single lane_of(const float *maximum, const float *sum, const float *accumulator, int lane, int value_dim, float *row) {
+    for (int i = 0; i < value_dim; i++) row[i] = accumulator[i * ICE_PANEL + lane];
+    return (ice_single){maximum[lane], sum[lane], row};
+}
+
+/* Keys or none, a bias or none, a fresh panel or one on its way. */
+static void compare_bf16_panel_attend(selftest *t) {
+    const ice_bf16_kernels *bf16 = t->fast->bf16;
+    const int value_dim = t->gap ? 80 : MOST_DIM, room = round_up(t->count, ICE_PACKED), has_keys = t->count % 2 == 0;
+    const float scale = t->gap ? -0.5f : 0.5f;
+    static uint16_t values[MOST_COUNT * MOST_DIM];
+    static float wide[MOST_COUNT * MOST_DIM], biases[BLOCK], scores[BLOCK], row[2][MOST_DIM];
+    float state[2][3][ICE_PANEL];   /* plain and fast: maximum, sum, correction */
+    t->dtype = ICECORE_BFLOAT16;
+    t->dim = (int)round_up(t->dim, bf16->dim_multiple);
+    if (t->dim > MOST_DIM) return;
+    fill_panel(t, t->panel, t->dim);
+    fill_rows(t, t->count, t->dim);
+    fill(t, biases, t->count * ICE_PANEL);
+    for (int i = 0; i < t->count * value_dim; i++) wide[i] = ice_bfloat16_to_float(values[i] = ice_float_to_bfloat16(uniform(t)));
+    fill_output(t, 0, value_dim * ICE_PANEL);
+    for (int i = 0; i < value_dim * ICE_PANEL; i++) before(t, 0)[i] = t->gap ? 0.0f : uniform(t);
+    begin(t, 1);
+    for (int i = 0; i < 2; i++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) {
+            state[i][0][lane] = t->gap ? -INFINITY : -1.0f;
+            state[i][1][lane] = t->gap ? 0.0f : 3.0f;
+        }
+    fill_untouched(t->pairs, GUARD + BLOCK + GUARD);
+    fill_untouched(t->packed, GUARD + MOST_COUNT * MOST_DIM + GUARD);
+    bf16->pack_queries(t->panel, t->dim, t->pairs + GUARD);
+    expect_pairs(t, t->dim, t->dim);
+    bf16->pack_values(values, value_dim, t->count, value_dim, t->packed + GUARD);
+    for (int64_t i = 0; i < GUARD + MOST_COUNT * MOST_DIM + GUARD; i++)
+        if ((i < GUARD || i >= GUARD + room * value_dim) && t->packed[i] != UNTOUCHED) fail(t, "packed values outside their room");
+    const float *bias = t->count % 8 ? biases : NULL;
+    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim, value_dim, t->lanes, scale, state[1][0], state[1][1], state[1][2], fast(t, 0)};
+    bf16->panel_attend(&panel, has_keys ? (const uint16_t *)t->raw : NULL, t->dim + t->gap, t->packed + GUARD, t->count, bias);
+    t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, scores);
+    for (int i = 0; i < t->count * ICE_PANEL; i++) {
+        const float added = bias ? bias[i] : 0.0f;
+        scores[i] = added == -INFINITY ? added : has_keys ? scores[i] * scale + added : added;
+    }
+    t->plain->softmax(scores, t->count, t->lanes, state[0][0], state[0][1], state[0][2]);
+    t->plain->weighted_sum(scores, t->count, t->lanes, wide, value_dim, value_dim, state[0][2], plain(t, 0));
+    for (int lane = 0; lane < t->lanes; lane++) {
+        const ice_single wanted = lane_of(state[0][0], state[0][1], plain(t, 0), lane, value_dim, row[0]);
+        const ice_single found = lane_of(state[1][0], state[1][1], fast(t, 0), lane, value_dim, row[1]);
+        expect_attended(t, wanted, found, value_dim);
+        if (t->kind != ORDINARY || t->gap) continue;   /* nothing was there to be corrected */
+        const float corrected = exp2f(-1.0f - found.maximum);
+        const float rounding = 1e-6f * (1.0f + fabsf(found.maximum)) * corrected + 0x1p-124f;
+        if (!(fabsf(state[1][2][lane] - corrected) <= rounding)) fail(t, "the correction is not that of the maximum");
+    }
+    expect_untouched(t, 0, value_dim, ICE_PANEL, ICE_PANEL);
+}
+
 /* ---- All of them ---- */
 
 /* The axes along which a kernel's cases differ; counts and kinds of values always do. */
@@ -796,7 +828,7 @@ static const struct comparison {
     {"row_open_cells", compare_row_open_cells, 0},
 }, bf16_comparisons[] = {
     {"bf16 scores", compare_bf16_scores, DIM | LANES | GAP},
-    {"bf16 weighted_sum", compare_bf16_weighted_sum, DIM | LANES | GAP},
+    {"bf16 panel_attend", compare_bf16_panel_attend, DIM | LANES | GAP},
     {"bf16 row_scores", compare_bf16_row_scores, DIM | GAP},
     {"bf16 rows_attend", compare_bf16_rows_attend, DIM | LANES | GAP},
 };

@@ -55,11 +55,6 @@ static void dot_scores(const uint16_t *queries, int64_t dim, int lanes, float sc
     pair_product(keys, count, stride, 2, queries, dim / 2, lanes, out, scale, NULL);
 }
 
-static void dot_weighted_sum(const uint16_t *weights, int64_t count, int lanes, const uint16_t *values, int64_t value_dim,
-                             const float *correction, float *accumulator) {
-    pair_product(values, value_dim, 2, 2 * value_dim, weights, (count + 1) / 2, lanes, accumulator, 1.0f, correction);
-}
-
 /* Two float vectors as bfloat16, lane by lane side by side: the first in the low halves. */
 static ALWAYS_INLINE __m512i interleave_bf16(vf low, vf high) {
     __m512i first = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
@@ -89,6 +84,36 @@ static void dot_pack_values(const uint16_t *values, int64_t stride, int64_t coun
         }
 }
 
+/* Hidden keys have a bias of -inf, whatever their score. */
+static void dot_add_bias(float *block, int64_t count, int lanes, const float *bias) {
+    const vf hidden = vf_set1(-INFINITY);
+    for (int64_t j = 0; j < count; j++)
+        for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
+            float *score = block + j * ICE_PANEL + lane;
+            const vf added = vf_load(bias + j * ICE_PANEL + lane);
+            vf_store(score, vf_select(vf_ge(hidden, added), hidden, vf_add(vf_load(score), added)));
+        }
+}
+
+static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride, const uint16_t *values, int64_t count,
+                             const float *bias) {
+    float block[ICE_KEY_BLOCK * ICE_PANEL], correction[ICE_PANEL];
+    uint16_t weights[ICE_KEY_BLOCK * ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH) vf_store(p->correction + lane, vf_set1(1.0f));
+    for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
+        const int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
+        if (keys) dot_scores(p->queries, p->dim, p->lanes, p->scale, keys + first * stride, stride, n, block);
+        if (keys && bias) dot_add_bias(block, n, p->lanes, bias + first * ICE_PANEL);
+        if (!keys) memcpy(block, bias + first * ICE_PANEL, (size_t)(n * ICE_PANEL) * sizeof *block);
+        softmax(block, n, p->lanes, p->maximum, p->sum, correction);
+        dot_pack_queries(block, n, weights);
+        pair_product(values + first * p->value_dim, p->value_dim, 2, 2 * p->value_dim, weights, (n + 1) / 2, p->lanes, p->accumulator, 1.0f,
+                     correction);
+        for (int lane = 0; lane < p->lanes; lane += VF_WIDTH)
+            vf_store(p->correction + lane, vf_mul(vf_load(p->correction + lane), vf_load(correction + lane)));
+    }
+}
+
 #include "kernels/bf16_rows.inc.h"
 
 static const ice_bf16_kernels bf16_dot __attribute__((unused)) = {
@@ -97,9 +122,8 @@ static const ice_bf16_kernels bf16_dot __attribute__((unused)) = {
     .panel_lanes = 32,         /* 24: 1 to 2 % slower at 8k, 40 and 48: 1 % slower at 32k */
     .pack_queries = dot_pack_queries,
     .scores = dot_scores,
-    .pack_weights = dot_pack_queries,
     .pack_values = dot_pack_values,
-    .weighted_sum = dot_weighted_sum,
+    .panel_attend = dot_panel_attend,
     .row_scores = dot_row_scores,
     .rows_attend = dot_rows_attend,
 };

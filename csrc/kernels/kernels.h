@@ -55,6 +55,19 @@ typedef struct {
     const float *norm;                  /* how much the score of a key at distance 1 from a mean may exceed the mean's */
 } ice_spreads;
 
+/* Rows of values that kernels pack together. */
+#define ICE_PACKED 32
+
+/* A panel on its way through keys of bfloat16. */
+typedef struct {
+    const uint16_t *queries;               /* pairs, as pack_queries makes them */
+    int64_t dim, value_dim;
+    int lanes;
+    float scale;
+    float *maximum, *sum, *correction;     /* as in `softmax` below; the correction of all keys of the call together */
+    float *accumulator;                    /* value_dim x ICE_PANEL */
+} ice_bf16_panel;
+
 /* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components (queries) or keys
  * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0.  All lanes of a panel may be
  * written, whatever `lanes` says. */
@@ -66,13 +79,14 @@ typedef struct {
     /* scores[j][lane] = scale * sum_t keys[j * stride + t] query[t][lane]. */
     void (*scores)(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys, int64_t stride,
                    int64_t count, float *scores);
-    /* As pack_queries, over keys; room for `count` rounded up to 32 keys. */
-    void (*pack_weights)(const float *weights, int64_t count, uint16_t *pairs);
-    /* Values in this set's own order; room for `count` rounded up to 32 rows of value_dim. */
+    /* Values in this set's own order; room for `count` rounded up to ICE_PACKED rows of value_dim, and what follows a multiple of
+     * ICE_PACKED rows begins so many times value_dim numbers further on. */
     void (*pack_values)(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed);
-    /* As weighted_sum below, from packed weights and values. */
-    void (*weighted_sum)(const uint16_t *weights, int64_t count, int lanes, const uint16_t *values, int64_t value_dim,
-                         const float *correction, float *accumulator);
+    /* `scores` plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any number of keys.  keys = NULL: the scores are
+     * the bias.  A bias of -inf hides a key whatever its score.  The maximum need not be the largest score, but no score is above it by more
+     * than 16; weights are rounded to bfloat16 for the products. */
+    void (*panel_attend)(const ice_bf16_panel *panel, const uint16_t *keys, int64_t stride, const uint16_t *packed_values, int64_t count,
+                         const float *bias);
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
     void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
                        float *scores);
