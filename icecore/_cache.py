@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import operator
+import os
 import threading
 
 import numpy as np
@@ -19,6 +20,7 @@ from icecore._arrays import (
     integer,
     native_view,
     plain,
+    widened,
 )
 from icecore._attention import (
     CELL_SIZE,
@@ -39,6 +41,9 @@ DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _n
 DEFAULT_TOLERANCE = 0.02
 #: Of the core.
 LARGEST_WINDOW = 2**31
+MAX_TOKENS = 2**31 - 1
+#: Numbers from here on become infinite when they are rounded.
+OVERFLOW = {"float16": 65520.0, "bfloat16": float.fromhex("0x1.FFp127")}
 #: The constructor's arguments, which a file holds.
 PARAMETERS = (
     "num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "plan", "window", "sinks", "metric", "seed", "batch",
@@ -108,7 +113,8 @@ class KVCache:
     near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the
-    interpreter's lock. A signal handler that uses a cache which is at work in its thread gets a RuntimeError.
+    interpreter's lock. A signal handler that uses a cache which is at work in its thread gets a RuntimeError, and so does a forked
+    process that uses one which was at work in another thread when it was forked.
 
     References
     ----------
@@ -128,19 +134,27 @@ class KVCache:
         self._unlocked()
 
     def _unlocked(self):
-        self._lock, self._is_at_work = threading.RLock(), False
+        self._lock, self._worker, self._process = threading.RLock(), None, os.getpid()
 
     @contextlib.contextmanager
     def _alone(self):
-        """All sequences are one cache: other threads wait; whoever interrupted this one is refused, or would wait for ever."""
+        """All sequences are one cache: other threads wait; whoever would wait for ever is refused, be it that it interrupted this
+        thread or that a fork left the thread behind which holds the lock."""
+        if self._process != os.getpid():
+            if self._worker not in (None, threading.get_ident()):
+                raise RuntimeError(
+                    "another thread was using the cache when this process was forked: this copy of it is lost; fork while no "
+                    "thread uses it, or make or load it in the child"
+                )
+            self._lock, self._process = threading.RLock(), os.getpid()
         with self._lock:
-            if self._is_at_work:
+            if self._worker is not None:
                 raise RuntimeError("the cache is at work in this thread; a signal handler cannot use it until that is done")
             try:
-                self._is_at_work = True
+                self._worker = threading.get_ident()
                 yield
             finally:
-                self._is_at_work = False
+                self._worker = None
 
     def _length(self):
         return self._sequences[0].state()["length"]
@@ -193,7 +207,8 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            A dtype or a shape that does not fit; the cache is as it was.
+            A dtype or a shape that does not fit, or a finite number that storage in float16 or bfloat16 would make infinite; the
+            cache is as it was.
         MemoryError
             The cache is as it was.
         """
@@ -211,17 +226,21 @@ class KVCache:
             if queries.shape[2] != keys.shape[2]:
                 raise ValueError(f"queries has shape {queries.shape}, but keys has {keys.shape}; expected as many tokens")
             queries = native_view(queries) if queries.size else None
-        dtype, keys, values = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
+        dtype, key_rows, value_rows = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
         with self._alone():
             before = self._length()
+            if keys.shape[2] > MAX_TOKENS - before:
+                raise ValueError(f"keys has {keys.shape[2]} tokens for a cache of {before}; expected at most {MAX_TOKENS} in all")
             try:
                 for i, sequence in enumerate(self._sequences):
                     one = slice(i, i + 1)
-                    sequence.append(dtype, keys[one], values[one], None if queries is None else queries[one])
-            except BaseException:
+                    sequence.append(dtype, key_rows[one], value_rows[one], None if queries is None else queries[one])
+            except BaseException as error:
                 for sequence in self._sequences:
                     if sequence.state()["length"] > before:
                         sequence.truncate(before, 1)
+                if isinstance(error, OverflowError):
+                    self._refuse_overflow({"keys": keys, "values": values})
                 raise
 
     def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
@@ -342,7 +361,14 @@ class KVCache:
         """
         before = integer(before, "before", 0)
         with self._alone():
-            return max([sequence.evict(before) for sequence in self._sequences])
+            # what every sequence can forget: after an interruption segments may end elsewhere in some
+            while (common := min(sequence.evictable(before) for sequence in self._sequences)) < before:
+                before = common
+            evicted = [sequence.fork() for sequence in self._sequences]
+            for sequence in evicted:
+                sequence.evict(before)
+            self._sequences = evicted
+            return common
 
     # ---- Copies ----
 
@@ -485,6 +511,17 @@ class KVCache:
                 if len({sequence.state()[part] for sequence in self._sequences}) > 1:
                     raise ValueError(f"the cache is damaged: sequences that differ in what is {part}")
             return True
+
+    def _refuse_overflow(self, arrays):
+        """ValueError that names the first finite number which storage would make infinite."""
+        stored = "bfloat16" if self.dtype == "int8" else self.dtype
+        for name, array in arrays.items():
+            numbers = widened(array)
+            large = np.isfinite(numbers) & (np.abs(numbers) >= OVERFLOW[stored])
+            if large.any():
+                at = tuple(int(i) for i in np.argwhere(large)[0])
+                raise ValueError(f"{name} holds {numbers[at]:.6g}, which {stored} cannot hold; expected magnitudes below "
+                                 f"{OVERFLOW[stored]:.6g}") from None
 
     def _check_heads(self, queries):
         heads = queries.shape[1]

@@ -54,7 +54,16 @@ cdef int check(icecore_status status, id=None) except -1:
     if status == ICECORE_ERROR_READ_ONLY:
         raise ValueError("the index is a read-only view of a file; copy() gives one that can be changed")
     if status == ICECORE_ERROR_BUSY:
-        raise RuntimeError("the index is being changed by this thread; a progress callback must not use it")
+        raise RuntimeError(
+            "the index or cache is at work in this thread; a signal handler or a callback cannot use it until that is done"
+        )
+    if status == ICECORE_ERROR_FORKED:
+        raise RuntimeError(
+            "another thread was changing the index or cache when this process was forked: this copy of it is lost; fork while no "
+            "thread uses it, or make or load it in the child"
+        )
+    if status == ICECORE_ERROR_RANGE:
+        raise OverflowError("a finite number is too large for the storage's dtype")
     raise ValueError("icecore: an argument is outside its range")
 
 
@@ -395,6 +404,14 @@ cdef class Cache:
             status = icecore_cache_truncate(self.cache, length, threads)
         check(status)
 
+    def evictable(self, int64_t before):
+        cdef int64_t end
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_evictable(self.cache, before, &end)
+        check(status)
+        return end
+
     def evict(self, int64_t before):
         cdef int64_t evicted
         cdef icecore_status status
@@ -414,14 +431,18 @@ cdef class Cache:
 
     def state(self):
         cdef icecore_cache_state s
+        cdef icecore_status status
         with nogil:
-            s = icecore_cache_get(self.cache)
+            status = icecore_cache_get_state(self.cache, &s)
+        check(status)
         return s
 
     def validate(self):
         cdef const char *fault
+        cdef icecore_status status
         with nogil:
-            fault = icecore_cache_validate(self.cache)
+            status = icecore_cache_validate(self.cache, &fault)
+        check(status)
         return None if fault == NULL else fault.decode()
 
 

@@ -14,6 +14,8 @@ cdef extern from "icecore.h" nogil:
         ICECORE_ERROR_READ_ONLY
         ICECORE_ERROR_INDEX
         ICECORE_ERROR_BUSY
+        ICECORE_ERROR_FORKED
+        ICECORE_ERROR_RANGE
 
     ctypedef enum icecore_dtype:
         pass
@@ -107,12 +109,13 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report) nogil
     icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads) nogil
     icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
+    icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable) nogil
     icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result) nogil
-    icecore_cache_state icecore_cache_get(icecore_cache *cache) nogil
+    icecore_status icecore_cache_get_state(icecore_cache *cache, icecore_cache_state *state) nogil
     icecore_status icecore_cache_write(icecore_cache **caches, int64_t count, icecore_write write, void *context) nogil
     icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
                                      icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size) nogil
-    const char *icecore_cache_validate(icecore_cache *cache) nogil
+    icecore_status icecore_cache_validate(icecore_cache *cache, const char **fault) nogil
 
     ctypedef struct icecore_segment:
         pass

@@ -4,6 +4,7 @@
 
 #include "attention/treecode_state.h"
 #include "base/memory.h"
+#include "base/parallel.h"
 
 /* Rows of the first tile whose rounding is found, against keys and values as they were given. */
 #define ROUNDED_ROWS 16
@@ -99,7 +100,7 @@ static void attend_cells(tile *own) {
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const ice_node_run *cells = &t->run[r];
         const icecore_segment *s = cells->from->segment;
-        for (int64_t c = 0, end; c < cells->count; c = end) {
+        for (int64_t c = 0, end; c < cells->count && !ice_interrupted(); c = end) {
             const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
             uint64_t marked = 0;
             if (ice_is_masked(t)) marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;

@@ -90,7 +90,7 @@ static void attend_by_rows(const gather_call *call, gather_block *block, int64_t
         maximum[r] = -INFINITY;
         sum[r] = 0.0f;
     }
-    while (next_block(block)) {
+    while (next_block(block) && !ice_interrupted()) {
         for (int64_t r = 0; r < rows; r++)
             kernels->gathered_scores(queries + r * p->dim, p->dim, 0, p->key_dtype, block->keys, block->count, scores[r]);
         for (int64_t r = 0; r < rows; r++) {
@@ -120,7 +120,7 @@ static void attend_by_panel(const gather_call *call, gather_block *block, int64_
     const icecore_attention *p = call->problem;
     ice_panel panel;
     ice_panel_begin(&panel, p, call->kernels, block->batch, block->key_head, first_row, (int)rows, scratch);
-    while (next_block(block)) {
+    while (next_block(block) && !ice_interrupted()) {
         copy_rows(&panel, block->keys, block->count, p->dim, panel.keys);
         copy_rows(&panel, block->values, block->count, p->value_dim, panel.values);
         ice_panel_attend_rows(&panel, panel.keys, panel.values, block->count, NULL);

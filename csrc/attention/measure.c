@@ -5,6 +5,7 @@
 
 #include "attention/panel.h"
 #include "base/memory.h"
+#include "base/parallel.h"
 
 /* What rows weigh whose successors have been measured. */
 #define FADING 0.7
@@ -169,6 +170,7 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
     uint8_t *again = ice_take(&memory, (size_t)group);
     memcpy(traced, rules, (size_t)group * sizeof *traced);
     ice_trace(s, traced, found, with_rounding, memory);
+    if (ice_interrupted()) return;   /* what was found is not whole */
     int left = 0;
     for (int64_t i = 0; i < group; i++) {
         for (int64_t row = i; row < rows; row += group)
@@ -187,8 +189,13 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
         memcpy(traced, rules, (size_t)group * sizeof *traced);
         ice_trace(s, traced, found, 0, memory);
         left = 0;
+        const int interrupted = ice_interrupted();
         for (int64_t i = 0; i < group; i++) {
             if (!again[i]) continue;
+            if (interrupted) {
+                rules[i].all_cells = 1;
+                continue;
+            }
             forget(&measured[i]);
             again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i), &measured[i], &rules[i]);
             left |= again[i];

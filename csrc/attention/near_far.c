@@ -458,6 +458,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (status != ICECORE_OK) return status;
     const int by_threshold = ice_by_threshold(options);
     if (problem->key_heads > 0 && least_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
+    if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE;   /* their numbers are of 32 bits */
     if (problem->window != -1 || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) || !(options->node_price >= 0.0f) ||
         (problem->causal && options->block < 1) || (!by_threshold && options->near_keys < 1) || (by_threshold && !options->far_field) ||
         (!options->far_field && options->visit < options->near_keys) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||

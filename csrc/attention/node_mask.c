@@ -10,7 +10,7 @@
 float ice_mask_at(const icecore_attention *p, const ice_mask_row *row, int64_t key) {
     int64_t at = row->offset + key * p->mask_key_stride;
     if (p->mask_kind == ICECORE_MASK_BOOL) return ((const uint8_t *)p->mask)[at] ? 0.0f : -INFINITY;
-    return ((const float *)p->mask)[at] * (float)ICE_LOG2_E;
+    return ice_mask_bias(((const float *)p->mask)[at]);
 }
 
 static void find_rows(ice_node_mask *mask, const ice_panel *panel) {

@@ -4,6 +4,7 @@
 
 #include "attention/nonfinite.h"
 #include "base/memory.h"
+#include "base/parallel.h"
 
 static float *take_floats(char **scratch, int64_t count) { return ice_take(scratch, (size_t)count * sizeof(float)); }
 static uint16_t *take_halves(char **scratch, int64_t count) { return ice_take(scratch, (size_t)count * sizeof(uint16_t)); }
@@ -218,11 +219,15 @@ static void attend_block(ice_panel *panel, int64_t first, int64_t count, int64_t
     else attend_in_float32(panel, first, count, bias, hidden);
 }
 
+/* Milliseconds of work, after which a panel asks whether it is to stop. */
+#define MOST_STRETCH 65536
+
 /* Where a stretch of keys ends that can be attended to at once: packed values begin and end with whole packs, beyond `end` if need be, and keys that
  * all rows see need no blocks. */
 static int64_t end_of_stretch(const ice_panel *panel, int64_t first, int64_t end, int64_t seen_begin, int64_t seen_end) {
     const int64_t keys = panel->problem->keys, block = first + ICE_KEY_BLOCK;
     if (!panel->packed) return block < end ? block : end;
+    if (seen_end > first + MOST_STRETCH) seen_end = first + MOST_STRETCH;
     if (panel->problem->mask_kind == ICECORE_MASK_NONE && first >= seen_begin && seen_end > block)
         return seen_end < keys ? seen_end - (seen_end - first) % ICE_PACKED : keys;
     int64_t last = first + (end - first + ICE_PACKED - 1) / ICE_PACKED * ICE_PACKED;
@@ -235,7 +240,7 @@ void ice_panel_attend(ice_panel *panel, int64_t from, int64_t to) {
     find_seen_by_all(panel, &seen_begin, &seen_end);
     if (seen_begin < from) seen_begin = from;
     if (seen_end > to) seen_end = to;
-    while (first < to) {
+    while (first < to && !ice_interrupted()) {
         const int64_t end = end_of_stretch(panel, first, to, seen_begin, seen_end);
         if (end - first > ICE_KEY_BLOCK) attend_in_bf16(panel, first, end - first, NULL, 0);
         else attend_block(panel, first, end - first, from, to);

@@ -65,7 +65,7 @@ int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t
                 scores[j * step] = -INFINITY;   /* even where the score is NaN or inf */
                 hid = 1;
             } else if (scores[j * step] != -INFINITY) {
-                scores[j * step] += bias * (float)ICE_LOG2_E;
+                scores[j * step] += ice_mask_bias(bias);
             }
         }
     }

@@ -2,6 +2,7 @@
 #ifndef ICE_PROBLEM_H
 #define ICE_PROBLEM_H
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -52,6 +53,13 @@ void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels
 /* Writes one finished row: accumulator / sum and the natural-log lse.  `maximum` is in units of log 2.  `accumulator` is overwritten. */
 void ice_write_row(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float maximum, float sum,
                    float *accumulator);
+
+/* What a number of an additive mask adds to a score in units of log 2: finite where it is itself.  Many masks hide by the lowest finite number, and
+ * rows of nothing else are means of all values, as everywhere. */
+static inline float ice_mask_bias(float bias) {
+    const float product = bias * (float)ICE_LOG2_E;
+    return fabsf(product) <= FLT_MAX || !(fabsf(bias) <= FLT_MAX) ? product : copysignf(FLT_MAX, bias);
+}
 
 /* Adds the mask of (row, key first + j) to scores[j * step], j < count; returns whether it hid any key. */
 int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores, int64_t step);

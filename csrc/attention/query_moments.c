@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/parallel.h"
 
 /* Of a long input not every eighth position, but about so many. */
 #define MOST_POSITIONS 2048
@@ -52,6 +53,9 @@ icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kerne
             if (++filled < room) continue;
             add_products(kernels, &w, filled, p->dim, sum);
             filled = 0;
+            if (!ice_interrupted()) continue;
+            ice_free(memory);
+            return ICECORE_INTERRUPTED;
         }
     if (filled) add_products(kernels, &w, filled, p->dim, sum);
     ice_free(memory);

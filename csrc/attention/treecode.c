@@ -17,6 +17,7 @@
 #include "attention/nonfinite.h"
 #include "attention/treecode_state.h"
 #include "base/memory.h"
+#include "base/parallel.h"
 #include "segment/threshold.h"
 
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
@@ -348,6 +349,7 @@ static void add_near_field(ice_treecode *t) {
         const icecore_segment *s = now->from->segment;
         for (int64_t i = 0; i < now->count; i++) {
             uint64_t lanes = t->open[now->row + i] & ice_used_lanes(t);
+            if (i % ICE_CELLS_PER_PARENT == 0 && ice_interrupted()) return;
             if (!lanes) continue;
             prefetch_next(t, now, i + 1);
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;

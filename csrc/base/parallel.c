@@ -2,32 +2,15 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <stdio.h>
-#include <string.h>
 #include <time.h>
 
+#include "base/fork.h"
 #include "base/memory.h"
+#include "base/quota.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-/* Seconds between two calls of the interrupt check. */
-#define CHECK_INTERVAL 0.05
-
-static int (*interrupt_check)(void) = NULL;
-
-#ifdef _OPENMP
-/* Set when threads were started in this process, and when this process is a fork of such a one. */
-static volatile int threads_started = 0;
-static volatile int forked_after_threads = 0;
-static pthread_once_t fork_handler_once = PTHREAD_ONCE_INIT;
-
-static void in_forked_child(void) { forked_after_threads |= threads_started; }
-static void install_fork_handler(void) { pthread_atfork(NULL, NULL, in_forked_child); }
-#endif
-
-void icecore_set_interrupt_check(int (*check)(void)) { interrupt_check = check; }
 
 int icecore_has_openmp(void) {
 #ifdef _OPENMP
@@ -37,48 +20,16 @@ int icecore_has_openmp(void) {
 #endif
 }
 
-/* CPUs' worth of time the control group grants, rounded up; 0 where there is no quota. */
-static int cgroup_quota(void) {
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (!file) return 0;
-    char quota[32];
-    long period;
-    int fields = fscanf(file, "%31s %ld", quota, &period);
-    fclose(file);
-    if (fields != 2 || strcmp(quota, "max") == 0 || period <= 0) return 0;
-    long microseconds;
-    if (sscanf(quota, "%ld", &microseconds) != 1 || microseconds <= 0) return 0;
-    return (int)((microseconds + period - 1) / period);
-}
-
 int icecore_default_threads(void) {
 #ifdef _OPENMP
     int threads = omp_get_max_threads();
-    int processors = omp_get_num_procs();   /* respects affinity */
+    const int processors = omp_get_num_procs(), quota = ice_cpu_quota();   /* processors: respects affinity */
     if (threads > processors) threads = processors;
-    static int quota = -1;                  /* a race writes the same value twice */
-    if (quota < 0) quota = cgroup_quota();
     if (quota > 0 && threads > quota) threads = quota;
     return threads > 0 ? threads : 1;
 #else
-    (void)cgroup_quota;
     return 1;
 #endif
-}
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-/* Asks the interrupt check, at most every CHECK_INTERVAL.  Called by the calling thread only. */
-static int interrupted(double *next_check) {
-    if (!interrupt_check) return 0;
-    double now = seconds_now();
-    if (now < *next_check) return 0;
-    *next_check = now + CHECK_INTERVAL;
-    return interrupt_check();
 }
 
 void ice_wait(const atomic_int *flag) {
@@ -91,19 +42,94 @@ typedef struct {
     int64_t count;
     ice_task task;
     void *context;
+    char *scratch;             /* a block of `stride` bytes for each thread */
+    size_t stride;
+    atomic_int threads;        /* that have begun */
     atomic_llong next;
     atomic_int stop;
 } task_list;
 
-/* Takes tasks until there are none.  Only the calling thread asks the interrupt check. */
-static void work(task_list *list, void *scratch, int is_caller) {
-    double next_check = seconds_now() + CHECK_INTERVAL;
+/* What this thread is at. */
+static _Thread_local struct {
+    task_list *list;           /* NULL: no loop */
+    int is_caller;
+} here = {NULL, 1};
+
+/* ---- Interrupts ---- */
+
+/* Seconds between two calls of the interrupt check. */
+#define CHECK_INTERVAL 0.05
+
+static int (*interrupt_check)(void) = NULL;
+/* Outlives loops and calls: many short ones that follow one another ask as often as a long one. */
+static _Thread_local double next_check;
+
+void icecore_set_interrupt_check(int (*check)(void)) { interrupt_check = check; }
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int is_stopped(void) { return here.list && atomic_load(&here.list->stop); }
+
+int ice_interrupted_now(void) {
+    if (is_stopped() || !here.is_caller || !interrupt_check) return is_stopped();
+    const int stop = interrupt_check();
+    next_check = seconds_now() + CHECK_INTERVAL;
+    if (stop && here.list) atomic_store(&here.list->stop, 1);
+    return stop;
+}
+
+int ice_interrupted(void) {
+    return here.is_caller && interrupt_check && seconds_now() >= next_check ? ice_interrupted_now() : is_stopped();
+}
+
+/* ---- Threads ---- */
+
+/* Takes tasks until there are none.  Thread 0 is the caller's. */
+static void work(task_list *list, int thread) {
+    task_list *outer = here.list;   /* a signal handler computes while another call waits */
+    const int was_caller = here.is_caller;
+    here.list = list;
+    here.is_caller = thread == 0;
     for (;;) {
-        int64_t i = atomic_fetch_add(&list->next, 1);
-        if (i >= list->count) return;
-        list->task(list->context, i, atomic_load(&list->stop) ? NULL : scratch);
-        if (is_caller && interrupted(&next_check)) atomic_store(&list->stop, 1);
+        const int64_t i = atomic_fetch_add(&list->next, 1);
+        if (i >= list->count) break;
+        list->task(list->context, i, atomic_load(&list->stop) ? NULL : list->scratch + list->stride * (size_t)thread);
+        (void)ice_interrupted();
     }
+    here.list = outer;
+    here.is_caller = was_caller;
+}
+
+/* More are not started for one loop. */
+#define MOST_NEW_THREADS 256
+
+static void *begin_work(void *list) {
+    work(list, 1 + atomic_fetch_add(&((task_list *)list)->threads, 1));
+    return NULL;
+}
+
+/* On threads of its own, or fewer where the system gives no more. */
+static void work_on_new_threads(task_list *list, int threads) {
+    pthread_t thread[MOST_NEW_THREADS];
+    int started = 0;
+    while (started < threads - 1 && started < MOST_NEW_THREADS && !pthread_create(&thread[started], NULL, begin_work, list)) started++;
+    work(list, 0);
+    while (started > 0) pthread_join(thread[--started], NULL);
+}
+
+static void work_on_threads(task_list *list, int threads) {
+#ifdef _OPENMP
+    if (!ice_is_forked()) {
+#pragma omp parallel num_threads(threads)
+        work(list, omp_get_thread_num());
+        return;
+    }
+#endif
+    work_on_new_threads(list, threads);
 }
 
 /* ---- Scratch ---- */
@@ -141,26 +167,12 @@ static void give_scratch_back(char *scratch) {
 icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
     if (threads <= 0) threads = icecore_default_threads();
     if (threads > count) threads = (int)count;
-#ifdef _OPENMP
-    if (threads < 1 || forked_after_threads) threads = 1;
-#else
-    threads = 1;
-#endif
-    size_t stride = ice_round_up(scratch_bytes ? scratch_bytes : 1);
-    char *scratch = stride > SIZE_MAX / (size_t)threads ? NULL : take_scratch(stride * (size_t)threads);
-    if (!scratch) return ICECORE_ERROR_MEMORY;
-    task_list list = {.count = count, .task = task, .context = context};
-    if (threads == 1) {
-        work(&list, scratch, 1);
-    }
-#ifdef _OPENMP
-    else {
-        pthread_once(&fork_handler_once, install_fork_handler);
-        threads_started = 1;
-#pragma omp parallel num_threads(threads)
-        work(&list, scratch + stride * (size_t)omp_get_thread_num(), omp_get_thread_num() == 0);
-    }
-#endif
-    give_scratch_back(scratch);
+    if (threads < 1) threads = 1;
+    task_list list = {.count = count, .task = task, .context = context, .stride = ice_round_up(scratch_bytes ? scratch_bytes : 1)};
+    if (list.stride <= SIZE_MAX / (size_t)threads) list.scratch = take_scratch(list.stride * (size_t)threads);
+    if (!list.scratch) return ICECORE_ERROR_MEMORY;
+    if (threads == 1) work(&list, 0);
+    else work_on_threads(&list, threads);
+    give_scratch_back(list.scratch);
     return atomic_load(&list.stop) ? ICECORE_INTERRUPTED : ICECORE_OK;
 }

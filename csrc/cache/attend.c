@@ -244,8 +244,9 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
 
 icecore_status icecore_cache_attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *report) {
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
-    pthread_mutex_lock(&c->lock);
-    icecore_status status = attend(c, problem, report);
-    pthread_mutex_unlock(&c->lock);
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    status = attend(c, problem, report);
+    ice_unlock(&c->lock);
     return status;
 }

@@ -1,5 +1,7 @@
 #include "cache/cache.h"
 
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 #include "attention/treecode.h"
@@ -25,7 +27,7 @@ static icecore_status create(const icecore_cache_options *o, icecore_cache **res
     memset(c, 0, sizeof *c);
     c->options = *o;
     c->options.moments = NULL;
-    pthread_mutex_init(&c->lock, NULL);
+    ice_lock_begin(&c->lock);
     c->head = ice_alloc(o->heads, sizeof *c->head);
     icecore_status status = c->head ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (c->head) memset(c->head, 0, (size_t)o->heads * sizeof *c->head);
@@ -56,7 +58,7 @@ icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cach
 }
 
 void icecore_cache_free(icecore_cache *c) {
-    if (!c) return;
+    if (!c || c->lock.is_lost) return;   /* what is in no known state is left alone */
     if (c->moments && atomic_fetch_sub(&c->moments->owners, 1) == 1) ice_free(c->moments);
     ice_queries_free(c);
     for (int64_t h = 0; c->head && h < c->options.heads; h++) {
@@ -66,7 +68,7 @@ void icecore_cache_free(icecore_cache *c) {
     ice_free(c->head);
     ice_open_rows_release(c->sinks, 1);
     ice_open_rows_release(c->open, 1);
-    pthread_mutex_destroy(&c->lock);
+    ice_lock_end(&c->lock);
     ice_free(c);
 }
 
@@ -101,9 +103,10 @@ static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
 }
 
 icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
-    pthread_mutex_lock(&c->lock);
-    icecore_status status = copy_of(c, result);
-    pthread_mutex_unlock(&c->lock);
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    status = copy_of(c, result);
+    ice_unlock(&c->lock);
     return status;
 }
 
@@ -113,11 +116,13 @@ static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t ca
     return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, ice_open_dtype(&c->options), first, capacity);
 }
 
-/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied into the next. */
-static int64_t spare_rows(const icecore_cache *c) { return c->options.block / 8 + 16; }
+/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied into the next.  Few tokens of
+ * a long block take little memory all the same. */
+static int64_t spare_rows(int64_t rows, int64_t most) { return rows + 16 < most ? rows + 16 : most; }
+static int64_t most_spare(const icecore_cache *c) { return c->options.block / 8 + 16; }
 
 /* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
-static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t spare) {
+static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t most) {
     ice_open_rows *r = *rows;
     const int64_t end = c->length + count;
     if (r && !r->mapped && end <= r->first + r->capacity) {
@@ -125,7 +130,7 @@ static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_
         if (atomic_load(&r->writers) == 1 && filled >= atomic_load(&r->read_end)) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
         if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
     }
-    ice_open_rows *own = new_rows(c, first, end - first + spare);
+    ice_open_rows *own = new_rows(c, first, end - first + spare_rows(end - first, most));
     if (!own) return ICECORE_ERROR_MEMORY;
     if (r) ice_open_rows_copy(r, own, first, c->length);
     own->filled = end;
@@ -138,45 +143,52 @@ static void *row_at(icecore_tensor t, icecore_dtype dtype, int64_t head, int64_t
     return (char *)t.data + (head * t.head_stride + row * t.row_stride) * (int64_t)ice_element_size(dtype);
 }
 
-static void store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target,
-                  int64_t width) {
+/* Numbers from here on become infinite when they are rounded to `dtype`. */
+static float overflow_of(icecore_dtype dtype) { return dtype == ICECORE_FLOAT16 ? 65520.0f : dtype == ICECORE_BFLOAT16 ? 0x1.FFp127f : INFINITY; }
+
+/* Returns whether the target holds all finite numbers of the source. */
+static int store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target,
+                 int64_t width) {
     float buffer[ICECORE_MAX_DIM];
     if (dtype == target_dtype) {
         memcpy(target, source, (size_t)width * ice_element_size(dtype));
-        return;
+        return 1;
     }
     if (dtype != ICECORE_FLOAT32) {
         kernels->to_float32(dtype, source, buffer, width);
         source = buffer;
     }
-    kernels->from_float32(target_dtype, source, target, width);
+    const float *numbers = source, overflow = overflow_of(target_dtype);
+    int over = 0;
+    for (int64_t t = 0; t < width; t++) over |= (fabsf(numbers[t]) >= overflow) & (fabsf(numbers[t]) <= FLT_MAX);
+    kernels->from_float32(target_dtype, numbers, target, width);
+    return !over;
 }
 
 /* The first `count` of the new tokens into rows that have room for them. */
-static void fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
-                 int64_t count) {
+static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                           int64_t count) {
     const ice_kernels *kernels = ice_active_kernels();
     const icecore_cache_options *o = &c->options;
     for (int64_t h = 0; h < o->heads; h++)
         for (int64_t j = 0; j < count; j++) {
-            store(kernels, dtype, row_at(keys, dtype, h, j), rows->dtype, ice_open_key(rows, h, c->length + j), o->dim);
-            store(kernels, dtype, row_at(values, dtype, h, j), rows->dtype, ice_open_value(rows, h, c->length + j), o->value_dim);
+            if (j % ICE_UNASKED == ICE_UNASKED - 1 && ice_interrupted()) return ICECORE_INTERRUPTED;
+            if (!store(kernels, dtype, row_at(keys, dtype, h, j), rows->dtype, ice_open_key(rows, h, c->length + j), o->dim) ||
+                !store(kernels, dtype, row_at(values, dtype, h, j), rows->dtype, ice_open_value(rows, h, c->length + j), o->value_dim))
+                return ICECORE_ERROR_RANGE;
         }
+    return ICECORE_OK;
 }
 
-static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+/* Puts tokens behind the last one, where nobody looks for them until the cache is longer. */
+static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
     const int64_t first = c->sealed * c->options.block, sinks = c->options.sinks;
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
-    if (new_sinks > 0) {
-        icecore_status status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
-        if (status != ICECORE_OK) return status;
-    }
-    icecore_status status = claim(c, &c->open, first, count, spare_rows(c));
-    if (status != ICECORE_OK) return status;
-    if (new_sinks > 0) fill(c, c->sinks, dtype, keys, values, new_sinks);
-    fill(c, c->open, dtype, keys, values, count);
-    c->length += count;
-    return ICECORE_OK;
+    icecore_status status = ICECORE_OK;
+    if (new_sinks > 0) status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
+    if (status == ICECORE_OK) status = claim(c, &c->open, first, count, most_spare(c));
+    if (status == ICECORE_OK && new_sinks > 0) status = fill(c, c->sinks, dtype, keys, values, new_sinks);
+    return status == ICECORE_OK ? fill(c, c->open, dtype, keys, values, count) : status;
 }
 
 icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
@@ -184,14 +196,15 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
     if (dtype > ICECORE_BFLOAT16 || count < 0 || (count && (!keys.data || !values.data))) return ICECORE_ERROR_VALUE;
     if (queries.data && (query_heads < 1 || query_heads % c->options.heads)) return ICECORE_ERROR_VALUE;
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
-    pthread_mutex_lock(&c->lock);
-    icecore_status status = ICECORE_OK;
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
     if (count > INT32_MAX - c->length) status = ICECORE_ERROR_VALUE;
-    else if (count && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
+    else if (count) status = store_tokens(c, dtype, keys, values, count);
+    if (status == ICECORE_OK && count && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
     if (status == ICECORE_OK && count && queries.data) status = ice_queries_note(c, dtype, queries, c->length, count);
-    if (status == ICECORE_OK && count) status = append(c, dtype, keys, values, count);
-    if (status != ICECORE_OK) ice_queries_truncate(c, c->length);
-    pthread_mutex_unlock(&c->lock);
+    if (status == ICECORE_OK) c->length += count;
+    else ice_queries_truncate(c, c->length);
+    ice_unlock(&c->lock);
     return status;
 }
 
@@ -261,7 +274,7 @@ void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     const int64_t first = blocks * c->options.block, kept = c->length - first;
     if (r->capacity <= kept + 2 * c->options.block) return;
     /* after a long chunk: the rows that are sealed go; if there is no memory they stay */
-    ice_open_rows *own = new_rows(c, first, kept + spare_rows(c));
+    ice_open_rows *own = new_rows(c, first, kept + spare_rows(kept, most_spare(c)));
     if (!own) return;
     ice_open_rows_copy(r, own, first, c->length);
     own->filled = c->length;
@@ -346,6 +359,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
     if (call->status[head] != ICECORE_OK) return;
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = start; j < call->length; j++) {
+        if (j % ICE_UNASKED == 0 && ice_interrupted()) break;   /* the loop over heads ends then, too */
         kernels->from_float32(dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j), dim);
         kernels->from_float32(dtype, ice_read_source_value(&rows, j - start, buffer), ice_open_value(call->open, head, j), value_dim);
     }
@@ -354,7 +368,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
 
 static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
     const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
-    reseal_call call = {c, blocks, length, new_rows(c, first, length - first + spare_rows(c)), ice_alloc(heads, sizeof *call.stack),
+    reseal_call call = {c, blocks, length, new_rows(c, first, length - first + spare_rows(length - first, most_spare(c))), ice_alloc(heads, sizeof *call.stack),
                         ice_alloc(heads, sizeof *call.status)};
     icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);
@@ -410,24 +424,49 @@ static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
 icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, int threads) {
     if (length < 0) return ICECORE_ERROR_VALUE;
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
-    pthread_mutex_lock(&c->lock);
-    icecore_status status = length == c->length ? ICECORE_OK : forget(c, length, threads);
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    if (length != c->length) status = forget(c, length, threads);
     if (status == ICECORE_OK) ice_queries_truncate(c, length);
-    pthread_mutex_unlock(&c->lock);
+    ice_unlock(&c->lock);
     return status;
 }
 
-icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *evicted) {
-    pthread_mutex_lock(&c->lock);
-    const int64_t held = c->sealed * c->options.block, end = before < held ? before : held;
-    int64_t last = c->evicted;
-    for (int64_t h = 0; h < c->options.heads; h++) {
-        int64_t dropped = ice_stack_drop(c->head[h].stack, end);
-        if (dropped > last) last = dropped;
-        ice_cache_drop_pending(&c->head[h], last, INT64_MAX);   /* it would hold what is forgotten */
+/* Where the last segment ends that every head can drop for a bound of `before`.  Heads may be sealed unequally far after an interruption, and
+ * their segments then end elsewhere. */
+static int64_t evictable(const icecore_cache *c, int64_t before) {
+    int64_t end = c->sealed * c->options.block;
+    if (before < end) end = before;
+    for (int64_t h = 0; h < c->options.heads && end > c->evicted;) {
+        const int64_t own = ice_stack_droppable(c->head[h].stack, end);
+        if (own == end) {
+            h++;
+        } else {
+            end = own;
+            h = 0;
+        }
     }
-    c->evicted = *evicted = last;
-    pthread_mutex_unlock(&c->lock);
+    return end > c->evicted ? end : c->evicted;
+}
+
+icecore_status icecore_cache_evictable(icecore_cache *c, int64_t before, int64_t *end) {
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    *end = evictable(c, before);
+    ice_unlock(&c->lock);
+    return ICECORE_OK;
+}
+
+icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *evicted) {
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    const int64_t end = evictable(c, before);
+    for (int64_t h = 0; h < c->options.heads; h++) {
+        ice_stack_drop(c->head[h].stack, end);
+        ice_cache_drop_pending(&c->head[h], end, INT64_MAX);   /* it would hold what is forgotten */
+    }
+    c->evicted = *evicted = end;
+    ice_unlock(&c->lock);
     return ICECORE_OK;
 }
 
@@ -437,23 +476,30 @@ static int64_t bytes_of(const ice_open_rows *r) {
     return r && !r->mapped ? r->heads * r->capacity * (r->dim + r->value_dim) * (int64_t)ice_element_size(r->dtype) : 0;
 }
 
-icecore_cache_state icecore_cache_get(icecore_cache *c) {
-    pthread_mutex_lock(&c->lock);
-    icecore_cache_state s = {.length = c->length, .evicted = c->evicted, .sealed = c->sealed * c->options.block};
-    s.first_query = most_sealed(c) * c->options.block;
-    if (s.first_query) s.first_query--;
-    s.open = c->length - s.sealed;
-    s.bytes = bytes_of(c->sinks) + bytes_of(c->open) + ice_queries_bytes(c);
+static icecore_status state_of(const icecore_cache *c, icecore_cache_state *s) {
+    icecore_status status = ICECORE_OK;
+    *s = (icecore_cache_state){.length = c->length, .evicted = c->evicted, .sealed = c->sealed * c->options.block};
+    s->first_query = most_sealed(c) * c->options.block;
+    if (s->first_query) s->first_query--;
+    s->open = c->length - s->sealed;
+    s->bytes = bytes_of(c->sinks) + bytes_of(c->open) + ice_queries_bytes(c);
     for (int64_t h = 0; h < c->options.heads; h++) {
         const ice_stack *stack = c->head[h].stack;
         for (int64_t i = 0; i < stack->levels; i++) {
             if (!stack->level[i].segment) continue;
-            s.segments += h == 0;
-            s.bytes += stack->level[i].segment->bytes;
+            s->segments += h == 0;
+            s->bytes += ice_segment_bytes(stack->level[i].segment);
         }
-        for (int i = 0; i < ICE_NEXT_RANGES; i++)
-            if (c->head[h].pending[i]) s.bytes += ice_pending_bytes(c->head[h].pending[i]);
+        for (int i = 0; i < ICE_NEXT_RANGES && status == ICECORE_OK; i++)
+            if (c->head[h].pending[i]) status = ice_pending_bytes(c->head[h].pending[i], &s->bytes);
     }
-    pthread_mutex_unlock(&c->lock);
-    return s;
+    return status;
+}
+
+icecore_status icecore_cache_get_state(icecore_cache *c, icecore_cache_state *state) {
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    status = state_of(c, state);
+    ice_unlock(&c->lock);
+    return status;
 }

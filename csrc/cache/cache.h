@@ -6,9 +6,8 @@
 #ifndef ICE_CACHE_H
 #define ICE_CACHE_H
 
-#include <pthread.h>
-
 #include "attention/panel.h"
+#include "base/lock.h"
 #include "cache/open_rows.h"
 #include "cache/pending.h"
 #include "cache/queries.h"
@@ -28,7 +27,7 @@ typedef struct {
 } ice_given_moments;
 
 struct icecore_cache {
-    pthread_mutex_t lock;              /* one call at a time */
+    ice_lock lock;                     /* one call at a time */
     icecore_cache_options options;
     int64_t length, evicted;           /* tokens; those forgotten at the front, sinks aside */
     int64_t sealed;                    /* blocks in every head's stack */

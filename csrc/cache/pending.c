@@ -13,7 +13,7 @@ icecore_status ice_pending_begin(const ice_source *source, const ice_stack *stac
     p->first = first;
     p->end = end;
     p->skip = source->skip;
-    pthread_mutex_init(&p->lock, NULL);
+    ice_lock_begin(&p->lock);
     icecore_status status = ice_stack_share(stack, &p->stack);
     ice_source own = *source;
     if (status == ICECORE_OK) {
@@ -22,7 +22,7 @@ icecore_status ice_pending_begin(const ice_source *source, const ice_stack *stac
     }
     if (status != ICECORE_OK) {
         ice_stack_free(p->stack);
-        pthread_mutex_destroy(&p->lock);
+        ice_lock_end(&p->lock);
         ice_free(p);
         return status;
     }
@@ -49,10 +49,10 @@ static void end_reading(ice_pending *p) {
 }
 
 void ice_pending_release(ice_pending *p) {
-    if (!p || atomic_fetch_sub(&p->owners, 1) > 1) return;
+    if (!p || atomic_fetch_sub(&p->owners, 1) > 1 || p->lock.is_lost) return;
     end_reading(p);
     icecore_segment_free(p->segment);
-    pthread_mutex_destroy(&p->lock);
+    ice_lock_end(&p->lock);
     ice_free(p);
 }
 
@@ -66,29 +66,30 @@ static icecore_status step(ice_pending *p, int64_t left) {
 }
 
 icecore_status ice_pending_step(ice_pending *p, int64_t left) {
-    if (pthread_mutex_trylock(&p->lock)) return ICECORE_OK;
+    if (ice_lock_try(&p->lock) != ICECORE_OK) return ICECORE_OK;
     icecore_status status = step(p, left);
-    pthread_mutex_unlock(&p->lock);
+    ice_unlock(&p->lock);
     return status;
 }
 
 icecore_status ice_pending_finish(ice_pending *p, icecore_segment **segment) {
-    pthread_mutex_lock(&p->lock);
-    icecore_status status = ICECORE_OK;
+    icecore_status status = ice_lock_write(&p->lock);
+    if (status != ICECORE_OK) return status == ICECORE_ERROR_FORKED ? ICECORE_OK : status;
     while (status == ICECORE_OK && !p->segment) status = step(p, p->sealing.left - (INT64_MAX >> 1));
     if (status == ICECORE_OK) *segment = ice_segment_share(p->segment);
-    pthread_mutex_unlock(&p->lock);
+    ice_unlock(&p->lock);
     return status;
 }
 
-int64_t ice_pending_bytes(ice_pending *p) {
-    pthread_mutex_lock(&p->lock);
-    int64_t bytes = p->segment ? p->segment->bytes : 0;
+icecore_status ice_pending_bytes(ice_pending *p, int64_t *bytes) {
+    icecore_status status = ice_lock_read(&p->lock);
+    if (status != ICECORE_OK) return status == ICECORE_ERROR_FORKED ? ICECORE_OK : status;
+    if (p->segment) *bytes += p->segment->bytes;
     if (p->stack) {
         const ice_builder *b = &p->sealing.builder;
-        bytes = b->segment ? b->segment->bytes : b->keys.count * 4 * (int64_t)sizeof(int32_t);
-        bytes += p->sealing.rows.sealed * 2 * (int64_t)sizeof(void *);
+        *bytes += b->segment ? b->segment->bytes : b->keys.count * 4 * (int64_t)sizeof(int32_t);
+        *bytes += p->sealing.rows.sealed * 2 * (int64_t)sizeof(void *);
     }
-    pthread_mutex_unlock(&p->lock);
-    return bytes;
+    ice_unlock(&p->lock);
+    return ICECORE_OK;
 }

@@ -2,15 +2,15 @@
 #ifndef ICE_PENDING_H
 #define ICE_PENDING_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/lock.h"
 #include "cache/open_rows.h"
 #include "segment/stack.h"
 
 typedef struct {
     atomic_int owners;
-    pthread_mutex_t lock;              /* of all below */
+    ice_lock lock;                     /* of all below */
     int64_t first, end;                /* keys */
     int64_t skip;                      /* of the source when it began: evicting more makes it useless */
     int64_t total;                     /* units of work */
@@ -30,9 +30,9 @@ void ice_pending_release(ice_pending *pending);   /* NULL: nothing */
 
 /* Goes on until at most `left` units of work are left.  If another thread is at it and there is time, does nothing. */
 icecore_status ice_pending_step(ice_pending *pending, int64_t left);
-/* Memory of what is being built. */
-int64_t ice_pending_bytes(ice_pending *pending);
-/* The finished segment, one more owner of it for the caller. */
+/* Adds the memory of what is being built. */
+icecore_status ice_pending_bytes(ice_pending *pending, int64_t *bytes);
+/* The finished segment, one more owner of it for the caller; none where a fork left it half built. */
 icecore_status ice_pending_finish(ice_pending *pending, icecore_segment **segment);
 
 #endif

@@ -64,26 +64,28 @@ void ice_queries_truncate(icecore_cache *c, int64_t length) {
     if (q->noted > length) q->noted = length;
 }
 
-static void add_triangle(const float *square, int64_t dim, float rows, float *sum) {
+static void store_triangle(const float *square, int64_t dim, float rows, float *sum) {
     for (int64_t i = 0; i < dim; i++)
-        for (int64_t j = 0; j <= i; j++) *sum++ += square[i * dim + j];
-    *sum += rows;
+        for (int64_t j = 0; j <= i; j++) *sum++ = square[i * dim + j];
+    *sum = rows;
 }
 
-/* Adds the queries of the tokens first .. end - 1, of one block, that are sampled. */
+/* Adds the queries of the tokens first .. end - 1, of one block, that are sampled: of all heads or, where that fails, of none. */
 static icecore_status add_sums(icecore_cache *c, const icecore_attention *seen, int64_t block, int64_t first, int64_t end) {
     const int64_t dim = c->options.dim, offset = seen->keys - seen->queries;
     if (end / ICE_MOMENT_STEP == first / ICE_MOMENT_STEP) return ICECORE_OK;   /* no position that is sampled */
     ice_query_sum *sum = own_sum(c, block);
-    float *square = ice_alloc(dim * dim, sizeof *square);
-    icecore_status status = sum && square ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    float *square = ice_alloc(dim * dim, sizeof *square), *added = ice_alloc(numbers_of(c), sizeof *added);
+    icecore_status status = sum && square && added ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     for (int64_t h = 0; h < c->options.heads && status == ICECORE_OK; h++) {
         int64_t rows = 0;
         memset(square, 0, (size_t)(dim * dim) * sizeof *square);
         status = ice_add_query_moments(seen, ice_active_kernels(), 0, h, first - offset, end - offset, ICE_MOMENT_STEP, square, &rows);
-        if (status == ICECORE_OK) add_triangle(square, dim, (float)rows, sum->number + h * ice_query_numbers(dim));
+        if (status == ICECORE_OK) store_triangle(square, dim, (float)rows, added + h * ice_query_numbers(dim));
     }
+    for (int64_t i = 0; i < numbers_of(c) && status == ICECORE_OK; i++) sum->number[i] += added[i];
     ice_free(square);
+    ice_free(added);
     return status;
 }
 
@@ -156,13 +158,12 @@ icecore_status ice_queries_note(icecore_cache *c, icecore_dtype dtype, icecore_t
     const icecore_attention seen = {.dtype = dtype, .batch = 1, .query_heads = c->options.heads * q->group, .key_heads = c->options.heads,
                                     .queries = count, .keys = end, .dim = c->options.dim, .query = queries};
     if (start >= end) return ICECORE_OK;
-    if (!c->moments)
-        for (int64_t from = start, to; from < end; from = to) {
-            to = (from / block + 1) * block < end ? (from / block + 1) * block : end;
-            if (from / block < q->first) continue;
-            icecore_status status = add_sums(c, &seen, from / block, from, to);
-            if (status != ICECORE_OK) return status;
-        }
+    /* the block that was begun before comes last: where this fails, others are forgotten whole */
+    for (int64_t number = (end - 1) / block; !c->moments && number >= start / block && number >= q->first; number--) {
+        const int64_t from = number * block > start ? number * block : start, to = (number + 1) * block < end ? (number + 1) * block : end;
+        icecore_status status = add_sums(c, &seen, number, from, to);
+        if (status != ICECORE_OK) return status;
+    }
     keep(c, &seen, start, end);
     q->noted = end;
     return ICECORE_OK;

@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "base/numbers.h"
+#include "base/parallel.h"
 #include "cache/cache.h"
 
 const char *ice_cache_segment_fault(const icecore_segment *s, uint8_t *seen) {
@@ -72,22 +73,25 @@ const char *ice_cache_structure_fault(const icecore_cache *c) {
     return NULL;
 }
 
-static const char *fault_of(const icecore_cache *c) {
-    const char *fault = ice_cache_structure_fault(c);
+static icecore_status find_fault(const icecore_cache *c, const char **fault) {
     uint8_t *seen = ice_alloc(c->length + 1, 1);
-    if (!seen) return "out of memory";
-    for (int64_t h = 0; h < c->options.heads && !fault; h++) {
+    if (!seen) return ICECORE_ERROR_MEMORY;
+    *fault = ice_cache_structure_fault(c);
+    icecore_status status = ICECORE_OK;
+    for (int64_t h = 0; h < c->options.heads && !*fault && status == ICECORE_OK; h++) {
         const ice_stack *stack = c->head[h].stack;
-        for (int64_t i = 0; i < stack->levels && !fault; i++)
-            if (stack->level[i].segment) fault = ice_cache_segment_fault(stack->level[i].segment, seen);
+        for (int64_t i = 0; i < stack->levels && !*fault; i++)
+            if (stack->level[i].segment) *fault = ice_cache_segment_fault(stack->level[i].segment, seen);
+        if (ice_interrupted()) status = ICECORE_INTERRUPTED;
     }
     ice_free(seen);
-    return fault;
+    return status;
 }
 
-const char *icecore_cache_validate(icecore_cache *c) {
-    pthread_mutex_lock(&c->lock);
-    const char *fault = fault_of(c);
-    pthread_mutex_unlock(&c->lock);
-    return fault;
+icecore_status icecore_cache_validate(icecore_cache *c, const char **fault) {
+    icecore_status status = ice_lock_write(&c->lock);
+    if (status != ICECORE_OK) return status;
+    status = find_fault(c, fault);
+    ice_unlock(&c->lock);
+    return status;
 }

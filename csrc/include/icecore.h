@@ -29,7 +29,11 @@ typedef enum {
     ICECORE_ERROR_REPEATED,    /* an id named twice in one call */
     ICECORE_ERROR_READ_ONLY,   /* a mapped index does not change */
     ICECORE_ERROR_INDEX,       /* an index that names no key */
-    ICECORE_ERROR_BUSY         /* the calling thread is changing the same index: a progress callback must not use it */
+    ICECORE_ERROR_BUSY,        /* the calling thread is at work on the same index or cache: what interrupts it (the interrupt check, a
+                                  progress callback) must not change it, nor use it while it changes */
+    ICECORE_ERROR_FORKED,      /* another thread was changing the index or cache when this process was forked: this copy of it is lost, and is
+                                  only to be freed */
+    ICECORE_ERROR_RANGE        /* a finite number that the storage's type cannot hold */
 } icecore_status;
 
 /* ICECORE_INT8 is a way to store rows in segments and caches, not a type of arguments: signed bytes, each group of 16 numbers of a row (the
@@ -57,13 +61,15 @@ icecore_status icecore_isa_status(void);
 /* ICECORE_ERROR_ISA if `name` is not usable here; NULL restores the default. */
 icecore_status icecore_set_isa(const char *name);
 
-/* 1 if built with OpenMP.  Without it every call runs on the calling thread. */
+/* 1 if built with OpenMP.  Without it a call uses one thread unless it asks for more, which it then starts and ends itself; so do calls in a
+ * forked process, where OpenMP's threads are missing.  No call uses more threads than it has tasks.  OpenMP ends the process where the
+ * system gives it no more threads; ask for few where they are scarce. */
 int icecore_has_openmp(void);
-/* Threads a call uses when asked for 0: the OpenMP maximum, bounded by affinity and by the cgroup's quota. */
+/* Threads a call uses when asked for 0: the OpenMP maximum, bounded by affinity and by the least quota of the process's control groups. */
 int icecore_default_threads(void);
 
-/* `check` is called from the calling thread about twenty times a second during long calls; a non-zero answer ends the
- * call with ICECORE_INTERRUPTED.  NULL removes it.  Not thread safe: set it once. */
+/* `check` is called from the calling thread about twenty times a second while that is in calls, also where it waits for another thread; a
+ * non-zero answer ends the call with ICECORE_INTERRUPTED.  NULL removes it.  Not thread safe: set it once. */
 void icecore_set_interrupt_check(int (*check)(void));
 
 /* Compares every kernel of one usable instruction set against the scalar kernels on awkward shapes.  Returns the number
@@ -268,7 +274,8 @@ icecore_segment_view icecore_segment_get(const icecore_segment *segment);
  * is built a little at each call of attend, so that no merge shows as a pause.  With ICECORE_INT8 rows are rounded when they are sealed;
  * merges round nothing again.
  *
- * Every call on a cache waits for the others on it.  Forks are caches of their own, whatever they share inside. */
+ * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of their own, whatever they
+ * share inside. */
 typedef struct icecore_cache icecore_cache;
 
 typedef struct {
@@ -285,7 +292,8 @@ typedef struct {
 icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result);
 void icecore_cache_free(icecore_cache *cache);
 
-/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's.  All or nothing.
+/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's, ICECORE_ERROR_RANGE where that
+ * has no finite number for a finite one.  All or nothing.
  * queries: NULL data, or those of the tokens, of query_heads heads: for the metric and for measuring, where they are not attended from the cache.
  * Cost: a copy; sealing is done by the calls of attend that need it. */
 icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
@@ -299,7 +307,7 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
  * rows says little about the one that a fact hangs on.  May: mean score + 2.5 / sqrt(dim) scale |q / metric| radius reaches it, a cosine that a direction at
  * random exceeds once in 160 times.
  * What was measured is kept by fork, write and map; with another number of query heads it is forgotten.
- * ICECORE_ERROR_VALUE when a query stands before token icecore_cache_get(cache).first_query: what it must not see is sealed already. */
+ * ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state: what it must not see is sealed already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
@@ -307,8 +315,11 @@ icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attentio
  * ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were evicted. */
 icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 
-/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer.  *evicted: how many are forgotten now. */
+/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.  *evicted: how many are
+ * forgotten now. */
 icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);
+/* How many would be. */
+icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable);
 
 /* A cache of the same tokens.  They share what there is until one of them appends: O(number of segments). */
 icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result);
@@ -320,7 +331,7 @@ typedef struct {
     int64_t open;                        /* tokens kept as they came */
     int64_t bytes;                       /* memory held, shared parts included, mapped files not counted */
 } icecore_cache_state;
-icecore_cache_state icecore_cache_get(icecore_cache *cache);
+icecore_status icecore_cache_get_state(icecore_cache *cache, icecore_cache_state *state);
 
 /* Caches of equal heads, widths, dtype, block, sinks and cell_size as named arrays, for files; each is written as it is when the call begins.
  * Segments that they share are written once.  Segments in the making are left out: they begin anew. */
@@ -332,8 +343,8 @@ icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, 
 icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
                                  icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size);
 
-/* NULL, or what is wrong with the cache (a static string). */
-const char *icecore_cache_validate(icecore_cache *cache);
+/* *fault: NULL, or what is wrong with the cache (a static string). */
+icecore_status icecore_cache_validate(icecore_cache *cache, const char **fault);
 
 /* ---- Index --------------------------------------------------------------------------------------------- */
 
@@ -343,7 +354,8 @@ const char *icecore_cache_validate(icecore_cache *cache);
  * slots that never change.  Two segments of one size merge, a few rows at each insertion, while both go on serving.  A removed
  * vector's slot is marked, left out of answers, and given back when a merge leaves it out of the new segment.
  *
- * Locks: any number of threads may search and read at once; whoever changes the index waits until they are done, and they for it. */
+ * Locks: any number of threads may search and read at once; whoever changes the index waits until they are done, and they for it
+ * (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED). */
 typedef struct icecore_index icecore_index;
 
 #define ICECORE_MAX_INDEX_DIM 16384

@@ -67,10 +67,10 @@ icecore_status icecore_index_copy(icecore_index *index, icecore_index **result) 
     icecore_index *copy;
     icecore_status status = icecore_index_create(&index->options, &copy);
     if (status != ICECORE_OK) return status;
-    status = ice_index_read_lock(index);
+    status = ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
         status = copy_contents(index, copy);
-        ice_index_unlock(index);
+        ice_unlock(&index->lock);
     }
     if (status == ICECORE_OK) *result = copy;
     else icecore_index_free(copy);

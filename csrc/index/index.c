@@ -1,37 +1,11 @@
 #include "index/index.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/parallel.h"
 #include "base/random.h"
-
-/* ---- Locks ---- */
-
-icecore_status ice_index_read_lock(icecore_index *index) {
-    int failed;
-    while ((failed = pthread_rwlock_rdlock(&index->lock)) == EAGAIN) {}
-    return failed ? ICECORE_ERROR_BUSY : ICECORE_OK;
-}
-
-icecore_status ice_index_write_lock(icecore_index *index) {
-    if (index->read_only) return ICECORE_ERROR_READ_ONLY;
-    return pthread_rwlock_wrlock(&index->lock) ? ICECORE_ERROR_BUSY : ICECORE_OK;
-}
-
-void ice_index_unlock(icecore_index *index) { pthread_rwlock_unlock(&index->lock); }
-
-static void make_lock(icecore_index *index) {
-    pthread_rwlockattr_t attributes;
-    pthread_rwlockattr_init(&attributes);
-#ifdef __GLIBC__
-    /* by default glibc lets new readers pass a waiting writer, for ever if they keep coming */
-    pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-#endif
-    pthread_rwlock_init(&index->lock, &attributes);
-    pthread_rwlockattr_destroy(&attributes);
-}
 
 /* ---- Life ---- */
 
@@ -68,7 +42,7 @@ icecore_status icecore_index_create(const icecore_index_options *o, icecore_inde
     index->options = *o;
     index->slots = (ice_slots){.dim = o->dim, .dtype = o->dtype, .owned = 1,
                                .row_bytes = (size_t)o->dim * (o->dtype == ICECORE_FLOAT32 ? 4 : 2)};
-    make_lock(index);
+    ice_lock_begin(&index->lock);
     if (!make_directions(index)) {
         icecore_index_free(index);
         return ICECORE_ERROR_MEMORY;
@@ -88,18 +62,21 @@ static void drop_contents(icecore_index *index) {
 }
 
 void icecore_index_free(icecore_index *index) {
-    if (!index) return;
+    if (!index || index->lock.is_lost) return;   /* what is in no known state is left alone */
     drop_contents(index);
     ice_free(index->directions);
-    pthread_rwlock_destroy(&index->lock);
+    ice_lock_end(&index->lock);
     ice_free(index);
 }
 
+/* A mapped index does not change. */
+static icecore_status write_lock(icecore_index *index) { return index->read_only ? ICECORE_ERROR_READ_ONLY : ice_lock_write(&index->lock); }
+
 icecore_status icecore_index_clear(icecore_index *index) {
-    icecore_status status = ice_index_write_lock(index);
+    icecore_status status = write_lock(index);
     if (status != ICECORE_OK) return status;
     drop_contents(index);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return ICECORE_OK;
 }
 
@@ -109,10 +86,10 @@ static icecore_status reserve(icecore_index *index, int64_t count) {
 }
 
 icecore_status icecore_index_reserve(icecore_index *index, int64_t count) {
-    icecore_status status = ice_index_write_lock(index);
+    icecore_status status = write_lock(index);
     if (status != ICECORE_OK) return status;
     if (count > index->used) status = reserve(index, count);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }
 
@@ -136,13 +113,16 @@ static icecore_status seal(icecore_index *index, const int32_t *slot, int64_t co
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const ice_slot_rows rows = {kernels, &index->slots, slot};
-    float lifting = ice_index_lifting(index, kernels, slot, count);
-    if (lifting < 0.0f) return ICECORE_ERROR_MEMORY;
+    float lifting;
+    icecore_status status = ice_index_lifting(index, kernels, slot, count, &lifting);
+    if (status != ICECORE_OK) return status;
     ice_tree_plan plan = ice_index_plan(index, kernels, &rows, count, lifting);
     ice_tree_builder *builder;
-    icecore_status status = ice_tree_begin(&plan, &builder);
+    status = ice_tree_begin(&plan, &builder);
     if (status != ICECORE_OK) return status;
     status = build(builder, ice_tree_work(&plan), threads, progress, context);
+    /* the last question: from here on the call succeeds */
+    if (status == ICECORE_OK && ice_interrupted_now()) status = ICECORE_INTERRUPTED;
     if (status == ICECORE_OK) {
         ice_tree_rename(builder, slot);
         *segment = ice_tree_take(builder);
@@ -159,6 +139,10 @@ static icecore_status enter(icecore_index *index, const float *vectors, const in
     icecore_status status = reserve(index, index->used + count);
     int64_t entered = 0;
     for (; status == ICECORE_OK && entered < count; entered++) {
+        if (entered % ICE_UNASKED == 0 && ice_interrupted()) {
+            status = ICECORE_INTERRUPTED;
+            break;
+        }
         int32_t found = ice_id_map_find(&index->map, &index->slots, ids[entered]);
         if (found >= 0) {
             *place = entered;
@@ -188,6 +172,7 @@ static icecore_status add(icecore_index *index, const float *vectors, const int6
     if (count == 0) return ICECORE_OK;
     icecore_status status = ice_merge_advance(index, 2 * count, count < ICE_OPEN_BLOCK ? 1 : threads);
     if (status != ICECORE_OK) return status;
+    if (ice_interrupted()) return ICECORE_INTERRUPTED;
     if (index->open_count + count >= ICE_OPEN_BLOCK && !ice_index_has_room(index)) return ICECORE_ERROR_MEMORY;   /* for merges, all along */
     int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;
@@ -233,11 +218,11 @@ static icecore_status add_counting(icecore_index *index, const float *vectors, i
 
 icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                                  icecore_progress progress, void *context, int64_t *place) {
-    icecore_status status = ice_index_write_lock(index);
+    icecore_status status = write_lock(index);
     if (status != ICECORE_OK) return status;
     if (!ids) status = add_counting(index, vectors, count, threads, progress, context, place);
     else status = add(index, vectors, ids, count, threads, progress, context, place);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }
 
@@ -253,6 +238,7 @@ static void leave_open_block(icecore_index *index, int32_t slot) {
 static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
     icecore_status status = ice_merge_advance(index, count, 1);   /* before any mark: a merge that ends counts what is removed */
     if (status != ICECORE_OK) return status;
+    if (ice_interrupted()) return ICECORE_INTERRUPTED;
     int32_t *slot = ice_alloc(count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;
     int64_t marked = 0;
@@ -287,10 +273,10 @@ static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t
 }
 
 icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
-    icecore_status status = ice_index_write_lock(index);
+    icecore_status status = write_lock(index);
     if (status != ICECORE_OK) return status;
     if (count > 0) status = take_out(index, ids, count, place);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }
 
@@ -337,32 +323,34 @@ static icecore_status compact(icecore_index *index, int threads) {
 }
 
 icecore_status icecore_index_compact(icecore_index *index, int threads) {
-    icecore_status status = ice_index_write_lock(index);
+    icecore_status status = write_lock(index);
     if (status != ICECORE_OK) return status;
     status = compact(index, threads);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }
 
 /* ---- Reading ---- */
 
-/* A mapped index enters its ids when they are first asked for; takes and gives back the lock that the caller then takes to read. */
 static icecore_status enter_mapped_ids(icecore_index *index) {
-    if (!index->read_only) return ICECORE_OK;
-    pthread_rwlock_wrlock(&index->lock);
-    icecore_status status = ICECORE_OK;
-    if (index->map.count != index->used) {
-        status = ice_id_map_reserve(&index->map, &index->slots, index->used);
-        for (int64_t s = 0; status == ICECORE_OK && s < index->slots.count; s++)
-            if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) ice_id_map_insert(&index->map, &index->slots, (int32_t)s);
+    icecore_status status = ice_lock_write(&index->lock);
+    if (status != ICECORE_OK) return status;
+    if (index->map.count != index->used) status = ice_id_map_reserve(&index->map, &index->slots, index->used);
+    for (int64_t s = 0; status == ICECORE_OK && index->map.count != index->used; s++) {
+        if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) ice_id_map_insert(&index->map, &index->slots, (int32_t)s);
+        if (s % ICE_UNASKED == 0 && ice_interrupted()) status = ICECORE_INTERRUPTED;
     }
-    pthread_rwlock_unlock(&index->lock);
+    if (status != ICECORE_OK) ice_id_map_end(&index->map);
+    ice_unlock(&index->lock);
     return status;
 }
 
 icecore_status ice_index_lookup_lock(icecore_index *index) {
-    icecore_status status = enter_mapped_ids(index);
-    return status == ICECORE_OK ? ice_index_read_lock(index) : status;
+    icecore_status status = ice_lock_read(&index->lock);
+    if (status != ICECORE_OK || !index->read_only || index->map.count == index->used) return status;
+    ice_unlock(&index->lock);
+    status = enter_mapped_ids(index);
+    return status == ICECORE_OK ? ice_lock_read(&index->lock) : status;
 }
 
 icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place) {
@@ -380,7 +368,7 @@ icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64
             *place = i;
         }
     }
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }
 
@@ -388,12 +376,12 @@ icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, 
     icecore_status status = ice_index_lookup_lock(index);
     if (status != ICECORE_OK) return status;
     for (int64_t i = 0; i < count; i++) present[i] = ice_id_map_find(&index->map, &index->slots, ids[i]) >= 0;
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }
 
 icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state *result) {
-    icecore_status status = ice_index_read_lock(index);
+    icecore_status status = ice_lock_read(&index->lock);
     if (status != ICECORE_OK) return status;
     const icecore_index_options *o = &index->options;
     icecore_index_state state = {
@@ -417,13 +405,13 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
     for (int m = 0; m < ICE_MOST_MERGES; m++)
         if (index->merge[m].builder)
             state.bytes += (index->merge[m].slot ? index->merge[m].count * (int64_t)sizeof(int32_t) : 0) + ice_tree_bytes(index->merge[m].builder);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     *result = state;
     return ICECORE_OK;
 }
 
 icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity, int64_t *count) {
-    icecore_status status = ice_index_read_lock(index);
+    icecore_status status = ice_lock_read(&index->lock);
     if (status != ICECORE_OK) return status;
     int64_t found = 0;
     for (int64_t s = 0; s < index->slots.count; s++) {
@@ -431,7 +419,7 @@ icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t cap
         if (found < capacity) ids[found] = *ice_slot_id(&index->slots, s);
         found++;
     }
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     *count = found;
     return ICECORE_OK;
 }

@@ -2,8 +2,7 @@
 #ifndef ICE_INDEX_H
 #define ICE_INDEX_H
 
-#include <pthread.h>
-
+#include "base/lock.h"
 #include "index/id_map.h"
 #include "index/slots.h"
 #include "segment/segment.h"
@@ -35,7 +34,7 @@ typedef struct {
 } ice_merge;
 
 struct icecore_index {
-    pthread_rwlock_t lock;
+    ice_lock lock;
     icecore_index_options options;
     float *directions;         /* of the P-DCI lists; NULL without */
     ice_slots slots;
@@ -68,18 +67,14 @@ void ice_index_adopt(icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
 /* The lifting scale for these slots: their largest norm, or 1 when all are 0; 0 where the metric needs none. */
-float ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count);
+icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count, float *lifting);
 
 /* ---- validate.c ---- */
 
 /* What searching and changing rely on: every vector in one place, every place on a vector.  O(slots); no lock. */
 icecore_status ice_index_check_structure(const icecore_index *index, char *reason, int64_t reason_size);
 
-/* Read and write locks.  ICECORE_ERROR_BUSY: this thread holds the lock already (a progress callback that uses the index). */
-icecore_status ice_index_read_lock(icecore_index *index);
-/* As read_lock, with the ids in the map: a mapped index enters them when they are first needed. */
+/* The lock for reading, with the ids in the map: a mapped index enters them when they are first needed. */
 icecore_status ice_index_lookup_lock(icecore_index *index);
-icecore_status ice_index_write_lock(icecore_index *index);
-void ice_index_unlock(icecore_index *index);
 
 #endif

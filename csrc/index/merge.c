@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/parallel.h"
 #include "index/index.h"
 
 /* A segment with more than this share of removed vectors is built anew. */
@@ -19,13 +20,16 @@ static int size_class(const ice_sealed *sealed) {
     return class;
 }
 
-float ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count) {
-    if (index->options.metric != ICECORE_INNER_PRODUCT) return 0.0f;
+icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count, float *lifting) {
+    *lifting = 0.0f;
+    if (index->options.metric != ICECORE_INNER_PRODUCT) return ICECORE_OK;
     float *buffer = ice_alloc(index->options.dim, sizeof *buffer);
-    if (!buffer) return -1.0f;
+    if (!buffer) return ICECORE_ERROR_MEMORY;
     const ice_slot_rows rows = {kernels, &index->slots, slot};
     double largest = 0.0;
-    for (int64_t i = 0; i < count; i++) {
+    int stopped = 0;
+    for (int64_t i = 0; i < count && !stopped; i++) {
+        if (i % ICE_UNASKED == 0) stopped = ice_interrupted();
         const float *x = ice_read_slot_row(&rows, i, buffer);
         double squared = 0.0;
         for (int64_t t = 0; t < index->options.dim; t++) squared += (double)x[t] * x[t];
@@ -33,7 +37,8 @@ float ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, 
     }
     ice_free(buffer);
     double norm = sqrt(largest) * (1.0 + 0x1p-23);   /* rounding to float must not put it below a row's norm */
-    return norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+    *lifting = norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+    return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
 }
 
 ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting) {

@@ -115,7 +115,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
         ice_scan_exactly(&w, call->index->open, call->index->open_count);
         if (f->segments) lists ? ice_search_lists(&w) : ice_scan_layer(&w, f->layers - 1);
     }
-    for (int64_t q = 0; q < w.count; q++) answer(&w, q);
+    for (int64_t q = 0; q < w.count && !ice_interrupted(); q++) answer(&w, q);
 }
 
 static void find_forest(const icecore_index *index, ice_forest *f) {
@@ -188,10 +188,10 @@ icecore_status icecore_index_search(icecore_index *index, const float *queries, 
     if (!call) return ICECORE_ERROR_MEMORY;
     *call = (ice_search_call){.index = index, .kernels = kernels, .search = search, .queries = queries, .count = count,
                           .ids = ids, .scores = scores, .counts = counts, .visited = visited};
-    icecore_status status = search->allowed ? ice_index_lookup_lock(index) : ice_index_read_lock(index);
+    icecore_status status = search->allowed ? ice_index_lookup_lock(index) : ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
         status = search_locked(call);
-        ice_index_unlock(index);
+        ice_unlock(&index->lock);
     }
     ice_free(call->allowed);
     ice_free(call);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/order.h"
+#include "base/parallel.h"
 #include "index/search.h"
 
 /* Up to this many are sorted by counting. */
@@ -53,6 +54,7 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
             slot[block++] = own;
         }
         for (int64_t first = 0; first < w->count && block; first += ICE_PANEL) {
+            if (ice_interrupted()) return;
             int lanes = (int)ice_least(w->count - first, ICE_PANEL);
             fill_panel(w, first, lanes);
             for (int lane = 0; lane < ICE_PANEL; lane++)

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "base/order.h"
+#include "base/parallel.h"
 #include "index/search.h"
 #include "segment/lists.h"
 
@@ -28,7 +29,7 @@ void ice_search_lists(ice_search_space *w) {
     const icecore_index_options *o = &call->index->options;
     const int last = f->layers - 1;
     float projection[ICECORE_MAX_COMPOSITES * ICECORE_MAX_SIMPLES];
-    for (int64_t q = 0; q < w->count; q++) {
+    for (int64_t q = 0; q < w->count && !ice_interrupted(); q++) {
         const float *query = call->queries + (w->first + q) * o->dim;
         const int32_t *pick = w->pick + q * call->nodes;
         int64_t whole = 0;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/order.h"
+#include "base/parallel.h"
 #include "index/search.h"
 #include "segment/codes.h"
 
@@ -156,6 +157,7 @@ static void scan_picks(ice_search_space *w, int layer, int leading) {
         int is_last = layer == f->layers - 1;
         for (int64_t parent = 0; parent < own->parents; parent++) {
             int64_t node = f->first[layer][n] + parent, end = w->node_begin[node + 1];
+            if (ice_interrupted()) return;
             for (int64_t i = w->node_begin[node]; i < end; i += ICE_PANEL)
                 scan(w, segment, is_last ? 0 : f->first[layer + 1][n], own, parent, is_last, w->by_node + i,
                      (int)ice_least(end - i, ICE_PANEL));

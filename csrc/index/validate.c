@@ -128,7 +128,7 @@ icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_
     reason[0] = '\0';
     float *buffer = ice_alloc(index->options.dim, sizeof *buffer);
     if (!buffer) return ICECORE_ERROR_MEMORY;
-    icecore_status status = ice_index_read_lock(index);
+    icecore_status status = ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
         status = ice_index_check_structure(index, reason, reason_size);
         report r = {reason, reason_size, 0};
@@ -136,7 +136,7 @@ icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_
         for (int n = 0; n < ICE_MOST_SEGMENTS && status == ICECORE_OK; n++)
             if (index->sealed[n].segment) check_segment(index, kernels, n, buffer, &r);
         if (r.wrong) status = ICECORE_ERROR_VALUE;
-        ice_index_unlock(index);
+        ice_unlock(&index->lock);
     }
     ice_free(buffer);
     return status;

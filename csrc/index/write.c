@@ -65,7 +65,7 @@ static int give_slots(const void *owner, int which, const ice_sink *sink) {
 }
 
 icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context) {
-    icecore_status status = ice_index_read_lock(index);
+    icecore_status status = ice_lock_read(&index->lock);
     if (status != ICECORE_OK) return status;
     contents *c = ice_alloc(1, sizeof *c);
     if (c) {
@@ -75,6 +75,6 @@ icecore_status icecore_index_write(icecore_index *index, icecore_write write, vo
         status = ICECORE_ERROR_MEMORY;
     }
     ice_free(c);
-    ice_index_unlock(index);
+    ice_unlock(&index->lock);
     return status;
 }

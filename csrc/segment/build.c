@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "base/numbers.h"
+#include "base/parallel.h"
 #include "segment/build.h"
 #include "segment/fields.h"
 #include "segment/metric.h"
@@ -167,6 +168,7 @@ icecore_status ice_builder_step(ice_builder *b, int64_t *work) {
         if (status != ICECORE_OK) return status;
     }
     while (*work > 0 && !ice_builder_done(b)) {
+        if (ice_interrupted()) return ICECORE_INTERRUPTED;
         const int64_t *parent = b->groups.parent + b->next;
         *work -= STORE_COST * (b->groups.cell[parent[1]] - b->groups.cell[parent[0]]);
         store_parent(b);

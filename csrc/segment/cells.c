@@ -174,9 +174,13 @@ static icecore_status run(int64_t count, int threads, size_t scratch_bytes, ice_
     if (threads != ICE_WITHIN_TASK) return ice_parallel_for(count, threads, scratch_bytes, task, context);
     void *scratch = ice_alloc(1, scratch_bytes);
     if (!scratch) return ICECORE_ERROR_MEMORY;
-    for (int64_t i = 0; i < count; i++) task(context, i, scratch);
+    int stopped = 0;
+    for (int64_t i = 0; i < count && !stopped; i++) {
+        task(context, i, scratch);
+        stopped = ice_interrupted();
+    }
     ice_free(scratch);
-    return ICECORE_OK;
+    return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
 }
 
 int ice_cells_done(const ice_cells *c) { return c->stage == DONE; }

@@ -37,6 +37,8 @@ static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype fro
 }
 
 icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype means, const ice_kernels *kernels) {
+    if (from->base) from = from->base;
+    if (from->mean_dtype == means) return ice_segment_share(from);
     icecore_segment *s = ice_segment_new();
     if (!s) return NULL;
     s->base = ice_segment_share(from);

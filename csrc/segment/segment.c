@@ -39,6 +39,8 @@ icecore_segment *ice_segment_share(icecore_segment *s) {
     return s;
 }
 
+int64_t ice_segment_bytes(const icecore_segment *s) { return s->bytes + (s->base ? s->base->bytes : 0); }
+
 icecore_segment_view icecore_segment_get(const icecore_segment *s) {
     const ice_nodes *c = &s->cell, *p = &s->parent;
     return (icecore_segment_view){

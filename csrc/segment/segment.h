@@ -68,7 +68,7 @@ struct icecore_segment {
     int64_t bytes;                                 /* in `owned` */
     int owned_count;
     void *owned[16 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */
-    icecore_segment *base;                         /* or to this segment, of which it owns a part; NULL: none */
+    icecore_segment *base;                         /* or to this segment, which has none, of which it owns a part; NULL: none */
 };
 
 /* A segment without arrays; NULL when out of memory. */
@@ -76,11 +76,14 @@ icecore_segment *ice_segment_new(void);
 /* count * size bytes that are freed with the segment; NULL on failure. */
 void *ice_segment_alloc(icecore_segment *segment, int64_t count, size_t size);
 
+/* Memory that it holds, that of the segment it goes back to included. */
+int64_t ice_segment_bytes(const icecore_segment *segment);
+
 /* One more owner of the same segment. */
 icecore_segment *ice_segment_share(icecore_segment *segment);
 
-/* The segment with its means in another dtype, rounded where that has fewer digits; all else is the old one's, which lives as long.  NULL when
- * out of memory. */
+/* The segment with its means in another dtype, rounded where that has fewer digits; all else is that of the segment as it was built, which lives
+ * as long, and is what this returns where its means are wanted again.  NULL when out of memory. */
 icecore_segment *ice_segment_with_means(icecore_segment *segment, icecore_dtype means, const ice_kernels *kernels);
 
 /* The seed of the segment over keys first .. first + count - 1: it depends on where the segment lies and not on how it came to be,

@@ -122,15 +122,18 @@ void ice_stack_add_up(ice_stack *stack) {
     }
 }
 
-int64_t ice_stack_drop(ice_stack *stack, int64_t end) {
+int64_t ice_stack_droppable(const ice_stack *stack, int64_t end) {
     int64_t last = 0;
+    for (int64_t i = 0; i < stack->levels && stack->level[i].end <= end; i++) last = stack->level[i].end;
+    return last;
+}
+
+void ice_stack_drop(ice_stack *stack, int64_t end) {
     for (int64_t i = 0; i < stack->levels && stack->level[i].end <= end; i++) {
         icecore_segment_free(stack->level[i].segment);
         stack->level[i].segment = NULL;
-        last = stack->level[i].end;
     }
     ice_stack_add_up(stack);
-    return last;
 }
 
 ice_stack *ice_stack_empty(int64_t blocks, int64_t block) {

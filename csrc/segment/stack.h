@@ -41,8 +41,10 @@ icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_sta
 /* Another stack of the same segments. */
 icecore_status ice_stack_share(const ice_stack *stack, ice_stack **result);
 void ice_stack_free(ice_stack *stack);
-/* Lets go of the segments that end at `end` or before; returns where the last of them ends, 0 where there is none. */
-int64_t ice_stack_drop(ice_stack *stack, int64_t end);
+/* Lets go of the segments that end at `end` or before. */
+void ice_stack_drop(ice_stack *stack, int64_t end);
+/* Where the last of them ends, 0 where there is none. */
+int64_t ice_stack_droppable(const ice_stack *stack, int64_t end);
 
 /* A stack of `blocks` blocks without its segments; how many it has. */
 ice_stack *ice_stack_empty(int64_t blocks, int64_t block);

@@ -153,17 +153,19 @@ static void put_in_order(ice_tree_builder *b) {
 }
 
 /* The mean of all rows, from the cells' means where there are cells. */
-static void find_root_mean(ice_tree_builder *b) {
+static icecore_status find_root_mean(ice_tree_builder *b) {
     icecore_segment *s = b->segment;
     double *total = b->root_total;
     float *buffer = (float *)(total + s->dim);
     memset(total, 0, (size_t)s->dim * sizeof *total);
     for (int64_t i = 0; i < (b->inner ? s->cells : s->count); i++) {
+        if (!b->inner && i % ICE_UNASKED == 0 && ice_interrupted()) return ICECORE_INTERRUPTED;
         double weight = b->inner ? (double)(s->offset[i + 1] - s->offset[i]) : 1.0;
         const float *x = b->inner ? s->mean_key + i * s->dim : b->plan.rows.read(b->plan.rows.context, i, buffer);
         for (int64_t d = 0; d < s->dim; d++) total[d] += weight * x[d];
     }
     for (int64_t d = 0; d < s->dim; d++) s->layer[0].mean[d] = (float)(total[d] / (double)s->count);
+    return ICECORE_OK;
 }
 
 static icecore_status shape(ice_tree_builder *b, int threads) {
@@ -172,7 +174,12 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
     b->segment = allocate_segment(b);
     if (!b->segment) return ICECORE_ERROR_MEMORY;
     put_in_order(b);
-    find_root_mean(b);
+    status = find_root_mean(b);
+    if (status != ICECORE_OK) {   /* of all rows: as if it had not begun */
+        icecore_segment_free(b->segment);
+        b->segment = NULL;
+        return status;
+    }
     for (int i = 0; i < b->inner; i++) {
         ice_layer *layer = &b->segment->layer[i];
         for (int64_t child = 0, parent = 0; child < layer->children; child++) {

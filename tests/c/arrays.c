@@ -10,6 +10,11 @@ uint64_t draw(uint64_t bound) {
     return (state >> 33) % bound;
 }
 
+int is_valid_cache(icecore_cache *cache) {
+    const char *fault = NULL;
+    return icecore_cache_validate(cache, &fault) == ICECORE_OK && !fault;
+}
+
 size_t size_of(char type) { return type == 'l' ? 8 : type == 'b' ? 1 : type == 'h' ? 2 : 4; }
 
 int write_arrays(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count) {

@@ -17,6 +17,9 @@ size_t size_of(char type);
 int write_arrays(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count);
 void free_arrays(file *f);
 
+/* Whether the cache finds nothing wrong with itself. */
+int is_valid_cache(icecore_cache *cache);
+
 /* A pseudo-random number below `bound`. */
 uint64_t draw(uint64_t bound);
 

@@ -53,6 +53,12 @@ static icecore_status append_and_attend(icecore_cache *cache, const problem *s, 
     return icecore_cache_attend(cache, &p, &report);
 }
 
+static icecore_cache_state state_of(icecore_cache *cache) {
+    icecore_cache_state state = {0};
+    EXPECT(icecore_cache_get_state(cache, &state) == ICECORE_OK);
+    return state;
+}
+
 /* Appends tokens first .. end - 1 and attends their queries. */
 static void go_on(icecore_cache *cache, const problem *s, int64_t first, int64_t end) {
     const icecore_attention p = s->p;
@@ -60,7 +66,7 @@ static void go_on(icecore_cache *cache, const problem *s, int64_t first, int64_t
     EXPECT(append_and_attend(cache, s, first, end, lse) == ICECORE_OK);
     for (int64_t h = 0; h < p.query_heads; h++)
         memcpy(s->p.lse + h * TOKENS + first, lse + h * (end - first), (size_t)(end - first) * sizeof *lse);
-    EXPECT(!icecore_cache_validate(cache));
+    EXPECT(is_valid_cache(cache));
 }
 
 static void all_near(void) {
@@ -97,7 +103,7 @@ static void int8_holds_them(void) {
         make_representable(&s.p.value, VALUE_DIM);
         icecore_cache *cache = create_of(ICECORE_INT8, 8, 3, TOKENS);
         for (int64_t first = 0; first < TOKENS; first += chunk) go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
-        EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+        EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && is_valid_cache(cache));
         for (int64_t first = 70; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
         expect_attention(&s, NULL);
         icecore_cache_free(cache);
@@ -115,17 +121,17 @@ static void forks_and_truncation(void) {
     for (int64_t length = 88; length >= 0; length -= 11) {
         check_at("length %d", (int)length);
         EXPECT(icecore_cache_truncate(fork, length, 1) == ICECORE_OK);
-        EXPECT(icecore_cache_get(fork).length == length && !icecore_cache_validate(fork));
+        EXPECT(state_of(fork).length == length && is_valid_cache(fork));
         if (length % 2) go_on(fork, &s, length, length + 20 < TOKENS ? length + 20 : TOKENS);
     }
-    EXPECT(icecore_cache_truncate(fork, icecore_cache_get(fork).length + 1, 1) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_truncate(fork, state_of(fork).length + 1, 1) == ICECORE_ERROR_VALUE);
     int64_t evicted = 0;
     icecore_cache_free(fork);
     go_on(cache, &s, 90, TOKENS);
     expect_attention(&s, NULL);
-    EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128 && !icecore_cache_validate(cache));
+    EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128 && is_valid_cache(cache));
     EXPECT(icecore_cache_truncate(cache, 50, 1) == ICECORE_ERROR_VALUE);
-    EXPECT(icecore_cache_truncate(cache, 2, 1) == ICECORE_OK && !icecore_cache_validate(cache));
+    EXPECT(icecore_cache_truncate(cache, 2, 1) == ICECORE_OK && is_valid_cache(cache));
     icecore_cache_free(cache);
     problem_free(&s);
 }
@@ -143,7 +149,7 @@ static void queries_of_tokens(void) {
             const icecore_attention p = s.p;
             EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS + 1, 100) == ICECORE_ERROR_VALUE);
             EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS * GROUP, 100) == ICECORE_OK);
-            EXPECT(!icecore_cache_validate(cache));
+            EXPECT(is_valid_cache(cache));
         } else {
             go_on(cache, &s, 0, 100);
         }
@@ -209,7 +215,7 @@ static file some_caches(const icecore_cache_options *o, const problem *s, int64_
 static void use(icecore_cache *cache, const problem *s) {
     static float lse[HEADS * GROUP * TOKENS];
     icecore_cache *fork = NULL;
-    int64_t length = icecore_cache_get(cache).length, evicted;
+    int64_t length = state_of(cache).length, evicted;
     if (icecore_cache_fork(cache, &fork) != ICECORE_OK) return;
     /* one by one over two blocks, so that segments are read and merged */
     for (int64_t i = 0; i < 20; i++) append_and_attend(cache, s, i, i + 1, lse);
@@ -219,7 +225,7 @@ static void use(icecore_cache *cache, const problem *s) {
     icecore_cache_evict(fork, length, &evicted);
     append_and_attend(fork, s, 0, 10, lse);
     icecore_cache_free(fork);
-    icecore_cache_validate(cache);
+    is_valid_cache(cache);
 }
 
 static void round_trip(void) {
@@ -233,10 +239,10 @@ static void round_trip(void) {
             icecore_cache *mapped[2], *fork = NULL;
             char reason[200];
             EXPECT(icecore_cache_map(&o, f.arrays, f.count, own, mapped, 2, reason, sizeof reason) == ICECORE_OK);
-            const icecore_cache_state state = icecore_cache_get(mapped[0]);
+            const icecore_cache_state state = state_of(mapped[0]);
             if (!own) view_bytes = state.bytes;
             EXPECT(state.length == 100 && state.evicted == 0 && (state.bytes > view_bytes) == own);
-            EXPECT(!icecore_cache_validate(mapped[0]) && !icecore_cache_validate(mapped[1]));
+            EXPECT(is_valid_cache(mapped[0]) && is_valid_cache(mapped[1]));
             file again = {.count = 0};
             EXPECT(icecore_cache_write((icecore_cache *const *)mapped, 2, write_arrays, &again) == ICECORE_OK && again.count == f.count);
             for (int64_t i = 0; i < f.count; i++)

@@ -80,7 +80,7 @@ static icecore_status cache_of(const problem *s) {
     if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, 1);
     long saved = remaining;
     remaining = -1;
-    EXPECT(!cache || !icecore_cache_validate(cache));
+    EXPECT(!cache || is_valid_cache(cache));
     remaining = saved;
     icecore_cache_free(fork);
     icecore_cache_free(cache);

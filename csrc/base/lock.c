@@ -1,0 +1,122 @@
+#include "base/lock.h"
+
+#include <errno.h>
+#include <time.h>
+
+#include "base/parallel.h"
+
+/* ---- Forks ---- */
+
+/* All locks there are, so that a forked process can free those whose holders it lacks. */
+static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
+static ice_lock *first;
+
+/* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers that interrupt it. */
+#define MOST_HELD 64
+static _Thread_local ice_lock *held[MOST_HELD];
+static _Thread_local int held_count;
+
+static int times_held(const ice_lock *lock) {
+    int times = 0;
+    for (int i = 0; i < held_count; i++) times += held[i] == lock;
+    return times;
+}
+
+static void make(ice_lock *lock) {
+    pthread_mutex_init(&lock->mutex, NULL);
+    pthread_cond_init(&lock->released, NULL);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&registry); }
+static void in_parent(void) { pthread_mutex_unlock(&registry); }
+
+/* The only thread is the one that forked: others have left their locks as they were. */
+static void in_child(void) {
+    for (ice_lock *lock = first; lock; lock = lock->next) {
+        const int own = times_held(lock);
+        make(lock);
+        lock->is_lost |= lock->writing && !own;
+        if (!lock->writing) lock->readers = own;   /* reading leaves nothing half done */
+        lock->waiting = 0;
+    }
+    pthread_mutex_init(&registry, NULL);
+}
+
+__attribute__((constructor)) static void begin(void) { pthread_atfork(before_fork, in_parent, in_child); }
+
+/* ---- Life ---- */
+
+void ice_lock_begin(ice_lock *lock) {
+    *lock = (ice_lock){0};
+    make(lock);
+    pthread_mutex_lock(&registry);
+    lock->next = first;
+    if (first) first->previous = lock;
+    first = lock;
+    pthread_mutex_unlock(&registry);
+}
+
+void ice_lock_end(ice_lock *lock) {
+    pthread_mutex_lock(&registry);
+    if (lock->next) lock->next->previous = lock->previous;
+    if (lock->previous) lock->previous->next = lock->next;
+    else first = lock->next;
+    pthread_mutex_unlock(&registry);
+    pthread_mutex_destroy(&lock->mutex);
+    pthread_cond_destroy(&lock->released);
+}
+
+/* ---- Taking and releasing ---- */
+
+/* Seconds after which a thread that waits asks whether it shall go on: nanoseconds. */
+#define PATIENCE 50000000
+
+static int is_free(const ice_lock *lock, int writes) { return !lock->writing && (writes ? !lock->readers : !lock->waiting); }
+
+/* Waits a while.  The mutex is held before and after, not while a signal handler runs, which may want the lock itself. */
+static icecore_status wait_a_while(ice_lock *lock, int writes) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += PATIENCE;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    lock->waiting += writes;
+    const int timed_out = pthread_cond_timedwait(&lock->released, &lock->mutex, &until) == ETIMEDOUT;
+    lock->waiting -= writes;
+    if (!timed_out) return ICECORE_OK;
+    pthread_mutex_unlock(&lock->mutex);
+    const int interrupted = ice_interrupted();
+    pthread_mutex_lock(&lock->mutex);
+    return interrupted ? ICECORE_INTERRUPTED : ICECORE_OK;
+}
+
+static icecore_status take(ice_lock *lock, int writes, int waits) {
+    const int times = times_held(lock);
+    icecore_status status = ICECORE_OK;
+    pthread_mutex_lock(&lock->mutex);
+    if (lock->is_lost) status = ICECORE_ERROR_FORKED;
+    else if ((times && (writes || lock->writing)) || held_count == MOST_HELD) status = ICECORE_ERROR_BUSY;
+    while (status == ICECORE_OK && !times && !is_free(lock, writes)) status = waits ? wait_a_while(lock, writes) : ICECORE_ERROR_BUSY;
+    if (status == ICECORE_OK) {
+        lock->writing += writes;
+        lock->readers += !writes;
+        held[held_count++] = lock;
+    }
+    pthread_mutex_unlock(&lock->mutex);
+    return status;
+}
+
+icecore_status ice_lock_read(ice_lock *lock) { return take(lock, 0, 1); }
+icecore_status ice_lock_write(ice_lock *lock) { return take(lock, 1, 1); }
+icecore_status ice_lock_try(ice_lock *lock) { return take(lock, 1, 0); }
+
+void ice_unlock(ice_lock *lock) {
+    int i = held_count - 1;
+    while (held[i] != lock) i--;
+    for (held_count--; i < held_count; i++) held[i] = held[i + 1];
+    pthread_mutex_lock(&lock->mutex);
+    if (lock->writing) lock->writing = 0;
+    else lock->readers--;
+    pthread_cond_broadcast(&lock->released);
+    pthread_mutex_unlock(&lock->mutex);
+}
