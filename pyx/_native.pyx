@@ -55,7 +55,7 @@ cdef int check(icecore_status status, id=None) except -1:
         raise ValueError("the index is a read-only view of a file; copy() gives one that can be changed")
     if status == ICECORE_ERROR_BUSY:
         raise RuntimeError(
-            "the index or cache is at work in this thread; a signal handler or a callback cannot use it until that is done"
+            "the index or cache is at work in this thread; a signal handler or a progress callback cannot use it until that is done"
         )
     if status == ICECORE_ERROR_FORKED:
         raise RuntimeError(

@@ -76,8 +76,8 @@ static int is_stopped(void) { return here.list && atomic_load(&here.list->stop);
 
 int ice_interrupted_now(void) {
     if (is_stopped() || !here.is_caller || !interrupt_check) return is_stopped();
+    next_check = seconds_now() + CHECK_INTERVAL;   /* before: what it calls does not ask at once again */
     const int stop = interrupt_check();
-    next_check = seconds_now() + CHECK_INTERVAL;
     if (stop && here.list) atomic_store(&here.list->stop, 1);
     return stop;
 }

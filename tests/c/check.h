@@ -21,6 +21,8 @@ void index_tests(void);
 void cache_tests(void);
 void special_value_tests(void);
 void thread_tests(void);
+void concurrent_tests(void);
+void quota_tests(void);
 void argument_tests(void);
 void out_of_memory_tests(void);
 void instruction_set_tests(void);

@@ -1,8 +1,10 @@
 /* Tests of the C core through its public header: one line a test, the count last; exit status 1 if any failed.
  *
- *   driver [instruction set]...     default: each usable one in turn */
+ *   driver [instruction set]...     default: each usable one in turn
+ *   driver concurrent               what several threads do at once, for the thread sanitizer */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "check.h"
 #include "icecore.h"
@@ -40,12 +42,18 @@ static void test_with(const char *isa) {
     cache_tests();
     special_value_tests();
     thread_tests();
+    concurrent_tests();
     argument_tests();
     out_of_memory_tests();
 }
 
 int main(int count, char **arguments) {
     check_run("instruction sets: a bad ICECORE_ISA is an error of every call", bad_environment);
+    if (count == 2 && !strcmp(arguments[1], "concurrent")) {
+        concurrent_tests();
+        return check_result();
+    }
+    quota_tests();
     const char *names[16];
     int usable = icecore_usable_isas(names, 16);
     for (int i = 1; i < count; i++) test_with(arguments[i]);
