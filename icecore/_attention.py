@@ -24,6 +24,8 @@ from icecore._arrays import (
 from icecore._metric import check_metric, query_metric
 from icecore._runtime import threads_for_call
 
+#: Of near/far attention: cells number keys in 32 bits.
+MAX_KEYS = 2**31 - 1
 #: Keys a query sees exactly before and around its own block, when causal and `k` is given.
 DEFAULT_WINDOW = 512
 #: First keys that stay exact, when causal and `k` is given: attention sinks (inside cells they spoil every mean).
@@ -196,7 +198,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     scale : float, optional
         Default ``1 / sqrt(d)``.
     attn_mask : array_like, optional
-        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores. In near/far attention hidden keys
+        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest finite
+        number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In near/far attention hidden keys
         count neither near nor far; cells of which some keys are hidden or biased are opened, so that scattered masks leave
         little to gain, while padding, documents and windows leave most.
     visit : int, optional
@@ -281,6 +284,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         raise ValueError(f"window={window} with k or tolerance needs causal=True")
     threads = threads_for_call(num_threads) or 0
     problem = check_problem(query, key, value)
+    if (sparse or plan is not None) and problem.key.shape[2] > MAX_KEYS:
+        raise ValueError(f"key has {problem.key.shape[2]} rows; expected at most {MAX_KEYS} with k, tolerance or a plan")
     scale = check_scale(scale, problem.query.shape[-1])
     metric = check_metric(metric, problem.key.shape[1], problem.key.shape[3])
     last_exact = min(integer(last_exact, "last_exact", 0), problem.shape[2])

@@ -39,12 +39,17 @@ def set_num_threads(n):
     ----------
     n : int or None
         At least 1. ``None`` restores the default: OpenMP's maximum at the time of each call (so ``threadpoolctl`` and
-        ``OMP_NUM_THREADS`` work), bounded by the process's CPU affinity and its control group's quota.
+        ``OMP_NUM_THREADS`` work), bounded by the process's CPU affinity and the quota of its control groups.
 
     Raises
     ------
     TypeError, ValueError
         If `n` is not an integer, or not from 1 to 4096.
+
+    Notes
+    -----
+    A call uses no more threads than it has tasks. OpenMP ends the whole process where the system gives it no thread that it was
+    asked for (limits on processes or on memory): ask for few there. In a forked process calls start threads of their own.
     """
     global _process_threads
     _process_threads = 0 if n is None else _checked_threads(n, "n")

@@ -25,6 +25,16 @@ _lock = threading.Lock()
 _models = None
 
 
+def _renew_lock():
+    """In a forked process: another thread of the parent's may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def path():
     """Where the file is or would be; None if switched off or the user has no home."""
     named = os.environ.get("ICECORE_TUNING", "")

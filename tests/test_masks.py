@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import assert_exact, assert_same_bits, encode, inputs
+from helpers import assert_exact, assert_same_bits, encode, inputs, near_far
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +124,54 @@ def test_info_counts_the_keys_a_mask_leaves(dtype, causal):
     info = icecore.attention(query, key, value, causal=causal, attn_mask=mask, return_info=True)[1]
     visible = reference.dense.visible_keys(5, 9, causal) & (mask if dtype == "bool" else ~np.isneginf(mask))
     np.testing.assert_array_equal(info.near_keys, np.broadcast_to(visible.sum(axis=1), (HEADS, 5)))
+
+
+LOWEST, HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
+
+
+def rows_of_extremes(queries, keys):
+    """Row 0 of the lowest number alone, row 1 with one key left, row 2 with three keys of the highest, the others halved."""
+    mask = np.zeros((queries, keys), np.float32)
+    mask[0] = LOWEST
+    mask[1, 1:] = LOWEST
+    mask[2, :3] = HIGHEST
+    mask[3:, keys // 2 :] = LOWEST
+    return mask
+
+
+def assert_rows_of_extremes(out, value, group):
+    """As rows_of_extremes says, of out (H, L, dv) and value (H_k, S, dv)."""
+    value = np.repeat(value.astype(np.float64), group, axis=0)
+    np.testing.assert_allclose(out[:, 0], value.mean(axis=1), atol=0.02)
+    np.testing.assert_allclose(out[:, 1], value[:, 0], atol=0.02)
+    np.testing.assert_allclose(out[:, 2], value[:, :3].mean(axis=1), atol=0.02)
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("queries", [4, 60])
+@pytest.mark.parametrize("mask_dtype", ["float32", "float64"])
+def test_finite_numbers_of_any_size_never_hide_and_never_give_nan(isa, queries, mask_dtype):
+    """The lowest finite number, by which many masks hide, leaves a row of nothing else the mean of all values."""
+    query, key, value = inputs((HEADS, queries, DIM), (2, KEYS, DIM), DIM)
+    mask = rows_of_extremes(queries, KEYS).astype(mask_dtype)
+    if mask_dtype == "float64":
+        mask[np.abs(mask) > 1] *= 1e100  # finite, and beyond float32
+    out, lse = icecore.attention(query, key, value, attn_mask=mask, return_lse=True)
+    assert_rows_of_extremes(out, value, 2)
+    assert np.isfinite(lse).all()
+    oracle, _ = reference.attention(query[None], key[None], value[None], attn_mask=mask[None, None])
+    np.testing.assert_allclose(out, oracle[0], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": 40}, {"threshold": 0.01}, {"tolerance": 0.05}, {"k": 3000, "far_field": False, "visit": 3000}], ids=str
+)
+def test_finite_numbers_of_any_size_in_near_far_attention(isa, options):
+    query, key, value = inputs((2, 60, DIM), (2, 3000, DIM), DIM)
+    mask = rows_of_extremes(60, 3000)
+    result = near_far(query, key, value, attn_mask=mask, **options)
+    assert_rows_of_extremes(result.out[0], value, 1)
+    assert np.isfinite(result.lse).all()
+    assert np.isfinite(result.captured_mass).all()
+    hidden = near_far(query, key, value, attn_mask=np.where(mask == LOWEST, np.float32(-np.inf), mask), **options)
+    np.testing.assert_allclose(result.out[:, :, 3:], hidden.out[:, :, 3:], atol=0.1)

@@ -1,6 +1,8 @@
 """Threads, instruction sets, interrupts and forks: settings act where they should and nowhere else."""
 
 import contextvars
+import ctypes
+import ctypes.util
 import io
 import multiprocessing
 import os
@@ -228,6 +230,7 @@ import os, signal, threading
 import numpy as np
 import icecore
 from icecore import _native
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests were started in the background
 out = np.full((60000, 64), np.nan, np.float32)
 x = np.random.default_rng(0).standard_normal((60000, 64), np.float32)
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -265,6 +268,187 @@ def test_ctrl_c_without_a_handler_ends_the_process():
     done = run_python(code)
     assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert "KeyboardInterrupt" in done.stderr
+
+
+MANY_SHORT_LOOPS = """
+import signal, threading, os
+import numpy as np
+import icecore
+signal.signal(signal.SIGINT, signal.default_int_handler)
+tokens = np.random.default_rng(0).standard_normal((2, 60000, 64)).astype(np.float32)
+cache = icecore.KVCache(2, 64, k=64, window=256)
+cache.append(tokens, tokens)
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    cache.attend(tokens)
+except KeyboardInterrupt:
+    print(cache.stats["sealed"] < 30000, cache.validate())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_ctrl_c_ends_a_call_of_many_short_loops():
+    """Each block of a chunk is attended in loops of its own: a call that ended late has sealed most of them."""
+    done = run_python(MANY_SHORT_LOOPS)
+    assert done.stdout == "True True\n", done.stderr
+
+
+ONE_LONG_TASK = """
+import signal, threading, os
+import numpy as np
+import icecore
+signal.signal(signal.SIGINT, signal.default_int_handler)
+rows = np.random.default_rng(0).standard_normal((400000, 32)).astype(np.float32)
+index = icecore.Index(32, num_levels=1)
+index.add(rows)
+found = np.full((4096, 5), -7), np.full((4096, 5), np.nan, np.float32)
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        found[0][...] = -7
+        index.search(rows[:4096], 5, exact=True, num_threads=1, out=found)
+except KeyboardInterrupt:
+    print(bool((found[0] == -7).all()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_ctrl_c_ends_a_long_task():
+    """One thread searches for all queries together: it stops before the first one is answered."""
+    done = run_python(ONE_LONG_TASK)
+    assert done.stdout == "True\n", done.stderr
+
+
+LONG_APPEND = """
+import signal, threading, os
+import numpy as np
+import icecore
+signal.signal(signal.SIGINT, signal.default_int_handler)
+tokens = np.broadcast_to(np.ones((1, 64), np.float16), (8, 400000, 64))
+caches, interrupted = [icecore.KVCache(8, 64), icecore.KVCache(8, 64)], False
+caches[0].append(tokens[:, :100], tokens[:, :100])
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        caches[1] = icecore.KVCache(8, 64)
+        caches[1].append(tokens, tokens)
+except KeyboardInterrupt:
+    print(len(caches[1]) in (0, 400000), caches[1].validate())
+caches[1].truncate(0)
+for cache in caches:
+    cache.append(tokens[:, :9], tokens[:, :9])
+print(len(caches[1]), bool((caches[1].attend(tokens[:, :9]) == 1).all()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_ctrl_c_in_an_append_leaves_all_tokens_or_none():
+    done = run_python(LONG_APPEND)
+    assert done.stdout == "True True\n9 True\n", done.stderr
+
+
+FORKED = """
+import ctypes, ctypes.util, os, signal, sys
+import numpy as np
+{before}
+{use}
+child = os.fork()
+if not child:
+    signal.alarm(60)  # a child that hangs fails
+    import icecore
+    query = np.random.default_rng(0).standard_normal((4, 256, 16)).astype(np.float32)
+    expected = icecore.attention(query, query, query, causal=True, num_threads=1)
+    same = all(np.array_equal(icecore.attention(query, query, query, causal=True, num_threads=n), expected) for n in (2, 3))
+    cache, index = icecore.KVCache(4, 16), icecore.Index(16)
+    cache.append(query, query)
+    cache.attend(query)
+    index.add(np.resize(query, (3000, 16)), num_threads=2)
+    index.search(query[0], 3, num_threads=2)
+    os._exit(0 if same else 1)
+print(os.waitpid(child, 0)[1])
+"""
+USE_OPENMP = """
+runtime = ctypes.CDLL(ctypes.util.find_library("gomp") or "libgomp.so.1")
+body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda context: None)
+runtime.GOMP_parallel(body, None, 2, 0)
+"""
+USE_TORCH = "import torch; torch.set_num_threads(2); torch.exp(torch.randn(3000000))"
+
+
+def has_gomp():
+    try:
+        return hasattr(ctypes.CDLL(ctypes.util.find_library("gomp") or "libgomp.so.1"), "GOMP_parallel")
+    except OSError:
+        return False
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "fork") or not has_gomp(), reason="needs fork and GNU's OpenMP")
+@pytest.mark.parametrize("before", ["import icecore", ""], ids=["imported before", "imported in the child"])
+def test_a_fork_after_others_used_openmp_computes(before):
+    """Who shares OpenMP's runtime with icecore has used its threads, which the child lacks."""
+    done = run_python(FORKED.format(before=before, use=USE_OPENMP))
+    assert done.stdout == "0\n", done.stderr
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("before", ["import icecore", ""], ids=["imported before", "imported in the child"])
+def test_a_fork_after_torch_used_threads_computes(before):
+    pytest.importorskip("torch")
+    done = run_python(FORKED.format(before=before, use=USE_TORCH))
+    assert done.stdout == "0\n", done.stderr
+
+
+FORKED_AT_WORK = """
+import os, signal, threading
+import numpy as np
+import icecore
+rows = np.random.default_rng(0).standard_normal((1, 20000, 64)).astype(np.float32)
+cache, index, at_work = icecore.KVCache(1, 64, k=8), icecore.Index(64), threading.Event()
+index.add(rows[0])
+def work():
+    at_work.set()
+    while True:
+        {call}
+threading.Thread(target=work, daemon=True).start()
+at_work.wait()
+outcomes = []
+for _ in range(4):
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # a child that hangs fails
+        try:
+            {use}
+            os.write(sender, b"used")
+        except RuntimeError as error:
+            os.write(sender, b"refused" if "forked" in str(error) else b"failed")
+        os._exit(0)
+    os.close(sender)
+    outcomes.append(os.read(receiver, 99).decode())
+    os.waitpid(child, 0)
+print(*outcomes)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("call", "use", "outcomes"),
+    [
+        ("cache.append(rows, rows); cache.attend(rows[:, :1]); cache.truncate(0)", "len(cache)", {"used", "refused"}),
+        ("index.search(rows[0], 5)", "index.add(rows[0, :3]); index.search(rows[0, :9], 5)", {"used"}),
+        ("index.add(rows[0]); index.clear()", "index.add(rows[0, :3])", {"used", "refused"}),
+    ],
+    ids=["a cache in use", "an index that is searched", "an index that changes"],
+)
+def test_a_fork_while_another_thread_is_at_work_never_hangs(call, use, outcomes):
+    """What is being changed is lost for the child, which is told so; what is only read can be used."""
+    done = run_python(FORKED_AT_WORK.format(call=call, use=use))
+    found = done.stdout.split()
+    assert len(found) == 4, done.stderr
+    assert set(found) <= outcomes
 
 
 def attend_and_send(connection, arrays):
