@@ -210,7 +210,7 @@ def check_mask(mask, problem):
         return broadcast.view(np.uint8), None
     if mask.dtype.kind == "f" or mask.dtype.name == "bfloat16":
         if mask.dtype != np.float32:
-            if mask.dtype.kind == "f" and mask.dtype.itemsize > 4:  # the lowest finite number hides no more than that of float32
+            if mask.dtype.kind == "f" and mask.dtype.itemsize > 4:  # what is finite stays finite
                 largest = np.finfo(np.float32).max
                 mask = np.where(np.isinf(mask), mask, np.clip(mask, -largest, largest))
             small = mask.astype(np.float32)

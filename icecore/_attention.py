@@ -198,10 +198,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     scale : float, optional
         Default ``1 / sqrt(d)``.
     attn_mask : array_like, optional
-        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest finite
-        number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In near/far attention hidden keys
-        count neither near nor far; cells of which some keys are hidden or biased are opened, so that scattered masks leave
-        little to gain, while padding, documents and windows leave most.
+        Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest
+        finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
+        near/far attention hidden keys count neither near nor far; cells of which some keys are hidden or biased are opened, so
+        that scattered masks leave little to gain, while padding, documents and windows leave most.
     visit : int, optional
         With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
         top k.

@@ -113,8 +113,8 @@ class KVCache:
     near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the
-    interpreter's lock. A signal handler that uses a cache which is at work in its thread gets a RuntimeError, and so does a forked
-    process that uses one which was at work in another thread when it was forked.
+    interpreter's lock. A signal handler that uses a cache which is at work in its thread gets a RuntimeError, and so does a
+    forked process that uses one which was at work in another thread when it was forked.
 
     References
     ----------
@@ -138,8 +138,8 @@ class KVCache:
 
     @contextlib.contextmanager
     def _alone(self):
-        """All sequences are one cache: other threads wait; whoever would wait for ever is refused, be it that it interrupted this
-        thread or that a fork left the thread behind which holds the lock."""
+        """All sequences are one cache: other threads wait. Whoever would wait for ever is refused: who interrupted this thread,
+        and who was forked while a thread held the lock that is not there."""
         if self._process != os.getpid():
             if self._worker not in (None, threading.get_ident()):
                 raise RuntimeError(
@@ -207,8 +207,8 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            A dtype or a shape that does not fit, or a finite number that storage in float16 or bfloat16 would make infinite; the
-            cache is as it was.
+            A dtype or a shape that does not fit, or a finite number that storage in float16 or bfloat16 would make infinite;
+            the cache is as it was.
         MemoryError
             The cache is as it was.
         """
@@ -230,7 +230,7 @@ class KVCache:
         with self._alone():
             before = self._length()
             if keys.shape[2] > MAX_TOKENS - before:
-                raise ValueError(f"keys has {keys.shape[2]} tokens for a cache of {before}; expected at most {MAX_TOKENS} in all")
+                raise ValueError(f"keys has {keys.shape[2]} tokens, the cache {before}; expected at most {MAX_TOKENS} together")
             try:
                 for i, sequence in enumerate(self._sequences):
                     one = slice(i, i + 1)

@@ -138,9 +138,9 @@ class Index:
     Notes
     -----
     Thread safety: any number of threads may search and read at the same time; a call that changes the index waits for them and
-    they for it. Methods release the interpreter's lock. A signal handler or a callback that changes an index which is at work in its
-    thread, or uses it while it is changed, gets a RuntimeError; so does a forked process that uses one which another thread was
-    changing when it was forked.
+    they for it. Methods release the interpreter's lock. A signal handler or a callback that changes an index which is at work
+    in its thread, or uses it while it is changed, gets a RuntimeError; so does a forked process that uses one which another
+    thread was changing when it was forked.
 
     Complexity, for n vectors in two levels: `add` O(dim sqrt(n)) amortized, `remove` O(1), `search` O(dim sqrt(n)
     field_of_view) a query, memory O(n dim).

@@ -269,3 +269,21 @@ def test_numbers_may_be_arrays_without_dimensions():
     expected = icecore.attention(QUERY, KEY, VALUE, **options)
     given = icecore.attention(QUERY, KEY, VALUE, **{name: np.array(number) for name, number in options.items()})
     np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize("options", [{"k": 4}, {"tolerance": 0.05}, {"k": 4, "causal": True}], ids=str)
+def test_more_keys_than_cells_can_number_are_refused(options):
+    query = np.zeros((1, 1, 1), np.float32)
+    keys = np.broadcast_to(query, (1, 2**31, 1))
+    with pytest.raises(ValueError, match="key has 2147483648 rows; expected at most 2147483647"):
+        icecore.attention(query, keys, keys, **options)
+
+
+def test_more_tokens_than_a_cache_can_number_are_refused():
+    token = np.zeros((1, 1, 1), np.float32)
+    cache = icecore.KVCache(1, 1)
+    cache.append(token, token)
+    tokens = np.broadcast_to(token, (1, 2**31 - 1, 1))
+    with pytest.raises(ValueError, match="keys has 2147483647 tokens, the cache 1; expected at most 2147483647 together"):
+        cache.append(tokens, tokens)
+    assert len(cache) == 1

@@ -1,6 +1,7 @@
 """KVCache: decoding equals prefill of the whole, whatever the chunks; truncate, fork, evict, reorder against an exact model."""
 
 import gc
+import re
 import signal
 import threading
 import time
@@ -482,6 +483,92 @@ def test_a_signal_handler_that_uses_the_cache_it_interrupted_is_refused(alarm):
     assert all("at work in this thread" in message for message in refused)
     assert len(cache) == 12000
     assert cache.validate()
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_after_an_interruption_all_heads_and_sequences_forget_the_same(alarm, batch):
+    """Some are sealed further than others then, and their segments end elsewhere."""
+    key = np.random.default_rng(0).standard_normal((batch or 1, 16, 9000, 32)).astype(np.float32)
+    key = key if batch else key[0]
+    seconds = 0.0
+    for share in (0.0, 0.3, 0.6, 0.9):
+        cache = icecore.KVCache(16, 32, k=10**6, sinks=0, batch=batch)
+        cache.append(key[..., :4500, :], key[..., :4500, :])
+        cache.attend(key[..., :1, :])
+        cache.append(key[..., 4500:, :], key[..., 4500:, :])
+        started = time.perf_counter()
+        if share:
+            alarm(share * seconds, signal.default_int_handler)
+        try:
+            cache.attend(key[..., :1, :])
+        except KeyboardInterrupt:
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        seconds = seconds or time.perf_counter() - started
+        evicted = cache.evict(2048)
+        assert evicted == cache.stats["evicted"]
+        info = cache.attend(key[..., -1:, :], return_info=True)[1]
+        assert len(np.unique(info.near_keys)) == 1
+        assert cache.validate()
+        assert cache.evict(4096) >= 2048
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "number"),
+    [
+        ("float16", "float16", 65520.0),
+        ("float16", "float16", -1e30),
+        ("bfloat16", "bfloat16", 3.4e38),
+        ("int8", "bfloat16", 3.4e38),
+    ],
+)
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_numbers_that_the_storage_cannot_hold_are_refused(dtype, stored, number, name):
+    arrays = {name: np.ones((2, 3, 40, 4), np.float32) for name in ("keys", "values")}
+    cache = icecore.KVCache(3, 4, dtype=dtype, batch=2, sinks=30)
+    cache.append(**{name: array[:, :, :10] for name, array in arrays.items()})
+    before = cache.attend(np.ones((2, 3, 10, 4), np.float32))
+    arrays[name][1, 2, 39, 3] = number
+    with pytest.raises(ValueError, match=re.escape(f"{name} holds {number:.6g}, which {stored} cannot hold")):
+        cache.append(**arrays)
+    assert len(cache) == 10
+    assert_same_bits(cache.attend(np.ones((2, 3, 10, 4), np.float32)), before)
+    arrays[name][1, 2, 39, 3] = np.inf  # is held, and propagates
+    cache.append(**arrays)
+    assert len(cache) == 50
+
+
+def test_the_largest_numbers_that_the_storage_can_hold_are_taken():
+    cache = icecore.KVCache(1, 2, dtype="float16")
+    largest = np.full((1, 1, 2), 65519.0, np.float32)
+    cache.append(np.zeros((1, 1, 2), np.float32), largest)
+    assert (cache.attend(np.zeros((1, 1, 2), np.float32)) == 65504).all()
+
+
+@pytest.mark.parametrize("few", [{"window": 10**6}, {"sinks": 10**6}], ids=str)
+def test_few_tokens_of_a_long_window_take_little_memory(few):
+    cache = icecore.KVCache(8, 128, **few)
+    token = np.ones((8, 1, 128), np.float32)
+    for tokens in range(1, 41):
+        cache.append(token, token)
+        assert cache.nbytes < 8 * 128 * 2 * 4 * 2 * (2 * tokens + 64)
+
+
+@pytest.mark.skipif(not set(NATIVE_BFLOAT16) & set(icecore._native.usable_isas()), reason="needs native bfloat16")
+def test_means_that_another_instruction_set_wants_are_counted_and_do_not_pile_up(isa):
+    query, key, value = tokens(900)
+    cache = icecore.KVCache(2, DIM, k=24, dtype="bfloat16", **SMALL)
+    cache.append(key, value)
+    sizes, outs = [], []
+    sets = ["scalar", next(name for name in icecore._native.usable_isas() if name in NATIVE_BFLOAT16)]
+    for name in sets * 3:
+        icecore.set_isa(name)
+        outs.append(cache.attend(query[:, -1:]))
+        sizes.append(cache.nbytes)
+    assert sizes[2:4] == sizes[4:]
+    assert min(sizes) > 900 * 2 * 2 * DIM * 2
+    assert_same_bits(outs[2], outs[4])
+    assert_same_bits(outs[3], outs[5])
 
 
 def test_sequences_of_a_file_that_forgot_different_tokens_are_refused(tmp_path):

@@ -486,6 +486,32 @@ except KeyboardInterrupt:
     assert done.stdout == "stopped\n"
 
 
+def test_a_signal_handler_that_changes_the_index_it_interrupted_is_refused():
+    """It may read while the index is searched, as other threads may."""
+    code = """
+import signal, numpy as np, icecore
+vectors = np.random.default_rng(0).standard_normal((200_000, 16)).astype(np.float32)
+index = icecore.Index(16)
+index.add(vectors)
+found = []
+def use(*_):
+    found.append(len(index))
+    for change in (lambda: index.add(vectors[:2]), lambda: index.remove(0), index.clear, index.compact):
+        try:
+            change()
+        except RuntimeError as error:
+            found.append("at work in this thread" in str(error))
+signal.signal(signal.SIGALRM, use)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+while not found:
+    index.search(vectors[:4000], 5, exact=True)
+print(*found)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "200000 True True True True\n"
+
+
 # ---- Threads ----
 
 
