@@ -54,8 +54,8 @@ void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels
 void ice_write_row(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float maximum, float sum,
                    float *accumulator);
 
-/* What a number of an additive mask adds to a score in units of log 2: finite where it is itself.  Many masks hide by the lowest finite number, and
- * rows of nothing else are means of all values, as everywhere. */
+/* What a number of an additive mask adds to a score in units of log 2: finite where it is itself.  Many masks hide by the lowest finite
+ * number, and rows of nothing else are means of all values, as everywhere. */
 static inline float ice_mask_bias(float bias) {
     const float product = bias * (float)ICE_LOG2_E;
     return fabsf(product) <= FLT_MAX || !(fabsf(bias) <= FLT_MAX) ? product : copysignf(FLT_MAX, bias);

@@ -11,7 +11,8 @@
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static ice_lock *first;
 
-/* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers that interrupt it. */
+/* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers that interrupt
+ * it. */
 #define MOST_HELD 64
 static _Thread_local ice_lock *held[MOST_HELD];
 static _Thread_local int held_count;

@@ -19,9 +19,9 @@ typedef void (*ice_task)(void *context, int64_t index, void *scratch);
  * In a forked process, and without OpenMP, it starts threads of its own each time: OpenMP's do not survive a fork. */
 icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context);
 
-/* Whether the call shall end: asks the interrupt check when it has not been asked for a while, on the caller's thread; other threads learn it from
- * that one.  For long tasks and for long work outside of loops.  A task ends early then, still telling those who wait for it; elsewhere the
- * call must end with ICECORE_INTERRUPTED. */
+/* Whether the call shall end: asks the interrupt check when it has not been asked for a while, on the caller's thread; other threads learn
+ * it from that one.  For long tasks and for long work outside of loops.  A task ends early then, still telling those who wait for it;
+ * elsewhere the call must end with ICECORE_INTERRUPTED. */
 int ice_interrupted(void);
 /* Rows of moderate work between two such questions. */
 #define ICE_UNASKED 1024

@@ -37,7 +37,8 @@ static void find_mounts(const char *root, hierarchy *one, hierarchy *two) {
     FILE *file = open_file(root, "/proc/self", "/mountinfo");
     while (file && fgets(line, sizeof line, file)) {
         const char *rest = strstr(line, " - ");
-        if (!rest || sscanf(line, "%*d %*d %*s %4095s %4095s", top, mount) != 2 || sscanf(rest, " - %63s %*s %4095s", type, options) != 2) continue;
+        if (!rest || sscanf(line, "%*d %*d %*s %4095s %4095s", top, mount) != 2) continue;
+        if (sscanf(rest, " - %63s %*s %4095s", type, options) != 2) continue;
         hierarchy *h = !strcmp(type, "cgroup2") ? two : !strcmp(type, "cgroup") && lists(options, "cpu") ? one : NULL;
         if (!h || h->is_mounted) continue;
         h->is_mounted = 1;

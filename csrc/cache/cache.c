@@ -112,14 +112,17 @@ icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
 
 /* ---- Appending ---- */
 
-static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t capacity) {
-    return ice_open_rows_new(c->options.heads, c->options.dim, c->options.value_dim, ice_open_dtype(&c->options), first, capacity);
-}
-
-/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied into the next.  Few tokens of
- * a long block take little memory all the same. */
+/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied into the next.  Few
+ * tokens of a long block take little memory all the same. */
 static int64_t spare_rows(int64_t rows, int64_t most) { return rows + 16 < most ? rows + 16 : most; }
 static int64_t most_spare(const icecore_cache *c) { return c->options.block / 8 + 16; }
+
+static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t rows, int64_t most) {
+    const icecore_cache_options *o = &c->options;
+    return ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o), first, rows + spare_rows(rows, most));
+}
+
+ice_open_rows *ice_cache_new_rows(const icecore_cache *c, int64_t first, int64_t rows) { return new_rows(c, first, rows, most_spare(c)); }
 
 /* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
 static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t most) {
@@ -130,7 +133,7 @@ static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_
         if (atomic_load(&r->writers) == 1 && filled >= atomic_load(&r->read_end)) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
         if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
     }
-    ice_open_rows *own = new_rows(c, first, end - first + spare_rows(end - first, most));
+    ice_open_rows *own = new_rows(c, first, end - first, most);
     if (!own) return ICECORE_ERROR_MEMORY;
     if (r) ice_open_rows_copy(r, own, first, c->length);
     own->filled = end;
@@ -144,7 +147,10 @@ static void *row_at(icecore_tensor t, icecore_dtype dtype, int64_t head, int64_t
 }
 
 /* Numbers from here on become infinite when they are rounded to `dtype`. */
-static float overflow_of(icecore_dtype dtype) { return dtype == ICECORE_FLOAT16 ? 65520.0f : dtype == ICECORE_BFLOAT16 ? 0x1.FFp127f : INFINITY; }
+static float overflow_of(icecore_dtype dtype) {
+    if (dtype == ICECORE_FLOAT32) return INFINITY;
+    return dtype == ICECORE_FLOAT16 ? 65520.0f : 0x1.FFp127f;
+}
 
 /* Returns whether the target holds all finite numbers of the source. */
 static int store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target,
@@ -191,6 +197,19 @@ static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecor
     return status == ICECORE_OK ? fill(c, c->open, dtype, keys, values, count) : status;
 }
 
+/* Where there is room for far more tokens than are open, the rest goes; if there is no memory for that it stays. */
+static void shrink_open_rows(icecore_cache *c) {
+    ice_open_rows *r = c->open;
+    const int64_t first = c->sealed * c->options.block, kept = c->length - first;
+    if (!r || r->capacity <= kept + 2 * c->options.block) return;
+    ice_open_rows *own = ice_cache_new_rows(c, first, kept);
+    if (!own) return;
+    ice_open_rows_copy(r, own, first, c->length);
+    own->filled = c->length;
+    ice_open_rows_release(r, 1);
+    c->open = own;
+}
+
 icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
                                     icecore_tensor queries, int64_t query_heads, int64_t count) {
     if (dtype > ICECORE_BFLOAT16 || count < 0 || (count && (!keys.data || !values.data))) return ICECORE_ERROR_VALUE;
@@ -202,8 +221,12 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
     else if (count) status = store_tokens(c, dtype, keys, values, count);
     if (status == ICECORE_OK && count && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
     if (status == ICECORE_OK && count && queries.data) status = ice_queries_note(c, dtype, queries, c->length, count);
-    if (status == ICECORE_OK) c->length += count;
-    else ice_queries_truncate(c, c->length);
+    if (status == ICECORE_OK) {
+        c->length += count;
+    } else {
+        ice_queries_truncate(c, c->length);
+        shrink_open_rows(c);
+    }
     ice_unlock(&c->lock);
     return status;
 }
@@ -270,16 +293,7 @@ icecore_status ice_cache_seal(icecore_cache *c, int64_t head, int64_t blocks) {
 void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->sealed = blocks;
     ice_queries_forget(c, blocks, INT64_MAX);
-    ice_open_rows *r = c->open;
-    const int64_t first = blocks * c->options.block, kept = c->length - first;
-    if (r->capacity <= kept + 2 * c->options.block) return;
-    /* after a long chunk: the rows that are sealed go; if there is no memory they stay */
-    ice_open_rows *own = new_rows(c, first, kept + spare_rows(kept, most_spare(c)));
-    if (!own) return;
-    ice_open_rows_copy(r, own, first, c->length);
-    own->filled = c->length;
-    ice_open_rows_release(r, 1);
-    c->open = own;
+    shrink_open_rows(c);   /* after a long chunk */
 }
 
 icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
@@ -310,166 +324,6 @@ icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
     return ICECORE_OK;
 }
 
-/* ---- Forgetting ---- */
-
-void ice_cache_drop_pending(ice_cache_head *head, int64_t first, int64_t end) {
-    for (int i = 0; i < ICE_NEXT_RANGES; i++) {
-        ice_pending *p = head->pending[i];
-        if (!p || (p->first >= first && p->end <= end)) continue;
-        ice_pending_release(p);
-        head->pending[i] = NULL;
-    }
-}
-
-typedef struct {
-    icecore_cache *cache;
-    int64_t blocks, length;
-    ice_open_rows *open;
-    ice_stack **stack;
-    icecore_status *status;
-} reseal_call;
-
-/* A head's stack of fewer blocks, and the rows behind it. */
-static void reseal(void *context, int64_t head, void *scratch) {
-    const reseal_call *call = context;
-    const icecore_cache *c = call->cache;
-    const ice_kernels *kernels = ice_active_kernels();
-    const ice_cache_metric metric = {c, head};
-    const ice_source source = ice_cache_source(c, &metric);
-    const icecore_dtype dtype = ice_open_dtype(&c->options);
-    const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
-    const size_t element = ice_element_size(dtype);
-    call->status[head] = ICECORE_INTERRUPTED;
-    if (!scratch) return;
-    call->status[head] = ice_stack_seal(&source, call->blocks, c->head[head].stack, NULL, 0, &call->stack[head]);
-    if (call->status[head] != ICECORE_OK) return;
-    const int64_t first = call->open->first, sinks = c->options.sinks < call->length ? c->options.sinks : call->length;
-    int64_t start = first;
-    for (; start < sinks; start++) {
-        memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)dim * element);
-        memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start), (size_t)value_dim * element);
-    }
-    for (; start < c->evicted && start < call->length; start++) {   /* nobody reads them, but a file has them */
-        memset(ice_open_key(call->open, head, start), 0, (size_t)dim * element);
-        memset(ice_open_value(call->open, head, start), 0, (size_t)value_dim * element);
-    }
-    if (start >= call->length) return;
-    ice_source_rows rows;
-    call->status[head] = ice_source_begin(&rows, kernels, &source, start, call->length);
-    if (call->status[head] != ICECORE_OK) return;
-    float buffer[ICECORE_MAX_DIM];
-    for (int64_t j = start; j < call->length; j++) {
-        if (j % ICE_UNASKED == 0 && ice_interrupted()) break;   /* the loop over heads ends then, too */
-        kernels->from_float32(dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j), dim);
-        kernels->from_float32(dtype, ice_read_source_value(&rows, j - start, buffer), ice_open_value(call->open, head, j), value_dim);
-    }
-    ice_source_end(&rows);
-}
-
-static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
-    const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
-    reseal_call call = {c, blocks, length, new_rows(c, first, length - first + spare_rows(length - first, most_spare(c))), ice_alloc(heads, sizeof *call.stack),
-                        ice_alloc(heads, sizeof *call.status)};
-    icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
-    if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);
-    if (status == ICECORE_OK) status = ice_parallel_for(heads, threads, 1, reseal, &call);
-    for (int64_t h = 0; h < heads && status == ICECORE_OK; h++) status = call.status[h];
-    if (status == ICECORE_OK) {
-        for (int64_t h = 0; h < heads; h++) {
-            ice_stack_free(c->head[h].stack);
-            ice_cache_drop_pending(&c->head[h], INT64_MAX, 0);
-            c->head[h] = (ice_cache_head){.stack = call.stack[h], .sealed = blocks};
-        }
-        call.open->filled = length;
-        ice_open_rows_release(c->open, 1);
-        c->open = call.open;
-        c->sealed = blocks;
-        c->length = length;
-        /* what is open again has no sums of its own */
-        ice_queries_forget(c, blocks, (length + c->options.block - 1) / c->options.block);
-    } else {
-        for (int64_t h = 0; call.stack && h < heads; h++) ice_stack_free(call.stack[h]);
-        ice_open_rows_release(call.open, 1);
-    }
-    ice_free(call.stack);
-    ice_free(call.status);
-    return status;
-}
-
-static int64_t most_sealed(const icecore_cache *c) {
-    int64_t most = c->sealed;
-    for (int64_t h = 0; h < c->options.heads; h++)
-        if (c->head[h].sealed > most) most = c->head[h].sealed;
-    return most;
-}
-
-static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
-    const int64_t block = c->options.block, sealed = most_sealed(c);
-    const int64_t wanted = length ? ice_wanted_blocks(c, length - 1) : 0;
-    if (length > c->length || (length < c->evicted && length > c->options.sinks)) return ICECORE_ERROR_VALUE;
-    if (length <= c->options.sinks && length < c->evicted) {
-        /* none of what was evicted is left */
-        int64_t evicted = c->evicted;
-        c->evicted = 0;
-        icecore_status status = reseal_all(c, length, threads);
-        if (status != ICECORE_OK) c->evicted = evicted;
-        return status;
-    }
-    if (sealed > wanted && length - sealed * block < block - block / 8) return reseal_all(c, length, threads);
-    for (int64_t h = 0; h < c->options.heads; h++) ice_cache_drop_pending(&c->head[h], 0, length);
-    c->length = length;
-    return ICECORE_OK;
-}
-
-icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, int threads) {
-    if (length < 0) return ICECORE_ERROR_VALUE;
-    if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
-    icecore_status status = ice_lock_write(&c->lock);
-    if (status != ICECORE_OK) return status;
-    if (length != c->length) status = forget(c, length, threads);
-    if (status == ICECORE_OK) ice_queries_truncate(c, length);
-    ice_unlock(&c->lock);
-    return status;
-}
-
-/* Where the last segment ends that every head can drop for a bound of `before`.  Heads may be sealed unequally far after an interruption, and
- * their segments then end elsewhere. */
-static int64_t evictable(const icecore_cache *c, int64_t before) {
-    int64_t end = c->sealed * c->options.block;
-    if (before < end) end = before;
-    for (int64_t h = 0; h < c->options.heads && end > c->evicted;) {
-        const int64_t own = ice_stack_droppable(c->head[h].stack, end);
-        if (own == end) {
-            h++;
-        } else {
-            end = own;
-            h = 0;
-        }
-    }
-    return end > c->evicted ? end : c->evicted;
-}
-
-icecore_status icecore_cache_evictable(icecore_cache *c, int64_t before, int64_t *end) {
-    icecore_status status = ice_lock_write(&c->lock);
-    if (status != ICECORE_OK) return status;
-    *end = evictable(c, before);
-    ice_unlock(&c->lock);
-    return ICECORE_OK;
-}
-
-icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *evicted) {
-    icecore_status status = ice_lock_write(&c->lock);
-    if (status != ICECORE_OK) return status;
-    const int64_t end = evictable(c, before);
-    for (int64_t h = 0; h < c->options.heads; h++) {
-        ice_stack_drop(c->head[h].stack, end);
-        ice_cache_drop_pending(&c->head[h], end, INT64_MAX);   /* it would hold what is forgotten */
-    }
-    c->evicted = *evicted = end;
-    ice_unlock(&c->lock);
-    return ICECORE_OK;
-}
-
 /* ---- Looking ---- */
 
 static int64_t bytes_of(const ice_open_rows *r) {
@@ -479,7 +333,7 @@ static int64_t bytes_of(const ice_open_rows *r) {
 static icecore_status state_of(const icecore_cache *c, icecore_cache_state *s) {
     icecore_status status = ICECORE_OK;
     *s = (icecore_cache_state){.length = c->length, .evicted = c->evicted, .sealed = c->sealed * c->options.block};
-    s->first_query = most_sealed(c) * c->options.block;
+    s->first_query = ice_cache_most_sealed(c) * c->options.block;
     if (s->first_query) s->first_query--;
     s->open = c->length - s->sealed;
     s->bytes = bytes_of(c->sinks) + bytes_of(c->open) + ice_queries_bytes(c);

@@ -59,6 +59,12 @@ static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o) {
     return o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
 }
 
+/* Room for so many tokens from `first` on and some more; NULL when out of memory. */
+ice_open_rows *ice_cache_new_rows(const icecore_cache *cache, int64_t first, int64_t rows);
+
+/* Blocks of the head that has sealed most. */
+int64_t ice_cache_most_sealed(const icecore_cache *cache);
+
 /* Where a head's keys are for sealing, at present. */
 ice_source ice_cache_source(const icecore_cache *cache, const ice_cache_metric *metric);
 

@@ -31,8 +31,8 @@ typedef enum {
     ICECORE_ERROR_INDEX,       /* an index that names no key */
     ICECORE_ERROR_BUSY,        /* the calling thread is at work on the same index or cache: what interrupts it (the interrupt check, a
                                   progress callback) must not change it, nor use it while it changes */
-    ICECORE_ERROR_FORKED,      /* another thread was changing the index or cache when this process was forked: this copy of it is lost, and is
-                                  only to be freed */
+    ICECORE_ERROR_FORKED,      /* another thread was changing the index or cache when this process was forked: this copy of it is
+                                  lost, and is only to be freed */
     ICECORE_ERROR_RANGE        /* a finite number that the storage's type cannot hold */
 } icecore_status;
 
@@ -61,9 +61,9 @@ icecore_status icecore_isa_status(void);
 /* ICECORE_ERROR_ISA if `name` is not usable here; NULL restores the default. */
 icecore_status icecore_set_isa(const char *name);
 
-/* 1 if built with OpenMP.  Without it a call uses one thread unless it asks for more, which it then starts and ends itself; so do calls in a
- * forked process, where OpenMP's threads are missing.  No call uses more threads than it has tasks.  OpenMP ends the process where the
- * system gives it no more threads; ask for few where they are scarce. */
+/* 1 if built with OpenMP.  Without it a call uses one thread unless it asks for more, which it then starts and ends itself; so do
+ * calls in a forked process, where OpenMP's threads are missing.  No call uses more threads than it has tasks.  OpenMP ends the
+ * process where the system gives it no more threads; ask for few where they are scarce. */
 int icecore_has_openmp(void);
 /* Threads a call uses when asked for 0: the OpenMP maximum, bounded by affinity and by the least quota of the process's control groups. */
 int icecore_default_threads(void);
@@ -104,7 +104,7 @@ typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } 
  * Query head h reads key head h / (query_heads / key_heads).  Query i stands at position keys - queries + i.
  * causal: key j is visible to a query at position p when j <= p.
  * window >= 0: key j is visible only when |p - j| < window or j < sinks (and causality holds).
- * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes.
+ * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes, finite numbers never.
  * A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse -inf.
  * NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it. */
 typedef struct {
@@ -274,8 +274,8 @@ icecore_segment_view icecore_segment_get(const icecore_segment *segment);
  * is built a little at each call of attend, so that no merge shows as a pause.  With ICECORE_INT8 rows are rounded when they are sealed;
  * merges round nothing again.
  *
- * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of their own, whatever they
- * share inside. */
+ * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of their own, whatever
+ * they share inside. */
 typedef struct icecore_cache icecore_cache;
 
 typedef struct {
@@ -292,8 +292,8 @@ typedef struct {
 icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result);
 void icecore_cache_free(icecore_cache *cache);
 
-/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's, ICECORE_ERROR_RANGE where that
- * has no finite number for a finite one.  All or nothing.
+/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's, ICECORE_ERROR_RANGE
+ * where that has no finite number for a finite one.  All or nothing.
  * queries: NULL data, or those of the tokens, of query_heads heads: for the metric and for measuring, where they are not attended from the cache.
  * Cost: a copy; sealing is done by the calls of attend that need it. */
 icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
@@ -315,8 +315,8 @@ icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attentio
  * ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were evicted. */
 icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 
-/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.  *evicted: how many are
- * forgotten now. */
+/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.  *evicted: how
+ * many are forgotten now. */
 icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);
 /* How many would be. */
 icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable);

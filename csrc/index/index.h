@@ -67,7 +67,8 @@ void ice_index_adopt(icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
 /* The lifting scale for these slots: their largest norm, or 1 when all are 0; 0 where the metric needs none. */
-icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count, float *lifting);
+icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count,
+                                 float *lifting);
 
 /* ---- validate.c ---- */
 

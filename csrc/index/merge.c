@@ -20,7 +20,8 @@ static int size_class(const ice_sealed *sealed) {
     return class;
 }
 
-icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count, float *lifting) {
+icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count,
+                                 float *lifting) {
     *lifting = 0.0f;
     if (index->options.metric != ICECORE_INNER_PRODUCT) return ICECORE_OK;
     float *buffer = ice_alloc(index->options.dim, sizeof *buffer);

@@ -82,8 +82,8 @@ int64_t ice_segment_bytes(const icecore_segment *segment);
 /* One more owner of the same segment. */
 icecore_segment *ice_segment_share(icecore_segment *segment);
 
-/* The segment with its means in another dtype, rounded where that has fewer digits; all else is that of the segment as it was built, which lives
- * as long, and is what this returns where its means are wanted again.  NULL when out of memory. */
+/* The segment with its means in another dtype, rounded where that has fewer digits; all else is that of the segment as it was built, which
+ * lives as long, and is what this returns where its means are wanted again.  NULL when out of memory. */
 icecore_segment *ice_segment_with_means(icecore_segment *segment, icecore_dtype means, const ice_kernels *kernels);
 
 /* The seed of the segment over keys first .. first + count - 1: it depends on where the segment lies and not on how it came to be,

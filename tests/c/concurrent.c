@@ -37,7 +37,8 @@ static problem prefill(void) {
 }
 
 static icecore_status attend(const icecore_attention *p, int kind) {
-    const icecore_near_far options = {.tolerance = kind == 2 ? 0.1f : 0.0f, .near_keys = 10, .visit = 60, .far_field = 1, .block = 16, .cell_size = 4};
+    const icecore_near_far options = {.tolerance = kind == 2 ? 0.1f : 0.0f, .near_keys = 10, .visit = 60, .far_field = 1, .block = 16,
+                                      .cell_size = 4};
     return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options);
 }
 
@@ -128,12 +129,14 @@ static icecore_status append_and_attend(icecore_cache *cache, int64_t first, int
     const icecore_tensor row = {tokens + first * DIM, 0, 0, DIM};
     const icecore_near_far report = {0};
     icecore_status status = icecore_cache_append(cache, ICECORE_FLOAT32, row, row, (icecore_tensor){0}, 0, count);
-    icecore_attention p = {.query_heads = HEADS, .queries = count, .query = row, .out = {out, 0, count * DIM, DIM}, .scale = 0.3f, .threads = 2};
+    icecore_attention p = {.query_heads = HEADS, .queries = count, .query = row, .out = {out, 0, count * DIM, DIM}, .scale = 0.3f,
+                           .threads = 2};
     return status == ICECORE_OK ? icecore_cache_attend(cache, &p, &report) : status;
 }
 
 static icecore_cache *create(void) {
-    const icecore_cache_options options = {.heads = HEADS, .dim = DIM, .value_dim = DIM, .near_keys = 8, .block = 16, .sinks = 2, .cell_size = 4};
+    const icecore_cache_options options = {.heads = HEADS, .dim = DIM, .value_dim = DIM, .near_keys = 8, .block = 16, .sinks = 2,
+                                           .cell_size = 4};
     icecore_cache *cache = NULL;
     uint64_t seed = 1;
     for (int64_t i = 0; i < TOKENS * DIM; i++) tokens[i] = random_float(&seed);

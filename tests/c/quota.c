@@ -39,7 +39,8 @@ static void end(int expected) {
     EXPECT(system(command) == 0);
 }
 
-static const char version_2[] = "22 1 0:21 / /proc rw - proc proc rw\n31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+static const char version_2[] = "22 1 0:21 / /proc rw - proc proc rw\n"
+                                "31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
 
 static void none(void) {
     begin("", "");
