@@ -226,11 +226,11 @@ class KVCache:
             if queries.shape[2] != keys.shape[2]:
                 raise ValueError(f"queries has shape {queries.shape}, but keys has {keys.shape}; expected as many tokens")
             queries = native_view(queries) if queries.size else None
-        dtype, key_rows, value_rows = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
         with self._alone():
             before = self._length()
             if keys.shape[2] > MAX_TOKENS - before:
                 raise ValueError(f"keys has {keys.shape[2]} tokens, the cache {before}; expected at most {MAX_TOKENS} together")
+            dtype, key_rows, value_rows = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
             try:
                 for i, sequence in enumerate(self._sequences):
                     one = slice(i, i + 1)
