@@ -78,6 +78,7 @@ LLAMA = {
     "rope_theta": 100.0,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
+    "tie_word_embeddings": True,
 }
 HEAD_DIM = 10  # of Qwen 3 and Gemma 3, where it is not hidden_size / num_attention_heads
 SETTINGS = {

@@ -172,7 +172,8 @@ def test_wrong_texts(weights, sequences, types, message):
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported; expected 'gelu'"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"num_hidden_layers": LAYERS - 1}, r"no plain BERT: it has a tensor encoder\.layer\.2"),
-        ({"type_vocab_size": None}, "token_type_embeddings"),
+        ({"type_vocab_size": None}, "type_vocab_size must be a positive integer, got None"),
+        ({"type_vocab_size": 3}, "token_type_embeddings"),
     ],
 )
 def test_other_models_are_refused(tmp_path, change, message):

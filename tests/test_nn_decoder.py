@@ -125,7 +125,8 @@ def test_files_with_other_tensors_are_refused(tmp_path, family):
 @pytest.mark.parametrize("family", DECODERS)
 def test_separate_heads_are_read(tmp_path, family):
     head = np.random.default_rng(5).standard_normal(decoder_tensors("gpt2")["wte.weight"].shape, np.float32)
-    write_model(tmp_path, SETTINGS[family], decoder_tensors(family) | {"lm_head.weight": head})
+    settings = SETTINGS[family] | {"tie_word_embeddings": False}
+    write_model(tmp_path, settings, decoder_tensors(family) | {"lm_head.weight": head})
     weights = nn.load_model(tmp_path)
     np.testing.assert_array_equal(weights.head, head)
     assert weights.head is not weights.embedding and getattr(weights.config, "query_heads", HEADS) == HEADS

@@ -140,18 +140,18 @@ def bert_from_safetensors(settings, stored):
     """Weights from Hugging Face's settings and tensors; pooler and heads are left out."""
     settings.expect(hidden_act=("gelu",), position_embedding_type=("absolute",), is_decoder=(False,))
     config = BertConfig(
-        vocabulary=settings["vocab_size"],
-        token_types=settings["type_vocab_size"],
-        width=settings["hidden_size"],
-        hidden_width=settings["intermediate_size"],
-        layers=settings["num_hidden_layers"],
-        heads=settings["num_attention_heads"],
-        context_length=settings["max_position_embeddings"],
-        norm_epsilon=settings["layer_norm_eps"],
+        vocabulary=settings.count("vocab_size"),
+        token_types=settings.count("type_vocab_size"),
+        width=settings.multiple("hidden_size", "num_attention_heads"),
+        hidden_width=settings.count("intermediate_size"),
+        layers=settings.count("num_hidden_layers"),
+        heads=settings.count("num_attention_heads"),
+        context_length=settings.count("max_position_embeddings"),
+        norm_epsilon=settings.number("layer_norm_eps"),
     )
     older = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # as the first files have it
     for old, new in older.items():
-        stored = {name.replace(old, new): read for name, read in stored.items()}
+        stored = {name.replace(old, new): tensor for name, tensor in stored.items()}
     tensors, width = Tensors(stored, prefixes=("bert.",)), config.width
 
     def layer_weights(index):

@@ -93,26 +93,27 @@ def gemma3_from_safetensors(settings, stored):
         attn_logit_softcapping=(),
         final_logit_softcapping=(),
     )
+    tensors = Tensors(stored)
+    layers = tensors.checked_layers(settings.count("num_hidden_layers"))
     bases, factor = _rotary(settings)
     config = Gemma3Config(
-        vocabulary=settings["vocab_size"],
-        width=settings["hidden_size"],
-        hidden_width=settings["intermediate_size"],
-        layers=settings["num_hidden_layers"],
-        query_heads=settings["num_attention_heads"],
-        key_heads=settings["num_key_value_heads"],
-        head_width=settings["head_dim"],
-        context_length=settings["max_position_embeddings"],
+        vocabulary=settings.count("vocab_size"),
+        width=settings.count("hidden_size"),
+        hidden_width=settings.count("intermediate_size"),
+        layers=layers,
+        query_heads=settings.count("num_attention_heads"),
+        key_heads=settings.count("num_key_value_heads"),
+        head_width=settings.count("head_dim"),
+        context_length=settings.count("max_position_embeddings"),
         rotary_base=bases[0],
-        norm_epsilon=settings["rms_norm_eps"],
+        norm_epsilon=settings.number("rms_norm_eps"),
         local_rotary_base=bases[1],
         rotary_factor=factor,
-        windows=_windows(settings),
+        windows=_windows(settings, layers),
     )
     width, hidden_width, head_width = config.width, config.hidden_width, config.head_width
     query_width, key_width = config.query_heads * head_width, config.key_heads * head_width
-    query_scale = np.float32((head_width / settings["query_pre_attn_scalar"]) ** 0.5)
-    tensors = Tensors(stored)
+    query_scale = np.float32((head_width / settings.number("query_pre_attn_scalar")) ** 0.5)
 
     def norm(name, width=width):
         return 1 + tensors.take(f"{name}.weight", width)  # (width,)
@@ -141,9 +142,9 @@ def gemma3_from_safetensors(settings, stored):
     weights = Gemma3Weights(
         config=config,
         embedding=embedding,
+        head=tensors.take_head("lm_head.weight", embedding, settings.flag("tie_word_embeddings", True)),
         layers=tuple(map(layer_weights, range(config.layers))),
         final_norm=norm("model.norm"),
-        head=tensors.take("lm_head.weight", config.vocabulary, width) if "lm_head.weight" in tensors else embedding,
     )
     tensors.finish("Gemma 3")
     return weights
@@ -151,26 +152,25 @@ def gemma3_from_safetensors(settings, stored):
 
 def _rotary(settings):
     """(base of layers that see all, base of sliding ones), and what the former divide positions by."""
-    rotary = settings.get("rope_parameters")
+    rotary = settings.part("rope_parameters", {})
     if rotary:
-        every, local = rotary["full_attention"], rotary["sliding_attention"]
-        bases = every["rope_theta"], local["rope_theta"]
+        every, local = rotary.part("full_attention"), rotary.part("sliding_attention")
+        bases = every.number("rope_theta"), local.number("rope_theta")
     else:  # older configurations
-        every, local = settings.get("rope_scaling") or {}, {}
-        bases = settings["rope_theta"], settings["rope_local_base_freq"]
+        every, local = settings.part("rope_scaling", {}), {}
+        bases = settings.number("rope_theta"), settings.number("rope_local_base_freq")
     kind, local_kind = (each.get("rope_type") or each.get("type", "default") for each in (every, local))
     if kind not in ("default", "linear") or local_kind != "default":
         raise ValueError(f"rotary frequencies of types {kind} and, in sliding layers, {local_kind} are not supported")
-    return tuple(map(float, bases)), float(every["factor"]) if kind == "linear" else 1.0
+    return bases, every.number("factor") if kind == "linear" else 1.0
 
 
-def _windows(settings):
-    """The window of each layer, None where it sees all."""
-    layers = settings["num_hidden_layers"]
+def _windows(settings, layers):
+    """The window of each of the layers, None where it sees all."""
     kinds = settings.get("layer_types")
     if kinds is None:  # older configurations: every sixth, or as they say
-        pattern = settings.get("sliding_window_pattern", 6)
+        pattern = settings.count("sliding_window_pattern", 6)
         kinds = ["sliding_attention" if (index + 1) % pattern else "full_attention" for index in range(layers)]
     if len(kinds) != layers or not {*kinds} <= {"sliding_attention", "full_attention"}:
         raise ValueError(f"layer_types must be sliding_attention or full_attention for each of {layers} layers, got {kinds}")
-    return tuple(settings["sliding_window"] if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(settings.count("sliding_window") if kind == "sliding_attention" else None for kind in kinds)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .extras import import_extra
+from .settings import Settings, refusing
 
 
 def open_gguf(path):
@@ -27,15 +28,37 @@ def open_gguf(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not GGUF.
+        If the file is not GGUF, is cut off or otherwise damaged, or is of the other byte order.
     """
     gguf = import_extra("gguf")
-    if isinstance(path, gguf.GGUFReader):
-        return path
-    with Path(path).open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError(f"{path} is not a GGUF file")
-    return gguf.GGUFReader(path)
+    reader = path
+    if not isinstance(path, gguf.GGUFReader):
+        with Path(path).open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ValueError(f"{path} is not a GGUF file")
+        with refusing(path, "cannot be read as a GGUF file"):
+            reader = _checking_reader(gguf)(path)
+    if reader.byte_order == "S":
+        raise ValueError(f"{name_of(reader)} is of the other byte order than this machine; gguf-convert-endian converts it")
+    return reader
+
+
+def _checking_reader(gguf):
+    """gguf.GGUFReader, save that it does not read on behind the file's end."""
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, *options, **more):
+            array = super()._get(offset, dtype, count, *options, **more)
+            if len(array) != count:
+                raise ValueError(f"it is cut off, or damaged: it ends before byte {offset + int(count) * array.itemsize}")
+            return array
+
+    return Reader
+
+
+def name_of(reader):
+    """The name of a reader's file, for messages."""
+    return getattr(reader.data, "filename", None) or "the GGUF file"
 
 
 def metadata(reader, key, default=None):
@@ -52,3 +75,10 @@ def metadata(reader, key, default=None):
     if default is None:
         raise ValueError(f"the GGUF file has no {key}")
     return default
+
+
+def settings_of(reader, architecture):
+    """All metadata under an architecture's prefix, without it."""
+    prefix = f"{architecture}."
+    fields = {key.removeprefix(prefix): field.contents() for key, field in reader.fields.items() if key.startswith(prefix)}
+    return Settings(fields, name_of(reader))

@@ -52,15 +52,15 @@ def gpt2_from_safetensors(settings, stored):
         scale_attn_by_inverse_layer_idx=(False,),
         add_cross_attention=(False,),
     )
-    width = settings["n_embd"]
+    width = settings.multiple("n_embd", "n_head")
     config = Gpt2Config(
-        vocabulary=settings["vocab_size"],
+        vocabulary=settings.count("vocab_size"),
         width=width,
-        hidden_width=settings.get("n_inner") or 4 * width,
-        layers=settings["n_layer"],
-        heads=settings["n_head"],
-        context_length=settings["n_positions"],
-        norm_epsilon=settings["layer_norm_epsilon"],
+        hidden_width=settings.count("n_inner", 4 * width),
+        layers=settings.count("n_layer"),
+        heads=settings.count("n_head"),
+        context_length=settings.count("n_positions"),
+        norm_epsilon=settings.number("layer_norm_epsilon"),
     )
     tensors = Tensors(stored, prefixes=("transformer.",))
 
@@ -83,10 +83,10 @@ def gpt2_from_safetensors(settings, stored):
     weights = Gpt2Weights(
         config=config,
         embedding=embedding,
+        head=tensors.take_head("lm_head.weight", embedding, settings.flag("tie_word_embeddings", True)),
         positions=tensors.take("wpe.weight", config.context_length, width),
         layers=tuple(map(layer_weights, range(config.layers))),
         final_norm=tensors.norm("ln_f", width),
-        head=tensors.take("lm_head.weight", config.vocabulary, width) if "lm_head.weight" in tensors else embedding,
     )
     masks = tuple(f"h.{index}.attn.{name}" for index in range(config.layers) for name in ("bias", "masked_bias"))
     tensors.finish("GPT-2", ignored=masks)  # older files carry the causal mask

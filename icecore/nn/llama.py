@@ -25,6 +25,12 @@ class LlamaConfig:
     rotary_base: float
     norm_epsilon: float
 
+    def __post_init__(self):
+        if self.query_heads % self.key_heads:
+            raise ValueError(f"query_heads must be a multiple of key_heads={self.key_heads}, got {self.query_heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head_width must be even, for rotary embedding turns pairs, got {self.head_width}")
+
 
 @dataclass(frozen=True)
 class LlamaLayer:

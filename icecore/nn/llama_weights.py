@@ -4,9 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from .gguf_file import metadata
 from .llama import LlamaConfig, LlamaLayer, LlamaWeights
-from .tensors import Tensors
+from .tensors import Stored, Tensors
 
 HF_NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -48,56 +47,88 @@ GGUF_NAMES = {
     "key_norm": "blk.{}.attn_k_norm.weight",
 }
 
+GGUF_SETTINGS = {  # what `llama_from_gguf` reads
+    "embedding_length",
+    "attention.head_count",
+    "feed_forward_length",
+    "block_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "context_length",
+    "rope.freq_base",
+    "attention.layer_norm_rms_epsilon",
+}
+UNSCALED = (0.0, 1.0)  # factors of rotary scaling that scale nothing
 FAMILIES = ("llama", "qwen2", "qwen3")  # model_type of Hugging Face and architecture of GGUF alike
 BIASED, NORMED = ("qwen2",), ("qwen3",)  # with biases of query, key and value; with norms of queries and keys
 
 
 def llama_from_safetensors(settings, stored):
     """Weights from Hugging Face's settings and tensors."""
-    rotary = settings.get("rope_parameters") or {}
-    if settings.get("rope_scaling") or rotary.get("rope_type", "default") != "default":
-        raise ValueError("scaled rotary frequencies are not supported")
-    settings.expect(hidden_act=("silu",), use_sliding_window=(False,))
-    query_heads = settings["num_attention_heads"]
+    rotary = settings.part("rope_parameters", {})
+    for scaling in (rotary, settings.part("rope_scaling", {})):
+        if (scaling.get("rope_type") or scaling.get("type", "default")) != "default":
+            raise ValueError("scaled rotary frequencies are not supported")
+    rotary.expect(partial_rotary_factor=(1.0,))
+    settings.expect(hidden_act=("silu",), partial_rotary_factor=(1.0,))
+    layers, width = settings.count("num_hidden_layers"), settings.count("hidden_size")
+    if settings.count("max_window_layers", 1) < layers:  # where no layer comes after these, none has a window
+        settings.expect(use_sliding_window=(False,))
+    if {*(settings.get("layer_types") or ())} - {"full_attention"}:
+        raise ValueError("layers with sliding windows are not supported")
+    query_heads = settings.count("num_attention_heads")
     config = LlamaConfig(
-        vocabulary=settings["vocab_size"],
-        width=settings["hidden_size"],
-        hidden_width=settings["intermediate_size"],
-        layers=settings["num_hidden_layers"],
-        query_heads=query_heads,
-        key_heads=settings.get("num_key_value_heads") or query_heads,
-        head_width=settings.get("head_dim") or settings["hidden_size"] // query_heads,
-        context_length=settings["max_position_embeddings"],
-        rotary_base=float(rotary.get("rope_theta") or settings.get("rope_theta", 10000.0)),
-        norm_epsilon=settings["rms_norm_eps"],
-    )
-    stored = {name: read for name, read in stored.items() if not name.endswith("rotary_emb.inv_freq")}  # in older files
-    return _assemble(config, settings["model_type"], HF_NAMES, Tensors(stored))
-
-
-def llama_from_gguf(reader, stored):
-    """Weights from the metadata and tensors of a GGUF file."""
-    family = metadata(reader, "general.architecture")
-    if metadata(reader, f"{family}.rope.scaling.type", "none") != "none":
-        raise ValueError("scaled rotary frequencies are not supported")
-    width = metadata(reader, f"{family}.embedding_length")
-    query_heads = metadata(reader, f"{family}.attention.head_count")
-    config = LlamaConfig(
-        vocabulary=len(metadata(reader, "tokenizer.ggml.tokens")),
+        vocabulary=settings.count("vocab_size"),
         width=width,
-        hidden_width=metadata(reader, f"{family}.feed_forward_length"),
-        layers=metadata(reader, f"{family}.block_count"),
+        hidden_width=settings.count("intermediate_size"),
+        layers=layers,
         query_heads=query_heads,
-        key_heads=metadata(reader, f"{family}.attention.head_count_kv", query_heads),
-        head_width=metadata(reader, f"{family}.attention.key_length", width // query_heads),
-        context_length=metadata(reader, f"{family}.context_length"),
-        rotary_base=metadata(reader, f"{family}.rope.freq_base", 10000.0),
-        norm_epsilon=metadata(reader, f"{family}.attention.layer_norm_rms_epsilon"),
+        key_heads=settings.count("num_key_value_heads", query_heads),
+        head_width=settings.count("head_dim", width // query_heads),
+        context_length=settings.count("max_position_embeddings"),
+        rotary_base=rotary.number("rope_theta", settings.number("rope_theta", 10000.0)),
+        norm_epsilon=settings.number("rms_norm_eps"),
     )
+    stored = {name: tensor for name, tensor in stored.items() if not name.endswith("rotary_emb.inv_freq")}  # in older files
+    tied = settings.flag("tie_word_embeddings", False)
+    return _assemble(config, settings["model_type"], HF_NAMES, Tensors(stored), tied)
+
+
+def llama_from_gguf(family, settings, vocabulary, stored):
+    """Weights from the settings, the size of the vocabulary and the tensors of a GGUF file."""
+    width, query_heads = settings.count("embedding_length"), settings.count("attention.head_count")
+    config = LlamaConfig(
+        vocabulary=vocabulary,
+        width=width,
+        hidden_width=settings.count("feed_forward_length"),
+        layers=settings.count("block_count"),
+        query_heads=query_heads,
+        key_heads=settings.count("attention.head_count_kv", query_heads),
+        head_width=settings.count("attention.key_length", width // query_heads),
+        context_length=settings.count("context_length"),
+        rotary_base=settings.number("rope.freq_base", 10000.0),
+        norm_epsilon=settings.number("attention.layer_norm_rms_epsilon"),
+    )
+    expected = {
+        "attention.causal": (True,),
+        "attention.value_length": (config.head_width,),
+        "rope.dimension_count": (config.head_width,),
+        "rope.scale_linear": UNSCALED,
+        "rope.scaling.factor": UNSCALED,
+        "rope.scaling.type": ("none", "linear"),
+        "vocab_size": (vocabulary,),
+        "expert_count": (0,),
+        "expert_used_count": (0,),
+    }
+    settings.expect(**expected)
+    unknown = settings.keys() - GGUF_SETTINGS - expected.keys()
+    if unknown:
+        raise ValueError(f"the model is no plain {family.capitalize()}: it has the setting {min(unknown)}")
     if family == "llama":  # the Qwens turn half-split pairs in llama.cpp too
         for name in [name for name in stored if name.endswith(("attn_q.weight", "attn_k.weight"))]:
-            stored[name] = partial(_half_split_rows, stored[name], config.head_width)
-    return _assemble(config, family, GGUF_NAMES, Tensors(stored))
+            read = partial(_half_split_rows, stored[name].read, config.head_width)
+            stored[name] = Stored(stored[name].shape, read)
+    return _assemble(config, family, GGUF_NAMES, Tensors(stored), tied="output.weight" not in stored)
 
 
 def _half_split_rows(read, head_width):
@@ -111,8 +142,8 @@ def _half_split_rows(read, head_width):
     return pairs.swapaxes(1, 2).reshape(weight.shape)  # (heads, 2, half, width) -> (outputs, width)
 
 
-def _assemble(config, family, names, tensors):
-    """Weights from tensors under the given names."""
+def _assemble(config, family, names, tensors, tied):
+    """Weights from tensors under the given names; `tied`: the head is the embedding."""
     width, hidden_width, head_width = config.width, config.hidden_width, config.head_width
     query_width, key_width = config.query_heads * head_width, config.key_heads * head_width
 
@@ -141,9 +172,9 @@ def _assemble(config, family, names, tensors):
     weights = LlamaWeights(
         config=config,
         embedding=embedding,
+        head=tensors.take_head(names["head"], embedding, tied),
         layers=tuple(layer_weights(layer) for layer in range(config.layers)),
         final_norm=tensors.take(names["final_norm"], width),
-        head=tensors.take(names["head"], config.vocabulary, width) if names["head"] in tensors else embedding,
     )
     tensors.finish(family.capitalize())
     return weights

@@ -124,18 +124,18 @@ NAMES = {  # by model_type: attention norm, MLP norm, up, down, layer scales of 
 def vit_from_safetensors(settings, stored):
     """Weights from Hugging Face's settings and tensors of a "vit" or "dinov2" model."""
     settings.expect(hidden_act=("gelu",), qkv_bias=(True,), use_swiglu_ffn=(False,), num_channels=(3,))
-    width = settings["hidden_size"]
+    width, family = settings.multiple("hidden_size", "num_attention_heads"), settings["model_type"]
     config = VitConfig(
         width=width,
-        hidden_width=settings["intermediate_size"] if settings["model_type"] == "vit" else int(width * settings["mlp_ratio"]),
-        layers=settings["num_hidden_layers"],
-        heads=settings["num_attention_heads"],
-        patch=settings["patch_size"],
-        norm_epsilon=settings["layer_norm_eps"],
+        hidden_width=settings.count("intermediate_size") if family == "vit" else int(width * settings.number("mlp_ratio")),
+        layers=settings.count("num_hidden_layers"),
+        heads=settings.count("num_attention_heads"),
+        patch=settings.count("patch_size"),
+        norm_epsilon=settings.number("layer_norm_eps"),
     )
     tensors = Tensors(stored, prefixes=("vit.", "dinov2.", "backbone."))
-    grid = (settings["image_size"] // config.patch,) * 2
-    weights = assemble_vit(config, grid, NAMES[settings["model_type"]], tensors)
+    grid = (settings.count("image_size") // config.patch,) * 2
+    weights = assemble_vit(config, grid, NAMES[family], tensors)
     tensors.finish("vision transformer", ignored=("embeddings.mask_token", "pooler.", "classifier."))
     return weights
 

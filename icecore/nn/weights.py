@@ -8,14 +8,18 @@ from .bert import bert_from_safetensors
 from .dinov2_onnx import load_dinov2_onnx
 from .extras import import_extra
 from .gemma3 import gemma3_from_safetensors
-from .gguf_file import metadata, open_gguf
+from .gguf_file import metadata, name_of, open_gguf, settings_of
 from .gpt2 import gpt2_from_safetensors
 from .llama_weights import FAMILIES as LLAMAS
 from .llama_weights import llama_from_gguf, llama_from_safetensors
 from .safetensors_file import read_model
+from .settings import refusing
+from .tensors import Stored
 from .vit import NAMES as VITS
 from .vit import vit_from_safetensors
 
+UNUSABLE = "holds no model that can be used"
+TOKENS = "tokenizer.ggml.tokens"
 FROM_SAFETENSORS = {  # model_type of config.json -> function of its settings and tensors
     **dict.fromkeys(LLAMAS, llama_from_safetensors),
     "gemma3_text": gemma3_from_safetensors,
@@ -23,7 +27,7 @@ FROM_SAFETENSORS = {  # model_type of config.json -> function of its settings an
     "bert": bert_from_safetensors,
     **dict.fromkeys(VITS, vit_from_safetensors),
 }
-FROM_GGUF = dict.fromkeys(LLAMAS, llama_from_gguf)  # architecture -> function of the reader and its tensors
+FROM_GGUF = dict.fromkeys(LLAMAS, llama_from_gguf)  # by architecture
 
 
 def load_model(path):
@@ -43,7 +47,7 @@ def load_model(path):
     Raises
     ------
     ImportError, FileNotFoundError, ValueError
-        As in `load_safetensors`, `load_gguf` and `load_dinov2_onnx`.
+        As in `load_safetensors`, `load_gguf` and `load_dinov2_onnx`. Whatever is in a file, a ValueError names it.
     """
     loaders = {".gguf": load_gguf, ".onnx": load_dinov2_onnx}
     return loaders.get(Path(path).suffix, load_safetensors)(path)
@@ -55,7 +59,8 @@ def load_safetensors(path):
     Parameters
     ----------
     path : path-like
-        The directory, or one .safetensors file that holds the whole model.
+        The directory, or one .safetensors file that holds the whole model. Of a directory with model.safetensors.index.json
+        the files that it names are read; else model.safetensors; else all .safetensors files.
 
     Returns
     -------
@@ -64,18 +69,22 @@ def load_safetensors(path):
 
     Raises
     ------
-    ImportError
-        If the package safetensors is missing.
     FileNotFoundError
         If a file is missing.
     ValueError
-        If the model is of no family here or differs from its family, or a file is damaged or lacks a tensor.
+        If the model is of no family here or differs from its family, a file is damaged or lacks a tensor, or two files hold the
+        same one.
+
+    Notes
+    -----
+    Tensors are read one by one: at the peak, little more than the weights themselves is held.
     """
-    settings, stored = read_model(path)
-    family = settings["model_type"]
-    if family not in FROM_SAFETENSORS:
-        raise ValueError(f"model_type is {family!r}; expected one of {', '.join(FROM_SAFETENSORS)}")
-    return FROM_SAFETENSORS[family](settings, stored)
+    with refusing(path, UNUSABLE):
+        settings, stored = read_model(path)
+        family = settings["model_type"]
+        if not isinstance(family, str) or family not in FROM_SAFETENSORS:
+            raise ValueError(f"model_type is {family!r}; expected one of {', '.join(FROM_SAFETENSORS)}")
+        return FROM_SAFETENSORS[family](settings, stored)
 
 
 def load_gguf(path):
@@ -98,15 +107,24 @@ def load_gguf(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not GGUF, the model is of no family here or differs from its family, or a tensor is missing.
+        If the file is not GGUF, is damaged, of the other byte order or one of several parts, if the model is of no family here
+        or differs from its family (settings of its architecture that are not known here count), or if a tensor is missing.
     """
     reader = open_gguf(path)
     gguf = import_extra("gguf")
-    architecture = metadata(reader, "general.architecture")
-    if architecture not in FROM_GGUF:
-        raise ValueError(f"the GGUF file holds a {architecture} model; expected one of {', '.join(FROM_GGUF)}")
-    stored = {tensor.name: partial(gguf.dequantize, tensor.data, tensor.tensor_type) for tensor in reader.tensors}
-    return FROM_GGUF[architecture](reader, stored)
+    with refusing(name_of(reader), UNUSABLE):
+        architecture = metadata(reader, "general.architecture")
+        if not isinstance(architecture, str) or architecture not in FROM_GGUF:
+            raise ValueError(f"it holds a {architecture} model; expected one of {', '.join(FROM_GGUF)}")
+        parts = metadata(reader, "split.count", 1)
+        if parts > 1:
+            raise ValueError(f"it is one of {parts} parts; gguf-split --merge makes one file of them")
+        stored = {}
+        for tensor in reader.tensors:
+            read = partial(gguf.dequantize, tensor.data, tensor.tensor_type)
+            stored[tensor.name] = Stored(tuple(map(int, reversed(tensor.shape))), read)
+        vocabulary = len(reader.get_field(TOKENS).data) if reader.get_field(TOKENS) else metadata(reader, TOKENS)
+        return FROM_GGUF[architecture](architecture, settings_of(reader, architecture), vocabulary, stored)
 
 
 def find_smollm2():
