@@ -199,9 +199,11 @@ def interleaved(weight):
     return np.array(rows)
 
 
-def write_gguf(path, tensors, architecture="llama"):
+def write_gguf(path, tensors, architecture="llama", add=lambda writer: None, **options):
+    """The model as a GGUF file; `add` writes more metadata, `options` are those of the writer."""
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, **options)
+    add(writer)
     writer.add_embedding_length(CONFIG.width)
     writer.add_feed_forward_length(CONFIG.hidden_width)
     writer.add_block_count(CONFIG.layers)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from .extras import import_extra
 from .settings import Settings, refusing
 
@@ -47,11 +49,11 @@ def _checking_reader(gguf):
     """gguf.GGUFReader, save that it does not read on behind the file's end."""
 
     class Reader(gguf.GGUFReader):
-        def _get(self, offset, dtype, count=1, *options, **more):
-            array = super()._get(offset, dtype, count, *options, **more)
-            if len(array) != count:
-                raise ValueError(f"it is cut off, or damaged: it ends before byte {offset + int(count) * array.itemsize}")
-            return array
+        def _get(self, offset, dtype, count=1, *options, **named):
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"it is cut off, or damaged: it has {len(self.data)} bytes and should go on to {end}")
+            return super()._get(offset, dtype, count, *options, **named)
 
     return Reader
 

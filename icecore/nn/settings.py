@@ -1,7 +1,7 @@
 """A model's settings, as its file has them: checked as they are read."""
 
-import math
 import reprlib
+import sys
 from contextlib import contextmanager
 
 
@@ -53,7 +53,7 @@ class Settings(dict):
     def number(self, name, default=None):
         """A finite number above 0."""
         value = self._value(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise ValueError(f"{name} must be a finite number above 0, got {reprlib.repr(value)}")
         return float(value)
 
