@@ -1,6 +1,7 @@
 """``python -m icecore``: the command line; each command is a module of `icecore.commands`."""
 
 import argparse
+import os
 import sys
 
 from icecore import __version__
@@ -18,7 +19,13 @@ def main(arguments=None):
         summary = command.__doc__.splitlines()[0]
         command.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
     parsed = parser.parse_args(arguments)
-    return COMMANDS[parsed.command].run(parsed) or 0
+    try:
+        status = COMMANDS[parsed.command].run(parsed) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough: ``python -m icecore info | head -1``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        status = 1
+    return status
 
 
 if __name__ == "__main__":

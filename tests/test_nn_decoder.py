@@ -130,3 +130,15 @@ def test_separate_heads_are_read(tmp_path, family):
     weights = nn.load_model(tmp_path)
     np.testing.assert_array_equal(weights.head, head)
     assert weights.head is not weights.embedding and getattr(weights.config, "query_heads", HEADS) == HEADS
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("cached", [False, True])
+def test_attention_of_another_shape_is_named_where_it_is_returned(tmp_path, family, cached):
+    weights, cache = load_decoder(tmp_path, family), nn.KeyValueCache() if cached else None
+
+    def turned(query, key, value, *, layer, **options):
+        return nn.exact_attention(query, key, value, layer=layer, **options).swapaxes(0, 1)
+
+    with pytest.raises(ValueError, match=r"attention must return shape \(4, 7, \d+\) in layer 0, got \(7, 4, \d+\)"):
+        nn.forward(weights, random_tokens(7), attention=turned, cache=cache)

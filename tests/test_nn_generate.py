@@ -54,6 +54,33 @@ def test_prompt_is_checked(successor):
         nn.generate(successor, [], max_new_tokens=1)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"stop": 2}, "stop must be a collection of tokens, got 2"),
+        ({"stop": "</s>"}, "stop must be a collection of tokens, got '</s>'"),
+        ({"stop": [2.5]}, r"stop must be a collection of tokens, got \[2\.5\]"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be an integer of at least 0, got -1"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens must be an integer of at least 0, got 2\.5"),
+        ({"temperature": -1.0}, "temperature must be finite and at least 0"),
+        ({"temperature": float("nan")}, "temperature must be finite and at least 0"),
+        ({"top_k": 2.5}, "top_k must be an integer of at least 1"),
+        ({"top_p": 2}, "top_p must lie above 0 and up to 1"),
+    ],
+)
+def test_parameters_are_checked_before_the_prompt_is_run(successor, options, message):
+    def never(*_, **__):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        nn.generate(successor, [3], attention=never, cache=nn.KeyValueCache(), **{"max_new_tokens": 3} | options)
+
+
+def test_stop_tokens_may_come_from_anything_that_is_gone_through_once(successor):
+    assert nn.generate(successor, [3], max_new_tokens=8, stop=iter([6])) == [4, 5]
+    assert nn.generate(successor, [3], max_new_tokens=np.int64(8), stop=np.array([6])) == [4, 5]
+
+
 def test_draws_are_repeatable_by_their_seed(successor):
     def draw(seed):
         return nn.generate(successor, [3], max_new_tokens=9, temperature=5.0, seed=seed)

@@ -17,9 +17,9 @@ def threadpoolctl(request, monkeypatch):
         monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     else:
         pytest.importorskip("threadpoolctl")
-    row_threads._blas.cache_clear()
+    row_threads._one_blas_thread.cache_clear()
     yield
-    row_threads._blas.cache_clear()
+    row_threads._one_blas_thread.cache_clear()
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 2000])
@@ -68,3 +68,47 @@ def test_blas_is_held_to_one_thread_only_meanwhile(count):
         over_rows(lambda rows: seen.append(blas_threads()))
         assert blas_threads() == before
     assert all(threads == {1} for threads in seen)
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_blas_has_its_threads_back_when_calls_of_several_threads_have_overlapped(first_out):
+    """The second comes while the first is within; either goes first, and both threads live on."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def blas_threads():
+        return {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"}
+
+    controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    for library in controller.lib_controllers:
+        library.set_num_threads(2)
+    with controller.limit():  # this thread alone could set them otherwise
+        pass
+    before = blas_threads()
+    if before != {2}:
+        pytest.skip("threadpoolctl knows no BLAS with threads here")
+    entered, leave, left, end = ([threading.Event(), threading.Event()] for _ in range(4))
+
+    def work(number):
+        def wait(rows):
+            entered[number].set()
+            leave[number].wait(60)
+
+        with row_threads.row_threads(1) as over_rows:
+            over_rows(wait)
+        left[number].set()
+        end[number].wait(60)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(2)]
+    for thread, event in zip(threads, entered, strict=True):
+        thread.start()
+        assert event.wait(60)
+    for number in (first_out, 1 - first_out):
+        assert blas_threads() == {1}
+        leave[number].set()
+        assert left[number].wait(60)
+    try:
+        assert blas_threads() == {2}
+    finally:
+        for event, thread in zip(end, threads, strict=True):
+            event.set()
+            thread.join()

@@ -75,8 +75,9 @@ def test_bytes_that_the_vocabulary_lacks_are_left_out(tokenizer):
 def write_tokenizer(path, **metadata):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, "llama")
+    kinds = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
     for key, value in metadata.items():
-        writer.add_string(f"tokenizer.ggml.{key}", value)
+        kinds[type(value)](f"tokenizer.ggml.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -97,3 +98,42 @@ def test_tokenizer_of_another_kind(tmp_path, metadata, message):
     pytest.importorskip("tokenizers")
     with pytest.raises(ValueError, match=message):
         nn.load_tokenizer(write_tokenizer(tmp_path / "tokenizer.gguf", **metadata))
+
+
+def byte_tokenizer(**changes):
+    """Metadata of a tokenizer whose tokens are single bytes, and of added ones: special (type 3) and not (type 4)."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "<|end|>", "<think>", "    "]
+    types = [1] * 256 + [3, 4, 4]
+    return {"model": "gpt2", "tokens": names, "token_type": types, "merges": ["a b"], "eos_token_id": 256} | changes
+
+
+def test_tokens_that_a_user_added_are_not_split_and_are_not_special(tmp_path):
+    metadata = byte_tokenizer()
+    names, end = metadata["tokens"], 256
+    names.append("ab")
+    metadata["token_type"].append(1)
+    tokenizer = nn.load_tokenizer(write_tokenizer(tmp_path / "tokenizer.gguf", **metadata))
+    text = "ab<think>    a<|end|>"
+    tokens = tokenizer.encode(text).tolist()
+    assert [names[token] for token in tokens] == ["ab", "<think>", "    ", "a", "<|end|>"]
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.special == {"<|end|>": end} and tokenizer.end == end
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"eos_token_id": 259}, r"eos_token_id must lie in 0\.\.258, got 259"),
+        ({"token_type": [1] * 258}, "have types, got 259 and 258 types"),
+        ({"tokens": ["a"] * 259}, "259 tokens must differ"),
+        ({"merges": ["a"]}, "no tokenizer that can be used"),
+        ({"merges": ["a \u20ac"]}, "no tokenizer that can be used"),
+        ({"merges": 3}, "no tokenizer that can be used"),
+        ({"tokens": 3}, "no tokenizer that can be used"),
+    ],
+)
+def test_tokenizers_that_cannot_be_are_refused(tmp_path, change, message):
+    metadata = byte_tokenizer() | {"merges": ["a b"], "tokens": [*byte_tokenizer()["tokens"][:-1], "ab"]}
+    with pytest.raises(ValueError, match=rf"tokenizer\.gguf .*{message}"):
+        nn.load_tokenizer(write_tokenizer(tmp_path / "tokenizer.gguf", **metadata | change))

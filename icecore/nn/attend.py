@@ -37,14 +37,22 @@ def each_sequence(attention, layer, query, key, value, spans, caches=None, **opt
     Returns
     -------
     ndarray, (query_heads, rows, head_width) float32
+
+    Raises
+    ------
+    ValueError
+        If `attention` returns another shape than that of its queries.
     """
     outs = []
     for index, rows in enumerate(spans):
-        keys, values = key[:, rows], value[:, rows]  # (key_heads, n_i, head_width) each
+        queries, keys, values = query[:, rows], key[:, rows], value[:, rows]  # (heads, n_i, head_width) each
         if caches is not None:
-            outs.append(caches[index].attend(attention, layer, query[:, rows], keys, values, **options))
+            out = caches[index].attend(attention, layer, queries, keys, values, **options)
         else:
-            outs.append(attention(query[:, rows], keys, values, layer=layer, **options))  # (query_heads, n_i, head_width)
+            out = attention(queries, keys, values, layer=layer, **options)
+        if np.shape(out) != queries.shape:
+            raise ValueError(f"attention must return shape {queries.shape} in layer {layer}, got {np.shape(out)}")
+        outs.append(out)  # (query_heads, n_i, head_width)
     return outs[0] if len(outs) == 1 else np.concatenate(outs, axis=1)
 
 

@@ -1,5 +1,7 @@
 """Text generation: prefill once, then one token at a time over a key/value cache."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from .attend import exact_attention
@@ -49,8 +51,15 @@ def generate(
     Raises
     ------
     ValueError
-        For a prompt that `forward` refuses, or sampling parameters out of range.
+        For a prompt that `forward` refuses, a negative or fractional `max_new_tokens`, a `stop` that is no collection of
+        integers, or sampling parameters out of range.
     """
+    if not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be an integer of at least 0, got {max_new_tokens!r}")
+    tokens_that_end = {*stop} if isinstance(stop, Iterable) else {None}
+    if not all(isinstance(token, (int, np.integer)) for token in tokens_that_end):
+        raise ValueError(f"stop must be a collection of tokens, got {stop!r}")
+    _check_sampling(temperature, top_k, top_p)
     cache = KeyValueCache() if cache is None else cache
     hidden = forward(weights, tokens, attention=attention, cache=cache)  # (n, width)
     stream = continue_from(
@@ -66,7 +75,7 @@ def generate(
     new_tokens = []
     while len(new_tokens) < max_new_tokens:
         token = next(stream, None)
-        if token is None or token in stop:
+        if token is None or token in tokens_that_end:
             break
         new_tokens.append(token)
         if callback is not None:
@@ -128,14 +137,9 @@ def sample(logits, generator, *, temperature=0.0, top_k=None, top_p=None):
     Raises
     ------
     ValueError
-        If temperature is negative, `top_k` below 1 or `top_p` outside (0, 1].
+        If temperature is negative or not finite, `top_k` below 1 or no integer, or `top_p` outside (0, 1].
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie above 0 and up to 1, got {top_p}")
+    _check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")[:top_k]  # (candidates,), most likely first
@@ -147,3 +151,13 @@ def sample(logits, generator, *, temperature=0.0, top_k=None, top_p=None):
         weights[before >= top_p] = 0.0
         weights /= weights.sum()
     return int(generator.choice(order, p=weights))
+
+
+def _check_sampling(temperature, top_k, top_p):
+    """ValueError if a parameter of `sample` is out of range."""
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
+    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
+        raise ValueError(f"top_k must be an integer of at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and up to 1, got {top_p}")

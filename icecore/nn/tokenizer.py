@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .extras import import_extra
-from .gguf_file import metadata, open_gguf
+from .gguf_file import metadata, name_of, open_gguf
+from .settings import refusing
 
-CONTROL = 3  # GGUF's token type of special tokens
+CONTROL, USER_DEFINED = 3, 4  # GGUF's token types of special tokens, and of others that text is never split within
 SPLITS_DIGITS = {"smollm": True, "gpt-2": False}  # by GGUF's name of the pre-tokenizer
 
 
@@ -60,10 +61,16 @@ def load_tokenizer(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not GGUF, or its tokenizer is of another kind.
+        If the file is not GGUF or is damaged, or its tokenizer is of another kind.
     """
     tokenizers = import_extra("tokenizers")
     reader = open_gguf(path)
+    with refusing(name_of(reader), "holds no tokenizer that can be used"):
+        return _tokenizer(tokenizers, reader)
+
+
+def _tokenizer(tokenizers, reader):
+    """The tokenizer of an opened file."""
     model = metadata(reader, "tokenizer.ggml.model")
     splitter = metadata(reader, "tokenizer.ggml.pre", "gpt-2")
     if model != "gpt2" or splitter not in SPLITS_DIGITS:
@@ -71,8 +78,13 @@ def load_tokenizer(path):
     names = metadata(reader, "tokenizer.ggml.tokens")
     types = metadata(reader, "tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in metadata(reader, "tokenizer.ggml.merges")]
-
+    end = metadata(reader, "tokenizer.ggml.eos_token_id")
     vocabulary = {name: token for token, name in enumerate(names)}
+    if not len(vocabulary) == len(names) == len(types):
+        raise ValueError(f"its {len(names)} tokens must differ and have types, got {len(vocabulary)} and {len(types)} types")
+    if not 0 <= end < len(names):
+        raise ValueError(f"tokenizer.ggml.eos_token_id must lie in 0..{len(names) - 1}, got {end}")
+
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     if SPLITS_DIGITS[splitter]:
@@ -83,4 +95,6 @@ def load_tokenizer(path):
     backend.decoder = tokenizers.decoders.ByteLevel()
     special = {name: token for token, name in enumerate(names) if types[token] == CONTROL}
     backend.add_special_tokens(list(special))
-    return Tokenizer(backend, special, end=metadata(reader, "tokenizer.ggml.eos_token_id"))
+    whole = [name for token, name in enumerate(names) if types[token] == USER_DEFINED]
+    backend.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in whole])
+    return Tokenizer(backend, special, end)

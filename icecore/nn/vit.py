@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .attend import bidirectional_attention
+from .attend import bidirectional_attention, each_sequence
 from .layers import gelu, layer_norm, linear
 from .pre_norm import PreNormLayer, add_attention_and_mlp, project
 from .row_threads import row_threads
@@ -59,7 +59,7 @@ def encode_image(weights, pixels, *, attention=bidirectional_attention):
     Raises
     ------
     ValueError
-        If `pixels` has another shape.
+        If `pixels` has another shape, or `attention` returns one.
     """
     config = weights.config
     pixels = np.asarray(pixels, np.float32)
@@ -77,7 +77,7 @@ def encode_image(weights, pixels, *, attention=bidirectional_attention):
     with row_threads(len(x)) as over_rows:
         for index, layer in enumerate(weights.layers):
             query, key, value = project(config, layer, x, over_rows)  # (heads, n, head_width) each
-            mixed = attention(query, key, value, layer=index)  # (heads, n, head_width)
+            mixed = each_sequence(attention, index, query, key, value, [slice(None)])  # (heads, n, head_width)
             add_attention_and_mlp(config, layer, x, mixed, gelu, over_rows)  # (n, width), in place
     return layer_norm(x, *weights.final_norm, config.norm_epsilon)  # (n, width)
 
