@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import stat
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -14,22 +20,60 @@ def replacing(path):
     """A binary file under a temporary name beside `path`, which takes its place in the end and keeps its mode.
 
     A symbolic link stays one: what it points at is replaced. The contents are on the disk before the name is, and the name
-    before this returns. Whatever is raised leaves the old file as it was, and nothing else.
+    before this returns. Whatever is raised leaves the old file as it was, and nothing else. What processes that were killed
+    left of their saves to `path` goes with the next one.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    file, temporary = _temporary(path)
     try:
-        with open(temporary, "xb") as file:
+        with file:
+            _sweep(path, temporary)
             with contextlib.suppress(FileNotFoundError):
                 temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _beginning(path):
+    """What names of temporary files for `path` begin with, however long its own name is."""
+    return f".icecore-{hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()}-"
+
+
+def _temporary(path):
+    """A new file beside `path`, which is locked as long as its process lives and has it open, and its name."""
+    while True:
+        temporary = path.with_name(f"{_beginning(path)}{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "xb")
+        if _locked(file) is not False and os.fstat(file.fileno()).st_nlink:
+            return file, temporary
+        file.close()  # swept before it was locked
+
+
+def _locked(file):
+    """Whether a lock of the file was taken; None where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (AttributeError, OSError):
+        return None
+    return True
+
+
+def _sweep(path, own):
+    """Remove temporary files for `path` whose processes are gone: nobody holds their locks."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if entry.name.startswith(_beginning(path)) and entry.name != own.name:
+                with contextlib.suppress(OSError), open(entry.path, "rb") as file:
+                    if _locked(file):
+                        os.unlink(entry.path)
 
 
 def sync_folder(path):
@@ -46,9 +90,7 @@ def sync_folder(path):
 @contextlib.contextmanager
 def locked_folder(path):
     """One process at a time, where the system has locks of files."""
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         yield
         return
     with open(Path(path) / "lock", "ab") as file:

@@ -516,3 +516,24 @@ class FileMachine(CacheMachine):
 
 TestFilesInAnyOrder = FileMachine.TestCase
 TestFilesInAnyOrder.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+OVERWRITTEN = """
+import numpy as np, icecore
+from icecore import _array_file
+cache, rows = icecore.KVCache(1, 8, k=16), np.ones((1, 5000, 8), np.float32)
+cache.append(rows, rows)
+cache.attend(rows[:, -1:])
+cache.save({path!r})
+parse = _array_file.parse
+def overwritten(*arguments, **options):
+    open({path!r}, "wb").close()  # by another process, in place: no byte of the old file is left
+    return parse(*arguments, **options)
+_array_file.parse = overwritten
+print(len(icecore.KVCache.load({path!r})))
+"""
+
+
+def test_a_file_that_is_overwritten_in_place_while_it_is_loaded_is_loaded_as_it_was(tmp_path):
+    done = run_python(OVERWRITTEN.format(path=str(tmp_path / "cache")))
+    assert (done.returncode, done.stdout) == (0, "5000\n"), done.stderr[-2000:]

@@ -830,3 +830,20 @@ def test_an_index_goes_on_from_the_most_segments_that_a_file_may_have(tmp_path):
         index.validate()
     assert len(index) == 100 + 3 * 1024
     assert index.stats["segments"] < 10
+
+
+# ---- Vectors that add refuses ----
+
+
+@variants
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_vectors_that_are_not_finite_are_refused_as_add_refuses_them(tmp_path, variant, value, dtype):
+    index = sample(dtype=dtype, **VARIANTS[variant])
+    whole = SavedFile.of(index)
+    for slot in (0, 3599):  # of a segment, and of the open block
+        file = SavedFile(whole.metadata, {name: array.copy() for name, array in whole.arrays.items()})
+        file.arrays["vectors"][slot, 1] = value
+        refuses(file.bytes(), tmp_path / "a", match=f"the vector of slot {slot} is not finite")
+        with pytest.raises(ValueError, match="is not finite"):
+            Index.view(tmp_path / "a").validate()

@@ -1,9 +1,12 @@
 """A model that generates through near/far caches does what it does over all tokens."""
 
 import functools
+import io
 import json
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -245,3 +248,105 @@ def test_after_truncation_another_text_follows(metric):
     np.testing.assert_allclose(hidden, expected[200:], atol=2e-4)
     with pytest.raises(ValueError, match=r"length must lie in 0\.\.550, the tokens held, got 551"):
         cache.truncate(551)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"length": -1},
+        {"length": float("inf")},
+        {"length": 10**30},
+        {"length": [[]]},
+        {"layers": [0.5]},
+        {"layers": [-1]},
+        {"version": [[]]},
+        {"options": {"tolerance": 0.1, "no option": 3}, "length": None},
+        {"plan": 3},
+        {"plan": {}},
+        {"last_exact": float("inf")},
+    ],
+)
+def test_settings_of_a_folder_that_cannot_be_are_refused(tmp_path, change):
+    path = saved_with_sliding(tmp_path)
+    about = json.loads((path / "cache.json").read_text())
+    (path / "cache.json").write_text(json.dumps(about | change))
+    with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+        nn.NearFarCache.load(path)
+
+
+def saved_with_sliding(tmp_path, length=40):
+    """A saved cache of a layer that sees all and one with a window."""
+    cache, rows = nn.NearFarCache(k=8), np.random.default_rng(0).standard_normal((2, length, 8), np.float32)
+    for layer, options in enumerate(({}, {"window": 7})):
+        cache.attend(nn.exact_attention, layer, rows, rows, rows, **options)
+    cache.advance(length)
+    cache.save(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def zip_of(compression=zipfile.ZIP_STORED, **arrays):
+    """The bytes of an .npz file of raw .npy files."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in arrays.items():
+            archive.writestr(f"{name}.npy", data)
+    return file.getvalue()
+
+
+def npy(shape, count, dtype="<f4"):
+    """A .npy file whose header tells of `shape` and that holds `count` numbers."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": dtype})
+    return file.getvalue() + bytes(4 * count)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"1.keys": npy((10**6, 10**6, 8), 10)},
+        {"1.keys": npy((-1, 1, 8), 8)},
+        {"1.keys": npy((8,), 8)},
+        {"1.keys": npy((1, 1, 8), 8, "O")},
+        {"1.keys": npy((2, 40, 8), 640)},
+        {"1.keys": npy((2, 40, 8), 640), "1.values": npy((2, 39, 8), 624)},
+        {"1.keys": npy((2, 3, 8), 48), "1.values": npy((2, 3, 8), 48)},
+        {"one.keys": npy((2, 40, 8), 640), "one.values": npy((2, 40, 8), 640)},
+        {"1.keys": b"", "1.values": b""},
+        {"compression": zipfile.ZIP_DEFLATED, "1.keys": npy((2, 40, 8), 640), "1.values": npy((2, 40, 8), 640)},
+    ],
+)
+def test_rows_of_sliding_layers_that_cannot_be_are_refused_before_there_is_memory_for_them(tmp_path, arrays):
+    path = saved_with_sliding(tmp_path)
+    (file,) = path.glob("save-*/sliding.npz")
+    file.write_bytes(zip_of(**arrays))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+            nn.NearFarCache.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"length": ' * 10**5, "", "3", "\0"])
+def test_a_cache_may_be_saved_over_a_damaged_one(tmp_path, text):
+    path = saved_with_sliding(tmp_path)
+    (path / "cache.json").write_text(text)
+    with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+        nn.NearFarCache.load(path)
+    assert nn.NearFarCache.load(saved_with_sliding(tmp_path, 30)).length == 30
+
+
+def test_a_cache_without_a_layer_of_the_model_is_refused_when_it_is_used(tmp_path):
+    path = saved_with_sliding(tmp_path)
+    about = json.loads((path / "cache.json").read_text())
+    (path / "cache.json").write_text(json.dumps(about | {"layers": []}))
+    cache, rows = nn.NearFarCache.load(path), np.ones((2, 1, 8), np.float32)
+    with pytest.raises(ValueError, match="layer 0 holds 0 of 40 tokens"):
+        cache.attend(nn.exact_attention, 0, rows, rows, rows)
+
+
+def test_a_cache_that_is_not_there(tmp_path):
+    for opener in (nn.NearFarCache.load, nn.NearFarCache.view):
+        with pytest.raises(FileNotFoundError):
+            opener(tmp_path / "absent")

@@ -14,13 +14,9 @@ typedef struct {
     int64_t caches, segments;
     icecore_segment **segment;
     icecore_dtype means;
-    int no_memory;
 } mapping;
 
-static void no_memory(mapping *m) {
-    ice_refuse(&m->reader, "the cache", "does not fit into memory");
-    m->no_memory = 1;
-}
+static void no_memory(mapping *m) { ice_lack_memory(&m->reader); }
 
 static void check_header(mapping *m) {
     const icecore_array *header = ice_find(&m->reader, "header", 'l', ICE_CACHE_HEADER);
@@ -284,7 +280,8 @@ static void map_all(mapping *m) {
 icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
                                  icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size) {
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
-    mapping m = {.reader = {arrays, count, 0, reason, reason_size, 0}, .options = options, .own = own, .cache = caches, .caches = cache_count};
+    mapping m = {.reader = {.arrays = arrays, .count = count, .reason = reason, .reason_size = reason_size},
+                 .options = options, .own = own, .cache = caches, .caches = cache_count};
     if (cache_count < 1 || ice_cache_check_options(options) != ICECORE_OK) {
         snprintf(reason, (size_t)reason_size, "its parameters are out of range");
         return ICECORE_ERROR_VALUE;
@@ -293,10 +290,11 @@ icecore_status icecore_cache_map(const icecore_cache_options *options, const ice
     map_all(&m);
     for (int64_t n = 0; m.segment && n < m.segments; n++) icecore_segment_free(m.segment[n]);
     ice_free(m.segment);
-    if (!m.reader.failed) return ICECORE_OK;
+    const icecore_status status = ice_reader_status(&m.reader);
+    if (status == ICECORE_OK) return ICECORE_OK;
     for (int64_t i = 0; i < cache_count; i++) {
         icecore_cache_free(caches[i]);
         caches[i] = NULL;
     }
-    return m.no_memory ? ICECORE_ERROR_MEMORY : ICECORE_ERROR_VALUE;
+    return status;
 }

@@ -339,7 +339,8 @@ icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, 
 /* The caches of these arrays, `cache_count` of them; options must be those they were made with (near_keys and tolerance may differ).
  * own = 0: over the arrays themselves, which must stay as they are as long as these caches or forks of them live; the caches may be used in
  * every way all the same, since what is sealed does not change and all else is copied when it does.  own = 1: in memory of their own.
- * Every number that leads to memory is checked; ICECORE_ERROR_VALUE and a reason otherwise, and all of `caches` are NULL. */
+ * Every number that leads to memory is checked; ICECORE_ERROR_VALUE and a reason otherwise, and all of `caches` are NULL, as they are with
+ * ICECORE_ERROR_MEMORY, where nothing is wrong with the arrays. */
 icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
                                  icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size);
 
@@ -436,7 +437,7 @@ icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_
 /* The index as named arrays, for files.  Pending merges are left out: they begin anew.  `write` reads alone meanwhile. */
 icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context);
 /* An index over the arrays themselves, which must stay as they are as long as it lives: it is read only.  Every number that leads to memory
- * is checked; ICECORE_ERROR_VALUE and a reason otherwise. */
+ * is checked; ICECORE_ERROR_VALUE and a reason otherwise; ICECORE_ERROR_MEMORY where nothing is wrong with the arrays. */
 icecore_status icecore_index_map(const icecore_index_options *options, const icecore_array *arrays, int64_t count,
                                  icecore_index **result, char *reason, int64_t reason_size);
 /* A writable copy with memory of its own. */

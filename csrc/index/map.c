@@ -37,7 +37,7 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
     }
     icecore_segment *s = ice_segment_new();
     if (!s) {
-        ice_refuse(r, name, "does not fit into memory");
+        ice_lack_memory(r);
         return;
     }
     index->sealed[number].segment = s;
@@ -84,7 +84,7 @@ static void map_slots(ice_reader *r, icecore_index *index, int64_t count) {
     int64_t chunks = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;
     slots->chunk = ice_alloc(chunks, sizeof *slots->chunk);
     if (!slots->chunk) {
-        ice_refuse(r, "the index", "does not fit into memory");
+        ice_lack_memory(r);
         return;
     }
     for (int64_t i = 0; i < chunks; i++)
@@ -143,15 +143,13 @@ icecore_status icecore_index_map(const icecore_index_options *options, const ice
         snprintf(reason, (size_t)reason_size, "its parameters are out of range");
         return status;
     }
-    ice_reader r = {arrays, count, 0, reason, reason_size, 0};
+    ice_reader r = {.arrays = arrays, .count = count, .reason = reason, .reason_size = reason_size};
     index->read_only = 1;
     map_all(&r, index);
+    status = ice_reader_status(&r);
     /* what must hold for searching and changing to be safe, beyond single numbers */
-    if (!r.failed && ice_index_check_structure(index, reason, reason_size) != ICECORE_OK) r.failed = 1;
-    if (!r.failed) {
-        *result = index;
-        return ICECORE_OK;
-    }
-    icecore_index_free(index);
-    return ICECORE_ERROR_VALUE;
+    if (status == ICECORE_OK) status = ice_index_check_structure(index, reason, reason_size);
+    if (status == ICECORE_OK) *result = index;
+    else icecore_index_free(index);
+    return status;
 }

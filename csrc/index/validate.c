@@ -75,6 +75,18 @@ static void check_ids(const icecore_index *index, report *r) {
     }
 }
 
+/* Vectors are finite, as those that are added. */
+static void check_vectors(const icecore_index *index, const ice_kernels *kernels, float *buffer, report *r) {
+    const ice_slots *slots = &index->slots;
+    const ice_slot_rows rows = {kernels, slots, NULL};
+    for (int64_t s = 0; s < slots->count; s++) {
+        if (*ice_slot_state(slots, s) == ICE_SLOT_FREE) continue;
+        const float *x = ice_read_slot_row(&rows, s, buffer);
+        for (int64_t t = 0; t < slots->dim; t++)
+            if (!isfinite(x[t])) say(r, "the vector of slot %lld is not finite", (long long)s);
+    }
+}
+
 /* Codes are within half a step of what they stand for. */
 static void check_codes(const icecore_segment *s, int number, const ice_layer *layer, const ice_rows *children, float *buffer, report *r) {
     for (int64_t p = 0; p < layer->parents; p++)
@@ -133,6 +145,7 @@ icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_
         status = ice_index_check_structure(index, reason, reason_size);
         report r = {reason, reason_size, 0};
         if (status == ICECORE_OK) check_ids(index, &r);
+        if (status == ICECORE_OK) check_vectors(index, kernels, buffer, &r);
         for (int n = 0; n < ICE_MOST_SEGMENTS && status == ICECORE_OK; n++)
             if (index->sealed[n].segment) check_segment(index, kernels, n, buffer, &r);
         if (r.wrong) status = ICECORE_ERROR_VALUE;

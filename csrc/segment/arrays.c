@@ -61,6 +61,15 @@ void ice_refuse(ice_reader *r, const char *name, const char *what) {
     r->failed = 1;
 }
 
+void ice_lack_memory(ice_reader *r) {
+    if (!r->failed) r->no_memory = 1;
+    ice_refuse(r, "the file", "does not fit into memory");
+}
+
+icecore_status ice_reader_status(const ice_reader *r) {
+    return !r->failed ? ICECORE_OK : r->no_memory ? ICECORE_ERROR_MEMORY : ICECORE_ERROR_VALUE;
+}
+
 const icecore_array *ice_find(ice_reader *r, const char *name, char type, int64_t count) {
     for (int64_t i = 0; i < r->count && !r->failed; i++) {
         const icecore_array *a = &r->arrays[i];

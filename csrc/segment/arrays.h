@@ -54,11 +54,14 @@ typedef struct {
     int64_t count, used;       /* used: how many have been asked for */
     char *reason;
     int64_t reason_size;
-    int failed;
+    int failed, no_memory;     /* no_memory: it failed for want of memory, not for what the arrays hold */
 } ice_reader;
 
 /* Says what is wrong; the first that is said stays. */
 void ice_refuse(ice_reader *reader, const char *name, const char *what);
+/* Ends the reading for want of memory. */
+void ice_lack_memory(ice_reader *reader);
+icecore_status ice_reader_status(const ice_reader *reader);
 /* The array of this name, type and count (or any count, with count = -1); NULL and a reason otherwise, or when something has failed before. */
 const icecore_array *ice_find(ice_reader *reader, const char *name, char type, int64_t count);
 

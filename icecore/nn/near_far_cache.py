@@ -1,6 +1,7 @@
 """A decoder's cache whose layers attend by near/far attention."""
 
 import contextlib
+import io
 import json
 import operator
 import re
@@ -16,6 +17,7 @@ import icecore
 from icecore._files import locked_folder, replacing
 
 from .cache import KeyValueCache, check_length
+from .settings import refusing
 
 VERSION = 2
 #: Queries at the end of a prompt that attend exactly.
@@ -35,7 +37,7 @@ def _holds_caches(path):
 def _folder_in_force(path):
     try:
         return json.loads((path / "cache.json").read_text())["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -46,6 +48,32 @@ def _sweep(path, before, now):
             continue
         if entry.name == before or time.time() - entry.stat().st_mtime > FORGOTTEN:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def _read_sliding(data):
+    """The arrays of a file that np.savez wrote, by name.
+
+    Nothing is asked for that the file does not hold: sizes are those of the bytes that are there, whatever headers say.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("they are compressed")
+            return {entry.filename.removesuffix(".npy"): _read_rows(archive.read(entry)) for entry in entries}
+    except OSError as error:  # out of zipfile: the bytes are in memory already
+        raise ValueError(f"sliding.npz is damaged: {error}") from error
+
+
+def _read_rows(data):
+    """The keys or values of a layer, (heads, rows, width) float32, out of the bytes of a .npy file."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another version")
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 3 or columns_first or dtype != np.float32:
+        raise ValueError(f"an array of shape {shape} and type {dtype}")
+    return np.frombuffer(data, np.float32, offset=file.tell()).reshape(shape)
 
 
 class NearFarCache:
@@ -90,6 +118,8 @@ class NearFarCache:
             own = {} if self._plan is None else {"plan": self._plan[layer]}
             self._layers[layer] = icecore.KVCache(heads, width, value_dim=value.shape[-1], **(own | self._options))
         cache = self._layers[layer]
+        if len(cache) < self.length:
+            raise ValueError(f"layer {layer} holds {len(cache)} of {self.length} tokens: the cache is of another model")
         if len(cache) > self.length:  # of a pass that was interrupted, or after truncate
             cache.truncate(self.length)
         if self.length:
@@ -162,8 +192,10 @@ class NearFarCache:
 
         Raises
         ------
+        FileNotFoundError
+            If there is no cache.
         ValueError
-            If a file of the folder is damaged, or they do not belong together.
+            If a file of the folder is missing or damaged, or they do not belong together.
         """
         return cls._opened(path, icecore.KVCache.load)
 
@@ -173,7 +205,7 @@ class NearFarCache:
 
         Raises
         ------
-        ValueError
+        FileNotFoundError, ValueError
             As `load`.
         """
         return cls._opened(path, icecore.KVCache.view)
@@ -181,7 +213,7 @@ class NearFarCache:
     @classmethod
     def _opened(cls, path, opener):
         path = Path(path)
-        try:
+        with refusing(path, "is not a usable cache folder"):
             while True:
                 text = (path / "cache.json").read_text()
                 try:
@@ -189,8 +221,6 @@ class NearFarCache:
                 except FileNotFoundError as error:  # replaced meanwhile, or a file is missing
                     if (path / "cache.json").read_text() == text:
                         raise ValueError(f"{error.filename} is missing") from error
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a usable cache folder: {error}") from error
 
     @classmethod
     def _of(cls, path, about, opener):
@@ -200,11 +230,14 @@ class NearFarCache:
             raise ValueError(f"its folder is {about['folder']!r}; expected save- and 16 digits")
         plan, folder = None if about["plan"] is None else icecore.Plan.from_content(about["plan"]), path / about["folder"]
         new = cls(plan=plan, last_exact=about["last_exact"], **about["options"])
-        new.length = int(about["length"])
-        new._layers = {int(layer): opener(folder / f"layer{int(layer)}.safetensors") for layer in about["layers"]}
-        with np.load(folder / "sliding.npz", allow_pickle=False) as sliding:
-            for layer in sorted({int(name.partition(".")[0]) for name in sliding}):
-                new._sliding.write(layer, sliding[f"{layer}.keys"], sliding[f"{layer}.values"])
+        new.length = operator.index(about["length"])
+        if new.length < 0:
+            raise ValueError(f"its length is {new.length}")
+        layers = [operator.index(layer) for layer in about["layers"]]
+        new._layers = {layer: opener(folder / f"layer{layer}.safetensors") for layer in layers}
+        sliding = _read_sliding((folder / "sliding.npz").read_bytes())
+        for layer in sorted({int(name.partition(".")[0]) for name in sliding}):
+            new._sliding.write(layer, sliding[f"{layer}.keys"], sliding[f"{layer}.values"])
         new._sliding.advance(new.length)
         held = [len(cache) for cache in new._layers.values()] + [keys.shape[1] for _, (keys, _) in new._sliding.rows()]
         if min(held, default=new.length) < new.length:

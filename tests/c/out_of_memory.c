@@ -87,7 +87,7 @@ static icecore_status cache_of(const problem *s) {
     return status;
 }
 
-/* Adds, merges, searches, copies; whatever fails leaves a valid index. */
+/* Adds, merges, searches, copies, is written and mapped; whatever fails leaves a valid index. */
 static icecore_status index_of(const problem *s) {
     const icecore_index_options o = {.dim = s->p.dim, .simples = 3, .levels = 2, .composites = (int)s->p.queries % 2};
     enum { ROWS = 1100 };
@@ -104,10 +104,19 @@ static icecore_status index_of(const problem *s) {
     if (status == ICECORE_OK) status = icecore_index_remove(index, ids, 900, &place);
     if (status == ICECORE_OK) status = icecore_index_search(index, rows, 1, &search, found, scores, counts, NULL);
     if (status == ICECORE_OK) status = icecore_index_copy(index, &copy);
+    file f = {.count = 0};
+    char reason[200];
+    if (status == ICECORE_OK) status = icecore_index_write(index, write_arrays, &f);
+    if (status == ICECORE_OK) {
+        icecore_index *mapped = NULL;
+        status = icecore_index_map(&o, f.arrays, f.count, &mapped, reason, sizeof reason);
+        EXPECT((status == ICECORE_OK) == (mapped != NULL));
+        icecore_index_free(mapped);
+    }
+    free_arrays(&f);
     if (status == ICECORE_OK) status = icecore_index_compact(index, 1);
     long saved = remaining;
     remaining = -1;
-    char reason[200];
     if (index) EXPECT(icecore_index_validate(index, reason, sizeof reason) == ICECORE_OK);
     remaining = saved;
     icecore_index_free(copy);
