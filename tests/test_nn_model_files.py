@@ -1,6 +1,7 @@
 """Which files of a folder are the model, and what is said of a folder or a file that is none."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -260,3 +261,28 @@ def test_a_tensor_under_two_prefixes_is_refused(tmp_path):
         nn.load_model(write_model(tmp_path, SETTINGS["gpt2"], twice))
     save_file(tensors, tmp_path / "model.safetensors")
     assert nn.load_model(tmp_path).config.layers == 3
+
+
+# ---- Memory ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_loading_holds_little_more_than_the_weights(tmp_path, dtype):
+    width, hidden, layers = 128, 320, 8
+    settings = HF_CONFIG | {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers, "vocab_size": 500}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32}
+    shapes = {"attention_norm": (width,), "mlp_norm": (width,), "gate": (hidden, width), "up": (hidden, width)}
+    shapes |= dict.fromkeys(("query", "key", "value", "attention_output"), (width, width)) | {"down": (width, hidden)}
+    tensors = {HF_NAMES["embedding"]: np.ones((500, width), dtype), HF_NAMES["final_norm"]: np.ones(width, dtype)}
+    for layer in range(layers):
+        tensors |= {HF_NAMES[part].format(layer): np.ones(shape, dtype) for part, shape in shapes.items()}
+    write_model(tmp_path, settings, tensors)
+    held = 4 * sum(tensor.size for tensor in tensors.values())
+    tracemalloc.start()
+    try:
+        weights = nn.load_model(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert weights.config.layers == layers
+    assert held <= peak < 1.5 * held

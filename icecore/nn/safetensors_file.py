@@ -99,14 +99,13 @@ def _files(path):
 
 def _indexed(path):
     """The files that an index names, and which tensors it says each holds."""
-    files = {}
+    files, present = {}, {file.name for file in path.iterdir()}
     for name, file in _json(path / INDEX)["weight_map"].items():
-        if Path(file).name != file:
+        if Path(file).name != file or not file:
             raise ValueError(f"{INDEX} names {file!r}; expected a file in the same folder")
+        if file not in present:
+            raise FileNotFoundError(f"{path / file} is missing, which {INDEX} names")
         files.setdefault(path / file, set()).add(name)
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"{file} is missing, which {INDEX} names")
     return files
 
 
