@@ -457,7 +457,7 @@ class KVCache:
                 if parameters["plan"] is not None:
                     parameters["plan"] = LayerPlan.from_content(parameters["plan"])
                 parameters = _check_parameters(**parameters)
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, OverflowError) as error:
                 raise _array_file.Refused(f"its parameters are not those of a cache ({error})") from error
             count = parameters["batch"] or 1
             if count > len(data):

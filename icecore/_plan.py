@@ -25,6 +25,8 @@ FORMAT = 2
 LEAST_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
 #: And the thresholds that go with them there: all is opened, or hardly anything.
 LEAST_THRESHOLD, LOOSEST_THRESHOLD = 1e-9, 2.0
+#: Of errors and seconds.
+LARGEST_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,16 @@ class LayerPlan:
     dim: int
 
     def __post_init__(self):
-        check_tolerance(self.tolerance)
+        if check_tolerance(self.tolerance) is None:
+            raise ValueError("tolerance is missing")
         integer(self.dim, "dim", 1)
         groups = {len(head.tolerances) for head in self.heads}
         if len(groups) != 1 or 0 in groups:
             raise ValueError("heads must be at least one, each with as many tolerances as the others")
+        for name, least in (("error", 0), ("seconds", 1 / LARGEST_NUMBER), ("exact_seconds", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, np.floating)) or not least <= value <= LARGEST_NUMBER:
+                raise ValueError(f"{name} must be a number in {least:g}..{LARGEST_NUMBER:g}, got {value!r}")
         if not self.causal and any(head.window is not None for head in self.heads):
             raise ValueError("heads must have no window where the plan is not causal")
 
@@ -234,6 +241,8 @@ class Plan:
         if content["icecore plan"] != FORMAT:
             raise ValueError(f"its format is {content['icecore plan']!r}; expected {FORMAT}")
         layers = {int(number): LayerPlan.from_content(layer) for number, layer in dict(content["layers"]).items()}
+        if not layers or content["tolerance"] is None:
+            raise ValueError("it lacks layers or a tolerance")
         return cls(check_tolerance(content["tolerance"]), integer(content["length"], "length", 1), layers)
 
     @classmethod
@@ -247,7 +256,7 @@ class Plan:
         """
         try:
             return cls.from_content(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} holds no plan that can be used: {reason}") from error
 

@@ -1,4 +1,4 @@
-"""Whatever is in a model's file, its loader returns or raises one of the exceptions that it documents, naming the file."""
+"""Whatever is in a file of a model, a plan or a cache, its loader returns or raises what it documents, naming the file."""
 
 import json
 
@@ -10,6 +10,7 @@ from test_nn_tokenizer import byte_tokenizer, write_tokenizer
 from test_nn_weights import CONFIG, HF_CONFIG, hf_tensors, write_gguf
 
 from icecore import nn
+from icecore._plan import HeadPlan, LayerPlan, Plan
 
 ROUNDS = 250
 #: What a value of a JSON file is replaced by.
@@ -45,9 +46,9 @@ def edited_json(contents, rng):
     contents = json.loads(json.dumps(contents))
     for _ in range(rng.integers(1, 3)):
         at = contents
-        while isinstance(at, dict) and at:
-            name = list(at)[rng.integers(len(at))]
-            if not isinstance(at[name], dict) or rng.random() < 0.2:
+        while isinstance(at, (dict, list)) and at:
+            name = ([*at] if isinstance(at, dict) else range(len(at)))[rng.integers(len(at))]
+            if not isinstance(at[name], (dict, list)) or rng.random() < 0.2:
                 break
             at = at[name]
         else:
@@ -200,3 +201,17 @@ def test_near_far_caches(tmp_path, name, opener):
         contents = file.read_bytes()
         mutants = rounds(edit, json.loads(contents) if edit is edited_json else contents)
         assert survives(lambda: opener(path), path, file, mutants) > ROUNDS / 10
+
+
+def test_plans(tmp_path):
+    heads = (HeadPlan("near_far", 64, 16, (0.1, 0.2), (0.1, 0.2)), HeadPlan("window", 64, 16, (0.1, 0.2), (0.1, 0.2)))
+    layers = {number: LayerPlan(True, 0.1, heads, 0.1, 1.0, 2.0, 8) for number in range(2)}
+    file = tmp_path / "plan.json"
+    Plan(0.1, 100, layers).save(file)
+
+    def load():
+        plan = Plan.load(file)
+        assert str(plan) and plan.error >= 0
+
+    for edit, contents in [(edited_json, json.loads(file.read_text())), (edited, file.read_bytes())]:
+        assert survives(load, file, file, rounds(edit, contents)) > ROUNDS / 3

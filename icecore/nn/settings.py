@@ -22,7 +22,7 @@ def refusing(path, what):
     except (ImportError, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error or type(error).__name__
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ValueError(f"{path} {what}: {reason}") from error
 
 
