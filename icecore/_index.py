@@ -20,7 +20,7 @@ DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _n
 #: The largest magnitude that does not round to infinity.
 LARGEST = {"float32": math.inf, "float16": 65519.0, "bfloat16": 3.396e38}
 MAX_DIM = 16384
-FILE = _array_file.Format("icecore.index", "an index", 1, {"vectors": "dim"})
+FILE = _array_file.Format("icecore.index", "an index", 2, {"vectors": "dim"})
 #: Parents kept at each level when a search names no budget.
 DEFAULT_FIELD_OF_VIEW = 16
 #: P-DCI lists: candidates of each composite for each neighbour asked for, when a search names no budget.
@@ -344,6 +344,9 @@ class Index:
         Notes
         -----
         Among equal scores that were compared exactly the smaller id comes first. `tune` finds budgets for a wanted recall.
+
+        Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or as
+        large as 1e37 change which are found. Their scores may then lie outside float32: they become 0 or infinite.
         """
         rows, single = _vectors(queries, self.dim, "queries")
         k = integer(k, "k", 1)

@@ -176,7 +176,7 @@ def test_any_safetensors_reader_opens_it(tmp_path):
     with safe_open(tmp_path / "a.safetensors", "numpy") as file:
         metadata = file.metadata()
     assert metadata["format"] == "icecore.index"
-    assert metadata["version"] == "1"
+    assert metadata["version"] == "2"
     assert json.loads(metadata["parameters"]) == index._parameters
     assert arrays["vectors"].shape == (3600, DIM)
     assert arrays["vectors"].dtype == np.float16
@@ -486,10 +486,10 @@ def test_foreign_files(tmp_path, opener):
 
 
 @opens
-@pytest.mark.parametrize("version", ["0", "2", "10", "", 1])
+@pytest.mark.parametrize("version", ["0", "1", "10", "", 2])
 def test_other_versions(tmp_path, opener, version):
     data = resealed(index_bytes(sample()), lambda header: header["__metadata__"].update(version=version))
-    refuses(data, tmp_path / "a", opener, match=f"of version {version!r}; this icecore reads version 1")
+    refuses(data, tmp_path / "a", opener, match=f"of version {version!r}; this icecore reads version 2")
 
 
 def edits_of_header():
@@ -659,7 +659,10 @@ def edits_of_arrays():
     yield "shape is shorter", three, resize("segment0.shape", 2)
     yield "shape is longer", three, resize("segment0.shape", 20)
     yield "shape is empty", three, resize("segment0.shape", 0)
-    for value in (np.nan, -1, 0, -np.inf):
+    for value in (np.nan, -1, 0, np.inf, 2.0**127):
+        yield f"scale is {value}", scan, put("segment0.scale", 0, value)
+    yield "scale is none", scan, resize("segment0.scale", 0)
+    for value in (np.nan, -1, 1, -np.inf):
         yield f"lifting is {value}", scan, put("segment0.lifting", 0, value)
     yield "lifting is none", scan, resize("segment0.lifting", 0)
     for value in (1.0, np.nan, np.inf):
@@ -795,6 +798,7 @@ def one_vector_segments(count):
     for n in range(count):
         arrays += [(f"segment{n}.order", "i", np.array([n], np.int32)), (f"segment{n}.layer0.mean", "f", vectors[n].copy())]
         arrays += [(f"segment{n}.{name}", "f", np.zeros(1, np.float32)) for name in ("layer0.scale", "layer0.bias", "lifting")]
+        arrays += [(f"segment{n}.scale", "f", np.ones(1, np.float32))]
         arrays += [(f"segment{n}.layer0.code", "b", np.full(8, 128, np.uint8)[: -(-DIM // 4) * 4])]
     arrays += [("open", "i", np.empty(0, np.int32)), ("state", "b", np.ones(count, np.uint8))]
     arrays += [("home", "b", np.arange(count, dtype=np.uint8))]

@@ -210,17 +210,79 @@ def test_recall_with_default_budgets(variant, dtype):
     assert_present(found, index, queries)
 
 
-@pytest.mark.parametrize("variant", ["scan l2, three levels", "lists l2, two levels", "scan l2, one level"])
-def test_far_from_the_origin(variant):
+def neighbours(vectors, queries, metric, k=10):
+    """Indices of the k nearest of the float32 numbers that are given, in float64."""
+    vectors = vectors.astype(np.float64)
+    return np.array([reference.search_exact(vectors, query, k, metric)[0] for query in queries.astype(np.float64)])
+
+
+L2_VARIANTS = pytest.mark.parametrize("variant", [name for name in VARIANTS if " l2" in name])
+
+
+@L2_VARIANTS
+@pytest.mark.parametrize("offset", [1e3, 1e5, 1e6])
+def test_far_from_the_origin(variant, offset):
     """Distances do not drown in the vectors' common offset."""
     data = clusters(0, 5100, 32)
-    vectors, queries = data[100:], data[:100]
-    near, far = (filled(vectors + offset, **VARIANTS[variant]) for offset in (np.float32(0), np.float32(1000)))
-    moved = queries + np.float32(1000)
-    exact = far.search(moved, 10, exact=True)
-    assert_nearest(exact, far.ids, vectors + np.float32(1000), moved, 10, "l2")
-    expected = recall(near.search(queries, 10).ids, near.search(queries, 10, exact=True).ids)
-    assert recall(far.search(moved, 10).ids, exact.ids) > expected - 0.05
+    moved = data + np.float32(offset)
+    near, far = (filled(a[100:], **VARIANTS[variant]) for a in (data, moved))
+    truth = neighbours(moved[100:], moved[:100], "l2")
+    assert recall(far.search(moved[:100], 10, exact=True).ids, truth) > 0.99
+    expected = recall(near.search(data[:100], 10).ids, near.search(data[:100], 10, exact=True).ids)
+    assert recall(far.search(moved[:100], 10).ids, truth) > expected - 0.05
+
+
+@variants
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+def test_a_constant_component_that_queries_lack_changes_no_inner_product(variant, offset):
+    vectors, queries = normal(0, 5000, 20), normal(1, 100, 20)
+    constant = np.full(5000, offset, np.float32)
+    index = filled(np.column_stack([vectors, constant]), **VARIANTS[variant] | {"metric": "ip"})
+    plain = filled(vectors, **VARIANTS[variant] | {"metric": "ip"})
+    longer = np.column_stack([queries, np.zeros(100, np.float32)])
+    truth = neighbours(vectors, queries, "ip")
+    assert recall(index.search(longer, 10, exact=True).ids, truth) > 0.999
+    assert recall(index.search(longer, 10).ids, truth) > recall(plain.search(queries, 10).ids, truth) - 0.05
+
+
+@variants
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e-20, 1e25, 1e37])
+def test_vectors_of_any_size_find_the_same(variant, scale):
+    """Squares and products that float32 does not hold decide all the same; only the scores become 0 or infinite."""
+    data = clusters(0, 5100, 16)
+    index, plain = (filled(a[100:], **VARIANTS[variant]) for a in (data * np.float32(scale), data))
+    queries = data[:100] * np.float32(scale)
+    truth = plain.search(data[:100], 10, exact=True).ids
+    for exact in (False, True):
+        found, expected = index.search(queries, 10, exact=exact), plain.search(data[:100], 10, exact=exact)
+        assert recall(found.ids, truth) > recall(expected.ids, truth) - 0.02
+        assert np.isin(found.scores, [0, np.inf]).all() if scale < 1e-24 or scale > 1e24 else True
+    few = filled(data[100:400] * np.float32(scale), metric=index.metric)
+    expected = filled(data[100:400], metric=index.metric).search(data[:100], 10)
+    assert recall(few.search(queries, 10).ids, expected.ids) > 0.999
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_segments_of_different_sizes_are_compared(metric):
+    small, large = clusters(0, 2500, 16) * np.float32(1e-12), clusters(1, 2500, 16)
+    index = in_parts(np.concatenate([small, large]), [2500, 2500], metric=metric)
+    queries = np.concatenate([small[:50], large[:50]])
+    exact = index.search(queries, 10, exact=True)
+    assert recall(exact.ids, neighbours(np.concatenate([small, large]), queries, metric)) > 0.999
+    found = index.search(queries, 10, field_of_view=index.stats["cells"], retrieve=100)
+    assert recall(found.ids, exact.ids) > 0.99
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_outlier_does_not_decide_for_all(metric):
+    data = clusters(0, 5100, 16)
+    vectors, queries = data[100:].copy(), data[:100]
+    vectors[7] = 0
+    vectors[7, 3] = -1e30 if metric == "l2" else 1e-30
+    plain, index = filled(data[100:], metric=metric), filled(vectors, metric=metric)
+    truth = neighbours(vectors, queries, metric)
+    assert recall(index.search(queries, 10, exact=True).ids, truth) > 0.999
+    assert recall(index.search(queries, 10).ids, truth) > recall(plain.search(queries, 10).ids, truth) - 0.05
 
 
 def tree_of(index):
@@ -351,16 +413,23 @@ def test_directions_are_unit_vectors(seed):
     assert abs(directions.mean()) < 0.02
 
 
-def lists_oracle(vectors, queries, seed, shape, metric, visit, retrieve, scale):
-    """For each query: the oracle's candidates, and those that a little rounding might add or drop."""
+def lists_oracle(vectors, queries, seed, shape, metric, visit, retrieve, arrays):
+    """For each query: the oracle's candidates, and those that a little rounding might add or drop.
+
+    Inner products are lifted relative to the centre of the segment, of which `arrays` tell.
+    """
     composites, simples = shape
     lifted = metric == "ip"
     directions = random_directions(seed, composites * simples, vectors.shape[1] + lifted).astype(np.float64)
     directions = directions.reshape(composites, simples, -1)
+    scale = None
+    if lifted:
+        vectors = vectors.astype(np.float64) - arrays["segment0.layer0.mean"]
+        scale = float(arrays["segment0.lifting"][0]) / float(arrays["segment0.scale"][0])
     placed = reference.lift_keys(vectors, scale) if lifted else vectors.astype(np.float64)
     for query in queries:
         expected = reference.pdci_search(
-            vectors, query, 1, directions, metric=metric, visit=visit, retrieve=retrieve, scale=scale if lifted else None
+            vectors, query, 1, directions, metric=metric, visit=visit, retrieve=retrieve, scale=scale
         )[2]
         sought = reference.lift_query(query) if lifted else query.astype(np.float64)
         doubtful = np.zeros(len(vectors), bool)
@@ -385,9 +454,9 @@ def test_candidates_of_lists_are_the_oracles(isa, shape, metric, visit, retrieve
     index = filled(vectors, metric=metric, num_composite=shape[0], num_simple=shape[1], num_levels=1, seed=11)
     result = index.search(queries, SEGMENT, visit=visit, retrieve=retrieve)
     assert_present(result, index, queries)
-    scale = float(SavedFile.of(index).arrays["segment0.lifting"][0])
     unbounded = SEGMENT * shape[1]
-    oracle = lists_oracle(vectors, queries, 11, shape, metric, visit or unbounded, retrieve or SEGMENT, scale)
+    arrays = SavedFile.of(index).arrays
+    oracle = lists_oracle(vectors, queries, 11, shape, metric, visit or unbounded, retrieve or SEGMENT, arrays)
     doubts = 0
     for found, count, (expected, doubtful) in zip(result.ids, result.counts, oracle, strict=True):
         differ = np.setxor1d(found[:count], expected)

@@ -232,7 +232,7 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
         found->means[g] = (float)fmax(means / mass, 0.0);
         found->far[g] = (float)fmax(1.0 - exact / mass, 0.0);
     }
-    kernels->gathered_scores(output, value_dim, 1, ICECORE_FLOAT32, rows, changes, squared);
+    kernels->gathered_scores(output, value_dim, 1.0f, ICECORE_FLOAT32, rows, changes, squared);
     for (int g = 0, i = 0; g < ICE_GRID; g++) {
         if (i + 1 < changes && change_at[i + 1] == g) i++;
         found->distance[g] = -2.0f * squared[i];

@@ -92,7 +92,7 @@ static void attend_by_rows(const gather_call *call, gather_block *block, int64_t
     }
     while (next_block(block) && !ice_interrupted()) {
         for (int64_t r = 0; r < rows; r++)
-            kernels->gathered_scores(queries + r * p->dim, p->dim, 0, p->key_dtype, block->keys, block->count, scores[r]);
+            kernels->gathered_scores(queries + r * p->dim, p->dim, 0.0f, p->key_dtype, block->keys, block->count, scores[r]);
         for (int64_t r = 0; r < rows; r++) {
             kernels->row_softmax(scores[r], block->count, &maximum[r], &sum[r], &correction);
             kernels->gathered_weighted_sum(scores[r], block->count, p->key_dtype, block->values, p->value_dim, correction,

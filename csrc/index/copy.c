@@ -9,6 +9,7 @@ static icecore_segment *copy_segment(const icecore_segment *from, const icecore_
     s->count = from->count;
     s->dim = from->dim;
     s->cells = from->cells;
+    s->scale = from->scale;
     s->lifting = from->lifting;
     s->layers = from->layers;
     for (int i = 0; i < s->layers; i++)

@@ -113,12 +113,9 @@ static icecore_status seal(icecore_index *index, const int32_t *slot, int64_t co
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const ice_slot_rows rows = {kernels, &index->slots, slot};
-    float lifting;
-    icecore_status status = ice_index_lifting(index, kernels, slot, count, &lifting);
-    if (status != ICECORE_OK) return status;
-    ice_tree_plan plan = ice_index_plan(index, kernels, &rows, count, lifting);
+    ice_tree_plan plan = ice_index_plan(index, kernels, &rows, count);
     ice_tree_builder *builder;
-    status = ice_tree_begin(&plan, &builder);
+    icecore_status status = ice_tree_begin(&plan, &builder);
     if (status != ICECORE_OK) return status;
     status = build(builder, ice_tree_work(&plan), threads, progress, context);
     /* the last question: from here on the call succeeds */

@@ -59,16 +59,13 @@ icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threa
 /* Ends all merges without a result. */
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
-ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting);
+ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count);
 /* Whether one more segment may be sealed: a number stays free for what a merge leads to, which is adopted before its parts are dropped. */
 int ice_index_has_room(const icecore_index *index);
 /* Puts a built segment in force: the slots in its order learn where they are.  There must be a free number. */
 void ice_index_adopt(icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
-/* The lifting scale for these slots: their largest norm, or 1 when all are 0; 0 where the metric needs none. */
-icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count,
-                                 float *lifting);
 
 /* ---- validate.c ---- */
 

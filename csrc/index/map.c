@@ -1,4 +1,5 @@
 /* An index over somebody else's arrays, which may hold anything. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -25,6 +26,24 @@ static void check_segment(ice_reader *r, const icecore_segment *s, int number, c
                 int32_t row = s->lists.row[l * s->count + i];
                 if (row < s->offset[c] || row >= s->offset[c + 1]) ice_refuse(r, name, "has a list that leaves its cell");
             }
+}
+
+static float number_of(ice_reader *r, int number, const char *what) {
+    char name[48];
+    snprintf(name, sizeof name, "segment%d.%s", number, what);
+    const icecore_array *a = ice_find(r, name, 'f', 1);
+    return a ? *(const float *)a->data : NAN;
+}
+
+static void map_scales(ice_reader *r, icecore_segment *s, int number, const icecore_index_options *o) {
+    char name[48];
+    snprintf(name, sizeof name, "segment%d", number);
+    s->scale = number_of(r, number, "scale");
+    s->lifting = number_of(r, number, "lifting");
+    if (r->failed) return;
+    if (!(s->scale >= 0x1p-126f && s->scale <= 0x1p126f)) ice_refuse(r, name, "has a scale out of range");
+    if (!(s->lifting >= 0.0f) || (s->lifting > 0.0f) != (o->metric == ICECORE_INNER_PRODUCT && o->composites > 0))
+        ice_refuse(r, name, "has a lifting that does not fit the metric");
 }
 
 static void map_segment(ice_reader *r, icecore_index *index, int number, const int64_t *shape, int64_t shape_count) {
@@ -62,11 +81,7 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
         const icecore_array *a = ice_find(r, name, fields[i].type, fields[i].count);
         if (a) *fields[i].data = (void *)a->data;
     }
-    snprintf(name, sizeof name, "segment%d.lifting", number);
-    const icecore_array *lifting = r->failed ? NULL : ice_find(r, name, 'f', 1);
-    if (!lifting) return;
-    s->lifting = *(const float *)lifting->data;
-    if (!(s->lifting >= 0.0f) || (s->lifting > 0.0f) != (o->metric == ICECORE_INNER_PRODUCT)) ice_refuse(r, name, "does not fit the metric");
+    map_scales(r, s, number, o);
     s->cells = s->layer[s->layers - 1].parents;
     s->offset = s->layer[s->layers - 1].offset;
     s->mean_key = s->layer[s->layers - 1].mean;

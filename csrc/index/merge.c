@@ -2,11 +2,9 @@
  *
  * Segments of one size class (powers of two of the open block) merge as soon as there are two.  A merge of n vectors gets two
  * vectors' share of its work with every insertion, so it ends within n / 2 of them, before the next two of its class can have come. */
-#include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
-#include "base/parallel.h"
 #include "index/index.h"
 
 /* A segment with more than this share of removed vectors is built anew. */
@@ -20,29 +18,7 @@ static int size_class(const ice_sealed *sealed) {
     return class;
 }
 
-icecore_status ice_index_lifting(const icecore_index *index, const ice_kernels *kernels, const int32_t *slot, int64_t count,
-                                 float *lifting) {
-    *lifting = 0.0f;
-    if (index->options.metric != ICECORE_INNER_PRODUCT) return ICECORE_OK;
-    float *buffer = ice_alloc(index->options.dim, sizeof *buffer);
-    if (!buffer) return ICECORE_ERROR_MEMORY;
-    const ice_slot_rows rows = {kernels, &index->slots, slot};
-    double largest = 0.0;
-    int stopped = 0;
-    for (int64_t i = 0; i < count && !stopped; i++) {
-        if (i % ICE_UNASKED == 0) stopped = ice_interrupted();
-        const float *x = ice_read_slot_row(&rows, i, buffer);
-        double squared = 0.0;
-        for (int64_t t = 0; t < index->options.dim; t++) squared += (double)x[t] * x[t];
-        if (squared > largest) largest = squared;
-    }
-    ice_free(buffer);
-    double norm = sqrt(largest) * (1.0 + 0x1p-23);   /* rounding to float must not put it below a row's norm */
-    *lifting = norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
-    return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
-}
-
-ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count, float lifting) {
+ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count) {
     const icecore_index_options *o = &index->options;
     return (ice_tree_plan){
         .kernels = kernels,
@@ -50,7 +26,6 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
         .metric = o->metric,
         .levels = o->levels,
         .promotion = o->promotion,
-        .lifting = lifting,
         .composites = o->composites,
         .simples = o->simples,
         .directions = index->directions,
@@ -107,11 +82,7 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     while (merge < index->merge + ICE_MOST_MERGES && merge->builder) merge++;
     if (merge == index->merge + ICE_MOST_MERGES || !kernels) return;
     int64_t count = 0;
-    float lifting = 0.0f;
-    for (int i = 0; i < from_count; i++) {
-        count += used_in(&index->sealed[from[i]]);
-        lifting = fmaxf(lifting, index->sealed[from[i]].segment->lifting);   /* re-lifting: all keys on one scale, the largest */
-    }
+    for (int i = 0; i < from_count; i++) count += used_in(&index->sealed[from[i]]);
     merge->slot = ice_alloc(count, sizeof *merge->slot);
     if (!merge->slot) return;
     merge->count = 0;
@@ -121,7 +92,7 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
             if (*ice_slot_state(&index->slots, segment->order[j]) == ICE_SLOT_USED) merge->slot[merge->count++] = segment->order[j];
     }
     merge->rows = (ice_slot_rows){kernels, &index->slots, merge->slot};
-    ice_tree_plan plan = ice_index_plan(index, kernels, &merge->rows, merge->count, lifting);
+    ice_tree_plan plan = ice_index_plan(index, kernels, &merge->rows, merge->count);
     merge->work = ice_tree_work(&plan);
     if (ice_tree_begin(&plan, &merge->builder) != ICECORE_OK) {
         ice_free(merge->slot);

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "index/search.h"
+#include "segment/frame.h"
 #include "segment/lists.h"
 
 /* Queries of a chunk: enough that a panel of those which open one cell is full, few enough to share between threads and to fit a cache. */
@@ -40,6 +41,8 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->collector.numbers = take(&a, chunk * call->capacity, sizeof(int32_t));
     w->collector.count = take(&a, chunk, sizeof(int64_t));
     w->collector.threshold = take(&a, chunk, sizeof(float));
+    w->query = take(&a, chunk * o->dim, sizeof(float));
+    w->scale = take(&a, chunk, sizeof(float));
     w->pick = take(&a, chunk * call->nodes, sizeof(int32_t));
     w->by_node = take(&a, chunk * call->nodes, sizeof(int32_t));
     w->picks = take(&a, chunk, sizeof(int64_t));
@@ -57,12 +60,31 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->places = take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(int32_t));
     w->panel = take(&a, o->dim * ICE_PANEL, sizeof(float));
     w->rows = take(&a, o->dim * ICE_KEY_BLOCK, sizeof(float));
+    w->bias = take(&a, ICE_KEY_BLOCK, sizeof(float));
+    w->framed = take(&a, o->dim, sizeof(float));
     w->candidates = take(&a, listed * o->composites, sizeof(int32_t));
     w->spare = take(&a, ice_most(ice_most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity), sizeof(uint64_t));
     w->final_scores = take(&a, call->capacity, sizeof(float));
     w->final_slots = take(&a, call->capacity, sizeof(int32_t));
     w->rank = take(&a, call->capacity, sizeof(int32_t));
     return a.used;
+}
+
+/* Inner products of one query keep their order whatever it is multiplied by: its largest component becomes 2^-16, so that no sum over components
+ * overflows.  Squared distances are all taken on one scale. */
+static void scale_queries(ice_search_space *w) {
+    const ice_search_call *call = w->call;
+    const int64_t dim = call->index->options.dim;
+    for (int64_t q = 0; q < w->count; q++) {
+        const float *query = call->queries + (w->first + q) * dim;
+        float scale = call->scale, largest = 0.0f;
+        if (scale == 0.0f) {
+            for (int64_t t = 0; t < dim; t++) largest = fmaxf(largest, fabsf(query[t]));
+            scale = largest > 0.0f ? exp2f(fminf(-16.0f - (float)ilogbf(largest), 126.0f)) : 1.0f;
+        }
+        w->scale[q] = scale;
+        for (int64_t t = 0; t < dim; t++) w->query[q * dim + t] = query[t] * scale;
+    }
 }
 
 static void answer(ice_search_space *w, int64_t q) {
@@ -72,7 +94,8 @@ static void answer(ice_search_space *w, int64_t q) {
     int64_t found = ice_least(ice_compare_kept(w, q), k);
     for (int64_t i = 0; i < found; i++) {
         call->ids[row * k + i] = *ice_slot_id(&call->index->slots, w->final_slots[i]);
-        call->scores[row * k + i] = squared ? -2.0f * w->final_scores[i] + 0.0f : w->final_scores[i];
+        float score = w->final_scores[i] / w->scale[q];
+        call->scores[row * k + i] = squared ? -2.0f * (score / w->scale[q]) + 0.0f : score;
     }
     for (int64_t i = found; i < k; i++) {
         call->ids[row * k + i] = -1;
@@ -88,6 +111,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
     ice_search_space w = {.call = call, .first = number * call->chunk};
     w.count = ice_least(call->count - w.first, call->chunk);
     lay_out(call, scratch, &w);
+    scale_queries(&w);
     memset(w.visited, 0, (size_t)w.count * sizeof *w.visited);
     const ice_forest *f = &call->forest;
     if (call->search->exact) {
@@ -128,6 +152,24 @@ static void find_forest(const icecore_index *index, ice_forest *f) {
     for (int n = 0; n < f->segments; n++)
         for (int64_t c = 0; c < f->segment[n]->cells; c++)
             f->largest_cell = ice_most(f->largest_cell, f->segment[n]->offset[c + 1] - f->segment[n]->offset[c]);
+}
+
+/* The scale of squared distances: the segments' least, since it is the largest distances that must not overflow; without segments, of the open
+ * block. */
+static icecore_status find_scale(ice_search_call *call) {
+    const icecore_index *index = call->index;
+    const ice_forest *f = &call->forest;
+    if (index->options.metric != ICECORE_SQUARED_DISTANCE) return ICECORE_OK;
+    call->scale = INFINITY;
+    for (int n = 0; n < f->segments; n++) call->scale = fminf(call->scale, f->segment[n]->scale);
+    if (f->segments) return ICECORE_OK;
+    float *row = ice_alloc(index->options.dim, sizeof *row);
+    if (!row) return ICECORE_ERROR_MEMORY;
+    const ice_slot_rows open = {call->kernels, &index->slots, index->open};
+    const ice_rows rows = {.read = ice_read_slot_row, .context = &open, .count = index->open_count, .dim = index->options.dim};
+    call->scale = ice_frame_scale(&rows, NULL, row);
+    ice_free(row);
+    return ICECORE_OK;
 }
 
 static void plan_search(ice_search_call *call, int threads) {
@@ -174,6 +216,8 @@ static icecore_status search_locked(ice_search_call *call) {
     icecore_status status = find_allowed(call);
     if (status != ICECORE_OK || call->count == 0) return status;
     find_forest(call->index, &call->forest);
+    status = find_scale(call);
+    if (status != ICECORE_OK) return status;
     plan_search(call, threads);
     ice_search_space unused;
     return ice_parallel_for((call->count + call->chunk - 1) / call->chunk, threads, lay_out(call, NULL, &unused), search_chunk, call);

@@ -22,6 +22,7 @@ typedef struct {
     const icecore_search *search;
     const float *queries;
     int64_t count, chunk;
+    float scale;                   /* of squared distances: the rows' and the queries'; 0: inner products */
     int64_t keep_nodes, keep;      /* parents kept; candidates compared exactly */
     int64_t capacity, nodes;       /* of the collector; parents a query can have picked */
     ice_forest forest;
@@ -34,6 +35,7 @@ typedef struct {
 typedef struct {
     const ice_search_call *call;
     int64_t first, count;          /* queries */
+    float *query, *scale;          /* count x dim: the queries times their scales, which are powers of two; count */
     ice_collector collector;
     int32_t *pick, *by_node;       /* count x nodes: the parents each query picked; the queries of each parent */
     int64_t *picks, *leading;      /* count: how many; how many of them go first */
@@ -48,6 +50,7 @@ typedef struct {
     float *node_scores;            /* nodes of the first layer x ICE_PANEL */
     int32_t *places;               /* ICE_KEY_BLOCK x ICE_PANEL */
     float *panel, *rows;           /* dim x ICE_PANEL; ICE_KEY_BLOCK x dim */
+    float *bias, *framed;          /* ICE_KEY_BLOCK: of a segment of another scale; dim: lists */
     int32_t *candidates;           /* lists: composites x the largest cell */
     uint64_t *spare;               /* lists, and sorting */
     float *final_scores;           /* capacity: one query's candidates, best first */
@@ -101,6 +104,9 @@ void ice_search_lists(ice_search_space *w);
 
 /* Some slots, or all with slots = NULL, against all queries of the chunk, in float32. */
 void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count);
+/* A query of the chunk, scaled. */
+static inline const float *ice_scaled_query(const ice_search_space *w, int64_t q) { return w->query + q * w->call->index->options.dim; }
+
 /* Stored rows of a segment against one query. */
 void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows, int64_t count);
 /* What was collected for a query, best first, into w->final_scores and w->final_slots; returns how many. */

@@ -19,8 +19,7 @@ void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *
         const void *address[EXACT_BLOCK];
         float scores[EXACT_BLOCK];
         for (int i = 0; i < block; i++) address[i] = ice_slot_row(&index->slots, segment->order[rows[first + i]]);
-        call->kernels->gathered_scores(call->queries + (w->first + q) * index->options.dim, index->options.dim,
-                                       index->options.metric == ICECORE_SQUARED_DISTANCE, index->options.dtype, address, block, scores);
+        call->kernels->gathered_scores(ice_scaled_query(w, q), index->options.dim, call->scale, index->options.dtype, address, block, scores);
         for (int i = 0; i < block; i++) ice_collector_add(&w->collector, q, scores[i], segment->order[rows[first + i]]);
     }
     w->visited[q] += count;
@@ -31,7 +30,7 @@ static void fill_panel(ice_search_space *w, int64_t first, int lanes) {
     const ice_search_call *call = w->call;
     const int64_t dim = call->index->options.dim;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        const float *query = call->queries + (w->first + first + (lane < lanes ? lane : 0)) * dim;
+        const float *query = ice_scaled_query(w, first + (lane < lanes ? lane : 0));
         for (int64_t t = 0; t < dim; t++) w->panel[t * ICE_PANEL + lane] = query[t];
     }
 }
@@ -59,8 +58,10 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
             fill_panel(w, first, lanes);
             for (int lane = 0; lane < ICE_PANEL; lane++)
                 threshold[lane] = lane < lanes ? w->collector.threshold[first + lane] : INFINITY;
-            (o->metric == ICECORE_SQUARED_DISTANCE ? kernels->squared_distances : kernels->scores)(w->panel, o->dim, lanes, w->rows, o->dim,
-                                                                                                   block, w->scores);
+            if (o->metric == ICECORE_SQUARED_DISTANCE)
+                kernels->squared_distances(w->panel, o->dim, lanes, call->scale, w->rows, o->dim, block, w->scores);
+            else
+                kernels->scores(w->panel, o->dim, lanes, w->rows, o->dim, block, w->scores);
             int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
             for (int64_t i = 0; i < found; i++)
                 ice_collector_add(&w->collector, first + w->places[i] % ICE_PANEL, w->scores[w->places[i]],
@@ -96,8 +97,7 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
             address[i] = ice_slot_row(&index->slots, slots[first + i]);
             __builtin_prefetch(address[i]);
         }
-        call->kernels->gathered_scores(call->queries + (w->first + q) * o->dim, o->dim, o->metric == ICECORE_SQUARED_DISTANCE, o->dtype,
-                                       address, block, scores + first);
+        call->kernels->gathered_scores(ice_scaled_query(w, q), o->dim, call->scale, o->dtype, address, block, scores + first);
     }
     /* products of numbers near the end of the range: what is no number comes last */
     for (int64_t i = 0; i < count; i++) scores[i] = scores[i] == scores[i] ? scores[i] : -INFINITY;

@@ -14,13 +14,27 @@ static int64_t share(int64_t budget, int64_t part, int64_t whole) {
     return own < 1 ? 1 : own;
 }
 
-/* |q|, by which a query is lifted; 1 for a zero query, 0 where the metric needs no lifting. */
-static float query_norm(const float *query, const icecore_index_options *o) {
-    if (o->metric != ICECORE_INNER_PRODUCT) return 0.0f;
+/* |q|, by which a query is lifted; 1 for a zero query. */
+static float query_norm(const float *query, int64_t dim) {
     double squared = 0.0;
-    for (int64_t t = 0; t < o->dim; t++) squared += (double)query[t] * query[t];
+    for (int64_t t = 0; t < dim; t++) squared += (double)query[t] * query[t];
     float norm = (float)sqrt(squared);
     return norm > 0.0f ? norm : 1.0f;
+}
+
+/* For distances a query is taken in the segment's frame, as its rows are; for inner products, where the centre adds the same to all, as it is. */
+static void project_query(ice_search_space *w, int64_t q, const icecore_segment *segment, float *projection) {
+    const ice_search_call *call = w->call;
+    const icecore_index_options *o = &call->index->options;
+    const float *query = ice_scaled_query(w, q);
+    float norm = 0.0f;
+    if (o->metric == ICECORE_SQUARED_DISTANCE) {
+        ice_frame_row(segment, call->queries + (w->first + q) * o->dim, w->framed);
+        query = w->framed;
+    } else {
+        norm = query_norm(query, o->dim);
+    }
+    ice_project(call->kernels, query, o->dim, norm, 0.0f, call->index->directions, o->composites * o->simples, projection);
 }
 
 void ice_search_lists(ice_search_space *w) {
@@ -30,17 +44,18 @@ void ice_search_lists(ice_search_space *w) {
     const int last = f->layers - 1;
     float projection[ICECORE_MAX_COMPOSITES * ICECORE_MAX_SIMPLES];
     for (int64_t q = 0; q < w->count && !ice_interrupted(); q++) {
-        const float *query = call->queries + (w->first + q) * o->dim;
         const int32_t *pick = w->pick + q * call->nodes;
         int64_t whole = 0;
         for (int64_t i = 0; i < w->picks[q]; i++) {
             int n = ice_forest_segment(f, last, pick[i]);
             whole += ice_keys_below(f->segment[n], last, pick[i] - f->first[last][n]);
         }
-        ice_project(call->kernels, query, o->dim, query_norm(query, o), 0.0f, call->index->directions, o->composites * o->simples, projection);
+        int projected = -1;   /* the segment in whose frame the query is projected */
         for (int64_t i = 0; i < w->picks[q]; i++) {
             int n = ice_forest_segment(f, last, pick[i]);
             const icecore_segment *segment = f->segment[n];
+            if (n != projected) project_query(w, q, segment, projection);
+            projected = n;
             int64_t cell = pick[i] - f->first[last][n], keys = ice_keys_below(segment, last, cell), found = 0;
             for (int l = 0; l < o->composites; l++) {
                 found += ice_lists_candidates(call->kernels, segment, l, cell, projection + l * o->simples, share(call->search->visit, keys, whole),

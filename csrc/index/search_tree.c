@@ -11,7 +11,7 @@ void ice_encode_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const icecore_index_options *o = &call->index->options;
     for (int64_t q = 0; q < w->count; q++)
-        ice_encode_query(call->kernels, call->queries + (w->first + q) * o->dim, NULL, o->dim, w->stride, w->code + q * w->stride,
+        ice_encode_query(call->kernels, ice_scaled_query(w, q), NULL, o->dim, w->stride, w->code + q * w->stride,
                          &w->code_scale[q], &w->code_offset[q]);
 }
 
@@ -30,17 +30,32 @@ static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t pa
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         if (lane >= lanes && lane % call->kernels->width == 0) break;   /* kernels work on whole vectors, not on whole panels */
         int32_t q = queries[lane < lanes ? lane : 0];
-        const float *query = call->queries + (w->first + q) * dim;
         const int8_t *code = w->code + q * stride;
         p->scale[lane] = w->code_scale[q];
         p->offset[lane] = w->code_offset[q];
         if (squared) {
-            ice_encode_query(call->kernels, query, mean, dim, stride, w->own_code, &p->scale[lane], &p->offset[lane]);
+            ice_encode_query(call->kernels, call->queries + (w->first + q) * dim, mean, dim, stride, w->own_code, &p->scale[lane],
+                             &p->offset[lane]);
+            p->scale[lane] = p->scale[lane] * call->scale * call->scale;   /* from the left: the square alone may overflow */
             code = w->own_code;
         }
         for (int64_t t = 0; t < stride; t += 4) memcpy(w->quads + t * ICE_PANEL + lane * 4, code + t, 4);
-        call->kernels->gathered_scores(query, dim, squared, ICECORE_FLOAT32, &row, 1, &p->base[lane]);
+        call->kernels->gathered_scores(ice_scaled_query(w, q), dim, call->scale, ICECORE_FLOAT32, &row, 1, &p->base[lane]);
     }
+}
+
+/* Scores of a block of children; those of the parent's mean are the panel's base. */
+static void score_children(ice_search_space *w, const icecore_segment *segment, const ice_layer *layer, const panel_of_codes *p, int64_t child,
+                           int64_t count, int lanes, float *scores) {
+    const ice_search_call *call = w->call;
+    const float *bias = layer->bias ? layer->bias + child : NULL;
+    if (bias && segment->scale != call->scale) {
+        const float factor = call->scale / segment->scale;
+        for (int64_t i = 0; i < count; i++) w->bias[i] = bias[i] * factor * factor;
+        bias = w->bias;
+    }
+    call->kernels->code_scores(w->quads, lanes, p->base, p->scale, p->offset, layer->code + child * layer->stride, layer->stride,
+                               layer->scale + child, bias, count, scores);
 }
 
 /* Scores the children of one parent for a panel of queries and collects them. */
@@ -48,7 +63,6 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
                  const int32_t *queries, int lanes) {
     const ice_search_call *call = w->call;
     const ice_kernels *kernels = call->kernels;
-    const int64_t stride = layer->stride;
     float threshold[ICE_PANEL];
     panel_of_codes p;
     gather_panel(w, layer, parent, queries, lanes, &p);
@@ -63,8 +77,7 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     for (int64_t n = 0, place = 0; n < blocks; n++, place += step) {
         if (place >= blocks) place = place % step + 1;
         const int64_t child = begin + place * ICE_KEY_BLOCK, block = ice_least(end - child, ICE_KEY_BLOCK);
-        kernels->code_scores(w->quads, lanes, p.base, p.scale, p.offset, layer->code + child * stride, stride, layer->scale + child,
-                             layer->bias ? layer->bias + child : NULL, block, w->scores);
+        score_children(w, segment, layer, &p, child, block, lanes, w->scores);
         if (lowest == -INFINITY && !filtered && block > w->collector.keep) {
             /* the first scores of a query: as many as are kept reach this, so nothing below is wanted */
             float bound[ICE_PANEL];
@@ -206,8 +219,9 @@ void ice_pick_from_roots(ice_search_space *w) {
             const ice_layer *layer = &f->segment[n]->layer[0];
             panel_of_codes p;
             gather_panel(w, layer, 0, queries, lanes, &p);
-            kernels->code_scores(w->quads, lanes, p.base, p.scale, p.offset, layer->code, layer->stride, layer->scale, layer->bias,
-                                 layer->children, w->node_scores + f->first[1][n] * ICE_PANEL);
+            for (int64_t child = 0; child < layer->children; child += ICE_KEY_BLOCK)
+                score_children(w, f->segment[n], layer, &p, child, ice_least(layer->children - child, ICE_KEY_BLOCK), lanes,
+                               w->node_scores + (f->first[1][n] + child) * ICE_PANEL);
         }
         for (int lane = 0; lane < lanes; lane++) {
             w->picks[first + lane] = w->leading[first + lane] = 0;

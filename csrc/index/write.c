@@ -5,8 +5,8 @@
 #include "base/memory.h"
 #include "index/fields.h"
 
-/* For each segment its shape (count, layers, then the parents of each layer), its lifting scale and its fields. */
-#define MOST_ARRAYS (6 + ICE_MOST_SEGMENTS * (2 + ICE_MOST_FIELDS))
+/* For each segment its shape (count, layers, then the parents of each layer), its scale, its lists' lifting and its fields. */
+#define MOST_ARRAYS (6 + ICE_MOST_SEGMENTS * (3 + ICE_MOST_FIELDS))
 
 /* Arrays over slots lie in chunks and have no address of their own. */
 enum { VECTORS, IDS, STATE, HOME };
@@ -40,6 +40,8 @@ static void list_contents(const icecore_index *index, contents *c) {
         for (int i = 0; i < s->layers; i++) shape[2 + i] = s->layer[i].parents;
         snprintf(name, sizeof name, "segment%d.shape", n);
         ice_enter(&c->arrays, ICE_IN_PLACE, name, 'l', 2 + s->layers, shape);
+        snprintf(name, sizeof name, "segment%d.scale", n);
+        ice_enter(&c->arrays, ICE_IN_PLACE, name, 'f', 1, &s->scale);
         snprintf(name, sizeof name, "segment%d.lifting", n);
         ice_enter(&c->arrays, ICE_IN_PLACE, name, 'f', 1, &s->lifting);
         ice_field fields[ICE_MOST_FIELDS];

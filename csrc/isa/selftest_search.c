@@ -205,14 +205,16 @@ static void compare_gathered_scores(test *t) {
         t->plain->from_float32(dtype, wide + i * t->dim, row[i], t->dim);
         t->plain->to_float32(dtype, row[i], wide + i * t->dim, t->dim);
     }
-    for (int squared = 0; squared < 2; squared++) {
-        t->plain->gathered_scores(query, t->dim, squared, dtype, (const void *const *)row, t->count, out[0]);
-        t->fast->gathered_scores(query, t->dim, squared, dtype, (const void *const *)row, t->count, out[1]);
+    const float scales[] = {0.0f, 1.0f, 0.25f};
+    for (int s = 0; s < 3; s++) {
+        const double scale = (double)scales[s];
+        t->plain->gathered_scores(query, t->dim, scales[s], dtype, (const void *const *)row, t->count, out[0]);
+        t->fast->gathered_scores(query, t->dim, scales[s], dtype, (const void *const *)row, t->count, out[1]);
         for (int i = 0; i < t->count; i++) {
             double sum = 0.0, size = 0.0;
             for (int d = 0; d < t->dim; d++) {
                 double x = (double)wide[i * t->dim + d], q = (double)query[d];
-                double term = squared ? -0.5 * (q - x) * (q - x) : q * x;
+                double term = s ? -0.5 * (q - scale * x) * (q - scale * x) : q * x;
                 sum += term;
                 size += fabs(term);
             }
@@ -228,13 +230,14 @@ static void compare_gathered_scores(test *t) {
 static void compare_squared_distances(test *t) {
     const int64_t stride = t->dim + (t->variant % 2) * 5;
     float *panel = floats(t, PANEL_OF(t->dim)), *keys = floats(t, (t->count - 1) * stride + t->dim), out[2][PANEL_OF(MOST_COUNT)];
-    t->plain->squared_distances(panel, t->dim, t->lanes, keys, stride, t->count, out[0]);
-    t->fast->squared_distances(panel, t->dim, t->lanes, keys, stride, t->count, out[1]);
+    const float scale = t->variant < 2 ? 1.0f : 4.0f;
+    t->plain->squared_distances(panel, t->dim, t->lanes, scale, keys, stride, t->count, out[0]);
+    t->fast->squared_distances(panel, t->dim, t->lanes, scale, keys, stride, t->count, out[1]);
     for (int j = 0; j < t->count; j++)
         for (int lane = 0; lane < t->lanes; lane++) {
             double sum = 0.0;
             for (int d = 0; d < t->dim; d++) {
-                double difference = (double)keys[j * stride + d] - (double)panel[d * ICE_PANEL + lane];
+                double difference = (double)scale * (double)keys[j * stride + d] - (double)panel[d * ICE_PANEL + lane];
                 sum -= 0.5 * difference * difference;
             }
             expect_near(t, sum, (double)out[0][j * ICE_PANEL + lane], -sum, (2 * t->dim + 4) * U);

@@ -61,17 +61,20 @@ static int64_t find_at_least(const float *block, int64_t count, int lanes, const
     return found;
 }
 
-/* Bisection between the smallest and the largest score of each lane; a lane that has found its number stays as it is. */
+/* Bisection between two bounds; a lane that has found its number stays as it is.  Of `wanted` groups each has a largest score, so `wanted` scores
+ * reach the least of these: scores far below the best do not widen the range. */
 static void nth_largest(const float *block, int64_t count, int lanes, int64_t wanted, float *threshold) {
     const vf goal = vf_set1((float)wanted), half = vf_set1(0.5f), one = vf_set1(1.0f);
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
         const float *column = block + lane;
-        vf low = vf_load(column), high = low;
-        for (int64_t j = 1; j < count; j++) {
-            low = vf_min(low, vf_load(column + j * ICE_PANEL));
-            high = vf_max(high, vf_load(column + j * ICE_PANEL));
+        vf low = vf_set1(INFINITY), high = vf_set1(-INFINITY);
+        for (int64_t group = 0, j = 0; group < wanted; group++) {
+            vf top = vf_load(column + j * ICE_PANEL);
+            for (j++; j < (group + 1) * count / wanted; j++) top = vf_max(top, vf_load(column + j * ICE_PANEL));
+            low = vf_min(low, top);
+            high = vf_max(high, top);
         }
-        vf reach = vf_set1((float)count);   /* how many reach `low` */
+        vf reach = vf_set1((float)count);   /* how many reach `low`, at most */
         for (int halving = 0; halving < 32; halving++) {
             vf middle = vf_fma(half, vf_sub(high, low), low), found[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
             int64_t j = 0;
@@ -188,8 +191,9 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
     return largest / 127.0f;
 }
 
-static ALWAYS_INLINE void distance_tile(const float *keys, int64_t stride, const float *panel, int64_t dim, float *out, const int rows,
-                                        const int vectors) {
+static ALWAYS_INLINE void distance_tile(float scale, const float *keys, int64_t stride, const float *panel, int64_t dim, float *out,
+                                        const int rows, const int vectors) {
+    const vf minus_scale = vf_set1(-scale);
     vf sum[KEY_TILE][QUERY_VECTORS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
@@ -199,7 +203,7 @@ static ALWAYS_INLINE void distance_tile(const float *keys, int64_t stride, const
         UNROLL for (int r = 0; r < rows; r++) {
             vf x = vf_set1(keys[r * stride + t]);
             UNROLL for (int q = 0; q < vectors; q++) {
-                vf difference = vf_sub(x, column[q]);
+                vf difference = vf_fma(x, minus_scale, column[q]);
                 sum[r][q] = vf_fma(difference, difference, sum[r][q]);
             }
         }
@@ -209,19 +213,20 @@ static ALWAYS_INLINE void distance_tile(const float *keys, int64_t stride, const
             vf_store(out + r * ICE_PANEL + q * VF_WIDTH, vf_mul(sum[r][q], vf_set1(-0.5f)));
 }
 
-static ALWAYS_INLINE void distance_column(const float *keys, int64_t stride, const float *panel, int64_t dim, int64_t count,
+static ALWAYS_INLINE void distance_column(float scale, const float *keys, int64_t stride, const float *panel, int64_t dim, int64_t count,
                                           float *out, const int vectors) {
     int64_t j = 0;
     for (; j + KEY_TILE <= count; j += KEY_TILE)
-        distance_tile(keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, KEY_TILE, vectors);
-    for (; j < count; j++) distance_tile(keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, 1, vectors);
+        distance_tile(scale, keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, KEY_TILE, vectors);
+    for (; j < count; j++) distance_tile(scale, keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, 1, vectors);
 }
 
-static void squared_distances(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count, float *out) {
+static void squared_distances(const float *panel, int64_t dim, int lanes, float scale, const float *keys, int64_t stride, int64_t count,
+                              float *out) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        distance_column(keys, stride, panel + lane, dim, count, out + lane, QUERY_VECTORS);
-    for (; lane < lanes; lane += VF_WIDTH) distance_column(keys, stride, panel + lane, dim, count, out + lane, 1);
+        distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, QUERY_VECTORS);
+    for (; lane < lanes; lane += VF_WIDTH) distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, 1);
 }
 
 static void chebyshev(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance) {

@@ -144,9 +144,9 @@ typedef struct {
 
     /* ---- kernels/gather.inc.h: the same over rows that lie anywhere, but none of ICECORE_INT8 ---- */
 
-    /* scores[i] = query . row i, or with `squared_distance` -|query - row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
-    void (*gathered_scores)(const float *query, int64_t dim, int squared_distance, icecore_dtype dtype, const void *const *rows,
-                            int64_t count, float *scores);
+    /* scores[i] = query . row i with scale = 0, else -|query - scale row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
+    void (*gathered_scores)(const float *query, int64_t dim, float scale, icecore_dtype dtype, const void *const *rows, int64_t count,
+                            float *scores);
     /* accumulator[t] = accumulator[t] * correction + sum_i weights[i] row_i[t].  rows[i]: value_dim contiguous numbers of `dtype`. */
     void (*gathered_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *const *rows, int64_t value_dim,
                                   float correction, float *accumulator);
@@ -186,7 +186,7 @@ typedef struct {
     /* The places j * ICE_PANEL + lane, ascending, of scores that are at least threshold[lane]; returns how many.  A NaN is not. */
     int64_t (*find_at_least)(const float *scores, int64_t count, int lanes, const float *threshold, int32_t *places);
     /* threshold[lane] = a number that at least `wanted` <= count of the lane's scores reach; exactly so many unless scores tie, to the
-     * precision of 32 halvings of their range.  Depends on the lane's scores alone.  No NaN. */
+     * precision of 32 halvings of the range of the best.  Depends on the lane's scores alone.  No NaN. */
     void (*nth_largest)(const float *scores, int64_t count, int lanes, int64_t wanted, float *threshold);
     /* Keeps the `keep` < count entries with the largest scores, the smaller numbers among equals, in their order; returns a
      * bound that all of them reach and that no score left out exceeds.  No NaN. */
@@ -196,8 +196,8 @@ typedef struct {
     /* code[t] = (x[t] - center[t]) / scale to the nearest integer, halves away from 0, within [-127, 127]; scale such that the largest
      * magnitude becomes 127; the last bytes up to `stride` are 0.  Returns the scale.  center: NULL for 0. */
     float (*encode)(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code);
-    /* scores[j][lane] = -|keys[j] - query[lane]|^2 / 2, from the differences; the panel and the rows as in `scores`. */
-    void (*squared_distances)(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
+    /* scores[j][lane] = -|query[lane] - scale keys[j]|^2 / 2, from the differences; the panel and the rows as in `scores`. */
+    void (*squared_distances)(const float *panel, int64_t dim, int lanes, float scale, const float *keys, int64_t stride, int64_t count,
                               float *scores);
     /* distance[i] = max over j < simples of |projection[j * stride + i] - query[j]|. */
     void (*chebyshev)(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance);

@@ -8,20 +8,12 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "base/random.h"
-#include "segment/lifting.h"
 #include "segment/metric.h"
 
 /* Twice: assign all rows, sort them by cell, move the parents to the means (the second time only if that is wanted). */
 enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };
 
-static const float *read_lifted(const ice_cells *c, int64_t row, float *buffer) {
-    const float *x = c->rows.read(c->rows.context, row, buffer);
-    if (!c->lifted) return x;
-    const float inverse = 1.0f / c->lifting;
-    for (int64_t t = 0; t < c->rows.dim; t++) buffer[t] = x[t] * inverse;
-    buffer[c->rows.dim] = c->lifted[row];
-    return buffer;
-}
+static const float *read_row(const ice_cells *c, int64_t row, float *buffer) { return c->rows.read(c->rows.context, row, buffer); }
 
 static float bias_of(const float *parent, int64_t width) {
     double squared = 0.0;
@@ -56,25 +48,23 @@ void ice_cells_end(ice_cells *c) {
     ice_free(c->label);
     ice_free(c->order);
     ice_free(c->offset);
-    ice_free(c->lifted);
     ice_free(c->bias);
     memset(c, 0, sizeof *c);
 }
 
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
-                               int64_t cells, int steps, int means, uint64_t seed) {
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, int64_t cells, int steps,
+                               int means, uint64_t seed) {
     const int64_t dim = rows.dim, count = projection.rows ? projection.count : 0;
     const int pulled_back = count && cells * dim <= count * (dim + cells);   /* multiplications of a row */
-    *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .lifting = lifting, .cells = cells, .steps = steps, .means = means,
-                     .pulled_back = pulled_back, .width = count && !pulled_back ? count : dim + (lifting > 0)};
+    *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .cells = cells, .steps = steps, .means = means,
+                     .pulled_back = pulled_back, .width = count && !pulled_back ? count : dim};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
     c->label = ice_alloc(rows.count, sizeof(int32_t));
     c->order = ice_alloc(rows.count, sizeof(int32_t));
     c->offset = ice_alloc(cells + 1, sizeof(int64_t));
     c->bias = ice_alloc(cells, sizeof(float));
     float *buffer = ice_alloc(widest(c), sizeof(float));
-    if (lifting > 0) c->lifted = ice_alloc(rows.count, sizeof(float));
-    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !buffer || (lifting > 0 && !c->lifted)) {
+    if (!c->parents || !c->label || !c->order || !c->offset || !c->bias || !buffer) {
         ice_free(buffer);
         ice_cells_end(c);
         return ICECORE_ERROR_MEMORY;
@@ -87,9 +77,7 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
         int32_t picked = pick[j];
         pick[j] = pick[i];
         pick[i] = picked;
-        const float *x = rows.read(rows.context, picked, buffer);
-        if (c->lifted) c->lifted[picked] = ice_last_coordinate(x, rows.dim, lifting);
-        place(c, read_lifted(c, picked, buffer), i);
+        place(c, read_row(c, picked, buffer), i);
     }
     ice_free(buffer);
     return ICECORE_OK;
@@ -109,13 +97,7 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
     float best[ICE_PANEL], best_index[ICE_PANEL];
     int64_t first = (c->next + index) * ICE_PANEL;
     int lanes = c->rows.count - first < ICE_PANEL ? (int)(c->rows.count - first) : ICE_PANEL;
-    for (int lane = 0; lane < lanes; lane++) {
-        const int64_t row = first + lane;
-        float *buffer = buffers + lane * wide;
-        if (c->lifted && c->stage == ASSIGN)
-            c->lifted[row] = ice_last_coordinate(c->rows.read(c->rows.context, row, buffer), c->rows.dim, c->lifting);
-        x[lane] = read_lifted(c, row, buffer);
-    }
+    for (int lane = 0; lane < lanes; lane++) x[lane] = read_row(c, first + lane, buffers + lane * wide);
     for (int lane = lanes; lane < ICE_PANEL; lane++) x[lane] = x[lanes - 1];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         best[lane] = -INFINITY;
@@ -140,7 +122,7 @@ static void mean_of_cell(void *context, int64_t index, void *scratch) {
     float *mean = scratch, *buffer = mean + wide, inverse = 1.0f / (float)(end - first);
     memset(mean, 0, (size_t)wide * sizeof(float));
     for (int64_t i = first; i < end; i++) {
-        const float *x = read_lifted(c, c->order[i], buffer);
+        const float *x = read_row(c, c->order[i], buffer);
         for (int64_t t = 0; t < wide; t++) mean[t] += x[t];
     }
     for (int64_t t = 0; t < wide; t++) mean[t] *= inverse;

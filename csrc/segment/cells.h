@@ -4,7 +4,7 @@
  * the mean of its rows (a Lloyd step), perhaps again, and in the end each row to the nearest parent once more, and each parent to their mean where
  * it is asked for.  Empty cells vanish.
  *
- * With a lifting scale rows are compared as the inner product compares them (lifting.h); with a projection, as their images. */
+ * With a projection, rows are compared as their images. */
 #ifndef ICE_CELLS_H
 #define ICE_CELLS_H
 
@@ -20,16 +20,14 @@ typedef struct {
     const ice_kernels *kernels;
     ice_rows rows;
     ice_projection projection;
-    float lifting;             /* c, or 0 for none; not with a projection */
     int pulled_back;           /* whether rows are compared as they are with P'P of the parents, P being the projection */
-    int64_t width;             /* of what is compared: dim, dim + 1 where lifted, the projection's count where it is not pulled back */
+    int64_t width;             /* of what is compared: dim, or the projection's count where it is not pulled back */
     int64_t cells;             /* shrinks when empty cells vanish */
     int means;                 /* whether the parents shall be the means of their rows in the end; else they are not to be read then */
     float *parents;            /* cells x width, as they are compared */
     int32_t *label;            /* rows: the cell of each */
     int32_t *order;            /* rows, cell by cell, ascending within each */
     int64_t *offset;           /* cells + 1 */
-    float *lifted;             /* rows: the last coordinate, where lifted */
     float *bias;               /* cells: -|parent|^2 / 2, of the projected parent where there is a projection */
     int steps;                 /* Lloyd steps that are left */
     int stage;
@@ -37,8 +35,8 @@ typedef struct {
 } ice_cells;
 
 /* Samples the parents; steps: of Lloyd's, at least one.  1 <= cells <= rows.count <= INT32_MAX.  ICECORE_ERROR_MEMORY leaves nothing to end. */
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, float lifting,
-                               int64_t cells, int steps, int means, uint64_t seed);
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, int64_t cells, int steps,
+                                int means, uint64_t seed);
 /* Serial: for callers that are tasks themselves. */
 #define ICE_WITHIN_TASK (-1)
 /* Goes on by about `work` visits of a row (the whole takes 3 a row, with `means` 4, and a sort); *work becomes what is left of it, 0 or less where

@@ -22,6 +22,10 @@ typedef struct {
     int64_t largest_cell;  /* scratch of a sort: twice as many 64-bit keys */
 } build_step;
 
+void ice_frame_row(const icecore_segment *s, const float *x, float *framed) {
+    for (int64_t t = 0; t < s->dim; t++) framed[t] = (x[t] - s->layer[0].mean[t]) * s->scale;
+}
+
 void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
                  int simples, float *projection) {
     int64_t width = dim + (lifting > 0);
@@ -38,13 +42,13 @@ static void project_rows(void *context, int64_t index, void *scratch) {
     icecore_segment *s = step->segment;
     ice_lists *lists = &s->lists;
     int64_t width = s->dim + (s->lifting > 0), all = (int64_t)lists->composites * lists->simples;
-    float *projection = (float *)scratch + s->dim;
+    float *framed = scratch, *projection = framed + s->dim;
     int64_t first = (step->next + index) * PROJECT_BLOCK, end = first + PROJECT_BLOCK < s->count ? first + PROJECT_BLOCK : s->count;
     for (int64_t i = first; i < end; i++) {
-        const float *x = plan->rows.read(plan->rows.context, s->order[i], scratch);
-        float last = s->lifting > 0 ? ice_last_coordinate(x, s->dim, s->lifting) : 0.0f;
+        ice_frame_row(s, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
+        float last = s->lifting > 0 ? ice_last_coordinate(framed, s->dim, s->lifting) : 0.0f;
         for (int l = 0; l < lists->composites; l++)
-            ice_project(plan->kernels, x, s->dim, s->lifting, last, plan->directions + l * lists->simples * width, lists->simples,
+            ice_project(plan->kernels, framed, s->dim, s->lifting, last, plan->directions + l * lists->simples * width, lists->simples,
                         projection + l * lists->simples);
         for (int64_t p = 0; p < all; p++) lists->projection[p * s->count + i] = projection[p];
     }
@@ -91,12 +95,30 @@ static void sort_rest(void *context, int64_t index, void *scratch) {
     }
 }
 
-static int allocate_lists(icecore_segment *s, int composites, int simples) {
+/* c of the lifting: at least the largest norm, above 0.  0: out of memory. */
+static float find_lifting(const ice_tree_plan *plan, const icecore_segment *s) {
+    float *framed = ice_alloc(s->dim, sizeof *framed);
+    if (!framed) return 0.0f;
+    double largest = 0.0;
+    for (int64_t i = 0; i < s->count; i++) {
+        ice_frame_row(s, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
+        double squared = 0.0;
+        for (int64_t t = 0; t < s->dim; t++) squared += (double)framed[t] * framed[t];
+        largest = fmax(largest, squared);
+    }
+    ice_free(framed);
+    double norm = sqrt(largest) * (1.0 + 0x1p-23);   /* rounding to float must not put it below a row's norm */
+    return norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+}
+
+static int allocate_lists(const ice_tree_plan *plan, icecore_segment *s) {
+    const int composites = plan->composites, simples = plan->simples;
     ice_lists *lists = &s->lists;
     lists->row = ice_segment_alloc(s, (int64_t)composites * s->count, sizeof(int32_t));
     lists->projection = ice_segment_alloc(s, (int64_t)composites * simples * s->count, sizeof(float));
     lists->sorted = ice_segment_alloc(s, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
     if (!lists->row || !lists->projection || !lists->sorted) return 0;
+    if (plan->metric == ICECORE_INNER_PRODUCT && !(s->lifting = find_lifting(plan, s))) return 0;
     lists->composites = composites;
     lists->simples = simples;
     return 1;
@@ -105,7 +127,7 @@ static int allocate_lists(icecore_segment *s, int composites, int simples) {
 int ice_lists_done(const ice_lists_builder *b) { return b->stage == DONE; }
 
 icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s, int64_t *work, int threads) {
-    if (!s->lists.composites && !allocate_lists(s, plan->composites, plan->simples)) return ICECORE_ERROR_MEMORY;
+    if (!s->lists.composites && !allocate_lists(plan, s)) return ICECORE_ERROR_MEMORY;
     int64_t largest = 0;
     for (int64_t c = 0; c < s->cells; c++)
         if (s->offset[c + 1] - s->offset[c] > largest) largest = s->offset[c + 1] - s->offset[c];

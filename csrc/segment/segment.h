@@ -17,7 +17,7 @@ typedef struct {
     int64_t parents, children;
     int64_t stride;            /* bytes of a code: dim rounded up to a multiple of 4 */
     int64_t *offset;           /* parents + 1: the children of parent p are offset[p] .. offset[p + 1] - 1 */
-    float *mean;               /* parents x dim: what codes and scores are relative to */
+    float *mean;               /* parents x dim: what codes and scores are relative to; of the root, the frame's centre */
     uint8_t *code;             /* children x stride: 128 + (child - mean) / scale, rounded; NULL where lists serve instead */
     float *scale;              /* children */
     float *bias;               /* children, for squared distances; NULL for inner products */
@@ -64,7 +64,8 @@ struct icecore_segment {
     int layers;
     ice_layer layer[ICE_MOST_LAYERS];
     ice_lists lists;
-    float lifting;                                 /* c, or 0 where keys are not lifted */
+    float scale;                                   /* of the layers' biases and of the lists: a power of two (frame.h) */
+    float lifting;                                 /* c of the lists (lifting.h), or 0 where keys are not lifted */
     int64_t bytes;                                 /* in `owned` */
     int owned_count;
     void *owned[16 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */

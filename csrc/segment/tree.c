@@ -7,6 +7,7 @@
 #include "base/parallel.h"
 #include "segment/cells.h"
 #include "segment/codes.h"
+#include "segment/frame.h"
 #include "segment/lists.h"
 
 enum { CELLS, SHAPE, CODES, LISTS, DONE };
@@ -21,7 +22,8 @@ struct ice_tree_builder {
     int inner;                         /* levels between the root and the rows */
     ice_cells level[ICE_MOST_LAYERS];  /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
     icecore_segment *segment;
-    double *root_total;                /* dim, and a row */
+    float *centre, scale;              /* the frame in which cells are found (frame.h) */
+    double *work;                      /* 2 dim */
     ice_lists_builder lists;
 };
 
@@ -34,7 +36,8 @@ void ice_tree_end(ice_tree_builder *b) {
     if (!b) return;
     for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
     icecore_segment_free(b->segment);
-    ice_free(b->root_total);
+    ice_free(b->centre);
+    ice_free(b->work);
     ice_free(b);
 }
 
@@ -46,18 +49,30 @@ static int64_t wanted_cells(const ice_tree_plan *plan, int t, int64_t below) {
     return wanted < 1 ? 1 : wanted > (double)below ? below : (int64_t)wanted;
 }
 
+static const float *read_framed(const void *builder, int64_t row, float *buffer) {
+    const ice_tree_builder *b = builder;
+    const float *x = b->plan.rows.read(b->plan.rows.context, row, buffer);
+    for (int64_t t = 0; t < b->plan.rows.dim; t++) buffer[t] = (x[t] - b->centre[t]) * b->scale;
+    return buffer;
+}
+
 icecore_status ice_tree_begin(const ice_tree_plan *plan, ice_tree_builder **result) {
     ice_tree_builder *b = ice_alloc(1, sizeof *b);
     if (!b) return ICECORE_ERROR_MEMORY;
     memset(b, 0, sizeof *b);
     b->plan = *plan;
-    b->root_total = ice_alloc(plan->rows.dim * 2, sizeof *b->root_total);
-    icecore_status status = b->root_total ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    b->work = ice_alloc(plan->rows.dim * 2, sizeof *b->work);
+    b->centre = ice_alloc(plan->rows.dim, sizeof *b->centre);
+    icecore_status status = b->work && b->centre ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    if (status == ICECORE_OK) {
+        ice_frame_centre(&plan->rows, b->work, b->centre);
+        b->scale = ice_frame_scale(&plan->rows, b->centre, (float *)b->work);
+    }
     if (plan->levels == 1) {
         b->stage = SHAPE;
     } else if (status == ICECORE_OK) {
-        status = ice_cells_begin(&b->level[0], plan->kernels, plan->rows, (ice_projection){0}, plan->lifting,
-                                 wanted_cells(plan, 0, plan->rows.count), 1, 1, plan->seed);
+        const ice_rows framed = {.read = read_framed, .context = b, .count = plan->rows.count, .dim = plan->rows.dim};
+        status = ice_cells_begin(&b->level[0], plan->kernels, framed, (ice_projection){0}, wanted_cells(plan, 0, plan->rows.count), 1, 1, plan->seed);
         if (status == ICECORE_OK) b->inner = 1;
     }
     if (status == ICECORE_OK) *result = b;
@@ -80,7 +95,7 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
         ice_cells *level = &b->level[b->inner];
         ice_rows rows = {.read = read_parent, .context = below, .count = below->cells, .dim = below->width};
         int64_t work = INT64_MAX;
-        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0}, 0.0f, wanted_cells(&b->plan, b->inner, below->cells), 1, 1,
+        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0}, wanted_cells(&b->plan, b->inner, below->cells), 1, 1,
                                                 b->plan.seed + (uint64_t)b->inner);
         if (status == ICECORE_OK) status = ice_cells_step(level, &work, threads);
         if (status != ICECORE_OK) {
@@ -109,7 +124,7 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
     if (!s) return NULL;
     s->count = b->plan.rows.count;
     s->dim = b->plan.rows.dim;
-    s->lifting = b->plan.lifting;
+    s->scale = b->scale;
     s->layers = b->inner + 1;
     s->order = ice_segment_alloc(s, s->count, sizeof(int32_t));
     int whole = s->order != NULL;
@@ -143,7 +158,7 @@ static void put_in_order(ice_tree_builder *b) {
             int64_t node = above ? above->order[i] : i;
             place[node] = (int32_t)i;
             for (int64_t d = 0; d < s->dim; d++)
-                layer->mean[i * s->dim + d] = level->parents[node * level->width + d] * (s->lifting > 0 ? s->lifting : 1.0f);
+                layer->mean[i * s->dim + d] = level->parents[node * level->width + d] / b->scale + b->centre[d];
         }
         for (int64_t i = 0; i < level->rows.count; i++) level->label[i] = place[level->label[i]];
         ice_group_by_label(level->label, level->rows.count, level->cells, level->order, layer->offset);
@@ -152,39 +167,19 @@ static void put_in_order(ice_tree_builder *b) {
     else for (int64_t i = 0; i < s->count; i++) s->order[i] = (int32_t)i;
 }
 
-/* The mean of all rows, from the cells' means where there are cells. */
-static icecore_status find_root_mean(ice_tree_builder *b) {
-    icecore_segment *s = b->segment;
-    double *total = b->root_total;
-    float *buffer = (float *)(total + s->dim);
-    memset(total, 0, (size_t)s->dim * sizeof *total);
-    for (int64_t i = 0; i < (b->inner ? s->cells : s->count); i++) {
-        if (!b->inner && i % ICE_UNASKED == 0 && ice_interrupted()) return ICECORE_INTERRUPTED;
-        double weight = b->inner ? (double)(s->offset[i + 1] - s->offset[i]) : 1.0;
-        const float *x = b->inner ? s->mean_key + i * s->dim : b->plan.rows.read(b->plan.rows.context, i, buffer);
-        for (int64_t d = 0; d < s->dim; d++) total[d] += weight * x[d];
-    }
-    for (int64_t d = 0; d < s->dim; d++) s->layer[0].mean[d] = (float)(total[d] / (double)s->count);
-    return ICECORE_OK;
-}
-
 static icecore_status shape(ice_tree_builder *b, int threads) {
     icecore_status status = group_cells(b, threads);
     if (status != ICECORE_OK) return status;
     b->segment = allocate_segment(b);
     if (!b->segment) return ICECORE_ERROR_MEMORY;
     put_in_order(b);
-    status = find_root_mean(b);
-    if (status != ICECORE_OK) {   /* of all rows: as if it had not begun */
-        icecore_segment_free(b->segment);
-        b->segment = NULL;
-        return status;
-    }
+    memcpy(b->segment->layer[0].mean, b->centre, (size_t)b->segment->dim * sizeof *b->centre);
     for (int i = 0; i < b->inner; i++) {
         ice_layer *layer = &b->segment->layer[i];
         for (int64_t child = 0, parent = 0; child < layer->children; child++) {
             while (child >= layer->offset[parent + 1]) parent++;
-            ice_encode(b->plan.kernels, layer, b->segment->dim, parent, child, b->segment->layer[i + 1].mean + child * b->segment->dim);
+            ice_encode(b->plan.kernels, b->segment, layer, parent, child, b->segment->layer[i + 1].mean + child * b->segment->dim,
+                       (float *)b->work);
         }
     }
     for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
@@ -204,14 +199,14 @@ static void encode_rows(void *context, int64_t index, void *scratch) {
     for (int64_t i = first; i < end; i++) {
         while (i >= layer->offset[parent + 1]) parent++;
         const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
-        ice_encode(b->plan.kernels, layer, s->dim, parent, i, x);
+        ice_encode(b->plan.kernels, s, layer, parent, i, x, (float *)scratch + s->dim);
     }
 }
 
 static icecore_status code(ice_tree_builder *b, int64_t *work, int threads) {
     int64_t items = (b->segment->count + CODE_BLOCK - 1) / CODE_BLOCK, wanted = (*work - 1) / CODE_BLOCK + 1;
     if (wanted > items - b->next) wanted = items - b->next;
-    icecore_status status = ice_parallel_for(wanted, threads, (size_t)b->segment->dim * sizeof(float), encode_rows, b);
+    icecore_status status = ice_parallel_for(wanted, threads, 2 * (size_t)b->segment->dim * sizeof(float), encode_rows, b);
     if (status != ICECORE_OK) return status;
     *work -= wanted * CODE_BLOCK;
     b->next += wanted;
@@ -246,7 +241,7 @@ int64_t ice_tree_bytes(const ice_tree_builder *b) {
     int64_t bytes = b->segment ? b->segment->bytes : 0;
     for (int t = 0; t < b->inner; t++) {
         const ice_cells *c = &b->level[t];
-        bytes += c->cells * (c->width * (int64_t)sizeof(float) + 12) + c->rows.count * (c->lifted ? 12 : 8);
+        bytes += c->cells * (c->width * (int64_t)sizeof(float) + 12) + c->rows.count * 8;
     }
     return bytes;
 }

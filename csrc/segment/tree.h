@@ -11,9 +11,8 @@ typedef struct {
     icecore_metric metric;
     int levels;
     double promotion;          /* 0: count^(-1 / levels) */
-    float lifting;             /* inner products: at least the largest norm, above 0; else 0 */
     int composites, simples;
-    const float *directions;   /* composites x simples x (dim + 1 where lifted, else dim): unit vectors; must outlive the build */
+    const float *directions;   /* composites x simples x (dim + 1 for inner products, else dim): unit vectors; must outlive the build */
     uint64_t seed;
 } ice_tree_plan;
 
