@@ -251,7 +251,7 @@ class Index:
         Notes
         -----
         All or nothing, also when interrupted. A thousand vectors and more in one call become a segment of their own, so one
-        call with all vectors gives a better index than many with few; `compact` makes up for it.
+        call with all vectors gives an index that is faster to search than many with few; `compact` makes up for it.
         """
         rows, _ = _vectors(vectors, self.dim, "vectors", self.dtype)
         if ids is not None:
@@ -322,7 +322,8 @@ class Index:
             Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for
             each of the `k` when no other budget is given.
         field_of_view : int, optional
-            Parents kept at each level. Default: 16 when `visit` is not given either.
+            Parents kept at each level. Default: 16 when `visit` is not given either; with two levels, 16 of each segment. For
+            inner products others then follow where a vector may be among the `k` best by its norm (not with P-DCI lists).
         exact : bool
             Compare all vectors instead, in float32.
         filter : (m,) array of int, optional
@@ -345,8 +346,8 @@ class Index:
         -----
         Among equal scores that were compared exactly the smaller id comes first. `tune` finds budgets for a wanted recall.
 
-        Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or as
-        large as 1e37 change which are found. Their scores may then lie outside float32: they become 0 or infinite.
+        Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or
+        as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite.
         """
         rows, single = _vectors(queries, self.dim, "queries")
         k = integer(k, "k", 1)
@@ -361,14 +362,15 @@ class Index:
         return result
 
     def _budgets(self, k, visit, retrieve, field_of_view):
-        """The core's three budgets; 0 stands for no bound."""
+        """The core's three budgets, 0 standing for no bound, and whether they may be exceeded."""
         given = [integer(value, name, 1) if value is not None else 0
                  for name, value in (("visit", visit), ("retrieve", retrieve), ("field_of_view", field_of_view))]
-        if visit is None and field_of_view is None:
+        default = visit is None and field_of_view is None
+        if default:
             given[2] = DEFAULT_FIELD_OF_VIEW
             if self._parameters["num_composite"] and retrieve is None:
                 given[1] = DEFAULT_CANDIDATES * k
-        return given
+        return *given, default
 
     def tune(self, queries, k, recall=0.95, *, num_threads=None):
         """Find the cheapest budgets that reach a recall.
@@ -572,8 +574,8 @@ class _Tuner:
         ids, scores, counts, visited = (np.empty(shape, dtype) for shape, dtype in
                                         (((n, k), np.int64), ((n, k), np.float32), (n, np.int64), (n, np.int64)))
         core = [budgets.get(name, 0) for name in ("visit", "retrieve", "field_of_view")]
-        self.index._native.search(self.queries, k, *core, budgets.get("exact", False), None, self.threads, ids, scores, counts,
-                                  visited)
+        self.index._native.search(self.queries, k, *core, False, budgets.get("exact", False), None, self.threads, ids, scores,
+                                  counts, visited)
         return scores if self.index.metric == "ip" else -scores, visited.mean()
 
     def _try(self, budgets):

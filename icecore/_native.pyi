@@ -182,6 +182,7 @@ class Index:
         visit: int,
         retrieve: int,
         field_of_view: int,
+        extend: bool,
         exact: bool,
         allowed: NDArray[np.int64] | None,
         threads: int,

@@ -597,14 +597,15 @@ cdef class Index:
             status = icecore_index_clear(self.index)
         check(status)
 
-    def search(self, const float[:, ::1] queries, int64_t k, int64_t visit, int64_t retrieve, int64_t field_of_view, bint exact,
-               const int64_t[::1] allowed, int threads, int64_t[:, ::1] ids, float[:, ::1] scores, int64_t[::1] counts,
+    def search(self, const float[:, ::1] queries, int64_t k, int64_t visit, int64_t retrieve, int64_t field_of_view, bint extend,
+               bint exact, const int64_t[::1] allowed, int threads, int64_t[:, ::1] ids, float[:, ::1] scores, int64_t[::1] counts,
                int64_t[::1] visited):
         cdef icecore_search s
         cdef int64_t count = queries.shape[0], none = 0
         if count == 0:
             return
-        s.k, s.visit, s.retrieve, s.field_of_view, s.exact, s.threads = k, visit, retrieve, field_of_view, exact, threads
+        s.k, s.visit, s.retrieve, s.field_of_view, s.extend = k, visit, retrieve, field_of_view, extend
+        s.exact, s.threads = exact, threads
         s.allowed, s.allowed_count = NULL, 0
         if allowed is not None:
             s.allowed_count = allowed.shape[0]

@@ -163,7 +163,7 @@ cdef extern from "icecore.h" nogil:
 
     ctypedef struct icecore_search:
         int64_t k, visit, retrieve, field_of_view
-        int exact
+        int extend, exact
         const int64_t *allowed
         int64_t allowed_count
         int threads

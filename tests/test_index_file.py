@@ -664,6 +664,8 @@ def edits_of_arrays():
     yield "scale is none", scan, resize("segment0.scale", 0)
     for value in (np.nan, -1, 1, -np.inf):
         yield f"lifting is {value}", scan, put("segment0.lifting", 0, value)
+    yield "radius is shorter", scan, resize("segment0.layer1.radius", 3)
+    yield "radius is missing", scan, lambda arrays: arrays.pop("segment0.layer1.radius")
     yield "lifting is none", scan, resize("segment0.lifting", 0)
     for value in (1.0, np.nan, np.inf):
         yield f"lifting of distances is {value}", three, put("segment0.lifting", 0, value)

@@ -1,5 +1,7 @@
 """What a search of an index finds: exactly, down the tree, through P-DCI lists; and in which order."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from helpers import (
@@ -358,6 +360,53 @@ def test_as_many_found_as_by_the_oracle(num_levels, metric):
         found = index.search(queries, 10, field_of_view=field_of_view, retrieve=200).ids
         assert recall(found, exact) == pytest.approx(recall(oracle, exact), abs=0.02)
         assert recall(found, oracle) > 0.97
+
+
+NORMS = {
+    "equal": lambda generator, count: np.ones(count),
+    "lognormal": lambda generator, count: generator.lognormal(0, 1, count),
+    "wide lognormal": lambda generator, count: generator.lognormal(0, 2, count),
+    "Pareto": lambda generator, count: 1 + generator.pareto(1, count),
+    "heavy Pareto": lambda generator, count: 1 + generator.pareto(0.5, count),
+    "of three sizes": lambda generator, count: generator.choice([1, 10, 100], count, p=[0.9, 0.09, 0.01]),
+}
+
+
+def of_norms(norms, count, dim, clustered):
+    """Vectors of such norms and queries of norm 1, in directions of clusters or all alike."""
+    directions = clusters(0, count + 100, dim, centers=150) if clustered else normal(0, count + 100, dim)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    factors = NORMS[norms](np.random.default_rng(1), count).astype(np.float32)
+    return directions[100:] * factors[:, None], directions[:100]
+
+
+@pytest.mark.parametrize("clustered", [True, False], ids=["clustered", "iid"])
+@pytest.mark.parametrize("norms", [name for name in NORMS if name != "equal"])
+def test_inner_products_of_widely_varying_norms_are_found_with_default_budgets(norms, clustered):
+    vectors, queries = of_norms(norms, 10000, 64, clustered)
+    index = filled(vectors)
+    assert recall(index.search(queries, 10).ids, index.search(queries, 10, exact=True).ids) >= 0.95
+
+
+@pytest.mark.parametrize("norms", NORMS)
+def test_the_default_opens_the_parents_that_the_oracle_opens(isa, norms):
+    vectors, queries = of_norms(norms, 3000, 16, clustered=True)
+    index = filled(vectors)
+    levels, ids = tree_of(index)
+    found = index.search(queries, 10, retrieve=300).ids
+    search = partial(reference.tree_search, levels, vectors[ids], k=10, metric="ip", field_of_view=16, extend=True)
+    oracle = [search(query=query)[0] for query in queries]
+    assert recall(found, ids[np.array(oracle)]) > 0.99
+
+
+@pytest.mark.parametrize("norms", ["equal", "lognormal"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_small_adds_find_what_one_finds(norms, metric):
+    vectors, queries = of_norms(norms, 10000, 64, clustered=True)
+    one, many = filled(vectors, metric=metric), in_parts(vectors, [500] * 20, metric=metric)
+    assert many.stats["segments"] > 2
+    exact = one.search(queries, 10, exact=True).ids
+    assert recall(many.search(queries, 10).ids, exact) > recall(one.search(queries, 10).ids, exact) - 0.02
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -25,6 +25,7 @@ typedef struct {
     float scale;                   /* of squared distances: the rows' and the queries'; 0: inner products */
     int64_t keep_nodes, keep;      /* parents kept; candidates compared exactly */
     int64_t capacity, nodes;       /* of the collector; parents a query can have picked */
+    int extends;                   /* whether parents beyond those may follow */
     ice_forest forest;
     uint8_t *allowed;              /* of each slot; NULL: all are */
     int64_t *ids, *counts, *visited;
@@ -95,6 +96,9 @@ void ice_pick_from_roots(ice_search_space *w);
 void ice_scan_layer(ice_search_space *w, int layer);
 /* What was collected becomes the picks in `layer`. */
 void ice_pick_parents(ice_search_space *w, int layer);
+
+/* Two levels, after the last layer was scanned: picks and scans the parents that may hold one of the k best all the same. */
+void ice_extend(ice_search_space *w);
 
 /* ---- search_lists.c: the P-DCI lists of the picked parents of the last layer ---- */
 

@@ -1,11 +1,15 @@
 /* Down the tree, layer by layer: queries are gathered by the parent they opened, so that the children of a parent, which lie together, are
  * scored against a panel of queries at once.  Nodes of all segments compete with one another. */
+#include <math.h>
 #include <string.h>
 
 #include "base/order.h"
 #include "base/parallel.h"
 #include "index/search.h"
 #include "segment/codes.h"
+
+/* By sqrt(dim): a cosine that one of 160 random directions exceeds. */
+#define RARE_COSINE 2.5
 
 void ice_encode_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
@@ -184,13 +188,13 @@ void ice_scan_layer(ice_search_space *w, int layer) {
     scan_picks(w, layer, 0);
 }
 
-/* Appends the nodes whose scores reach the threshold to the picks of a panel's queries, up to `most_picks`; the
+/* Appends the nodes from `begin` to `end` whose scores reach the threshold to the picks of a panel's queries, up to `most_picks` in all; the
  * leading ones are there already. */
-static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t nodes, int64_t most_picks, const float *threshold) {
+static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t most_picks, const float *threshold) {
     const ice_search_call *call = w->call;
-    for (int64_t j = 0; j < nodes; j += ICE_KEY_BLOCK) {
+    for (int64_t j = begin; j < end; j += ICE_KEY_BLOCK) {
         float *scores = w->node_scores + j * ICE_PANEL;
-        int64_t found = call->kernels->find_at_least(scores, ice_least(nodes - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
+        int64_t found = call->kernels->find_at_least(scores, ice_least(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
         for (int64_t i = 0; i < found; i++) {
             int64_t q = first + w->places[i] % ICE_PANEL;
             int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
@@ -201,7 +205,24 @@ static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t no
     }
 }
 
-/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side. */
+/* Scores of the first layer's nodes for a panel of queries, those of all segments, in w->node_scores. */
+static void score_roots(ice_search_space *w, int64_t first, int lanes) {
+    const ice_forest *f = &w->call->forest;
+    int32_t queries[ICE_PANEL];
+    for (int lane = 0; lane < lanes; lane++) queries[lane] = (int32_t)(first + lane);
+    for (int n = 0; n < f->segments; n++) {
+        const ice_layer *layer = &f->segment[n]->layer[0];
+        panel_of_codes p;
+        gather_panel(w, layer, 0, queries, lanes, &p);
+        for (int64_t child = 0; child < layer->children; child += ICE_KEY_BLOCK)
+            score_children(w, f->segment[n], layer, &p, child, ice_least(layer->children - child, ICE_KEY_BLOCK), lanes,
+                           w->node_scores + (f->first[1][n] + child) * ICE_PANEL);
+    }
+    for (int lane = 0; lane < lanes; lane++) w->visited[first + lane] += f->first[1][f->segments];
+}
+
+/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.  With `extend` each segment
+ * has a field of view of its own: cells of a small segment are mixed, and their means would lose against those of a large one. */
 void ice_pick_from_roots(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
@@ -210,29 +231,71 @@ void ice_pick_from_roots(ice_search_space *w) {
     int64_t keys = 0;
     for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
     const int64_t lead = ice_most(1, ICE_LEADING * call->keep * nodes / keys);
+    const int extends = call->search->extend, ranges = extends ? f->segments : 1;
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
         int lanes = (int)ice_least(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
-        int32_t queries[ICE_PANEL];
-        for (int lane = 0; lane < lanes; lane++) queries[lane] = (int32_t)(first + lane);
-        for (int n = 0; n < f->segments; n++) {
-            const ice_layer *layer = &f->segment[n]->layer[0];
-            panel_of_codes p;
-            gather_panel(w, layer, 0, queries, lanes, &p);
-            for (int64_t child = 0; child < layer->children; child += ICE_KEY_BLOCK)
-                score_children(w, f->segment[n], layer, &p, child, ice_least(layer->children - child, ICE_KEY_BLOCK), lanes,
-                               w->node_scores + (f->first[1][n] + child) * ICE_PANEL);
-        }
-        for (int lane = 0; lane < lanes; lane++) {
-            w->picks[first + lane] = w->leading[first + lane] = 0;
-            w->visited[first + lane] += nodes;
-        }
+        score_roots(w, first, lanes);
+        for (int lane = 0; lane < lanes; lane++) w->picks[first + lane] = w->leading[first + lane] = 0;
         if (lead < keep) {
             kernels->nth_largest(w->node_scores, nodes, lanes, lead, threshold);
-            take_picks(w, first, lanes, nodes, lead, threshold);
+            take_picks(w, first, lanes, 0, nodes, lead, threshold);
         }
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
-        kernels->nth_largest(w->node_scores, nodes, lanes, keep, threshold);
-        take_picks(w, first, lanes, nodes, keep, threshold);
+        for (int r = 0; r < ranges; r++) {
+            const int64_t begin = extends ? f->first[1][r] : 0, end = extends ? f->first[1][r + 1] : nodes, own = ice_least(keep, end - begin);
+            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, own, threshold);
+            take_picks(w, first, lanes, begin, end, extends ? lead + (r + 1) * keep : keep, threshold);
+        }
     }
+}
+
+/* ---- Beyond the field of view ---- */
+
+/* The k-th best score that was collected for a query; -inf where there are no more than k. */
+static float kth_best(ice_search_space *w, int64_t q) {
+    const int64_t k = w->call->search->k;
+    ice_collector_cut(&w->collector, q);
+    const int64_t count = w->collector.count[q];
+    if (count <= k) return -INFINITY;
+    memcpy(w->final_scores, w->collector.scores + q * w->collector.capacity, (size_t)count * sizeof(float));
+    memcpy(w->final_slots, w->collector.numbers + q * w->collector.capacity, (size_t)count * sizeof(int32_t));
+    return w->collector.kernels->keep_largest(w->final_scores, w->final_slots, count, k);
+}
+
+/* How far the score of a key at distance 1 from a mean may exceed the mean's: |q|, times a cosine that few directions exceed. */
+static float reach_of(const float *query, int64_t dim) {
+    double squared = 0.0;
+    for (int64_t t = 0; t < dim; t++) squared += (double)query[t] * (double)query[t];
+    return (float)(fmin(1.0, RARE_COSINE / sqrt((double)dim)) * sqrt(squared));
+}
+
+/* Adds to the scores of the last layer's parents what their keys may exceed them by. */
+static void add_reach(ice_search_space *w, int64_t first, int lanes) {
+    const ice_forest *f = &w->call->forest;
+    const int64_t dim = w->call->index->options.dim;
+    float reach[ICE_PANEL] = {0.0f};
+    for (int lane = 0; lane < lanes; lane++) reach[lane] = reach_of(ice_scaled_query(w, first + lane), dim);
+    for (int n = 0; n < f->segments; n++)
+        for (int64_t p = 0; p < f->segment[n]->layer[1].parents; p++) {
+            const float radius = f->segment[n]->layer[1].radius[p];
+            float *scores = w->node_scores + (f->first[1][n] + p) * ICE_PANEL;
+            for (int lane = 0; lane < ICE_PANEL; lane++) scores[lane] += reach[lane] * radius;
+        }
+}
+
+void ice_extend(ice_search_space *w) {
+    const ice_forest *f = &w->call->forest;
+    const int64_t nodes = f->first[1][f->segments];
+    if (nodes <= w->call->keep_nodes) return;   /* all are picked */
+    for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
+        const int lanes = (int)ice_least(w->count - first, ICE_PANEL);
+        float threshold[ICE_PANEL];
+        for (int lane = 0; lane < lanes; lane++) threshold[lane] = kth_best(w, first + lane);
+        score_roots(w, first, lanes);
+        add_reach(w, first, lanes);
+        for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
+        take_picks(w, first, lanes, 0, nodes, nodes, threshold);
+    }
+    scan_picks(w, 1, 0);
 }

@@ -10,17 +10,18 @@ int64_t ice_parent_of(const ice_layer *layer, int64_t child) {
     return low;
 }
 
-void ice_encode(const ice_kernels *kernels, const icecore_segment *s, ice_layer *layer, int64_t parent, int64_t child, const float *x,
-                float *work) {
+float ice_encode(const ice_kernels *kernels, const icecore_segment *s, ice_layer *layer, int64_t parent, int64_t child, const float *x,
+                 float *work) {
     const int64_t dim = s->dim;
     const float *mean = layer->mean + parent * dim;
     uint8_t *code = layer->code + child * layer->stride;
     layer->scale[child] = kernels->encode(x, mean, dim, layer->stride, (int8_t *)code);
     for (int64_t t = 0; t < layer->stride; t++) code[t] ^= 0x80;   /* signed to unsigned: 128 more */
-    if (!layer->bias) return;
+    float squared;
     for (int64_t t = 0; t < dim; t++) work[t] = (x[t] - mean[t]) * s->scale;
-    kernels->row_scores(work, dim, ICECORE_FLOAT32, work, dim, 1, &layer->bias[child]);
-    layer->bias[child] *= -0.5f;
+    kernels->row_scores(work, dim, ICECORE_FLOAT32, work, dim, 1, &squared);
+    if (layer->bias) layer->bias[child] = -0.5f * squared;
+    return squared;
 }
 
 void ice_encode_query(const ice_kernels *kernels, const float *query, const float *mean, int64_t dim, int64_t stride, int8_t *code,

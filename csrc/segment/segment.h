@@ -21,6 +21,7 @@ typedef struct {
     uint8_t *code;             /* children x stride: 128 + (child - mean) / scale, rounded; NULL where lists serve instead */
     float *scale;              /* children */
     float *bias;               /* children, for squared distances; NULL for inner products */
+    float *radius;             /* parents: the largest distance of a child from the mean; NULL but for inner products, in the last layer */
 } ice_layer;
 
 /* The sorted lists of P-DCI over the children of the last layer's parents: for each composite, the keys of each cell in the order of
@@ -68,7 +69,7 @@ struct icecore_segment {
     float lifting;                                 /* c of the lists (lifting.h), or 0 where keys are not lifted */
     int64_t bytes;                                 /* in `owned` */
     int owned_count;
-    void *owned[16 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */
+    void *owned[17 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */
     icecore_segment *base;                         /* or to this segment, which has none, of which it owns a part; NULL: none */
 };
 

@@ -1,6 +1,7 @@
 #include "segment/tree.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -106,12 +107,17 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
     return ICECORE_OK;
 }
 
-static int allocate_layer(icecore_segment *s, ice_layer *layer, int with_codes, icecore_metric metric) {
+static int allocate_layer(icecore_segment *s, ice_layer *layer, int with_codes, int with_radii, icecore_metric metric) {
     layer->stride = (s->dim + 3) & ~(int64_t)3;
     layer->offset = ice_segment_alloc(s, layer->parents + 1, sizeof(int64_t));
     layer->mean = ice_segment_alloc(s, layer->parents * s->dim, sizeof(float));
     if (!layer->offset || !layer->mean) return 0;
     if (!with_codes) return 1;
+    if (with_radii) {
+        layer->radius = ice_segment_alloc(s, layer->parents, sizeof(float));
+        if (!layer->radius) return 0;
+        memset(layer->radius, 0, (size_t)layer->parents * sizeof *layer->radius);
+    }
     layer->code = ice_segment_alloc(s, layer->children * layer->stride, 1);
     layer->scale = ice_segment_alloc(s, layer->children, sizeof(float));
     layer->bias = metric == ICECORE_SQUARED_DISTANCE ? ice_segment_alloc(s, layer->children, sizeof(float)) : NULL;
@@ -132,7 +138,8 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
         ice_layer *layer = &s->layer[i];
         layer->parents = i == 0 ? 1 : b->level[b->inner - i].cells;
         layer->children = i == b->inner ? s->count : b->level[b->inner - i - 1].cells;
-        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0, b->plan.metric);
+        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0, i == b->inner && b->plan.metric == ICECORE_INNER_PRODUCT,
+                               b->plan.metric);
     }
     if (whole) {
         s->cells = s->layer[b->inner].parents;
@@ -189,6 +196,13 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
 
 /* ---- Codes of the rows ---- */
 
+/* A parent's children may lie in the blocks of several threads. */
+static void widen(ice_layer *layer, int64_t parent, float radius) {
+    _Atomic float *place = (_Atomic float *)&layer->radius[parent];
+    float known = atomic_load(place);
+    while (known < radius && !atomic_compare_exchange_weak(place, &known, radius)) {}
+}
+
 static void encode_rows(void *context, int64_t index, void *scratch) {
     ice_tree_builder *b = context;
     if (!scratch) return;
@@ -196,10 +210,14 @@ static void encode_rows(void *context, int64_t index, void *scratch) {
     ice_layer *layer = &s->layer[s->layers - 1];
     int64_t first = (b->next + index) * CODE_BLOCK, end = first + CODE_BLOCK < s->count ? first + CODE_BLOCK : s->count;
     int64_t parent = ice_parent_of(layer, first);
-    for (int64_t i = first; i < end; i++) {
+    for (int64_t i = first; i < end;) {
         while (i >= layer->offset[parent + 1]) parent++;
-        const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
-        ice_encode(b->plan.kernels, s, layer, parent, i, x, (float *)scratch + s->dim);
+        float largest = 0.0f;
+        for (; i < end && i < layer->offset[parent + 1]; i++) {
+            const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
+            largest = fmaxf(largest, ice_encode(b->plan.kernels, s, layer, parent, i, x, (float *)scratch + s->dim));
+        }
+        if (layer->radius) widen(layer, parent, sqrtf(largest) / s->scale);
     }
 }
 
