@@ -465,7 +465,7 @@ def test_directions_are_unit_vectors(seed):
 def lists_oracle(vectors, queries, seed, shape, metric, visit, retrieve, arrays):
     """For each query: the oracle's candidates, and those that a little rounding might add or drop.
 
-    Inner products are lifted relative to the centre of the segment, of which `arrays` tell.
+    Inner products are lifted relative to the centre of the segment, of which `arrays` tell, if that makes norms smaller.
     """
     composites, simples = shape
     lifted = metric == "ip"
@@ -473,7 +473,8 @@ def lists_oracle(vectors, queries, seed, shape, metric, visit, retrieve, arrays)
     directions = directions.reshape(composites, simples, -1)
     scale = None
     if lifted:
-        vectors = vectors.astype(np.float64) - arrays["segment0.layer0.mean"]
+        centred = vectors.astype(np.float64) - arrays["segment0.layer0.mean"]
+        vectors = min((vectors, centred), key=lambda rows: np.linalg.norm(rows, axis=1).max())
         scale = float(arrays["segment0.lifting"][0]) / float(arrays["segment0.scale"][0])
     placed = reference.lift_keys(vectors, scale) if lifted else vectors.astype(np.float64)
     for query in queries:

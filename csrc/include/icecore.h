@@ -402,8 +402,8 @@ typedef struct {
                                     each composite, shared out over the opened cells.  0: no bound */
     int64_t retrieve;            /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
     int64_t field_of_view;       /* parents kept at each level; 0: no bound */
-    int extend;                  /* in two levels: field_of_view counts for each segment by itself.  Inner products in scan mode then open every other
-                                    parent as well of which a key may be among the k best: the mean's score + min(1, 2.5 / sqrt(dim)) |query| radius
+    int extend;                  /* scan mode in two levels: field_of_view counts for each segment by itself, and inner products then open every
+                                    other parent as well of which a key may be among the k best: the mean's score + min(1, 2.5 / sqrt(dim)) |query| radius
                                     reaches the k-th best so far; at random a direction has so large a cosine once in 160 times */
     int exact;                   /* compare all, in float32; the budgets are not used */
     const int64_t *allowed;      /* NULL, or ids: all others are left out; absent ones do not matter */

@@ -180,8 +180,9 @@ static void plan_search(ice_search_call *call, int threads) {
     int64_t parents = 1;
     for (int i = 0; i < f->layers; i++) parents = ice_most(parents, f->first[i][f->segments]);
     call->keep_nodes = s->field_of_view > 0 ? ice_least(s->field_of_view, parents) : parents;
-    call->extends = s->extend && f->layers == 2 && !call->index->options.composites && call->index->options.metric == ICECORE_INNER_PRODUCT;
-    call->nodes = s->extend ? parents : ice_most(call->keep_nodes, f->segments);   /* every segment's root is picked */
+    call->own_views = s->extend && f->layers == 2 && !call->index->options.composites;
+    call->extends = call->own_views && call->index->options.metric == ICECORE_INNER_PRODUCT;
+    call->nodes = call->own_views ? parents : ice_most(call->keep_nodes, f->segments);   /* every segment's root is picked */
     /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
     int64_t margin = s->k + s->k / 4 + 8;
     call->keep = lists ? s->k : s->exact ? margin : ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);

@@ -25,7 +25,7 @@ typedef struct {
     float scale;                   /* of squared distances: the rows' and the queries'; 0: inner products */
     int64_t keep_nodes, keep;      /* parents kept; candidates compared exactly */
     int64_t capacity, nodes;       /* of the collector; parents a query can have picked */
-    int extends;                   /* whether parents beyond those may follow */
+    int own_views, extends;        /* whether keep_nodes counts for each segment by itself; whether parents beyond those follow */
     ice_forest forest;
     uint8_t *allowed;              /* of each slot; NULL: all are */
     int64_t *ids, *counts, *visited;

@@ -29,7 +29,7 @@ static void project_query(ice_search_space *w, int64_t q, const icecore_segment 
     const float *query = ice_scaled_query(w, q);
     float norm = 0.0f;
     if (o->metric == ICECORE_SQUARED_DISTANCE) {
-        ice_frame_row(segment, call->queries + (w->first + q) * o->dim, w->framed);
+        ice_frame_row(segment, segment->layer[0].mean, call->queries + (w->first + q) * o->dim, w->framed);
         query = w->framed;
     } else {
         norm = query_norm(query, o->dim);

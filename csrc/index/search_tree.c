@@ -221,7 +221,7 @@ static void score_roots(ice_search_space *w, int64_t first, int lanes) {
     for (int lane = 0; lane < lanes; lane++) w->visited[first + lane] += f->first[1][f->segments];
 }
 
-/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.  With `extend` each segment
+/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.  By default each segment
  * has a field of view of its own: cells of a small segment are mixed, and their means would lose against those of a large one. */
 void ice_pick_from_roots(ice_search_space *w) {
     const ice_search_call *call = w->call;
@@ -231,7 +231,7 @@ void ice_pick_from_roots(ice_search_space *w) {
     int64_t keys = 0;
     for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
     const int64_t lead = ice_most(1, ICE_LEADING * call->keep * nodes / keys);
-    const int extends = call->search->extend, ranges = extends ? f->segments : 1;
+    const int own_views = call->own_views, ranges = own_views ? f->segments : 1;
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
         int lanes = (int)ice_least(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
@@ -243,9 +243,9 @@ void ice_pick_from_roots(ice_search_space *w) {
         }
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
         for (int r = 0; r < ranges; r++) {
-            const int64_t begin = extends ? f->first[1][r] : 0, end = extends ? f->first[1][r + 1] : nodes, own = ice_least(keep, end - begin);
+            const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes, own = ice_least(keep, end - begin);
             kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, own, threshold);
-            take_picks(w, first, lanes, begin, end, extends ? lead + (r + 1) * keep : keep, threshold);
+            take_picks(w, first, lanes, begin, end, own_views ? lead + (r + 1) * keep : keep, threshold);
         }
     }
 }

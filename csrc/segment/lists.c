@@ -18,12 +18,13 @@ enum { PROJECT, SORT_FIRST, SORT_REST, DONE };
 typedef struct {
     const ice_tree_plan *plan;
     icecore_segment *segment;
+    const float *centre;
     int64_t next;
     int64_t largest_cell;  /* scratch of a sort: twice as many 64-bit keys */
 } build_step;
 
-void ice_frame_row(const icecore_segment *s, const float *x, float *framed) {
-    for (int64_t t = 0; t < s->dim; t++) framed[t] = (x[t] - s->layer[0].mean[t]) * s->scale;
+void ice_frame_row(const icecore_segment *s, const float *centre, const float *x, float *framed) {
+    for (int64_t t = 0; t < s->dim; t++) framed[t] = (centre ? x[t] - centre[t] : x[t]) * s->scale;
 }
 
 void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
@@ -45,7 +46,7 @@ static void project_rows(void *context, int64_t index, void *scratch) {
     float *framed = scratch, *projection = framed + s->dim;
     int64_t first = (step->next + index) * PROJECT_BLOCK, end = first + PROJECT_BLOCK < s->count ? first + PROJECT_BLOCK : s->count;
     for (int64_t i = first; i < end; i++) {
-        ice_frame_row(s, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
+        ice_frame_row(s, step->centre, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
         float last = s->lifting > 0 ? ice_last_coordinate(framed, s->dim, s->lifting) : 0.0f;
         for (int l = 0; l < lists->composites; l++)
             ice_project(plan->kernels, framed, s->dim, s->lifting, last, plan->directions + l * lists->simples * width, lists->simples,
@@ -95,43 +96,65 @@ static void sort_rest(void *context, int64_t index, void *scratch) {
     }
 }
 
-/* c of the lifting: at least the largest norm, above 0.  0: out of memory. */
-static float find_lifting(const ice_tree_plan *plan, const icecore_segment *s) {
+/* c of the lifting: at least the largest norm, above 0. */
+static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segment *s, const float *centre, float *lifting) {
     float *framed = ice_alloc(s->dim, sizeof *framed);
-    if (!framed) return 0.0f;
+    if (!framed) return ICECORE_ERROR_MEMORY;
     double largest = 0.0;
-    for (int64_t i = 0; i < s->count; i++) {
-        ice_frame_row(s, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
+    int stopped = 0;
+    for (int64_t i = 0; i < s->count && !stopped; i++) {
+        if (i % ICE_UNASKED == 0) stopped = ice_interrupted();
+        ice_frame_row(s, centre, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
         double squared = 0.0;
         for (int64_t t = 0; t < s->dim; t++) squared += (double)framed[t] * framed[t];
         largest = fmax(largest, squared);
     }
     ice_free(framed);
     double norm = sqrt(largest) * (1.0 + 0x1p-23);   /* rounding to float must not put it below a row's norm */
-    return norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+    *lifting = norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+    return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
 }
 
-static int allocate_lists(const ice_tree_plan *plan, icecore_segment *s) {
+/* The centre adds the same to all inner products with a query; what is lifted by less is nearer to what it stands for. */
+static icecore_status find_frame(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s) {
+    b->centre = s->layer[0].mean;
+    if (plan->metric != ICECORE_INNER_PRODUCT) return ICECORE_OK;
+    float plain, centred;
+    icecore_status status = find_lifting(plan, s, NULL, &plain);
+    if (status == ICECORE_OK) status = find_lifting(plan, s, b->centre, &centred);
+    if (status != ICECORE_OK) return status;
+    s->lifting = fminf(plain, centred);
+    if (plain <= centred) b->centre = NULL;
+    return ICECORE_OK;
+}
+
+static icecore_status allocate_lists(const ice_tree_plan *plan, icecore_segment *s) {
     const int composites = plan->composites, simples = plan->simples;
     ice_lists *lists = &s->lists;
     lists->row = ice_segment_alloc(s, (int64_t)composites * s->count, sizeof(int32_t));
     lists->projection = ice_segment_alloc(s, (int64_t)composites * simples * s->count, sizeof(float));
     lists->sorted = ice_segment_alloc(s, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
-    if (!lists->row || !lists->projection || !lists->sorted) return 0;
-    if (plan->metric == ICECORE_INNER_PRODUCT && !(s->lifting = find_lifting(plan, s))) return 0;
+    if (!lists->row || !lists->projection || !lists->sorted) return ICECORE_ERROR_MEMORY;
     lists->composites = composites;
     lists->simples = simples;
-    return 1;
+    return ICECORE_OK;
+}
+
+/* Where this is interrupted or fails it can be begun again. */
+static icecore_status begin_lists(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s) {
+    icecore_status status = find_frame(b, plan, s);
+    return status == ICECORE_OK ? allocate_lists(plan, s) : status;
 }
 
 int ice_lists_done(const ice_lists_builder *b) { return b->stage == DONE; }
 
 icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s, int64_t *work, int threads) {
-    if (!s->lists.composites && !allocate_lists(plan, s)) return ICECORE_ERROR_MEMORY;
+    icecore_status status = s->lists.composites ? ICECORE_OK : begin_lists(b, plan, s);
+    if (status != ICECORE_OK) return status;
     int64_t largest = 0;
     for (int64_t c = 0; c < s->cells; c++)
         if (s->offset[c + 1] - s->offset[c] > largest) largest = s->offset[c + 1] - s->offset[c];
-    build_step step = {.plan = plan, .segment = s, .largest_cell = largest};
+    build_step step = {.plan = plan, .segment = s, .centre = b->centre, .largest_cell = largest};
     const size_t sorting = 2 * (size_t)largest * sizeof(uint64_t);
     const size_t projecting = (size_t)(s->dim + (int64_t)plan->composites * plan->simples) * sizeof(float);
     while (*work > 0 && b->stage != DONE) {
@@ -142,11 +165,11 @@ icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, i
         int64_t wanted = (*work - 1) / cost + 1;
         if (wanted > items - b->next) wanted = items - b->next;
         step.next = b->next;
-        icecore_status status = ice_parallel_for(wanted, threads, b->stage == PROJECT ? projecting : sorting,
-                                                 b->stage == PROJECT      ? project_rows
-                                                 : b->stage == SORT_FIRST ? sort_first
-                                                                          : sort_rest,
-                                                 &step);
+        status = ice_parallel_for(wanted, threads, b->stage == PROJECT ? projecting : sorting,
+                                  b->stage == PROJECT      ? project_rows
+                                  : b->stage == SORT_FIRST ? sort_first
+                                                           : sort_rest,
+                                  &step);
         if (status != ICECORE_OK) return status;
         *work -= wanted * cost;
         b->next += wanted;

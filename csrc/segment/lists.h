@@ -13,12 +13,13 @@
 typedef struct {
     int stage;
     int64_t next;
+    const float *centre;   /* the root's mean; NULL for 0, where inner products are lifted by less so */
 } ice_lists_builder;
 icecore_status ice_lists_step(ice_lists_builder *builder, const ice_tree_plan *plan, icecore_segment *segment, int64_t *work, int threads);
 int ice_lists_done(const ice_lists_builder *builder);
 
-/* x in the segment's frame: what the lists project. */
-void ice_frame_row(const icecore_segment *segment, const float *x, float *framed);
+/* scale (x - centre), with the segment's scale: what the lists project.  centre: NULL for 0. */
+void ice_frame_row(const icecore_segment *segment, const float *centre, const float *x, float *framed);
 /* <T(x), u> for some directions, dim + 1 wide where lifted.  A query's T(q) = [ q / |q| ; 0 ] is lifting = |q|, last_coordinate = 0. */
 void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
                  int simples, float *projection);
