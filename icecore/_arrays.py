@@ -76,7 +76,12 @@ def plain(array, name):
     """`array` as an ndarray. What a masked array hides would be used all the same: refused."""
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; expected a plain array")
-    return np.asarray(array)
+    if isinstance(array, (set, frozenset)):
+        raise TypeError(f"{name} is a {type(array).__name__}, which has no order; expected an array or a list")
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array ({error})") from error
 
 
 def _checked_array(array, name):

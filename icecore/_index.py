@@ -90,7 +90,7 @@ def _vectors(array, dim, name, dtype="float32"):
     return rows, single
 
 
-def _ids(array, name="ids"):
+def _ids(array, name="ids", dimensions="one dimension"):
     """`array` as contiguous int64 of one dimension."""
     array = plain(array, name)
     if array.size == 0 and array.dtype == np.float64:
@@ -98,10 +98,22 @@ def _ids(array, name="ids"):
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
     if array.ndim > 1:
-        raise ValueError(f"{name} has shape {array.shape}; expected one dimension")
+        raise ValueError(f"{name} has shape {array.shape}; expected {dimensions}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {array.max()}; expected at most {np.iinfo(np.int64).max}")
     return np.ascontiguousarray(array.reshape(-1), np.int64)
+
+
+def _filter(array, name, queries):
+    """The ids of a filter, or a list of those of each query."""
+    if array is None:
+        return None
+    array = plain(array, name)
+    if array.ndim == 2:
+        if len(array) != queries:
+            raise ValueError(f"{name} has shape {array.shape}; expected one dimension, or a row for each of {queries} queries")
+        return [_filter(row, name, 1) for row in array]
+    return np.flatnonzero(array) if array.dtype == bool and array.ndim == 1 else _ids(array, name, "one dimension or two")
 
 
 class Index:
@@ -305,8 +317,8 @@ class Index:
 
     # ---- Searching ----
 
-    def search(self, queries, k, *, visit=None, retrieve=None, field_of_view=None, exact=False, filter=None, out=None,
-               num_threads=None):
+    def search(self, queries, k, *, visit=None, retrieve=None, field_of_view=None, exact=False, filter=None, exclude=None,
+               out=None, num_threads=None):
         """The k best vectors for each query.
 
         Parameters
@@ -316,18 +328,22 @@ class Index:
         k : int
             At least 1.
         visit : int, optional
-            Open parents, best first, until the vectors under them are this many. With P-DCI lists: pops of each composite,
+            Open parents, best first, until the vectors under them that may be returned are this many. With P-DCI lists: pops of each composite,
             shared out over the opened parents by their size.
         retrieve : int, optional
             Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for
             each of the `k` when no other budget is given.
         field_of_view : int, optional
-            Parents kept at each level. Default: 16 when `visit` is not given either; with two levels, 16 of each segment. For
-            inner products others then follow where a vector may be among the `k` best by its norm (not with P-DCI lists).
+            Parents kept at each level; with a filter each counts by the share of its vectors that may be returned. Default: 16
+            when `visit` is not given either; with two levels, 16 of each segment. For inner products others then follow where a
+            vector may be among the `k` best by its norm (not with P-DCI lists).
         exact : bool
             Compare all vectors instead, in float32.
-        filter : (m,) array of int, optional
-            Ids that may be returned; others are passed over. Ids that are absent do not matter.
+        filter : (m,) array of int or bool, or (n, m), optional
+            Ids that may be returned, or a mask that is True at these ids. Ids that are absent do not matter. Two dimensions: a
+            filter for each query, rows of ids padded with an absent one; such queries are searched one by one.
+        exclude : (m,) array of int or bool, or (n, m), optional
+            Ids that must not be returned, as in `filter`, from which they are taken away when both are given.
         out : SearchResult or tuple of two or three arrays, optional
             Where to put ids (int64), scores (float32) and counts (int64).
         num_threads : int, optional
@@ -348,18 +364,32 @@ class Index:
 
         Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or
         as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite.
+
+        The results have `k` columns even where the index holds fewer vectors: for all of them, ask for ``k=len(index)``.
+
+        Budgets count what may be returned, so that a filter opens more parents and keeps the recall. Where reading all that may
+        be returned is less than that, it is compared exactly instead.
         """
         rows, single = _vectors(queries, self.dim, "queries")
         k = integer(k, "k", 1)
         budgets = self._budgets(k, visit, retrieve, field_of_view)
-        allowed = None if filter is None else _ids(filter, "filter")
+        filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before searching")
         result = _result(out, len(rows), k, single, rows)
-        self._native.search(rows, k, *budgets, bool(exact), allowed, threads_for_call(num_threads),
-                            *(np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)),
-                            None)
+        arrays = [np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)]
+        self._search(rows, k, (*budgets, bool(exact)), filters, threads_for_call(num_threads), *arrays, None)
         return result
+
+    def _search(self, rows, k, budgets, filters, threads, *arrays):
+        """Fills the arrays (ids, scores, counts and visited or None); a filter may be a list of one for each query."""
+        if not any(isinstance(ids, list) for ids in filters):
+            self._native.search(rows, k, *budgets, *filters, threads, *arrays)
+            return
+        for i in range(len(rows)):
+            own = [ids[i] if isinstance(ids, list) else ids for ids in filters]
+            part = slice(i, i + 1)
+            self._native.search(rows[part], k, *budgets, *own, threads, *(None if a is None else a[part] for a in arrays))
 
     def _budgets(self, k, visit, retrieve, field_of_view):
         """The core's three budgets, 0 standing for no bound, and whether they may be exceeded."""
@@ -372,7 +402,7 @@ class Index:
                 given[1] = DEFAULT_CANDIDATES * k
         return *given, default
 
-    def tune(self, queries, k, recall=0.95, *, num_threads=None):
+    def tune(self, queries, k, recall=0.95, *, filter=None, exclude=None, num_threads=None):
         """Find the cheapest budgets that reach a recall.
 
         Parameters
@@ -382,6 +412,8 @@ class Index:
         k : int
         recall : float
             Share of the true k nearest to be found, in (0, 1]; ties count by value.
+        filter, exclude : array of int or bool, optional
+            As in `search`: the best budgets under a filter are others.
 
         Returns
         -------
@@ -390,7 +422,7 @@ class Index:
         Raises
         ------
         TypeError, ValueError
-            For wrong shapes or dtypes, no queries, a `recall` outside (0, 1], an empty index.
+            For wrong shapes or dtypes, no queries, a `recall` outside (0, 1], an empty index, a filter that leaves nothing.
 
         Notes
         -----
@@ -407,8 +439,10 @@ class Index:
             raise ValueError("queries is empty; expected a sample of the queries to come")
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before tuning")
-        rows = np.ascontiguousarray(rows[:: -(-len(rows) // 1000)])
-        return _Tuner(self, rows, k, recall, threads).tune()
+        step = -(-len(rows) // 1000)
+        filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
+        filters = [ids[::step] if isinstance(ids, list) else ids for ids in filters]
+        return _Tuner(self, np.ascontiguousarray(rows[::step]), k, recall, filters, threads).tune()
 
     # ---- Keeping it ----
 
@@ -564,25 +598,27 @@ def _result(out, n, k, single, queries):
 class _Tuner:
     """One call of `Index.tune`."""
 
-    def __init__(self, index, queries, k, recall, threads):
+    def __init__(self, index, queries, k, recall, filters, threads):
         self.index, self.queries, self.k, self.recall, self.threads = index, queries, min(k, len(index)), recall, threads
-        self.trials = []
-        self.truth, _ = self._search({"exact": True})
+        self.filters, self.trials = filters, []
+        truth, _ = self._search({"exact": True})
+        self.wanted = (~np.isnan(truth)).sum()  # fewer than k of a query where a filter leaves fewer
+        if not self.wanted:
+            raise ValueError("filter and exclude leave no vector of the index; expected some to search among")
+        self.worst = np.fmin.reduce(truth, axis=1, keepdims=True)
 
     def _search(self, budgets):
         n, k = len(self.queries), self.k
         ids, scores, counts, visited = (np.empty(shape, dtype) for shape, dtype in
                                         (((n, k), np.int64), ((n, k), np.float32), (n, np.int64), (n, np.int64)))
-        core = [budgets.get(name, 0) for name in ("visit", "retrieve", "field_of_view")]
-        self.index._native.search(self.queries, k, *core, False, budgets.get("exact", False), None, self.threads, ids, scores,
-                                  counts, visited)
+        core = [*(budgets.get(name, 0) for name in ("visit", "retrieve", "field_of_view")), False, budgets.get("exact", False)]
+        self.index._search(self.queries, k, core, self.filters, self.threads, ids, scores, counts, visited)
         return scores if self.index.metric == "ip" else -scores, visited.mean()
 
     def _try(self, budgets):
         scores, visited = self._search(budgets)
-        worst = self.truth[:, -1:]
         # both are exact float32 scores of the same vectors: equal bits for equal neighbours
-        reached = float((scores >= worst).mean())
+        reached = float((scores >= self.worst).sum() / self.wanted)
         self.trials.append((dict(budgets), reached, float(visited)))
         return reached
 

@@ -185,6 +185,7 @@ class Index:
         extend: bool,
         exact: bool,
         allowed: NDArray[np.int64] | None,
+        excluded: NDArray[np.int64] | None,
         threads: int,
         ids: NDArray[np.int64],
         scores: NDArray[np.float32],

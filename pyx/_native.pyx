@@ -598,8 +598,8 @@ cdef class Index:
         check(status)
 
     def search(self, const float[:, ::1] queries, int64_t k, int64_t visit, int64_t retrieve, int64_t field_of_view, bint extend,
-               bint exact, const int64_t[::1] allowed, int threads, int64_t[:, ::1] ids, float[:, ::1] scores, int64_t[::1] counts,
-               int64_t[::1] visited):
+               bint exact, const int64_t[::1] allowed, const int64_t[::1] excluded, int threads, int64_t[:, ::1] ids,
+               float[:, ::1] scores, int64_t[::1] counts, int64_t[::1] visited):
         cdef icecore_search s
         cdef int64_t count = queries.shape[0], none = 0
         if count == 0:
@@ -610,6 +610,10 @@ cdef class Index:
         if allowed is not None:
             s.allowed_count = allowed.shape[0]
             s.allowed = &allowed[0] if allowed.shape[0] else &none
+        s.excluded, s.excluded_count = NULL, 0
+        if excluded is not None:
+            s.excluded_count = excluded.shape[0]
+            s.excluded = &excluded[0] if excluded.shape[0] else NULL
         cdef const float *query_data = &queries[0, 0]
         cdef int64_t *id_data = &ids[0, 0]
         cdef float *score_data = &scores[0, 0]

@@ -166,6 +166,8 @@ cdef extern from "icecore.h" nogil:
         int extend, exact
         const int64_t *allowed
         int64_t allowed_count
+        const int64_t *excluded
+        int64_t excluded_count
         int threads
 
     ctypedef struct icecore_index_state:

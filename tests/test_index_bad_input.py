@@ -250,8 +250,12 @@ BAD_SEARCHES = [
     ({"num_threads": 0}, ValueError, "num_threads must be from 1 to 4096, got 0"),
     ({"num_threads": 1.0}, TypeError, "num_threads must be an integer, got float"),
     ({"filter": [1.0]}, TypeError, "filter has dtype float64; expected integers"),
-    ({"filter": [[1]]}, ValueError, r"filter has shape \(1, 1\); expected one dimension"),
-    ({"filter": np.ones(1300, bool)}, TypeError, "filter has dtype bool; expected integers"),
+    ({"filter": [[1]]}, ValueError, r"filter has shape \(1, 1\); expected one dimension, or a row for each of 3 queries"),
+    ({"filter": np.ones((1, 3, 1), int)}, ValueError, r"filter has shape \(1, 3, 1\); expected one dimension or two"),
+    ({"filter": {1, 2}}, TypeError, "filter is a set, which has no order; expected an array"),
+    ({"filter": [[1], [2], [3, 4]]}, ValueError, "filter is no array .*inhomogeneous"),
+    ({"exclude": ["a"]}, TypeError, "exclude has dtype <U1; expected integers"),
+    ({"exclude": np.ones((2, 1300), bool)}, ValueError, r"exclude has shape \(2, 1300\); expected one dimension, or a row"),
     *[
         (options, error, message)
         for name in ("visit", "retrieve", "field_of_view")

@@ -561,6 +561,73 @@ def test_filter(isa, variant):
             assert not result.counts.any()
 
 
+def recall_among(index, queries, **options):
+    """Recall of the default search, and whether it found as many as there are."""
+    found, exact = index.search(queries, 10, **options), index.search(queries, 10, exact=True, **options)
+    hits = sum(np.isin(true[:count], own).sum() for own, true, count in zip(found.ids, exact.ids, exact.counts, strict=True))
+    return hits / exact.counts.sum(), (found.counts == exact.counts).all()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3, 0.1, 0.01, 0.001])
+@variants
+def test_a_filter_keeps_recall_and_counts(variant, share):
+    vectors = clusters(0, 12000, 24, centers=200)
+    index, queries = filled(vectors, **VARIANTS[variant]), clusters(1, 100, 24, centers=200)
+    unfiltered, _ = recall_among(index, queries)
+    allowed = np.random.default_rng(2).permutation(12000)[: int(12000 * share)]
+    for options in ({"filter": allowed}, {"exclude": np.setdiff1d(np.arange(12000), allowed)}):
+        reached, full = recall_among(index, queries, **options)
+        assert reached >= unfiltered - 0.02
+        assert full
+
+
+def test_a_filter_of_one_region_asked_from_everywhere():
+    vectors = clusters(0, 12000, 24, centers=200)
+    index = filled(vectors, metric="l2")
+    region = np.argsort(((vectors - vectors[0]) ** 2).sum(axis=1))
+    for count in (500, 5000):
+        reached, full = recall_among(index, normal(1, 100, 24), filter=region[:count])
+        assert reached >= recall_among(index, normal(1, 100, 24))[0] - 0.02
+        assert full
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_few_allowed_are_all_compared(levels):
+    index = filled(normal(0, 5000, 10), num_levels=levels)
+    tuning = index.tune(normal(1, 20, 10), 5, 1.0, filter=np.arange(100))
+    assert tuning.recall == 1
+    assert tuning.visited == 100
+
+
+@variants
+def test_ways_to_filter(variant):
+    """Ids, masks, exclusion, and one of each query give the same answers."""
+    index, queries = filled(normal(0, 3000, 10), **VARIANTS[variant]), normal(1, 6, 10)
+    for share in (2, 300):
+        ids = np.arange(0, 3000, share)
+        mask = np.zeros(3100, bool)
+        mask[ids] = True
+        expected = index.search(queries, 7, filter=ids)
+        assert_same_result(index.search(queries, 7, filter=mask), expected)
+        assert_same_result(index.search(queries, 7, exclude=~mask), expected)
+        assert_same_result(index.search(queries, 7, filter=np.append(ids, [1, 3]), exclude=[1, 3, -7]), expected)
+        assert_same_result(index.search(queries, 7, filter=np.tile(ids, (6, 1))), expected)
+        assert_same_result(index.search(queries, 7, exclude=np.tile(~mask, (6, 1))), expected)
+    each = np.int64([[5, -1], [6, 7], [8, 8], [-1, -1], [9, 10], [5000, 11]])
+    found = index.search(queries, 2, filter=each)
+    np.testing.assert_array_equal(np.sort(found.ids), [[-1, 5], [6, 7], [-1, 8], [-1, -1], [9, 10], [-1, 11]])
+    one = index.search(queries[0], 7, exclude=[[3]])
+    assert_same_result(one, index.search(queries[0], 7, exclude=[3]))
+
+
+def test_excluding_the_query_itself():
+    vectors = normal(0, 2000, 10)
+    index = filled(vectors, metric="l2")
+    found = index.search(vectors[:50], 3, field_of_view=2000, exclude=np.arange(50)[:, None])
+    expected = index.search(vectors[:50], 4, field_of_view=2000)
+    np.testing.assert_array_equal(found.ids, expected.ids[:, 1:])
+
+
 def test_a_filter_does_not_name_removed_vectors():
     vectors = normal(0, 1500, 10)
     index = filled(vectors)
@@ -691,6 +758,22 @@ def test_tune(variant, wanted):
     assert recall(found.ids, exact.ids) == pytest.approx(tuning.recall)
     assert (tuning.budgets, tuning.recall, tuning.visited) in tuning.trials
     assert 0 < tuning.visited <= 3000 + index.stats["cells"] + 1
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_tune_under_a_filter(metric):
+    vectors, queries = clusters(0, 6000, 24), clusters(0, 60, 24)
+    index = filled(vectors, metric=metric)
+    kept = np.arange(0, 6000, 2)
+    for options in ({"filter": kept}, {"exclude": kept}, {"filter": np.tile([5, 10, 15], (60, 1))}):
+        tuning = index.tune(queries, 10, 0.9, **options)
+        exact = index.search(queries, 10, exact=True, **options)
+        found = index.search(queries, 10, **tuning.budgets, **options)
+        hits = sum(np.isin(true[true >= 0], own).sum() for own, true in zip(found.ids, exact.ids, strict=True))
+        assert hits / exact.counts.sum() == pytest.approx(tuning.recall)
+        assert tuning.recall >= 0.9
+    with pytest.raises(ValueError, match="filter and exclude leave no vector"):
+        index.tune(queries, 10, filter=[-4])
 
 
 def test_tune_is_cheaper_for_less():

@@ -398,7 +398,7 @@ icecore_status icecore_index_clear(icecore_index *index);
 
 typedef struct {
     int64_t k;
-    int64_t visit;               /* scan mode: cells are opened in order of score until they hold this many keys.  Lists: pops for
+    int64_t visit;               /* scan mode: cells are opened in order of score until they hold this many keys that may be returned.  Lists: pops for
                                     each composite, shared out over the opened cells.  0: no bound */
     int64_t retrieve;            /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
     int64_t field_of_view;       /* parents kept at each level; 0: no bound */
@@ -408,6 +408,8 @@ typedef struct {
     int exact;                   /* compare all, in float32; the budgets are not used */
     const int64_t *allowed;      /* NULL, or ids: all others are left out; absent ones do not matter */
     int64_t allowed_count;
+    const int64_t *excluded;     /* NULL, or ids that are left out */
+    int64_t excluded_count;
     int threads;
 } icecore_search;
 

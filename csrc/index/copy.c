@@ -28,6 +28,12 @@ static icecore_segment *copy_segment(const icecore_segment *from, const icecore_
     }
     s->offset = s->layer[s->layers - 1].offset;
     s->mean_key = s->layer[s->layers - 1].mean;
+    s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
+    if (!s->used) {
+        icecore_segment_free(s);
+        return NULL;
+    }
+    memcpy(s->used, from->used, (size_t)s->cells * sizeof *s->used);
     return s;
 }
 
@@ -59,6 +65,7 @@ static icecore_status copy_contents(const icecore_index *from, icecore_index *to
         if (!from->sealed[n].segment) continue;
         to->sealed[n] = (ice_sealed){.segment = copy_segment(from->sealed[n].segment, &from->options), .removed = from->sealed[n].removed};
         if (!to->sealed[n].segment) return ICECORE_ERROR_MEMORY;
+        ice_index_enter_cells(to, n);
     }
     ice_merge_begin_due(to);
     return ICECORE_OK;

@@ -260,6 +260,7 @@ static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t
         if (home == ICE_HOME_OPEN) {
             leave_open_block(index, slot[i]);
         } else {
+            index->sealed[home].segment->used[*ice_slot_cell(&index->slots, slot[i])]--;
             index->sealed[home].removed++;
             index->removed++;
         }
@@ -332,7 +333,12 @@ icecore_status icecore_index_compact(icecore_index *index, int threads) {
 static icecore_status enter_mapped_ids(icecore_index *index) {
     icecore_status status = ice_lock_write(&index->lock);
     if (status != ICECORE_OK) return status;
-    if (index->map.count != index->used) status = ice_id_map_reserve(&index->map, &index->slots, index->used);
+    if (index->map.count != index->used) {
+        status = ice_id_map_reserve(&index->map, &index->slots, index->used);
+        if (status == ICECORE_OK && !index->slots.chunk->cell) status = ice_slots_reserve_cells(&index->slots);
+        for (int n = 0; status == ICECORE_OK && n < ICE_MOST_SEGMENTS; n++)
+            if (index->sealed[n].segment) ice_index_enter_cells(index, n);
+    }
     for (int64_t s = 0; status == ICECORE_OK && index->map.count != index->used; s++) {
         if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) ice_id_map_insert(&index->map, &index->slots, (int32_t)s);
         if (s % ICE_UNASKED == 0 && ice_interrupted()) status = ICECORE_INTERRUPTED;

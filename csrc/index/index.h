@@ -50,6 +50,9 @@ struct icecore_index {
     int read_only;
 };
 
+/* Vectors of a segment that are not removed. */
+static inline int64_t ice_used_in(const ice_sealed *sealed) { return sealed->segment ? sealed->segment->count - sealed->removed : 0; }
+
 /* ---- merge.c ---- */
 
 /* Begins the merges that the sizes of the segments ask for.  One for which there is no memory is left for later. */
@@ -64,6 +67,10 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
 int ice_index_has_room(const icecore_index *index);
 /* Puts a built segment in force: the slots in its order learn where they are.  There must be a free number. */
 void ice_index_adopt(icecore_index *index, icecore_segment *segment);
+/* Tells the slots of segment `number` their cells. */
+void ice_index_enter_cells(icecore_index *index, int number);
+/* Counts the vectors of a segment's cells that are not removed; returns how many are. */
+int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
 

@@ -86,8 +86,10 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
     s->offset = s->layer[s->layers - 1].offset;
     s->mean_key = s->layer[s->layers - 1].mean;
     if (!r->failed) check_segment(r, s, number, &index->slots);
-    for (int64_t i = 0; i < s->count && !r->failed; i++)
-        index->sealed[number].removed += *ice_slot_state(&index->slots, s->order[i]) == ICE_SLOT_REMOVED;
+    if (r->failed) return;
+    s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
+    if (s->used) index->sealed[number].removed = ice_index_count_used(index, s);
+    else ice_lack_memory(r);
 }
 
 static void map_slots(ice_reader *r, icecore_index *index, int64_t count) {

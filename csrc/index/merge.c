@@ -10,11 +10,9 @@
 /* A segment with more than this share of removed vectors is built anew. */
 #define MOST_REMOVED 0.33
 
-static int64_t used_in(const ice_sealed *sealed) { return sealed->segment->count - sealed->removed; }
-
 static int size_class(const ice_sealed *sealed) {
     int class = 0;
-    for (int64_t size = used_in(sealed) / ICE_OPEN_BLOCK; size > 1; size /= 2) class++;
+    for (int64_t size = ice_used_in(sealed) / ICE_OPEN_BLOCK; size > 1; size /= 2) class++;
     return class;
 }
 
@@ -42,14 +40,27 @@ int ice_index_has_room(const icecore_index *index) {
 void ice_index_adopt(icecore_index *index, icecore_segment *segment) {
     int number = 0;
     while (index->sealed[number].segment) number++;
-    int64_t removed = 0;
-    for (int64_t i = 0; i < segment->count; i++) {
-        int32_t own = segment->order[i];
-        *ice_slot_home(&index->slots, own) = (uint8_t)number;
-        removed += *ice_slot_state(&index->slots, own) == ICE_SLOT_REMOVED;
-    }
-    index->sealed[number] = (ice_sealed){segment, removed, 0};
+    for (int64_t i = 0; i < segment->count; i++) *ice_slot_home(&index->slots, segment->order[i]) = (uint8_t)number;
+    index->sealed[number] = (ice_sealed){segment, ice_index_count_used(index, segment), 0};
+    ice_index_enter_cells(index, number);
     index->seals++;
+}
+
+void ice_index_enter_cells(icecore_index *index, int number) {
+    const icecore_segment *segment = index->sealed[number].segment;
+    for (int64_t c = 0; c < segment->cells; c++)
+        for (int64_t i = segment->offset[c]; i < segment->offset[c + 1]; i++) *ice_slot_cell(&index->slots, segment->order[i]) = (int32_t)c;
+}
+
+int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segment) {
+    int64_t removed = segment->count;
+    for (int64_t c = 0; c < segment->cells; c++) {
+        segment->used[c] = 0;
+        for (int64_t i = segment->offset[c]; i < segment->offset[c + 1]; i++)
+            segment->used[c] += *ice_slot_state(&index->slots, segment->order[i]) == ICE_SLOT_USED;
+        removed -= segment->used[c];
+    }
+    return removed;
 }
 
 void ice_index_drop(icecore_index *index, int number) {
@@ -82,7 +93,7 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     while (merge < index->merge + ICE_MOST_MERGES && merge->builder) merge++;
     if (merge == index->merge + ICE_MOST_MERGES || !kernels) return;
     int64_t count = 0;
-    for (int i = 0; i < from_count; i++) count += used_in(&index->sealed[from[i]]);
+    for (int i = 0; i < from_count; i++) count += ice_used_in(&index->sealed[from[i]]);
     merge->slot = ice_alloc(count, sizeof *merge->slot);
     if (!merge->slot) return;
     merge->count = 0;
@@ -109,7 +120,7 @@ void ice_merge_begin_due(icecore_index *index) {
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
         ice_sealed *sealed = &index->sealed[n];
         if (!sealed->segment || sealed->merging) continue;
-        if (used_in(sealed) == 0) {
+        if (ice_used_in(sealed) == 0) {
             ice_index_drop(index, n);
             continue;
         }
@@ -117,7 +128,7 @@ void ice_merge_begin_due(icecore_index *index) {
         members[count++] = (uint8_t)n;
         for (int other = n + 1; other < ICE_MOST_SEGMENTS; other++) {
             const ice_sealed *o = &index->sealed[other];
-            if (o->segment && !o->merging && used_in(o) && size_class(o) == class) members[count++] = (uint8_t)other;
+            if (o->segment && !o->merging && ice_used_in(o) && size_class(o) == class) members[count++] = (uint8_t)other;
         }
         if (count > 1 || (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count) begin(index, members, count);
     }

@@ -114,7 +114,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
     scale_queries(&w);
     memset(w.visited, 0, (size_t)w.count * sizeof *w.visited);
     const ice_forest *f = &call->forest;
-    if (call->search->exact) {
+    if (call->exact) {
         ice_collector_clear(&w.collector, w.count, call->keep);
         ice_scan_exactly(&w, NULL, call->index->slots.count);
     } else {
@@ -122,12 +122,13 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
         if (call->index->options.metric == ICECORE_INNER_PRODUCT) ice_encode_queries(&w);
         if (f->segments) ice_pick_all(&w, 0);
         for (int layer = 0; f->segments && layer + 1 < f->layers; layer++) {
-            int64_t below = f->first[layer + 1][f->segments];
-            if (below <= call->keep_nodes && call->search->visit == 0) {
+            const int64_t below = f->first[layer + 1][f->segments];
+            const int by_number = call->search->visit == 0 && !call->allowed;   /* each parent counts as one */
+            if (by_number && below <= call->keep_nodes) {
                 ice_pick_all(&w, layer + 1);
                 continue;
             }
-            if (layer == 0 && call->search->visit == 0) {
+            if (by_number && layer == 0) {
                 ice_pick_from_roots(&w);
                 continue;
             }
@@ -146,7 +147,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
 static void find_forest(const icecore_index *index, ice_forest *f) {
     memset(f, 0, sizeof *f);
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
-        if (index->sealed[n].segment) f->segment[f->segments++] = index->sealed[n].segment;
+        if (ice_used_in(&index->sealed[n])) f->segment[f->segments++] = index->sealed[n].segment;
     f->layers = index->options.levels;
     for (int layer = 0; layer < f->layers; layer++)
         for (int n = 0; n < f->segments; n++) f->first[layer][n + 1] = f->first[layer][n] + f->segment[n]->layer[layer].parents;
@@ -176,17 +177,19 @@ static icecore_status find_scale(ice_search_call *call) {
 static void plan_search(ice_search_call *call, int threads) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;
-    const int lists = call->index->options.composites > 0 && !s->exact;
-    int64_t parents = 1;
-    for (int i = 0; i < f->layers; i++) parents = ice_most(parents, f->first[i][f->segments]);
-    call->keep_nodes = s->field_of_view > 0 ? ice_least(s->field_of_view, parents) : parents;
     call->own_views = s->extend && f->layers == 2 && !call->index->options.composites;
     call->extends = call->own_views && call->index->options.metric == ICECORE_INNER_PRODUCT;
+    call->exact = s->exact || ice_exact_is_less(call);
+    const int lists = call->index->options.composites > 0 && !call->exact;
+    int64_t parents = 1;
+    for (int i = 0; i < f->layers; i++) parents = ice_most(parents, f->first[i][f->segments]);
+    /* parents that hold few that are allowed count for little, so that any number may be needed */
+    call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_least(s->field_of_view, parents) : parents;
     call->nodes = call->own_views ? parents : ice_most(call->keep_nodes, f->segments);   /* every segment's root is picked */
     /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
     int64_t margin = s->k + s->k / 4 + 8;
-    call->keep = lists ? s->k : s->exact ? margin : ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);
-    call->keep = ice_least(call->keep, call->index->used);
+    call->keep = lists ? s->k : call->exact ? margin : ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);
+    call->keep = ice_least(call->keep, ice_most(call->wanted, 1));
     call->capacity = ice_most(2 * call->keep + SLACK, ice_least(2 * call->keep_nodes + SLACK, parents));
     int64_t cells = f->layers ? f->first[f->layers - 1][f->segments] : 1;
     int64_t chunk = ice_most(ICE_PANEL * cells / ice_most(call->keep_nodes, 1), 512);
@@ -199,27 +202,13 @@ static void plan_search(ice_search_call *call, int threads) {
     call->chunk = chunk;
 }
 
-static icecore_status find_allowed(ice_search_call *call) {
-    const icecore_search *s = call->search;
-    const icecore_index *index = call->index;
-    if (!s->allowed) return ICECORE_OK;
-    call->allowed = ice_alloc(index->slots.count, 1);
-    if (!call->allowed) return ICECORE_ERROR_MEMORY;
-    memset(call->allowed, 0, (size_t)index->slots.count);
-    for (int64_t i = 0; i < s->allowed_count; i++) {
-        int32_t slot = ice_id_map_find(&index->map, &index->slots, s->allowed[i]);
-        if (slot >= 0) call->allowed[slot] = 1;
-    }
-    return ICECORE_OK;
-}
-
 static icecore_status search_locked(ice_search_call *call) {
     const icecore_search *s = call->search;
     const int threads = s->threads > 0 ? s->threads : icecore_default_threads();
-    icecore_status status = find_allowed(call);
-    if (status != ICECORE_OK || call->count == 0) return status;
+    if (call->count == 0) return ICECORE_OK;
     find_forest(call->index, &call->forest);
-    status = find_scale(call);
+    icecore_status status = ice_find_wanted(call);
+    if (status == ICECORE_OK) status = find_scale(call);
     if (status != ICECORE_OK) return status;
     plan_search(call, threads);
     ice_search_space unused;
@@ -235,12 +224,13 @@ icecore_status icecore_index_search(icecore_index *index, const float *queries, 
     if (!call) return ICECORE_ERROR_MEMORY;
     *call = (ice_search_call){.index = index, .kernels = kernels, .search = search, .queries = queries, .count = count,
                           .ids = ids, .scores = scores, .counts = counts, .visited = visited};
-    icecore_status status = search->allowed ? ice_index_lookup_lock(index) : ice_lock_read(&index->lock);
+    icecore_status status = search->allowed || search->excluded ? ice_index_lookup_lock(index) : ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
         status = search_locked(call);
         ice_unlock(&index->lock);
     }
     ice_free(call->allowed);
+    ice_free(call->below);
     ice_free(call);
     return status;
 }

@@ -8,12 +8,14 @@
 /* The best parents go first until they hold this many times what is kept. */
 #define ICE_LEADING 3
 
-/* All segments side by side. */
+/* All segments that hold a vector, side by side. */
 typedef struct {
     const icecore_segment *segment[ICE_MOST_SEGMENTS];
     int segments, layers;
     int64_t first[ICE_MOST_LAYERS + 1][ICE_MOST_SEGMENTS + 1];   /* number of each segment's first parent in a layer; [segments]: how many */
     int64_t largest_cell;
+    /* Below each parent of a layer: vectors that are not removed, and those of them that may be returned.  NULL where that is all. */
+    int32_t *used[ICE_MOST_LAYERS], *wanted[ICE_MOST_LAYERS];
 } ice_forest;
 
 typedef struct {
@@ -28,6 +30,9 @@ typedef struct {
     int own_views, extends;        /* whether keep_nodes counts for each segment by itself; whether parents beyond those follow */
     ice_forest forest;
     uint8_t *allowed;              /* of each slot; NULL: all are */
+    int64_t wanted;                /* vectors that may be returned */
+    int32_t *below;                /* the memory of the forest's `used` and `wanted` */
+    int exact;                     /* all that are wanted are compared, because it was asked for or is less work */
     int64_t *ids, *counts, *visited;
     float *scores;
 } ice_search_call;
@@ -83,6 +88,21 @@ static inline int64_t ice_keys_below(const icecore_segment *segment, int layer, 
     }
     return high - low;
 }
+
+/* Vectors below a parent that may be returned. */
+static inline int64_t ice_wanted_below(const ice_forest *f, int layer, int64_t node) {
+    if (f->wanted[layer]) return f->wanted[layer][node];
+    int n = ice_forest_segment(f, layer, node);
+    return ice_keys_below(f->segment[n], layer, node - f->first[layer][n]);
+}
+
+/* ---- search_wanted.c: filters and removed vectors ---- */
+
+/* Finds what may be returned.  The forest must be known. */
+icecore_status ice_find_wanted(ice_search_call *call);
+/* Whether a filter leaves fewer vectors than a search of the trees would visit: since its budgets count what is wanted alone, it opens the more
+ * parents, the fewer there are. */
+int ice_exact_is_less(const ice_search_call *call);
 
 /* ---- search_tree.c: down the tree by 8-bit codes ---- */
 

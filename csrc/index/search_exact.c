@@ -45,6 +45,11 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
     for (int64_t next = 0; next < count;) {
         int block = 0;
         for (; next < count && block < ICE_KEY_BLOCK; next++) {
+            if (!slots && call->allowed) {   /* straight to the next, of what may be very few */
+                const uint8_t *found = memchr(call->allowed + next, 1, (size_t)(count - next));
+                next = found ? found - call->allowed : count;
+                if (!found) break;
+            }
             int32_t own = slots ? slots[next] : (int32_t)next;
             if (!ice_is_wanted(call, own)) continue;
             float *row = w->rows + block * o->dim;

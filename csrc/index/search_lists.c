@@ -46,20 +46,20 @@ void ice_search_lists(ice_search_space *w) {
     for (int64_t q = 0; q < w->count && !ice_interrupted(); q++) {
         const int32_t *pick = w->pick + q * call->nodes;
         int64_t whole = 0;
-        for (int64_t i = 0; i < w->picks[q]; i++) {
-            int n = ice_forest_segment(f, last, pick[i]);
-            whole += ice_keys_below(f->segment[n], last, pick[i] - f->first[last][n]);
-        }
+        for (int64_t i = 0; i < w->picks[q]; i++) whole += ice_wanted_below(f, last, pick[i]);
         int projected = -1;   /* the segment in whose frame the query is projected */
         for (int64_t i = 0; i < w->picks[q]; i++) {
             int n = ice_forest_segment(f, last, pick[i]);
             const icecore_segment *segment = f->segment[n];
             if (n != projected) project_query(w, q, segment, projection);
             projected = n;
-            int64_t cell = pick[i] - f->first[last][n], keys = ice_keys_below(segment, last, cell), found = 0;
+            int64_t cell = pick[i] - f->first[last][n], wanted = ice_wanted_below(f, last, pick[i]), keys = ice_keys_below(segment, last, cell), found = 0;
+            /* keys that are not wanted take their part of the pops, so that there are more of them */
+            int64_t pops = share(call->search->visit, wanted, whole);
+            if (wanted < keys) pops = (int64_t)((double)pops * (double)keys / (double)wanted + 0.999999);
             for (int l = 0; l < o->composites; l++) {
-                found += ice_lists_candidates(call->kernels, segment, l, cell, projection + l * o->simples, share(call->search->visit, keys, whole),
-                                              share(call->search->retrieve, keys, whole), is_candidate, call, w->candidates + found, w->spare);
+                found += ice_lists_candidates(call->kernels, segment, l, cell, projection + l * o->simples, pops,
+                                              share(call->search->retrieve, wanted, whole), is_candidate, call, w->candidates + found, w->spare);
             }
             if (o->composites > 1) {   /* the union: sorted by 32-bit number, each once */
                 uint64_t *sorted = w->spare;

@@ -62,9 +62,9 @@ static void score_children(ice_search_space *w, const icecore_segment *segment, 
                                layer->scale + child, bias, count, scores);
 }
 
-/* Scores the children of one parent for a panel of queries and collects them. */
+/* Scores the children of one parent for a panel of queries and collects them; wanted: how many are below each child, in all layers but the last. */
 static void scan(ice_search_space *w, const icecore_segment *segment, int64_t first_child, const ice_layer *layer, int64_t parent, int is_last,
-                 const int32_t *queries, int lanes) {
+                 const int32_t *wanted, const int32_t *queries, int lanes) {
     const ice_search_call *call = w->call;
     const ice_kernels *kernels = call->kernels;
     float threshold[ICE_PANEL];
@@ -75,7 +75,7 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     for (int lane = 0; lane < lanes; lane++) lowest = fminf(lowest, threshold[lane]);
     for (int lane = lanes; lane < ICE_PANEL; lane++) threshold[lane] = INFINITY;
     const int64_t begin = layer->offset[parent], end = layer->offset[parent + 1];
-    const int filtered = is_last && (call->allowed || call->index->removed);
+    const int filtered = call->allowed || call->index->removed;
     /* neighbours in time are alike: of many blocks every eighth goes first, which raises the threshold sooner */
     const int64_t blocks = (end - begin + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK, step = blocks < 16 ? 1 : 8;
     for (int64_t n = 0, place = 0; n < blocks; n++, place += step) {
@@ -100,6 +100,7 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
                 number = slot;
             } else {
                 number += first_child;
+                if (wanted && !wanted[number]) continue;
             }
             ice_collector_add(&w->collector, queries[lane], w->scores[at], (int32_t)number);
         }
@@ -108,38 +109,45 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     for (int lane = 0; lane < lanes; lane++) w->visited[queries[lane]] += end - begin;
 }
 
-/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, or fewer once they hold `visit` keys.  The best
- * come first, until they hold ICE_LEADING times the keys that are wanted: done before the others, they set a threshold that few of those pass. */
+/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, by default of each segment, or fewer once they hold
+ * `visit` keys.  With a filter a parent counts by the share of its keys that is allowed, and so do its keys.  The best come first, until they hold
+ * ICE_LEADING times the keys that are wanted: done before the others, they set a threshold that few of those pass. */
 void ice_pick_parents(ice_search_space *w, int layer) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const int64_t enough = ICE_LEADING * call->keep, visit = call->search->visit > 0 ? call->search->visit : INT64_MAX;
+    const double most = call->search->field_of_view > 0 ? (double)call->search->field_of_view : INFINITY;
     uint64_t *sorted = w->spare;
     for (int64_t q = 0; q < w->count; q++) {
         ice_collector_cut(&w->collector, q);
         const float *scores = w->collector.scores + q * w->collector.capacity;
         const int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
-        int64_t count = w->collector.count[q], keys = 0, i = 0;
+        int64_t count = w->collector.count[q], keys = 0, picks = 0;
+        double parents[ICE_MOST_SEGMENTS] = {0.0};   /* of each segment with a view of its own, or [0]: of all */
         for (int64_t j = 0; j < count; j++) sorted[j] = (uint64_t)~ice_ordered(scores[j]) << 32 | (uint32_t)numbers[j];
         ice_sort(sorted, sorted + count, count);
         w->leading[q] = 0;
-        for (; i < count && keys < visit; i++) {
+        for (int64_t i = 0; i < count && keys < visit; i++) {
             int32_t node = (int32_t)(uint32_t)sorted[i];
-            int n = ice_forest_segment(f, layer, node);
-            w->pick[q * call->nodes + i] = node;
+            int view = call->own_views ? ice_forest_segment(f, layer, node) : 0;
+            if (parents[view] >= most) continue;
+            w->pick[q * call->nodes + picks++] = node;
             w->leading[q] += keys < enough;
-            keys += ice_keys_below(f->segment[n], layer, node - f->first[layer][n]);
+            keys += ice_wanted_below(f, layer, node);
+            parents[view] += call->allowed ? (double)f->wanted[layer][node] / (double)f->used[layer][node] : 1.0;
         }
-        w->picks[q] = i;
+        w->picks[q] = picks;
     }
 }
 
 void ice_pick_all(ice_search_space *w, int layer) {
-    int64_t parents = w->call->forest.first[layer][w->call->forest.segments];
+    const int64_t parents = w->call->forest.first[layer][w->call->forest.segments];
+    const int32_t *wanted = w->call->forest.wanted[layer];
     for (int64_t q = 0; q < w->count; q++) {
-        w->picks[q] = parents;
-        w->leading[q] = 0;
-        for (int64_t node = 0; node < parents; node++) w->pick[q * w->call->nodes + node] = (int32_t)node;
+        int32_t *pick = w->pick + q * w->call->nodes;
+        w->picks[q] = w->leading[q] = 0;
+        for (int64_t node = 0; node < parents; node++)
+            if (!wanted || wanted[node]) pick[w->picks[q]++] = (int32_t)node;
     }
 }
 
@@ -171,12 +179,13 @@ static void scan_picks(ice_search_space *w, int layer, int leading) {
     for (int n = 0; n < f->segments; n++) {
         const icecore_segment *segment = f->segment[n];
         const ice_layer *own = &segment->layer[layer];
-        int is_last = layer == f->layers - 1;
+        const int is_last = layer == f->layers - 1;
+        const int32_t *wanted = is_last ? NULL : f->wanted[layer + 1];
         for (int64_t parent = 0; parent < own->parents; parent++) {
             int64_t node = f->first[layer][n] + parent, end = w->node_begin[node + 1];
             if (ice_interrupted()) return;
             for (int64_t i = w->node_begin[node]; i < end; i += ICE_PANEL)
-                scan(w, segment, is_last ? 0 : f->first[layer + 1][n], own, parent, is_last, w->by_node + i,
+                scan(w, segment, is_last ? 0 : f->first[layer + 1][n], own, parent, is_last, wanted, w->by_node + i,
                      (int)ice_least(end - i, ICE_PANEL));
         }
     }
@@ -192,13 +201,14 @@ void ice_scan_layer(ice_search_space *w, int layer) {
  * leading ones are there already. */
 static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t most_picks, const float *threshold) {
     const ice_search_call *call = w->call;
+    const int32_t *wanted = call->forest.wanted[1];
     for (int64_t j = begin; j < end; j += ICE_KEY_BLOCK) {
         float *scores = w->node_scores + j * ICE_PANEL;
         int64_t found = call->kernels->find_at_least(scores, ice_least(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
         for (int64_t i = 0; i < found; i++) {
             int64_t q = first + w->places[i] % ICE_PANEL;
             int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
-            int taken = 0;
+            int taken = wanted && !wanted[node];
             for (int64_t t = 0; t < w->leading[q] && !taken; t++) taken = w->pick[q * call->nodes + t] == node;
             if (!taken && w->picks[q] < most_picks) w->pick[q * call->nodes + w->picks[q]++] = node;
         }
@@ -221,21 +231,37 @@ static void score_roots(ice_search_space *w, int64_t first, int lanes) {
     for (int lane = 0; lane < lanes; lane++) w->visited[first + lane] += f->first[1][f->segments];
 }
 
+/* Nodes with nothing wanted get the least score of the others. */
+static void put_last(float *scores, const int32_t *wanted, int64_t nodes) {
+    float least[ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane++) least[lane] = INFINITY;
+    for (int64_t node = 0; node < nodes; node++)
+        for (int lane = 0; lane < ICE_PANEL && wanted[node]; lane++) least[lane] = fminf(least[lane], scores[node * ICE_PANEL + lane]);
+    for (int64_t node = 0; node < nodes; node++)
+        if (!wanted[node]) memcpy(scores + node * ICE_PANEL, least, sizeof least);
+}
+
 /* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.  By default each segment
  * has a field of view of its own: cells of a small segment are mixed, and their means would lose against those of a large one. */
 void ice_pick_from_roots(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const ice_kernels *kernels = call->kernels;
-    const int64_t nodes = f->first[1][f->segments], keep = ice_least(call->keep_nodes, nodes);
-    int64_t keys = 0;
-    for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
-    const int64_t lead = ice_most(1, ICE_LEADING * call->keep * nodes / keys);
     const int own_views = call->own_views, ranges = own_views ? f->segments : 1;
+    const int32_t *wanted = f->wanted[1];
+    const int64_t nodes = f->first[1][f->segments], keys = call->index->used - call->index->open_count;
+    int64_t held = 0, held_in[ICE_MOST_SEGMENTS] = {0};   /* nodes that hold keys, in all and of each range */
+    for (int r = 0; r < ranges; r++) {
+        const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
+        for (int64_t node = begin; node < end; node++) held_in[r] += !wanted || wanted[node];
+        held += held_in[r];
+    }
+    const int64_t keep = ice_least(call->keep_nodes, held), lead = ice_most(1, ICE_LEADING * call->keep * held / keys);
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
         int lanes = (int)ice_least(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
         score_roots(w, first, lanes);
+        if (held < nodes) put_last(w->node_scores, wanted, nodes);
         for (int lane = 0; lane < lanes; lane++) w->picks[first + lane] = w->leading[first + lane] = 0;
         if (lead < keep) {
             kernels->nth_largest(w->node_scores, nodes, lanes, lead, threshold);
@@ -243,8 +269,8 @@ void ice_pick_from_roots(ice_search_space *w) {
         }
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
         for (int r = 0; r < ranges; r++) {
-            const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes, own = ice_least(keep, end - begin);
-            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, own, threshold);
+            const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
+            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, ice_least(keep, held_in[r]), threshold);
             take_picks(w, first, lanes, begin, end, own_views ? lead + (r + 1) * keep : keep, threshold);
         }
     }
@@ -287,7 +313,7 @@ static void add_reach(ice_search_space *w, int64_t first, int lanes) {
 void ice_extend(ice_search_space *w) {
     const ice_forest *f = &w->call->forest;
     const int64_t nodes = f->first[1][f->segments];
-    if (nodes <= w->call->keep_nodes) return;   /* all are picked */
+    if (nodes <= w->call->keep_nodes && !w->call->allowed) return;   /* all are picked */
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
         const int lanes = (int)ice_least(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];

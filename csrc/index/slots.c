@@ -5,7 +5,7 @@
 #include "base/memory.h"
 
 /* Bytes of one chunk, all of its arrays in one piece. */
-static size_t chunk_bytes(const ice_slots *s) { return ICE_SLOT_CHUNK * (s->row_bytes + sizeof(int64_t) + 2); }
+static size_t chunk_bytes(const ice_slots *s) { return ICE_SLOT_CHUNK * (s->row_bytes + sizeof(int64_t) + sizeof(int32_t) + 2); }
 
 icecore_status ice_slots_reserve(ice_slots *s, int64_t count) {
     int64_t wanted = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;
@@ -25,7 +25,8 @@ icecore_status ice_slots_reserve(ice_slots *s, int64_t count) {
         ice_slot_chunk *chunk = &s->chunk[s->chunks++];
         chunk->rows = memory;
         chunk->id = (int64_t *)(memory + ICE_SLOT_CHUNK * s->row_bytes);
-        chunk->state = (uint8_t *)(chunk->id + ICE_SLOT_CHUNK);
+        chunk->cell = (int32_t *)(chunk->id + ICE_SLOT_CHUNK);
+        chunk->state = (uint8_t *)(chunk->cell + ICE_SLOT_CHUNK);
         chunk->home = chunk->state + ICE_SLOT_CHUNK;
         memset(chunk->state, ICE_SLOT_FREE, ICE_SLOT_CHUNK);
     }
@@ -34,6 +35,7 @@ icecore_status ice_slots_reserve(ice_slots *s, int64_t count) {
 
 void ice_slots_end(ice_slots *s) {
     for (int64_t i = 0; s->owned && i < s->chunks; i++) ice_free(s->chunk[i].rows);
+    if (!s->owned && s->chunks) ice_free(s->chunk[0].cell);
     ice_free(s->chunk);
     s->chunk = NULL;
     s->chunks = s->capacity = s->count = s->free = 0;
@@ -41,7 +43,15 @@ void ice_slots_end(ice_slots *s) {
 
 int64_t ice_slots_bytes(const ice_slots *s) {
     int64_t bytes = s->capacity * (int64_t)sizeof *s->chunk;
-    return s->owned ? bytes + s->chunks * (int64_t)chunk_bytes(s) : bytes;
+    if (s->owned) return bytes + s->chunks * (int64_t)chunk_bytes(s);
+    return s->chunks && s->chunk[0].cell ? bytes + s->chunks * ICE_SLOT_CHUNK * (int64_t)sizeof(int32_t) : bytes;
+}
+
+icecore_status ice_slots_reserve_cells(ice_slots *s) {
+    int32_t *cell = ice_alloc(s->chunks * ICE_SLOT_CHUNK, sizeof *cell);
+    if (!cell) return ICECORE_ERROR_MEMORY;
+    for (int64_t i = 0; i < s->chunks; i++) s->chunk[i].cell = cell + i * ICE_SLOT_CHUNK;
+    return ICECORE_OK;
 }
 
 int32_t ice_slots_take(ice_slots *s) {

@@ -17,6 +17,7 @@ enum { ICE_SLOT_FREE, ICE_SLOT_USED, ICE_SLOT_REMOVED };
 typedef struct {
     char *rows;                /* ICE_SLOT_CHUNK x dim of the dtype */
     int64_t *id;
+    int32_t *cell;             /* which cell of its segment holds the slot; NULL in a mapped index until ids are looked up */
     uint8_t *state;
     uint8_t *home;             /* number of the segment that holds the slot, or ICE_HOME_OPEN */
 } ice_slot_chunk;
@@ -36,6 +37,8 @@ typedef struct {
 icecore_status ice_slots_reserve(ice_slots *slots, int64_t count);
 void ice_slots_end(ice_slots *slots);
 int64_t ice_slots_bytes(const ice_slots *slots);
+/* Gives slots that belong to somebody else their `cell`. */
+icecore_status ice_slots_reserve_cells(ice_slots *slots);
 /* Takes a free slot; there must be one (ice_slots_reserve). */
 int32_t ice_slots_take(ice_slots *slots);
 /* Gives a slot back. */
@@ -46,6 +49,7 @@ static inline void *ice_slot_row(const ice_slots *slots, int64_t slot) {
     return ice_chunk_of(slots, slot)->rows + (size_t)(slot % ICE_SLOT_CHUNK) * slots->row_bytes;
 }
 static inline int64_t *ice_slot_id(const ice_slots *slots, int64_t slot) { return &ice_chunk_of(slots, slot)->id[slot % ICE_SLOT_CHUNK]; }
+static inline int32_t *ice_slot_cell(const ice_slots *slots, int64_t slot) { return &ice_chunk_of(slots, slot)->cell[slot % ICE_SLOT_CHUNK]; }
 static inline uint8_t *ice_slot_state(const ice_slots *slots, int64_t slot) {
     return &ice_chunk_of(slots, slot)->state[slot % ICE_SLOT_CHUNK];
 }

@@ -61,6 +61,7 @@ struct icecore_segment {
     int64_t query_numbers;                         /* of the sum of q q^T over the queries at its keys (cache/queries.h); 0: it keeps none */
     float *query_sum;
     int64_t *offset;                               /* for search */
+    int32_t *used;                                 /* cells: keys that are not removed; counted by the index */
     float *mean_key;
     int layers;
     ice_layer layer[ICE_MOST_LAYERS];

@@ -145,7 +145,8 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
         s->cells = s->layer[b->inner].parents;
         s->offset = s->layer[b->inner].offset;
         s->mean_key = s->layer[b->inner].mean;
-        return s;
+        s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
+        if (s->used) return s;
     }
     icecore_segment_free(s);
     return NULL;
