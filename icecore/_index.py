@@ -278,13 +278,15 @@ class Index:
             ids = np.arange(first, first + len(rows), dtype=np.int64)
         return ids
 
-    def remove(self, ids):
+    def remove(self, ids, *, num_threads=None):
         """Remove vectors by id.
 
         Parameters
         ----------
         ids : int or (n,) array of int
             Distinct, all in the index.
+        num_threads : int, optional
+            Default: see `set_num_threads`. Used from about a thousand vectors on.
 
         Raises
         ------
@@ -293,9 +295,19 @@ class Index:
         ValueError
             If an id is repeated, or the index is read-only.
         """
-        self._native.remove(_ids(ids))
+        self._native.remove(_ids(ids), False, threads_for_call(num_threads))
 
     __delitem__ = remove
+
+    def discard(self, ids, *, num_threads=None):
+        """Remove vectors by id, where ids may be absent or repeated; otherwise as `remove`.
+
+        Returns
+        -------
+        int
+            How many vectors were removed.
+        """
+        return self._native.remove(_ids(ids), True, threads_for_call(num_threads))
 
     def clear(self):
         """Remove everything; ids given by `add` start at 0 again. ValueError where the index is read-only."""

@@ -577,13 +577,15 @@ cdef class Index:
         check(status, ids[place] if ids is not None and count else None)
         return place
 
-    def remove(self, const int64_t[::1] ids):
+    def remove(self, const int64_t[::1] ids, bint absent_too, int threads):
+        """How many were removed."""
         cdef int64_t count = ids.shape[0], place = 0
         cdef const int64_t *names = &ids[0] if count else NULL
         cdef icecore_status status
         with nogil:
-            status = icecore_index_remove(self.index, names, count, &place)
-        check(status, ids[place] if count else None)
+            status = icecore_index_remove(self.index, names, count, absent_too, threads, &place)
+        check(status, ids[place] if status != ICECORE_OK and count else None)
+        return place
 
     def compact(self, int threads):
         cdef icecore_status status

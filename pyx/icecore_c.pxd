@@ -181,7 +181,8 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_index_reserve(icecore_index *index, int64_t count)
     icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                                      icecore_progress progress, void *context, int64_t *place)
-    icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place)
+    icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads,
+                                        int64_t *place)
     icecore_status icecore_index_compact(icecore_index *index, int threads)
     icecore_status icecore_index_clear(icecore_index *index)
     icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count, const icecore_search *search,

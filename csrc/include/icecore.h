@@ -389,8 +389,10 @@ icecore_status icecore_index_reserve(icecore_index *index, int64_t count);
 typedef int (*icecore_progress)(void *context, double done);
 icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                                  icecore_progress progress, void *context, int64_t *place);
-/* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all.  O(1) each. */
-icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place);
+/* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all, and *place becomes its own; with
+ * absent_too they are passed over.  In the end *place becomes how many were removed.  Each takes a share of pending merges, as an insertion does;
+ * those that a large removal makes due are done in the call. */
+icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads, int64_t *place);
 /* Seals everything into one segment without removed vectors, and gives unused memory back. */
 icecore_status icecore_index_compact(icecore_index *index, int threads);
 /* Removes everything; ids start at 0 again. */

@@ -1,69 +1,152 @@
+/* An index without what was removed, in memory of its own. */
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/order.h"
 #include "index/fields.h"
 
-static icecore_segment *copy_segment(const icecore_segment *from, const icecore_index_options *o) {
-    icecore_segment *s = ice_segment_new();
-    if (!s) return NULL;
-    s->count = from->count;
-    s->dim = from->dim;
-    s->cells = from->cells;
-    s->scale = from->scale;
-    s->lifting = from->lifting;
-    s->layers = from->layers;
-    for (int i = 0; i < s->layers; i++)
-        s->layer[i] = (ice_layer){.parents = from->layer[i].parents, .children = from->layer[i].children, .stride = from->layer[i].stride};
-    s->lists = (ice_lists){.composites = from->lists.composites, .simples = from->lists.simples};
-    ice_field source[ICE_MOST_FIELDS], target[ICE_MOST_FIELDS];
-    int64_t count = ice_fields_of((icecore_segment *)from, o, source);
-    ice_fields_of(s, o, target);
-    for (int64_t i = 0; i < count; i++) {
-        *target[i].data = ice_segment_alloc(s, target[i].count, ice_size_of(target[i].type));
-        if (!*target[i].data) {
-            icecore_segment_free(s);
-            return NULL;
+int32_t *ice_index_names(const icecore_index *index) {
+    int32_t *name = ice_alloc(index->slots.count, sizeof *name), next = 0;
+    for (int64_t s = 0; name && s < index->slots.count; s++) name[s] = *ice_slot_state(&index->slots, s) == ICE_SLOT_USED ? next++ : -1;
+    return name;
+}
+
+/* Rows below node `node` of a layer that stay; before[r]: how many stay of the rows before row r.  What is below a node lies together. */
+static int32_t staying(const icecore_segment *s, const int32_t *before, int layer, int64_t node) {
+    int64_t low = node, high = node + 1;
+    for (; layer < s->layers; layer++) {
+        low = s->layer[layer].offset[low];
+        high = s->layer[layer].offset[high];
+    }
+    return before[high] - before[low];
+}
+
+static void copy_layer(const icecore_segment *from, const int32_t *before, int layer, ice_layer *to) {
+    const ice_layer *source = &from->layer[layer];
+    const size_t stride = (size_t)source->stride, width = (size_t)from->dim;
+    int64_t parent = 0, child = 0;
+    to->offset[0] = 0;
+    for (int64_t p = 0; p < source->parents; p++) {
+        if (!staying(from, before, layer, p)) continue;
+        memcpy(to->mean + parent * from->dim, source->mean + p * from->dim, width * sizeof(float));
+        if (source->radius) to->radius[parent] = source->radius[p];   /* none is farther, though the farthest may have gone */
+        for (int64_t c = source->offset[p]; c < source->offset[p + 1]; c++) {
+            if (!staying(from, before, layer + 1, c)) continue;
+            if (source->code) memcpy(to->code + child * source->stride, source->code + c * source->stride, stride);
+            if (source->code) to->scale[child] = source->scale[c];
+            if (source->bias) to->bias[child] = source->bias[c];
+            child++;
         }
-        memcpy(*target[i].data, *source[i].data, (size_t)target[i].count * ice_size_of(target[i].type));
+        to->offset[++parent] = child;
+    }
+}
+
+/* One composite; spare: 2 * count numbers. */
+static void copy_list(const icecore_segment *from, const int32_t *before, int composite, icecore_segment *to, uint64_t *spare) {
+    const int simples = from->lists.simples;
+    const int32_t *row = from->lists.row + composite * from->count;
+    int32_t *own = to->lists.row + composite * to->count;
+    for (int j = 0; j < simples; j++) {
+        const float *projection = from->lists.projection + ((int64_t)composite * simples + j) * from->count;
+        float *target = to->lists.projection + ((int64_t)composite * simples + j) * to->count;
+        for (int64_t c = 0, place = 0; c < from->cells; c++) {
+            const int64_t first = place;
+            for (int64_t i = from->offset[c]; i < from->offset[c + 1]; i++) {
+                if (before[row[i] + 1] == before[row[i]]) continue;
+                own[place] = before[row[i]];
+                spare[place - first] = (uint64_t)ice_ordered(projection[i]) << 32;
+                target[place++] = projection[i];
+            }
+            if (j == 0) continue;
+            ice_sort(spare, spare + to->count, place - first);
+            float *sorted = to->lists.sorted + ((int64_t)composite * (simples - 1) + j - 1) * to->count;
+            for (int64_t i = first; i < place; i++) sorted[i] = ice_unordered((uint32_t)(spare[i - first] >> 32));
+        }
+    }
+}
+
+/* The arrays of a segment whose shape is known. */
+static int allocate(icecore_segment *s, const icecore_index_options *o) {
+    ice_field fields[ICE_MOST_FIELDS];
+    const int64_t count = ice_fields_of(s, o, fields);
+    for (int64_t i = 0; i < count; i++) {
+        *fields[i].data = ice_segment_alloc(s, fields[i].count, ice_size_of(fields[i].type));
+        if (!*fields[i].data) return 0;
     }
     s->offset = s->layer[s->layers - 1].offset;
     s->mean_key = s->layer[s->layers - 1].mean;
     s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
-    if (!s->used) {
+    return s->used != NULL;
+}
+
+static icecore_segment *without_removed(const icecore_segment *from, const icecore_index_options *o, const int32_t *before) {
+    icecore_segment *s = ice_segment_new();
+    if (!s) return NULL;
+    s->count = before[from->count];
+    s->dim = from->dim;
+    s->scale = from->scale;
+    s->lifting = from->lifting;
+    s->layers = from->layers;
+    for (int i = 0; i < s->layers; i++) {
+        const ice_layer *layer = &from->layer[i];
+        ice_layer *own = &s->layer[i];
+        own->stride = layer->stride;
+        for (int64_t p = 0; p < layer->parents; p++) own->parents += staying(from, before, i, p) > 0;
+        for (int64_t c = 0; c < layer->children; c++) own->children += staying(from, before, i + 1, c) > 0;
+    }
+    s->cells = s->layer[s->layers - 1].parents;
+    s->lists = (ice_lists){.composites = from->lists.composites, .simples = from->lists.simples};
+    uint64_t *spare = ice_alloc(s->lists.composites ? 2 * s->count : 0, sizeof *spare);
+    if (!spare || !allocate(s, o)) {
+        ice_free(spare);
         icecore_segment_free(s);
         return NULL;
     }
-    memcpy(s->used, from->used, (size_t)s->cells * sizeof *s->used);
+    for (int i = 0; i < s->layers; i++) copy_layer(from, before, i, &s->layer[i]);
+    for (int l = 0; l < s->lists.composites; l++) copy_list(from, before, l, s, spare);
+    ice_free(spare);
     return s;
 }
 
-static icecore_status copy_contents(const icecore_index *from, icecore_index *to) {
-    const ice_slots *source = &from->slots;
-    icecore_status status = ice_slots_reserve(&to->slots, source->count);
+icecore_segment *ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name) {
+    const icecore_segment *from = sealed->segment;
+    int32_t *before = ice_alloc(from->count + 1, sizeof *before);
+    if (!before) return NULL;
+    before[0] = 0;
+    for (int64_t i = 0; i < from->count; i++) before[i + 1] = before[i] + (name[from->order[i]] >= 0);
+    icecore_segment *s = without_removed(from, &index->options, before);
+    for (int64_t i = 0; s && i < from->count; i++)
+        if (name[from->order[i]] >= 0) s->order[before[i]] = name[from->order[i]];
+    for (int64_t c = 0; s && c < s->cells; c++) s->used[c] = (int32_t)(s->offset[c + 1] - s->offset[c]);
+    ice_free(before);
+    return s;
+}
+
+static void copy_slots(const ice_slots *from, ice_slots *to, const int32_t *name) {
+    for (int64_t s = 0; s < from->count; s++) {
+        const int32_t own = name[s];
+        if (own < 0) continue;
+        memcpy(ice_slot_row(to, own), ice_slot_row(from, s), from->row_bytes);
+        *ice_slot_id(to, own) = *ice_slot_id(from, s);
+        *ice_slot_state(to, own) = ICE_SLOT_USED;
+        *ice_slot_home(to, own) = *ice_slot_home(from, s);
+    }
+}
+
+static icecore_status copy_contents(const icecore_index *from, icecore_index *to, const int32_t *name) {
+    icecore_status status = ice_slots_reserve(&to->slots, from->used);
     if (status == ICECORE_OK) status = ice_id_map_reserve(&to->map, &to->slots, from->used);
     if (status != ICECORE_OK) return status;
-    to->slots.count = source->count;
-    for (int64_t first = 0; first < source->count; first += ICE_SLOT_CHUNK) {
-        const ice_slot_chunk *a = ice_chunk_of(source, first), *b = ice_chunk_of(&to->slots, first);
-        size_t count = (size_t)(source->count - first < ICE_SLOT_CHUNK ? source->count - first : ICE_SLOT_CHUNK);
-        memcpy(b->rows, a->rows, count * source->row_bytes);
-        memcpy(b->id, a->id, count * sizeof(int64_t));
-        memcpy(b->state, a->state, count);
-        memcpy(b->home, a->home, count);
-    }
-    for (int64_t s = 0; s < source->count; s++) {
-        if (*ice_slot_state(&to->slots, s) == ICE_SLOT_USED) ice_id_map_insert(&to->map, &to->slots, (int32_t)s);
-        else if (*ice_slot_state(&to->slots, s) == ICE_SLOT_FREE) ice_slots_give(&to->slots, (int32_t)s);
-    }
-    memcpy(to->open, from->open, sizeof to->open);
+    copy_slots(&from->slots, &to->slots, name);
+    to->slots.count = to->used = from->used;
+    for (int64_t s = 0; s < to->used; s++) ice_id_map_insert(&to->map, &to->slots, (int32_t)s);
+    for (int64_t i = 0; i < from->open_count; i++) to->open[i] = name[from->open[i]];
     to->open_count = from->open_count;
-    to->used = from->used;
-    to->removed = from->removed;
     to->next_id = from->next_id;
     to->seals = from->seals;
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
-        if (!from->sealed[n].segment) continue;
-        to->sealed[n] = (ice_sealed){.segment = copy_segment(from->sealed[n].segment, &from->options), .removed = from->sealed[n].removed};
+        if (!ice_used_in(&from->sealed[n])) continue;
+        to->sealed[n].segment = ice_index_copy_used(from, &from->sealed[n], name);
         if (!to->sealed[n].segment) return ICECORE_ERROR_MEMORY;
         ice_index_enter_cells(to, n);
     }
@@ -77,7 +160,9 @@ icecore_status icecore_index_copy(icecore_index *index, icecore_index **result) 
     if (status != ICECORE_OK) return status;
     status = ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
-        status = copy_contents(index, copy);
+        int32_t *name = ice_index_names(index);
+        status = name ? copy_contents(index, copy, name) : ICECORE_ERROR_MEMORY;
+        ice_free(name);
         ice_unlock(&index->lock);
     }
     if (status == ICECORE_OK) *result = copy;

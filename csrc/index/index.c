@@ -51,7 +51,7 @@ icecore_status icecore_index_create(const icecore_index_options *o, icecore_inde
     return ICECORE_OK;
 }
 
-static void drop_contents(icecore_index *index) {
+void ice_index_drop_contents(icecore_index *index) {
     ice_merge_drop_all(index);
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) icecore_segment_free(index->sealed[n].segment);
     memset(index->sealed, 0, sizeof index->sealed);
@@ -63,19 +63,20 @@ static void drop_contents(icecore_index *index) {
 
 void icecore_index_free(icecore_index *index) {
     if (!index || index->lock.is_lost) return;   /* what is in no known state is left alone */
-    drop_contents(index);
+    ice_index_drop_contents(index);
     ice_free(index->directions);
     ice_lock_end(&index->lock);
     ice_free(index);
 }
 
-/* A mapped index does not change. */
-static icecore_status write_lock(icecore_index *index) { return index->read_only ? ICECORE_ERROR_READ_ONLY : ice_lock_write(&index->lock); }
+icecore_status ice_index_write_lock(icecore_index *index) {
+    return index->read_only ? ICECORE_ERROR_READ_ONLY : ice_lock_write(&index->lock);
+}
 
 icecore_status icecore_index_clear(icecore_index *index) {
-    icecore_status status = write_lock(index);
+    icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
-    drop_contents(index);
+    ice_index_drop_contents(index);
     ice_unlock(&index->lock);
     return ICECORE_OK;
 }
@@ -86,7 +87,7 @@ static icecore_status reserve(icecore_index *index, int64_t count) {
 }
 
 icecore_status icecore_index_reserve(icecore_index *index, int64_t count) {
-    icecore_status status = write_lock(index);
+    icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
     if (count > index->used) status = reserve(index, count);
     ice_unlock(&index->lock);
@@ -107,9 +108,8 @@ static icecore_status build(ice_tree_builder *builder, int64_t whole, int thread
     return ICECORE_OK;
 }
 
-/* A segment over these slots, whose count is at least 1; its order holds slots. */
-static icecore_status seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, int (*progress)(void *, double),
-                           void *context, icecore_segment **segment) {
+icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, icecore_progress progress, void *context,
+                              icecore_segment **segment) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const ice_slot_rows rows = {kernels, &index->slots, slot};
@@ -167,9 +167,10 @@ static icecore_status enter(icecore_index *index, const float *vectors, const in
 static icecore_status add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                           icecore_progress progress, void *context, int64_t *place) {
     if (count == 0) return ICECORE_OK;
-    icecore_status status = ice_merge_advance(index, 2 * count, count < ICE_OPEN_BLOCK ? 1 : threads);
+    icecore_status status = ice_merge_step(index, ICE_MERGE_SHARES * count, count < ICE_OPEN_BLOCK ? 1 : threads);
     if (status != ICECORE_OK) return status;
     if (ice_interrupted()) return ICECORE_INTERRUPTED;
+    ice_merge_settle(index);
     if (index->open_count + count >= ICE_OPEN_BLOCK && !ice_index_has_room(index)) return ICECORE_ERROR_MEMORY;   /* for merges, all along */
     int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;
@@ -180,7 +181,7 @@ static icecore_status add(icecore_index *index, const float *vectors, const int6
         index->open_count += count;
     } else if (status == ICECORE_OK) {
         icecore_segment *segment;
-        status = seal(index, slot, index->open_count + count, threads, progress, context, &segment);
+        status = ice_index_seal(index, slot, index->open_count + count, threads, progress, context, &segment);
         if (status == ICECORE_OK) {
             ice_index_adopt(index, segment);
             index->open_count = 0;
@@ -215,115 +216,10 @@ static icecore_status add_counting(icecore_index *index, const float *vectors, i
 
 icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
                                  icecore_progress progress, void *context, int64_t *place) {
-    icecore_status status = write_lock(index);
+    icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
     if (!ids) status = add_counting(index, vectors, count, threads, progress, context, place);
     else status = add(index, vectors, ids, count, threads, progress, context, place);
-    ice_unlock(&index->lock);
-    return status;
-}
-
-/* ---- Removing ---- */
-
-static void leave_open_block(icecore_index *index, int32_t slot) {
-    int64_t i = 0;
-    while (index->open[i] != slot) i++;
-    index->open[i] = index->open[--index->open_count];
-    ice_slots_give(&index->slots, slot);
-}
-
-static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
-    icecore_status status = ice_merge_advance(index, count, 1);   /* before any mark: a merge that ends counts what is removed */
-    if (status != ICECORE_OK) return status;
-    if (ice_interrupted()) return ICECORE_INTERRUPTED;
-    int32_t *slot = ice_alloc(count, sizeof *slot);
-    if (!slot) return ICECORE_ERROR_MEMORY;
-    int64_t marked = 0;
-    for (; marked < count; marked++) {
-        int32_t found = ice_id_map_find(&index->map, &index->slots, ids[marked]);
-        if (found < 0 || *ice_slot_state(&index->slots, found) == ICE_SLOT_REMOVED) {
-            status = found < 0 ? ICECORE_ERROR_ABSENT : ICECORE_ERROR_REPEATED;
-            *place = marked;
-            break;
-        }
-        slot[marked] = found;
-        *ice_slot_state(&index->slots, found) = ICE_SLOT_REMOVED;
-    }
-    for (int64_t i = 0; i < marked; i++) {
-        if (status != ICECORE_OK) {
-            *ice_slot_state(&index->slots, slot[i]) = ICE_SLOT_USED;
-            continue;
-        }
-        ice_id_map_remove(&index->map, &index->slots, slot[i]);
-        index->used--;
-        uint8_t home = *ice_slot_home(&index->slots, slot[i]);
-        if (home == ICE_HOME_OPEN) {
-            leave_open_block(index, slot[i]);
-        } else {
-            index->sealed[home].segment->used[*ice_slot_cell(&index->slots, slot[i])]--;
-            index->sealed[home].removed++;
-            index->removed++;
-        }
-    }
-    ice_free(slot);
-    if (status == ICECORE_OK) ice_merge_begin_due(index);
-    return status;
-}
-
-icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int64_t *place) {
-    icecore_status status = write_lock(index);
-    if (status != ICECORE_OK) return status;
-    if (count > 0) status = take_out(index, ids, count, place);
-    ice_unlock(&index->lock);
-    return status;
-}
-
-/* ---- Compacting ---- */
-
-/* All used slots, ascending. */
-static int32_t *used_slots(const icecore_index *index) {
-    int32_t *slot = ice_alloc(index->used, sizeof *slot);
-    int64_t found = 0;
-    for (int64_t s = 0; slot && s < index->slots.count; s++)
-        if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) slot[found++] = (int32_t)s;
-    return slot;
-}
-
-static int is_compact(const icecore_index *index) {
-    int segments = 0;
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) segments += index->sealed[n].segment != NULL;
-    return segments <= 1 && index->removed == 0 && (segments == 0 || index->open_count == 0);
-}
-
-static icecore_status compact(icecore_index *index, int threads) {
-    if (index->used == 0) {
-        int64_t next_id = index->next_id;
-        drop_contents(index);
-        index->next_id = next_id;
-        return ICECORE_OK;
-    }
-    if (is_compact(index) && (index->open_count == 0 || index->used < ICE_OPEN_BLOCK)) return ICECORE_OK;
-    int32_t *slot = used_slots(index);
-    if (!slot) return ICECORE_ERROR_MEMORY;
-    icecore_segment *segment;
-    icecore_status status = seal(index, slot, index->used, threads, NULL, NULL, &segment);
-    if (status == ICECORE_OK) {
-        int number[ICE_MOST_SEGMENTS], numbers = 0;
-        ice_merge_drop_all(index);
-        for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
-            if (index->sealed[n].segment) number[numbers++] = n;
-        ice_index_adopt(index, segment);
-        for (int i = 0; i < numbers; i++) ice_index_drop(index, number[i]);
-        index->open_count = 0;
-    }
-    ice_free(slot);
-    return status;
-}
-
-icecore_status icecore_index_compact(icecore_index *index, int threads) {
-    icecore_status status = write_lock(index);
-    if (status != ICECORE_OK) return status;
-    status = compact(index, threads);
     ice_unlock(&index->lock);
     return status;
 }

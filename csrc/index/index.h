@@ -53,12 +53,26 @@ struct icecore_index {
 /* Vectors of a segment that are not removed. */
 static inline int64_t ice_used_in(const ice_sealed *sealed) { return sealed->segment ? sealed->segment->count - sealed->removed : 0; }
 
+/* ---- index.c ---- */
+
+/* A segment over these slots, whose count is at least 1; its order holds slots. */
+icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, icecore_progress progress, void *context,
+                              icecore_segment **segment);
+/* All that clear takes out. */
+void ice_index_drop_contents(icecore_index *index);
+
 /* ---- merge.c ---- */
 
 /* Begins the merges that the sizes of the segments ask for.  One for which there is no memory is left for later. */
 void ice_merge_begin_due(icecore_index *index);
-/* Goes on with each merge by `shares`: the work of so many of its vectors.  Two for an insertion, one for a removal. */
-icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threads);
+/* Goes on with each merge by `shares`, the work of so many of its vectors; ICECORE_INTERRUPTED, or a merge that failed goes on later.  No segment
+ * changes. */
+icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads);
+/* Puts what is merged in force, moves the last vectors of a worn segment to the open block, drops segments without vectors, begins what is due. */
+void ice_merge_settle(icecore_index *index);
+/* Shares for a vector that comes or goes.  A segment is built anew when a third of it is removed, which as many more removals then have finished:
+ * a third of the vectors in a segment is there at any time. */
+#define ICE_MERGE_SHARES 2
 /* Ends all merges without a result. */
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
@@ -74,6 +88,13 @@ int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segmen
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
 
+/* ---- copy.c ---- */
+
+/* New numbers for the used slots, in their order; -1 for others.  NULL when out of memory. */
+int32_t *ice_index_names(const icecore_index *index);
+/* A copy of a segment without removed vectors and the cells that held nothing else; its order holds names. */
+icecore_segment *ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name);
+
 /* ---- validate.c ---- */
 
 /* What searching and changing rely on: every vector in one place, every place on a vector.  O(slots); no lock. */
@@ -81,5 +102,7 @@ icecore_status ice_index_check_structure(const icecore_index *index, char *reaso
 
 /* The lock for reading, with the ids in the map: a mapped index enters them when they are first needed. */
 icecore_status ice_index_lookup_lock(icecore_index *index);
+/* The lock for writing: a mapped index does not change. */
+icecore_status ice_index_write_lock(icecore_index *index);
 
 #endif

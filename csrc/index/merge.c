@@ -115,22 +115,36 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     for (int i = 0; i < from_count; i++) index->sealed[from[i]].merging = 1;
 }
 
+static int is_worn(const ice_sealed *sealed) { return (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count; }
+
+/* Whether a segment with much removed fits into the open block, where few vectors belong. */
+static int fits_open_block(const icecore_index *index, const ice_sealed *sealed) {
+    return is_worn(sealed) && index->open_count + ice_used_in(sealed) < ICE_OPEN_BLOCK;
+}
+
+static void move_to_open_block(icecore_index *index, int number) {
+    const icecore_segment *segment = index->sealed[number].segment;
+    for (int64_t i = 0; i < segment->count; i++) {
+        const int32_t slot = segment->order[i];
+        if (*ice_slot_state(&index->slots, slot) != ICE_SLOT_USED) continue;
+        *ice_slot_home(&index->slots, slot) = ICE_HOME_OPEN;
+        index->open[index->open_count++] = slot;
+    }
+    ice_index_drop(index, number);
+}
+
 void ice_merge_begin_due(icecore_index *index) {
     uint8_t members[ICE_MOST_SEGMENTS];
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
         ice_sealed *sealed = &index->sealed[n];
-        if (!sealed->segment || sealed->merging) continue;
-        if (ice_used_in(sealed) == 0) {
-            ice_index_drop(index, n);
-            continue;
-        }
+        if (!ice_used_in(sealed) || sealed->merging || fits_open_block(index, sealed)) continue;
         int count = 0, class = size_class(sealed);
         members[count++] = (uint8_t)n;
         for (int other = n + 1; other < ICE_MOST_SEGMENTS; other++) {
             const ice_sealed *o = &index->sealed[other];
-            if (o->segment && !o->merging && ice_used_in(o) && size_class(o) == class) members[count++] = (uint8_t)other;
+            if (ice_used_in(o) && !o->merging && size_class(o) == class) members[count++] = (uint8_t)other;
         }
-        if (count > 1 || (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count) begin(index, members, count);
+        if (count > 1 || is_worn(sealed)) begin(index, members, count);
     }
 }
 
@@ -144,8 +158,7 @@ static void finish(icecore_index *index, ice_merge *merge) {
     for (int i = 0; i < from_count; i++) ice_index_drop(index, from[i]);
 }
 
-icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threads) {
-    int finished = 0;
+icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads) {
     for (int m = 0; m < ICE_MOST_MERGES; m++) {
         ice_merge *merge = &index->merge[m];
         if (!merge->builder) continue;
@@ -158,11 +171,18 @@ icecore_status ice_merge_advance(icecore_index *index, int64_t shares, int threa
             ice_free(merge->slot);
             merge->rows.slot = merge->slot = NULL;
         }
-        if (status == ICECORE_OK && ice_tree_done(merge->builder)) {
-            finish(index, merge);
-            finished = 1;
-        }
     }
-    if (finished) ice_merge_begin_due(index);
     return ICECORE_OK;
+}
+
+void ice_merge_settle(icecore_index *index) {
+    for (int m = 0; m < ICE_MOST_MERGES; m++)
+        if (index->merge[m].builder && ice_tree_done(index->merge[m].builder)) finish(index, &index->merge[m]);
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+        const ice_sealed *sealed = &index->sealed[n];
+        if (!sealed->segment || sealed->merging) continue;
+        if (!ice_used_in(sealed)) ice_index_drop(index, n);
+        else if (fits_open_block(index, sealed)) move_to_open_block(index, n);
+    }
+    ice_merge_begin_due(index);
 }

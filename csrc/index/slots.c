@@ -63,8 +63,20 @@ int32_t ice_slots_take(ice_slots *s) {
 
 void ice_slots_give(ice_slots *s, int32_t slot) {
     *ice_slot_state(s, slot) = ICE_SLOT_FREE;
+    memset(ice_slot_row(s, slot), 0, s->row_bytes);
     *ice_slot_id(s, slot) = s->free;
     s->free = slot + 1;
+}
+
+void ice_slots_cut(ice_slots *s, int64_t count) {
+    const int64_t wanted = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;
+    while (s->chunks > wanted) ice_free(s->chunk[--s->chunks].rows);
+    for (int64_t slot = count; slot < s->chunks * ICE_SLOT_CHUNK; slot++) {
+        memset(ice_slot_row(s, slot), 0, s->row_bytes);
+        *ice_slot_state(s, slot) = ICE_SLOT_FREE;
+    }
+    s->count = count;
+    s->free = 0;
 }
 
 const float *ice_read_slot_row(const void *slot_rows, int64_t row, float *buffer) {

@@ -37,11 +37,13 @@ typedef struct {
 icecore_status ice_slots_reserve(ice_slots *slots, int64_t count);
 void ice_slots_end(ice_slots *slots);
 int64_t ice_slots_bytes(const ice_slots *slots);
+/* Leaves the first `count` slots, all of them used: the others' memory is wiped out or freed. */
+void ice_slots_cut(ice_slots *slots, int64_t count);
 /* Gives slots that belong to somebody else their `cell`. */
 icecore_status ice_slots_reserve_cells(ice_slots *slots);
 /* Takes a free slot; there must be one (ice_slots_reserve). */
 int32_t ice_slots_take(ice_slots *slots);
-/* Gives a slot back. */
+/* Gives a slot back; its vector is wiped out. */
 void ice_slots_give(ice_slots *slots, int32_t slot);
 
 static inline ice_slot_chunk *ice_chunk_of(const ice_slots *slots, int64_t slot) { return &slots->chunk[slot / ICE_SLOT_CHUNK]; }

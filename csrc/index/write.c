@@ -1,4 +1,4 @@
-/* An index as named arrays, one after another. */
+/* An index as named arrays, one after another, without what was removed. */
 #include <stdio.h>
 #include <string.h>
 
@@ -12,6 +12,10 @@
 enum { VECTORS, IDS, STATE, HOME };
 
 typedef struct {
+    const icecore_index *index;
+    int32_t *name;             /* new numbers of slots */
+    int32_t open[ICE_OPEN_BLOCK];
+    icecore_segment *segment[ICE_MOST_SEGMENTS];   /* as they are written */
     ice_catalogue arrays;
     icecore_array table[MOST_ARRAYS];
     int source[MOST_ARRAYS];
@@ -19,19 +23,58 @@ typedef struct {
     int64_t shape[ICE_MOST_SEGMENTS][2 + ICE_MOST_LAYERS];
 } contents;
 
-static void list_contents(const icecore_index *index, contents *c) {
+/* A segment by the new numbers of its slots; all else is the old one's. */
+static icecore_segment *renamed(icecore_segment *from, const int32_t *name) {
+    icecore_segment *s = ice_segment_new();
+    if (!s) return NULL;
+    memcpy(s, from, sizeof *s);
+    s->owners = 1;
+    s->bytes = s->owned_count = 0;
+    s->base = ice_segment_share(from);
+    s->order = ice_segment_alloc(s, s->count, sizeof *s->order);
+    if (!s->order) {
+        icecore_segment_free(s);
+        return NULL;
+    }
+    for (int64_t i = 0; i < s->count; i++) s->order[i] = name[from->order[i]];
+    return s;
+}
+
+static int prepare(const icecore_index *index, contents *c) {
+    memset(c, 0, sizeof *c);
+    c->index = index;
+    c->name = ice_index_names(index);
+    if (!c->name) return 0;
+    for (int64_t i = 0; i < index->open_count; i++) c->open[i] = c->name[index->open[i]];
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+        const ice_sealed *sealed = &index->sealed[n];
+        if (!ice_used_in(sealed)) continue;
+        c->segment[n] = sealed->removed ? ice_index_copy_used(index, sealed, c->name) : renamed(sealed->segment, c->name);
+        if (!c->segment[n]) return 0;
+    }
+    return 1;
+}
+
+static void release(contents *c) {
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) icecore_segment_free(c->segment[n]);
+    ice_free(c->name);
+    ice_free(c);
+}
+
+static void list_contents(contents *c) {
+    const icecore_index *index = c->index;
     const ice_slots *slots = &index->slots;
-    const int64_t header[ICE_HEADER] = {index->used, index->removed, index->next_id, (int64_t)index->seals, index->open_count, slots->count};
+    const int64_t header[ICE_HEADER] = {index->used, 0, index->next_id, (int64_t)index->seals, index->open_count, index->used};
     memcpy(c->header, header, sizeof header);
     c->arrays = (ice_catalogue){c->table, c->source, 0};
     ice_enter(&c->arrays, ICE_IN_PLACE, "header", 'l', ICE_HEADER, c->header);
-    ice_enter(&c->arrays, VECTORS, "vectors", ice_type_of(slots->dtype), slots->count * slots->dim, NULL);
-    ice_enter(&c->arrays, IDS, "ids", 'l', slots->count, NULL);
-    ice_enter(&c->arrays, STATE, "state", 'b', slots->count, NULL);
-    ice_enter(&c->arrays, HOME, "home", 'b', slots->count, NULL);
-    ice_enter(&c->arrays, ICE_IN_PLACE, "open", 'i', index->open_count, index->open);
+    ice_enter(&c->arrays, VECTORS, "vectors", ice_type_of(slots->dtype), index->used * slots->dim, NULL);
+    ice_enter(&c->arrays, IDS, "ids", 'l', index->used, NULL);
+    ice_enter(&c->arrays, STATE, "state", 'b', index->used, NULL);
+    ice_enter(&c->arrays, HOME, "home", 'b', index->used, NULL);
+    ice_enter(&c->arrays, ICE_IN_PLACE, "open", 'i', index->open_count, c->open);
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
-        icecore_segment *s = index->sealed[n].segment;
+        icecore_segment *s = c->segment[n];
         if (!s) continue;
         char name[sizeof c->table->name];
         int64_t *shape = c->shape[n];
@@ -54,14 +97,36 @@ static void list_contents(const icecore_index *index, contents *c) {
     ice_align_catalogue(&c->arrays);
 }
 
+/* The `count` entries of a chunk that are in use, of `size` bytes each; small ones many at a time. */
+static int give_used(const ice_sink *sink, const int32_t *name, const char *data, int64_t count, int64_t size) {
+    char buffer[ICE_SLOT_CHUNK * sizeof(int64_t)];
+    int64_t filled = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (name[i] < 0) continue;
+        if (filled + size > (int64_t)sizeof buffer) {
+            if (filled && ice_give(sink, buffer, filled)) return 1;
+            filled = 0;
+        }
+        if (size > (int64_t)sizeof buffer) {
+            if (ice_give(sink, data + i * size, size)) return 1;
+        } else {
+            memcpy(buffer + filled, data + i * size, (size_t)size);
+            filled += size;
+        }
+    }
+    return filled && ice_give(sink, buffer, filled);
+}
+
 static int give_slots(const void *owner, int which, const ice_sink *sink) {
-    const ice_slots *slots = owner;
+    const contents *c = owner;
+    const ice_slots *slots = &c->index->slots;
+    const int64_t size[] = {(int64_t)slots->row_bytes, sizeof(int64_t), 1, 1};
     for (int64_t first = 0; first < slots->count; first += ICE_SLOT_CHUNK) {
         const ice_slot_chunk *chunk = ice_chunk_of(slots, first);
-        int64_t count = slots->count - first < ICE_SLOT_CHUNK ? slots->count - first : ICE_SLOT_CHUNK;
-        const void *data[] = {chunk->rows, chunk->id, chunk->state, chunk->home};
-        const int64_t bytes[] = {(int64_t)slots->row_bytes, sizeof(int64_t), 1, 1};
-        if (ice_give(sink, data[which], count * bytes[which])) return 1;
+        const char *data[] = {chunk->rows, (char *)chunk->id, (char *)chunk->state, (char *)chunk->home};
+        const int64_t count = slots->count - first < ICE_SLOT_CHUNK ? slots->count - first : ICE_SLOT_CHUNK;
+        const int whole = slots->count == c->index->used;
+        if (whole ? ice_give(sink, data[which], count * size[which]) : give_used(sink, c->name + first, data[which], count, size[which])) return 1;
     }
     return 0;
 }
@@ -70,13 +135,13 @@ icecore_status icecore_index_write(icecore_index *index, icecore_write write, vo
     icecore_status status = ice_lock_read(&index->lock);
     if (status != ICECORE_OK) return status;
     contents *c = ice_alloc(1, sizeof *c);
-    if (c) {
-        list_contents(index, c);
-        status = ice_write_catalogue(&c->arrays, write, context, give_slots, &index->slots);
+    if (c && prepare(index, c)) {
+        list_contents(c);
+        status = ice_write_catalogue(&c->arrays, write, context, give_slots, c);
     } else {
         status = ICECORE_ERROR_MEMORY;
     }
-    ice_free(c);
+    if (c) release(c);
     ice_unlock(&index->lock);
     return status;
 }

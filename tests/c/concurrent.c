@@ -87,7 +87,7 @@ static void *add_rows(void *index) {
 static void *remove_rows(void *index) {
     for (int64_t id = 0; id < 500; id++) {
         int64_t place;
-        const icecore_status status = icecore_index_remove(index, &id, 1, &place);
+        const icecore_status status = icecore_index_remove(index, &id, 1, 0, 1, &place);
         HOLDS(status == ICECORE_OK || status == ICECORE_ERROR_ABSENT);
     }
     return NULL;
@@ -225,7 +225,7 @@ static int use_both(void) {
     icecore_cache_state cache_state;
     int64_t place, id = 0;
     answers[0] = icecore_index_get_state(used, &index_state);
-    answers[1] = icecore_index_remove(used, &id, 1, &place);
+    answers[1] = icecore_index_remove(used, &id, 1, 0, 1, &place);
     answers[2] = icecore_cache_get_state(appended, &cache_state);
     answers[3] = icecore_cache_truncate(appended, 0, 1);
     seen++;

@@ -128,7 +128,7 @@ static void changes(void) {
                 for (int64_t i = 0; i < count && !clash; i++) present[first + i] = 1;
                 there += clash ? 0 : count;
             } else if (present[id] && draw(3)) {
-                EXPECT(icecore_index_remove(index, &id, 1, &place) == ICECORE_OK);
+                EXPECT(icecore_index_remove(index, &id, 1, 0, 1, &place) == ICECORE_OK);
                 present[id] = 0;
                 there--;
             } else {
@@ -146,7 +146,7 @@ static void changes(void) {
         for (int64_t id = 0; id < IDS; id++) {   /* all out, one by one */
             uint8_t is_present;
             EXPECT(icecore_index_contains(index, &id, 1, &is_present) == ICECORE_OK && is_present == present[id]);
-            EXPECT(icecore_index_remove(index, &id, 1, &place) == (present[id] ? ICECORE_OK : ICECORE_ERROR_ABSENT));
+            EXPECT(icecore_index_remove(index, &id, 1, 0, 1, &place) == (present[id] ? ICECORE_OK : ICECORE_ERROR_ABSENT));
         }
         expect_valid(index);
         EXPECT(state_of(index).count == 0);
@@ -165,8 +165,8 @@ static void refusals(void) {
     EXPECT(icecore_index_add(index, rows, ids, 3, 1, NULL, NULL, &place) == ICECORE_ERROR_REPEATED && place == 2);
     EXPECT(state_of(index).count == 0);
     EXPECT(add(index, rows, 0, 3) == ICECORE_OK);
-    EXPECT(icecore_index_remove(index, absent, 2, &place) == ICECORE_ERROR_ABSENT && place == 1);
-    EXPECT(icecore_index_remove(index, twice, 2, &place) == ICECORE_ERROR_REPEATED && place == 1);
+    EXPECT(icecore_index_remove(index, absent, 2, 0, 1, &place) == ICECORE_ERROR_ABSENT && place == 1);
+    EXPECT(icecore_index_remove(index, twice, 2, 0, 1, &place) == ICECORE_ERROR_REPEATED && place == 1);
     EXPECT(icecore_index_get(index, absent, 2, vector, &place) == ICECORE_ERROR_ABSENT && place == 1);
     EXPECT(state_of(index).count == 3);
     EXPECT(add(index, rows, 2, 2000) == ICECORE_ERROR_EXISTS);
@@ -197,7 +197,7 @@ static icecore_index *some_index(const icecore_index_options *o, int64_t count) 
     int64_t place;
     EXPECT(add(index, rows, 0, count) == ICECORE_OK);
     EXPECT(add(index, rows + count * o->dim, count, 300) == ICECORE_OK);
-    for (int64_t id = 0; id < count; id += 10) EXPECT(icecore_index_remove(index, &id, 1, &place) == ICECORE_OK);
+    for (int64_t id = 0; id < count; id += 10) EXPECT(icecore_index_remove(index, &id, 1, 0, 1, &place) == ICECORE_OK);
     free(rows);
     return index;
 }
@@ -215,7 +215,7 @@ static void use(icecore_index *index, int64_t dim, int is_mapped) {
     EXPECT(icecore_index_ids(index, all, 5000, &there) == ICECORE_OK && there <= 5000);
     icecore_index_get(index, all, 1, queries, &place);
     if (!is_mapped) {
-        for (int i = 0; i < 40; i++) icecore_index_remove(index, all + i, 1, &place);
+        for (int i = 0; i < 40; i++) icecore_index_remove(index, all + i, 1, 0, 1, &place);
         add(index, queries, 1 << 20, 40);
         icecore_index_compact(index, 1);
         icecore_index_search(index, queries, 50, &searches[0], ids, scores, counts, NULL);
@@ -236,7 +236,7 @@ static void round_trip(void) {
             expect_valid(mapped);
             int64_t id = 1, place;
             float row[6] = {0};
-            EXPECT(icecore_index_remove(mapped, &id, 1, &place) == ICECORE_ERROR_READ_ONLY);
+            EXPECT(icecore_index_remove(mapped, &id, 1, 0, 1, &place) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_add(mapped, row, &id, 1, 1, NULL, NULL, &place) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_clear(mapped) == ICECORE_ERROR_READ_ONLY && icecore_index_compact(mapped, 1) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_copy(mapped, &copy) == ICECORE_OK);

@@ -101,7 +101,7 @@ static icecore_status index_of(const problem *s) {
         status = icecore_index_add(index, rows, ids, ROWS, 1, NULL, NULL, &place);
     }
     const icecore_search search = {.k = 3, .threads = 1};
-    if (status == ICECORE_OK) status = icecore_index_remove(index, ids, 900, &place);
+    if (status == ICECORE_OK) status = icecore_index_remove(index, ids, 900, 0, 1, &place);
     if (status == ICECORE_OK) status = icecore_index_search(index, rows, 1, &search, found, scores, counts, NULL);
     if (status == ICECORE_OK) status = icecore_index_copy(index, &copy);
     file f = {.count = 0};
