@@ -4,7 +4,7 @@ from icecore._attend_indices import attend_indices
 from icecore._attention import AttentionInfo, attention, merge_states
 from icecore._cache import KVCache
 from icecore._calibrate import calibrate
-from icecore._index import Index, SearchResult, Tuning
+from icecore._index import Index, RangeResult, SearchResult, Tuning
 from icecore._metric import query_metric
 from icecore._plan import HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads
@@ -18,6 +18,7 @@ __all__ = [
     "KVCache",
     "LayerPlan",
     "Plan",
+    "RangeResult",
     "SearchResult",
     "Tuning",
     "attend_indices",

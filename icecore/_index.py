@@ -15,7 +15,8 @@ from icecore import _array_file, _native
 from icecore._arrays import integer, plain
 from icecore._runtime import threads_for_call
 
-METRICS = {"ip": 0, "l2": 1}
+#: By their numbers in the core; cosines are inner products of unit vectors.
+METRICS = {"ip": 0, "l2": 1, "cosine": 0}
 DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16}
 #: The largest magnitude that does not round to infinity.
 LARGEST = {"float32": math.inf, "float16": 65519.0, "bfloat16": 3.396e38}
@@ -25,6 +26,8 @@ FILE = _array_file.Format("icecore.index", "an index", 2, {"vectors": "dim"})
 DEFAULT_FIELD_OF_VIEW = 16
 #: P-DCI lists: candidates of each composite for each neighbour asked for, when a search names no budget.
 DEFAULT_CANDIDATES = 64
+#: Range search: queries at a time, and neighbours that each is first asked for.
+RANGE_QUERIES, RANGE_FIRST = 256, 64
 
 
 class SearchResult(NamedTuple):
@@ -35,7 +38,7 @@ class SearchResult(NamedTuple):
     ids : (n, k) int64
         -1 where fewer than k were found.
     scores : (n, k) float32
-        Inner products (descending) or squared distances (ascending); NaN where `ids` is -1.
+        Inner products or cosines (descending), or squared distances (ascending); NaN where `ids` is -1.
     counts : (n,) int64
         How many were found.
 
@@ -45,6 +48,22 @@ class SearchResult(NamedTuple):
     ids: np.ndarray
     scores: np.ndarray
     counts: np.ndarray
+
+
+class RangeResult(NamedTuple):
+    """All neighbours within a bound; those of query i are ``ids[offsets[i]:offsets[i + 1]]``, best first.
+
+    Attributes
+    ----------
+    offsets : (n + 1,) int64
+    ids : (m,) int64
+    scores : (m,) float32
+        As in `SearchResult`.
+    """
+
+    offsets: np.ndarray
+    ids: np.ndarray
+    scores: np.ndarray
 
 
 class Tuning(NamedTuple):
@@ -90,6 +109,17 @@ def _vectors(array, dim, name, dtype="float32"):
     return rows, single
 
 
+def _unit_vectors(rows, name):
+    """`rows` by their lengths; ValueError where one is zero."""
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if not largest.all():
+        row = np.flatnonzero(largest == 0)[0]
+        raise ValueError(f"{name} is zero in row {row}, which has no cosine with anything; expected vectors that are not zero")
+    scaled = rows / largest[:, None]  # whose squares neither overflow nor vanish
+    scaled /= np.sqrt(np.einsum("nd,nd->n", scaled, scaled))[:, None]
+    return scaled
+
+
 def _ids(array, name="ids", dimensions="one dimension"):
     """`array` as contiguous int64 of one dimension."""
     array = plain(array, name)
@@ -128,8 +158,9 @@ class Index:
     ----------
     dim : int
         Width of a vector, 1 to 16384.
-    metric : {"ip", "l2"}
-        Largest inner product or smallest squared distance.
+    metric : {"ip", "l2", "cosine"}
+        Largest inner product, smallest squared distance or largest cosine. For cosines vectors are stored as unit vectors; zero
+        vectors, which have no direction, are refused.
     num_composite : int
         0: the vectors under an opened parent are all scored in 8-bit codes, many queries at a time; the fast way. At least 1:
         that many composite indices of the published P-DCI at each parent, for few queries or very many dimensions of which few
@@ -186,7 +217,7 @@ class Index:
     # ---- What it is ----
 
     dim = property(lambda self: self._parameters["dim"], doc="Width of a vector.")
-    metric = property(lambda self: self._parameters["metric"], doc="``'ip'`` or ``'l2'``.")
+    metric = property(lambda self: self._parameters["metric"], doc="``'ip'``, ``'l2'`` or ``'cosine'``.")
     dtype = property(lambda self: self._parameters["dtype"], doc="Storage of the vectors, by name.")
 
     def __len__(self):
@@ -236,7 +267,7 @@ class Index:
 
     # ---- Changing it ----
 
-    def add(self, vectors, ids=None, progress=None, *, num_threads=None):
+    def add(self, vectors, ids=None, progress=None, *, replace=False, num_threads=None):
         """Add vectors.
 
         Parameters
@@ -244,9 +275,11 @@ class Index:
         vectors : (n, dim) or (dim,) array of real numbers
             Finite. Copied.
         ids : (n,) array of int, optional
-            Distinct, and not in the index. Default: counting up from one above the largest ever used.
+            Distinct, and not in the index unless `replace` is given. Default: counting up from one above the largest ever used.
         progress : callable, optional
             Called with (vectors done, n) from time to time. An exception raised in it ends the call. It must not use the index.
+        replace : bool
+            Vectors of ids that are in the index are replaced.
         num_threads : int, optional
             Default: see `set_num_threads`. Used from about a thousand vectors on.
 
@@ -257,15 +290,15 @@ class Index:
         Raises
         ------
         TypeError, ValueError
-            For wrong shapes or dtypes, NaN or infinity, ids that are present or repeated, or a read-only index. Nothing is
-            added then.
+            For wrong shapes or dtypes, NaN or infinity, zero vectors of a cosine index, ids that are present or repeated, or a
+            read-only index. Nothing is added then.
 
         Notes
         -----
         All or nothing, also when interrupted. A thousand vectors and more in one call become a segment of their own, so one
         call with all vectors gives an index that is faster to search than many with few; `compact` makes up for it.
         """
-        rows, _ = _vectors(vectors, self.dim, "vectors", self.dtype)
+        rows, _ = self._checked(vectors, "vectors", self.dtype)
         if ids is not None:
             ids = _ids(ids)
             if len(ids) != len(rows):
@@ -273,7 +306,7 @@ class Index:
         elif self._native.state()["next_id"] > np.iinfo(np.int64).max - len(rows):
             raise ValueError(f"ids is None, but {np.iinfo(np.int64).max} is nearly used; expected ids to be given")
         report = None if progress is None else lambda done: progress(round(done * len(rows)), len(rows))
-        first = self._native.add(rows, ids, report, threads_for_call(num_threads))
+        first = self._native.add(rows, ids, bool(replace), report, threads_for_call(num_threads))
         if ids is None:
             ids = np.arange(first, first + len(rows), dtype=np.int64)
         return ids
@@ -314,7 +347,7 @@ class Index:
         self._native.clear()
 
     def compact(self, *, num_threads=None):
-        """Rebuild everything as one segment, without what was removed: the fastest index to search.
+        """Rebuild everything as one segment: the fastest index to search. The memory of removed vectors is given back.
 
         O(dim n ** 1.5) with two levels. ValueError where the index is read-only.
         """
@@ -340,8 +373,8 @@ class Index:
         k : int
             At least 1.
         visit : int, optional
-            Open parents, best first, until the vectors under them that may be returned are this many. With P-DCI lists: pops of each composite,
-            shared out over the opened parents by their size.
+            Open parents, best first, until the vectors under them that may be returned are this many. With P-DCI lists: pops of
+            each composite, shared out over the opened parents by their size.
         retrieve : int, optional
             Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for
             each of the `k` when no other budget is given.
@@ -382,7 +415,7 @@ class Index:
         Budgets count what may be returned, so that a filter opens more parents and keeps the recall. Where reading all that may
         be returned is less than that, it is compared exactly instead.
         """
-        rows, single = _vectors(queries, self.dim, "queries")
+        rows, single = self._checked(queries, "queries")
         k = integer(k, "k", 1)
         budgets = self._budgets(k, visit, retrieve, field_of_view)
         filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
@@ -392,6 +425,72 @@ class Index:
         arrays = [np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)]
         self._search(rows, k, (*budgets, bool(exact)), filters, threads_for_call(num_threads), *arrays, None)
         return result
+
+    def search_within(self, queries, bound, *, filter=None, exclude=None, num_threads=None):
+        """All vectors within a bound of each query, by comparing all of them.
+
+        Parameters
+        ----------
+        queries : (n, dim) or (dim,) array of real numbers
+            Finite.
+        bound : float
+            The largest squared distance, or the smallest inner product or cosine, that is returned.
+        filter, exclude : array of int or bool, optional
+            As in `search`.
+        num_threads : int, optional
+            Default: see `set_num_threads`.
+
+        Returns
+        -------
+        RangeResult
+
+        Raises
+        ------
+        TypeError, ValueError
+            For wrong shapes or dtypes, NaN or infinity, an empty index.
+
+        Notes
+        -----
+        O(n dim) for a query, several times over where it finds more than 64.
+        """
+        rows, _ = self._checked(queries, "queries")
+        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
+            raise TypeError(f"bound must be a number, got {type(bound).__name__}")
+        if math.isnan(bound):
+            raise ValueError("bound must be a number, got nan")
+        filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
+        if len(self) == 0:
+            raise ValueError("the index is empty; add vectors before searching")
+        threads, found = threads_for_call(num_threads), []
+        for first in range(0, len(rows), RANGE_QUERIES):
+            part = slice(first, first + RANGE_QUERIES)
+            own = [ids[part] if isinstance(ids, list) else ids for ids in filters]
+            found += self._within(rows[part], bound, own, threads)
+        counts = [len(ids) for ids, _ in found]
+        ids = np.concatenate([ids for ids, _ in found] or [np.empty(0, np.int64)])
+        scores = np.concatenate([scores for _, scores in found] or [np.empty(0, np.float32)])
+        return RangeResult(np.cumsum([0, *counts], dtype=np.int64), ids, scores)
+
+    def _within(self, rows, bound, filters, threads):
+        """[(ids, scores)] of each query; those that find as many as they asked for ask for more."""
+        found, pending, k = [None] * len(rows), np.arange(len(rows)), RANGE_FIRST
+        while len(pending):
+            k = min(k, max(len(self), 1))
+            own = [[ids[q] for q in pending] if isinstance(ids, list) else ids for ids in filters]
+            ids, scores, counts = _result(None, len(pending), k, False, rows)
+            self._search(rows[pending], k, (0, 0, 0, False, True), own, threads, ids, scores, counts, None)
+            inside = (scores <= bound if self.metric == "l2" else scores >= bound).sum(axis=1)
+            for q, own_ids, own_scores, count in zip(pending, ids, scores, inside, strict=True):
+                found[q] = own_ids[:count].copy(), own_scores[:count].copy()
+            pending = pending[inside == k] if k < len(self) else pending[:0]
+            k *= 8
+        return found
+
+    def _checked(self, vectors, name, dtype="float32"):
+        """As _vectors, of length one where the metric is of directions alone."""
+        cosine = self.metric == "cosine"
+        rows, single = _vectors(vectors, self.dim, name, "float32" if cosine else dtype)
+        return (_unit_vectors(rows, name) if cosine else rows), single
 
     def _search(self, rows, k, budgets, filters, threads, *arrays):
         """Fills the arrays (ids, scores, counts and visited or None); a filter may be a list of one for each query."""
@@ -441,7 +540,7 @@ class Index:
         Bisection of each budget in turn, the others held generous. Where no budget reaches the recall, ``budgets`` is
         ``{"exact": True}``. The index itself is not changed.
         """
-        rows, _ = _vectors(queries, self.dim, "queries")
+        rows, _ = self._checked(queries, "queries")
         k, threads = integer(k, "k", 1), threads_for_call(num_threads)
         if isinstance(recall, bool) or not isinstance(recall, numbers.Real):
             raise TypeError(f"recall must be a number, got {type(recall).__name__}")
@@ -465,7 +564,8 @@ class Index:
     def save(self, path):
         """Write to a file (safetensors): first under a temporary name beside it, then renamed.
 
-        Merges that are under way are not saved; they begin anew in the loaded index.
+        Merges that are under way are not saved; they begin anew in the loaded index. Removed vectors are not written; the means
+        of their cells, into which they went, are found anew by `compact`.
         """
         _array_file.save(FILE, self._parameters, self._native.write, path)
 
@@ -625,7 +725,7 @@ class _Tuner:
                                         (((n, k), np.int64), ((n, k), np.float32), (n, np.int64), (n, np.int64)))
         core = [*(budgets.get(name, 0) for name in ("visit", "retrieve", "field_of_view")), False, budgets.get("exact", False)]
         self.index._search(self.queries, k, core, self.filters, self.threads, ids, scores, counts, visited)
-        return scores if self.index.metric == "ip" else -scores, visited.mean()
+        return -scores if self.index.metric == "l2" else scores, visited.mean()
 
     def _try(self, budgets):
         scores, visited = self._search(budgets)

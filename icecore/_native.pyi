@@ -169,6 +169,7 @@ class Index:
         self,
         vectors: NDArray[np.float32],
         ids: NDArray[np.int64] | None,
+        replace: bool,
         progress: Callable[[float], object] | None,
         threads: int,
     ) -> int: ...

@@ -48,7 +48,7 @@ cdef int check(icecore_status status, id=None) except -1:
     if status == ICECORE_ERROR_ABSENT:
         raise KeyError(f"id {id} is not in the index")
     if status == ICECORE_ERROR_EXISTS:
-        raise ValueError(f"ids holds {id}, which is in the index already; remove it first")
+        raise ValueError(f"ids holds {id}, which is in the index already; replace=True replaces it")
     if status == ICECORE_ERROR_REPEATED:
         raise ValueError(f"ids holds {id} more than once; expected each id once")
     if status == ICECORE_ERROR_READ_ONLY:
@@ -555,7 +555,7 @@ cdef class Index:
             status = icecore_index_reserve(self.index, count)
         check(status)
 
-    def add(self, const float[:, ::1] vectors, const int64_t[::1] ids, progress, int threads):
+    def add(self, const float[:, ::1] vectors, const int64_t[::1] ids, bint replace, progress, int threads):
         """`ids` None: counting up, and the first of them is returned."""
         cdef int64_t count = vectors.shape[0], place = 0, none = 0
         cdef const float *data = &vectors[0, 0] if vectors.size else NULL
@@ -571,7 +571,7 @@ cdef class Index:
         if progress is not None:
             told = call_progress
         with nogil:
-            status = icecore_index_add(self.index, data, names, count, threads, told, &c, &place)
+            status = icecore_index_add(self.index, data, names, count, replace, threads, told, &c, &place)
         if error:
             raise error[0]
         check(status, ids[place] if ids is not None and count else None)

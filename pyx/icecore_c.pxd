@@ -179,7 +179,7 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_index_create(const icecore_index_options *options, icecore_index **result)
     void icecore_index_free(icecore_index *index)
     icecore_status icecore_index_reserve(icecore_index *index, int64_t count)
-    icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+    icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int threads,
                                      icecore_progress progress, void *context, int64_t *place)
     icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads,
                                         int64_t *place)

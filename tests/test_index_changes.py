@@ -227,6 +227,96 @@ def test_a_vector_removed_while_its_merge_ends(variant):
         assert_holds(index, model, vectors[:10])
 
 
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize("how", ["at random", "near the queries", "one at a time"])
+def test_recall_outlives_any_removal_without_compact(metric, how):
+    vectors, queries = clusters(0, 20000, 16, centers=200), clusters(1, 100, 16, centers=200)
+    index = icecore.Index(16, metric=metric)
+    index.add(vectors)
+    order = np.random.default_rng(2).permutation(20000)
+    if how == "near the queries":
+        closeness = 2 * queries @ vectors.T - (vectors**2).sum(axis=1) if metric == "l2" else queries @ vectors.T
+        order = np.argsort(-closeness.max(axis=0))
+    for part in np.split(order, [10000, 18000, 19000, 19800, 19980])[:5]:
+        for ids in part.tolist() if how == "one at a time" else [part]:
+            index.remove(ids)
+        fresh = icecore.Index(16, metric=metric)
+        fresh.add(index[np.sort(index.ids)], np.sort(index.ids))
+        found, exact = index.search(queries, 10), index.search(queries, 10, exact=True)
+        assert (found.counts == 10).all()
+        assert recall(found.ids, exact.ids) >= recall(fresh.search(queries, 10).ids, exact.ids) - 0.02
+
+
+def test_one_large_removal_leaves_nothing_to_do():
+    index = icecore.Index(6)
+    index.add(normal(0, 20000, 6))
+    index.remove(np.arange(10000))
+    stats = index.stats
+    assert (stats["removed"], stats["merging"]) == (0, 0)
+
+
+def test_discard_passes_over_absent_ids():
+    index = icecore.Index(6)
+    index.add(normal(0, 2000, 6))
+    assert index.discard([5, 7, 5, -3, 9999]) == 2
+    assert index.discard(5) == 0
+    assert index.discard([]) == 0
+    assert len(index) == 1998
+    assert index.validate()
+    with pytest.raises(TypeError, match="ids has dtype float64"):
+        index.discard([1.0])
+
+
+@pytest.mark.parametrize("count", [3, 500, 1500, 3000])
+def test_replacing(count):
+    vectors, fresh = normal(0, 3000, 6), normal(1, count + 2, 6)
+    index = icecore.Index(6, metric="l2")
+    index.add(vectors[:2500])
+    index.add(vectors[2500:])
+    ids = np.append(np.random.default_rng(2).permutation(3000)[:count], [5000, 5001])
+    with pytest.raises(ValueError, match="replace=True replaces it"):
+        index.add(fresh, ids)
+    before = index_contents(index)
+    with pytest.raises(ValueError, match=f"ids holds {ids[0]} more than once"):
+        index.add(np.vstack([fresh, fresh[:1]]), np.append(ids, ids[0]), replace=True)
+    assert index_contents(index) == before
+    assert index.validate()
+    np.testing.assert_array_equal(index.add(fresh, ids, replace=True), ids)
+    assert index.validate()
+    assert len(index) == 3002
+    model = dict(enumerate(vectors)) | dict(zip(ids.tolist(), fresh, strict=True))
+    assert_holds(index, model, normal(3, 10, 6))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_interrupted_replacement_leaves_the_old_vectors(error):
+    def stop(done, count):
+        raise error
+
+    index = icecore.Index(6)
+    index.add(normal(0, 3300, 6))
+    index.add(normal(1, 300, 6))
+    before = index_contents(index)
+    with pytest.raises(error):
+        index.add(normal(2, 3000, 6), np.arange(2000, 5000), stop, replace=True)
+    assert index_contents(index) == before
+    assert index.validate()
+
+
+def test_compact_gives_memory_back():
+    index = icecore.Index(32, capacity=50000)
+    index.add(normal(0, 30000, 32))
+    index.remove(np.arange(100, 30000))
+    index.compact()
+    fresh = icecore.Index(32)
+    fresh.add(normal(0, 100, 32))
+    fresh.compact()
+    assert index.nbytes == fresh.nbytes
+    assert index.stats["slots"] == 100
+    assert index.validate()
+    assert_holds(index, dict(enumerate(normal(0, 100, 32))), normal(1, 10, 32))
+
+
 def test_an_id_comes_back():
     vectors = normal(0, 3000, 6)
     index = icecore.Index(6, metric="l2")

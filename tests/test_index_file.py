@@ -169,6 +169,28 @@ def test_merges_begin_anew(tmp_path):
     assert twin.validate()
 
 
+@variants
+@pytest.mark.parametrize("gone", [30, 2990])
+def test_removed_vectors_are_in_no_file_and_take_no_room(tmp_path, variant, gone):
+    vectors = normal(0, 3500, DIM)
+    index = Index(DIM, **VARIANTS[variant])
+    index.add(vectors[:3000])
+    index.add(vectors[3000:])
+    removed = np.concatenate([np.arange(0, gone), np.arange(3100, 3200)])
+    for part in np.array_split(removed, 7):
+        index.remove(part)
+    for twin in (index, index.copy()):
+        data = saved(twin, tmp_path / "a")
+        assert not any(vectors[id].tobytes() in data for id in removed)
+        assert all(vectors[id].tobytes() in data for id in index.ids[:50])
+        assert len(SavedFile.parse(data).arrays["ids"]) == len(index)
+    loaded = Index.load(tmp_path / "a")
+    assert loaded.stats["slots"] == len(loaded) == len(index)
+    assert loaded.validate()
+    assert index_contents(loaded) == index_contents(index)
+    assert_same_result(loaded.search(QUERIES, 7), index.search(QUERIES, 7))
+
+
 def test_any_safetensors_reader_opens_it(tmp_path):
     index = sample(dtype="float16")
     index.save(tmp_path / "a.safetensors")

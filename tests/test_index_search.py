@@ -811,3 +811,69 @@ def test_tune_takes_few_and_many():
     assert index.tune(normal(1, 2500, 8), 5, 0.5).recall >= 0.5
     assert index.tune(normal(1, 3, 8), 5000, 1.0).recall == 1
     assert filled(normal(0, 10, 8)).tune(normal(1, 3, 8), 5).recall == 1
+
+
+# ---- Cosines ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_cosine_is_the_product_of_directions(dtype):
+    vectors, queries = normal(0, 3000, 10), normal(1, 20, 10)
+    scale = np.float32(10.0) ** np.random.default_rng(2).integers(-30, 30, (3000, 1))
+    index, plain = filled(vectors * scale, metric="cosine", dtype=dtype), icecore.Index(10, dtype=dtype)
+    plain.add(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    found = index.search(queries * np.float32(1e-30), 5, exact=True)
+    expected = plain.search(queries / np.linalg.norm(queries, axis=1, keepdims=True), 5, exact=True)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-6 if dtype == "float32" else 2e-2)
+    assert recall(found.ids, expected.ids) > 0.95
+    assert (np.abs(found.scores) <= 1.01).all()
+    np.testing.assert_allclose(np.linalg.norm(index[np.arange(100)], axis=1), 1, rtol=1e-6 if dtype == "float32" else 1e-2)
+    assert index.tune(queries, 5).recall >= 0.95
+    assert index.copy().metric == "cosine"
+
+
+def test_zero_vectors_have_no_cosine():
+    index = icecore.Index(3, metric="cosine")
+    index.add([1, 2, 3])
+    with pytest.raises(ValueError, match="vectors is zero in row 1, which has no cosine"):
+        index.add([[1, 0, 0], [0, 0, 0]])
+    assert len(index) == 1
+    for call in (index.search, index.search_within, index.tune):
+        with pytest.raises(ValueError, match="queries is zero in row 0"):
+            call([0, 0, 0], 1)
+
+
+# ---- All within a bound ----
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2", "cosine"])
+def test_all_within_a_bound(metric):
+    vectors, queries = clusters(0, 4000, 8), clusters(0, 300, 8)
+    index = filled(vectors, metric=metric)
+    index.remove(np.arange(0, 4000, 7))
+    ids, scores, _ = index.search(queries, len(index), exact=True)
+    for bound in np.quantile(scores, [0.001, 0.02, 0.5]):
+        for options in ({}, {"filter": np.arange(1000)}, {"exclude": np.arange(300)[:, None]}):
+            result = index.search_within(queries, bound, **options)
+            for i in range(300):
+                own = (scores[i] <= bound) if metric == "l2" else (scores[i] >= bound)
+                if "filter" in options:
+                    own &= ids[i] < 1000
+                if "exclude" in options:
+                    own &= ids[i] != i
+                part = slice(*result.offsets[i : i + 2])
+                np.testing.assert_array_equal(result.ids[part], ids[i][own])
+                np.testing.assert_array_equal(result.scores[part], scores[i][own])
+
+
+def test_nothing_within_a_bound():
+    index = filled(normal(0, 100, 4), metric="l2")
+    for queries, count in ((normal(1, 4), 1), (normal(1, 3, 4), 3), (np.empty((0, 4)), 0)):
+        result = index.search_within(queries, -1.0)
+        np.testing.assert_array_equal(result.offsets, np.zeros(count + 1))
+        assert result.ids.shape == result.scores.shape == (0,)
+    for bound, error in (("1", TypeError), (True, TypeError), (float("nan"), ValueError)):
+        with pytest.raises(error, match="bound must be a number, got"):
+            index.search_within(normal(1, 4), bound)
+    with pytest.raises(ValueError, match="the index is empty"):
+        icecore.Index(4).search_within(normal(1, 4), 1.0)

@@ -74,6 +74,26 @@ class Model(RuleBasedStateMachine):
         self.index.add(vectors, ids)
         self.take(ids, vectors)
 
+    @rule(seed=seeds, count=st.sampled_from([1, 40, 1300]))
+    def replace(self, seed, count):
+        ids = np.concatenate([self.pick(seed, count), np.arange(self.next_id, self.next_id + count // 2)])
+        vectors = draw_vectors(seed, len(ids))
+        self.index.add(vectors, ids, replace=True)
+        self.take(ids, vectors)
+
+    @rule(seed=seeds, count=st.sampled_from([1, 10]))
+    def replace_one_twice(self, seed, count):
+        ids = np.append(self.pick(seed, count), self.next_id)
+        with pytest.raises(ValueError, match=f"ids holds {ids[0]} more than once"):
+            self.index.add(draw_vectors(seed, len(ids) + 1), np.append(ids, ids[0]), replace=True)
+
+    @rule(seed=seeds, count=st.sampled_from([1, 300]))
+    def discard(self, seed, count):
+        ids = self.pick(seed, count)
+        assert self.index.discard(np.concatenate([ids, [self.next_id], ids])) == len(ids)
+        for id in ids.tolist():
+            del self.vectors[id]
+
     @rule(seed=seeds, count=st.sampled_from([1, 10]), twice=st.booleans())
     def add_what_is_there(self, seed, count, twice):
         """Nothing is added when one id is present or repeated."""

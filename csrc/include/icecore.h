@@ -382,12 +382,12 @@ void icecore_index_free(icecore_index *index);
 icecore_status icecore_index_reserve(icecore_index *index, int64_t count);
 
 /* Adds `count` rows of float32 (contiguous, finite) under ids that are neither in the index (ICECORE_ERROR_EXISTS) nor repeated
- * (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  ids = NULL: counting up from next_id, and *place becomes the first of
- * them.  All or nothing.  `progress`, or NULL, is told from time to time how
+ * (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  With `replace` vectors of ids that are there are replaced.  ids = NULL:
+ * counting up from next_id, and *place becomes the first of them.  All or nothing.  `progress`, or NULL, is told from time to time how
  * much of the work is done, in [0, 1]; a non-zero answer ends the call with ICECORE_INTERRUPTED.
  * Cost: amortized O(dim sqrt(n)) a vector with two levels; one vector's share of pending merges at a time. */
 typedef int (*icecore_progress)(void *context, double done);
-icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int threads,
                                  icecore_progress progress, void *context, int64_t *place);
 /* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all, and *place becomes its own; with
  * absent_too they are passed over.  In the end *place becomes how many were removed.  Each takes a share of pending merges, as an insertion does;
@@ -400,8 +400,8 @@ icecore_status icecore_index_clear(icecore_index *index);
 
 typedef struct {
     int64_t k;
-    int64_t visit;               /* scan mode: cells are opened in order of score until they hold this many keys that may be returned.  Lists: pops for
-                                    each composite, shared out over the opened cells.  0: no bound */
+    int64_t visit;               /* scan mode: cells are opened in order of score until they hold this many keys that may be returned.
+                                    Lists: pops for each composite, shared out over the opened cells.  0: no bound */
     int64_t retrieve;            /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
     int64_t field_of_view;       /* parents kept at each level; 0: no bound */
     int extend;                  /* scan mode in two levels: field_of_view counts for each segment by itself, and inner products then open every

@@ -128,8 +128,21 @@ icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t
     return status;
 }
 
-/* Takes slots for the new vectors and enters their ids; on failure everything is as before. */
-static icecore_status enter(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int32_t *slot, int64_t *place) {
+/* Takes out what `enter` has entered; ids go back to the slots that had them. */
+static void leave(icecore_index *index, const int32_t *slot, const int32_t *old, int64_t entered) {
+    for (int64_t i = entered - 1; i >= 0; i--) {
+        ice_id_map_remove(&index->map, &index->slots, slot[i]);
+        ice_slots_give(&index->slots, slot[i]);
+        if (old[i] < 0) continue;
+        *ice_slot_state(&index->slots, old[i]) = ICE_SLOT_USED;
+        ice_id_map_insert(&index->map, &index->slots, old[i]);
+    }
+}
+
+/* Takes slots for the new vectors and enters their ids; old: the slots that had these ids, now marked as removed, or -1.  On failure everything is
+ * as before. */
+static icecore_status enter(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int32_t *slot,
+                            int32_t *old, int64_t *place) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const int64_t dim = index->options.dim;
@@ -140,86 +153,116 @@ static icecore_status enter(icecore_index *index, const float *vectors, const in
             status = ICECORE_INTERRUPTED;
             break;
         }
-        int32_t found = ice_id_map_find(&index->map, &index->slots, ids[entered]);
-        if (found >= 0) {
+        const int32_t found = old[entered] = ice_id_map_find(&index->map, &index->slots, ids[entered]);
+        const int is_new = found >= 0 && *ice_slot_home(&index->slots, found) == ICE_HOME_NEW;
+        if (is_new || (found >= 0 && !replace)) {
             *place = entered;
-            status = ICECORE_ERROR_EXISTS;
-            for (int64_t i = 0; i < entered; i++)
-                if (slot[i] == found) status = ICECORE_ERROR_REPEATED;
+            status = is_new ? ICECORE_ERROR_REPEATED : ICECORE_ERROR_EXISTS;
             break;
+        }
+        if (found >= 0) {
+            ice_id_map_remove(&index->map, &index->slots, found);
+            *ice_slot_state(&index->slots, found) = ICE_SLOT_REMOVED;
         }
         int32_t own = ice_slots_take(&index->slots);
         slot[entered] = own;
         kernels->from_float32(index->options.dtype, vectors + entered * dim, ice_slot_row(&index->slots, own), dim);
         *ice_slot_id(&index->slots, own) = ids[entered];
         *ice_slot_state(&index->slots, own) = ICE_SLOT_USED;
-        *ice_slot_home(&index->slots, own) = ICE_HOME_OPEN;
+        *ice_slot_home(&index->slots, own) = ICE_HOME_NEW;
         ice_id_map_insert(&index->map, &index->slots, own);
     }
-    if (status == ICECORE_OK) return status;
-    for (int64_t i = entered - 1; i >= 0; i--) {
-        ice_id_map_remove(&index->map, &index->slots, slot[i]);
-        ice_slots_give(&index->slots, slot[i]);
-    }
+    if (status != ICECORE_OK) leave(index, slot, old, entered);
     return status;
 }
 
-static icecore_status add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
-                          icecore_progress progress, void *context, int64_t *place) {
-    if (count == 0) return ICECORE_OK;
-    icecore_status status = ice_merge_step(index, ICE_MERGE_SHARES * count, count < ICE_OPEN_BLOCK ? 1 : threads);
+/* What the open block then holds: `slot`, its own and new ones. */
+static void fill_open_block(icecore_index *index, const int32_t *slot, int64_t count) {
+    memcpy(index->open, slot, (size_t)count * sizeof *slot);
+    index->open_count = count;
+    for (int64_t i = 0; i < count; i++) *ice_slot_home(&index->slots, slot[i]) = ICE_HOME_OPEN;
+}
+
+/* Slots whose ids went to others. */
+static void retire(icecore_index *index, const int32_t *old, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        if (old[i] < 0) continue;
+        index->used--;
+        if (*ice_slot_home(&index->slots, old[i]) == ICE_HOME_OPEN) ice_slots_give(&index->slots, old[i]);
+        else ice_index_count_removed(index, old[i], 1);
+    }
+}
+
+typedef struct {
+    const float *vectors;
+    const int64_t *ids;
+    int64_t count;
+    int replace, threads;
+    icecore_progress progress;
+    void *context;
+} addition;
+
+/* `slot`: room for the open block and the new ones; `old`: for those that they replace. */
+static icecore_status put(icecore_index *index, const addition *a, int32_t *slot, int32_t *old, int64_t *place) {
+    const int64_t count = a->count;
+    icecore_status status = enter(index, a->vectors, a->ids, count, a->replace, slot + index->open_count, old, place);
+    if (status != ICECORE_OK) return status;
+    int64_t held = 0;
+    for (int64_t i = 0; i < index->open_count; i++)
+        if (*ice_slot_state(&index->slots, index->open[i]) == ICE_SLOT_USED) slot[held++] = index->open[i];
+    memmove(slot + held, slot + index->open_count, (size_t)count * sizeof *slot);
+    if (held + count < ICE_OPEN_BLOCK) {
+        fill_open_block(index, slot, held + count);
+    } else {
+        icecore_segment *segment;
+        status = ice_index_seal(index, slot, held + count, a->threads, a->progress, a->context, &segment);
+        if (status != ICECORE_OK) {
+            leave(index, slot + held, old, count);
+            return status;
+        }
+        ice_index_adopt(index, segment);
+        index->open_count = 0;
+    }
+    retire(index, old, count);
+    index->used += count;
+    for (int64_t i = 0; i < count; i++)
+        if (a->ids[i] >= index->next_id && a->ids[i] < INT64_MAX) index->next_id = a->ids[i] + 1;
+    ice_merge_settle(index);
+    return ICECORE_OK;
+}
+
+static icecore_status add(icecore_index *index, const addition *a, int64_t *place) {
+    if (a->count == 0) return ICECORE_OK;
+    icecore_status status = ice_merge_step(index, ICE_SHARES_TO_ADD * a->count, a->count < ICE_OPEN_BLOCK ? 1 : a->threads);
     if (status != ICECORE_OK) return status;
     if (ice_interrupted()) return ICECORE_INTERRUPTED;
     ice_merge_settle(index);
-    if (index->open_count + count >= ICE_OPEN_BLOCK && !ice_index_has_room(index)) return ICECORE_ERROR_MEMORY;   /* for merges, all along */
-    int32_t *slot = ice_alloc(index->open_count + count, sizeof *slot);
-    if (!slot) return ICECORE_ERROR_MEMORY;
-    memcpy(slot, index->open, (size_t)index->open_count * sizeof *slot);
-    status = enter(index, vectors, ids, count, slot + index->open_count, place);
-    if (status == ICECORE_OK && index->open_count + count < ICE_OPEN_BLOCK) {
-        memcpy(index->open + index->open_count, slot + index->open_count, (size_t)count * sizeof *slot);
-        index->open_count += count;
-    } else if (status == ICECORE_OK) {
-        icecore_segment *segment;
-        status = ice_index_seal(index, slot, index->open_count + count, threads, progress, context, &segment);
-        if (status == ICECORE_OK) {
-            ice_index_adopt(index, segment);
-            index->open_count = 0;
-        } else {
-            for (int64_t i = index->open_count + count - 1; i >= index->open_count; i--) {
-                ice_id_map_remove(&index->map, &index->slots, slot[i]);
-                ice_slots_give(&index->slots, slot[i]);
-            }
-        }
-    }
-    if (status == ICECORE_OK) {
-        index->used += count;
-        for (int64_t i = 0; i < count; i++)
-            if (ids[i] >= index->next_id && ids[i] < INT64_MAX) index->next_id = ids[i] + 1;
-        ice_merge_begin_due(index);
-    }
+    if (index->open_count + a->count >= ICE_OPEN_BLOCK && !ice_index_has_room(index)) return ICECORE_ERROR_MEMORY;   /* for merges, all along */
+    int32_t *slot = ice_alloc(index->open_count + a->count, sizeof *slot), *old = ice_alloc(a->count, sizeof *old);
+    status = slot && old ? put(index, a, slot, old, place) : ICECORE_ERROR_MEMORY;
     ice_free(slot);
+    ice_free(old);
     return status;
 }
 
-static icecore_status add_counting(icecore_index *index, const float *vectors, int64_t count, int threads, icecore_progress progress,
-                                   void *context, int64_t *first) {
-    if (index->next_id > INT64_MAX - count) return ICECORE_ERROR_VALUE;
-    int64_t *ids = ice_alloc(count, sizeof *ids), place;
+static icecore_status add_counting(icecore_index *index, addition a, int64_t *first) {
+    if (index->next_id > INT64_MAX - a.count) return ICECORE_ERROR_VALUE;
+    int64_t *ids = ice_alloc(a.count, sizeof *ids), place;
     if (!ids) return ICECORE_ERROR_MEMORY;
     *first = index->next_id;
-    for (int64_t i = 0; i < count; i++) ids[i] = *first + i;
-    icecore_status status = add(index, vectors, ids, count, threads, progress, context, &place);
+    for (int64_t i = 0; i < a.count; i++) ids[i] = *first + i;
+    a.ids = ids;
+    icecore_status status = add(index, &a, &place);
     ice_free(ids);
     return status;
 }
 
-icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int threads,
+icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int threads,
                                  icecore_progress progress, void *context, int64_t *place) {
+    const addition a = {vectors, ids, count, replace, threads, progress, context};
     icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
-    if (!ids) status = add_counting(index, vectors, count, threads, progress, context, place);
-    else status = add(index, vectors, ids, count, threads, progress, context, place);
+    status = ids ? add(index, &a, place) : add_counting(index, a, place);
     ice_unlock(&index->lock);
     return status;
 }

@@ -65,14 +65,16 @@ void ice_index_drop_contents(icecore_index *index);
 
 /* Begins the merges that the sizes of the segments ask for.  One for which there is no memory is left for later. */
 void ice_merge_begin_due(icecore_index *index);
-/* Goes on with each merge by `shares`, the work of so many of its vectors; ICECORE_INTERRUPTED, or a merge that failed goes on later.  No segment
- * changes. */
+/* Goes on with each merge by `shares`, the work of so many of its vectors; ICECORE_INTERRUPTED, or a merge that failed goes on later.  No
+ * segment changes. */
 icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads);
-/* Puts what is merged in force, moves the last vectors of a worn segment to the open block, drops segments without vectors, begins what is due. */
+/* Puts what is merged in force, moves the last vectors of a worn segment to the open block, drops segments without vectors, begins what is
+ * due. */
 void ice_merge_settle(icecore_index *index);
-/* Shares for a vector that comes or goes.  A segment is built anew when a third of it is removed, which as many more removals then have finished:
- * a third of the vectors in a segment is there at any time. */
-#define ICE_MERGE_SHARES 2
+/* Shares for a vector that comes, and for one that goes.  A segment is built anew when a third of it is removed; a sixth later that is done: half of the
+ * vectors in a segment are there at any time. */
+#define ICE_SHARES_TO_ADD 2
+#define ICE_SHARES_TO_REMOVE 4
 /* Ends all merges without a result. */
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
@@ -87,6 +89,11 @@ void ice_index_enter_cells(icecore_index *index, int number);
 int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
+
+/* ---- remove.c ---- */
+
+/* A slot of a segment is marked as removed (change = 1), or no longer (-1). */
+void ice_index_count_removed(icecore_index *index, int32_t slot, int change);
 
 /* ---- copy.c ---- */
 

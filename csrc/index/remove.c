@@ -3,8 +3,7 @@
 #include "base/parallel.h"
 #include "index/index.h"
 
-/* A slot of a segment is marked, or no longer. */
-static void count_removed(icecore_index *index, int32_t slot, int change) {
+void ice_index_count_removed(icecore_index *index, int32_t slot, int change) {
     ice_sealed *sealed = &index->sealed[*ice_slot_home(&index->slots, slot)];
     sealed->segment->used[*ice_slot_cell(&index->slots, slot)] -= change;
     sealed->removed += change;
@@ -14,7 +13,7 @@ static void count_removed(icecore_index *index, int32_t slot, int change) {
 static void mark(icecore_index *index, const int32_t *slot, int64_t count, int removed) {
     for (int64_t i = 0; i < count; i++) {
         *ice_slot_state(&index->slots, slot[i]) = removed ? ICE_SLOT_REMOVED : ICE_SLOT_USED;
-        if (*ice_slot_home(&index->slots, slot[i]) != ICE_HOME_OPEN) count_removed(index, slot[i], removed ? 1 : -1);
+        if (*ice_slot_home(&index->slots, slot[i]) != ICE_HOME_OPEN) ice_index_count_removed(index, slot[i], removed ? 1 : -1);
     }
 }
 
@@ -26,7 +25,8 @@ static void leave_open_block(icecore_index *index, int32_t slot) {
 }
 
 /* The slots of ids, marked; *found: how many.  Where an id is at fault none is marked in the end, and *place says which. */
-static icecore_status find(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int32_t *slot, int64_t *found, int64_t *place) {
+static icecore_status find(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int32_t *slot, int64_t *found,
+                           int64_t *place) {
     *found = 0;
     for (int64_t i = 0; i < count; i++) {
         int32_t own = ice_id_map_find(&index->map, &index->slots, ids[i]);
@@ -51,7 +51,7 @@ static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t
     if (status == ICECORE_OK) {
         /* what a large removal makes due, it does itself: only searches may follow */
         ice_merge_begin_due(index);
-        status = ice_merge_step(index, ICE_MERGE_SHARES * found, found < ICE_OPEN_BLOCK ? 1 : threads);
+        status = ice_merge_step(index, ICE_SHARES_TO_REMOVE * found, found < ICE_OPEN_BLOCK ? 1 : threads);
         if (status == ICECORE_OK && ice_interrupted()) status = ICECORE_INTERRUPTED;
         if (status != ICECORE_OK) {
             mark(index, slot, found, 0);

@@ -100,8 +100,8 @@ static inline int64_t ice_wanted_below(const ice_forest *f, int layer, int64_t n
 
 /* Finds what may be returned.  The forest must be known. */
 icecore_status ice_find_wanted(ice_search_call *call);
-/* Whether a filter leaves fewer vectors than a search of the trees would visit: since its budgets count what is wanted alone, it opens the more
- * parents, the fewer there are. */
+/* Whether a filter leaves fewer vectors than a search of the trees would visit: since its budgets count what is wanted alone, it opens the
+ * more parents, the fewer there are. */
 int ice_exact_is_less(const ice_search_call *call);
 
 /* ---- search_tree.c: down the tree by 8-bit codes ---- */

@@ -53,7 +53,9 @@ void ice_search_lists(ice_search_space *w) {
             const icecore_segment *segment = f->segment[n];
             if (n != projected) project_query(w, q, segment, projection);
             projected = n;
-            int64_t cell = pick[i] - f->first[last][n], wanted = ice_wanted_below(f, last, pick[i]), keys = ice_keys_below(segment, last, cell), found = 0;
+            const int64_t cell = pick[i] - f->first[last][n], wanted = ice_wanted_below(f, last, pick[i]);
+            const int64_t keys = ice_keys_below(segment, last, cell);
+            int64_t found = 0;
             /* keys that are not wanted take their part of the pops, so that there are more of them */
             int64_t pops = share(call->search->visit, wanted, whole);
             if (wanted < keys) pops = (int64_t)((double)pops * (double)keys / (double)wanted + 0.999999);

@@ -70,7 +70,8 @@ icecore_status ice_find_wanted(ice_search_call *call) {
         f->wanted[layer] = next + parents;
         next += parents_in(f, layer);
     }
-    for (int n = 0; n < f->segments; n++) memcpy(f->used[last] + f->first[last][n], f->segment[n]->used, (size_t)f->segment[n]->cells * sizeof(int32_t));
+    for (int n = 0; n < f->segments; n++)
+        memcpy(f->used[last] + f->first[last][n], f->segment[n]->used, (size_t)f->segment[n]->cells * sizeof(int32_t));
     memcpy(f->wanted[last], f->used[last], (size_t)parents_in(f, last) * sizeof(int32_t));
     icecore_status status = filtered ? filter(call) : ICECORE_OK;
     sum_layers(f, f->used);
@@ -78,7 +79,8 @@ icecore_status ice_find_wanted(ice_search_call *call) {
     return status;
 }
 
-/* What a search of the trees would compare a query with, on average: the means below the roots, and the vectors of the cells that it opens. */
+/* What a search of the trees would compare a query with, on average: the means below the roots, and the vectors of the cells that it
+ * opens. */
 static double visits(const ice_search_call *call) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;

@@ -13,6 +13,8 @@
 enum { ICE_SLOT_FREE, ICE_SLOT_USED, ICE_SLOT_REMOVED };
 /* `home` of a slot in the open block. */
 #define ICE_HOME_OPEN 255
+/* And of one that is being added. */
+#define ICE_HOME_NEW 254
 
 typedef struct {
     char *rows;                /* ICE_SLOT_CHUNK x dim of the dtype */
@@ -51,7 +53,9 @@ static inline void *ice_slot_row(const ice_slots *slots, int64_t slot) {
     return ice_chunk_of(slots, slot)->rows + (size_t)(slot % ICE_SLOT_CHUNK) * slots->row_bytes;
 }
 static inline int64_t *ice_slot_id(const ice_slots *slots, int64_t slot) { return &ice_chunk_of(slots, slot)->id[slot % ICE_SLOT_CHUNK]; }
-static inline int32_t *ice_slot_cell(const ice_slots *slots, int64_t slot) { return &ice_chunk_of(slots, slot)->cell[slot % ICE_SLOT_CHUNK]; }
+static inline int32_t *ice_slot_cell(const ice_slots *slots, int64_t slot) {
+    return &ice_chunk_of(slots, slot)->cell[slot % ICE_SLOT_CHUNK];
+}
 static inline uint8_t *ice_slot_state(const ice_slots *slots, int64_t slot) {
     return &ice_chunk_of(slots, slot)->state[slot % ICE_SLOT_CHUNK];
 }

@@ -126,7 +126,9 @@ static int give_slots(const void *owner, int which, const ice_sink *sink) {
         const char *data[] = {chunk->rows, (char *)chunk->id, (char *)chunk->state, (char *)chunk->home};
         const int64_t count = slots->count - first < ICE_SLOT_CHUNK ? slots->count - first : ICE_SLOT_CHUNK;
         const int whole = slots->count == c->index->used;
-        if (whole ? ice_give(sink, data[which], count * size[which]) : give_used(sink, c->name + first, data[which], count, size[which])) return 1;
+        const int failed = whole ? ice_give(sink, data[which], count * size[which])
+                                 : give_used(sink, c->name + first, data[which], count, size[which]);
+        if (failed) return 1;
     }
     return 0;
 }

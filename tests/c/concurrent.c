@@ -80,7 +80,7 @@ static float rows_of[ROUNDS * ROWS * DIM];
 static void *add_rows(void *index) {
     int64_t place;
     for (int64_t round = 0; round < ROUNDS; round++)
-        HOLDS(icecore_index_add(index, rows_of + round * ROWS * DIM, NULL, ROWS, 2, NULL, NULL, &place) == ICECORE_OK);
+        HOLDS(icecore_index_add(index, rows_of + round * ROWS * DIM, NULL, ROWS, 0, 2, NULL, NULL, &place) == ICECORE_OK);
     return NULL;
 }
 
@@ -245,7 +245,7 @@ static void from_within(void) {
     icecore_set_interrupt_check(use_both);
     /* the last question of an addition is asked in any case, with the lock held for writing */
     seen = 0;
-    EXPECT(icecore_index_add(used, many, NULL, 2000, 1, NULL, NULL, &place) == ICECORE_OK && seen > 0);
+    EXPECT(icecore_index_add(used, many, NULL, 2000, 0, 1, NULL, NULL, &place) == ICECORE_OK && seen > 0);
     EXPECT(answers[0] == ICECORE_ERROR_BUSY && answers[1] == ICECORE_ERROR_BUSY && answers[2] == ICECORE_OK && answers[3] == ICECORE_OK);
     for (seen = 0; !seen;) EXPECT(icecore_index_search(used, many, 1, &search, &id, &score, &count, NULL) == ICECORE_OK);
     EXPECT(answers[0] == ICECORE_OK && answers[1] == ICECORE_ERROR_BUSY);
@@ -271,7 +271,7 @@ static int stay(void *context, double done) {
 static void *add_slowly(void *context) {
     static float many[2000 * DIM];
     int64_t place;
-    HOLDS(icecore_index_add(context, many, NULL, 2000, 1, stay, NULL, &place) == ICECORE_OK);
+    HOLDS(icecore_index_add(context, many, NULL, 2000, 0, 1, stay, NULL, &place) == ICECORE_OK);
     return NULL;
 }
 
@@ -282,7 +282,7 @@ static void fork_at_work(void) {
     pthread_t thread;
     int64_t place;
     EXPECT(icecore_index_create(&options, &busy) == ICECORE_OK && icecore_index_create(&options, &idle) == ICECORE_OK);
-    EXPECT(icecore_index_add(idle, rows_of, NULL, ROWS, 1, NULL, NULL, &place) == ICECORE_OK);
+    EXPECT(icecore_index_add(idle, rows_of, NULL, ROWS, 0, 1, NULL, NULL, &place) == ICECORE_OK);
     atomic_store(&at_work, 0);
     atomic_store(&may_end, 0);
     EXPECT(pthread_create(&thread, NULL, add_slowly, busy) == 0);

@@ -98,7 +98,7 @@ static icecore_status index_of(const problem *s) {
     icecore_status status = icecore_index_create(&o, &index);
     for (int part = 0; part < 3 && status == ICECORE_OK; part++) {
         for (int64_t i = 0; i < ROWS; i++) ids[i] = part * ROWS + i;
-        status = icecore_index_add(index, rows, ids, ROWS, 1, NULL, NULL, &place);
+        status = icecore_index_add(index, rows, ids, ROWS, 0, 1, NULL, NULL, &place);
     }
     const icecore_search search = {.k = 3, .threads = 1};
     if (status == ICECORE_OK) status = icecore_index_remove(index, ids, 900, 0, 1, &place);
