@@ -581,6 +581,16 @@ def test_a_filter_keeps_recall_and_counts(variant, share):
         assert full
 
 
+def test_a_filter_keeps_recall_of_varying_norms_and_small_adds():
+    vectors, queries = of_norms("lognormal", 24000, 24, clustered=False)
+    index = in_parts(vectors, [16000, 3000, 2000, 1500, 1500])
+    assert index.stats["segments"] > 2
+    allowed = np.random.default_rng(2).permutation(24000)[:16000]
+    reached, full = recall_among(index, queries, filter=allowed)
+    assert reached >= 0.95
+    assert full
+
+
 def test_a_filter_of_one_region_asked_from_everywhere():
     vectors = clusters(0, 12000, 24, centers=200)
     index = filled(vectors, metric="l2")
