@@ -224,7 +224,7 @@ def test_radii_hold_all_keys_when_means_are_converted(tmp_path):
     if "avx512_bf16" not in _native.usable_isas():
         pytest.skip("needs a processor that multiplies bfloat16")
     rng = np.random.default_rng(0)
-    rows = 1e-3 * rng.standard_normal((2, 300, 16)) + rng.standard_normal((2, 1, 16))
+    rows = 1e-3 * rng.standard_normal((2, 300, 16)) + rng.standard_normal((2, 8, 16))[:, rng.integers(8, size=300)]
     rows = (rows * np.exp2(np.linspace(-3, 3, 16))).astype(np.float32)
     try:
         icecore.set_isa("scalar")
@@ -237,7 +237,7 @@ def test_radii_hold_all_keys_when_means_are_converted(tmp_path):
     finally:
         icecore.set_isa(None)
     assert arrays["cell.mean_key"].dtype == ml_dtypes.bfloat16
-    count, cells, _ = arrays["segment"].reshape(-1, 3)[0]
+    count, cells, _, _ = arrays["segment"].reshape(-1, 4)[0]
     keys, means = (arrays[name].reshape(-1, 16).astype(np.float64) for name in ("keys", "cell.mean_key"))
     means += arrays["centre"].reshape(-1, 16)[0]
     cell = np.repeat(np.arange(cells), np.diff(arrays["cell.offset"].reshape(-1)[: cells + 1]))
@@ -373,7 +373,7 @@ def test_parameters_that_do_not_fit(small, name, value):
 
 
 def test_other_versions(small):
-    refuses(resealed(small, lambda header: header["__metadata__"].update(version="3")), "of version '3'; .* reads version 4")
+    refuses(resealed(small, lambda header: header["__metadata__"].update(version="3")), "of version '3'; .* reads version 5")
 
 
 # ---- Files made to harm: the checksums are right ----
@@ -412,6 +412,10 @@ def edits_of_arrays():
     for i, name in enumerate(["keys", "cells", "parents"]):
         for value in (-1, 0, 1000, *large):
             yield f"segment: {name} {value}", put("segment", i, value)
+    for value in (-1, 1, 2, *large):
+        yield f"segment: less means is {value}", put("segment", 3, value)
+    for value in (-1, 0, 2, 3, *large):
+        yield f"header: offset is {value}", put("header", 4, value)
     for name in ("cell.offset", "parent.offset"):
         for place in (0, 1, -1):
             for value in (-1, 0 if place else 1, 2**40, -(2**63), 2**63 - 1):

@@ -67,7 +67,7 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
 
 /* ---- Keys of cells, each for the level that opens it ---- */
 
-static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t first, int64_t count,
+static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell, int64_t first, int64_t count,
                             const float *bias) {
     ice_treecode *t = own->t;
     ice_single state[ICE_PANEL];
@@ -75,21 +75,20 @@ static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, con
         const int lane = __builtin_ctzll(left);
         state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
     }
-    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
-                       ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    ice_stored_attend(t, state, lanes, s, cell, first, count, bias);
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         own->opened[lane * (ICE_GRID + 1) + level[lane]] = state[lane];
     }
 }
 
-static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t first, int64_t end) {
+static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     for (int m = 0; m < own->t->mask.rows; m++) {
         const ice_mask_row *row = &own->t->mask.row[m];
         for (int64_t j = first; j < end && (lanes & row->lanes); j++) {
             const float bias = ice_mask_at(&own->problem, row, from->end - s->count + s->order[j]);
-            if (bias != -INFINITY) attend_cells_at(own, lanes & row->lanes, level, s, j, 1, &bias);
+            if (bias != -INFINITY) attend_cells_at(own, lanes & row->lanes, level, s, cell, j, 1, &bias);
         }
     }
 }
@@ -104,11 +103,11 @@ static void attend_cells(tile *own) {
             const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
             uint64_t marked = 0;
             if (ice_is_masked(t)) marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
-            for (end = c + 1; end < cells->count && !ice_is_masked(t) && !memcmp(level + (end - c) * ICE_PANEL, level, (size_t)t->panel.lanes);) end++;
+            for (end = c + 1; end < cells->count && !s->relative && !ice_is_masked(t) && !memcmp(level + (end - c) * ICE_PANEL, level, (size_t)t->panel.lanes);) end++;
             const int64_t first = s->cell.offset[c], last = s->cell.offset[end];
-            if (lanes & ~marked) attend_cells_at(own, lanes & ~marked, level, s, first, last - first, NULL);
+            if (lanes & ~marked) attend_cells_at(own, lanes & ~marked, level, s, c, first, last - first, NULL);
             if (marked & (t->mask.cut[cells->number + c] | t->mask.dense))
-                attend_masked_cell(own, marked & (t->mask.cut[cells->number + c] | t->mask.dense), level, cells->from, first, last);
+                attend_masked_cell(own, marked & (t->mask.cut[cells->number + c] | t->mask.dense), level, cells->from, c, first, last);
         }
     }
 }

@@ -51,9 +51,9 @@ static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *fro
     ice_singles_add(t->near_field, lanes, t->kernels, s->value_dim, s->mean_dtype, scores, CELLS_AT_ONCE,
                     ice_row_of(s->mean_dtype, s->cell.mean_value, node, s->value_dim), count);
     for (int64_t c = 0, end; c < count; c = end) {
-        for (end = c + 1; end < count && open[end] == open[c];) end++;
+        for (end = c + 1; end < count && open[end] == open[c] && !s->relative;) end++;
         const int64_t first = s->cell.offset[node + c];
-        if (open[c]) ice_attend_stored(t, open[c], s, first, s->cell.offset[node + end] - first, NULL);
+        if (open[c]) ice_attend_stored(t, open[c], s, node + c, first, s->cell.offset[node + end] - first, NULL);
     }
 }
 

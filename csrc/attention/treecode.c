@@ -305,19 +305,19 @@ static int can_be_hidden(const ice_treecode *t, const icecore_segment *s, int64_
                              ice_all_finite(s->dtype, ice_value_of(s, first), s->value_dim, count, s->value_dim));
 }
 
-/* The keys first .. first + count - 1 for the rows in `lanes`. */
-static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count) {
+/* The keys first .. first + count - 1 of a cell for the rows in `lanes`. */
+static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first, int64_t count) {
     if (__builtin_popcountll(lanes) < panel_lanes(t, s->dtype) || (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
-        ice_attend_stored(t, lanes, s, first, count, NULL);
+        ice_attend_stored(t, lanes, s, cell, first, count, NULL);
         return;
     }
-    ice_key_block_add(block, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
+    ice_key_block_add(block, s->dtype, ice_key_of(s, first), ice_base_of(s, cell), ice_value_of(s, first), count, lanes);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
 /* The keys that a row of the mask leaves of a cell, run by run. */
 static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
-                            int64_t first, int64_t end) {
+                            int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     float bias[ICE_KEY_BLOCK];
     while (first < end) {
@@ -327,8 +327,8 @@ static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lane
             if (bias[count] == -INFINITY) break;
             count++;
         }
-        if (count && t->problem->mask_kind == ICECORE_MASK_BOOL) attend_cell(t, block, lanes, s, first, count);
-        else if (count) ice_attend_stored(t, lanes, s, first, count, bias);
+        if (count && t->problem->mask_kind == ICECORE_MASK_BOOL) attend_cell(t, block, lanes, s, cell, first, count);
+        else if (count) ice_attend_stored(t, lanes, s, cell, first, count, bias);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;
     }
 }
@@ -354,10 +354,10 @@ static void add_near_field(ice_treecode *t) {
             prefetch_next(t, now, i + 1);
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
             uint64_t cut = ice_is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
-            attend_cell(t, &block, lanes & ~cut, s, first, count);
+            attend_cell(t, &block, lanes & ~cut, s, now->node + i, first, count);
             for (int m = 0; cut && m < t->mask.rows; m++)
-                if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from, first,
-                                                               first + count);
+                if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from, now->node + i,
+                                                               first, first + count);
         }
     }
     ice_key_block_flush(&block);

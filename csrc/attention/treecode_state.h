@@ -96,11 +96,26 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
     ice_prefetch(ice_value_of(s, first), ice_value_of(s, end));
 }
 
-/* Adds stored keys first .. first + count - 1 of a segment to the near field of the rows in `lanes`. */
-static inline void ice_attend_stored(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t first, int64_t count,
-                                     const float *bias) {
-    ice_singles_attend(t->near_field, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
+/* Attends to stored keys first .. first + count - 1 of a segment, all of `cell` where keys lack their cell's mean (ice_base_of): its score is the same
+ * for all of them, so that a row's maximum is less by it meanwhile. */
+static inline void ice_stored_attend(const ice_treecode *t, ice_single *state, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first,
+                                     int64_t count, const float *bias) {
+    const float *base = ice_base_of(s, cell);
+    float score[ICE_PANEL];
+    for (uint64_t left = base ? lanes : 0; left; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        t->kernels->row_scores(t->panel.query_rows + lane * s->dim, s->dim, ICECORE_FLOAT32, base, s->dim, 1, &score[lane]);
+        state[lane].maximum -= score[lane];
+    }
+    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
                        ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    for (uint64_t left = base ? lanes : 0; left; left &= left - 1) state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
+}
+
+/* The same to the near field of the rows in `lanes`. */
+static inline void ice_attend_stored(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first, int64_t count,
+                                     const float *bias) {
+    ice_stored_attend(t, t->near_field, lanes, s, cell, first, count, bias);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 

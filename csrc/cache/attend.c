@@ -191,7 +191,7 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     p->keys = c->length;
     p->dim = o->dim;
     p->value_dim = o->value_dim;
-    p->key_dtype = ice_open_dtype(&c->options);
+    p->key_dtype = ice_open_dtype(o, c->offset);
     p->causal = 1;
     p->window = -1;
     p->sinks = 0;

@@ -27,6 +27,7 @@ static icecore_status create(const icecore_cache_options *o, icecore_cache **res
     memset(c, 0, sizeof *c);
     c->options = *o;
     c->options.moments = NULL;
+    c->offset = o->dtype == ICECORE_FLOAT32 ? ICE_OFFSET_SMALL : ICE_OFFSET_UNKNOWN;
     ice_lock_begin(&c->lock);
     c->head = ice_alloc(o->heads, sizeof *c->head);
     icecore_status status = c->head ? ICECORE_OK : ICECORE_ERROR_MEMORY;
@@ -94,6 +95,7 @@ static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
     copy->length = c->length;
     copy->evicted = c->evicted;
     copy->sealed = c->sealed;
+    copy->offset = c->offset;
     copy->sinks = c->sinks;
     copy->open = c->open;
     if (c->sinks) ice_open_rows_share(c->sinks, 1);
@@ -119,7 +121,7 @@ static int64_t most_spare(const icecore_cache *c) { return c->options.block / 8 
 
 static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t rows, int64_t most) {
     const icecore_cache_options *o = &c->options;
-    return ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o), first, rows + spare_rows(rows, most));
+    return ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o, c->offset), first, rows + spare_rows(rows, most));
 }
 
 ice_open_rows *ice_cache_new_rows(const icecore_cache *c, int64_t first, int64_t rows) { return new_rows(c, first, rows, most_spare(c)); }
@@ -190,8 +192,8 @@ static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_
 static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
     const int64_t first = c->sealed * c->options.block, sinks = c->options.sinks;
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
-    icecore_status status = ICECORE_OK;
-    if (new_sinks > 0) status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
+    icecore_status status = ice_cache_set_offset(c, ice_cache_find_offset(c, dtype, keys, count));
+    if (status == ICECORE_OK && new_sinks > 0) status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
     if (status == ICECORE_OK) status = claim(c, &c->open, first, count, most_spare(c));
     if (status == ICECORE_OK && new_sinks > 0) status = fill(c, c->sinks, dtype, keys, values, new_sinks);
     return status == ICECORE_OK ? fill(c, c->open, dtype, keys, values, count) : status;
@@ -236,7 +238,7 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
 static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->options.sinks ? c->evicted : c->options.sinks; }
 
 icecore_dtype ice_cache_means(const icecore_cache *c) {
-    const icecore_attention like = {.key_dtype = ice_open_dtype(&c->options), .dim = c->options.dim, .value_dim = c->options.value_dim};
+    const icecore_attention like = {.key_dtype = ice_open_dtype(&c->options, c->offset), .dim = c->options.dim, .value_dim = c->options.value_dim};
     return ice_panel_dtype(&like, ice_active_kernels());
 }
 
@@ -256,9 +258,12 @@ icecore_status ice_cache_fit_means(icecore_cache *c, int64_t head) {
 
 ice_source ice_cache_source(const icecore_cache *c, const ice_cache_metric *metric) {
     const icecore_cache_options *o = &c->options;
-    const int64_t head = metric->head, origin = c->open ? c->open->first : 0;
+    const int64_t head = metric->head, sealed = c->head[head].sealed * o->block;
+    const int relative = c->offset == ICE_OFFSET_LARGE;
+    /* keys that merges round anew: from segments as soon as they are in some, whether open rows still hold them or not */
+    const int64_t origin = !c->open ? 0 : relative && c->open->first < sealed ? sealed : c->open->first;
     return (ice_source){
-        .dtype = ice_open_dtype(&c->options), .storage = o->dtype, .means = ice_cache_means(c),
+        .dtype = ice_open_dtype(o, c->offset), .storage = o->dtype, .means = ice_cache_means(c), .relative = relative,
         .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
         .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,

@@ -20,6 +20,9 @@ typedef struct {
     ice_pending *pending[ICE_NEXT_RANGES];   /* what the stack of one block more will need; NULL: not begun, or nothing to build */
 } ice_cache_head;
 
+/* Whether keys differ little from one another for their size (offset.c): ICE_OFFSET_SMALL also where rows are float32 anyway. */
+typedef enum { ICE_OFFSET_UNKNOWN, ICE_OFFSET_SMALL, ICE_OFFSET_LARGE } ice_offset;
+
 /* Second moments that the caller gave, shared by forks. */
 typedef struct {
     atomic_int owners;
@@ -31,6 +34,7 @@ struct icecore_cache {
     icecore_cache_options options;
     int64_t length, evicted;           /* tokens; those forgotten at the front, sinks aside */
     int64_t sealed;                    /* blocks in every head's stack */
+    ice_offset offset;                 /* of any head's keys */
     ice_open_rows *sinks, *open;       /* NULL before the first token */
     ice_cache_head *head;              /* options.heads */
     ice_given_moments *moments;        /* NULL: those of the queries seen */
@@ -54,8 +58,9 @@ icecore_dtype ice_cache_means(const icecore_cache *cache);
 /* Gives a head's segments means of that dtype: those from a file, or from before icecore_set_isa, may have others. */
 icecore_status ice_cache_fit_means(icecore_cache *cache, int64_t head);
 
-/* The type of open rows and sinks. */
-static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o) {
+/* The type of open rows and sinks: that of storage or, where its rounding would take too much of the keys, float32. */
+static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o, ice_offset offset) {
+    if (offset != ICE_OFFSET_SMALL) return ICECORE_FLOAT32;
     return o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
 }
 
@@ -64,6 +69,14 @@ ice_open_rows *ice_cache_new_rows(const icecore_cache *cache, int64_t first, int
 
 /* Blocks of the head that has sealed most. */
 int64_t ice_cache_most_sealed(const icecore_cache *cache);
+
+/* So many of the first tokens tell the offset, before any is sealed; until they are there rows are float32. */
+static inline int64_t ice_cache_looked_at(const icecore_cache_options *o) { return o->block < 32 ? 2 * o->block : 64; }
+
+/* What is known of the offset once these tokens are appended. */
+ice_offset ice_cache_find_offset(const icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, int64_t count);
+/* Another offset: open rows and sinks get the type that goes with it.  On failure nothing has changed. */
+icecore_status ice_cache_set_offset(icecore_cache *cache, ice_offset offset);
 
 /* Where a head's keys are for sealing, at present. */
 ice_source ice_cache_source(const icecore_cache *cache, const ice_cache_metric *metric);

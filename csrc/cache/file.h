@@ -5,7 +5,7 @@
  *   sequence         l   of each cache: the numbers listed below
  *   head             l   of each cache's heads: sealed blocks of its stack
  *   level            i   of each cache's heads' stack's levels: the number of its segment, or -1
- *   segment          l   of each segment: keys, cells, parents
+ *   segment          l   of each segment: keys, cells, parents, whether keys are less the means of cells
  *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact (attention/treecode.h)
  *   open.query_sum   f   of each cache's blocks from the sealed ones on: the sums of all heads (cache/queries.h)
  *   sinks.keys ...       of each cache: heads x rows x dim, and values; the same of open rows
@@ -16,8 +16,8 @@
 #include "cache/cache.h"
 #include "segment/fields.h"
 
-/* Of "header": what decides which segments a stack has, and the dtype of their means. */
-enum { ICE_HEADER_LARGEST_SEGMENT, ICE_HEADER_BLOCK, ICE_HEADER_CELL_SIZE, ICE_HEADER_MEANS, ICE_CACHE_HEADER };
+/* Of "header": what decides which segments a stack has, the dtype of their means, and the offset (ice_offset) of all caches' keys. */
+enum { ICE_HEADER_LARGEST_SEGMENT, ICE_HEADER_BLOCK, ICE_HEADER_CELL_SIZE, ICE_HEADER_MEANS, ICE_HEADER_OFFSET, ICE_CACHE_HEADER };
 /* Numbers of a cache in "sequence", of a segment in "segment". */
 enum {
     ICE_SEQUENCE_LENGTH, ICE_SEQUENCE_EVICTED, ICE_SEQUENCE_SEALED,
@@ -27,7 +27,7 @@ enum {
 };
 /* Numbers of a query head in "rule". */
 #define ICE_RULE_NUMBERS 4
-#define ICE_SEGMENT_NUMBERS 3
+#define ICE_SEGMENT_NUMBERS 4
 
 /* Parts that are rows as they came. */
 enum { ICE_SINK_KEYS, ICE_SINK_VALUES, ICE_OPEN_KEYS, ICE_OPEN_VALUES, ICE_ROW_PARTS };

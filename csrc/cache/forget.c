@@ -29,7 +29,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
     const ice_kernels *kernels = ice_active_kernels();
     const ice_cache_metric metric = {c, head};
     const ice_source source = ice_cache_source(c, &metric);
-    const icecore_dtype dtype = ice_open_dtype(&c->options);
+    const icecore_dtype dtype = ice_open_dtype(&c->options, c->offset);
     const int64_t dim = c->options.dim, value_dim = c->options.value_dim;
     const size_t element = ice_element_size(dtype);
     call->status[head] = ICECORE_INTERRUPTED;

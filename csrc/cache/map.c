@@ -14,6 +14,7 @@ typedef struct {
     int64_t caches, segments;
     icecore_segment **segment;
     icecore_dtype means;
+    ice_offset offset;
 } mapping;
 
 static void no_memory(mapping *m) { ice_lack_memory(&m->reader); }
@@ -25,7 +26,13 @@ static void check_header(mapping *m) {
     const icecore_cache_options *o = m->options;
     if (h[ICE_HEADER_LARGEST_SEGMENT] != ICE_LARGEST_SEGMENT || h[ICE_HEADER_BLOCK] != o->block || h[ICE_HEADER_CELL_SIZE] != o->cell_size)
         ice_refuse(&m->reader, "header", "is of segments or cells of another size");
-    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 && (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || ice_open_dtype(o) != ICECORE_BFLOAT16))
+    if (h[ICE_HEADER_OFFSET] < ICE_OFFSET_UNKNOWN || h[ICE_HEADER_OFFSET] > ICE_OFFSET_LARGE ||
+        (o->dtype == ICECORE_FLOAT32 && h[ICE_HEADER_OFFSET] != ICE_OFFSET_SMALL)) {
+        ice_refuse(&m->reader, "header", "has an offset that is out of range");
+        return;
+    }
+    m->offset = (ice_offset)h[ICE_HEADER_OFFSET];
+    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 && (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || ice_open_dtype(o, m->offset) != ICECORE_BFLOAT16))
         ice_refuse(&m->reader, "header", "has means of a type that does not fit");
     m->means = (icecore_dtype)h[ICE_HEADER_MEANS];
 }
@@ -46,7 +53,8 @@ static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
     *most_keys = 0;
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++, shape += ICE_SEGMENT_NUMBERS) {
         if (shape[0] < 1 || shape[0] > left || shape[0] > INT32_MAX ||
-            !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size)) {
+            !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size) || shape[3] < 0 ||
+            shape[3] > (m->offset == ICE_OFFSET_LARGE)) {
             ice_refuse(&m->reader, "segment", "is not a list of sizes of segments");
             break;
         }
@@ -62,6 +70,7 @@ static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
     s->count = shape[0];
     s->cells = s->cell.count = shape[1];
     s->parent.count = shape[2];
+    s->relative = (int)shape[3];
     s->dim = m->options->dim;
     s->value_dim = m->options->value_dim;
     s->dtype = m->options->dtype;
@@ -165,10 +174,11 @@ static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, con
         if (count) data[values] = (const char *)a->data + (size_t)place[part + values] * ice_size_of(a->type);
         place[part + values] += count * width;
     }
-    ice_open_rows *rows = ice_open_rows_map(o->heads, o->dim, o->value_dim, ice_open_dtype(o), first, count, data[0], data[1]);
+    const icecore_dtype dtype = ice_open_dtype(o, m->offset);
+    ice_open_rows *rows = ice_open_rows_map(o->heads, o->dim, o->value_dim, dtype, first, count, data[0], data[1]);
     if (rows && m->own) {
         ice_open_rows *mapped = rows;
-        rows = ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o), first, count);
+        rows = ice_open_rows_new(o->heads, o->dim, o->value_dim, dtype, first, count);
         if (rows) {
             ice_open_rows_copy(mapped, rows, first, first + count);
             rows->filled = first + count;
@@ -227,6 +237,7 @@ static void map_cache(mapping *m, icecore_cache *c, const int64_t *sequence, con
     c->length = sequence[ICE_SEQUENCE_LENGTH];
     c->evicted = sequence[ICE_SEQUENCE_EVICTED];
     c->sealed = sequence[ICE_SEQUENCE_SEALED];
+    c->offset = m->offset;
     if (c->length < 0 || c->length > INT32_MAX || c->evicted < 0 || c->evicted > c->length || c->sealed < 0 ||
         c->sealed > c->length / c->options.block) {
         ice_refuse(&m->reader, "sequence", "has a number that is out of range");
@@ -242,10 +253,11 @@ static void map_all(mapping *m) {
     const icecore_cache_options *o = m->options;
     check_header(m);
     const icecore_array *sequence = ice_find(r, "sequence", 'l', -1), *head = ice_find(r, "head", 'l', -1);
+    if (r->failed) return;
     const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
     const icecore_array *rule = ice_find(r, "rule", 'f', -1), *sum = ice_find(r, "open.query_sum", 'f', -1);
     int64_t known[2] = {0};            /* numbers of these that have been read */
-    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(ice_open_dtype(o)), -1);
+    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(ice_open_dtype(o, m->offset)), -1);
     if (r->failed) return;
     /* before any memory is asked for: so many caches and heads are in the file */
     if (sequence->count % ICE_SEQUENCE_NUMBERS || sequence->count / ICE_SEQUENCE_NUMBERS != m->caches || head->count / m->caches != o->heads ||

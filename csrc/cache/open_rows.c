@@ -76,11 +76,22 @@ static void *address(const ice_open_rows *r, char *rows, int64_t head, int64_t r
 void *ice_open_key(const ice_open_rows *r, int64_t head, int64_t row) { return address(r, r->keys, head, row, r->dim); }
 void *ice_open_value(const ice_open_rows *r, int64_t head, int64_t row) { return address(r, r->values, head, row, r->value_dim); }
 
+static void copy(const ice_open_rows *from, const ice_open_rows *to, const void *source, void *target, int64_t count, int64_t width) {
+    const ice_kernels *kernels = ice_active_kernels();
+    float row[ICECORE_MAX_DIM];
+    if (from->dtype == to->dtype) {
+        memcpy(target, source, (size_t)(count * width) * ice_element_size(to->dtype));
+        return;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        kernels->to_float32(from->dtype, (const char *)source + (size_t)(i * width) * ice_element_size(from->dtype), row, width);
+        kernels->from_float32(to->dtype, row, (char *)target + (size_t)(i * width) * ice_element_size(to->dtype), width);
+    }
+}
+
 void ice_open_rows_copy(const ice_open_rows *from, ice_open_rows *to, int64_t first, int64_t end) {
-    if (first >= end) return;
-    const size_t element = ice_element_size(from->dtype);
-    for (int64_t head = 0; head < from->heads; head++) {
-        memcpy(ice_open_key(to, head, first), ice_open_key(from, head, first), (size_t)((end - first) * from->dim) * element);
-        memcpy(ice_open_value(to, head, first), ice_open_value(from, head, first), (size_t)((end - first) * from->value_dim) * element);
+    for (int64_t head = 0; head < from->heads && first < end; head++) {
+        copy(from, to, ice_open_key(from, head, first), ice_open_key(to, head, first), end - first, from->dim);
+        copy(from, to, ice_open_value(from, head, first), ice_open_value(to, head, first), end - first, from->value_dim);
     }
 }

@@ -36,7 +36,7 @@ void ice_open_rows_release(ice_open_rows *rows, int writes);   /* NULL: nothing 
 void *ice_open_key(const ice_open_rows *rows, int64_t head, int64_t row);
 void *ice_open_value(const ice_open_rows *rows, int64_t head, int64_t row);
 
-/* Copies rows first .. end - 1 of all heads. */
+/* Copies rows first .. end - 1 of all heads, as the dtype of the others. */
 void ice_open_rows_copy(const ice_open_rows *from, ice_open_rows *to, int64_t first, int64_t end);
 
 #endif

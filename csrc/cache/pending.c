@@ -88,7 +88,7 @@ icecore_status ice_pending_bytes(ice_pending *p, int64_t *bytes) {
     if (p->stack) {
         const ice_builder *b = &p->sealing.builder;
         *bytes += b->segment ? b->segment->bytes : b->keys.count * 4 * (int64_t)sizeof(int32_t);
-        *bytes += p->sealing.rows.sealed * 2 * (int64_t)sizeof(void *);
+        *bytes += p->sealing.rows.sealed * (p->sealing.rows.base ? 3 : 2) * (int64_t)sizeof(void *);
     }
     ice_unlock(&p->lock);
     return ICECORE_OK;

@@ -43,6 +43,7 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
         if (start < level->first || s->dim != c->options.dim || s->value_dim != c->options.value_dim || s->dtype != c->options.dtype)
             return "a segment of another shape";
         if (start > level->first && start > skip) return "a segment lacks keys";
+        if (s->relative && (c->offset != ICE_OFFSET_LARGE || s->mean_dtype != ICECORE_FLOAT32)) return "keys less means that are not exact";
         nodes += s->cell.count + s->parent.count;
         keys += s->count;
     }
@@ -63,6 +64,7 @@ const char *ice_cache_structure_fault(const icecore_cache *c) {
     if (c->length < 0 || first > c->length) return "more is sealed than there is";
     if (c->length && (!c->open || c->open->first > first || c->open->first + c->open->capacity < c->length || c->open->filled < c->length))
         return "open rows are missing";
+    if (c->offset == ICE_OFFSET_UNKNOWN && c->length >= ice_cache_looked_at(&c->options)) return "an offset that should be known";
     if (c->evicted < 0 || c->evicted > c->length) return "more is evicted than there was";
     int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
     if (sinks && (!c->sinks || c->sinks->filled < sinks)) return "sinks are missing";

@@ -30,17 +30,28 @@ static int64_t open_sums(const icecore_cache *c) {
     return c->queries.sums && end > c->sealed ? end - c->sealed : 0;
 }
 
+/* Caches that differ in it get the one that none loses by. */
+static icecore_status share_offset(const contents *c) {
+    ice_offset shared = c->cache[0]->offset;
+    icecore_status status = ICECORE_OK;
+    for (int64_t i = 1; i < c->caches; i++)
+        if (c->cache[i]->offset != shared) shared = ICE_OFFSET_LARGE;
+    for (int64_t i = 0; i < c->caches && status == ICECORE_OK; i++) status = ice_cache_set_offset(c->cache[i], shared);
+    return status;
+}
+
 static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
-    for (int64_t i = 0; i < c->caches; i++) {
-        icecore_status status = icecore_cache_fork(caches[i], &c->cache[i]);
+    icecore_status status = ICECORE_OK;
+    for (int64_t i = 0; i < c->caches && status == ICECORE_OK; i++) status = icecore_cache_fork(caches[i], &c->cache[i]);
+    if (status == ICECORE_OK) status = share_offset(c);
+    for (int64_t i = 0; i < c->caches && status == ICECORE_OK; i++) {
         const int64_t heads = caches[i]->options.heads;
         for (int64_t h = 0; h < heads && status == ICECORE_OK; h++) status = ice_cache_fit_means(c->cache[i], h);
-        if (status != ICECORE_OK) return status;
         for (int64_t h = 0; h < heads; h++) c->levels += c->cache[i]->head[h].stack->levels;
         c->rules += heads * c->cache[i]->queries.group * ICE_RULE_NUMBERS;
         c->sums += open_sums(c->cache[i]) * heads * ice_query_numbers(caches[i]->options.dim);
     }
-    return ICECORE_OK;
+    return status;
 }
 
 /* The number of a segment that an earlier cache has as well, or -1: forks have it at the same level of the same head. */
@@ -79,7 +90,7 @@ static void number_segments(contents *c) {
                 icecore_segment *s = stack->level[level].segment;
                 *number = s ? known(c, i, h, level) : -1;
                 if (!s || *number >= 0) continue;
-                const int64_t counts[ICE_SEGMENT_NUMBERS] = {s->count, s->cell.count, s->parent.count};
+                const int64_t counts[ICE_SEGMENT_NUMBERS] = {s->count, s->cell.count, s->parent.count, s->relative};
                 memcpy(shape, counts, sizeof counts);
                 shape += ICE_SEGMENT_NUMBERS;
                 *number = (int32_t)c->segments;
@@ -93,7 +104,7 @@ static void list_contents(contents *c) {
     const icecore_cache_options *o = &c->cache[0]->options;
     const int64_t header[ICE_CACHE_HEADER] = {
         [ICE_HEADER_LARGEST_SEGMENT] = ICE_LARGEST_SEGMENT, [ICE_HEADER_BLOCK] = o->block, [ICE_HEADER_CELL_SIZE] = o->cell_size,
-        [ICE_HEADER_MEANS] = ice_cache_means(c->cache[0]),
+        [ICE_HEADER_MEANS] = ice_cache_means(c->cache[0]), [ICE_HEADER_OFFSET] = c->cache[0]->offset,
     };
     memcpy(c->header, header, sizeof header);
     c->arrays = (ice_catalogue){c->table, c->source, 0};
@@ -107,7 +118,7 @@ static void list_contents(contents *c) {
     for (int part = 0; part < ICE_ROW_PARTS; part++) {
         int64_t rows = 0, first;
         for (int64_t i = 0; i < c->caches; i++) rows += ice_rows_of(c->cache[i], part, &first);
-        ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(ice_open_dtype(o)), rows * o->heads * ice_part_width(o, part), NULL);
+        ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(ice_open_dtype(o, c->cache[0]->offset)), rows * o->heads * ice_part_width(o, part), NULL);
     }
     icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0]), .query_numbers = 1};
     ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];
@@ -129,7 +140,7 @@ static int give_rows(const contents *c, int part, const ice_sink *sink) {
         int64_t first, count = ice_rows_of(cache, part, &first);
         for (int64_t h = 0; h < o->heads && count; h++) {
             const void *own = part == ICE_SINK_KEYS || part == ICE_OPEN_KEYS ? ice_open_key(rows, h, first) : ice_open_value(rows, h, first);
-            if (ice_give(sink, own, count * ice_part_width(o, part) * (int64_t)ice_element_size(ice_open_dtype(o)))) return 1;
+            if (ice_give(sink, own, count * ice_part_width(o, part) * (int64_t)ice_element_size(rows->dtype))) return 1;
         }
     }
     return 0;

@@ -26,57 +26,106 @@ static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first
     }
 }
 
-/* The mean of stored rows first .. end - 1, less `centre` (or NULL), into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then
- * 0 is stored. */
-static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const void *rows, int64_t dim, const float *metric,
-                          const float *centre, int64_t first, int64_t end, void *stored, double *mean_square, double *largest) {
-    const icecore_dtype dtype = s->dtype;
-    const size_t bytes = ice_row_bytes(dtype, dim);
-    const int widening = metric || dtype == ICECORE_INT8;
-    const int64_t block = widening ? WIDENED : BLOCK;
-    float mean[ICECORE_MAX_DIM] = {0}, weight[BLOCK], distance[BLOCK], widened[WIDENED][ICECORE_MAX_DIM];
-    const void *row[BLOCK];
+/* The keys of `cells` cells of the segment from `cell` on, less their means, which are stored first. */
+static void store_relative_keys(const ice_builder *b, int64_t cell, int64_t cells) {
+    const icecore_segment *s = b->segment;
+    const size_t bytes = ice_row_bytes(s->dtype, s->dim);
+    float buffer[ICECORE_MAX_DIM];
+    for (int64_t c = cell; c < cell + cells; c++) {
+        const int64_t first = s->cell.offset[c], end = s->cell.offset[c + 1];
+        const float weight = 1.0f / (float)(end - first);
+        float *mean = (float *)s->cell.mean_key + c * s->dim;
+        int finite = 1;
+        memset(mean, 0, (size_t)s->dim * sizeof *mean);
+        for (int64_t i = first; i < end; i++)
+            b->kernels->row_weighted_sum(&weight, 1, ICECORE_FLOAT32, b->keys.read(b->keys.context, s->order[i], buffer), s->dim, s->dim, 1.0f, mean);
+        for (int64_t t = 0; t < s->dim; t++) finite &= isfinite(mean[t]) != 0;
+        if (!finite) memset(mean, 0, (size_t)s->dim * sizeof *mean);
+        for (int64_t i = first; i < end; i++) {
+            const float *key = b->keys.read(b->keys.context, s->order[i], buffer);
+            for (int64_t t = 0; t < s->dim; t++) buffer[t] = key[t] - mean[t];
+            b->kernels->from_float32(s->dtype, buffer, (char *)s->keys + (size_t)i * bytes, s->dim);
+        }
+    }
+}
+
+/* Stored keys, or values, of some cells from `cell` on. */
+typedef struct {
+    const void *data;
+    int64_t dim, first, end, cell;
+    const float *metric;       /* of distances, or NULL */
+    const float *centre;       /* which stored means lack, or NULL */
+    int relative;              /* keys that lack their cells' means */
+} summarized;
+
+/* 0 when the mean is not finite: then it becomes 0. */
+static int find_mean(const ice_kernels *kernels, const icecore_segment *s, const summarized *rows, float *mean) {
+    const size_t bytes = ice_row_bytes(s->dtype, rows->dim);
+    float weight[BLOCK];
     int finite = 1;
-    for (int i = 0; i < BLOCK; i++) weight[i] = 1.0f / (float)(end - first);
-    for (int64_t i = first; i < end; i += BLOCK)
-        kernels->row_weighted_sum(weight, end - i < BLOCK ? end - i : BLOCK, dtype, (const char *)rows + (size_t)i * bytes,
-                                  ice_row_stride(dtype, dim), dim, 1.0f, mean);
-    for (int64_t t = 0; t < dim; t++) finite &= isfinite(mean[t]) != 0;
-    if (!finite) memset(mean, 0, sizeof mean);
+    for (int i = 0; i < BLOCK; i++) weight[i] = 1.0f / (float)(rows->end - rows->first);
+    memset(mean, 0, (size_t)rows->dim * sizeof *mean);
+    for (int64_t i = rows->first; i < rows->end; i += BLOCK)
+        kernels->row_weighted_sum(weight, rows->end - i < BLOCK ? rows->end - i : BLOCK, s->dtype, (const char *)rows->data + (size_t)i * bytes,
+                                  ice_row_stride(s->dtype, rows->dim), rows->dim, 1.0f, mean);
+    for (int64_t t = 0; t < rows->dim; t++) finite &= isfinite(mean[t]) != 0;
+    if (!finite || rows->relative) memset(mean, 0, (size_t)rows->dim * sizeof *mean);
+    for (int64_t cell = rows->cell; finite && rows->relative && s->cell.offset[cell] < rows->end; cell++) {
+        const int64_t *offset = s->cell.offset + cell;
+        const float *base = ice_base_of(s, cell), share = (float)(offset[1] - offset[0]) / (float)(offset[1] - rows->first);
+        for (int64_t t = 0; t < rows->dim; t++) mean[t] += share * (base[t] - mean[t]);
+    }
+    return finite;
+}
+
+/* The mean into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then 0 is stored. */
+static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const summarized *rows, void *stored, double *mean_square,
+                          double *largest) {
+    const icecore_dtype dtype = s->dtype;
+    const int64_t dim = rows->dim;
+    const size_t bytes = ice_row_bytes(dtype, dim);
+    const int widening = rows->metric || dtype == ICECORE_INT8;
+    const int64_t block = widening ? WIDENED : BLOCK;
+    float mean[ICECORE_MAX_DIM], distance[BLOCK], widened[WIDENED][ICECORE_MAX_DIM];
+    const void *row[BLOCK];
+    const int finite = find_mean(kernels, s, rows, mean);
     /* distances are those from what is stored */
-    for (int64_t t = 0; centre && finite && t < dim; t++) mean[t] -= centre[t];
+    for (int64_t t = 0; rows->centre && finite && t < dim; t++) mean[t] -= rows->centre[t];
     kernels->from_float32(s->mean_dtype, mean, stored, dim);
     kernels->to_float32(s->mean_dtype, stored, mean, dim);
-    for (int64_t t = 0; centre && t < dim; t++) mean[t] += centre[t];
-    if (metric) kernels->multiply(mean, metric, dim, mean);
+    for (int64_t t = 0; rows->centre && t < dim; t++) mean[t] += rows->centre[t];
+    if (rows->metric) kernels->multiply(mean, rows->metric, dim, mean);
     *mean_square = *largest = 0.0;
-    for (int64_t i = first; i < end; i += block) {
-        int64_t count = end - i < block ? end - i : block;
+    for (int64_t i = rows->first, cell = rows->cell; i < rows->end; i += block) {
+        int64_t count = rows->end - i < block ? rows->end - i : block;
         for (int64_t j = 0; j < count; j++) {
-            row[j] = (const char *)rows + (size_t)(i + j) * bytes;
+            row[j] = (const char *)rows->data + (size_t)(i + j) * bytes;
             if (!widening) continue;
             kernels->to_float32(dtype, row[j], widened[j], dim);
-            if (metric) kernels->multiply(widened[j], metric, dim, widened[j]);
+            while (rows->relative && i + j >= s->cell.offset[cell + 1]) cell++;
+            for (int64_t t = 0; rows->relative && t < dim; t++) widened[j][t] += ice_base_of(s, cell)[t];
+            if (rows->metric) kernels->multiply(widened[j], rows->metric, dim, widened[j]);
             row[j] = widened[j];
         }
         kernels->gathered_scores(mean, dim, 1, widening ? ICECORE_FLOAT32 : dtype, row, count, distance);
         for (int64_t j = 0; j < count; j++) {
             double squared = -2.0 * (double)distance[j];
-            *mean_square += squared / (double)(end - first);
+            *mean_square += squared / (double)(rows->end - rows->first);
             if (!(squared <= *largest)) *largest = squared;
         }
     }
     return finite;
 }
 
-static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, int64_t first, int64_t end) {
+/* Node n holds the rows first .. end - 1, the first of them in `cell`. */
+static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = b->segment;
     const size_t element = ice_element_size(s->mean_dtype);
+    const summarized keys = {s->keys, s->dim, first, end, cell, b->metric, s->centre, s->relative};
+    const summarized values = {s->values, s->value_dim, first, end, cell, NULL, NULL, 0};
     double of_keys, of_values, radius, unused;
-    int finite = summarize_rows(b->kernels, s, s->keys, s->dim, b->metric, s->centre, first, end,
-                                (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
-    finite &= summarize_rows(b->kernels, s, s->values, s->value_dim, NULL, NULL, first, end,
-                             (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
+    int finite = summarize_rows(b->kernels, s, &keys, (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
+    finite &= summarize_rows(b->kernels, s, &values, (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
     if (end - first == 1) of_keys = 0.0;   /* but for the rounding of its mean */
     nodes->variance[n] = (float)(of_keys / (double)s->dim);
     nodes->radius[n] = (float)sqrt(radius);
@@ -91,11 +140,12 @@ static void store_parent(ice_builder *b) {
     const int64_t parent = b->next++, *group = b->groups.cell + b->groups.parent[parent], cell = s->cell.count;
     const int64_t cells = b->groups.parent[parent + 1] - b->groups.parent[parent];
     const int64_t first = group[0], end = group[cells];
-    store_rows(b, &b->keys, first, end, s->keys);
-    store_rows(b, &b->values, first, end, s->values);
     memcpy(s->cell.offset + cell, group, (size_t)(cells + 1) * sizeof *group);
-    for (int64_t c = 0; c < cells; c++) summarize(b, &s->cell, cell + c, group[c], group[c + 1]);
-    summarize(b, &s->parent, parent, first, end);
+    if (s->relative) store_relative_keys(b, cell, cells);
+    else store_rows(b, &b->keys, first, end, s->keys);
+    store_rows(b, &b->values, first, end, s->values);
+    for (int64_t c = 0; c < cells; c++) summarize(b, &s->cell, cell + c, cell + c, group[c], group[c + 1]);
+    summarize(b, &s->parent, parent, cell, first, end);
     s->parent.offset[parent + 1] = s->cells = s->cell.count += cells;
 }
 
@@ -140,6 +190,7 @@ static icecore_status begin_storing(ice_builder *b) {
         s->value_dim = b->values.dim;
         s->dtype = b->storage;
         s->mean_dtype = b->means;
+        s->relative = b->relative;
         s->query_numbers = b->query_numbers;
         s->cell.count = b->groups.cells;
         s->parent.count = b->groups.parents;
@@ -150,7 +201,8 @@ static icecore_status begin_storing(ice_builder *b) {
     }
     memcpy(s->order, b->groups.order, (size_t)s->count * sizeof *s->order);
     memcpy(s->metric, b->metric, (size_t)s->dim * sizeof *s->metric);
-    ice_find_centre(&b->keys, s->centre);
+    if (s->relative) memset(s->centre, 0, (size_t)s->dim * sizeof *s->centre);
+    else ice_find_centre(&b->keys, s->centre);
     if (s->query_numbers) memcpy(s->query_sum, b->query_sum, (size_t)s->query_numbers * sizeof *s->query_sum);
     ice_groups_forget_rows(&b->groups);   /* a cache counts every byte while it merges */
     s->cell.count = s->parent.offset[0] = 0;   /* grow parent by parent */

@@ -14,6 +14,7 @@ typedef struct {
     float metric[ICECORE_MAX_DIM];     /* spreads and radii are those of keys times this */
     float *projection;         /* and cells are found among the images of keys under this; NULL: times the metric, too */
     double mass_weight;        /* the mass counts as one more component of the values, of this square */
+    int relative;              /* as in the segment; may be set once the builder has begun, with float32 means */
     int64_t query_numbers;     /* to be kept in the segment; may be set once the builder has begun */
     float *query_sum;          /* the builder's */
     ice_groups groups;

@@ -47,6 +47,7 @@ icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype mea
     s->dim = from->dim;
     s->value_dim = from->value_dim;
     s->dtype = from->dtype;
+    s->relative = from->relative;
     s->mean_dtype = means;
     s->query_numbers = from->query_numbers;
     s->cell.count = from->cell.count;

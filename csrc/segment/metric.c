@@ -152,7 +152,7 @@ void ice_find_component_variance(icecore_segment *s, const ice_kernels *kernels)
             do cell++;
             while (i >= s->cell.offset[cell + 1]);
             kernels->to_float32(s->mean_dtype, (const char *)s->cell.mean_key + (size_t)(cell * dim) * ice_element_size(s->mean_dtype), mean, dim);
-            for (int64_t t = 0; t < dim; t++) mean[t] += s->centre[t];
+            for (int64_t t = 0; t < dim; t++) mean[t] = s->relative ? 0.0f : mean[t] + s->centre[t];
         }
         if (isnan(s->cell.log2_weight[cell])) continue;   /* its mean is not finite */
         kernels->to_float32(s->dtype, (const char *)s->keys + (size_t)i * ice_row_bytes(s->dtype, dim), key, dim);

@@ -56,6 +56,7 @@ struct icecore_segment {
     int32_t *order;
     icecore_dtype dtype, mean_dtype;               /* for attention: of keys and values, of means */
     void *keys, *values;                           /* count rows of ice_row_bytes(dtype, dim), (dtype, value_dim) */
+    int relative;                                  /* keys are less the mean key of their cell; means are float32, and the centre is 0 */
     ice_nodes cell, parent;
     float *metric, *component_variance, *centre;   /* for attention, dim: as in icecore_segment_view */
     int64_t query_numbers;                         /* of the sum of q q^T over the queries at its keys (cache/queries.h); 0: it keeps none */
@@ -73,6 +74,11 @@ struct icecore_segment {
     void *owned[17 + 5 * ICE_MOST_LAYERS];         /* memory to free; arrays not in it belong to somebody else (a mapped file) */
     icecore_segment *base;                         /* or to this segment, which has none, of which it owns a part; NULL: none */
 };
+
+/* What the keys of a cell lack: its mean key, or NULL where they lack nothing. */
+static inline const float *ice_base_of(const icecore_segment *s, int64_t cell) {
+    return s->relative ? (const float *)s->cell.mean_key + cell * s->dim : NULL;
+}
 
 /* A segment without arrays; NULL when out of memory. */
 icecore_segment *ice_segment_new(void);

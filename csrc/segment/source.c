@@ -8,7 +8,7 @@ static const void *row_at(const void *rows, int64_t row, int64_t stride, icecore
 
 icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, const ice_source *s, int64_t start, int64_t end) {
     const int64_t from_array = start > s->origin ? start : s->origin;
-    *r = (ice_source_rows){.sealed = (end < s->origin ? end : s->origin) - start, .storage = s->storage, .centre = s->centre};
+    *r = (ice_source_rows){.sealed = (end < s->origin ? end : s->origin) - start, .storage = s->storage, .relative = s->relative, .centre = s->centre};
     if (r->sealed < 0) r->sealed = 0;
     r->keys = (ice_array_rows){kernels, s->dtype, NULL, s->key_stride, s->dim};
     r->values = (ice_array_rows){kernels, s->dtype, NULL, s->value_stride, s->value_dim};
@@ -19,7 +19,8 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
     if (!r->sealed) return ICECORE_OK;
     r->key = ice_alloc(r->sealed, sizeof *r->key);
     r->value = ice_alloc(r->sealed, sizeof *r->value);
-    if (!r->key || !r->value) {
+    r->base = s->relative ? ice_alloc(r->sealed, sizeof *r->base) : NULL;
+    if (!r->key || !r->value || (s->relative && !r->base)) {
         ice_source_end(r);
         return ICECORE_ERROR_MEMORY;
     }
@@ -27,9 +28,11 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
         const icecore_segment *segment = s->sealed[n].segment;
         if (!segment) continue;
         const int64_t first = s->sealed[n].end - segment->count - start;   /* its first key among the rows */
-        for (int64_t i = 0; i < segment->count; i++) {
+        for (int64_t i = 0, cell = 0; i < segment->count; i++) {
             int64_t row = first + segment->order[i];
+            while (i >= segment->cell.offset[cell + 1]) cell++;
             if (row < 0 || row >= r->sealed) continue;
+            if (r->base) r->base[row] = ice_base_of(segment, cell);
             r->key[row] = (const char *)segment->keys + (size_t)i * ice_row_bytes(segment->dtype, segment->dim);
             r->value[row] = (const char *)segment->values + (size_t)i * ice_row_bytes(segment->dtype, segment->value_dim);
         }
@@ -40,48 +43,53 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
 void ice_source_end(ice_source_rows *r) {
     ice_free(r->key);
     ice_free(r->value);
+    ice_free(r->base);
     *r = (ice_source_rows){0};
 }
 
-static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, const float *centre, int64_t row,
-                         float *buffer) {
-    if (row < r->sealed) {
-        if (r->storage == ICECORE_FLOAT32) return sealed[row];
-        array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
-        return buffer;
-    }
-    const float *x = ice_read_array_row(array, row - r->sealed, buffer);
-    for (int64_t t = 0; centre && t < array->dim; t++) buffer[t] = x[t] - centre[t];
-    if (centre) x = buffer;
+static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, float *buffer) {
+    if (row >= r->sealed) return ice_read_array_row(array, row - r->sealed, buffer);
+    if (r->storage == ICECORE_FLOAT32) return sealed[row];
+    array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
+    return buffer;
+}
+
+/* As a segment will hold it. */
+static const float *rounded(const ice_source_rows *r, const ice_array_rows *array, const float *x, float *buffer) {
+    int8_t stored[2 * ICECORE_MAX_DIM];
     if (r->storage != ICECORE_INT8) return x;
-    int8_t rounded[2 * ICECORE_MAX_DIM];
-    array->kernels->from_float32(r->storage, x, rounded, array->dim);
-    array->kernels->to_float32(r->storage, rounded, buffer, array->dim);
+    array->kernels->from_float32(r->storage, x, stored, array->dim);
+    array->kernels->to_float32(r->storage, stored, buffer, array->dim);
     return buffer;
 }
 
 const float *ice_read_source_key(const void *context, int64_t row, float *buffer) {
     const ice_source_rows *r = context;
-    return read(r, &r->keys, r->key, r->centre, row, buffer);
+    const float *x = read(r, &r->keys, r->key, row, buffer), *base = row < r->sealed && r->base ? r->base[row] : NULL;
+    for (int64_t t = 0; base && t < r->keys.dim; t++) buffer[t] = x[t] + base[t];
+    if (base) return buffer;
+    if (row < r->sealed || r->relative) return x;
+    for (int64_t t = 0; r->centre && t < r->keys.dim; t++) buffer[t] = x[t] - r->centre[t];
+    return rounded(r, &r->keys, r->centre ? buffer : x, buffer);
 }
 
 const float *ice_read_source_value(const void *context, int64_t row, float *buffer) {
     const ice_source_rows *r = context;
-    return read(r, &r->values, r->value, NULL, row, buffer);
+    const float *x = read(r, &r->values, r->value, row, buffer);
+    return row < r->sealed ? x : rounded(r, &r->values, x, buffer);
 }
 
-static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, const float *centre, int64_t row,
-                          icecore_dtype dtype) {
+static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, icecore_dtype dtype) {
     if (row < r->sealed) return r->storage == dtype ? sealed[row] : NULL;
-    return array->dtype == dtype && !centre ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
+    return array->dtype == dtype ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
 }
 
 const void *ice_stored_source_key(const void *context, int64_t row, icecore_dtype dtype) {
     const ice_source_rows *r = context;
-    return stored(r, &r->keys, r->key, r->centre, row, dtype);
+    return r->relative || (r->centre && row >= r->sealed) ? NULL : stored(r, &r->keys, r->key, row, dtype);
 }
 
 const void *ice_stored_source_value(const void *context, int64_t row, icecore_dtype dtype) {
     const ice_source_rows *r = context;
-    return stored(r, &r->values, r->value, NULL, row, dtype);
+    return stored(r, &r->values, r->value, row, dtype);
 }

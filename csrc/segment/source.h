@@ -17,6 +17,7 @@ typedef struct {
     const void *keys, *values;          /* from key `origin` on */
     int64_t origin, key_stride, value_stride, dim, value_dim;
     const float *centre;                /* NULL, or what is taken off the array's keys */
+    int relative;                       /* keys in segments are less the mean key of their cell (segment.h) */
     const ice_stacked *sealed;          /* hold the keys before `origin`, those before `skip` aside */
     int64_t sealed_count;
     int64_t skip;                       /* keys before this one stay outside all segments: the sinks, and what was evicted */
@@ -32,13 +33,16 @@ typedef struct {
 } ice_source;
 
 /* The keys start .. end - 1 of a source, row by row.  As ICECORE_INT8 they are rounded when they come from the array too, so that cells
- * are the same whether a segment is built at once or by merges; 16-bit ones have that type already, or nothing is merged. */
+ * are the same whether a segment is built at once or by merges; 16-bit ones have that type already, or nothing is merged.  Keys less the mean of
+ * their cell come with it, and are rounded anew by each merge. */
 typedef struct {
     ice_array_rows keys, values;
     const float *centre;
     int64_t sealed;                     /* so many of the first rows come from segments, which hold them as `storage` */
     icecore_dtype storage;
+    int relative;
     const void **key, **value;          /* these rows */
+    const float **base;                 /* what their keys lack; NULL: nothing */
 } ice_source_rows;
 
 /* What is read must not move or change until the end. */

@@ -6,6 +6,7 @@ from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.measure import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
 from icecore.reference.near_far import near_far_attention
+from icecore.reference.offset import has_offset, relative_rows
 from icecore.reference.pdci import (
     Level,
     lift_keys,
@@ -28,6 +29,7 @@ __all__ = [
     "build_tree",
     "choose_threshold",
     "dequantize",
+    "has_offset",
     "head_error",
     "lift_keys",
     "lift_query",
@@ -36,6 +38,7 @@ __all__ = [
     "pdci_candidates_by_radius",
     "pdci_search",
     "quantize",
+    "relative_rows",
     "row_curve",
     "search_exact",
     "top_k_attention",
