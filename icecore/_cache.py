@@ -71,7 +71,7 @@ class KVCache:
     dtype : {"float32", "float16", "bfloat16", "int8"}
         Storage. Sums are in float32 always. bfloat16 halves the memory and what a step reads. int8 takes a third of float32's:
         tokens in sealed segments are rounded to 8 bits, 16 neighbouring numbers of a key or a value under one scale, once and
-        for all; the newest tokens and the sinks are bfloat16.
+        for all; the newest tokens and the sinks are bfloat16. Keys with a large offset are held otherwise: see Notes.
     k : int, optional
         Near-field keys of each query, as in `attention`.
     tolerance : float, optional
@@ -104,12 +104,18 @@ class KVCache:
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.
 
+    Keys that share a large offset, such as the bias of Qwen 2's projections, lose too much by rounding to 16 or 8 bits. A cache
+    looks at its first 64 tokens (with windows below 32, two windows). Where a component's root mean square is 24 times what it
+    varies from token to token, sealed keys are rounded less the mean of their cell, anew by each merge, and the newest tokens,
+    the sinks and the summaries are float32. Until 64 tokens are there they are float32 in any case.
+
     NaN and inf in keys and values propagate as in `attention`. With int8, once sealed, they are NaN, and so are the others of
     the 16 numbers they share a scale with.
 
     Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries),
     and while a merge is prepared the merged segment (at most 2048 tokens or two sevenths of all) once more: from 8192 tokens on
-    never more than 1.5 times the keys and values (int8: 0.47 times those of float32). Time of a step: about that of window +
+    never more than 1.5 times the keys and values (int8: 0.47 times those of float32). With a large offset the newest tokens and
+    the summaries take twice as much. Time of a step: about that of window +
     near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the

@@ -67,8 +67,8 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
 
 /* ---- Keys of cells, each for the level that opens it ---- */
 
-static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell, int64_t first, int64_t count,
-                            const float *bias) {
+static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell, int64_t first,
+                            int64_t count, const float *bias) {
     ice_treecode *t = own->t;
     ice_single state[ICE_PANEL];
     for (uint64_t left = lanes; left; left &= left - 1) {
@@ -82,7 +82,8 @@ static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, con
     }
 }
 
-static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t cell, int64_t first, int64_t end) {
+static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t cell,
+                               int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     for (int m = 0; m < own->t->mask.rows; m++) {
         const ice_mask_row *row = &own->t->mask.row[m];
@@ -103,7 +104,9 @@ static void attend_cells(tile *own) {
             const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
             uint64_t marked = 0;
             if (ice_is_masked(t)) marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
-            for (end = c + 1; end < cells->count && !s->relative && !ice_is_masked(t) && !memcmp(level + (end - c) * ICE_PANEL, level, (size_t)t->panel.lanes);) end++;
+            const int together = !ice_is_masked(t) && !s->relative;
+            const size_t used = (size_t)t->panel.lanes;
+            for (end = c + 1; end < cells->count && together && !memcmp(level + (end - c) * ICE_PANEL, level, used);) end++;
             const int64_t first = s->cell.offset[c], last = s->cell.offset[end];
             if (lanes & ~marked) attend_cells_at(own, lanes & ~marked, level, s, c, first, last - first, NULL);
             if (marked & (t->mask.cut[cells->number + c] | t->mask.dense))

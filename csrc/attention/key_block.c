@@ -16,8 +16,8 @@ static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t cou
 }
 
 /* Copies rows, plus `base` where it is not NULL, into a buffer, behind `filled` ones. */
-static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, const float *base, int64_t count, int64_t width, float *buffer,
-                      int64_t filled) {
+static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, const float *base, int64_t count, int64_t width,
+                      float *buffer, int64_t filled) {
     const icecore_dtype wanted = dtype_of(panel);
     const size_t bytes = ice_row_bytes(wanted, width);
     char *target = (char *)buffer + (size_t)filled * bytes;
@@ -32,7 +32,8 @@ static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *r
 }
 
 /* Puts at most as many keys into the block as it has room for. */
-static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values, int64_t count, uint64_t lanes) {
+static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values, int64_t count,
+                uint64_t lanes) {
     ice_panel *panel = block->panel;
     const icecore_dtype wanted = dtype_of(panel);
     const int64_t dim = panel->problem->dim, value_dim = panel->problem->value_dim;

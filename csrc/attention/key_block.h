@@ -19,8 +19,9 @@ typedef struct {
 /* The panel must not attend otherwise until the flush: the block uses its scores and its buffers. */
 void ice_key_block_begin(ice_key_block *block, ice_panel *panel);
 
-/* `count` keys and values, contiguous rows of `dtype`, for the rows in `lanes`.  base: NULL, or dim numbers that the keys lack.  They must stay until the
- * flush.  Hidden rows get the products with weight 0: keys and values must be finite where some rows are left out. */
+/* `count` keys and values, contiguous rows of `dtype`, for the rows in `lanes`.  base: NULL, or dim numbers that are added to the keys.
+ * They must stay until the flush.  Hidden rows get the products with weight 0: keys and values must be finite where some rows are left
+ * out. */
 void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values, int64_t count,
                        uint64_t lanes);
 

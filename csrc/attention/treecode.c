@@ -306,7 +306,8 @@ static int can_be_hidden(const ice_treecode *t, const icecore_segment *s, int64_
 }
 
 /* The keys first .. first + count - 1 of a cell for the rows in `lanes`. */
-static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first, int64_t count) {
+static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first,
+                        int64_t count) {
     if (__builtin_popcountll(lanes) < panel_lanes(t, s->dtype) || (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
         ice_attend_stored(t, lanes, s, cell, first, count, NULL);
         return;
@@ -356,8 +357,8 @@ static void add_near_field(ice_treecode *t) {
             uint64_t cut = ice_is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
             attend_cell(t, &block, lanes & ~cut, s, now->node + i, first, count);
             for (int m = 0; cut && m < t->mask.rows; m++)
-                if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from, now->node + i,
-                                                               first, first + count);
+                if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from,
+                                                               now->node + i, first, first + count);
         }
     }
     ice_key_block_flush(&block);

@@ -96,10 +96,10 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
     ice_prefetch(ice_value_of(s, first), ice_value_of(s, end));
 }
 
-/* Attends to stored keys first .. first + count - 1 of a segment, all of `cell` where keys lack their cell's mean (ice_base_of): its score is the same
- * for all of them, so that a row's maximum is less by it meanwhile. */
-static inline void ice_stored_attend(const ice_treecode *t, ice_single *state, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first,
-                                     int64_t count, const float *bias) {
+/* Attends to stored keys first .. first + count - 1 of a segment, all of them in `cell` where they are less its mean (ice_base_of).  The
+ * mean's score, which they lack, is the same for all: a row's maximum is lowered by it meanwhile. */
+static inline void ice_stored_attend(const ice_treecode *t, ice_single *state, uint64_t lanes, const icecore_segment *s, int64_t cell,
+                                     int64_t first, int64_t count, const float *bias) {
     const float *base = ice_base_of(s, cell);
     float score[ICE_PANEL];
     for (uint64_t left = base ? lanes : 0; left; left &= left - 1) {
@@ -107,8 +107,8 @@ static inline void ice_stored_attend(const ice_treecode *t, ice_single *state, u
         t->kernels->row_scores(t->panel.query_rows + lane * s->dim, s->dim, ICECORE_FLOAT32, base, s->dim, 1, &score[lane]);
         state[lane].maximum -= score[lane];
     }
-    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim, s->dtype,
-                       ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim, s->value_dim,
+                       s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, bias);
     for (uint64_t left = base ? lanes : 0; left; left &= left - 1) state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
 }
 

@@ -238,7 +238,8 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
 static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->options.sinks ? c->evicted : c->options.sinks; }
 
 icecore_dtype ice_cache_means(const icecore_cache *c) {
-    const icecore_attention like = {.key_dtype = ice_open_dtype(&c->options, c->offset), .dim = c->options.dim, .value_dim = c->options.value_dim};
+    const icecore_cache_options *o = &c->options;
+    const icecore_attention like = {.key_dtype = ice_open_dtype(o, c->offset), .dim = o->dim, .value_dim = o->value_dim};
     return ice_panel_dtype(&like, ice_active_kernels());
 }
 

@@ -32,7 +32,8 @@ static void check_header(mapping *m) {
         return;
     }
     m->offset = (ice_offset)h[ICE_HEADER_OFFSET];
-    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 && (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || ice_open_dtype(o, m->offset) != ICECORE_BFLOAT16))
+    if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 &&
+        (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || ice_open_dtype(o, m->offset) != ICECORE_BFLOAT16))
         ice_refuse(&m->reader, "header", "has means of a type that does not fit");
     m->means = (icecore_dtype)h[ICE_HEADER_MEANS];
 }
@@ -257,7 +258,8 @@ static void map_all(mapping *m) {
     const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
     const icecore_array *rule = ice_find(r, "rule", 'f', -1), *sum = ice_find(r, "open.query_sum", 'f', -1);
     int64_t known[2] = {0};            /* numbers of these that have been read */
-    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], ice_type_of(ice_open_dtype(o, m->offset)), -1);
+    const char type = ice_type_of(ice_open_dtype(o, m->offset));
+    for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], type, -1);
     if (r->failed) return;
     /* before any memory is asked for: so many caches and heads are in the file */
     if (sequence->count % ICE_SEQUENCE_NUMBERS || sequence->count / ICE_SEQUENCE_NUMBERS != m->caches || head->count / m->caches != o->heads ||

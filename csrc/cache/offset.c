@@ -1,22 +1,21 @@
-/* Keys that share a large part, such as the bias of a projection before rotary embedding: what tells them apart is small beside it, and rounding to 16 or
- * 8 bits takes much of it.  Then open rows and sinks are kept as float32, and in segments keys are rounded less the mean of their cell (segment.h). */
+/* Keys that share a large part, such as a projection's bias: rounding to 16 or 8 bits takes much of the small rest that tells them apart.
+ * Then open rows and sinks are kept as float32, which queries are multiplied with as they are, and in segments keys are rounded less the
+ * mean of their cell (segment.h).  A cell follows an offset that rotary embedding turns; one mean of all keys would not. */
 #include <string.h>
 
 #include "cache/cache.h"
 
 /* Of fewer tokens two may be alike by chance. */
 #define FEWEST 16
-/* A component is offset when its root mean square is so many times what it, and what half of the components, vary from token to token.  (18 is the most
- * in SmolLM2's 90 heads, where rounding does no harm.) */
+/* A component is offset when its root mean square is so many times what it, and what half of the components, vary from token to token.
+ * (18 is the most in SmolLM2's 90 heads, where rounding does no harm.) */
 #define LARGE 24.0
 
 /* The key of a token: of the cache, or of those that come. */
 static void read_key(const icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, int64_t head, int64_t token, float *key) {
-    const int held = token < c->length;
-    const icecore_dtype own = held ? c->open->dtype : dtype;
-    const void *row = held ? ice_open_key(c->open, head, token)
-                           : (const char *)keys.data + (head * keys.head_stride + (token - c->length) * keys.row_stride) * (int64_t)ice_element_size(dtype);
-    ice_active_kernels()->to_float32(own, row, key, c->options.dim);
+    const ice_kernels *kernels = ice_active_kernels();
+    if (token < c->length) kernels->to_float32(c->open->dtype, ice_open_key(c->open, head, token), key, c->options.dim);
+    else kernels->to_float32(dtype, ice_address(&keys, dtype, 0, head, token - c->length), key, c->options.dim);
 }
 
 static int is_offset(const icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, int64_t head, int64_t tokens) {

@@ -118,7 +118,8 @@ static void list_contents(contents *c) {
     for (int part = 0; part < ICE_ROW_PARTS; part++) {
         int64_t rows = 0, first;
         for (int64_t i = 0; i < c->caches; i++) rows += ice_rows_of(c->cache[i], part, &first);
-        ice_enter(&c->arrays, part, ice_row_part_names[part], ice_type_of(ice_open_dtype(o, c->cache[0]->offset)), rows * o->heads * ice_part_width(o, part), NULL);
+        const char type = ice_type_of(ice_open_dtype(o, c->cache[0]->offset));
+        ice_enter(&c->arrays, part, ice_row_part_names[part], type, rows * o->heads * ice_part_width(o, part), NULL);
     }
     icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0]), .query_numbers = 1};
     ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];

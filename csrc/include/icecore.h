@@ -274,6 +274,10 @@ icecore_segment_view icecore_segment_get(const icecore_segment *segment);
  * is built a little at each call of attend, so that no merge shows as a pause.  With ICECORE_INT8 rows are rounded when they are sealed;
  * merges round nothing again.
  *
+ * Where the first 64 tokens show that keys share a large offset (some component's root mean square is 24 times what it, and what half of the
+ * components, vary from token to token) storage shorter than float32 holds sealed keys less the mean of their cell, rounded anew by each
+ * merge, and open rows, sinks and means as float32.
+ *
  * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of their own, whatever
  * they share inside. */
 typedef struct icecore_cache icecore_cache;
@@ -281,7 +285,7 @@ typedef struct icecore_cache icecore_cache;
 typedef struct {
     int64_t heads;                       /* key heads, >= 1 */
     int64_t dim, value_dim;
-    icecore_dtype dtype;                 /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16 */
+    icecore_dtype dtype;                 /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16, or as above */
     int64_t near_keys;                   /* as in icecore_near_far; near_keys >= 1 or tolerance > 0 */
     float tolerance;
     int64_t block, sinks, cell_size;     /* block, cell_size >= 1 */

@@ -37,8 +37,10 @@ static void store_relative_keys(const ice_builder *b, int64_t cell, int64_t cell
         float *mean = (float *)s->cell.mean_key + c * s->dim;
         int finite = 1;
         memset(mean, 0, (size_t)s->dim * sizeof *mean);
-        for (int64_t i = first; i < end; i++)
-            b->kernels->row_weighted_sum(&weight, 1, ICECORE_FLOAT32, b->keys.read(b->keys.context, s->order[i], buffer), s->dim, s->dim, 1.0f, mean);
+        for (int64_t i = first; i < end; i++) {
+            const float *key = b->keys.read(b->keys.context, s->order[i], buffer);
+            b->kernels->row_weighted_sum(&weight, 1, ICECORE_FLOAT32, key, s->dim, s->dim, 1.0f, mean);
+        }
         for (int64_t t = 0; t < s->dim; t++) finite &= isfinite(mean[t]) != 0;
         if (!finite) memset(mean, 0, (size_t)s->dim * sizeof *mean);
         for (int64_t i = first; i < end; i++) {
@@ -65,9 +67,11 @@ static int find_mean(const ice_kernels *kernels, const icecore_segment *s, const
     int finite = 1;
     for (int i = 0; i < BLOCK; i++) weight[i] = 1.0f / (float)(rows->end - rows->first);
     memset(mean, 0, (size_t)rows->dim * sizeof *mean);
-    for (int64_t i = rows->first; i < rows->end; i += BLOCK)
-        kernels->row_weighted_sum(weight, rows->end - i < BLOCK ? rows->end - i : BLOCK, s->dtype, (const char *)rows->data + (size_t)i * bytes,
-                                  ice_row_stride(s->dtype, rows->dim), rows->dim, 1.0f, mean);
+    for (int64_t i = rows->first; i < rows->end; i += BLOCK) {
+        const int64_t count = rows->end - i < BLOCK ? rows->end - i : BLOCK;
+        kernels->row_weighted_sum(weight, count, s->dtype, (const char *)rows->data + (size_t)i * bytes, ice_row_stride(s->dtype, rows->dim),
+                                  rows->dim, 1.0f, mean);
+    }
     for (int64_t t = 0; t < rows->dim; t++) finite &= isfinite(mean[t]) != 0;
     if (!finite || rows->relative) memset(mean, 0, (size_t)rows->dim * sizeof *mean);
     for (int64_t cell = rows->cell; finite && rows->relative && s->cell.offset[cell] < rows->end; cell++) {

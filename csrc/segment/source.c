@@ -8,7 +8,8 @@ static const void *row_at(const void *rows, int64_t row, int64_t stride, icecore
 
 icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, const ice_source *s, int64_t start, int64_t end) {
     const int64_t from_array = start > s->origin ? start : s->origin;
-    *r = (ice_source_rows){.sealed = (end < s->origin ? end : s->origin) - start, .storage = s->storage, .relative = s->relative, .centre = s->centre};
+    *r = (ice_source_rows){.storage = s->storage, .relative = s->relative, .centre = s->centre};
+    r->sealed = (end < s->origin ? end : s->origin) - start;
     if (r->sealed < 0) r->sealed = 0;
     r->keys = (ice_array_rows){kernels, s->dtype, NULL, s->key_stride, s->dim};
     r->values = (ice_array_rows){kernels, s->dtype, NULL, s->value_stride, s->value_dim};
@@ -79,7 +80,8 @@ const float *ice_read_source_value(const void *context, int64_t row, float *buff
     return row < r->sealed ? x : rounded(r, &r->values, x, buffer);
 }
 
-static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, icecore_dtype dtype) {
+static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row,
+                          icecore_dtype dtype) {
     if (row < r->sealed) return r->storage == dtype ? sealed[row] : NULL;
     return array->dtype == dtype ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
 }

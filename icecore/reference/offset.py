@@ -11,8 +11,8 @@ LARGE = 24.0
 def has_offset(keys):
     """Whether a component of keys (n, d), n >= 2, is so large that rounding would take too much of what tells keys apart.
 
-    So it is when its root mean square is 24 times what it, and what half of the components, vary from one token to the next. A bias
-    that rotary embedding turns slowly counts as much as one that stays.
+    So it is when its root mean square is 24 times what it, and what half of the components, vary from one token to the next. A
+    bias that rotary embedding turns slowly counts as much as one that stays.
     """
     keys = np.asarray(keys, np.float64)
     squared = (keys**2).mean(axis=0)

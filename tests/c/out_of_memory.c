@@ -50,10 +50,10 @@ static icecore_status segment(const problem *s) {
 }
 
 /* Appends, seals, forks, is written and mapped, forgets; whatever fails leaves a valid cache. */
-static icecore_status cache_of(const problem *s) {
+static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
     const icecore_attention *p = &s->p;
-    const icecore_cache_options o = {.heads = 2, .dim = p->dim, .value_dim = p->value_dim, .near_keys = 4, .block = 8, .sinks = 3,
-                                     .cell_size = 2};
+    const icecore_cache_options o = {.heads = 2, .dim = p->dim, .value_dim = p->value_dim, .dtype = dtype, .near_keys = 4, .block = 8,
+                                     .sinks = 3, .cell_size = 2};
     const icecore_near_far report = {0};
     icecore_attention last = *p;
     icecore_cache *cache = NULL, *fork = NULL;
@@ -85,6 +85,15 @@ static icecore_status cache_of(const problem *s) {
     icecore_cache_free(fork);
     icecore_cache_free(cache);
     return status;
+}
+
+static icecore_status cache_of(const problem *s) { return use_cache(s, ICECORE_FLOAT32); }
+static icecore_status short_cache_of(const problem *s) { return use_cache(s, ICECORE_BFLOAT16); }
+
+/* Of keys that share a large offset. */
+static icecore_status offset_cache_of(const problem *s) {
+    for (int64_t i = 0; i < 2 * s->p.keys; i++) ((float *)s->p.key.data)[i * s->p.key.row_stride] = 1000.0f + (float)(i % 3);
+    return use_cache(s, ICECORE_INT8);
 }
 
 /* Adds, merges, searches, copies, is written and mapped; whatever fails leaves a valid index. */
@@ -154,7 +163,11 @@ static void listed_keys(void) { expect_errors(indexed, 1, 50); }
 
 static void segments(void) { expect_errors(segment, 0, 50); }
 
-static void caches(void) { expect_errors(cache_of, 0, 65); }
+static void caches(void) {
+    expect_errors(cache_of, 0, 65);
+    expect_errors(short_cache_of, 0, 65);
+    expect_errors(offset_cache_of, 0, 65);
+}
 
 static void indices(void) {
     expect_errors(index_of, 0, 2);
