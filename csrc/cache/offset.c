@@ -1,8 +1,6 @@
 /* Keys that share a large part, such as a projection's bias: rounding to 16 or 8 bits takes much of the small rest that tells them apart.
  * Then open rows and sinks are kept as float32, which queries are multiplied with as they are, and in segments keys are rounded less the
  * mean of their cell (segment.h).  A cell follows an offset that rotary embedding turns; one mean of all keys would not. */
-#include <string.h>
-
 #include "cache/cache.h"
 
 /* Of fewer tokens two may be alike by chance. */
