@@ -154,6 +154,19 @@ def test_open_tokens_are_float32_where_the_offset_is_large_and_as_before_where_n
     assert sizes["large", dtype] == sizes["large", "float32"] == 2 * sizes["small", dtype]
 
 
+@pytest.mark.parametrize(("dtype", "element", "bound"), [("bfloat16", 2, 1.6), ("int8", 4, 0.55)])
+def test_memory_stays_bounded_while_segments_merge(dtype, element, bound):
+    """As a share of the keys and values in `dtype`, of int8 in float32; from 8192 tokens on."""
+    cache = icecore.KVCache(1, DIM, dtype=dtype, k=8)
+    random = np.random.default_rng(0)
+    for count in range(64, 12000, 64):
+        key = random.standard_normal((1, 64, DIM)).astype(np.float32)
+        key[..., 3] += 300
+        cache.append(key, key)
+        cache.attend(key[:, -1:])
+        assert count < 8192 or cache.nbytes <= bound * count * 2 * DIM * element
+
+
 @pytest.mark.parametrize("norm", [0, 460])
 def test_tokens_one_by_one_are_tokens_at_once(norm):
     """Also while too few are there to tell whether they have an offset."""
