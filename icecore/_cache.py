@@ -48,6 +48,8 @@ OVERFLOW = {"float16": 65520.0, "bfloat16": float.fromhex("0x1.FFp127")}
 PARAMETERS = (
     "num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "plan", "window", "sinks", "metric", "seed", "batch",
 )
+#: So many tokens at most are kept as float32 until their offset is known (csrc/cache/offset.c).
+_LOOKED_AT = 64
 #: Arrays of a file that are rows of keys, or of values.
 _KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
 _VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
@@ -236,17 +238,21 @@ class KVCache:
             if keys.shape[2] > MAX_TOKENS - before:
                 raise ValueError(f"keys has {keys.shape[2]} tokens, the cache {before}; expected at most {MAX_TOKENS} together")
             dtype, key_rows, value_rows = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
+            sequences = self._sequences
+            if before < _LOOKED_AT and len(sequences) > 1:  # what a sequence rounds as it grows, truncate does not bring back
+                sequences = [sequence.fork() for sequence in sequences]
             try:
-                for i, sequence in enumerate(self._sequences):
+                for i, sequence in enumerate(sequences):
                     one = slice(i, i + 1)
                     sequence.append(dtype, key_rows[one], value_rows[one], None if queries is None else queries[one])
             except BaseException as error:
-                for sequence in self._sequences:
+                for sequence in sequences:
                     if sequence.state()["length"] > before:
                         sequence.truncate(before, 1)
                 if isinstance(error, OverflowError):
                     self._refuse_overflow({"keys": keys, "values": values})
                 raise
+            self._sequences = sequences
 
     def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
         """Attention of the newest tokens' queries to all tokens up to their own.

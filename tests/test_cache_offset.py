@@ -183,6 +183,41 @@ def test_tokens_one_by_one_are_tokens_at_once(norm):
         assert_same_bits(outs[2], outs[0])
 
 
+@pytest.mark.parametrize("norm", [0, 460])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dtype", SHORT)
+def test_tokens_that_are_refused_round_nothing(dtype, batch, norm):
+    """Though with them the cache could tell whether its keys have an offset."""
+    query, key, value = (np.stack([a] * batch) for a in biased(80, norm))
+    cache = icecore.KVCache(1, DIM, dtype=dtype, batch=batch)
+    cache.append(key[:, :, :40], value[:, :, :40])
+    before, size = cache.attend(query[:, :, 39:40]), cache.nbytes
+    value[-1, 0, 79, 5] = 3.4e38  # of the last sequence
+    with pytest.raises(ValueError, match=r"values holds 3\.4e\+38"):
+        cache.append(key[:, :, 40:], value[:, :, 40:])
+    assert cache.validate()
+    assert (len(cache), cache.nbytes) == (40, size)
+    assert_same_bits(cache.attend(query[:, :, 39:40]), before)
+    whole = icecore.KVCache(1, DIM, dtype=dtype, batch=batch)
+    value[-1, 0, 79, 5] = 0
+    cache.append(key[:, :, 40:], value[:, :, 40:])
+    whole.append(key, value)
+    assert_same_bits(cache.attend(query[:, :, -1:]), whole.attend(query[:, :, -1:]))
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+def test_with_a_large_offset_storage_holds_no_larger_numbers(dtype):
+    _, key, value = biased(100, 460)
+    cache = icecore.KVCache(1, DIM, dtype=dtype)
+    cache.append(key, value)
+    assert holds_float32(cache)
+    for name in ("keys", "values"):
+        token = {"keys": key[:, :1].copy(), "values": value[:, :1].copy()}
+        token[name][0, 0, 3] = 3.4e38
+        with pytest.raises(ValueError, match=rf"{name} holds 3\.4e\+38"):
+            cache.append(**token)
+
+
 def test_an_emptied_cache_looks_at_its_new_tokens():
     _, key, value = biased(200, 460)
     cache = icecore.KVCache(1, DIM, dtype="bfloat16")

@@ -154,11 +154,11 @@ static float overflow_of(icecore_dtype dtype) {
     return dtype == ICECORE_FLOAT16 ? 65520.0f : 0x1.FFp127f;
 }
 
-/* Returns whether the target holds all finite numbers of the source. */
-static int store(const ice_kernels *kernels, icecore_dtype dtype, const void *source, icecore_dtype target_dtype, void *target,
-                 int64_t width) {
+/* Returns whether `storage`, which rounds them now or when they are sealed, holds all finite numbers of the source. */
+static int store(const ice_kernels *kernels, icecore_dtype storage, icecore_dtype dtype, const void *source, icecore_dtype target_dtype,
+                 void *target, int64_t width) {
     float buffer[ICECORE_MAX_DIM];
-    if (dtype == target_dtype) {
+    if (dtype == target_dtype && dtype == storage) {
         memcpy(target, source, (size_t)width * ice_element_size(dtype));
         return 1;
     }
@@ -166,7 +166,7 @@ static int store(const ice_kernels *kernels, icecore_dtype dtype, const void *so
         kernels->to_float32(dtype, source, buffer, width);
         source = buffer;
     }
-    const float *numbers = source, overflow = overflow_of(target_dtype);
+    const float *numbers = source, overflow = overflow_of(storage);
     int over = 0;
     for (int64_t t = 0; t < width; t++) over |= (fabsf(numbers[t]) >= overflow) & (fabsf(numbers[t]) <= FLT_MAX);
     kernels->from_float32(target_dtype, numbers, target, width);
@@ -178,11 +178,13 @@ static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_
                            int64_t count) {
     const ice_kernels *kernels = ice_active_kernels();
     const icecore_cache_options *o = &c->options;
+    const icecore_dtype storage = ice_open_dtype(o, ICE_OFFSET_SMALL), own = rows->dtype;
     for (int64_t h = 0; h < o->heads; h++)
         for (int64_t j = 0; j < count; j++) {
             if (j % ICE_UNASKED == ICE_UNASKED - 1 && ice_interrupted()) return ICECORE_INTERRUPTED;
-            if (!store(kernels, dtype, row_at(keys, dtype, h, j), rows->dtype, ice_open_key(rows, h, c->length + j), o->dim) ||
-                !store(kernels, dtype, row_at(values, dtype, h, j), rows->dtype, ice_open_value(rows, h, c->length + j), o->value_dim))
+            const void *key = row_at(keys, dtype, h, j), *value = row_at(values, dtype, h, j);
+            if (!store(kernels, storage, dtype, key, own, ice_open_key(rows, h, c->length + j), o->dim) ||
+                !store(kernels, storage, dtype, value, own, ice_open_value(rows, h, c->length + j), o->value_dim))
                 return ICECORE_ERROR_RANGE;
         }
     return ICECORE_OK;
@@ -192,8 +194,8 @@ static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_
 static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
     const int64_t first = c->sealed * c->options.block, sinks = c->options.sinks;
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
-    icecore_status status = ice_cache_set_offset(c, ice_cache_find_offset(c, dtype, keys, count));
-    if (status == ICECORE_OK && new_sinks > 0) status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
+    icecore_status status = ICECORE_OK;
+    if (new_sinks > 0) status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
     if (status == ICECORE_OK) status = claim(c, &c->open, first, count, most_spare(c));
     if (status == ICECORE_OK && new_sinks > 0) status = fill(c, c->sinks, dtype, keys, values, new_sinks);
     return status == ICECORE_OK ? fill(c, c->open, dtype, keys, values, count) : status;
@@ -212,6 +214,42 @@ static void shrink_open_rows(icecore_cache *c) {
     c->open = own;
 }
 
+static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, icecore_tensor queries,
+                             int64_t query_heads, int64_t count) {
+    icecore_status status = store_tokens(c, dtype, keys, values, count);
+    if (status == ICECORE_OK && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
+    if (status == ICECORE_OK && queries.data) status = ice_queries_note(c, dtype, queries, c->length, count);
+    if (status == ICECORE_OK) {
+        c->length += count;
+    } else {
+        ice_queries_truncate(c, c->length);
+        shrink_open_rows(c);
+    }
+    return status;
+}
+
+/* Appends with another offset, which the new tokens tell.  The rows stay until that has succeeded: what is rounded does not come back. */
+static icecore_status append_with(icecore_cache *c, ice_offset offset, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                                  icecore_tensor queries, int64_t query_heads, int64_t count) {
+    const ice_offset before = c->offset;
+    ice_open_rows *sinks = c->sinks, *open = c->open;
+    if (sinks) ice_open_rows_share(sinks, 1);
+    if (open) ice_open_rows_share(open, 1);
+    icecore_status status = ice_cache_set_offset(c, offset);
+    if (status == ICECORE_OK) status = append(c, dtype, keys, values, queries, query_heads, count);
+    if (status != ICECORE_OK) {
+        ice_open_rows *other_sinks = c->sinks, *other_open = c->open;
+        c->offset = before;
+        c->sinks = sinks;
+        c->open = open;
+        sinks = other_sinks;
+        open = other_open;
+    }
+    ice_open_rows_release(sinks, 1);
+    ice_open_rows_release(open, 1);
+    return status;
+}
+
 icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
                                     icecore_tensor queries, int64_t query_heads, int64_t count) {
     if (dtype > ICECORE_BFLOAT16 || count < 0 || (count && (!keys.data || !values.data))) return ICECORE_ERROR_VALUE;
@@ -219,15 +257,12 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     icecore_status status = ice_lock_write(&c->lock);
     if (status != ICECORE_OK) return status;
-    if (count > INT32_MAX - c->length) status = ICECORE_ERROR_VALUE;
-    else if (count) status = store_tokens(c, dtype, keys, values, count);
-    if (status == ICECORE_OK && count && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
-    if (status == ICECORE_OK && count && queries.data) status = ice_queries_note(c, dtype, queries, c->length, count);
-    if (status == ICECORE_OK) {
-        c->length += count;
-    } else {
-        ice_queries_truncate(c, c->length);
-        shrink_open_rows(c);
+    if (count > INT32_MAX - c->length) {
+        status = ICECORE_ERROR_VALUE;
+    } else if (count) {
+        const ice_offset offset = ice_cache_find_offset(c, dtype, keys, count);
+        status = offset == c->offset ? append(c, dtype, keys, values, queries, query_heads, count)
+                                     : append_with(c, offset, dtype, keys, values, queries, query_heads, count);
     }
     ice_unlock(&c->lock);
     return status;
