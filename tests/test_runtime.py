@@ -301,12 +301,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 rows = np.random.default_rng(0).standard_normal((400000, 32)).astype(np.float32)
 index = icecore.Index(32, num_levels=1)
 index.add(rows)
-found = np.full((4096, 5), -7), np.full((4096, 5), np.nan, np.float32)
+found = np.full((480, 5), -7), np.full((480, 5), np.nan, np.float32)  # one task
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     while True:
         found[0][...] = -7
-        index.search(rows[:4096], 5, exact=True, num_threads=1, out=found)
+        index.search(rows[:480], 5, exact=True, num_threads=1, out=found)
 except KeyboardInterrupt:
     print(bool((found[0] == -7).all()))
 """
