@@ -12,23 +12,23 @@
 /* A tile of rows on its way through the keys. */
 typedef struct {
     const ice_sample *sample;
-    icecore_attention problem;         /* of the sampled queries alone */
+    icecore_attention problem; /* of the sampled queries alone */
     ice_treecode *t;
-    int64_t nodes;                     /* of the stack */
-    uint8_t *begin, *end;              /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
-    const void **mean_value;           /* of each row of t->scores */
+    int64_t nodes;        /* of the stack */
+    uint8_t *begin, *end; /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
+    const void **mean_value; /* of each row of t->scores */
     float *log2_count;
-    ice_single *opened;                /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
-    float *sums;                       /* and their accumulators */
-    float *weight, *output;            /* 2 x nodes; ICE_GRID + 1 x value_dim */
-    const void **rows;                 /* 2 x nodes */
-    int32_t *event;                    /* 2 x nodes */
+    ice_single *opened;     /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
+    float *sums;            /* and their accumulators */
+    float *weight, *output; /* 2 x nodes; ICE_GRID + 1 x value_dim */
+    const void **rows;      /* 2 x nodes */
+    int32_t *event;         /* 2 x nodes */
 } tile;
 
 /* The loosest level at which a risk reaches the threshold; ICE_GRID: none. */
 static int level_of(float log2_norm, float risk, float log2_share) {
     const float level = ((float)ICE_LOG2_FIRST + log2_norm + log2_share - risk) * (float)(1.0 / ICE_LOG2_STEP);
-    if (!(level > 0.0f)) return 0;   /* NaN: opened */
+    if (!(level > 0.0f)) return 0; /* NaN: opened */
     if (level > (float)(ICE_GRID - 1)) return ICE_GRID;
     return (int)level + (level > (float)(int)level);
 }
@@ -56,8 +56,10 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
             own->end[at] = (uint8_t)expanded;
             for (int64_t c = s->parent.offset[p]; c < s->parent.offset[p + 1]; c++) {
                 const int64_t cell = (cells->row + c) * ICE_PANEL + lane, cell_number = cells->number + c;
-                int level = dense || is_marked(t, t->mask.cut, cell_number, lane) ? 0 : level_of(log2_norm, t->risk[cell], 0.0f);
-                if (is_marked(t, t->mask.hidden, cell_number, lane)) level = ICE_GRID + 1;   /* never */
+                int level = dense || is_marked(t, t->mask.cut, cell_number, lane)
+                                ? 0
+                                : level_of(log2_norm, t->risk[cell], 0.0f);
+                if (is_marked(t, t->mask.hidden, cell_number, lane)) level = ICE_GRID + 1; /* never */
                 own->begin[cell] = (uint8_t)(level > ICE_GRID ? level : expanded);
                 own->end[cell] = (uint8_t)(level > expanded ? level : expanded);
             }
@@ -67,8 +69,8 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
 
 /* ---- Keys of cells, each for the level that opens it ---- */
 
-static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell, int64_t first,
-                            int64_t count, const float *bias) {
+static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell,
+                            int64_t first, int64_t count, const float *bias) {
     ice_treecode *t = own->t;
     ice_single state[ICE_PANEL];
     for (uint64_t left = lanes; left; left &= left - 1) {
@@ -103,14 +105,17 @@ static void attend_cells(tile *own) {
         for (int64_t c = 0, end; c < cells->count && !ice_interrupted(); c = end) {
             const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
             uint64_t marked = 0;
-            if (ice_is_masked(t)) marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
+            if (ice_is_masked(t))
+                marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
             const int together = !ice_is_masked(t) && !s->relative;
             const size_t used = (size_t)t->panel.lanes;
-            for (end = c + 1; end < cells->count && together && !memcmp(level + (end - c) * ICE_PANEL, level, used);) end++;
+            for (end = c + 1; end < cells->count && together && !memcmp(level + (end - c) * ICE_PANEL, level, used);)
+                end++;
             const int64_t first = s->cell.offset[c], last = s->cell.offset[end];
             if (lanes & ~marked) attend_cells_at(own, lanes & ~marked, level, s, c, first, last - first, NULL);
             if (marked & (t->mask.cut[cells->number + c] | t->mask.dense))
-                attend_masked_cell(own, marked & (t->mask.cut[cells->number + c] | t->mask.dense), level, cells->from, c, first, last);
+                attend_masked_cell(own, marked & (t->mask.cut[cells->number + c] | t->mask.dense), level, cells->from,
+                                   c, first, last);
         }
     }
 }
@@ -125,7 +130,8 @@ static int64_t keys_of(const tile *own, int lane, const ice_node_run *cells, int
     int64_t count = 0;
     for (int m = 0; m < own->t->mask.rows; m++)
         for (int64_t j = first; j < end && ((own->t->mask.row[m].lanes >> lane) & 1); j++)
-            count += ice_mask_at(&own->problem, &own->t->mask.row[m], cells->from->end - s->count + s->order[j]) != -INFINITY;
+            count += ice_mask_at(&own->problem, &own->t->mask.row[m], cells->from->end - s->count + s->order[j]) !=
+                     -INFINITY;
     return count;
 }
 
@@ -137,8 +143,10 @@ static void count_work(const tile *own, int lane, ice_curve *found) {
         const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
         const icecore_segment *s = parents->from->segment;
         for (int64_t p = 0; p < parents->count; p++)
-            nodes[own->end[(parents->row + p) * ICE_PANEL + lane]] += (double)(s->parent.offset[p + 1] - s->parent.offset[p]);
-        for (int64_t c = 0; c < cells->count; c++) near[own->end[(cells->row + c) * ICE_PANEL + lane]] += (double)keys_of(own, lane, cells, c);
+            nodes[own->end[(parents->row + p) * ICE_PANEL + lane]] +=
+                (double)(s->parent.offset[p + 1] - s->parent.offset[p]);
+        for (int64_t c = 0; c < cells->count; c++)
+            near[own->end[(cells->row + c) * ICE_PANEL + lane]] += (double)keys_of(own, lane, cells, c);
     }
     for (int g = 0; g < ICE_GRID; g++) {
         if (g) near[g] += near[g - 1], nodes[g] += nodes[g - 1];
@@ -178,7 +186,8 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
     const int64_t value_dim = own->problem.value_dim;
     const ice_single *opened = own->opened + lane * (ICE_GRID + 1);
     const ice_single base = {t->panel.maximum[lane], t->panel.sum[lane], (float *)accumulator};
-    float top = base.sum > 0.0f ? base.maximum : -INFINITY, *sum = own->output + ICE_GRID * value_dim, squared[ICE_GRID];
+    float top = base.sum > 0.0f ? base.maximum : -INFINITY, *sum = own->output + ICE_GRID * value_dim,
+          squared[ICE_GRID];
     const void *rows[ICE_GRID];
     double exact, means = 0.0, mass = 0.0;
     int64_t first[ICE_GRID + 1];
@@ -192,13 +201,16 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
     /* the exact output, into the place behind the last level's */
     float share = base.sum > 0.0f ? exp2f(base.maximum - top) : 0.0f;
     memset(sum, 0, (size_t)value_dim * sizeof *sum);
-    if (share > 0.0f) kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, sum);
+    if (share > 0.0f)
+        kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, sum);
     mass = exact = (double)(share * base.sum);
     float shares[ICE_GRID + 1];
     for (int g = 0; g <= ICE_GRID; g++) {
         shares[g] = opened[g].sum > 0.0f ? exp2f(opened[g].maximum - top) : 0.0f;
         mass += (double)(shares[g] * opened[g].sum);
-        if (shares[g] > 0.0f) kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f, sum);
+        if (shares[g] > 0.0f)
+            kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f,
+                                      sum);
     }
     if (!(mass > 0.0)) return;
     float output[ICECORE_MAX_DIM], running[ICECORE_MAX_DIM] = {0};
@@ -207,9 +219,10 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
         output[i] = sum[i] / (float)mass;
         norm += (double)output[i] * (double)output[i];
     }
-    if (share > 0.0f) kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, running);
+    if (share > 0.0f)
+        kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, running);
     sort_events(own, lane, first);
-    int changes = 0, change_at[ICE_GRID];   /* the levels at which the output becomes another */
+    int changes = 0, change_at[ICE_GRID]; /* the levels at which the output becomes another */
     for (int g = 0; g < ICE_GRID; g++) {
         int64_t count = 0;
         double change = 0.0;
@@ -220,8 +233,12 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
             own->rows[count] = own->mean_value[node];
             change += (double)own->weight[count];
         }
-        if (count) kernels->gathered_weighted_sum(own->weight, count, t->run[0].from->segment->mean_dtype, own->rows, value_dim, 1.0f, running);
-        if (shares[g] > 0.0f) kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f, running);
+        if (count)
+            kernels->gathered_weighted_sum(own->weight, count, t->run[0].from->segment->mean_dtype, own->rows,
+                                           value_dim, 1.0f, running);
+        if (shares[g] > 0.0f)
+            kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f,
+                                      running);
         means += change;
         exact += (double)(shares[g] * opened[g].sum);
         if (count || shares[g] > 0.0f || !g) {
@@ -273,16 +290,24 @@ static void place_rows(ice_panel *panel, const ice_sample *s) {
 /* Measures and lays out by the same code: with NULL, returns the bytes that are needed. */
 static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch) {
     const size_t count = (size_t)nodes, wide = (size_t)value_dim * sizeof(float);
-    const size_t bytes[] = {count * ICE_PANEL, count * ICE_PANEL, count * sizeof(void *), count * sizeof(float),
-                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_single), ICE_PANEL * (ICE_GRID + 1) * wide,
-                            2 * count * sizeof(float), (ICE_GRID + 1) * wide, 2 * count * sizeof(void *), 2 * count * sizeof(int32_t)};
+    const size_t bytes[] = {count * ICE_PANEL,
+                            count * ICE_PANEL,
+                            count * sizeof(void *),
+                            count * sizeof(float),
+                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_single),
+                            ICE_PANEL * (ICE_GRID + 1) * wide,
+                            2 * count * sizeof(float),
+                            (ICE_GRID + 1) * wide,
+                            2 * count * sizeof(void *),
+                            2 * count * sizeof(int32_t)};
     void *place[sizeof bytes / sizeof *bytes];
     size_t total = 0;
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
         place[i] = ice_take(&scratch, bytes[i]);
         total += ice_round_up(bytes[i]);
     }
-    own->begin = place[0], own->end = place[1], own->mean_value = place[2], own->log2_count = place[3], own->opened = place[4];
+    own->begin = place[0], own->end = place[1], own->mean_value = place[2], own->log2_count = place[3],
+    own->opened = place[4];
     own->sums = place[5], own->weight = place[6], own->output = place[7], own->rows = place[8], own->event = place[9];
     return total;
 }
@@ -294,7 +319,8 @@ static void score_all(tile *own) {
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r];
         const ice_nodes *cells = &parents->from->segment->cell;
-        t->run[t->runs] = (ice_node_run){parents->from, cells, 0, cells->count, t->rows, parents->number + parents->count};
+        t->run[t->runs] =
+            (ice_node_run){parents->from, cells, 0, cells->count, t->rows, parents->number + parents->count};
         ice_treecode_score(t, &t->run[t->runs++], ice_used_lanes(t));
     }
     for (int64_t r = 0; r < t->runs; r++) {
@@ -307,7 +333,8 @@ static void score_all(tile *own) {
 }
 
 /* outputs: of the rows, value_dim each. */
-static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch, ice_curve *found, float *outputs) {
+static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch, ice_curve *found,
+                       float *outputs) {
     const ice_sample *s = own->sample;
     const int64_t value_dim = own->problem.value_dim;
     char *rest;
@@ -351,7 +378,8 @@ static void measure_rounding(const ice_sample *s, int lanes, const float *output
     for (int lane = 0; lane < lanes; lane++) {
         double squared = 0.0;
         for (int64_t i = 0; i < given.value_dim; i++) {
-            const double difference = (double)rows[lane * given.value_dim + i] / (double)panel.sum[lane] - (double)outputs[lane * given.value_dim + i];
+            const double difference = (double)rows[lane * given.value_dim + i] / (double)panel.sum[lane] -
+                                      (double)outputs[lane * given.value_dim + i];
             squared += difference * difference;
         }
         found[lane].rounding = (float)squared;
@@ -359,14 +387,14 @@ static void measure_rounding(const ice_sample *s, int lanes, const float *output
 }
 
 /* Scratch: the tile's own arrays, the treecode's or the panel's of what was given, and outputs of a tile. */
-static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                         int64_t nodes) {
+static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given,
+                         const icecore_near_far *options, int64_t levels, int64_t nodes) {
     const size_t panel = ice_panel_bytes(given), tree = ice_treecode_bytes(problem, options, levels, nodes);
     return ice_round_up(tree < panel ? panel : tree);
 }
 
-size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                       int64_t nodes) {
+size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given,
+                       const icecore_near_far *options, int64_t levels, int64_t nodes) {
     tile none;
     return lay_out(&none, nodes, problem->value_dim, NULL) + tree_bytes(problem, given, options, levels, nodes) +
            ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
@@ -380,6 +408,7 @@ void ice_trace(const ice_sample *s, const ice_rule *rules, ice_curve *found, int
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {
         const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
         trace_tile(&own, rules, row, lanes, scratch, found + row, output);
-        if (row == 0 && with_rounding) measure_rounding(s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, output, scratch, found);
+        if (row == 0 && with_rounding)
+            measure_rounding(s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, output, scratch, found);
     }
 }

@@ -1,8 +1,9 @@
 /* The error of a row for every threshold: what measure.h chooses by.
  *
- * All keys are attended exactly, cell by cell, and the sums of a cell go to the threshold at which it is opened.  Running sums over the thresholds, from
- * the loosest on, then give the output that each would have given: one pass over the keys for the whole curve.  What is replayed is what is
- * shipped: parents that are not expanded count as their means, keys are rounded as they are stored. */
+ * All keys are attended exactly, cell by cell, and the sums of a cell go to the threshold at which it is opened.
+ * Running sums over the thresholds, from the loosest on, then give the output that each would have given: one pass over
+ * the keys for the whole curve.  What is replayed is what is shipped: parents that are not expanded count as their
+ * means, keys are rounded as they are stored. */
 #ifndef ICE_CURVE_H
 #define ICE_CURVE_H
 
@@ -15,33 +16,34 @@
 
 /* Of one row, for each threshold. */
 typedef struct {
-    float norm;                        /* |o|; NaN where the row says nothing */
-    float rounding;                    /* |o - o by the keys as given|^2, or below 0: not found */
-    float distance[ICE_GRID];          /* |o - o^|^2 */
-    float means[ICE_GRID], far[ICE_GRID];   /* the mass of means, and of what they stand for, by the row's mass */
-    float near[ICE_GRID], nodes[ICE_GRID];  /* keys of opened cells, nodes scored */
+    float norm;                            /* |o|; NaN where the row says nothing */
+    float rounding;                        /* |o - o by the keys as given|^2, or below 0: not found */
+    float distance[ICE_GRID];              /* |o - o^|^2 */
+    float means[ICE_GRID], far[ICE_GRID];  /* the mass of means, and of what they stand for, by the row's mass */
+    float near[ICE_GRID], nodes[ICE_GRID]; /* keys of opened cells, nodes scored */
 } ice_curve;
 
 /* Queries of one key head at some positions, equally far apart where there is a mask. */
 typedef struct {
-    const icecore_attention *problem;  /* as it is attended: its keys and values may be rounded */
-    const icecore_attention *given;    /* as the caller gave it */
-    icecore_tensor query;              /* of the sampled queries, in the problem's dtype */
-    const int64_t *position;           /* count */
+    const icecore_attention *problem; /* as it is attended: its keys and values may be rounded */
+    const icecore_attention *given;   /* as the caller gave it */
+    icecore_tensor query;             /* of the sampled queries, in the problem's dtype */
+    const int64_t *position;          /* count */
     int64_t count;
     const icecore_near_far *options;
     const ice_kernels *kernels;
     const ice_stack *stack;
     ice_exact_keys exact;
     int64_t batch, key_head;
-    double stands_for;                 /* rows that each of them stands for */
-    int renew;                         /* whether heads that score all cells try parents again, and rounding is measured too */
+    double stands_for; /* rows that each of them stands for */
+    int renew;         /* whether heads that score all cells try parents again, and rounding is measured too */
 } ice_sample;
 
 /* Scratch of tracing over at most so many levels, and cells and parents. */
-size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                       int64_t nodes);
-/* The curves of a sample's rows, query by query and within a query head by head; with_rounding: also how far rounding moves the first of them. */
+size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given,
+                       const icecore_near_far *options, int64_t levels, int64_t nodes);
+/* The curves of a sample's rows, query by query and within a query head by head; with_rounding: also how far rounding
+ * moves the first of them. */
 void ice_trace(const ice_sample *sample, const ice_rule *rules, ice_curve *found, int with_rounding, void *scratch);
 
 #endif

@@ -1,8 +1,9 @@
 /* Exact attention: (batch, key head, panel of rows, range of keys) tasks.
  *
- * With many rows a task is a panel.  With at most SINGLE_ROWS rows a panel's lanes would stand empty and reading keys and values is
- * all the work: then a task goes row by row through one range of keys, and the key range is split so that there are tasks to
- * share; the parts are merged in order.  The split depends on the shapes alone, so results do not depend on the threads. */
+ * With many rows a task is a panel.  With at most SINGLE_ROWS rows a panel's lanes would stand empty and reading keys
+ * and values is all the work: then a task goes row by row through one range of keys, and the key range is split so that
+ * there are tasks to share; the parts are merged in order.  The split depends on the shapes alone, so results do not
+ * depend on the threads. */
 #include <string.h>
 
 #include "attention/packed_values.h"
@@ -47,7 +48,7 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     const exact_call *call = context;
     const icecore_attention *p = call->problem;
     int64_t number = index % call->heads, head = call->first_head + number;
-    int64_t tile = call->panels - 1 - index / call->heads;   /* causal: the last rows see most, so they go first */
+    int64_t tile = call->panels - 1 - index / call->heads; /* causal: the last rows see most, so they go first */
     int64_t first_row = tile * ICE_PANEL, rest = ice_query_rows(p) - first_row;
     ice_panel panel;
     ice_panel_begin(&panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
@@ -58,8 +59,8 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     ice_panel_attend(&panel, visible.begin, visible.end);
     float *accumulator = ice_panel_rows(&panel);
     for (int lane = 0; lane < panel.lanes; lane++)
-        ice_write_row(p, call->kernels, ice_row_at(p, panel.batch, panel.key_head, first_row + lane), panel.maximum[lane],
-                      panel.sum[lane], accumulator + lane * p->value_dim);
+        ice_write_row(p, call->kernels, ice_row_at(p, panel.batch, panel.key_head, first_row + lane),
+                      panel.maximum[lane], panel.sum[lane], accumulator + lane * p->value_dim);
 }
 
 static icecore_status attend_by_panels(exact_call *call) {
@@ -77,7 +78,8 @@ static icecore_status attend_by_panels(exact_call *call) {
     for (; status == ICECORE_OK && call->first_head < heads; call->first_head += call->heads) {
         if (call->heads > heads - call->first_head) call->heads = heads - call->first_head;
         if (call->packed) status = ice_pack_heads(p, call->kernels, call->first_head, call->heads, call->packed);
-        if (status == ICECORE_OK) status = ice_parallel_for(call->heads * call->panels, p->threads, ice_panel_bytes(p), panel_task, call);
+        if (status == ICECORE_OK)
+            status = ice_parallel_for(call->heads * call->panels, p->threads, ice_panel_bytes(p), panel_task, call);
     }
     ice_free(call->packed);
     return status;
@@ -89,7 +91,8 @@ static void single_task(void *context, int64_t index, void *scratch) {
     const icecore_attention *p = call->problem;
     int64_t heads = p->batch * p->key_heads, head = index % heads, split = index / heads;
     int64_t batch = head / p->key_heads, key_head = head % p->key_heads, rows = ice_query_rows(p);
-    /* the scratch holds each row's query and accumulator, and a block of values; rows advance together, so that keys are read from memory once */
+    /* the scratch holds each row's query and accumulator, and a block of values; rows advance together, so that keys
+     * are read from memory once */
     float *query = scratch, *accumulator = query + SINGLE_ROWS * ICECORE_MAX_DIM;
     float *cleaned_values = accumulator + SINGLE_ROWS * ICECORE_MAX_DIM;
     ice_single state[SINGLE_ROWS];

@@ -1,4 +1,5 @@
-/* The cells of a parent that few rows of a panel expand: by the row kernels, where many lanes of a panel would stand empty. */
+/* The cells of a parent that few rows of a panel expand: by the row kernels, where many lanes of a panel would stand
+ * empty. */
 #include <string.h>
 
 #include "attention/treecode_state.h"
@@ -7,19 +8,21 @@
 #define CELLS_AT_ONCE 64
 
 /* Step 3 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
-static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from, int64_t node, int64_t count, float threshold, float *scores) {
+static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from, int64_t node, int64_t count,
+                              float threshold, float *scores) {
     const icecore_segment *s = from->segment;
     const ice_nodes *cells = &s->cell;
     const ice_spread *spread = ice_spread_of(t, from);
     float copy[CELLS_AT_ONCE], correction;
-    ice_single_scores(t->kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->mean_dtype,
-                      ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
+    ice_single_scores(t->kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale,
+                      s->dim, s->mean_dtype, ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
     for (int64_t c = 0; c < count; c++) scores[c] += spread->shift[lane];
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
     const float reach = ice_reach(s->dim) * spread->norm[lane];
     uint64_t doubtful = 0;
-    for (int64_t c = 0; t->doubts && c < count; c++) doubtful |= (uint64_t)(scores[c] + reach * cells->radius[node + c] >= t->doubt[lane]) << c;
+    for (int64_t c = 0; t->doubts && c < count; c++)
+        doubtful |= (uint64_t)(scores[c] + reach * cells->radius[node + c] >= t->doubt[lane]) << c;
     const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
     if (t->options->missed_bound) {
@@ -35,10 +38,11 @@ static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from
 }
 
 /* Steps 3 to 5 for at most CELLS_AT_ONCE cells. */
-static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count, const float *threshold) {
+static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
+                         const float *threshold) {
     const icecore_segment *s = from->segment;
-    float *scores = t->panel.scores;   /* CELLS_AT_ONCE for each lane */
-    uint64_t open[CELLS_AT_ONCE] = {0};   /* the lanes of each cell */
+    float *scores = t->panel.scores;    /* CELLS_AT_ONCE for each lane */
+    uint64_t open[CELLS_AT_ONCE] = {0}; /* the lanes of each cell */
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         uint64_t opened = open_cells_of(t, lane, from, node, count, threshold[lane], scores + lane * CELLS_AT_ONCE);
@@ -57,7 +61,8 @@ static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *fro
     }
 }
 
-void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count, const float *threshold) {
+void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
+                             const float *threshold) {
     for (int64_t c = 0; c < count; c += CELLS_AT_ONCE)
         attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE, threshold);
 }

@@ -9,15 +9,17 @@ void ice_key_block_begin(ice_key_block *block, ice_panel *panel) {
     block->pieces = 0;
 }
 
-static icecore_dtype dtype_of(const ice_panel *panel) { return panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32; }
+static icecore_dtype dtype_of(const ice_panel *panel) {
+    return panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
+}
 
 static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t count, int64_t width) {
     return (const char *)rows + (size_t)count * ice_row_bytes(dtype, width);
 }
 
 /* Copies rows, plus `base` where it is not NULL, into a buffer, behind `filled` ones. */
-static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, const float *base, int64_t count, int64_t width,
-                      float *buffer, int64_t filled) {
+static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, const float *base, int64_t count,
+                      int64_t width, float *buffer, int64_t filled) {
     const icecore_dtype wanted = dtype_of(panel);
     const size_t bytes = ice_row_bytes(wanted, width);
     char *target = (char *)buffer + (size_t)filled * bytes;
@@ -32,13 +34,14 @@ static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *r
 }
 
 /* Puts at most as many keys into the block as it has room for. */
-static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values, int64_t count,
-                uint64_t lanes) {
+static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values,
+                int64_t count, uint64_t lanes) {
     ice_panel *panel = block->panel;
     const icecore_dtype wanted = dtype_of(panel);
     const int64_t dim = panel->problem->dim, value_dim = panel->problem->value_dim;
-    const int as_they_lie = dtype == wanted && !base && (!block->count || (row_behind(block->keys, wanted, block->count, dim) == keys &&
-                                                                  row_behind(block->values, wanted, block->count, value_dim) == values));
+    const int as_they_lie = dtype == wanted && !base &&
+                            (!block->count || (row_behind(block->keys, wanted, block->count, dim) == keys &&
+                                               row_behind(block->values, wanted, block->count, value_dim) == values));
     if (as_they_lie && !block->count) {
         block->keys = keys;
         block->values = values;
@@ -60,8 +63,8 @@ static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, con
     block->count += count;
 }
 
-void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values, int64_t count,
-                       uint64_t lanes) {
+void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base,
+                       const void *values, int64_t count, uint64_t lanes) {
     const int64_t dim = block->panel->problem->dim, value_dim = block->panel->problem->value_dim;
     while (count > 0) {
         int64_t room = ICE_KEY_BLOCK - block->count, now = count < room ? count : room;

@@ -1,7 +1,7 @@
 /* Blocks of keys that lie anywhere, each for some rows of a panel.
  *
- * A cell holds few keys, too few for the panel kernels' tiles; so the keys of several cells are put together, copied side by side unless they lie
- * so already.  begin, then add any number of keys, then flush. */
+ * A cell holds few keys, too few for the panel kernels' tiles; so the keys of several cells are put together, copied
+ * side by side unless they lie so already.  begin, then add any number of keys, then flush. */
 #ifndef ICE_KEY_BLOCK_H
 #define ICE_KEY_BLOCK_H
 
@@ -9,9 +9,9 @@
 
 typedef struct {
     ice_panel *panel;
-    const void *keys, *values;         /* of the block, in ice_panel_dtype */
+    const void *keys, *values; /* of the block, in ice_panel_dtype */
     int64_t count;
-    int pieces;                        /* runs of keys with the same lanes */
+    int pieces; /* runs of keys with the same lanes */
     int64_t piece_count[ICE_KEY_BLOCK];
     uint64_t piece_lanes[ICE_KEY_BLOCK];
 } ice_key_block;
@@ -19,11 +19,11 @@ typedef struct {
 /* The panel must not attend otherwise until the flush: the block uses its scores and its buffers. */
 void ice_key_block_begin(ice_key_block *block, ice_panel *panel);
 
-/* `count` keys and values, contiguous rows of `dtype`, for the rows in `lanes`.  base: NULL, or dim numbers that are added to the keys.
- * They must stay until the flush.  Hidden rows get the products with weight 0: keys and values must be finite where some rows are left
- * out. */
-void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values, int64_t count,
-                       uint64_t lanes);
+/* `count` keys and values, contiguous rows of `dtype`, for the rows in `lanes`.  base: NULL, or dim numbers that are
+ * added to the keys. They must stay until the flush.  Hidden rows get the products with weight 0: keys and values must
+ * be finite where some rows are left out. */
+void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base,
+                       const void *values, int64_t count, uint64_t lanes);
 
 void ice_key_block_flush(ice_key_block *block);
 

@@ -9,12 +9,13 @@
 
 /* What rows weigh whose successors have been measured. */
 #define FADING 0.7
-/* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys, for an error of the output far below the tolerance. */
+/* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys,
+ * for an error of the output far below the tolerance. */
 #define MASS_SHARE 0.25
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define LEAST_ROWS 8.0
-/* Standard errors that are added to an error before it is held against the tolerance.  (With one, 88 to 93 % of SmolLM2's heads at 8k are within 1.3 x a
- * tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
+/* Standard errors that are added to an error before it is held against the tolerance.  (With one, 88 to 93 % of
+ * SmolLM2's heads at 8k are within 1.3 x a tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
 #define CAUTION 2.0
 
 static float tolerance_of(const icecore_near_far *options, int64_t head) {
@@ -29,11 +30,14 @@ static int nearest_level(float threshold) {
     return level < 0.0 ? 0 : level < ICE_GRID ? (int)level : ICE_GRID - 1;
 }
 
-static double mass_scale(const ice_measured *m, int g) { return m->means[g] > 0.0 && m->far[g] > 0.0 ? m->far[g] / m->means[g] : 1.0; }
+static double mass_scale(const ice_measured *m, int g) {
+    return m->means[g] > 0.0 && m->far[g] > 0.0 ? m->far[g] / m->means[g] : 1.0;
+}
 
 /* The error of a row at a level, rounding and the mass included. */
 static double error_at(const ice_curve *row, int g, double scale, const ice_measured *m) {
-    const double mass = (double)row->means[g] * scale - (double)row->far[g], norm = (double)row->norm * (double)row->norm;
+    const double mass = (double)row->means[g] * scale - (double)row->far[g],
+                 norm = (double)row->norm * (double)row->norm;
     const double rounding = m->rounding_weight > 0.0 ? m->rounding / m->rounding_weight : 0.0;
     return sqrt((double)row->distance[g] + norm * (MASS_SHARE * mass * mass + rounding));
 }
@@ -47,8 +51,9 @@ static int is_usable(const ice_curve *row) {
 
 static void test_row(ice_measured *m, const ice_rule *rule, const ice_curve *row, double weight) {
     const int level = nearest_level(rule->threshold);
-    if (rule->exact == ICE_UNKNOWN) return;   /* nothing was in force */
-    const double error = rule->exact ? 0.0 : error_at(row, level, exp2((double)rule->log2_mass), m), norm = (double)row->norm;
+    if (rule->exact == ICE_UNKNOWN) return; /* nothing was in force */
+    const double error = rule->exact ? 0.0 : error_at(row, level, exp2((double)rule->log2_mass), m),
+                 norm = (double)row->norm;
     m->tested_error += weight * error;
     m->tested_norm += weight * norm;
     m->tested_squared += weight * weight * error * error;
@@ -99,9 +104,14 @@ static void fade(ice_measured *m) {
 /* All but what was tested. */
 static void forget(ice_measured *m) {
     const ice_measured old = *m;
-    *m = (ice_measured){.rounding = old.rounding, .rounding_weight = old.rounding_weight, .tested_error = old.tested_error,
-                        .tested_squared = old.tested_squared, .tested_cross = old.tested_cross, .tested_norm = old.tested_norm,
-                        .tested_squared_norm = old.tested_squared_norm, .tested_rows = old.tested_rows};
+    *m = (ice_measured){.rounding = old.rounding,
+                        .rounding_weight = old.rounding_weight,
+                        .tested_error = old.tested_error,
+                        .tested_squared = old.tested_squared,
+                        .tested_cross = old.tested_cross,
+                        .tested_norm = old.tested_norm,
+                        .tested_squared_norm = old.tested_squared_norm,
+                        .tested_rows = old.tested_rows};
 }
 
 static double standard_error(double squared, double cross, double squared_norm, double error, double norm) {
@@ -114,7 +124,9 @@ static int passing_level(const ice_measured *m, double tolerance) {
     int passing = -1;
     for (int g = ICE_GRID - 1; g >= 0; g--) {
         const double error = m->error[g] / m->norm;
-        if (!(error + CAUTION * standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <= tolerance)) break;
+        if (!(error + CAUTION * standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <=
+              tolerance))
+            break;
         passing = g;
     }
     return passing;
@@ -128,9 +140,7 @@ static int is_dearer_than_exact(const ice_measured *m, int g, const icecore_near
 
 /* The rule that the rows speak for.  Returns whether they should be traced again with all cells scored. */
 static int renew(const ice_measured *m, ice_rule *rule, double tolerance, const icecore_near_far *options) {
-    if (!(m->norm > 0.0)) {
-        return 0;   /* nothing is known */
-    }
+    if (!(m->norm > 0.0)) { return 0; /* nothing is known */ }
     const int level = passing_level(m, tolerance);
     if (level < 0 && !rule->all_cells) return 1;
     rule->exact = level < 0 || is_dearer_than_exact(m, level, options);
@@ -140,15 +150,18 @@ static int renew(const ice_measured *m, ice_rule *rule, double tolerance, const 
     return 0;
 }
 
-size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                         int64_t nodes, int64_t count) {
+size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given,
+                         const icecore_near_far *options, int64_t levels, int64_t nodes, int64_t count) {
     const size_t group = (size_t)ice_group(problem);
-    return ice_trace_bytes(problem, given, options, levels, nodes) + ice_round_up((size_t)count * group * sizeof(ice_curve)) +
-           ice_round_up(group * sizeof(ice_rule)) + ice_round_up(group);
+    return ice_trace_bytes(problem, given, options, levels, nodes) +
+           ice_round_up((size_t)count * group * sizeof(ice_curve)) + ice_round_up(group * sizeof(ice_rule)) +
+           ice_round_up(group);
 }
 
-/* The rows of one query head, `group` apart, whose curves were traced by its rule, renew it.  Returns whether they should be traced once more. */
-static int learn(const ice_sample *s, const ice_curve *found, int64_t group, float tolerance, ice_measured *m, ice_rule *rule) {
+/* The rows of one query head, `group` apart, whose curves were traced by its rule, renew it.  Returns whether they
+ * should be traced once more. */
+static int learn(const ice_sample *s, const ice_curve *found, int64_t group, float tolerance, ice_measured *m,
+                 ice_rule *rule) {
     const int64_t rows = s->count * group;
     for (int64_t row = 0; row < rows; row += group)
         if (is_usable(&found[row])) add_masses(m, &found[row]);
@@ -170,7 +183,7 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
     uint8_t *again = ice_take(&memory, (size_t)group);
     memcpy(traced, rules, (size_t)group * sizeof *traced);
     ice_trace(s, traced, found, with_rounding, memory);
-    if (ice_interrupted()) return;   /* what was found is not whole */
+    if (ice_interrupted()) return; /* what was found is not whole */
     int left = 0;
     for (int64_t i = 0; i < group; i++) {
         for (int64_t row = i; row < rows; row += group)
@@ -181,7 +194,8 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
             rules[i].all_cells = 0;
         } else {
             fade(&measured[i]);
-            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i), &measured[i], &rules[i]);
+            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i),
+                                      &measured[i], &rules[i]);
         }
         left |= again[i];
     }
@@ -197,11 +211,12 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
                 continue;
             }
             forget(&measured[i]);
-            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i), &measured[i], &rules[i]);
+            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i),
+                                      &measured[i], &rules[i]);
             left |= again[i];
         }
     }
-    for (int64_t i = 0; i < group && !s->problem->causal; i++)   /* there is nothing to test but what decided */
+    for (int64_t i = 0; i < group && !s->problem->causal; i++) /* there is nothing to test but what decided */
         for (int64_t row = i; row < rows; row += group)
             if (is_usable(&found[row])) test_row(&measured[i], &rules[i], &found[row], s->stands_for);
 }
@@ -210,5 +225,6 @@ void ice_measured_error(const ice_measured *m, float *error, float *standard) {
     *error = *standard = NAN;
     if (!(m->tested_norm > 0.0)) return;
     *error = (float)(m->tested_error / m->tested_norm);
-    *standard = (float)standard_error(m->tested_squared, m->tested_cross, m->tested_squared_norm, m->tested_error, m->tested_norm);
+    *standard = (float)standard_error(m->tested_squared, m->tested_cross, m->tested_squared_norm, m->tested_error,
+                                      m->tested_norm);
 }

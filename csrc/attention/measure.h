@@ -1,4 +1,5 @@
-/* How far to open, measured: from the curves of sampled rows (curve.h) the threshold that keeps a tolerance (icecore_near_far). */
+/* How far to open, measured: from the curves of sampled rows (curve.h) the threshold that keeps a tolerance
+ * (icecore_near_far). */
 #ifndef ICE_MEASURE_H
 #define ICE_MEASURE_H
 
@@ -6,28 +7,30 @@
 
 /* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
 typedef struct {
-    double rows, norm, squared_norm;                               /* sums of w, w |o| and w^2 |o|^2 */
-    double error[ICE_GRID], squared[ICE_GRID], cross[ICE_GRID];    /* of w e, w^2 e^2, w^2 e |o| */
-    double means[ICE_GRID], far[ICE_GRID];                         /* of w (mass of means), w (what they stand for), by the row's mass */
-    double near[ICE_GRID], nodes[ICE_GRID], keys;                  /* of w (keys of opened cells), w (nodes scored), w (sealed keys) */
-    double rounding, rounding_weight;                              /* of w (error of rounding / |o|)^2 and w */
-    double tested_error, tested_squared, tested_cross, tested_norm, tested_squared_norm;   /* by the threshold in force before the row was known */
+    double rows, norm, squared_norm;                            /* sums of w, w |o| and w^2 |o|^2 */
+    double error[ICE_GRID], squared[ICE_GRID], cross[ICE_GRID]; /* of w e, w^2 e^2, w^2 e |o| */
+    double means[ICE_GRID], far[ICE_GRID];        /* of w (mass of means), w (what they stand for), by the row's mass */
+    double near[ICE_GRID], nodes[ICE_GRID], keys; /* of w (keys of opened cells), w (nodes scored), w (sealed keys) */
+    double rounding, rounding_weight;             /* of w (error of rounding / |o|)^2 and w */
+    double tested_error, tested_squared, tested_cross, tested_norm,
+        tested_squared_norm; /* by the threshold in force before the row was known */
     int64_t tested_rows;
 } ice_measured;
 
-/* Rows that see fewer sealed blocks are exact and say nothing: what the next block is about, one need not have met.  (Measured from one on, single heads
- * of SmolLM2 had errors of 15 to 50 x the tolerance in the block after.) */
+/* Rows that see fewer sealed blocks are exact and say nothing: what the next block is about, one need not have met.
+ * (Measured from one on, single heads of SmolLM2 had errors of 15 to 50 x the tolerance in the block after.) */
 #define ICE_LEAST_BLOCKS 2
-/* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last that were measured thoroughly (then
- * *renews), and others where one block in so many is new: that is a few per cent of a prompt's time, and of that of decoding. */
+/* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last
+ * that were measured thoroughly (then *renews), and others where one block in so many is new: that is a few per cent of
+ * a prompt's time, and of that of decoding. */
 #define ICE_NEW_IN_PROMPT 16
 #define ICE_NEW_IN_DECODING 32
 static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int64_t one_in, int *renews) {
     *renews = renewed == 0 || blocks >= 2 * renewed;
     return *renews || one_in * (blocks - last) >= blocks;
 }
-/* Of fewer rows than 1 / tolerance none may be the one that misses everything: in units of a panel's rows, at most four.  (At 0.005 one panel's left
- * made-up heads at four times the tolerance.) */
+/* Of fewer rows than 1 / tolerance none may be the one that misses everything: in units of a panel's rows, at most
+ * four.  (At 0.005 one panel's left made-up heads at four times the tolerance.) */
 #define ICE_MOST_PANELS_MEASURED 4
 static inline int64_t ice_panels_measured(float tolerance) {
     const float wanted = 1.0f / (ICE_PANEL * tolerance) + 0.5f;
@@ -40,8 +43,8 @@ static inline int64_t ice_measured_queries(int64_t group, int renews) {
 }
 
 /* Scratch for at most `count` queries of a key head over at most so many levels, and cells and parents. */
-size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, const icecore_near_far *options, int64_t levels,
-                         int64_t nodes, int64_t count);
+size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given,
+                         const icecore_near_far *options, int64_t levels, int64_t nodes, int64_t count);
 /* Tests the rules in force on the rows, then renews them.  measured, rules: of the key head's query heads. */
 void ice_measure(const ice_sample *sample, ice_measured *measured, ice_rule *rules, void *scratch);
 

@@ -1,7 +1,8 @@
 /* Near/far attention: sealing, measuring and attending as one list of tasks.
  *
- * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A panel of their rows is a task
- * (treecode.h).  By tolerance, some rows of a step are measured (measure.h) when the next one is sealed, and say how far that one's open. */
+ * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A panel of their rows is a
+ * task (treecode.h).  By tolerance, some rows of a step are measured (measure.h) when the next one is sealed, and say
+ * how far that one's open. */
 #include <math.h>
 #include <string.h>
 #include <time.h>
@@ -17,39 +18,39 @@
 /* The queries of one block, which see the same sealed keys. */
 typedef struct {
     int64_t first_query, end_query;
-    int64_t blocks;            /* sealed for them; -1: one segment over all keys */
-    int is_first;              /* of all blocks: its rows see no key that another block's do not */
+    int64_t blocks; /* sealed for them; -1: one segment over all keys */
+    int is_first;   /* of all blocks: its rows see no key that another block's do not */
     ice_exact_keys exact;
-    int64_t tiles;             /* panels of rows for each head */
-    int64_t first_task;        /* of sealing for this step, then of attending in the step before */
-    int64_t measured;          /* queries of it that are measured, 0: none */
-    int64_t stands_for;        /* queries that they stand for: those since the last that were */
-    int renews;                /* as in ice_sample */
+    int64_t tiles;      /* panels of rows for each head */
+    int64_t first_task; /* of sealing for this step, then of attending in the step before */
+    int64_t measured;   /* queries of it that are measured, 0: none */
+    int64_t stands_for; /* queries that they stand for: those since the last that were */
+    int renews;         /* as in ice_sample */
 } step;
 
 /* One head's stack at one step.  Whoever needs it holds it; the last to let go frees it. */
 typedef struct {
     ice_stack *stack;
-    ice_rule *rules;           /* of the key head's query heads; NULL: by near_keys */
-    int lags;                  /* all its query heads are exact: the stack is that of an earlier step */
+    ice_rule *rules; /* of the key head's query heads; NULL: by near_keys */
+    int lags;        /* all its query heads are exact: the stack is that of an earlier step */
     icecore_status status;
     atomic_int ready, holders;
 } sealed;
 
 typedef struct {
     const icecore_attention *problem;
-    const icecore_attention *given;    /* by the caller, of his types */
-    const icecore_attention *source;   /* whose keys and values are sealed */
-    const float *centre;       /* of each head, which `problem`'s keys lack; NULL: nothing */
-    uint16_t *packed;          /* the values of all heads, packed; NULL: each panel packs what it reads */
+    const icecore_attention *given;  /* by the caller, of his types */
+    const icecore_attention *source; /* whose keys and values are sealed */
+    const float *centre;             /* of each head, which `problem`'s keys lack; NULL: nothing */
+    uint16_t *packed;                /* the values of all heads, packed; NULL: each panel packs what it reads */
     const icecore_near_far *options;
     const ice_kernels *kernels;
-    int64_t heads, steps;      /* heads: batch x key heads */
-    step *step;                /* steps + 1: the last one only ends the task list */
-    sealed *sealed;            /* steps x heads */
-    ice_rule *rules;           /* steps x heads x query heads of a key head; NULL: by near_keys */
-    ice_measured *measured;    /* heads x query heads of a key head; NULL: nothing is measured */
-    atomic_llong sealing, attending, measuring;   /* nanoseconds */
+    int64_t heads, steps;                       /* heads: batch x key heads */
+    step *step;                                 /* steps + 1: the last one only ends the task list */
+    sealed *sealed;                             /* steps x heads */
+    ice_rule *rules;                            /* steps x heads x query heads of a key head; NULL: by near_keys */
+    ice_measured *measured;                     /* heads x query heads of a key head; NULL: nothing is measured */
+    atomic_llong sealing, attending, measuring; /* nanoseconds */
 } near_far_call;
 
 static int64_t now(void) {
@@ -60,13 +61,14 @@ static int64_t now(void) {
 
 /* ---- Measuring ---- */
 
-/* Not causal: at once, of each head.  (With 32 instead of 48, 2 % of made-up heads were above 1.3 x the tolerance instead of half a per cent; and
- * pictures need fewer near keys, since the standard error is smaller.) */
+/* Not causal: at once, of each head.  (With 32 instead of 48, 2 % of made-up heads were above 1.3 x the tolerance
+ * instead of half a per cent; and pictures need fewer near keys, since the standard error is smaller.) */
 #define QUERIES_AT_ONCE ICE_PANEL
 
 static float least_tolerance(const icecore_near_far *options, int64_t query_heads) {
     float least = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
-    for (int64_t h = 1; options->head_tolerance && h < query_heads; h++) least = fminf(least, options->head_tolerance[h]);
+    for (int64_t h = 1; options->head_tolerance && h < query_heads; h++)
+        least = fminf(least, options->head_tolerance[h]);
     return least;
 }
 
@@ -95,7 +97,8 @@ static void plan_measuring(near_far_call *call) {
 }
 
 /* Measures rows of a step, which become the rules of the next. */
-static void measure(near_far_call *call, const step *s, const ice_stack *stack, int64_t head, ice_rule *rules, void *scratch) {
+static void measure(near_far_call *call, const step *s, const ice_stack *stack, int64_t head, ice_rule *rules,
+                    void *scratch) {
     const icecore_attention *p = call->problem;
     if (!s->measured) return;
     const int64_t begin = now(), queries = s->end_query - s->first_query, stride = queries / s->measured;
@@ -103,9 +106,19 @@ static void measure(near_far_call *call, const step *s, const ice_stack *stack, 
     int64_t position[ICE_MOST_PANELS_MEASURED * QUERIES_AT_ONCE];
     for (int64_t i = 0; i < s->measured; i++) position[i] = p->keys - p->queries + first + i * stride;
     ice_sample sample = {
-        .problem = p, .given = call->given, .query = p->query, .position = position, .count = s->measured, .options = call->options,
-        .kernels = call->kernels, .stack = stack, .exact = s->exact, .batch = head / p->key_heads, .key_head = head % p->key_heads,
-        .stands_for = (double)s->stands_for / (double)s->measured, .renew = s->renews,
+        .problem = p,
+        .given = call->given,
+        .query = p->query,
+        .position = position,
+        .count = s->measured,
+        .options = call->options,
+        .kernels = call->kernels,
+        .stack = stack,
+        .exact = s->exact,
+        .batch = head / p->key_heads,
+        .key_head = head % p->key_heads,
+        .stands_for = (double)s->stands_for / (double)s->measured,
+        .renew = s->renews,
     };
     sample.query.data = ice_address(&p->query, p->dtype, 0, 0, first);
     sample.query.row_stride *= stride;
@@ -144,20 +157,24 @@ static int find_moments(const void *context, int64_t first, int64_t end, float *
     int64_t first_query = first - offset, end_query = end - offset;
     int known;
     if (call->options->moments) {
-        memcpy(moments, call->options->moments + key_head * p->dim * p->dim, (size_t)(p->dim * p->dim) * sizeof *moments);
+        memcpy(moments, call->options->moments + key_head * p->dim * p->dim,
+               (size_t)(p->dim * p->dim) * sizeof *moments);
         return 1;
     }
     if (!p->causal) {
         first_query = 0;
         end_query = p->queries;
     } else if (end_query <= 0 && call->measured && !call->options->head_threshold) {
-        first_query = 0;   /* rows of the first step are exact */
+        first_query = 0; /* rows of the first step are exact */
         end_query = call->step[0].end_query;
     }
     if (first_query < 0) first_query = 0;
     if (end_query > p->queries) end_query = p->queries;
     if (first_query >= end_query) return 0;
-    return ice_find_query_moments(p, call->kernels, batch, key_head, first_query, end_query, moments, &known) == ICECORE_OK ? known : -1;
+    return ice_find_query_moments(p, call->kernels, batch, key_head, first_query, end_query, moments, &known) ==
+                   ICECORE_OK
+               ? known
+               : -1;
 }
 
 static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,
@@ -183,7 +200,8 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .moments_context = &moments,
         .seed = call->options->seed,
     };
-    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack) : ice_stack_seal(&source, blocks, previous, NULL, 0, stack);
+    return blocks < 0 ? ice_stack_seal_all(&source, p->keys, stack)
+                      : ice_stack_seal(&source, blocks, previous, NULL, 0, stack);
 }
 
 static int all_exact(const ice_rule *rules, int64_t group) {
@@ -202,12 +220,13 @@ static void seal_task(near_far_call *call, int64_t number, int64_t head, void *s
     if (own->status == ICECORE_OK && call->measured && previous && !previous->lags)
         measure(call, own_step - 1, previous->stack, head, own->rules, scratch);
     /* heads that are exact look again when there are twice as many keys */
-    own->lags = own->status == ICECORE_OK && previous && previous->stack->nodes && all_exact(own->rules, ice_group(call->problem)) && !own_step->renews;
-    if (own->status == ICECORE_OK && own->lags)
-        own->status = ice_stack_share(previous->stack, &own->stack);
+    own->lags = own->status == ICECORE_OK && previous && previous->stack->nodes &&
+                all_exact(own->rules, ice_group(call->problem)) && !own_step->renews;
+    if (own->status == ICECORE_OK && own->lags) own->status = ice_stack_share(previous->stack, &own->stack);
     else if (own->status == ICECORE_OK)
         own->status = build_stack(call, own_step->blocks, head, previous ? previous->stack : NULL, &own->stack);
-    if (own->status == ICECORE_OK && call->measured && !call->problem->causal) measure(call, own_step, own->stack, head, own->rules, scratch);
+    if (own->status == ICECORE_OK && call->measured && !call->problem->causal)
+        measure(call, own_step, own->stack, head, own->rules, scratch);
     ice_signal(&own->ready);
     if (previous) let_go(previous);
     let_go(own);
@@ -248,39 +267,50 @@ static void report_exact(const near_far_call *call, const step *s, ice_row row, 
     const icecore_attention *p = call->given;
     const icecore_near_far *o = call->options;
     const int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
-    if (o->near_count) o->near_count[at] = (int32_t)(s->exact.open_begin > s->exact.sink_end ? count_seen(p, row, s->exact.sink_end, s->exact.open_begin) : 0);
+    if (o->near_count)
+        o->near_count[at] = (int32_t)(s->exact.open_begin > s->exact.sink_end
+                                          ? count_seen(p, row, s->exact.sink_end, s->exact.open_begin)
+                                          : 0);
     if (o->captured_mass) o->captured_mass[at] = visible ? 1.0f : 0.0f;
     if (o->missed_bound) o->missed_bound[at] = 0.0f;
     if (o->summaries) o->summaries[at] = 0;
 }
 
-/* Queries first .. first + lanes - 1 of a query head; rounded: on the keys that near/far attention multiplies, else on the caller's. */
-static void attend_exactly(const near_far_call *call, const step *s, int64_t batch, int64_t head, int64_t first, int lanes, int rounded,
-                           void *scratch) {
+/* Queries first .. first + lanes - 1 of a query head; rounded: on the keys that near/far attention multiplies, else on
+ * the caller's. */
+static void attend_exactly(const near_far_call *call, const step *s, int64_t batch, int64_t head, int64_t first,
+                           int lanes, int rounded, void *scratch) {
     const icecore_attention *p = rounded ? call->problem : call->given, own = only_head(p, batch, head);
-    const float *centre = rounded && call->centre ? call->centre + (batch * p->key_heads + head / ice_group(p)) * p->dim : NULL;
+    const float *centre =
+        rounded && call->centre ? call->centre + (batch * p->key_heads + head / ice_group(p)) * p->dim : NULL;
     ice_panel panel;
     ice_panel_begin(&panel, &own, call->kernels, 0, 0, first, lanes, scratch);
-    if (call->packed && p == call->problem) panel.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
+    if (call->packed && p == call->problem)
+        panel.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
     const ice_visible visible = ice_panel_visible(&panel);
     ice_panel_attend(&panel, visible.begin, visible.end);
     float *accumulator = ice_panel_rows(&panel);
     for (int lane = 0; lane < lanes; lane++) {
         report_exact(call, s, (ice_row){batch, head, first + lane}, panel.sum[lane] != 0.0f);
-        ice_write_row(&own, call->kernels, (ice_row){0, 0, first + lane}, panel.maximum[lane], panel.sum[lane], accumulator + lane * own.value_dim);
+        ice_write_row(&own, call->kernels, (ice_row){0, 0, first + lane}, panel.maximum[lane], panel.sum[lane],
+                      accumulator + lane * own.value_dim);
         if (own.lse && centre) ice_add_centre(&panel, lane, centre, &own.lse[first + lane]);
     }
 }
 
-/* The exact query heads of a step, or with no rules all, shared out over its tiles: each takes panels of queries of one head.  Where nothing is known
- * yet, keys are rounded as they will be; the first block's are not, since what is taken off keys before is made of them. */
-static void attend_exact_heads(const near_far_call *call, const step *s, const ice_rule *rules, int64_t head, int64_t tile, void *scratch) {
+/* The exact query heads of a step, or with no rules all, shared out over its tiles: each takes panels of queries of one
+ * head.  Where nothing is known yet, keys are rounded as they will be; the first block's are not, since what is taken
+ * off keys before is made of them. */
+static void attend_exact_heads(const near_far_call *call, const step *s, const ice_rule *rules, int64_t head,
+                               int64_t tile, void *scratch) {
     const icecore_attention *p = call->problem;
-    const int64_t group = ice_group(p), queries = s->end_query - s->first_query, panels = (queries + ICE_PANEL - 1) / ICE_PANEL;
+    const int64_t group = ice_group(p), queries = s->end_query - s->first_query,
+                  panels = (queries + ICE_PANEL - 1) / ICE_PANEL;
     for (int64_t i = tile; i < panels * group; i += s->tiles) {
         const int64_t member = i % group, first = s->first_query + i / group * ICE_PANEL, rest = s->end_query - first;
         if (rules && !rules[member].exact) continue;
-        attend_exactly(call, s, head / p->key_heads, head % p->key_heads * group + member, first, rest < ICE_PANEL ? (int)rest : ICE_PANEL,
+        attend_exactly(call, s, head / p->key_heads, head % p->key_heads * group + member, first,
+                       rest < ICE_PANEL ? (int)rest : ICE_PANEL,
                        rules && !s->is_first && rules[member].exact == ICE_UNKNOWN, scratch);
     }
 }
@@ -293,13 +323,13 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         const step *now = &call->step[number];
         const int64_t group = ice_group(call->problem), first = now->first_query * group + tile * ICE_PANEL;
         const int64_t rest = now->end_query * group - first;
-        const int rounded_first = now->is_first && call->centre;   /* also where nothing is measured */
+        const int rounded_first = now->is_first && call->centre; /* also where nothing is measured */
         ice_exact_keys exact = now->exact;
         if (call->centre) exact.centre = call->centre + head * call->problem->dim;
         if (call->packed) exact.packed = call->packed + head * ice_packed_numbers(call->problem);
         if (seen->status == ICECORE_OK && !rounded_first && !all_exact(seen->rules, group))
-            ice_treecode_attend(call->problem, call->options, seen->rules, call->kernels, seen->stack, exact, head, first,
-                                rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+            ice_treecode_attend(call->problem, call->options, seen->rules, call->kernels, seen->stack, exact, head,
+                                first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
         if (seen->status == ICECORE_OK && (rounded_first || seen->rules))
             attend_exact_heads(call, now, rounded_first ? NULL : seen->rules, head, tile, scratch);
     }
@@ -308,11 +338,11 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
 
 /* ---- The task list ---- */
 
-/* Tasks in order: seal step 0; then for each step, seal the next one and attend in this one.  Sealing is thus ahead of the queries that
- * need it, and no thread waits at the end of a block. */
+/* Tasks in order: seal step 0; then for each step, seal the next one and attend in this one.  Sealing is thus ahead of
+ * the queries that need it, and no thread waits at the end of a block. */
 static void run_task(void *context, int64_t index, void *scratch) {
     near_far_call *call = context;
-    int64_t low = 0, high = call->steps;   /* the step whose tasks include `index` */
+    int64_t low = 0, high = call->steps; /* the step whose tasks include `index` */
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
         if (call->step[middle].first_task <= index) low = middle;
@@ -344,7 +374,7 @@ static int64_t plan_steps(near_far_call *call) {
         now->first_query = query;
         if (p->causal) {
             int64_t position = offset + query, number = position < 0 ? 0 : position / block;
-            int64_t end = (number + 1) * block - offset;   /* the first query of the next block */
+            int64_t end = (number + 1) * block - offset; /* the first query of the next block */
             now->end_query = end < p->queries ? end : p->queries;
             now->blocks = number > 0 ? number - 1 : 0;
             now->exact.open_begin = now->blocks * block;
@@ -381,8 +411,11 @@ static int64_t plan_steps(near_far_call *call) {
 
 /* ---- The call ---- */
 
-/* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not rounded yet. */
-static int reads_keys(const icecore_attention *p) { return p->causal || p->sinks > 0 || p->mask_kind != ICECORE_MASK_NONE; }
+/* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not
+ * rounded yet. */
+static int reads_keys(const icecore_attention *p) {
+    return p->causal || p->sinks > 0 || p->mask_kind != ICECORE_MASK_NONE;
+}
 
 /* Before anything is measured. */
 static void begin_rules(near_far_call *call) {
@@ -390,8 +423,10 @@ static void begin_rules(near_far_call *call) {
     const icecore_near_far *options = call->options;
     for (int64_t head = 0; call->rules && head < call->heads; head++)
         for (int64_t i = 0; i < group; i++) {
-            const float *given = options->head_threshold ? options->head_threshold + head % call->problem->key_heads * group + i : NULL;
-            call->rules[head * group + i] = (ice_rule){.threshold = given ? *given : 1.0f, .exact = given ? 0 : ICE_UNKNOWN};
+            const float *given =
+                options->head_threshold ? options->head_threshold + head % call->problem->key_heads * group + i : NULL;
+            call->rules[head * group + i] =
+                (ice_rule){.threshold = given ? *given : 1.0f, .exact = given ? 0 : ICE_UNKNOWN};
         }
 }
 
@@ -432,12 +467,13 @@ static icecore_status attend(near_far_call *call) {
         const int64_t cell_size = least_cell_size(options, problem->key_heads);
         int64_t nodes = ice_stack_most_nodes(problem->keys, cell_size);
         const int64_t levels = problem->causal ? ice_stack_most_levels(problem->keys, options->block) : 1;
-        int64_t measured = 0;   /* queries at once */
+        int64_t measured = 0; /* queries at once */
         for (int64_t i = 0; i < call->steps && measuring; i++)
             if (call->step[i].measured > measured) measured = call->step[i].measured;
         size_t bytes = ice_treecode_bytes(problem, options, levels, nodes), exact = ice_panel_bytes(call->given);
         if (bytes < exact) bytes = exact;
-        if (measured) bytes = ice_measure_bytes(problem, call->given, options, levels, nodes, measured);   /* more than both */
+        if (measured)
+            bytes = ice_measure_bytes(problem, call->given, options, levels, nodes, measured); /* more than both */
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, call);
         report(call);
         /* a failure passes from step to step, so the last one tells */
@@ -458,10 +494,12 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (status != ICECORE_OK) return status;
     const int by_threshold = ice_by_threshold(options);
     if (problem->key_heads > 0 && least_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
-    if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE;   /* their numbers are of 32 bits */
-    if (problem->window != -1 || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) || !(options->node_price >= 0.0f) ||
-        (problem->causal && options->block < 1) || (!by_threshold && options->near_keys < 1) || (by_threshold && !options->far_field) ||
-        (!options->far_field && options->visit < options->near_keys) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
+    if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* their numbers are of 32 bits */
+    if (problem->window != -1 || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) ||
+        !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||
+        (!by_threshold && options->near_keys < 1) || (by_threshold && !options->far_field) ||
+        (!options->far_field && options->visit < options->near_keys) ||
+        !ice_all_positive(options->head_tolerance, problem->query_heads) ||
         !ice_all_positive(options->head_threshold, problem->query_heads) ||
         !ice_are_moments(options->moments, problem->key_heads, problem->dim))
         return ICECORE_ERROR_VALUE;
@@ -488,11 +526,16 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
             status = ice_round_problem(problem, kernels, dtype, centre, &used, &copies);
             source = &used;
         } else {
-            used.key_dtype = dtype;   /* what panels multiply */
+            used.key_dtype = dtype; /* what panels multiply */
             used.key.data = used.value.data = NULL;
         }
     }
-    near_far_call call = {.problem = &used, .given = problem, .source = source, .options = &clipped, .kernels = kernels, .centre = centre};
+    near_far_call call = {.problem = &used,
+                          .given = problem,
+                          .source = source,
+                          .options = &clipped,
+                          .kernels = kernels,
+                          .centre = centre};
     if (status == ICECORE_OK && reads_keys(problem) && problem->keys > 0 && ice_panel_is_bf16(&used, kernels)) {
         const int64_t heads = problem->batch * problem->key_heads;
         call.packed = ice_alloc(heads * ice_packed_numbers(&used), sizeof *call.packed);

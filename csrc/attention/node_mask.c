@@ -3,8 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-/* A row opens all cells when those that the mask cuts leave it more than one in so many of the sealed keys: a panel whose rows all do
- * takes all keys at once, which costs less than runs of a few keys (measured with 2 % of an 8k text hidden at random). */
+/* A row opens all cells when those that the mask cuts leave it more than one in so many of the sealed keys: a panel
+ * whose rows all do takes all keys at once, which costs less than runs of a few keys (measured with 2 % of an 8k text
+ * hidden at random). */
 #define DENSE_SHARE 6
 
 float ice_mask_at(const icecore_attention *p, const ice_mask_row *row, int64_t key) {
@@ -18,7 +19,8 @@ static void find_rows(ice_node_mask *mask, const ice_panel *panel) {
     mask->rows = 0;
     for (int lane = 0; lane < panel->lanes; lane++) {
         ice_row row = ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane);
-        int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride;
+        int64_t offset =
+            row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride;
         int m = 0;
         while (m < mask->rows && mask->row[m].offset != offset) m++;
         if (m == mask->rows) mask->row[mask->rows++] = (ice_mask_row){0, offset, 0};
@@ -27,8 +29,8 @@ static void find_rows(ice_node_mask *mask, const ice_panel *panel) {
 }
 
 /* Of the stored rows first .. end - 1 of a segment: how many the mask leaves, and how many of these as they are. */
-static void count_seen(const icecore_attention *p, const ice_mask_row *row, const ice_stacked *from, int64_t first, int64_t end,
-                       int64_t *seen, int64_t *plain) {
+static void count_seen(const icecore_attention *p, const ice_mask_row *row, const ice_stacked *from, int64_t first,
+                       int64_t end, int64_t *seen, int64_t *plain) {
     const int32_t *order = from->segment->order;
     const int64_t stride = p->mask_key_stride, start = row->offset + (from->end - from->segment->count) * stride;
     int64_t left = 0, unbiased = 0;
@@ -48,7 +50,8 @@ static void count_seen(const icecore_attention *p, const ice_mask_row *row, cons
 }
 
 /* Marks the nodes that one row of the mask hides or cuts. */
-static void mark_nodes(ice_node_mask *mask, ice_mask_row *row, const icecore_attention *problem, const ice_stack *stack) {
+static void mark_nodes(ice_node_mask *mask, ice_mask_row *row, const icecore_attention *problem,
+                       const ice_stack *stack) {
     int64_t number = 0, seen_in_cut = 0;
     for (int64_t level = 0; level < stack->levels; level++) {
         const ice_stacked *from = &stack->level[level];

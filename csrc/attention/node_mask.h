@@ -8,14 +8,14 @@
 /* Lanes under the same row of the mask. */
 typedef struct {
     uint64_t lanes;
-    int64_t offset;            /* of the row's first element */
-    int64_t seen;              /* sealed keys that it leaves */
+    int64_t offset; /* of the row's first element */
+    int64_t seen;   /* sealed keys that it leaves */
 } ice_mask_row;
 
 typedef struct {
-    uint64_t *hidden, *cut;    /* stack->nodes each, every segment's parents and then its cells: lanes to which the mask hides all keys; hides
-                                  or biases some */
-    uint64_t dense;            /* lanes for which the mask cuts so many cells that they open all */
+    uint64_t *hidden, *cut; /* stack->nodes each, every segment's parents and then its cells: lanes to which the mask
+                               hides all keys; hides or biases some */
+    uint64_t dense;         /* lanes for which the mask cuts so many cells that they open all */
     ice_mask_row row[ICE_PANEL];
     int rows;
 } ice_node_mask;

@@ -41,12 +41,12 @@ static float number_at(icecore_dtype dtype, const void *rows, int64_t index) {
     }
 }
 
-void ice_add_nonfinite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim, const float *weights,
-                       int lanes, int64_t lane_step, float *accumulator) {
+void ice_add_nonfinite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim,
+                       const float *weights, int lanes, int64_t lane_step, float *accumulator) {
     for (int64_t j = 0; j < count; j++)
         for (int64_t t = 0; t < dim; t++) {
             float value = number_at(dtype, rows, j * stride + t);
-            if (value - value == 0.0f) continue;   /* finite */
+            if (value - value == 0.0f) continue; /* finite */
             for (int lane = 0; lane < lanes; lane++)
                 if (weights[j * lane_step + lane] != 0.0f)
                     accumulator[t * lane_step + lane] += weights[j * lane_step + lane] * value;

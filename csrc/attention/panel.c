@@ -7,11 +7,14 @@
 #include "base/parallel.h"
 
 static float *take_floats(char **scratch, int64_t count) { return ice_take(scratch, (size_t)count * sizeof(float)); }
-static uint16_t *take_halves(char **scratch, int64_t count) { return ice_take(scratch, (size_t)count * sizeof(uint16_t)); }
+static uint16_t *take_halves(char **scratch, int64_t count) {
+    return ice_take(scratch, (size_t)count * sizeof(uint16_t));
+}
 
 int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
     const ice_bf16_kernels *bf16 = kernels->bf16;
-    return bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 && p->value_dim % bf16->value_dim_multiple == 0;
+    return bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 &&
+           p->value_dim % bf16->value_dim_multiple == 0;
 }
 
 size_t ice_panel_bytes(const icecore_attention *p) {
@@ -21,11 +24,11 @@ size_t ice_panel_bytes(const icecore_attention *p) {
     return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + (size_t)pairs * sizeof(uint16_t) + 14 * ICE_ALIGNMENT;
 }
 
-void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch, int64_t key_head,
-                     int64_t first_row, int lanes, void *scratch) {
+void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
+                     int64_t key_head, int64_t first_row, int lanes, void *scratch) {
     char *free_space = scratch;
-    *panel = (ice_panel){.problem = p, .kernels = kernels, .batch = batch, .key_head = key_head, .first_row = first_row,
-                         .lanes = lanes};
+    *panel = (ice_panel){
+        .problem = p, .kernels = kernels, .batch = batch, .key_head = key_head, .first_row = first_row, .lanes = lanes};
     panel->queries = take_floats(&free_space, p->dim * ICE_PANEL);
     panel->query_rows = take_floats(&free_space, p->dim * ICE_PANEL);
     panel->accumulator = take_floats(&free_space, p->value_dim * ICE_PANEL);
@@ -62,7 +65,8 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     if (panel->query_pairs) {
         kernels->bf16->pack_queries(panel->queries, p->dim, panel->query_pairs);
         kernels->from_float32(ICECORE_BFLOAT16, panel->query_rows, panel->rounded_rows, p->dim * lanes);
-        for (int64_t t = 0; t < p->dim; t++) {   /* so that what is multiplied in float32 agrees; `correction` is free yet */
+        for (int64_t t = 0; t < p->dim;
+             t++) { /* so that what is multiplied in float32 agrees; `correction` is free yet */
             uint16_t *rounded = (uint16_t *)panel->correction;
             kernels->from_float32(ICECORE_BFLOAT16, panel->queries + t * ICE_PANEL, rounded, ICE_PANEL);
             kernels->to_float32(ICECORE_BFLOAT16, rounded, panel->queries + t * ICE_PANEL, ICE_PANEL);
@@ -97,8 +101,9 @@ static void find_seen_by_all(const ice_panel *panel, int64_t *begin, int64_t *en
     }
 }
 
-/* What hides of keys first .. first + count - 1 those that a row may not see and those outside [from, to), and what a mask adds to their scores:
- * the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden from some row. */
+/* What hides of keys first .. first + count - 1 those that a row may not see and those outside [from, to), and what a
+ * mask adds to their scores: the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden from
+ * some row. */
 static const float *find_bias(ice_panel *panel, int64_t first, int64_t count, int64_t from, int64_t to, int *hidden) {
     const icecore_attention *p = panel->problem;
     float lower[ICE_PANEL], upper[ICE_PANEL], sink_upper[ICE_PANEL];
@@ -122,24 +127,27 @@ static const float *find_bias(ice_panel *panel, int64_t first, int64_t count, in
     memset(panel->bias, 0, (size_t)(count * ICE_PANEL) * sizeof *panel->bias);
     if (partial)
         panel->kernels->mask_range(panel->bias, count, panel->lanes, lower, upper, sink_upper,
-                                   (float)(sinks < 0 ? 0 : sinks > count ? count : sinks));
+                                   (float)(sinks < 0       ? 0
+                                           : sinks > count ? count
+                                                           : sinks));
     if (p->mask_kind != ICECORE_MASK_NONE)
         for (int lane = 0; lane < panel->lanes; lane++)
-            *hidden |= ice_add_mask(p, ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane), first, count,
-                                    panel->bias + lane, ICE_PANEL);
+            *hidden |= ice_add_mask(p, ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane), first,
+                                    count, panel->bias + lane, ICE_PANEL);
     return panel->bias;
 }
 
 /* Rows `first`.. as float32: where they lie, or widened into `buffer`. */
-static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, int64_t width, int64_t first, int64_t count, float *buffer,
-                               int64_t *stride) {
+static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, int64_t width, int64_t first,
+                               int64_t count, float *buffer, int64_t *stride) {
     const icecore_attention *p = panel->problem;
     if (p->key_dtype == ICECORE_FLOAT32) {
         *stride = tensor->row_stride;
         return ice_address(tensor, p->key_dtype, panel->batch, panel->key_head, first);
     }
     for (int64_t j = 0; j < count; j++)
-        panel->kernels->to_float32(p->key_dtype, ice_address(tensor, p->key_dtype, panel->batch, panel->key_head, first + j),
+        panel->kernels->to_float32(p->key_dtype,
+                                   ice_address(tensor, p->key_dtype, panel->batch, panel->key_head, first + j),
                                    buffer + j * width, width);
     *stride = width;
     return buffer;
@@ -166,22 +174,27 @@ static void attend_in_float32(ice_panel *panel, int64_t first, int64_t count, co
         values = panel->values;
         value_stride = p->value_dim;
     }
-    panel->kernels->weighted_sum(panel->scores, count, panel->lanes, values, value_stride, p->value_dim, panel->correction, panel->accumulator);
+    panel->kernels->weighted_sum(panel->scores, count, panel->lanes, values, value_stride, p->value_dim,
+                                 panel->correction, panel->accumulator);
     if (cleaned)
-        ice_add_nonfinite(p->key_dtype, ice_address(&p->value, p->key_dtype, panel->batch, panel->key_head, first), p->value.row_stride, count,
-                          p->value_dim, panel->scores, panel->lanes, ICE_PANEL, panel->accumulator);
+        ice_add_nonfinite(p->key_dtype, ice_address(&p->value, p->key_dtype, panel->batch, panel->key_head, first),
+                          p->value.row_stride, count, p->value_dim, panel->scores, panel->lanes, ICE_PANEL,
+                          panel->accumulator);
 }
 
 /* By the bfloat16 kernels.  keys NULL: the scores are the bias. */
-static void attend_by_bf16(ice_panel *panel, const uint16_t *keys, int64_t stride, const uint16_t *packed_values, int64_t count, const float *bias) {
-    const ice_bf16_panel own = {panel->query_pairs, panel->problem->dim, panel->problem->value_dim, panel->lanes, panel->scale,
-                                panel->maximum, panel->sum, panel->correction, panel->accumulator};
+static void attend_by_bf16(ice_panel *panel, const uint16_t *keys, int64_t stride, const uint16_t *packed_values,
+                           int64_t count, const float *bias) {
+    const ice_bf16_panel own = {panel->query_pairs, panel->problem->dim, panel->problem->value_dim,
+                                panel->lanes,       panel->scale,        panel->maximum,
+                                panel->sum,         panel->correction,   panel->accumulator};
     panel->kernels->bf16->panel_attend(&own, keys, stride, packed_values, count, bias);
 }
 
 /* The weights that hidden keys do not have, as float32, in the place of the panel's scores. */
 static void recall_weights(ice_panel *panel, const uint16_t *keys, int64_t stride, int64_t count, const float *bias) {
-    panel->kernels->bf16->scores(panel->query_pairs, panel->problem->dim, panel->lanes, panel->scale, keys, stride, count, panel->scores);
+    panel->kernels->bf16->scores(panel->query_pairs, panel->problem->dim, panel->lanes, panel->scale, keys, stride,
+                                 count, panel->scores);
     for (int64_t j = 0; j < count; j++)
         for (int lane = 0; lane < panel->lanes; lane++) {
             float *score = &panel->scores[j * ICE_PANEL + lane];
@@ -194,7 +207,8 @@ static void attend_in_bf16(ice_panel *panel, int64_t first, int64_t count, const
     const icecore_attention *p = panel->problem;
     const ice_bf16_kernels *bf16 = panel->kernels->bf16;
     const uint16_t *keys = ice_address(&p->key, p->key_dtype, panel->batch, panel->key_head, first);
-    const uint16_t *values = ice_address(&p->value, p->key_dtype, panel->batch, panel->key_head, first), *packed = panel->packed_values;
+    const uint16_t *values = ice_address(&p->value, p->key_dtype, panel->batch, panel->key_head, first),
+                   *packed = panel->packed_values;
     const int cleaned = hidden && !ice_all_finite(ICECORE_BFLOAT16, values, p->value.row_stride, count, p->value_dim);
     if (cleaned) {
         uint16_t *finite = (uint16_t *)panel->values;
@@ -208,8 +222,8 @@ static void attend_in_bf16(ice_panel *panel, int64_t first, int64_t count, const
     attend_by_bf16(panel, keys, p->key.row_stride, packed, count, bias);
     if (!cleaned) return;
     recall_weights(panel, keys, p->key.row_stride, count, bias);
-    ice_add_nonfinite(ICECORE_BFLOAT16, values, p->value.row_stride, count, p->value_dim, panel->scores, panel->lanes, ICE_PANEL,
-                      panel->accumulator);
+    ice_add_nonfinite(ICECORE_BFLOAT16, values, p->value.row_stride, count, p->value_dim, panel->scores, panel->lanes,
+                      ICE_PANEL, panel->accumulator);
 }
 
 static void attend_block(ice_panel *panel, int64_t first, int64_t count, int64_t from, int64_t to) {
@@ -222,9 +236,10 @@ static void attend_block(ice_panel *panel, int64_t first, int64_t count, int64_t
 /* Milliseconds of work, after which a panel asks whether it is to stop. */
 #define MOST_STRETCH 65536
 
-/* Where a stretch of keys ends that can be attended to at once: packed values begin and end with whole packs, beyond `end` if need be, and keys that
- * all rows see need no blocks. */
-static int64_t end_of_stretch(const ice_panel *panel, int64_t first, int64_t end, int64_t seen_begin, int64_t seen_end) {
+/* Where a stretch of keys ends that can be attended to at once: packed values begin and end with whole packs, beyond
+ * `end` if need be, and keys that all rows see need no blocks. */
+static int64_t end_of_stretch(const ice_panel *panel, int64_t first, int64_t end, int64_t seen_begin,
+                              int64_t seen_end) {
     const int64_t keys = panel->problem->keys, block = first + ICE_KEY_BLOCK;
     if (!panel->packed) return block < end ? block : end;
     if (seen_end > first + MOST_STRETCH) seen_end = first + MOST_STRETCH;
@@ -255,7 +270,8 @@ void ice_panel_attend_rows(ice_panel *panel, const void *keys, const void *value
         attend_by_bf16(panel, keys, dim, panel->packed_values, count, bias);
     } else {
         find_weights(panel, keys, dim, count, bias);
-        panel->kernels->weighted_sum(panel->scores, count, panel->lanes, values, value_dim, value_dim, panel->correction, panel->accumulator);
+        panel->kernels->weighted_sum(panel->scores, count, panel->lanes, values, value_dim, value_dim,
+                                     panel->correction, panel->accumulator);
     }
 }
 
@@ -263,8 +279,7 @@ void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_
     const int64_t dim = panel->problem->dim;
     if (panel->query_pairs)
         panel->kernels->bf16->scores(panel->query_pairs, dim, panel->lanes, panel->scale, keys, stride, count, scores);
-    else
-        panel->kernels->scores(panel->queries, dim, panel->lanes, keys, stride, count, scores);
+    else panel->kernels->scores(panel->queries, dim, panel->lanes, keys, stride, count, scores);
 }
 
 void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values) {
@@ -274,24 +289,25 @@ void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *v
         attend_by_bf16(panel, NULL, 0, panel->packed_values, count, scores);
     } else {
         panel->kernels->softmax(scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
-        panel->kernels->weighted_sum(scores, count, panel->lanes, values, value_dim, value_dim, panel->correction, panel->accumulator);
+        panel->kernels->weighted_sum(scores, count, panel->lanes, values, value_dim, value_dim, panel->correction,
+                                     panel->accumulator);
     }
 }
 
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {
 #define H -INFINITY
     /* of four lanes at a time: bit by bit this took a fiftieth of a long prefill */
-    static const float four[16][4] = {{H, H, H, H}, {0, H, H, H}, {H, 0, H, H}, {0, 0, H, H}, {H, H, 0, H}, {0, H, 0, H},
-                                      {H, 0, 0, H}, {0, 0, 0, H}, {H, H, H, 0}, {0, H, H, 0}, {H, 0, H, 0}, {0, 0, H, 0},
-                                      {H, H, 0, 0}, {0, H, 0, 0}, {H, 0, 0, 0}, {0, 0, 0, 0}};
+    static const float four[16][4] = {
+        {H, H, H, H}, {0, H, H, H}, {H, 0, H, H}, {0, 0, H, H}, {H, H, 0, H}, {0, H, 0, H}, {H, 0, 0, H}, {0, 0, 0, H},
+        {H, H, H, 0}, {0, H, H, 0}, {H, 0, H, 0}, {0, 0, H, 0}, {H, H, 0, 0}, {0, H, 0, 0}, {H, 0, 0, 0}, {0, 0, 0, 0}};
 #undef H
     for (int lane = 0; lane < ICE_PANEL; lane += 4) memcpy(hiding + lane, four[(lanes >> lane) & 15], sizeof four[0]);
 }
 
 void ice_add_centre(const ice_panel *panel, int lane, const float *centre, float *lse) {
     float score;
-    panel->kernels->row_scores(panel->query_rows + lane * panel->problem->dim, panel->problem->dim, ICECORE_FLOAT32, centre, panel->problem->dim, 1,
-                               &score);
+    panel->kernels->row_scores(panel->query_rows + lane * panel->problem->dim, panel->problem->dim, ICECORE_FLOAT32,
+                               centre, panel->problem->dim, 1, &score);
     *lse += (float)(ICE_LN_2 * (double)score);
 }
 

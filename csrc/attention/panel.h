@@ -1,7 +1,7 @@
 /* A panel of up to ICE_PANEL rows on its way through the keys: the state of the online softmax.
  *
- * begin, then any number of attend_* in any order over disjoint keys, then read the rows out.  Memory comes from the caller's scratch:
- * ice_panel_bytes(problem), aligned to ICE_ALIGNMENT. */
+ * begin, then any number of attend_* in any order over disjoint keys, then read the rows out.  Memory comes from the
+ * caller's scratch: ice_panel_bytes(problem), aligned to ICE_ALIGNMENT. */
 #ifndef ICE_PANEL_H
 #define ICE_PANEL_H
 
@@ -12,16 +12,18 @@ typedef struct {
     const ice_kernels *kernels;
     int64_t batch, key_head, first_row;
     int lanes;
-    float scale;               /* scale * log2(e) */
-    float *queries;            /* dim x ICE_PANEL, times scale * log2(e) */
-    float *query_rows;         /* the same, lanes x dim */
-    float *accumulator;        /* value_dim x ICE_PANEL */
-    float *scores, *bias;      /* ICE_KEY_BLOCK x ICE_PANEL */
-    float *keys, *values;      /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or copied side by side */
-    uint16_t *query_pairs, *packed_values;   /* for the bfloat16 kernels; NULL: everything in float32 */
-    const uint16_t *packed;    /* all values of the key head as these kernels pack them, if a call has packed them once; else NULL */
-    uint16_t *rounded_rows;    /* with these: lanes x dim, not scaled */
-    float *maximum, *sum, *correction;   /* ICE_PANEL each */
+    float scale;          /* scale * log2(e) */
+    float *queries;       /* dim x ICE_PANEL, times scale * log2(e) */
+    float *query_rows;    /* the same, lanes x dim */
+    float *accumulator;   /* value_dim x ICE_PANEL */
+    float *scores, *bias; /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *keys,
+        *values; /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or copied side by side */
+    uint16_t *query_pairs, *packed_values; /* for the bfloat16 kernels; NULL: everything in float32 */
+    const uint16_t
+        *packed; /* all values of the key head as these kernels pack them, if a call has packed them once; else NULL */
+    uint16_t *rounded_rows;            /* with these: lanes x dim, not scaled */
+    float *maximum, *sum, *correction; /* ICE_PANEL each */
     ice_visible visible[ICE_PANEL];
 } ice_panel;
 
@@ -36,8 +38,8 @@ static inline icecore_dtype ice_panel_dtype(const icecore_attention *problem, co
 size_t ice_panel_bytes(const icecore_attention *problem);
 
 /* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row. */
-void ice_panel_begin(ice_panel *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch, int64_t key_head,
-                     int64_t first_row, int lanes, void *scratch);
+void ice_panel_begin(ice_panel *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
+                     int64_t key_head, int64_t first_row, int lanes, void *scratch);
 
 /* The keys that any row of the panel may see: the union of the rows' ranges. */
 ice_visible ice_panel_visible(const ice_panel *panel);
@@ -45,14 +47,14 @@ ice_visible ice_panel_visible(const ice_panel *panel);
 /* Attends to the keys first .. end - 1 exactly, each row to those it may see. */
 void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end);
 
-/* Attends to at most ICE_KEY_BLOCK keys that lie anywhere: contiguous rows of ice_panel_dtype, finite where some are hidden.  bias:
- * count x ICE_PANEL, added to the scores (log2 units; -inf hides); NULL: 0. */
+/* Attends to at most ICE_KEY_BLOCK keys that lie anywhere: contiguous rows of ice_panel_dtype, finite where some are
+ * hidden.  bias: count x ICE_PANEL, added to the scores (log2 units; -inf hides); NULL: 0. */
 void ice_panel_attend_rows(ice_panel *panel, const void *keys, const void *values, int64_t count, const float *bias);
 
 /* Rows that stand for keys, of ice_panel_dtype.  scores: count x ICE_PANEL. */
 void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_t count, float *scores);
-/* Adds at most ICE_KEY_BLOCK of them, given their scores (which are lost) and contiguous values.  The panel's correction is what older sums and
- * accumulators were multiplied by. */
+/* Adds at most ICE_KEY_BLOCK of them, given their scores (which are lost) and contiguous values.  The panel's
+ * correction is what older sums and accumulators were multiplied by. */
 void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values);
 
 /* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */

@@ -8,7 +8,8 @@ icecore_status ice_check_problem(const icecore_attention *p) {
     int sizes = p->batch >= 0 && p->query_heads >= 0 && p->key_heads >= 0 && p->queries >= 0 && p->keys >= 0;
     int dims = p->dim >= 1 && p->dim <= ICECORE_MAX_DIM && p->value_dim >= 1 && p->value_dim <= ICECORE_MAX_DIM;
     int heads = p->query_heads == 0 || (p->key_heads > 0 && p->query_heads % p->key_heads == 0);
-    int kinds = p->dtype <= ICECORE_BFLOAT16 && p->key_dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
+    int kinds =
+        p->dtype <= ICECORE_BFLOAT16 && p->key_dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
     int options = p->window >= -1 && p->sinks >= 0 && (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
     if (!kinds || !sizes || !dims || !heads || !options) return ICECORE_ERROR_VALUE;
     if (!ice_is_empty(p) && (!p->query.data || !p->out.data || (p->keys > 0 && (!p->key.data || !p->value.data))))
@@ -39,7 +40,8 @@ void ice_write_row(const icecore_attention *p, const ice_kernels *kernels, ice_r
     int nothing = sum == 0.0f && maximum == -INFINITY;
     float inverse = nothing ? 0.0f : 1.0f / sum;
     for (int64_t t = 0; t < p->value_dim; t++) accumulator[t] = nothing ? 0.0f : accumulator[t] * inverse;
-    kernels->from_float32(p->dtype, accumulator, ice_address(&p->out, p->dtype, row.batch, row.head, row.query), p->value_dim);
+    kernels->from_float32(p->dtype, accumulator, ice_address(&p->out, p->dtype, row.batch, row.head, row.query),
+                          p->value_dim);
     if (p->lse) {
         float lse = nothing ? -INFINITY : (float)(ICE_LN_2 * ((double)maximum + log2((double)sum)));
         p->lse[(row.batch * p->query_heads + row.head) * p->queries + row.query] = lse;
@@ -47,8 +49,8 @@ void ice_write_row(const icecore_attention *p, const ice_kernels *kernels, ice_r
 }
 
 int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t count, float *scores, int64_t step) {
-    int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride +
-                     first * p->mask_key_stride;
+    int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride +
+                     row.query * p->mask_row_stride + first * p->mask_key_stride;
     int hid = 0;
     if (p->mask_kind == ICECORE_MASK_BOOL) {
         const uint8_t *mask = (const uint8_t *)p->mask + offset;
@@ -62,7 +64,7 @@ int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t
         for (int64_t j = 0; j < count; j++) {
             float bias = mask[j * p->mask_key_stride];
             if (bias == -INFINITY) {
-                scores[j * step] = -INFINITY;   /* even where the score is NaN or inf */
+                scores[j * step] = -INFINITY; /* even where the score is NaN or inf */
                 hid = 1;
             } else if (scores[j * step] != -INFINITY) {
                 scores[j * step] += ice_mask_bias(bias);

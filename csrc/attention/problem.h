@@ -21,13 +21,13 @@ static inline int ice_is_empty(const icecore_attention *p) {
     return p->batch == 0 || p->query_heads == 0 || p->queries == 0;
 }
 
-/* All queries that read one key head, of one batch entry, are its rows, query by query and within a query head by head, so that
- * neighbouring rows see the same keys. */
+/* All queries that read one key head, of one batch entry, are its rows, query by query and within a query head by head,
+ * so that neighbouring rows see the same keys. */
 static inline int64_t ice_group(const icecore_attention *p) { return p->query_heads / p->key_heads; }
 static inline int64_t ice_query_rows(const icecore_attention *p) { return ice_group(p) * p->queries; }
 
 typedef struct {
-    int64_t batch, head, query;   /* head: the query head */
+    int64_t batch, head, query; /* head: the query head */
 } ice_row;
 
 static inline ice_row ice_row_at(const icecore_attention *p, int64_t batch, int64_t key_head, int64_t row) {
@@ -36,7 +36,8 @@ static inline ice_row ice_row_at(const icecore_attention *p, int64_t batch, int6
 }
 
 /* The address of row `row` of head `head`. */
-static inline void *ice_address(const icecore_tensor *t, icecore_dtype dtype, int64_t batch, int64_t head, int64_t row) {
+static inline void *ice_address(const icecore_tensor *t, icecore_dtype dtype, int64_t batch, int64_t head,
+                                int64_t row) {
     int64_t offset = batch * t->batch_stride + head * t->head_stride + row * t->row_stride;
     return (char *)t->data + offset * (int64_t)ice_element_size(dtype);
 }
@@ -48,20 +49,23 @@ typedef struct {
 ice_visible ice_visible_keys(const icecore_attention *problem, int64_t query);
 
 /* Reads a query as float32, times `factor`. */
-void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float factor, float *target);
+void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float factor,
+                    float *target);
 
-/* Writes one finished row: accumulator / sum and the natural-log lse.  `maximum` is in units of log 2.  `accumulator` is overwritten. */
+/* Writes one finished row: accumulator / sum and the natural-log lse.  `maximum` is in units of log 2.  `accumulator`
+ * is overwritten. */
 void ice_write_row(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float maximum, float sum,
                    float *accumulator);
 
-/* What a number of an additive mask adds to a score in units of log 2: finite where it is itself.  Many masks hide by the lowest finite
- * number, and rows of nothing else are means of all values, as everywhere. */
+/* What a number of an additive mask adds to a score in units of log 2: finite where it is itself.  Many masks hide by
+ * the lowest finite number, and rows of nothing else are means of all values, as everywhere. */
 static inline float ice_mask_bias(float bias) {
     const float product = bias * (float)ICE_LOG2_E;
     return fabsf(product) <= FLT_MAX || !(fabsf(bias) <= FLT_MAX) ? product : copysignf(FLT_MAX, bias);
 }
 
 /* Adds the mask of (row, key first + j) to scores[j * step], j < count; returns whether it hid any key. */
-int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores, int64_t step);
+int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores,
+                 int64_t step);
 
 #endif

@@ -2,7 +2,8 @@
 #include "attention/top_k.h"
 #include "attention/treecode_state.h"
 
-/* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as dropped. */
+/* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as
+ * dropped. */
 static void add_largest(ice_treecode *t, int lane) {
     const icecore_attention *p = t->problem;
     const ice_kernels *kernels = t->kernels;
@@ -19,14 +20,16 @@ static void add_largest(ice_treecode *t, int lane) {
         for (int64_t i = 0; i < now->count; i++) {
             if (!((t->open[now->row + i] >> lane) & 1)) continue;
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            ice_single_scores(kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale, s->dim, s->dtype,
-                              ice_key_of(s, first), count, t->visited + visited);
+            ice_single_scores(kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale,
+                              s->dim, s->dtype, ice_key_of(s, first), count, t->visited + visited);
             const float *scores = t->visited + visited;
             for (int64_t j = 0; j < count; j++) {
-                float bias = mask ? ice_mask_at(t->problem, mask, now->from->end - s->count + s->order[first + j]) : 0.0f, own = scores[j] + bias;
+                float bias =
+                          mask ? ice_mask_at(t->problem, mask, now->from->end - s->count + s->order[first + j]) : 0.0f,
+                      own = scores[j] + bias;
                 if (bias == -INFINITY) continue;
                 t->visited[visited] = own;
-                t->visited_copy[visited] = own != own ? INFINITY : own;   /* a NaN is kept and shows */
+                t->visited_copy[visited] = own != own ? INFINITY : own; /* a NaN is kept and shows */
                 t->visited_value[visited++] = ice_value_of(s, first + j);
             }
         }
@@ -39,7 +42,7 @@ static void add_largest(ice_treecode *t, int lane) {
         int64_t above = 0, n = 0;
         float correction;
         for (int64_t j = 0; j < visited; j++) above += !(t->visited[j] <= least);
-        int64_t ties = kept - above;   /* of the keys equal to the least, the first ones */
+        int64_t ties = kept - above; /* of the keys equal to the least, the first ones */
         for (int64_t j = 0; j < visited; j++) {
             float own = t->visited[j];
             if (!(own < least) && (own != least || ties-- > 0)) {
@@ -55,7 +58,8 @@ static void add_largest(ice_treecode *t, int lane) {
     float correction;
     kernels->row_softmax(t->visited, kept, &state->maximum, &state->sum, &correction);
     for (int64_t j = 0; j < kept; j++)
-        kernels->row_weighted_sum(t->visited + j, 1, dtype, t->visited_value[j], p->value_dim, p->value_dim, 1.0f, state->accumulator);
+        kernels->row_weighted_sum(t->visited + j, 1, dtype, t->visited_value[j], p->value_dim, p->value_dim, 1.0f,
+                                  state->accumulator);
     t->near_count[lane] = kept;
 }
 

@@ -9,11 +9,11 @@
 #define MOST_POSITIONS 2048
 
 typedef struct {
-    float *rows, *weights, *accumulator;   /* rows x dim, rows x ICE_PANEL, dim x ICE_PANEL */
+    float *rows, *weights, *accumulator; /* rows x dim, rows x ICE_PANEL, dim x ICE_PANEL */
 } workspace;
 
 static int is_finite(const float *row, int64_t dim) {
-    float product = 0.0f;   /* NaN where one of them is not finite */
+    float product = 0.0f; /* NaN where one of them is not finite */
     for (int64_t t = 0; t < dim; t++) product += row[t] * 0.0f;
     return product == 0.0f;
 }
@@ -31,16 +31,19 @@ static void add_products(const ice_kernels *kernels, const workspace *w, int64_t
         }
         kernels->weighted_sum(w->weights, count, (int)lanes, w->rows, dim, dim, correction, w->accumulator);
         for (int64_t t = 0; t < dim; t++)
-            for (int64_t lane = 0; lane < lanes; lane++) sum[t * dim + first + lane] += w->accumulator[t * ICE_PANEL + lane];
+            for (int64_t lane = 0; lane < lanes; lane++)
+                sum[t * dim + first + lane] += w->accumulator[t * ICE_PANEL + lane];
     }
 }
 
-icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch, int64_t key_head,
-                                     int64_t first_query, int64_t end_query, int64_t step, float *sum, int64_t *rows) {
+icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
+                                     int64_t key_head, int64_t first_query, int64_t end_query, int64_t step, float *sum,
+                                     int64_t *rows) {
     const int64_t offset = p->keys - p->queries, group = ice_group(p), position = offset + first_query;
     int64_t query = first_query + (step - 1 - (position % step + step) % step), filled = 0;
     if (query >= end_query) return ICECORE_OK;
-    const int64_t all = ((end_query - query + step - 1) / step) * group, room = all < ICE_KEY_BLOCK ? all : ICE_KEY_BLOCK;
+    const int64_t all = ((end_query - query + step - 1) / step) * group,
+                  room = all < ICE_KEY_BLOCK ? all : ICE_KEY_BLOCK;
     float *memory = ice_alloc(room * p->dim + room * ICE_PANEL + p->dim * ICE_PANEL, sizeof *memory);
     workspace w = {memory, memory + room * p->dim, memory + room * p->dim + room * ICE_PANEL};
     if (!memory) return ICECORE_ERROR_MEMORY;
@@ -62,15 +65,17 @@ icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kerne
     return ICECORE_OK;
 }
 
-icecore_status ice_find_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch, int64_t key_head,
-                                      int64_t first_query, int64_t end_query, float *moments, int *known) {
+icecore_status ice_find_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
+                                      int64_t key_head, int64_t first_query, int64_t end_query, float *moments,
+                                      int *known) {
     const int64_t count = end_query - first_query, wide = count / MOST_POSITIONS;
     const int64_t steps[] = {wide > ICE_MOMENT_STEP ? wide : ICE_MOMENT_STEP, 1};
     *known = 0;
     for (int i = 0; i < 2 && !*known; i++) {
         int64_t rows = 0;
         memset(moments, 0, (size_t)(p->dim * p->dim) * sizeof *moments);
-        icecore_status status = ice_add_query_moments(p, kernels, batch, key_head, first_query, end_query, steps[i], moments, &rows);
+        icecore_status status =
+            ice_add_query_moments(p, kernels, batch, key_head, first_query, end_query, steps[i], moments, &rows);
         if (status != ICECORE_OK) return status;
         if (rows < ICE_LEAST_MOMENT_ROWS) continue;
         *known = 1;

@@ -11,15 +11,15 @@
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
-    icecore_dtype dtype;       /* of the copies */
-    const float *centre;       /* of each head, taken off keys; NULL: nothing */
+    icecore_dtype dtype; /* of the copies */
+    const float *centre; /* of each head, taken off keys; NULL: nothing */
     char *keys, *values;
 } copying;
 
 #define COPIED_ROWS 256
 
-static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, const float *centre, int64_t head, int64_t first,
-                      char *target) {
+static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, const float *centre, int64_t head,
+                      int64_t first, char *target) {
     const icecore_attention *p = c->problem;
     const int64_t end = first + COPIED_ROWS < p->keys ? first + COPIED_ROWS : p->keys;
     const size_t bytes = (size_t)width * ice_element_size(c->dtype);
@@ -45,19 +45,21 @@ static void copy_task(void *context, int64_t index, void *scratch) {
     copy_rows(c, &p->value, p->value_dim, NULL, head, first, c->values);
 }
 
-/* (On heads of SmolLM2, whose means rotary positions turn slowly, a centre in all components doubles the error of rounding.) */
+/* (On heads of SmolLM2, whose means rotary positions turn slowly, a centre in all components doubles the error of
+ * rounding.) */
 #define CENTRED_KEYS 256
 #define CENTRED_FROM 8.0f
 #define MOST_DRIFT 0.016f
 int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int64_t block, float *centre) {
     int any = 0;
-    const int64_t keys = p->causal && block < p->keys ? block : p->keys, count = keys < CENTRED_KEYS ? keys : CENTRED_KEYS, step = keys / count;
+    const int64_t keys = p->causal && block < p->keys ? block : p->keys,
+                  count = keys < CENTRED_KEYS ? keys : CENTRED_KEYS, step = keys / count;
     for (int64_t head = 0; head < p->batch * p->key_heads; head++) {
         float half[2][ICECORE_MAX_DIM], *own = centre + head * p->dim;
         double spread[ICECORE_MAX_DIM];
         ice_array_rows array = {kernels, p->key_dtype, NULL, step * p->key.row_stride, p->dim};
         ice_rows rows = {ice_read_array_row, &array, count, p->dim, NULL};
-        for (int i = 2; i >= 0; i--) {   /* both halves, then all */
+        for (int i = 2; i >= 0; i--) { /* both halves, then all */
             const int64_t first = i == 1 ? (count - count / 2) * step : 0;
             array.data = ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, first);
             rows.count = i ? count / 2 : count;
@@ -66,15 +68,17 @@ int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int
         ice_find_spread(&rows, spread);
         for (int64_t t = 0; t < p->dim; t++) {
             const float size = fabsf(own[t]);
-            if (count < 2 || !(size > CENTRED_FROM * (float)spread[t] && fabsf(half[0][t] - half[1][t]) <= MOST_DRIFT * size)) own[t] = 0.0f;
+            if (count < 2 ||
+                !(size > CENTRED_FROM * (float)spread[t] && fabsf(half[0][t] - half[1][t]) <= MOST_DRIFT * size))
+                own[t] = 0.0f;
             any |= own[t] != 0.0f;
         }
     }
     return any;
 }
 
-icecore_status ice_round_problem(const icecore_attention *p, const ice_kernels *kernels, icecore_dtype dtype, const float *centre,
-                                 icecore_attention *copied, char **copies) {
+icecore_status ice_round_problem(const icecore_attention *p, const ice_kernels *kernels, icecore_dtype dtype,
+                                 const float *centre, icecore_attention *copied, char **copies) {
     const int64_t heads = p->batch * p->key_heads;
     const size_t element = ice_element_size(dtype);
     *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), element);
@@ -83,6 +87,7 @@ icecore_status ice_round_problem(const icecore_attention *p, const ice_kernels *
     *copied = *p;
     copied->key_dtype = dtype;
     copied->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
-    copied->value = (icecore_tensor){c.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};
+    copied->value =
+        (icecore_tensor){c.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};
     return ice_parallel_for((p->keys + COPIED_ROWS - 1) / COPIED_ROWS * heads, p->threads, 1, copy_task, &c);
 }

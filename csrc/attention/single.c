@@ -19,22 +19,25 @@ void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_
             used = cleaned_values;
             stride = p->value_dim;
         }
-        kernels->row_weighted_sum(scores, count, p->key_dtype, used, stride, p->value_dim, correction, state->accumulator);
+        kernels->row_weighted_sum(scores, count, p->key_dtype, used, stride, p->value_dim, correction,
+                                  state->accumulator);
         if (cleaned)
-            ice_add_nonfinite(p->key_dtype, values, p->value.row_stride, count, p->value_dim, scores, 1, 1, state->accumulator);
+            ice_add_nonfinite(p->key_dtype, values, p->value.row_stride, count, p->value_dim, scores, 1, 1,
+                              state->accumulator);
     }
 }
 
-void ice_single_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale, int64_t dim,
-                       icecore_dtype dtype, const void *keys, int64_t count, float *scores) {
+void ice_single_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale,
+                       int64_t dim, icecore_dtype dtype, const void *keys, int64_t count, float *scores) {
     if (rounded && dtype == ICECORE_BFLOAT16) kernels->bf16->row_scores(rounded, dim, scale, keys, dim, count, scores);
     else kernels->row_scores(query, dim, dtype, keys, ice_row_stride(dtype, dim), count, scores);
 }
 
-void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *kernels, const float *queries, const uint16_t *rounded,
-                        float scale, int64_t dim, int64_t value_dim, icecore_dtype dtype, const void *keys, const void *values,
-                        int64_t count, const float *bias) {
-    const int64_t key_bytes = (int64_t)ice_row_bytes(dtype, dim), value_bytes = (int64_t)ice_row_bytes(dtype, value_dim);
+void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *kernels, const float *queries,
+                        const uint16_t *rounded, float scale, int64_t dim, int64_t value_dim, icecore_dtype dtype,
+                        const void *keys, const void *values, int64_t count, const float *bias) {
+    const int64_t key_bytes = (int64_t)ice_row_bytes(dtype, dim),
+                  value_bytes = (int64_t)ice_row_bytes(dtype, value_dim);
     const int64_t key_stride = ice_row_stride(dtype, dim), value_stride = ice_row_stride(dtype, value_dim);
     if (rounded && dtype == ICECORE_BFLOAT16) {
         kernels->bf16->rows_attend(rounded, dim, scale, keys, values, value_dim, count, bias, 0, lanes, state);
@@ -55,8 +58,8 @@ void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *ke
     }
 }
 
-void ice_singles_add(ice_single *state, uint64_t lanes, const ice_kernels *kernels, int64_t value_dim, icecore_dtype dtype, float *scores,
-                     int64_t stride, const void *values, int64_t count) {
+void ice_singles_add(ice_single *state, uint64_t lanes, const ice_kernels *kernels, int64_t value_dim,
+                     icecore_dtype dtype, float *scores, int64_t stride, const void *values, int64_t count) {
     if (kernels->bf16 && dtype == ICECORE_BFLOAT16) {
         kernels->bf16->rows_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, stride, lanes, state);
         return;
@@ -66,13 +69,13 @@ void ice_singles_add(ice_single *state, uint64_t lanes, const ice_kernels *kerne
         ice_single *row = &state[lane];
         float correction;
         kernels->row_softmax(scores + lane * stride, count, &row->maximum, &row->sum, &correction);
-        kernels->row_weighted_sum(scores + lane * stride, count, dtype, values, ice_row_stride(dtype, value_dim), value_dim, correction,
-                                  row->accumulator);
+        kernels->row_weighted_sum(scores + lane * stride, count, dtype, values, ice_row_stride(dtype, value_dim),
+                                  value_dim, correction, row->accumulator);
     }
 }
 
 void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {
-    if (sum == 0.0f) return;   /* nothing was visible there */
+    if (sum == 0.0f) return; /* nothing was visible there */
     if (state->sum == 0.0f) {
         state->maximum = maximum;
         state->sum = sum;
@@ -83,5 +86,6 @@ void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float
     float own = exp2f(state->maximum - top), other = exp2f(maximum - top);
     state->maximum = top;
     state->sum = state->sum * own + sum * other;
-    for (int64_t t = 0; t < value_dim; t++) state->accumulator[t] = state->accumulator[t] * own + accumulator[t] * other;
+    for (int64_t t = 0; t < value_dim; t++)
+        state->accumulator[t] = state->accumulator[t] * own + accumulator[t] * other;
 }

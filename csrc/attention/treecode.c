@@ -1,13 +1,13 @@
 /* A panel's way:
  *   1. sinks and open blocks, exactly; with a mask, which nodes it hides from which rows, or cuts;
  *   2. scores and risks of all parents; which of them each row expands, so that their cells stand for them;
- *   3. scores and risks of the cells of every parent that some row expands; which of them each row opens; for parents that few rows
- *      expand all that follows as well, by the row kernels (few_rows.c);
+ *   3. scores and risks of the cells of every parent that some row expands; which of them each row opens; for parents
+ *      that few rows expand all that follows as well, by the row kernels (few_rows.c);
  *   4. the near field: the keys of opened cells, for each row that opened them;
  *   5. the far field: parents not expanded and cells not opened, each as one key of its mean value;
  *   6. the merge of both by their log-sum-exp.
- * What a row expands and opens depends on that row alone, so but for rounding its result does not depend on the panel it happens to be in.
- * All scores, masses and risks are logarithms to base 2. */
+ * What a row expands and opens depends on that row alone, so but for rounding its result does not depend on the panel
+ * it happens to be in. All scores, masses and risks are logarithms to base 2. */
 #include "attention/treecode.h"
 
 #include <float.h>
@@ -25,8 +25,9 @@
 #define LEAST_EXPANDED 2048
 /* With at most so many rows the exact keys go by the row kernels: decode steps. */
 #define SINGLE_ROWS 8
-/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row kernels.  This is where rows are
- * multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for bfloat16 have a number of their own. */
+/* A cell that so many rows of a panel open goes through the panel kernels, with the others hidden; else by the row
+ * kernels.  This is where rows are multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for
+ * bfloat16 have a number of their own. */
 #define PANEL_LANES 24
 /* Lanes of the widest vectors. */
 #define WIDEST 16
@@ -39,8 +40,8 @@ size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *op
            (size_t)levels * sizeof(ice_spread) + keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
 }
 
-ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack, char *scratch,
-                                   char **rest) {
+ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack,
+                                   char *scratch, char **rest) {
     size_t nodes = (size_t)stack->nodes, keys = options->far_field ? 0 : (size_t)stack->keys;
     ice_treecode *t = ice_take(&scratch, sizeof *t);
     t->problem = p;
@@ -68,20 +69,23 @@ ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_nea
 
 static int attends_by_rows(const ice_treecode *t) {
     const icecore_attention *p = t->problem;
-    return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim && p->value.row_stride == p->value_dim;
+    return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim &&
+           p->value.row_stride == p->value_dim;
 }
 
 static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
     const ice_panel *panel = &t->panel;
-    ice_singles_attend(t->near_field, lanes, t->kernels, panel->query_rows, ice_rounded_query(t, 0), panel->scale, from->dim, from->value_dim,
-                       from->key_dtype, ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, first),
+    ice_singles_attend(t->near_field, lanes, t->kernels, panel->query_rows, ice_rounded_query(t, 0), panel->scale,
+                       from->dim, from->value_dim, from->key_dtype,
+                       ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, first),
                        ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, first), count, NULL);
 }
 
-/* By the row kernels: the lanes of a panel would stand empty.  Block by block, so that a row's sums do not depend on what the others see. */
+/* By the row kernels: the lanes of a panel would stand empty.  Block by block, so that a row's sums do not depend on
+ * what the others see. */
 static void attend_by_rows(ice_treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
     for (int64_t block = first, last; block < end; block = last) {
-        uint64_t lanes = 0;   /* that see all of the block */
+        uint64_t lanes = 0; /* that see all of the block */
         last = end - block < ICE_KEY_BLOCK ? end : block + ICE_KEY_BLOCK;
         for (int lane = 0; lane < t->panel.lanes; lane++) {
             const int64_t own = t->panel.visible[lane].end;
@@ -141,7 +145,8 @@ void ice_treecode_score(ice_treecode *t, const ice_node_run *now, uint64_t lanes
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL, added[ICE_PANEL];
     ice_panel_hiding(lanes | ~ice_used_lanes(t), added);
     for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
-    ice_panel_scores(&t->panel, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count, scores);
+    ice_panel_scores(&t->panel, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count,
+                     scores);
     t->kernels->cell_risk(scores, now->count, t->panel.lanes, &facts, &rows, added, risk);
     if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
@@ -173,7 +178,8 @@ static void raise_doubtful(ice_treecode *t, const ice_node_run *now, const float
         const float radius = now->nodes->radius[now->node + i], *scores = t->scores + (now->row + i) * ICE_PANEL;
         float *risk = t->risk + (now->row + i) * ICE_PANEL;
         for (int lane = 0; lane < t->panel.lanes; lane++)
-            if (scores[lane] + reach[lane] * radius >= t->doubt[lane] && risk[lane] < threshold[lane]) risk[lane] = threshold[lane];
+            if (scores[lane] + reach[lane] * radius >= t->doubt[lane] && risk[lane] < threshold[lane])
+                risk[lane] = threshold[lane];
     }
 }
 
@@ -181,8 +187,8 @@ static int panel_lanes(const ice_treecode *t, icecore_dtype dtype) {
     return t->panel.query_pairs && dtype == ICECORE_BFLOAT16 ? t->kernels->bf16->panel_lanes : PANEL_LANES;
 }
 
-/* Whether so few rows expand a parent that its cells go by the row kernels: at 128k two fifths of all expanded ones.  It takes 8 to 12 % off
- * the time there and less at 8k, with 5/8 of panel_lanes as with 3/4. */
+/* Whether so few rows expand a parent that its cells go by the row kernels: at 128k two fifths of all expanded ones. It
+ * takes 8 to 12 % off the time there and less at 8k, with 5/8 of panel_lanes as with 3/4. */
 static int are_few(const ice_treecode *t, icecore_dtype dtype, uint64_t lanes) {
     return __builtin_popcountll(lanes) * 8 <= panel_lanes(t, dtype) * 5;
 }
@@ -202,13 +208,15 @@ static void score_cells(ice_treecode *t, const float *threshold) {
                 ice_attend_cells_of_few(t, open, parents->from, node, count, threshold);
                 continue;
             }
-            const ice_node_run cells = {parents->from, &s->cell, node, count, t->rows, parents->number + parents->count + node};
+            const ice_node_run cells = {parents->from, &s->cell, node,
+                                        count,         t->rows,  parents->number + parents->count + node};
             ice_node_run *last = &t->run[t->runs - 1];
             for (int64_t c = 0; !by_threshold && c < count; c++)
                 t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
             ice_treecode_score(t, &cells, open);
             if (t->doubts) raise_doubtful(t, &cells, threshold);
-            if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node) last->count += count;
+            if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node)
+                last->count += count;
             else t->run[t->runs++] = cells;
         }
     }
@@ -218,10 +226,11 @@ static void score_cells(ice_treecode *t, const float *threshold) {
 static void open_nodes(ice_treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
     for (int64_t r = first_run; r < end_run; r++) {
         const ice_node_run *now = &t->run[r];
-        t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count, t->panel.lanes, threshold,
-                               now->nodes->log2_count + now->node, t->open + now->row);
+        t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count,
+                               t->panel.lanes, threshold, now->nodes->log2_count + now->node, t->open + now->row);
         for (int64_t i = 0; ice_is_masked(t) && i < now->count; i++)
-            t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) & ~t->mask.hidden[now->number + i];
+            t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) &
+                                    ~t->mask.hidden[now->number + i];
     }
 }
 
@@ -241,7 +250,8 @@ void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < ICE_PANEL; lane++)
-                    weights[j * ICE_PANEL + lane] = t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
+                    weights[j * ICE_PANEL + lane] =
+                        t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
             ice_panel_add(&guess, weights, count, ice_mean_value_of(now, i));
         }
     }
@@ -291,8 +301,8 @@ static void choose(ice_treecode *t) {
         if (wanted >= t->stack->keys)
             for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
         else
-            ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->panel.lanes, t->count + t->parents,
-                               wanted, threshold);
+            ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->panel.lanes,
+                               t->count + t->parents, wanted, threshold);
     }
     open_nodes(t, t->parent_runs, t->runs, threshold);
 }
@@ -302,23 +312,25 @@ static void choose(ice_treecode *t) {
 /* Whether a weight of 0 takes the keys away from the rows that do not see them. */
 static int can_be_hidden(const ice_treecode *t, const icecore_segment *s, int64_t first, int64_t count) {
     return !ice_is_masked(t) || (ice_all_finite(s->dtype, ice_key_of(s, first), s->dim, count, s->dim) &&
-                             ice_all_finite(s->dtype, ice_value_of(s, first), s->value_dim, count, s->value_dim));
+                                 ice_all_finite(s->dtype, ice_value_of(s, first), s->value_dim, count, s->value_dim));
 }
 
 /* The keys first .. first + count - 1 of a cell for the rows in `lanes`. */
-static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell, int64_t first,
-                        int64_t count) {
-    if (__builtin_popcountll(lanes) < panel_lanes(t, s->dtype) || (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
+static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell,
+                        int64_t first, int64_t count) {
+    if (__builtin_popcountll(lanes) < panel_lanes(t, s->dtype) ||
+        (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
         ice_attend_stored(t, lanes, s, cell, first, count, NULL);
         return;
     }
-    ice_key_block_add(block, s->dtype, ice_key_of(s, first), ice_base_of(s, cell), ice_value_of(s, first), count, lanes);
+    ice_key_block_add(block, s->dtype, ice_key_of(s, first), ice_base_of(s, cell), ice_value_of(s, first), count,
+                      lanes);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
 /* The keys that a row of the mask leaves of a cell, run by run. */
-static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
-                            int64_t cell, int64_t first, int64_t end) {
+static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row,
+                            const ice_stacked *from, int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     float bias[ICE_KEY_BLOCK];
     while (first < end) {
@@ -357,8 +369,9 @@ static void add_near_field(ice_treecode *t) {
             uint64_t cut = ice_is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
             attend_cell(t, &block, lanes & ~cut, s, now->node + i, first, count);
             for (int m = 0; cut && m < t->mask.rows; m++)
-                if (cut & t->mask.row[m].lanes) attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from,
-                                                               now->node + i, first, first + count);
+                if (cut & t->mask.row[m].lanes)
+                    attend_cut_cell(t, &block, cut & t->mask.row[m].lanes, &t->mask.row[m], now->from, now->node + i,
+                                    first, first + count);
         }
     }
     ice_key_block_flush(&block);
@@ -366,7 +379,8 @@ static void add_near_field(ice_treecode *t) {
 
 /* ---- Step 5 ---- */
 
-/* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the segment's metric. */
+/* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
+ * segment's metric. */
 static void bound_far_field(ice_treecode *t) {
     float correction[ICE_PANEL], *most = t->panel.scores;
     for (int64_t r = 0; r < t->runs; r++) {
@@ -376,8 +390,10 @@ static void bound_far_field(ice_treecode *t) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < ICE_PANEL; lane++) {
-                    float own = t->scores[(now->row + i + j) * ICE_PANEL + lane];   /* -inf: opened or hidden, whatever the radius */
-                    most[j * ICE_PANEL + lane] = own == -INFINITY ? own : own + norm[lane] * now->nodes->radius[now->node + i + j];
+                    float own = t->scores[(now->row + i + j) * ICE_PANEL +
+                                          lane]; /* -inf: opened or hidden, whatever the radius */
+                    most[j * ICE_PANEL + lane] =
+                        own == -INFINITY ? own : own + norm[lane] * now->nodes->radius[now->node + i + j];
                 }
             t->kernels->softmax(most, count, t->panel.lanes, t->bound_maximum, t->bound, correction);
         }
@@ -394,7 +410,8 @@ static void add_far_field(ice_treecode *t) {
             memcpy(before, panel->sum, sizeof before);
             ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, ice_mean_value_of(now, now->node + i));
             for (int lane = 0; lane < panel->lanes; lane++)
-                t->far[lane] = t->far[lane] * panel->correction[lane] + (panel->sum[lane] - before[lane] * panel->correction[lane]);
+                t->far[lane] = t->far[lane] * panel->correction[lane] +
+                               (panel->sum[lane] - before[lane] * panel->correction[lane]);
         }
     }
 }
@@ -420,7 +437,8 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator, cons
     ice_single_merge(state, p->value_dim, panel->maximum[lane], panel->sum[lane], accumulator);
     int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
     /* what the means lack of the mass they stand for, as measured */
-    const float far = far_mass(t, lane, state->maximum), lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
+    const float far = far_mass(t, lane, state->maximum),
+                lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
     if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
     if (options->captured_mass) {
         float missed = far + lacking, total = state->sum + lacking;
@@ -429,14 +447,16 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator, cons
             total += missed;
         }
         float captured = total > 0.0f ? (total - missed) / total : 0.0f;
-        options->captured_mass[at] = captured >= 0.0f ? captured < 1.0f ? captured : 1.0f : 0.0f;   /* 0 also where it is NaN */
+        options->captured_mass[at] =
+            captured >= 0.0f ? captured < 1.0f ? captured : 1.0f : 0.0f; /* 0 also where it is NaN */
     }
     if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
     if (options->missed_bound) {
         float exact = state->sum - far;
         if (exact < 0.0f) exact = 0.0f;
         float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
-        options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? missed > 0.0f ? missed / (exact + missed) : 0.0f : 1.0f;
+        options->missed_bound[at] =
+            missed < INFINITY && exact < INFINITY ? missed > 0.0f ? missed / (exact + missed) : 0.0f : 1.0f;
     }
     ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
     if (p->lse && lacking != 0.0f && state->sum > 0.0f) p->lse[at] += log1pf(lacking / state->sum);
@@ -461,14 +481,15 @@ static void find_spreads(ice_treecode *t) {
         const icecore_segment *s = t->stack->level[l].segment;
         ice_spread *spread = &t->spread[l];
         if (!s) continue;
-        for (int64_t i = 0; i < dim; i++)   /* back from log2 units */
+        for (int64_t i = 0; i < dim; i++) /* back from log2 units */
             weight[i] = (float)(ICE_LN_2 * ICE_LN_2) * s->component_variance[i] / (s->metric[i] * s->metric[i]);
         add_squares(&t->panel, weight, dim, lanes, spread->variance);
-        for (int lane = 0; lane < lanes; lane++)   /* a query of nothing but zeros leaves an order of risks */
-            spread->half_log2[lane] = 0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
+        for (int lane = 0; lane < lanes; lane++) /* a query of nothing but zeros leaves an order of risks */
+            spread->half_log2[lane] =
+                0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
         for (int64_t i = 0; i < dim; i++) weight[i] = 1.0f / (s->metric[i] * s->metric[i]);
         add_squares(&t->panel, weight, dim, lanes, spread->norm);
-        for (int lane = 0; lane < lanes; lane++)   /* a little more, for the query's rounding */
+        for (int lane = 0; lane < lanes; lane++) /* a little more, for the query's rounding */
             spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
         t->kernels->scores(t->panel.queries, dim, lanes, s->centre, dim, 1, spread->shift);
     }
@@ -491,8 +512,9 @@ void ice_treecode_begin(ice_treecode *t, const ice_kernels *kernels) {
     t->doubts = 0;
 }
 
-void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_rule *rules, const ice_kernels *kernels,
-                         const ice_stack *stack, ice_exact_keys exact, int64_t head, int64_t first_row, int lanes, void *scratch) {
+void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_rule *rules,
+                         const ice_kernels *kernels, const ice_stack *stack, ice_exact_keys exact, int64_t head,
+                         int64_t first_row, int lanes, void *scratch) {
     char *rest;
     ice_treecode *t = ice_treecode_lay_out(p, options, stack, scratch, &rest);
     ice_panel *panel = &t->panel;
@@ -503,9 +525,10 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
     ice_treecode_attend_exact_keys(t, exact);
     if (stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);
     if (stack->nodes && options->far_field && t->mask.dense == ice_used_lanes(t)) {
-        ice_panel_attend(panel, exact.sink_end, exact.open_begin);   /* never of a cache, which has no masks */
+        ice_panel_attend(panel, exact.sink_end, exact.open_begin); /* never of a cache, which has no masks */
         for (int m = 0; m < t->mask.rows; m++)
-            for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1) t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
+            for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1)
+                t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
     } else if (stack->nodes) {
         choose(t);
         if (options->missed_bound && options->far_field) bound_far_field(t);

@@ -12,8 +12,9 @@ int ice_cpu_any(void) { return 1; }
 
 /* The compiler's run-time library checks the operating system's support for the registers as well. */
 int ice_cpu_avx2(void) {
-    unsigned a, b, c = 0, d;   /* clang's builtin does not know F16C */
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & CPUID_ECX_F16C);
+    unsigned a, b, c = 0, d; /* clang's builtin does not know F16C */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+           (c & CPUID_ECX_F16C);
 }
 
 int ice_cpu_avx512(void) {
@@ -21,7 +22,9 @@ int ice_cpu_avx512(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-int ice_cpu_avx512_bf16(void) { return ice_cpu_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"); }
+int ice_cpu_avx512_bf16(void) {
+    return ice_cpu_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
 
 #ifdef ICE_EMULATE_TILES
 
@@ -46,7 +49,7 @@ static int ask_for_tiles(void) {
 }
 
 int ice_cpu_amx(void) {
-    static int known = -1;   /* a race asks twice and gets the same answer */
+    static int known = -1; /* a race asks twice and gets the same answer */
     if (known < 0) known = ask_for_tiles();
     return known;
 }

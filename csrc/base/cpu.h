@@ -2,10 +2,10 @@
 #ifndef ICE_CPU_H
 #define ICE_CPU_H
 
-int ice_cpu_any(void);      /* always 1 */
-int ice_cpu_avx2(void);     /* AVX2, FMA, F16C */
-int ice_cpu_avx512(void);   /* AVX-512 F, BW, DQ, VL */
-int ice_cpu_avx512_bf16(void);   /* and VNNI: every processor that has the one has the other */
+int ice_cpu_any(void);         /* always 1 */
+int ice_cpu_avx2(void);        /* AVX2, FMA, F16C */
+int ice_cpu_avx512(void);      /* AVX-512 F, BW, DQ, VL */
+int ice_cpu_avx512_bf16(void); /* and VNNI: every processor that has the one has the other */
 /* AMX tiles with bfloat16, and the operating system's leave to use them, which this asks for on first call.
  * Always AVX512_BF16 as well. */
 int ice_cpu_amx(void);

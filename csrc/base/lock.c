@@ -11,8 +11,8 @@
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static ice_lock *first;
 
-/* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers that interrupt
- * it. */
+/* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers
+ * that interrupt it. */
 #define MOST_HELD 64
 static _Thread_local ice_lock *held[MOST_HELD];
 static _Thread_local int held_count;
@@ -37,7 +37,7 @@ static void in_child(void) {
         const int own = times_held(lock);
         make(lock);
         lock->is_lost |= lock->writing && !own;
-        if (!lock->writing) lock->readers = own;   /* reading leaves nothing half done */
+        if (!lock->writing) lock->readers = own; /* reading leaves nothing half done */
         lock->waiting = 0;
     }
     pthread_mutex_init(&registry, NULL);
@@ -72,9 +72,12 @@ void ice_lock_end(ice_lock *lock) {
 /* Seconds after which a thread that waits asks whether it shall go on: nanoseconds. */
 #define PATIENCE 50000000
 
-static int is_free(const ice_lock *lock, int writes) { return !lock->writing && (writes ? !lock->readers : !lock->waiting); }
+static int is_free(const ice_lock *lock, int writes) {
+    return !lock->writing && (writes ? !lock->readers : !lock->waiting);
+}
 
-/* Waits a while.  The mutex is held before and after, not while a signal handler runs, which may want the lock itself. */
+/* Waits a while.  The mutex is held before and after, not while a signal handler runs, which may want the lock itself.
+ */
 static icecore_status wait_a_while(ice_lock *lock, int writes) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -97,7 +100,8 @@ static icecore_status take(ice_lock *lock, int writes, int waits) {
     pthread_mutex_lock(&lock->mutex);
     if (lock->is_lost) status = ICECORE_ERROR_FORKED;
     else if ((times && (writes || lock->writing)) || held_count == MOST_HELD) status = ICECORE_ERROR_BUSY;
-    while (status == ICECORE_OK && !times && !is_free(lock, writes)) status = waits ? wait_a_while(lock, writes) : ICECORE_ERROR_BUSY;
+    while (status == ICECORE_OK && !times && !is_free(lock, writes))
+        status = waits ? wait_a_while(lock, writes) : ICECORE_ERROR_BUSY;
     if (status == ICECORE_OK) {
         lock->writing += writes;
         lock->readers += !writes;

@@ -12,7 +12,8 @@ static inline int ice_all_positive(const float *numbers, int64_t count) {
     return 1;
 }
 
-/* Whether the numbers of `count` matrices, dim x dim each, are finite and their diagonals at least 0; NULL: there are none. */
+/* Whether the numbers of `count` matrices, dim x dim each, are finite and their diagonals at least 0; NULL: there are
+ * none. */
 static inline int ice_are_moments(const float *numbers, int64_t count, int64_t dim) {
     for (int64_t i = 0; numbers && i < count * dim * dim; i++)
         if (!isfinite(numbers[i]) || (i % (dim * dim) % (dim + 1) == 0 && numbers[i] < 0.0f)) return 0;

@@ -48,11 +48,12 @@ void ice_sort(uint64_t *keys, uint64_t *spare, int64_t count) {
 }
 
 void ice_select_largest(uint64_t *keys, int64_t count, int64_t wanted) {
-    int64_t low = 0, high = count;   /* [0, low) belong to the answer, [high, count) do not */
+    int64_t low = 0, high = count; /* [0, low) belong to the answer, [high, count) do not */
     while (low < wanted && wanted < high) {
         uint64_t a = keys[low], b = keys[low + (high - low) / 2], c = keys[high - 1];
         uint64_t pivot = a < b ? (b < c ? b : (a < c ? c : a)) : (a < c ? a : (b < c ? c : b));
-        int64_t greater = low, equal = low, end = high;   /* [low, greater) > pivot, [greater, equal) == pivot, [end, high) < pivot */
+        int64_t greater = low, equal = low,
+                end = high; /* [low, greater) > pivot, [greater, equal) == pivot, [end, high) < pivot */
         while (equal < end) {
             uint64_t key = keys[equal];
             if (key > pivot) {

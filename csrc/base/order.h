@@ -12,7 +12,9 @@ static inline uint32_t ice_ordered(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-static inline float ice_unordered(uint32_t bits) { return ice_bits_float(bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits); }
+static inline float ice_unordered(uint32_t bits) {
+    return ice_bits_float(bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits);
+}
 
 /* Ascending.  `spare`: room for as many. */
 void ice_sort(uint64_t *keys, uint64_t *spare, int64_t count);

@@ -23,7 +23,7 @@ int icecore_has_openmp(void) {
 int icecore_default_threads(void) {
 #ifdef _OPENMP
     int threads = omp_get_max_threads();
-    const int processors = omp_get_num_procs(), quota = ice_cpu_quota();   /* processors: respects affinity */
+    const int processors = omp_get_num_procs(), quota = ice_cpu_quota(); /* processors: respects affinity */
     if (threads > processors) threads = processors;
     if (quota > 0 && threads > quota) threads = quota;
     return threads > 0 ? threads : 1;
@@ -42,16 +42,16 @@ typedef struct {
     int64_t count;
     ice_task task;
     void *context;
-    char *scratch;             /* a block of `stride` bytes for each thread */
+    char *scratch; /* a block of `stride` bytes for each thread */
     size_t stride;
-    atomic_int threads;        /* that have begun */
+    atomic_int threads; /* that have begun */
     atomic_llong next;
     atomic_int stop;
 } task_list;
 
 /* What this thread is at. */
 static _Thread_local struct {
-    task_list *list;           /* NULL: no loop */
+    task_list *list; /* NULL: no loop */
     int is_caller;
 } here = {NULL, 1};
 
@@ -76,7 +76,7 @@ static int is_stopped(void) { return here.list && atomic_load(&here.list->stop);
 
 int ice_interrupted_now(void) {
     if (is_stopped() || !here.is_caller || !interrupt_check) return is_stopped();
-    next_check = seconds_now() + CHECK_INTERVAL;   /* before: what it calls does not ask at once again */
+    next_check = seconds_now() + CHECK_INTERVAL; /* before: what it calls does not ask at once again */
     const int stop = interrupt_check();
     if (stop && here.list) atomic_store(&here.list->stop, 1);
     return stop;
@@ -90,7 +90,7 @@ int ice_interrupted(void) {
 
 /* Takes tasks until there are none.  Thread 0 is the caller's. */
 static void work(task_list *list, int thread) {
-    task_list *outer = here.list;   /* a signal handler computes while another call waits */
+    task_list *outer = here.list; /* a signal handler computes while another call waits */
     const int was_caller = here.is_caller;
     here.list = list;
     here.is_caller = thread == 0;
@@ -116,7 +116,9 @@ static void *begin_work(void *list) {
 static void work_on_new_threads(task_list *list, int threads) {
     pthread_t thread[MOST_NEW_THREADS];
     int started = 0;
-    while (started < threads - 1 && started < MOST_NEW_THREADS && !pthread_create(&thread[started], NULL, begin_work, list)) started++;
+    while (started < threads - 1 && started < MOST_NEW_THREADS &&
+           !pthread_create(&thread[started], NULL, begin_work, list))
+        started++;
     work(list, 0);
     while (started > 0) pthread_join(thread[--started], NULL);
 }
@@ -134,12 +136,12 @@ static void work_on_threads(task_list *list, int threads) {
 
 /* ---- Scratch ---- */
 
-/* Short calls that follow one another, as decode steps do, spend a fifth of their time on getting the same fresh pages from the system again
- * (measured at 128k), so one block of a moderate size is kept from call to call. */
+/* Short calls that follow one another, as decode steps do, spend a fifth of their time on getting the same fresh pages
+ * from the system again (measured at 128k), so one block of a moderate size is kept from call to call. */
 #define LARGEST_KEPT ((size_t)32 << 20)
 
 typedef struct {
-    size_t bytes;              /* behind the first ICE_ALIGNMENT ones */
+    size_t bytes; /* behind the first ICE_ALIGNMENT ones */
 } scratch_block;
 
 static _Atomic(scratch_block *) kept;
@@ -168,7 +170,8 @@ icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes
     if (threads <= 0) threads = icecore_default_threads();
     if (threads > count) threads = (int)count;
     if (threads < 1) threads = 1;
-    task_list list = {.count = count, .task = task, .context = context, .stride = ice_round_up(scratch_bytes ? scratch_bytes : 1)};
+    task_list list = {
+        .count = count, .task = task, .context = context, .stride = ice_round_up(scratch_bytes ? scratch_bytes : 1)};
     if (list.stride <= SIZE_MAX / (size_t)threads) list.scratch = take_scratch(list.stride * (size_t)threads);
     if (!list.scratch) return ICECORE_ERROR_MEMORY;
     if (threads == 1) work(&list, 0);

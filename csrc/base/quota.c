@@ -12,9 +12,9 @@
 /* One of the two versions: where its groups are mounted and which is the process's own. */
 typedef struct {
     int is_mounted;
-    char mount[LONGEST_PATH];  /* the folder of the group `top` */
+    char mount[LONGEST_PATH]; /* the folder of the group `top` */
     char top[LONGEST_PATH];
-    char own[LONGEST_PATH];    /* "" where it is not said */
+    char own[LONGEST_PATH]; /* "" where it is not said */
 } hierarchy;
 
 static FILE *open_file(const char *root, const char *folder, const char *name) {
@@ -31,7 +31,8 @@ static int lists(const char *list, const char *word) {
     return 0;
 }
 
-/* Lines of mountinfo: number, parent, device, root, mount point, options, "-", type, source, options of the file system. */
+/* Lines of mountinfo: number, parent, device, root, mount point, options, "-", type, source, options of the file
+ * system. */
 static void find_mounts(const char *root, hierarchy *one, hierarchy *two) {
     char line[LONGEST_LINE], top[LONGEST_PATH], mount[LONGEST_PATH], type[64], options[LONGEST_PATH];
     FILE *file = open_file(root, "/proc/self", "/mountinfo");
@@ -76,7 +77,7 @@ static int read_numbers(FILE *file, long *first, long *second) {
 static int quota_of(const char *root, const char *folder, int version) {
     long quota = 0, period = 0, none;
     if (version == 2) {
-        read_numbers(open_file(root, folder, "/cpu.max"), &quota, &period);   /* "max" is no number */
+        read_numbers(open_file(root, folder, "/cpu.max"), &quota, &period); /* "max" is no number */
     } else {
         read_numbers(open_file(root, folder, "/cpu.cfs_quota_us"), &quota, &none);
         read_numbers(open_file(root, folder, "/cpu.cfs_period_us"), &period, &none);
@@ -89,7 +90,8 @@ static int least_quota(const char *root, const hierarchy *h, int version) {
     char folder[2 * LONGEST_PATH];
     const size_t mount = strlen(h->mount), top = strlen(h->top);
     /* a group that lies outside of what is mounted cannot be looked at */
-    const int inside = !strncmp(h->own, h->top, top) && (h->own[top] == '/' || h->own[top] == '\0') && !strstr(h->own, "/..");
+    const int inside =
+        !strncmp(h->own, h->top, top) && (h->own[top] == '/' || h->own[top] == '\0') && !strstr(h->own, "/..");
     int least = 0;
     if (!h->is_mounted) return 0;
     snprintf(folder, sizeof folder, "%s%s", h->mount, inside ? h->own + top : "");
@@ -116,6 +118,7 @@ int ice_cpu_quota(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     int64_t now = time.tv_sec * (int64_t)1000000000 + time.tv_nsec, due = atomic_load(&next);
-    if (now >= due && atomic_compare_exchange_strong(&next, &due, now + 1000000000)) atomic_store(&quota, ice_read_cpu_quota(""));
+    if (now >= due && atomic_compare_exchange_strong(&next, &due, now + 1000000000))
+        atomic_store(&quota, ice_read_cpu_quota(""));
     return atomic_load(&quota);
 }

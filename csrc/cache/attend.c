@@ -1,5 +1,6 @@
-/* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.  By tolerance, queries that
- * have been attended are measured when the next blocks are sealed, on the segments that they saw. */
+/* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.
+ * By tolerance, queries that have been attended are measured when the next blocks are sealed, on the segments that they
+ * saw. */
 #include "attention/treecode.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
@@ -7,16 +8,16 @@
 
 typedef struct {
     icecore_cache *cache;
-    icecore_attention problem, sinks;  /* equal but for where keys and values lie */
+    icecore_attention problem, sinks; /* equal but for where keys and values lie */
     icecore_near_far options;
-    int64_t first_query, end_query;    /* of one block */
-    int64_t blocks;                    /* wanted in the stacks */
-    int last;                          /* whether the newest token is among them */
-    int64_t tiles;                     /* panels of rows for each head */
+    int64_t first_query, end_query; /* of one block */
+    int64_t blocks;                 /* wanted in the stacks */
+    int last;                       /* whether the newest token is among them */
+    int64_t tiles;                  /* panels of rows for each head */
     int by_threshold;
-    enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring;   /* before or after blocks are sealed */
-    int64_t measured, measured_end;    /* queries, and the place among the kept ones that the last stands before */
-    int renews;                        /* as in ice_sample */
+    enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring; /* before or after blocks are sealed */
+    int64_t measured, measured_end; /* queries, and the place among the kept ones that the last stands before */
+    int renews;                     /* as in ice_sample */
     _Atomic int status;
 } attend_call;
 
@@ -24,17 +25,21 @@ static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
     int64_t open_begin = c->head[head].sealed * c->options.block;
     if (open_begin < c->evicted) open_begin = c->evicted;
-    return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks, NULL, NULL};
+    return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks,
+                            NULL, NULL};
 }
 
-/* How many kept queries stand behind all that is sealed and before those that attend; *end: the place behind the last of them. */
+/* How many kept queries stand behind all that is sealed and before those that attend; *end: the place behind the last
+ * of them. */
 static int64_t usable_queries(const attend_call *call, int64_t *end) {
     const icecore_cache *c = call->cache;
     const ice_cache_queries *q = &c->queries;
     int64_t sealed = c->sealed, first = 0;
     for (int64_t h = 0; h < c->options.heads; h++)
         if (c->head[h].sealed > sealed) sealed = c->head[h].sealed;
-    for (*end = q->kept; *end > 0 && q->position[*end - 1] >= call->problem.keys - call->problem.queries + call->first_query;) --*end;
+    for (*end = q->kept;
+         *end > 0 && q->position[*end - 1] >= call->problem.keys - call->problem.queries + call->first_query;)
+        --*end;
     while (first < *end && q->position[first] < sealed * c->options.block) first++;
     return *end - first;
 }
@@ -43,7 +48,8 @@ static int64_t usable_queries(const attend_call *call, int64_t *end) {
 static void plan_measuring(attend_call *call, int by_tolerance) {
     icecore_cache *c = call->cache;
     ice_cache_queries *q = &c->queries;
-    const int64_t one_in = call->end_query - call->first_query < c->options.block / 4 ? ICE_NEW_IN_DECODING : ICE_NEW_IN_PROMPT;
+    const int64_t one_in =
+        call->end_query - call->first_query < c->options.block / 4 ? ICE_NEW_IN_DECODING : ICE_NEW_IN_PROMPT;
     const int64_t usable = usable_queries(call, &call->measured_end);
     call->measuring = NOT_MEASURED;
     if (!by_tolerance) return;
@@ -51,7 +57,8 @@ static void plan_measuring(attend_call *call, int by_tolerance) {
         call->renews = 1;
         call->measured = usable < q->capacity ? usable : q->capacity;
         if (call->measured >= 8 && call->blocks >= ICE_LEAST_BLOCKS) call->measuring = MEASURED_AFTER;
-    } else if (call->blocks > c->sealed && c->sealed > 0 && ice_is_measured(c->sealed, q->last, q->renewed, one_in, &call->renews)) {
+    } else if (call->blocks > c->sealed && c->sealed > 0 &&
+               ice_is_measured(c->sealed, q->last, q->renewed, one_in, &call->renews)) {
         const int64_t wanted = ice_measured_queries(q->group, call->renews);
         call->measured = usable < wanted ? usable : wanted;
         if (call->measured > 0) call->measuring = MEASURED_BEFORE;
@@ -63,21 +70,31 @@ static void measure(attend_call *call, int64_t head, void *scratch) {
     const ice_cache_queries *q = &c->queries;
     const int64_t first = call->measured_end - call->measured, row = call->problem.query_heads * c->options.dim;
     icecore_attention problem = call->problem;
-    problem.dtype = ICECORE_FLOAT32;   /* as queries are kept */
+    problem.dtype = ICECORE_FLOAT32; /* as queries are kept */
     ice_exact_keys exact = exact_keys(call, head);
     if (q->position[first] < exact.open_begin) return;
     const ice_sample sample = {
-        .problem = &problem, .given = &problem, .query = {q->query + first * row, 0, c->options.dim, row}, .position = q->position + first,
-        .count = call->measured, .options = &call->options, .kernels = ice_active_kernels(), .stack = c->head[head].stack, .exact = exact,
-        .key_head = head, .stands_for = 1.0, .renew = call->renews,
+        .problem = &problem,
+        .given = &problem,
+        .query = {q->query + first * row, 0, c->options.dim, row},
+        .position = q->position + first,
+        .count = call->measured,
+        .options = &call->options,
+        .kernels = ice_active_kernels(),
+        .stack = c->head[head].stack,
+        .exact = exact,
+        .key_head = head,
+        .stands_for = 1.0,
+        .renew = call->renews,
     };
     ice_measure(&sample, q->measured + head * q->group, q->rule + head * q->group, scratch);
 }
 
-/* Queries of a call that look for single keys: steps of decoding, and questions about a long prompt, whose answer may be one key. */
+/* Queries of a call that look for single keys: steps of decoding, and questions about a long prompt, whose answer may
+ * be one key. */
 #define FEW_QUERIES 64
-/* And no key is overlooked that may hold such a part of the tolerance, as a share of the mass: with a quarter SmolLM2 finds 18 of 18 facts planted in
- * 4000 tokens at a tolerance of 0.02, with all of it 16. */
+/* And no key is overlooked that may hold such a part of the tolerance, as a share of the mass: with a quarter SmolLM2
+ * finds 18 of 18 facts planted in 4000 tokens at a tolerance of 0.02, with all of it 16. */
 #define KEY_SHARE 0.25f
 
 static float tolerance_of(const attend_call *call, int64_t query_head) {
@@ -113,8 +130,9 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads, head = index % heads, group = ice_group(&call->problem);
     const int64_t first = call->first_query * group + index / heads * ICE_PANEL, rest = call->end_query * group - first;
-    ice_treecode_attend(&call->problem, &call->options, call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
-                        ice_active_kernels(), c->head[head].stack, exact_keys(call, head), head, first,
+    ice_treecode_attend(&call->problem, &call->options,
+                        call->by_threshold ? c->queries.applied + head * c->queries.group : NULL, ice_active_kernels(),
+                        c->head[head].stack, exact_keys(call, head), head, first,
                         rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
 }
 
@@ -141,16 +159,20 @@ static icecore_status attend_block(attend_call *call) {
     const int64_t levels = ice_stack_most_levels(c->length, c->options.block);
     const int64_t nodes = most_nodes(c, call->blocks);
     const size_t bytes = ice_treecode_bytes(&call->problem, &call->options, levels, nodes);
-    const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, &call->problem, &call->options, levels, nodes, call->measured) : 1;
+    const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, &call->problem, &call->options, levels,
+                                                                 nodes, call->measured)
+                                             : 1;
     icecore_status status;
     call->tiles = ((call->end_query - call->first_query) * ice_group(&call->problem) + ICE_PANEL - 1) / ICE_PANEL;
     if (call->tiles == 1) {
-        status = ice_parallel_for(heads, call->problem.threads, bytes < measuring ? measuring : bytes, seal_and_attend_task, call);
+        status = ice_parallel_for(heads, call->problem.threads, bytes < measuring ? measuring : bytes,
+                                  seal_and_attend_task, call);
         return status == ICECORE_OK ? (icecore_status)call->status : status;
     }
     status = ice_parallel_for(heads, call->problem.threads, measuring, seal_task, call);
     if (status == ICECORE_OK) status = (icecore_status)call->status;
-    return status == ICECORE_OK ? ice_parallel_for(heads * call->tiles, call->problem.threads, bytes, attend_task, call) : status;
+    return status == ICECORE_OK ? ice_parallel_for(heads * call->tiles, call->problem.threads, bytes, attend_task, call)
+                                : status;
 }
 
 static icecore_tensor rows_of(const ice_open_rows *r, int values) {
@@ -204,7 +226,8 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     const int64_t first = c->length - p->queries;
     const int by_tolerance = o->tolerance > 0.0f || report->head_tolerance;
-    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads) || !ice_all_positive(report->head_threshold, p->query_heads))
+    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads) ||
+        !ice_all_positive(report->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
         if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
@@ -222,7 +245,7 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
         call.last = end == c->length;
         call.blocks = ice_wanted_blocks(c, position);
         if (call.blocks < c->sealed) call.blocks = c->sealed;
-        p->key = rows_of(c->open, 0);   /* they may move when blocks have been sealed */
+        p->key = rows_of(c->open, 0); /* they may move when blocks have been sealed */
         p->value = rows_of(c->open, 1);
         call.sinks = *p;
         if (c->sinks) {
@@ -242,7 +265,8 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     return status;
 }
 
-icecore_status icecore_cache_attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *report) {
+icecore_status icecore_cache_attend(icecore_cache *c, const icecore_attention *problem,
+                                    const icecore_near_far *report) {
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     icecore_status status = ice_lock_write(&c->lock);
     if (status != ICECORE_OK) return status;

@@ -13,9 +13,9 @@
 
 icecore_status ice_cache_check_options(const icecore_cache_options *o) {
     if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
-        o->dtype > ICECORE_INT8 || !(o->tolerance >= 0.0f) || (o->tolerance == 0.0f && o->near_keys < 1) || o->block < 1 ||
-        o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK || o->cell_size < 1 ||
-        !ice_are_moments(o->moments, o->heads, o->dim))
+        o->dtype > ICECORE_INT8 || !(o->tolerance >= 0.0f) || (o->tolerance == 0.0f && o->near_keys < 1) ||
+        o->block < 1 || o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK ||
+        o->cell_size < 1 || !ice_are_moments(o->moments, o->heads, o->dim))
         return ICECORE_ERROR_VALUE;
     return ICECORE_OK;
 }
@@ -33,7 +33,8 @@ static icecore_status create(const icecore_cache_options *o, icecore_cache **res
     icecore_status status = c->head ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (c->head) memset(c->head, 0, (size_t)o->heads * sizeof *c->head);
     const ice_source nothing = {.block = o->block};
-    for (int64_t h = 0; h < o->heads && status == ICECORE_OK; h++) status = ice_stack_seal(&nothing, 0, NULL, NULL, 0, &c->head[h].stack);
+    for (int64_t h = 0; h < o->heads && status == ICECORE_OK; h++)
+        status = ice_stack_seal(&nothing, 0, NULL, NULL, 0, &c->head[h].stack);
     if (status == ICECORE_OK) *result = c;
     else icecore_cache_free(c);
     return status;
@@ -59,7 +60,7 @@ icecore_status icecore_cache_create(const icecore_cache_options *o, icecore_cach
 }
 
 void icecore_cache_free(icecore_cache *c) {
-    if (!c || c->lock.is_lost) return;   /* what is in no known state is left alone */
+    if (!c || c->lock.is_lost) return; /* what is in no known state is left alone */
     if (c->moments && atomic_fetch_sub(&c->moments->owners, 1) == 1) ice_free(c->moments);
     ice_queries_free(c);
     for (int64_t h = 0; c->head && h < c->options.heads; h++) {
@@ -114,25 +115,30 @@ icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
 
 /* ---- Appending ---- */
 
-/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied into the next.  Few
- * tokens of a long block take little memory all the same. */
+/* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied
+ * into the next.  Few tokens of a long block take little memory all the same. */
 static int64_t spare_rows(int64_t rows, int64_t most) { return rows + 16 < most ? rows + 16 : most; }
 static int64_t most_spare(const icecore_cache *c) { return c->options.block / 8 + 16; }
 
 static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t rows, int64_t most) {
     const icecore_cache_options *o = &c->options;
-    return ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o, c->offset), first, rows + spare_rows(rows, most));
+    return ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o, c->offset), first,
+                             rows + spare_rows(rows, most));
 }
 
-ice_open_rows *ice_cache_new_rows(const icecore_cache *c, int64_t first, int64_t rows) { return new_rows(c, first, rows, most_spare(c)); }
+ice_open_rows *ice_cache_new_rows(const icecore_cache *c, int64_t first, int64_t rows) {
+    return new_rows(c, first, rows, most_spare(c));
+}
 
-/* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else will write to. */
+/* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else
+ * will write to. */
 static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t most) {
     ice_open_rows *r = *rows;
     const int64_t end = c->length + count;
     if (r && !r->mapped && end <= r->first + r->capacity) {
         int64_t filled = c->length;
-        if (atomic_load(&r->writers) == 1 && filled >= atomic_load(&r->read_end)) atomic_store(&r->filled, filled);   /* more, if tokens were forgotten */
+        if (atomic_load(&r->writers) == 1 && filled >= atomic_load(&r->read_end))
+            atomic_store(&r->filled, filled); /* more, if tokens were forgotten */
         if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
     }
     ice_open_rows *own = new_rows(c, first, end - first, most);
@@ -155,8 +161,8 @@ static float overflow_of(icecore_dtype dtype) {
 }
 
 /* Returns whether `storage`, which rounds them now or when they are sealed, holds all finite numbers of the source. */
-static int store(const ice_kernels *kernels, icecore_dtype storage, icecore_dtype dtype, const void *source, icecore_dtype target_dtype,
-                 void *target, int64_t width) {
+static int store(const ice_kernels *kernels, icecore_dtype storage, icecore_dtype dtype, const void *source,
+                 icecore_dtype target_dtype, void *target, int64_t width) {
     float buffer[ICECORE_MAX_DIM];
     if (dtype == target_dtype && dtype == storage) {
         memcpy(target, source, (size_t)width * ice_element_size(dtype));
@@ -174,8 +180,8 @@ static int store(const ice_kernels *kernels, icecore_dtype storage, icecore_dtyp
 }
 
 /* The first `count` of the new tokens into rows that have room for them. */
-static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
-                           int64_t count) {
+static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_dtype dtype, icecore_tensor keys,
+                           icecore_tensor values, int64_t count) {
     const ice_kernels *kernels = ice_active_kernels();
     const icecore_cache_options *o = &c->options;
     const icecore_dtype storage = ice_open_dtype(o, ICE_OFFSET_SMALL), own = rows->dtype;
@@ -191,7 +197,8 @@ static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_
 }
 
 /* Puts tokens behind the last one, where nobody looks for them until the cache is longer. */
-static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, int64_t count) {
+static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                                   int64_t count) {
     const int64_t first = c->sealed * c->options.block, sinks = c->options.sinks;
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
     icecore_status status = ICECORE_OK;
@@ -214,8 +221,8 @@ static void shrink_open_rows(icecore_cache *c) {
     c->open = own;
 }
 
-static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values, icecore_tensor queries,
-                             int64_t query_heads, int64_t count) {
+static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
+                             icecore_tensor queries, int64_t query_heads, int64_t count) {
     icecore_status status = store_tokens(c, dtype, keys, values, count);
     if (status == ICECORE_OK && queries.data) status = ice_queries_begin(c, query_heads / c->options.heads);
     if (status == ICECORE_OK && queries.data) status = ice_queries_note(c, dtype, queries, c->length, count);
@@ -228,9 +235,10 @@ static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tens
     return status;
 }
 
-/* Appends with another offset, which the new tokens tell.  The rows stay until that has succeeded: what is rounded does not come back. */
-static icecore_status append_with(icecore_cache *c, ice_offset offset, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
-                                  icecore_tensor queries, int64_t query_heads, int64_t count) {
+/* Appends with another offset, which the new tokens tell.  The rows stay until that has succeeded: what is rounded does
+ * not come back. */
+static icecore_status append_with(icecore_cache *c, ice_offset offset, icecore_dtype dtype, icecore_tensor keys,
+                                  icecore_tensor values, icecore_tensor queries, int64_t query_heads, int64_t count) {
     const ice_offset before = c->offset;
     ice_open_rows *sinks = c->sinks, *open = c->open;
     if (sinks) ice_open_rows_share(sinks, 1);
@@ -270,11 +278,14 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
 
 /* ---- Sealing ---- */
 
-static int64_t first_in_cells(const icecore_cache *c) { return c->evicted > c->options.sinks ? c->evicted : c->options.sinks; }
+static int64_t first_in_cells(const icecore_cache *c) {
+    return c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
+}
 
 icecore_dtype ice_cache_means(const icecore_cache *c) {
     const icecore_cache_options *o = &c->options;
-    const icecore_attention like = {.key_dtype = ice_open_dtype(o, c->offset), .dim = o->dim, .value_dim = o->value_dim};
+    const icecore_attention like = {
+        .key_dtype = ice_open_dtype(o, c->offset), .dim = o->dim, .value_dim = o->value_dim};
     return ice_panel_dtype(&like, ice_active_kernels());
 }
 
@@ -296,16 +307,31 @@ ice_source ice_cache_source(const icecore_cache *c, const ice_cache_metric *metr
     const icecore_cache_options *o = &c->options;
     const int64_t head = metric->head, sealed = c->head[head].sealed * o->block;
     const int relative = c->offset == ICE_OFFSET_LARGE;
-    /* keys that merges round anew: from segments as soon as they are in some, whether open rows still hold them or not */
+    /* keys that merges round anew: from segments as soon as they are in some, whether open rows still hold them or not
+     */
     const int64_t origin = !c->open ? 0 : relative && c->open->first < sealed ? sealed : c->open->first;
     return (ice_source){
-        .dtype = ice_open_dtype(o, c->offset), .storage = o->dtype, .means = ice_cache_means(c), .relative = relative,
-        .keys = c->open ? ice_open_key(c->open, head, origin) : NULL, .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
-        .origin = origin, .key_stride = o->dim, .value_stride = o->value_dim, .dim = o->dim, .value_dim = o->value_dim,
-        .sealed = c->head[head].stack->level, .sealed_count = c->head[head].stack->levels,
-        .skip = first_in_cells(c), .block = o->block, .cell_size = o->cell_size, .seed = o->seed,
-        .moments = ice_cache_moments, .moments_context = metric,
-        .query_numbers = c->moments ? 0 : ice_query_numbers(o->dim), .add_query_sums = ice_add_query_sums,
+        .dtype = ice_open_dtype(o, c->offset),
+        .storage = o->dtype,
+        .means = ice_cache_means(c),
+        .relative = relative,
+        .keys = c->open ? ice_open_key(c->open, head, origin) : NULL,
+        .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
+        .origin = origin,
+        .key_stride = o->dim,
+        .value_stride = o->value_dim,
+        .dim = o->dim,
+        .value_dim = o->value_dim,
+        .sealed = c->head[head].stack->level,
+        .sealed_count = c->head[head].stack->levels,
+        .skip = first_in_cells(c),
+        .block = o->block,
+        .cell_size = o->cell_size,
+        .seed = o->seed,
+        .moments = ice_cache_moments,
+        .moments_context = metric,
+        .query_numbers = c->moments ? 0 : ice_query_numbers(o->dim),
+        .add_query_sums = ice_add_query_sums,
     };
 }
 
@@ -334,15 +360,17 @@ icecore_status ice_cache_seal(icecore_cache *c, int64_t head, int64_t blocks) {
 void ice_cache_sealed(icecore_cache *c, int64_t blocks) {
     c->sealed = blocks;
     ice_queries_forget(c, blocks, INT64_MAX);
-    shrink_open_rows(c);   /* after a long chunk */
+    shrink_open_rows(c); /* after a long chunk */
 }
 
 icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
     const int64_t block = c->options.block, offset = (c->length - 1) % block;
-    /* heads one after another, so that their larger steps do not coincide; ready with a sixteenth of the block to spare */
+    /* heads one after another, so that their larger steps do not coincide; ready with a sixteenth of the block to spare
+     */
     const int64_t begin = head * block / (16 * c->options.heads), ready = block - block / 16;
     ice_cache_head *h = &c->head[head];
-    if ((h->sealed + 1) * block >= c->length || offset < begin) return ICECORE_OK;   /* once its last query is known, too */
+    if ((h->sealed + 1) * block >= c->length || offset < begin)
+        return ICECORE_OK; /* once its last query is known, too */
     ice_stacked next[ICE_NEXT_RANGES];
     const int count = ice_stack_next_ranges(h->sealed, block, next);
     for (int i = 0; i < count; i++) {

@@ -1,6 +1,7 @@
 /* Some caches as named arrays: layout shared by writing and mapping.
  *
- * Each array holds one part of everything, one after the other, so that their number does not depend on that of segments:
+ * Each array holds one part of everything, one after the other, so that their number does not depend on that of
+ * segments:
  *   header           l   ICE_CACHE_HEADER numbers, as listed below
  *   sequence         l   of each cache: the numbers listed below
  *   head             l   of each cache's heads: sealed blocks of its stack
@@ -16,13 +17,26 @@
 #include "cache/cache.h"
 #include "segment/fields.h"
 
-/* Of "header": what decides which segments a stack has, the dtype of their means, and the offset (ice_offset) of all caches' keys. */
-enum { ICE_HEADER_LARGEST_SEGMENT, ICE_HEADER_BLOCK, ICE_HEADER_CELL_SIZE, ICE_HEADER_MEANS, ICE_HEADER_OFFSET, ICE_CACHE_HEADER };
+/* Of "header": what decides which segments a stack has, the dtype of their means, and the offset (ice_offset) of all
+ * caches' keys. */
+enum {
+    ICE_HEADER_LARGEST_SEGMENT,
+    ICE_HEADER_BLOCK,
+    ICE_HEADER_CELL_SIZE,
+    ICE_HEADER_MEANS,
+    ICE_HEADER_OFFSET,
+    ICE_CACHE_HEADER
+};
 /* Numbers of a cache in "sequence", of a segment in "segment". */
 enum {
-    ICE_SEQUENCE_LENGTH, ICE_SEQUENCE_EVICTED, ICE_SEQUENCE_SEALED,
-    ICE_SEQUENCE_GROUP, ICE_SEQUENCE_KNOWN, ICE_SEQUENCE_LAST, ICE_SEQUENCE_RENEWED,   /* of ice_cache_queries */
-    ICE_SEQUENCE_SUMS,                 /* blocks in open.query_sum */
+    ICE_SEQUENCE_LENGTH,
+    ICE_SEQUENCE_EVICTED,
+    ICE_SEQUENCE_SEALED,
+    ICE_SEQUENCE_GROUP,
+    ICE_SEQUENCE_KNOWN,
+    ICE_SEQUENCE_LAST,
+    ICE_SEQUENCE_RENEWED, /* of ice_cache_queries */
+    ICE_SEQUENCE_SUMS,    /* blocks in open.query_sum */
     ICE_SEQUENCE_NUMBERS
 };
 /* Numbers of a query head in "rule". */

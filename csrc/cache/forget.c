@@ -40,9 +40,10 @@ static void reseal(void *context, int64_t head, void *scratch) {
     int64_t start = first;
     for (; start < sinks; start++) {
         memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)dim * element);
-        memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start), (size_t)value_dim * element);
+        memcpy(ice_open_value(call->open, head, start), ice_open_value(c->sinks, head, start),
+               (size_t)value_dim * element);
     }
-    for (; start < c->evicted && start < call->length; start++) {   /* nobody reads them, but a file has them */
+    for (; start < c->evicted && start < call->length; start++) { /* nobody reads them, but a file has them */
         memset(ice_open_key(call->open, head, start), 0, (size_t)dim * element);
         memset(ice_open_value(call->open, head, start), 0, (size_t)value_dim * element);
     }
@@ -52,16 +53,23 @@ static void reseal(void *context, int64_t head, void *scratch) {
     if (call->status[head] != ICECORE_OK) return;
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = start; j < call->length; j++) {
-        if (j % ICE_UNASKED == 0 && ice_interrupted()) break;   /* the loop over heads ends then, too */
-        kernels->from_float32(dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j), dim);
-        kernels->from_float32(dtype, ice_read_source_value(&rows, j - start, buffer), ice_open_value(call->open, head, j), value_dim);
+        if (j % ICE_UNASKED == 0 && ice_interrupted()) break; /* the loop over heads ends then, too */
+        kernels->from_float32(dtype, ice_read_source_key(&rows, j - start, buffer), ice_open_key(call->open, head, j),
+                              dim);
+        kernels->from_float32(dtype, ice_read_source_value(&rows, j - start, buffer),
+                              ice_open_value(call->open, head, j), value_dim);
     }
     ice_source_end(&rows);
 }
 
 static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
-    const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0, first = blocks * c->options.block;
-    reseal_call call = {c, blocks, length, ice_cache_new_rows(c, first, length - first), ice_alloc(heads, sizeof *call.stack),
+    const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0,
+                  first = blocks * c->options.block;
+    reseal_call call = {c,
+                        blocks,
+                        length,
+                        ice_cache_new_rows(c, first, length - first),
+                        ice_alloc(heads, sizeof *call.stack),
                         ice_alloc(heads, sizeof *call.status)};
     icecore_status status = call.open && call.stack && call.status ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (call.stack) memset(call.stack, 0, (size_t)heads * sizeof *call.stack);
@@ -125,8 +133,8 @@ icecore_status icecore_cache_truncate(icecore_cache *c, int64_t length, int thre
     return status;
 }
 
-/* Where the last segment ends that every head can drop for a bound of `before`.  Heads may be sealed unequally far after an interruption, and
- * their segments then end elsewhere. */
+/* Where the last segment ends that every head can drop for a bound of `before`.  Heads may be sealed unequally far
+ * after an interruption, and their segments then end elsewhere. */
 static int64_t evictable(const icecore_cache *c, int64_t before) {
     int64_t end = c->sealed * c->options.block;
     if (before < end) end = before;
@@ -156,7 +164,7 @@ icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *ev
     const int64_t end = evictable(c, before);
     for (int64_t h = 0; h < c->options.heads; h++) {
         ice_stack_drop(c->head[h].stack, end);
-        ice_cache_drop_pending(&c->head[h], end, INT64_MAX);   /* it would hold what is forgotten */
+        ice_cache_drop_pending(&c->head[h], end, INT64_MAX); /* it would hold what is forgotten */
     }
     c->evicted = *evicted = end;
     ice_unlock(&c->lock);

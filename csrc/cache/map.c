@@ -9,7 +9,7 @@
 typedef struct {
     ice_reader reader;
     const icecore_cache_options *options;
-    int own;                           /* everything in memory of its own */
+    int own; /* everything in memory of its own */
     icecore_cache **cache;
     int64_t caches, segments;
     icecore_segment **segment;
@@ -24,7 +24,8 @@ static void check_header(mapping *m) {
     if (!header) return;
     const int64_t *h = header->data;
     const icecore_cache_options *o = m->options;
-    if (h[ICE_HEADER_LARGEST_SEGMENT] != ICE_LARGEST_SEGMENT || h[ICE_HEADER_BLOCK] != o->block || h[ICE_HEADER_CELL_SIZE] != o->cell_size)
+    if (h[ICE_HEADER_LARGEST_SEGMENT] != ICE_LARGEST_SEGMENT || h[ICE_HEADER_BLOCK] != o->block ||
+        h[ICE_HEADER_CELL_SIZE] != o->cell_size)
         ice_refuse(&m->reader, "header", "is of segments or cells of another size");
     if (h[ICE_HEADER_OFFSET] < ICE_OFFSET_UNKNOWN || h[ICE_HEADER_OFFSET] > ICE_OFFSET_LARGE ||
         (o->dtype == ICECORE_FLOAT32 && h[ICE_HEADER_OFFSET] != ICE_OFFSET_SMALL)) {
@@ -40,11 +41,12 @@ static void check_header(mapping *m) {
 
 /* ---- Segments ---- */
 
-/* Their number and sizes, as far as `order` has room for so many keys: then they are not more than the file has bytes. */
+/* Their number and sizes, as far as `order` has room for so many keys: then they are not more than the file has bytes.
+ */
 static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
     const icecore_array *shapes = ice_find(&m->reader, "segment", 'l', -1);
     const icecore_array *order = ice_find(&m->reader, "order", 'i', -1);
-    m->reader.used--;   /* asked for again, with its length */
+    m->reader.used--; /* asked for again, with its length */
     if (!shapes || !order) return NULL;
     if (shapes->count % ICE_SEGMENT_NUMBERS || shapes->count / ICE_SEGMENT_NUMBERS > INT32_MAX)
         ice_refuse(&m->reader, "segment", "has the wrong length");
@@ -86,7 +88,11 @@ static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
 static int64_t find_fields(mapping *m, const icecore_array **array) {
     ice_field fields[ICE_MOST_ATTENTION_FIELDS];
     int64_t total[ICE_MOST_ATTENTION_FIELDS] = {0};
-    icecore_segment none = {.dim = m->options->dim, .value_dim = m->options->value_dim, .dtype = m->options->dtype, .mean_dtype = m->means, .query_numbers = 1};
+    icecore_segment none = {.dim = m->options->dim,
+                            .value_dim = m->options->value_dim,
+                            .dtype = m->options->dtype,
+                            .mean_dtype = m->means,
+                            .query_numbers = 1};
     int64_t count = ice_attention_fields(&none, fields);
     for (int64_t n = 0; n < m->segments; n++) {
         ice_attention_fields(m->segment[n], fields);
@@ -136,7 +142,8 @@ static void map_segments(mapping *m) {
 /* ---- Caches ---- */
 
 /* The stack of one head; gives *level the place behind its numbers. */
-static void map_stack(mapping *m, icecore_cache *c, int64_t head, int64_t sealed, const int32_t **level, const int32_t *end) {
+static void map_stack(mapping *m, icecore_cache *c, int64_t head, int64_t sealed, const int32_t **level,
+                      const int32_t *end) {
     if (sealed < c->sealed || sealed > c->length / c->options.block) {
         ice_refuse(&m->reader, "head", "has a number that is out of range");
         return;
@@ -154,14 +161,16 @@ static void map_stack(mapping *m, icecore_cache *c, int64_t head, int64_t sealed
     c->head[head] = (ice_cache_head){.stack = stack, .sealed = sealed};
     for (int64_t i = 0; i < stack->levels; i++) {
         int64_t number = *(*level)++;
-        if (number < -1 || number >= m->segments) ice_refuse(&m->reader, "level", "names a segment that does not exist");
+        if (number < -1 || number >= m->segments)
+            ice_refuse(&m->reader, "level", "names a segment that does not exist");
         else if (number >= 0) stack->level[i].segment = ice_segment_share(m->segment[number]);
     }
     ice_stack_add_up(stack);
 }
 
 /* Sinks or open rows of a cache, and the places in their arrays. */
-static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, const icecore_array *const *array, int64_t *place) {
+static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, const icecore_array *const *array,
+                               int64_t *place) {
     const icecore_cache_options *o = m->options;
     const void *data[2] = {NULL, NULL};
     int64_t first, count = ice_rows_of(c, part, &first);
@@ -191,13 +200,16 @@ static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, con
 }
 
 /* What is known of queries: into memory of its own. */
-static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *rule, const icecore_array *sum, int64_t place[2]) {
+static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *rule,
+                        const icecore_array *sum, int64_t place[2]) {
     ice_cache_queries *q = &c->queries;
     const int64_t heads = c->options.heads, group = sequence[ICE_SEQUENCE_GROUP], sums = sequence[ICE_SEQUENCE_SUMS];
-    const int64_t blocks = (c->length + c->options.block - 1) / c->options.block, numbers = heads * ice_query_numbers(c->options.dim);
-    if (group < 0 || group > (rule->count - place[0]) / ICE_RULE_NUMBERS / heads || sums < 0 || sums > blocks - c->sealed ||
-        sums > (sum->count - place[1]) / numbers || sequence[ICE_SEQUENCE_LAST] < 0 || sequence[ICE_SEQUENCE_LAST] > blocks ||
-        sequence[ICE_SEQUENCE_RENEWED] < 0 || sequence[ICE_SEQUENCE_RENEWED] > blocks || (c->moments && sums)) {
+    const int64_t blocks = (c->length + c->options.block - 1) / c->options.block,
+                  numbers = heads * ice_query_numbers(c->options.dim);
+    if (group < 0 || group > (rule->count - place[0]) / ICE_RULE_NUMBERS / heads || sums < 0 ||
+        sums > blocks - c->sealed || sums > (sum->count - place[1]) / numbers || sequence[ICE_SEQUENCE_LAST] < 0 ||
+        sequence[ICE_SEQUENCE_LAST] > blocks || sequence[ICE_SEQUENCE_RENEWED] < 0 ||
+        sequence[ICE_SEQUENCE_RENEWED] > blocks || (c->moments && sums)) {
         ice_refuse(&m->reader, "sequence", "has a number that is out of range");
         return;
     }
@@ -212,7 +224,8 @@ static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, c
             ice_refuse(&m->reader, "rule", "has a number that is out of range");
             return;
         }
-        q->rule[i] = (ice_rule){.threshold = own[0], .log2_mass = own[1], .all_cells = (uint8_t)own[2], .exact = (uint8_t)own[3]};
+        q->rule[i] = (ice_rule){
+            .threshold = own[0], .log2_mass = own[1], .all_cells = (uint8_t)own[2], .exact = (uint8_t)own[3]};
     }
     q->known = group && sequence[ICE_SEQUENCE_KNOWN] != 0;
     q->last = sequence[ICE_SEQUENCE_LAST];
@@ -234,7 +247,8 @@ static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, c
     }
 }
 
-static void map_cache(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *const *rows, int64_t *place) {
+static void map_cache(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *const *rows,
+                      int64_t *place) {
     c->length = sequence[ICE_SEQUENCE_LENGTH];
     c->evicted = sequence[ICE_SEQUENCE_EVICTED];
     c->sealed = sequence[ICE_SEQUENCE_SEALED];
@@ -257,13 +271,13 @@ static void map_all(mapping *m) {
     if (r->failed) return;
     const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
     const icecore_array *rule = ice_find(r, "rule", 'f', -1), *sum = ice_find(r, "open.query_sum", 'f', -1);
-    int64_t known[2] = {0};            /* numbers of these that have been read */
+    int64_t known[2] = {0}; /* numbers of these that have been read */
     const char type = ice_type_of(ice_open_dtype(o, m->offset));
     for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], type, -1);
     if (r->failed) return;
     /* before any memory is asked for: so many caches and heads are in the file */
-    if (sequence->count % ICE_SEQUENCE_NUMBERS || sequence->count / ICE_SEQUENCE_NUMBERS != m->caches || head->count / m->caches != o->heads ||
-        head->count % m->caches) {
+    if (sequence->count % ICE_SEQUENCE_NUMBERS || sequence->count / ICE_SEQUENCE_NUMBERS != m->caches ||
+        head->count / m->caches != o->heads || head->count % m->caches) {
         ice_refuse(r, "sequence", "is not of so many sequences and heads");
         return;
     }
@@ -291,11 +305,15 @@ static void map_all(mapping *m) {
     if (r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to a cache");
 }
 
-icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
-                                 icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size) {
+icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count,
+                                 int own, icecore_cache **caches, int64_t cache_count, char *reason,
+                                 int64_t reason_size) {
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     mapping m = {.reader = {.arrays = arrays, .count = count, .reason = reason, .reason_size = reason_size},
-                 .options = options, .own = own, .cache = caches, .caches = cache_count};
+                 .options = options,
+                 .own = own,
+                 .cache = caches,
+                 .caches = cache_count};
     if (cache_count < 1 || ice_cache_check_options(options) != ICECORE_OK) {
         snprintf(reason, (size_t)reason_size, "its parameters are out of range");
         return ICECORE_ERROR_VALUE;

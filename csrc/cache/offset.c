@@ -1,16 +1,18 @@
-/* Keys that share a large part, such as a projection's bias: rounding to 16 or 8 bits takes much of the small rest that tells them apart.
- * Then open rows and sinks are kept as float32, which queries are multiplied with as they are, and in segments keys are rounded less the
- * mean of their cell (segment.h).  A cell follows an offset that rotary embedding turns; one mean of all keys would not. */
+/* Keys that share a large part, such as a projection's bias: rounding to 16 or 8 bits takes much of the small rest that
+ * tells them apart. Then open rows and sinks are kept as float32, which queries are multiplied with as they are, and in
+ * segments keys are rounded less the mean of their cell (segment.h).  A cell follows an offset that rotary embedding
+ * turns; one mean of all keys would not. */
 #include "cache/cache.h"
 
 /* Of fewer tokens two may be alike by chance. */
 #define FEWEST 16
-/* A component is offset when its root mean square is so many times what it, and what half of the components, vary from token to token.
- * (18 is the most in SmolLM2's 90 heads, where rounding does no harm.) */
+/* A component is offset when its root mean square is so many times what it, and what half of the components, vary from
+ * token to token. (18 is the most in SmolLM2's 90 heads, where rounding does no harm.) */
 #define LARGE 24.0
 
 /* The key of a token: of the cache, or of those that come. */
-static void read_key(const icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, int64_t head, int64_t token, float *key) {
+static void read_key(const icecore_cache *c, icecore_dtype dtype, icecore_tensor keys, int64_t head, int64_t token,
+                     float *key) {
     const ice_kernels *kernels = ice_active_kernels();
     if (token < c->length) kernels->to_float32(c->open->dtype, ice_open_key(c->open, head, token), key, c->options.dim);
     else kernels->to_float32(dtype, ice_address(&keys, dtype, 0, head, token - c->length), key, c->options.dim);
@@ -31,7 +33,7 @@ static int is_offset(const icecore_cache *c, icecore_dtype dtype, icecore_tensor
     }
     for (int64_t t = 0; t < dim; t++) {
         int64_t smaller = 0;
-        if (!(squared[t] > LARGE * LARGE * varied[t])) continue;   /* nor where it is NaN or inf */
+        if (!(squared[t] > LARGE * LARGE * varied[t])) continue; /* nor where it is NaN or inf */
         for (int64_t i = 0; i < dim; i++) smaller += squared[t] > LARGE * LARGE * varied[i];
         if (2 * smaller >= dim) return 1;
     }
@@ -73,7 +75,8 @@ icecore_status ice_cache_set_offset(icecore_cache *c, ice_offset offset) {
         ice_open_rows_release(*rows[i], 1);
         *rows[i] = own[i];
     }
-    for (int64_t h = 0; c->offset != offset && h < c->options.heads; h++) ice_cache_drop_pending(&c->head[h], INT64_MAX, 0);
+    for (int64_t h = 0; c->offset != offset && h < c->options.heads; h++)
+        ice_cache_drop_pending(&c->head[h], INT64_MAX, 0);
     c->offset = offset;
     return ICECORE_OK;
 }

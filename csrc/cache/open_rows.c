@@ -5,7 +5,8 @@
 
 #include "base/memory.h"
 
-static ice_open_rows *without_arrays(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity) {
+static ice_open_rows *without_arrays(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first,
+                                     int64_t capacity) {
     ice_open_rows *r = ice_alloc(1, sizeof *r);
     if (!r) return NULL;
     memset(r, 0, sizeof *r);
@@ -20,7 +21,8 @@ static ice_open_rows *without_arrays(int64_t heads, int64_t dim, int64_t value_d
     return r;
 }
 
-ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t capacity) {
+ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first,
+                                 int64_t capacity) {
     ice_open_rows *r = without_arrays(heads, dim, value_dim, dtype, first, capacity);
     if (!r) return NULL;
     if (capacity > INT64_MAX / (heads * (dim + value_dim))) {
@@ -34,8 +36,8 @@ ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, 
     return NULL;
 }
 
-ice_open_rows *ice_open_rows_map(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first, int64_t count,
-                                 const void *keys, const void *values) {
+ice_open_rows *ice_open_rows_map(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first,
+                                 int64_t count, const void *keys, const void *values) {
     ice_open_rows *r = without_arrays(heads, dim, value_dim, dtype, first, count);
     if (!r) return NULL;
     r->filled = first + count;
@@ -74,9 +76,12 @@ static void *address(const ice_open_rows *r, char *rows, int64_t head, int64_t r
 }
 
 void *ice_open_key(const ice_open_rows *r, int64_t head, int64_t row) { return address(r, r->keys, head, row, r->dim); }
-void *ice_open_value(const ice_open_rows *r, int64_t head, int64_t row) { return address(r, r->values, head, row, r->value_dim); }
+void *ice_open_value(const ice_open_rows *r, int64_t head, int64_t row) {
+    return address(r, r->values, head, row, r->value_dim);
+}
 
-static void copy(const ice_open_rows *from, const ice_open_rows *to, const void *source, void *target, int64_t count, int64_t width) {
+static void copy(const ice_open_rows *from, const ice_open_rows *to, const void *source, void *target, int64_t count,
+                 int64_t width) {
     const ice_kernels *kernels = ice_active_kernels();
     float row[ICECORE_MAX_DIM];
     if (from->dtype == to->dtype) {
@@ -84,14 +89,17 @@ static void copy(const ice_open_rows *from, const ice_open_rows *to, const void 
         return;
     }
     for (int64_t i = 0; i < count; i++) {
-        kernels->to_float32(from->dtype, (const char *)source + (size_t)(i * width) * ice_element_size(from->dtype), row, width);
-        kernels->from_float32(to->dtype, row, (char *)target + (size_t)(i * width) * ice_element_size(to->dtype), width);
+        kernels->to_float32(from->dtype, (const char *)source + (size_t)(i * width) * ice_element_size(from->dtype),
+                            row, width);
+        kernels->from_float32(to->dtype, row, (char *)target + (size_t)(i * width) * ice_element_size(to->dtype),
+                              width);
     }
 }
 
 void ice_open_rows_copy(const ice_open_rows *from, ice_open_rows *to, int64_t first, int64_t end) {
     for (int64_t head = 0; head < from->heads && first < end; head++) {
         copy(from, to, ice_open_key(from, head, first), ice_open_key(to, head, first), end - first, from->dim);
-        copy(from, to, ice_open_value(from, head, first), ice_open_value(to, head, first), end - first, from->value_dim);
+        copy(from, to, ice_open_value(from, head, first), ice_open_value(to, head, first), end - first,
+             from->value_dim);
     }
 }

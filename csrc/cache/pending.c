@@ -4,8 +4,8 @@
 
 #include "base/memory.h"
 
-icecore_status ice_pending_begin(const ice_source *source, const ice_stack *stack, ice_open_rows *open, int64_t first, int64_t end,
-                                 ice_pending **result) {
+icecore_status ice_pending_begin(const ice_source *source, const ice_stack *stack, ice_open_rows *open, int64_t first,
+                                 int64_t end, ice_pending **result) {
     ice_pending *p = ice_alloc(1, sizeof *p);
     if (!p) return ICECORE_ERROR_MEMORY;
     memset(p, 0, sizeof *p);

@@ -70,17 +70,20 @@ static void store_triangle(const float *square, int64_t dim, float rows, float *
     *sum = rows;
 }
 
-/* Adds the queries of the tokens first .. end - 1, of one block, that are sampled: of all heads or, where that fails, of none. */
-static icecore_status add_sums(icecore_cache *c, const icecore_attention *seen, int64_t block, int64_t first, int64_t end) {
+/* Adds the queries of the tokens first .. end - 1, of one block, that are sampled: of all heads or, where that fails,
+ * of none. */
+static icecore_status add_sums(icecore_cache *c, const icecore_attention *seen, int64_t block, int64_t first,
+                               int64_t end) {
     const int64_t dim = c->options.dim, offset = seen->keys - seen->queries;
-    if (end / ICE_MOMENT_STEP == first / ICE_MOMENT_STEP) return ICECORE_OK;   /* no position that is sampled */
+    if (end / ICE_MOMENT_STEP == first / ICE_MOMENT_STEP) return ICECORE_OK; /* no position that is sampled */
     ice_query_sum *sum = own_sum(c, block);
     float *square = ice_alloc(dim * dim, sizeof *square), *added = ice_alloc(numbers_of(c), sizeof *added);
     icecore_status status = sum && square && added ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     for (int64_t h = 0; h < c->options.heads && status == ICECORE_OK; h++) {
         int64_t rows = 0;
         memset(square, 0, (size_t)(dim * dim) * sizeof *square);
-        status = ice_add_query_moments(seen, ice_active_kernels(), 0, h, first - offset, end - offset, ICE_MOMENT_STEP, square, &rows);
+        status = ice_add_query_moments(seen, ice_active_kernels(), 0, h, first - offset, end - offset, ICE_MOMENT_STEP,
+                                       square, &rows);
         if (status == ICECORE_OK) store_triangle(square, dim, (float)rows, added + h * ice_query_numbers(dim));
     }
     for (int64_t i = 0; i < numbers_of(c) && status == ICECORE_OK; i++) sum->number[i] += added[i];
@@ -138,7 +141,8 @@ static int64_t kept_step(const icecore_cache *c) {
 
 static void keep(icecore_cache *c, const icecore_attention *seen, int64_t first, int64_t end) {
     ice_cache_queries *q = &c->queries;
-    const int64_t heads = seen->query_heads, dim = c->options.dim, row = heads * dim, step = kept_step(c), offset = seen->keys - seen->queries;
+    const int64_t heads = seen->query_heads, dim = c->options.dim, row = heads * dim, step = kept_step(c),
+                  offset = seen->keys - seen->queries;
     if (first < end - q->capacity * step) first = end - q->capacity * step;
     for (int64_t position = first + (step - 1 - first % step); position < end; position += step) {
         if (q->kept == q->capacity) {
@@ -147,20 +151,29 @@ static void keep(icecore_cache *c, const icecore_attention *seen, int64_t first,
         }
         q->position[q->kept] = position;
         for (int64_t h = 0; h < heads; h++)
-            ice_load_query(seen, ice_active_kernels(), (ice_row){0, h, position - offset}, 1.0f, q->query + q->kept * row + h * dim);
+            ice_load_query(seen, ice_active_kernels(), (ice_row){0, h, position - offset}, 1.0f,
+                           q->query + q->kept * row + h * dim);
         q->kept++;
     }
 }
 
-icecore_status ice_queries_note(icecore_cache *c, icecore_dtype dtype, icecore_tensor queries, int64_t first, int64_t count) {
+icecore_status ice_queries_note(icecore_cache *c, icecore_dtype dtype, icecore_tensor queries, int64_t first,
+                                int64_t count) {
     ice_cache_queries *q = &c->queries;
     const int64_t block = c->options.block, end = first + count, start = first > q->noted ? first : q->noted;
-    const icecore_attention seen = {.dtype = dtype, .batch = 1, .query_heads = c->options.heads * q->group, .key_heads = c->options.heads,
-                                    .queries = count, .keys = end, .dim = c->options.dim, .query = queries};
+    const icecore_attention seen = {.dtype = dtype,
+                                    .batch = 1,
+                                    .query_heads = c->options.heads * q->group,
+                                    .key_heads = c->options.heads,
+                                    .queries = count,
+                                    .keys = end,
+                                    .dim = c->options.dim,
+                                    .query = queries};
     if (start >= end) return ICECORE_OK;
     /* the block that was begun before comes last: where this fails, others are forgotten whole */
     for (int64_t number = (end - 1) / block; !c->moments && number >= start / block && number >= q->first; number--) {
-        const int64_t from = number * block > start ? number * block : start, to = (number + 1) * block < end ? (number + 1) * block : end;
+        const int64_t from = number * block > start ? number * block : start,
+                      to = (number + 1) * block < end ? (number + 1) * block : end;
         icecore_status status = add_sums(c, &seen, number, from, to);
         if (status != ICECORE_OK) return status;
     }
@@ -199,7 +212,8 @@ icecore_status ice_queries_begin(icecore_cache *c, int64_t group) {
         free_heads(&new);
         return ICECORE_ERROR_MEMORY;
     }
-    for (int64_t h = 0; h < heads; h++) new.rule[h] = new.applied[h] = (ice_rule){.threshold = 1.0f, .exact = ICE_UNKNOWN};
+    for (int64_t h = 0; h < heads; h++)
+        new.rule[h] = new.applied[h] = (ice_rule){.threshold = 1.0f, .exact = ICE_UNKNOWN};
     memset(new.measured, 0, (size_t)heads * sizeof *new.measured);
     new.noted = q->noted;
     new.first = q->first;
@@ -249,7 +263,8 @@ icecore_status ice_queries_copy(const icecore_cache *from, icecore_cache *to) {
 int64_t ice_queries_bytes(const icecore_cache *c) {
     const ice_cache_queries *q = &c->queries;
     const int64_t heads = c->options.heads * q->group, rules = (int64_t)(2 * sizeof *q->rule + sizeof *q->measured);
-    int64_t bytes = heads * rules + q->capacity * (heads * c->options.dim * (int64_t)sizeof *q->query + (int64_t)sizeof *q->position);
+    int64_t bytes = heads * rules +
+                    q->capacity * (heads * c->options.dim * (int64_t)sizeof *q->query + (int64_t)sizeof *q->position);
     for (int64_t i = 0; i < q->sums; i++)
         if (q->sum[i]) bytes += numbers_of(c) * (int64_t)sizeof(float);
     return bytes;

@@ -16,14 +16,16 @@ const char *ice_cache_segment_fault(const icecore_segment *s, uint8_t *seen) {
         if (p->offset[i] >= p->offset[i + 1]) return "an empty parent";
     memset(seen, 0, (size_t)s->count);
     for (int64_t i = 0; i < s->count; i++) {
-        if (s->order[i] < 0 || s->order[i] >= s->count || seen[s->order[i]]) return "a segment's order is not a permutation";
+        if (s->order[i] < 0 || s->order[i] >= s->count || seen[s->order[i]])
+            return "a segment's order is not a permutation";
         seen[s->order[i]] = 1;
     }
     for (int64_t i = 0; i < c->count; i++)
         if (!(c->radius[i] >= 0.0f) && c->log2_weight[i] == c->log2_weight[i]) return "a radius is not a number";
     if (!ice_all_positive(s->metric, s->dim)) return "a metric is not finite and above 0";
     for (int64_t t = 0; t < s->dim; t++)
-        if (!(s->component_variance[t] >= 0.0f && s->component_variance[t] <= FLT_MAX)) return "a component's variance is not finite";
+        if (!(s->component_variance[t] >= 0.0f && s->component_variance[t] <= FLT_MAX))
+            return "a component's variance is not finite";
     return NULL;
 }
 
@@ -40,10 +42,12 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
         }
         const icecore_segment *s = level->segment;
         int64_t start = s->count > level->end - level->first ? -1 : level->end - s->count;
-        if (start < level->first || s->dim != c->options.dim || s->value_dim != c->options.value_dim || s->dtype != c->options.dtype)
+        if (start < level->first || s->dim != c->options.dim || s->value_dim != c->options.value_dim ||
+            s->dtype != c->options.dtype)
             return "a segment of another shape";
         if (start > level->first && start > skip) return "a segment lacks keys";
-        if (s->relative && (c->offset != ICE_OFFSET_LARGE || s->mean_dtype != ICECORE_FLOAT32)) return "keys less means that are not exact";
+        if (s->relative && (c->offset != ICE_OFFSET_LARGE || s->mean_dtype != ICECORE_FLOAT32))
+            return "keys less means that are not exact";
         nodes += s->cell.count + s->parent.count;
         keys += s->count;
     }
@@ -54,7 +58,8 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
     ice_stack_next_ranges(h->sealed, c->options.block, next);
     for (int i = 0; i < ICE_NEXT_RANGES; i++) {
         const ice_pending *p = h->pending[i];
-        if (p && (p->first != next[i].first || p->end != next[i].end || p->end > c->length)) return "a segment in the making is out of place";
+        if (p && (p->first != next[i].first || p->end != next[i].end || p->end > c->length))
+            return "a segment in the making is out of place";
     }
     return NULL;
 }
@@ -62,9 +67,11 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
 const char *ice_cache_structure_fault(const icecore_cache *c) {
     const int64_t first = c->sealed * c->options.block;
     if (c->length < 0 || first > c->length) return "more is sealed than there is";
-    if (c->length && (!c->open || c->open->first > first || c->open->first + c->open->capacity < c->length || c->open->filled < c->length))
+    if (c->length && (!c->open || c->open->first > first || c->open->first + c->open->capacity < c->length ||
+                      c->open->filled < c->length))
         return "open rows are missing";
-    if (c->offset == ICE_OFFSET_UNKNOWN && c->length >= ice_cache_looked_at(&c->options)) return "an offset that should be known";
+    if (c->offset == ICE_OFFSET_UNKNOWN && c->length >= ice_cache_looked_at(&c->options))
+        return "an offset that should be known";
     if (c->evicted < 0 || c->evicted > c->length) return "more is evicted than there was";
     int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
     if (sinks && (!c->sinks || c->sinks->filled < sinks)) return "sinks are missing";

@@ -10,14 +10,14 @@
 #define SUMS (ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
 
 typedef struct {
-    icecore_cache **cache;             /* forks */
+    icecore_cache **cache; /* forks */
     int64_t caches;
     int64_t *sequence, *head, *shape;
     int32_t *level;
     float *rule;
-    int64_t levels, segments, rules, sums;   /* rules, sums: numbers in all */
-    icecore_segment **segment;         /* each once */
-    float *nothing;                    /* a block's sums of no queries */
+    int64_t levels, segments, rules, sums; /* rules, sums: numbers in all */
+    icecore_segment **segment;             /* each once */
+    float *nothing;                        /* a block's sums of no queries */
     int64_t header[ICE_CACHE_HEADER];
     ice_catalogue arrays;
     icecore_array table[MOST_ARRAYS];
@@ -42,7 +42,8 @@ static icecore_status share_offset(const contents *c) {
 
 static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
     icecore_status status = ICECORE_OK;
-    for (int64_t i = 0; i < c->caches && status == ICECORE_OK; i++) status = icecore_cache_fork(caches[i], &c->cache[i]);
+    for (int64_t i = 0; i < c->caches && status == ICECORE_OK; i++)
+        status = icecore_cache_fork(caches[i], &c->cache[i]);
     if (status == ICECORE_OK) status = share_offset(c);
     for (int64_t i = 0; i < c->caches && status == ICECORE_OK; i++) {
         const int64_t heads = caches[i]->options.heads;
@@ -54,7 +55,8 @@ static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
     return status;
 }
 
-/* The number of a segment that an earlier cache has as well, or -1: forks have it at the same level of the same head. */
+/* The number of a segment that an earlier cache has as well, or -1: forks have it at the same level of the same head.
+ */
 static int32_t known(const contents *c, int64_t cache, int64_t head, int64_t level) {
     const icecore_segment *segment = c->cache[cache]->head[head].stack->level[level].segment;
     const int32_t *number = c->level;
@@ -74,8 +76,8 @@ static void number_segments(contents *c) {
     for (int64_t i = 0; i < c->caches; i++) {
         const icecore_cache *cache = c->cache[i];
         const ice_cache_queries *q = &cache->queries;
-        const int64_t own[ICE_SEQUENCE_NUMBERS] = {cache->length, cache->evicted, cache->sealed, q->group, q->known, q->last, q->renewed,
-                                                   open_sums(cache)};
+        const int64_t own[ICE_SEQUENCE_NUMBERS] = {cache->length, cache->evicted, cache->sealed, q->group,
+                                                   q->known,      q->last,        q->renewed,    open_sums(cache)};
         for (int64_t i = 0; i < cache->options.heads * q->group; i++, rule += ICE_RULE_NUMBERS) {
             const ice_rule *r = &q->rule[i];
             const float numbers[ICE_RULE_NUMBERS] = {r->threshold, r->log2_mass, (float)r->all_cells, (float)r->exact};
@@ -103,8 +105,11 @@ static void number_segments(contents *c) {
 static void list_contents(contents *c) {
     const icecore_cache_options *o = &c->cache[0]->options;
     const int64_t header[ICE_CACHE_HEADER] = {
-        [ICE_HEADER_LARGEST_SEGMENT] = ICE_LARGEST_SEGMENT, [ICE_HEADER_BLOCK] = o->block, [ICE_HEADER_CELL_SIZE] = o->cell_size,
-        [ICE_HEADER_MEANS] = ice_cache_means(c->cache[0]), [ICE_HEADER_OFFSET] = c->cache[0]->offset,
+        [ICE_HEADER_LARGEST_SEGMENT] = ICE_LARGEST_SEGMENT,
+        [ICE_HEADER_BLOCK] = o->block,
+        [ICE_HEADER_CELL_SIZE] = o->cell_size,
+        [ICE_HEADER_MEANS] = ice_cache_means(c->cache[0]),
+        [ICE_HEADER_OFFSET] = c->cache[0]->offset,
     };
     memcpy(c->header, header, sizeof header);
     c->arrays = (ice_catalogue){c->table, c->source, 0};
@@ -121,7 +126,11 @@ static void list_contents(contents *c) {
         const char type = ice_type_of(ice_open_dtype(o, c->cache[0]->offset));
         ice_enter(&c->arrays, part, ice_row_part_names[part], type, rows * o->heads * ice_part_width(o, part), NULL);
     }
-    icecore_segment none = {.dim = o->dim, .value_dim = o->value_dim, .dtype = o->dtype, .mean_dtype = ice_cache_means(c->cache[0]), .query_numbers = 1};
+    icecore_segment none = {.dim = o->dim,
+                            .value_dim = o->value_dim,
+                            .dtype = o->dtype,
+                            .mean_dtype = ice_cache_means(c->cache[0]),
+                            .query_numbers = 1};
     ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(&none, fields);
     for (int64_t f = 0; f < count; f++) fields[f].count = 0;
@@ -129,7 +138,8 @@ static void list_contents(contents *c) {
         ice_attention_fields(c->segment[n], own);
         for (int64_t f = 0; f < count; f++) fields[f].count += own[f].count;
     }
-    for (int64_t f = 0; f < count; f++) ice_enter(&c->arrays, ICE_ROW_PARTS + (int)f, fields[f].part, fields[f].type, fields[f].count, NULL);
+    for (int64_t f = 0; f < count; f++)
+        ice_enter(&c->arrays, ICE_ROW_PARTS + (int)f, fields[f].part, fields[f].type, fields[f].count, NULL);
     ice_align_catalogue(&c->arrays);
 }
 
@@ -140,7 +150,8 @@ static int give_rows(const contents *c, int part, const ice_sink *sink) {
         const ice_open_rows *rows = part < ICE_OPEN_KEYS ? cache->sinks : cache->open;
         int64_t first, count = ice_rows_of(cache, part, &first);
         for (int64_t h = 0; h < o->heads && count; h++) {
-            const void *own = part == ICE_SINK_KEYS || part == ICE_OPEN_KEYS ? ice_open_key(rows, h, first) : ice_open_value(rows, h, first);
+            const void *own = part == ICE_SINK_KEYS || part == ICE_OPEN_KEYS ? ice_open_key(rows, h, first)
+                                                                             : ice_open_value(rows, h, first);
             if (ice_give(sink, own, count * ice_part_width(o, part) * (int64_t)ice_element_size(rows->dtype))) return 1;
         }
     }
@@ -174,8 +185,8 @@ static int give_part(const void *owner, int part, const ice_sink *sink) {
 }
 
 static int same_layout(const icecore_cache_options *a, const icecore_cache_options *b) {
-    return a->heads == b->heads && a->dim == b->dim && a->value_dim == b->value_dim && a->dtype == b->dtype && a->block == b->block &&
-           a->sinks == b->sinks && a->cell_size == b->cell_size;
+    return a->heads == b->heads && a->dim == b->dim && a->value_dim == b->value_dim && a->dtype == b->dtype &&
+           a->block == b->block && a->sinks == b->sinks && a->cell_size == b->cell_size;
 }
 
 static icecore_status write_all(contents *c, icecore_cache *const *caches, icecore_write write, void *context) {
@@ -193,7 +204,8 @@ static icecore_status write_all(contents *c, icecore_cache *const *caches, iceco
     const int64_t numbers = c->cache[0]->options.heads * ice_query_numbers(c->cache[0]->options.dim);
     c->nothing = ice_alloc(numbers, sizeof *c->nothing);
     if (c->nothing) memset(c->nothing, 0, (size_t)numbers * sizeof *c->nothing);
-    if (!c->rule || !c->nothing || !c->sequence || !c->head || !c->level || !c->segment || !c->shape) return ICECORE_ERROR_MEMORY;
+    if (!c->rule || !c->nothing || !c->sequence || !c->head || !c->level || !c->segment || !c->shape)
+        return ICECORE_ERROR_MEMORY;
     number_segments(c);
     list_contents(c);
     return ice_write_catalogue(&c->arrays, write, context, give_part, c);

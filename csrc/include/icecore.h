@@ -20,27 +20,30 @@ extern "C" {
 
 typedef enum {
     ICECORE_OK = 0,
-    ICECORE_ERROR_MEMORY,      /* an allocation failed */
-    ICECORE_ERROR_VALUE,       /* an argument is outside its documented range */
-    ICECORE_ERROR_ISA,         /* this build or this machine lacks the instruction set asked for */
-    ICECORE_INTERRUPTED,       /* the interrupt check said stop */
-    ICECORE_ERROR_ABSENT,      /* an id that is not in the index */
-    ICECORE_ERROR_EXISTS,      /* an id that is in the index already */
-    ICECORE_ERROR_REPEATED,    /* an id named twice in one call */
-    ICECORE_ERROR_READ_ONLY,   /* a mapped index does not change */
-    ICECORE_ERROR_INDEX,       /* an index that names no key */
-    ICECORE_ERROR_BUSY,        /* the calling thread is at work on the same index or cache: what interrupts it (the interrupt check, a
-                                  progress callback) must not change it, nor use it while it changes */
-    ICECORE_ERROR_FORKED,      /* another thread was changing the index or cache when this process was forked: this copy of it is
-                                  lost, and is only to be freed */
-    ICECORE_ERROR_RANGE        /* a finite number that the storage's type cannot hold */
+    ICECORE_ERROR_MEMORY,    /* an allocation failed */
+    ICECORE_ERROR_VALUE,     /* an argument is outside its documented range */
+    ICECORE_ERROR_ISA,       /* this build or this machine lacks the instruction set asked for */
+    ICECORE_INTERRUPTED,     /* the interrupt check said stop */
+    ICECORE_ERROR_ABSENT,    /* an id that is not in the index */
+    ICECORE_ERROR_EXISTS,    /* an id that is in the index already */
+    ICECORE_ERROR_REPEATED,  /* an id named twice in one call */
+    ICECORE_ERROR_READ_ONLY, /* a mapped index does not change */
+    ICECORE_ERROR_INDEX,     /* an index that names no key */
+    ICECORE_ERROR_BUSY,   /* the calling thread is at work on the same index or cache: what interrupts it (the interrupt
+                             check, a progress callback) must not change it, nor use it while it changes */
+    ICECORE_ERROR_FORKED, /* another thread was changing the index or cache when this process was forked: this copy of
+                             it is lost, and is only to be freed */
+    ICECORE_ERROR_RANGE   /* a finite number that the storage's type cannot hold */
 } icecore_status;
 
-/* ICECORE_INT8 is a way to store rows in segments and caches, not a type of arguments: signed bytes, each group of 16 numbers of a row (the
- * last group may be shorter) under a scale of its own.  With m the group's largest magnitude:
- *   scale = m / 127 rounded to bfloat16,  code = number / scale rounded to the nearest integer, halves to even;  number = code * scale.
- * Errors are at most half a scale, and rounding what was so rounded changes no bit, whatever the other numbers have become a part of.
- * NaN or inf among 16 numbers makes the scale NaN, and thus NaN of all 16.  Where m / 127 is below 2^-126 all are 0. */
+/* ICECORE_INT8 is a way to store rows in segments and caches, not a type of arguments: signed bytes, each group of 16
+ * numbers of a row (the last group may be shorter) under a scale of its own.  With m the group's largest magnitude:
+ *   scale = m / 127 rounded to bfloat16
+ *   code = number / scale rounded to the nearest integer, halves to even
+ *   number = code * scale
+ * Errors are at most half a scale, and rounding what was so rounded changes no bit, whatever the other numbers have
+ * become a part of.  NaN or inf among 16 numbers makes the scale NaN, and thus NaN of all 16.  Where m / 127 is below
+ * 2^-126 all are 0. */
 typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16, ICECORE_INT8 } icecore_dtype;
 
 /* Largest width of a query, key or value row in attention. */
@@ -61,15 +64,17 @@ icecore_status icecore_isa_status(void);
 /* ICECORE_ERROR_ISA if `name` is not usable here; NULL restores the default. */
 icecore_status icecore_set_isa(const char *name);
 
-/* 1 if built with OpenMP.  Without it a call uses one thread unless it asks for more, which it then starts and ends itself; so do
- * calls in a forked process, where OpenMP's threads are missing.  No call uses more threads than it has tasks.  OpenMP ends the
- * process where the system gives it no more threads; ask for few where they are scarce. */
+/* 1 if built with OpenMP.  Without it a call uses one thread unless it asks for more, which it then starts and ends
+ * itself; so do calls in a forked process, where OpenMP's threads are missing.  No call uses more threads than it has
+ * tasks.  OpenMP ends the process where the system gives it no more threads; ask for few where they are scarce. */
 int icecore_has_openmp(void);
-/* Threads a call uses when asked for 0: the OpenMP maximum, bounded by affinity and by the least quota of the process's control groups. */
+/* Threads a call uses when asked for 0: the OpenMP maximum, bounded by affinity and by the least quota of the process's
+ * control groups. */
 int icecore_default_threads(void);
 
-/* `check` is called from the calling thread about twenty times a second while that is in calls, also where it waits for another thread; a
- * non-zero answer ends the call with ICECORE_INTERRUPTED.  NULL removes it.  Not thread safe: set it once. */
+/* `check` is called from the calling thread about twenty times a second while that is in calls, also where it waits for
+ * another thread; a non-zero answer ends the call with ICECORE_INTERRUPTED.  NULL removes it.  Not thread safe: set it
+ * once. */
 void icecore_set_interrupt_check(int (*check)(void));
 
 /* Compares every kernel of one usable instruction set against the scalar kernels on awkward shapes.  Returns the number
@@ -81,13 +86,14 @@ int icecore_selftest(const char *isa, char *report, int64_t report_size);
 /* What a file of an index or of a cache consists of. */
 typedef struct {
     char name[48];
-    char type;                   /* 'b' uint8, 'h' 16-bit float, 'i' int32, 'l' int64, 'f' float32 */
-    int64_t count;               /* elements */
+    char type;     /* 'b' uint8, 'h' 16-bit float, 'i' int32, 'l' int64, 'f' float32 */
+    int64_t count; /* elements */
     const void *data;
 } icecore_array;
-/* Is given first the table of all arrays (whose `data` mean nothing), with bytes = NULL, then the bytes of all arrays one after another, in
- * pieces.  A non-zero answer ends the call with ICECORE_INTERRUPTED. */
-typedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count);
+/* Is given first the table of all arrays (whose `data` mean nothing), with bytes = NULL, then the bytes of all arrays
+ * one after another, in pieces.  A non-zero answer ends the call with ICECORE_INTERRUPTED. */
+typedef int (*icecore_write)(void *context, const icecore_array *table, int64_t arrays, const void *bytes,
+                             int64_t count);
 
 /* ---- Attention ----------------------------------------------------------------------------------------- */
 
@@ -104,24 +110,24 @@ typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } 
  * Query head h reads key head h / (query_heads / key_heads).  Query i stands at position keys - queries + i.
  * causal: key j is visible to a query at position p when j <= p.
  * window >= 0: key j is visible only when |p - j| < window or j < sinks (and causality holds).
- * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes, finite numbers never.
- * A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse -inf.
- * NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it. */
+ * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes, finite numbers
+ * never.  A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse
+ * -inf.  NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it. */
 typedef struct {
-    icecore_dtype dtype;                 /* of query and out */
-    icecore_dtype key_dtype;             /* of key and value */
+    icecore_dtype dtype;     /* of query and out */
+    icecore_dtype key_dtype; /* of key and value */
     int64_t batch, query_heads, key_heads, queries, keys, dim, value_dim;
-    icecore_tensor query, key, value;    /* read only */
-    icecore_tensor out;                  /* must not overlap an input */
-    float *lse;                          /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
+    icecore_tensor query, key, value; /* read only */
+    icecore_tensor out;               /* must not overlap an input */
+    float *lse; /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
     float scale;
     int causal;
-    int64_t window;                      /* -1: no window */
-    int64_t sinks;                       /* first keys, visible in spite of the window (causality still holds) */
+    int64_t window; /* -1: no window */
+    int64_t sinks;  /* first keys, visible in spite of the window (causality still holds) */
     icecore_mask_kind mask_kind;
-    const void *mask;                    /* strides below, 0 where broadcast */
+    const void *mask; /* strides below, 0 where broadcast */
     int64_t mask_batch_stride, mask_head_stride, mask_row_stride, mask_key_stride;
-    int threads;                         /* 0: icecore_default_threads() */
+    int threads; /* 0: icecore_default_threads() */
 } icecore_attention;
 
 /* Exact attention, blocked, with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; the blocking of
@@ -129,15 +135,17 @@ typedef struct {
  * short query sides, batch * query_heads * queries * value_dim * 4 bytes for each split of the keys (at most 32). */
 icecore_status icecore_attend_exact(const icecore_attention *problem);
 
-/* Near/far attention: a treecode for softmax.  Sinks, the local window and the keys of opened cells count exactly, all others by means.
+/* Near/far attention: a treecode for softmax.  Sinks, the local window and the keys of opened cells count exactly, all
+ * others by means.
  *
- * Cells.  Keys are grouped in cells and these under parents (icecore_segment_build), so that keys are near one another which queries score alike:
- * the distance of two keys is sqrt(d^T M d), d their difference, M = E[q q^T] the second moments of queries.
- * moments: M of each key head.  NULL: of each segment its own, from the queries that stand at its keys (every eighth); where a call has none of
- * them, from those of its first block; not causal, from all of the call's.  Fewer than 64 rows say nothing: then from the segment's keys.
+ * Cells.  Keys are grouped in cells and these under parents (icecore_segment_build), so that keys are near one another
+ * which queries score alike: the distance of two keys is sqrt(d^T M d), d their difference, M = E[q q^T] the second
+ * moments of queries.  moments: M of each key head.  NULL: of each segment its own, from the queries that stand at its
+ * keys (every eighth); where a call has none of them, from those of its first block; not causal, from all of the
+ * call's.  Fewer than 64 rows say nothing: then from the segment's keys.
  *
- * Risk.  A cell c of n keys has for a query the scaled score z against its mean key.  Closed, it counts as n keys at its mean value: weight
- * n exp(z).  What that may be wrong by:
+ * Risk.  A cell c of n keys has for a query the scaled score z against its mean key.  Closed, it counts as n keys at
+ * its mean value: weight n exp(z).  What that may be wrong by:
  *
  *     risk = n exp(z) sqrt(exp(2 g) - 1) w,        x = scale^2 variance sum_t (q_t / metric_t)^2 component_variance_t
  *     g = x / 2                   where x <= 2 ln n:  scores of the cell are taken as normal with variance x about z
@@ -147,76 +155,82 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  *
  * (sqrt(exp(x) - 1) within a twentieth).  The last term makes the mass count as one more component of the values.
  *
- * near_keys.  Parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the cells of these, cells are opened
- * in order of risk until they hold at least near_keys; equal risks open together.
+ * near_keys.  Parents are expanded in order of risk until they hold at least 16 near_keys and 2048 keys, and of the
+ * cells of these, cells are opened in order of risk until they hold at least near_keys; equal risks open together.
  *
- * Thresholds.  A cell is opened when its risk is at least threshold |sum_j exp(z_j) value_j|, the sum being estimated from the exact keys and the
- * parents' means; a parent is expanded at 0.2 of that.
+ * Thresholds.  A cell is opened when its risk is at least threshold |sum_j exp(z_j) value_j|, the sum being estimated
+ * from the exact keys and the parents' means; a parent is expanded at 0.2 of that.
  *
- * tolerance.  The error that is asked for, of each query head and batch entry: sum |out - exact| / sum |exact| over its rows, where half the
- * relative error of the mass (the error of lse) counts as one more component of the output.  Thresholds are then measured: sampled rows are attended exactly, and of each the error is found
- * for every threshold 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus two standard errors, within the
- * tolerance.  Where none has, parents are no longer trusted and all cells are scored; where that does not help either, or costs more than exact attention, the head is
- * exact.  Causal: rows of earlier blocks measure for later ones, and rows that see fewer than three sealed blocks are exact; a row depends on no
- * later one.  Not causal: 48 rows of each head are measured
- * first.  Below a tolerance of 0.015 two to four times as many rows are measured, about 1 / tolerance.
+ * tolerance.  The error that is asked for, of each query head and batch entry: sum |out - exact| / sum |exact| over its
+ * rows, where half the relative error of the mass (the error of lse) counts as one more component of the output.
+ * Thresholds are then measured: sampled rows are attended exactly, and of each the error is found for every threshold
+ * 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus two standard errors,
+ * within the tolerance.  Where none has, parents are no longer trusted and all cells are scored; where that does not
+ * help either, or costs more than exact attention, the head is exact.  Causal: rows of earlier blocks measure for later
+ * ones, and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not causal: 48 rows
+ * of each head are measured first.  Below a tolerance of 0.015 two to four times as many rows are measured, about 1 /
+ * tolerance.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
  * Not causal: one segment over all keys past the first `sinks`, which stay exact.
  *
- * mask: a cell of which it hides every key stands for nothing; one of which it hides or biases some is opened, and of it the keys that are
- * left count; a parent above such cells is expanded.  A row opens all when the cells so opened leave it more than a sixth of the sealed
- * keys.  Reading the mask costs a look at every key for each different row of it.
+ * mask: a cell of which it hides every key stands for nothing; one of which it hides or biases some is opened, and of
+ * it the keys that are left count; a parent above such cells is expanded.  A row opens all when the cells so opened
+ * leave it more than a sixth of the sealed keys.  Reading the mask costs a look at every key for each different row of
+ * it.
  *
- * far_field = 0 is the published rule (IceFormer): of all cells those are opened, in order of risk, that hold at least `visit` keys, of
- * these the near_keys with the largest scores are kept, and all the rest is dropped.
+ * far_field = 0 is the published rule (IceFormer): of all cells those are opened, in order of risk, that hold at least
+ * `visit` keys, of these the near_keys with the largest scores are kept, and all the rest is dropped.
  *
  * Uses of icecore_attention's fields: window must be absent (-1); sinks as said here. */
 typedef struct {
-    int64_t near_keys;                   /* >= 1; used where there is neither a tolerance nor a threshold */
-    int64_t visit;                       /* used when far_field = 0; >= near_keys */
+    int64_t near_keys; /* >= 1; used where there is neither a tolerance nor a threshold */
+    int64_t visit;     /* used when far_field = 0; >= near_keys */
     int far_field;
-    float tolerance;                     /* >= 0; 0: none */
-    const float *head_tolerance;         /* NULL, or query_heads: each head's own, above 0, instead */
-    const float *head_threshold;         /* NULL, or query_heads, above 0: where measuring starts; without a tolerance they stay in force */
-    float near_price, node_price;        /* what a near key, and a cell or parent scored, cost by a key of exact attention; 0: 1 */
-    const float *moments;                /* NULL, or key_heads x dim x dim, finite */
-    int rounding;                        /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
-                                            natively (and the widths suit); sums stay in float32 */
-    int64_t block;                       /* causal: >= 1 */
-    int64_t cell_size;                   /* keys per cell, on average; >= 1 */
-    const int64_t *head_cell_size;       /* NULL, or key_heads: each key head's own, instead */
+    float tolerance;             /* >= 0; 0: none */
+    const float *head_tolerance; /* NULL, or query_heads: each head's own, above 0, instead */
+    const float *head_threshold; /* NULL, or query_heads, above 0: where measuring starts; without a tolerance they stay
+                                    in force */
+    float near_price,
+        node_price;       /* what a near key, and a cell or parent scored, cost by a key of exact attention; 0: 1 */
+    const float *moments; /* NULL, or key_heads x dim x dim, finite */
+    int rounding;      /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
+                          natively (and the widths suit); sums stay in float32 */
+    int64_t block;     /* causal: >= 1 */
+    int64_t cell_size; /* keys per cell, on average; >= 1 */
+    const int64_t *head_cell_size; /* NULL, or key_heads: each key head's own, instead */
     uint64_t seed;
-    int32_t *near_count;                 /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
-    float *captured_mass;                /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */
-    float *missed_bound;                 /* NULL, or same shape: no larger a share of the true mass (of rounded inputs, where they are
-                                            rounded) lies outside the exact keys; far_field = 1 */
-    int32_t *summaries;                  /* NULL, or same shape: cells and parents scored */
-    float *error, *standard_error;       /* NULL, or batch x query_heads: as of tolerance, of the rows that were measured before their threshold was
-                                            renewed by them; NaN where none was */
-    int32_t *error_rows;                 /* NULL, or same shape: how many they are */
-    double *seconds;                     /* NULL, or 3: spent sealing, attending, measuring, all threads together */
+    int32_t *near_count;  /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
+    float *captured_mass; /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */
+    float *missed_bound;  /* NULL, or same shape: no larger a share of the true mass (of rounded inputs, where they are
+                             rounded) lies outside the exact keys; far_field = 1 */
+    int32_t *summaries;   /* NULL, or same shape: cells and parents scored */
+    float *error, *standard_error; /* NULL, or batch x query_heads: as of tolerance, of the rows that were measured
+                                      before their threshold was renewed by them; NaN where none was */
+    int32_t *error_rows;           /* NULL, or same shape: how many they are */
+    double *seconds;               /* NULL, or 3: spent sealing, attending, measuring, all threads together */
 } icecore_near_far;
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options);
 
-/* The keys that each query attends to, as its caller chose them: query i of head key_head * group + member (group = query_heads /
- * key_heads) has the list of indices batch * batch_stride + key_head * key_head_stride + member * member_stride + i * row_stride
- * + n * index_stride, n < count.  A stride of 0 shares lists along its axis; with member_stride = 0 the query heads of a key
- * head share the copying of keys and values too. */
+/* The keys that each query attends to, as its caller chose them: query i of head key_head * group + member (group =
+ * query_heads / key_heads) has the list of indices batch * batch_stride + key_head * key_head_stride + member *
+ * member_stride + i * row_stride
+ * + n * index_stride, n < count.  A stride of 0 shares lists along its axis; with member_stride = 0 the query heads of
+ * a key head share the copying of keys and values too. */
 typedef struct {
     const void *data;
-    int is_int64;                        /* else int32 */
-    int64_t count;                       /* indices in a list, >= 0 */
+    int is_int64;  /* else int32 */
+    int64_t count; /* indices in a list, >= 0 */
     int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride;
 } icecore_indices;
 
-/* Attention to the listed keys alone.  An index of -1 is ignored, and with causality one of a key that is not visible; a
- * key that is listed twice counts twice.  Any other index outside [0, keys): ICECORE_ERROR_INDEX before any output is written, and *place becomes
- * the place of the first of them in an array of (batch, key head, member, query, n).  No row outside the keys is ever read, even if another
- * thread changes the indices meanwhile.
- * Uses of icecore_attention's fields: window and mask must be absent (-1, ICECORE_MASK_NONE).
- * Cost: batch * query_heads * queries * count * (dim + value_dim) products; extra memory under 2 MB a thread. */
+/* Attention to the listed keys alone.  An index of -1 is ignored, and with causality one of a key that is not visible;
+ * a key that is listed twice counts twice.  Any other index outside [0, keys): ICECORE_ERROR_INDEX before any output is
+ * written, and *place becomes the place of the first of them in an array of (batch, key head, member, query, n).  No
+ * row outside the keys is ever read, even if another thread changes the indices meanwhile. Uses of icecore_attention's
+ * fields: window and mask must be absent (-1, ICECORE_MASK_NONE). Cost: batch * query_heads * queries * count * (dim +
+ * value_dim) products; extra memory under 2 MB a thread. */
 icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place);
 
 /* ---- Segments ------------------------------------------------------------------------------------------ */
@@ -225,102 +239,108 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
  * number of threads may read it.  Owned by the caller until icecore_segment_free. */
 typedef struct icecore_segment icecore_segment;
 
-/* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without replacement (count
- * by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves to the mean of its keys (a Lloyd
- * step, for cells two), and the keys are assigned once more.  Empty cells vanish.  Up to 23 cells there is one parent.
- * `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied, as `storage`; means are those of what is stored, in that
- * type, of ICECORE_INT8 in float32.  moments (dim x dim, or NULL): as in icecore_near_far.
- * Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
+/* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without
+ * replacement (count by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves
+ * to the mean of its keys (a Lloyd step, for cells two), and the keys are assigned once more.  Empty cells vanish.  Up
+ * to 23 cells there is one parent. `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied,
+ * as `storage`; means are those of what is stored, in that type, of ICECORE_INT8 in float32.  moments (dim x dim, or
+ * NULL): as in icecore_near_far. Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                     const float *moments, int64_t cell_size, uint64_t seed, icecore_segment **result);
+                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
+                                     icecore_dtype storage, const float *moments, int64_t cell_size, uint64_t seed,
+                                     icecore_segment **result);
 void icecore_segment_free(icecore_segment *segment);
 
-/* Cells, or parents.  Mean keys are less the segment's centre.  Where a mean is not finite both are stored as 0.  Distances are those of keys times the
- * segment's metric. */
+/* Cells, or parents.  Mean keys are less the segment's centre.  Where a mean is not finite both are stored as 0.
+ * Distances are those of keys times the segment's metric. */
 typedef struct {
     int64_t count;
-    const int64_t *offset;               /* count + 1: cell c holds stored rows offset[c] .. offset[c + 1] - 1; a parent: cells */
-    const void *mean_key, *mean_value;   /* count x dim, count x value_dim */
-    const float *variance;               /* mean squared distance of the keys from their mean, per dimension */
-    const float *radius;                 /* largest distance of a key from the mean */
-    const float *log2_count;             /* keys */
-    const float *log2_weight;            /* log2(keys w), w as in icecore_near_far */
+    const int64_t *offset; /* count + 1: cell c holds stored rows offset[c] .. offset[c + 1] - 1; a parent: cells */
+    const void *mean_key, *mean_value; /* count x dim, count x value_dim */
+    const float *variance;             /* mean squared distance of the keys from their mean, per dimension */
+    const float *radius;               /* largest distance of a key from the mean */
+    const float *log2_count;           /* keys */
+    const float *log2_weight;          /* log2(keys w), w as in icecore_near_far */
 } icecore_nodes_view;
 
 /* Views into a segment, valid as long as it lives. */
 typedef struct {
-    icecore_dtype dtype, mean_dtype;     /* of keys and values; of means */
+    icecore_dtype dtype, mean_dtype; /* of keys and values; of means */
     int64_t count, dim, value_dim;
-    const int32_t *order;                /* count: the input row of each stored row */
-    const void *keys, *values;           /* count x dim, count x value_dim, in cell order.  ICECORE_INT8: a row is its codes, then its
-                                            scales as bfloat16, without gaps or alignment */
-    const float *metric;                 /* dim: the root of the diagonal of M, by its geometric mean, within 2^-6 of the largest; without M, that of
-                                            the keys' second moments (of up to 511 of them) */
-    const float *component_variance;     /* dim: the mean squared distance of keys from their cells' means, by that of all components; a tenth counts
-                                            as if all were alike */
-    const float *centre;                 /* dim: the mean of up to 511 keys */
+    const int32_t *order;      /* count: the input row of each stored row */
+    const void *keys, *values; /* count x dim, count x value_dim, in cell order.  ICECORE_INT8: a row is its codes, then
+                                  its scales as bfloat16, without gaps or alignment */
+    const float *metric;       /* dim: the root of the diagonal of M, by its geometric mean, within 2^-6 of the largest;
+                                  without M, that of the keys' second moments (of up to 511 of them) */
+    const float *component_variance; /* dim: the mean squared distance of keys from their cells' means, by that of all
+                                        components; a tenth counts as if all were alike */
+    const float *centre;             /* dim: the mean of up to 511 keys */
     icecore_nodes_view cell, parent;
 } icecore_segment_view;
 icecore_segment_view icecore_segment_get(const icecore_segment *segment);
 
 /* ---- Cache ----------------------------------------------------------------------------------------------- */
 
-/* Keys and values of one sequence and one layer, for decoding by near/far attention: icecore_attend_near_far with causal = 1 over all tokens
- * so far, without going through all of them.
+/* Keys and values of one sequence and one layer, for decoding by near/far attention: icecore_attend_near_far with
+ * causal = 1 over all tokens so far, without going through all of them.
  *
- * Tokens are appended in order.  The newest one to two blocks and the first `sinks` are kept as they came and attended exactly; older blocks
- * are sealed, in the same segments that icecore_attend_near_far makes of them.  The segment that the next block's queries will need
- * is built a little at each call of attend, so that no merge shows as a pause.  With ICECORE_INT8 rows are rounded when they are sealed;
- * merges round nothing again.
+ * Tokens are appended in order.  The newest one to two blocks and the first `sinks` are kept as they came and attended
+ * exactly; older blocks are sealed, in the same segments that icecore_attend_near_far makes of them.  The segment that
+ * the next block's queries will need is built a little at each call of attend, so that no merge shows as a pause.  With
+ * ICECORE_INT8 rows are rounded when they are sealed; merges round nothing again.
  *
- * Where the first 64 tokens show that keys share a large offset (some component's root mean square is 24 times what it, and what half of the
- * components, vary from token to token) storage shorter than float32 holds sealed keys less the mean of their cell, rounded anew by each
- * merge, and open rows, sinks and means as float32.
+ * Where the first 64 tokens show that keys share a large offset (some component's root mean square is 24 times what it,
+ * and what half of the components, vary from token to token) storage shorter than float32 holds sealed keys less the
+ * mean of their cell, rounded anew by each merge, and open rows, sinks and means as float32.
  *
- * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of their own, whatever
- * they share inside. */
+ * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of
+ * their own, whatever they share inside. */
 typedef struct icecore_cache icecore_cache;
 
 typedef struct {
-    int64_t heads;                       /* key heads, >= 1 */
+    int64_t heads; /* key heads, >= 1 */
     int64_t dim, value_dim;
-    icecore_dtype dtype;                 /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16, or as above */
-    int64_t near_keys;                   /* as in icecore_near_far; near_keys >= 1 or tolerance > 0 */
+    icecore_dtype dtype; /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16, or as above */
+    int64_t near_keys;   /* as in icecore_near_far; near_keys >= 1 or tolerance > 0 */
     float tolerance;
-    int64_t block, sinks, cell_size;     /* block, cell_size >= 1 */
+    int64_t block, sinks, cell_size; /* block, cell_size >= 1 */
     uint64_t seed;
-    const float *moments;                /* NULL, or heads x dim x dim: as in icecore_near_far.  Copied */
+    const float *moments; /* NULL, or heads x dim x dim: as in icecore_near_far.  Copied */
 } icecore_cache_options;
 
 icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result);
 void icecore_cache_free(icecore_cache *cache);
 
-/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's, ICECORE_ERROR_RANGE
- * where that has no finite number for a finite one.  All or nothing.
- * queries: NULL data, or those of the tokens, of query_heads heads: for the metric and for measuring, where they are not attended from the cache.
+/* Appends `count` tokens.  keys, values: (head, row) of one batch entry, of any dtype; rounded to the storage's,
+ * ICECORE_ERROR_RANGE where that has no finite number for a finite one.  All or nothing. queries: NULL data, or those
+ * of the tokens, of query_heads heads: for the metric and for measuring, where they are not attended from the cache.
  * Cost: a copy; sealing is done by the calls of attend that need it. */
-icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
-                                    icecore_tensor queries, int64_t query_heads, int64_t count);
+icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys,
+                                    icecore_tensor values, icecore_tensor queries, int64_t query_heads, int64_t count);
 
-/* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse, scale, threads; of
- * `report` near_count, captured_mass, missed_bound, summaries, error, standard_error, error_rows, head_tolerance, head_threshold.
+/* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse,
+ * scale, threads; of `report` near_count, captured_mass, missed_bound, summaries, error, standard_error, error_rows,
+ * head_tolerance, head_threshold.
  *
- * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens' queries are known a query opens all.
- * A call of at most 64 queries opens as well every cell of which one key may hold a quarter of the tolerance as its share of the mass: a mean over many
- * rows says little about the one that a fact hangs on.  May: mean score + 2.5 / sqrt(dim) scale |q / metric| radius reaches it, a cosine that a direction at
+ * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens'
+ * queries are known a query opens all. A call of at most 64 queries opens as well every cell of which one key may hold
+ * a quarter of the tolerance as its share of the mass: a mean over many rows says little about the one that a fact
+ * hangs on.  May: mean score + 2.5 / sqrt(dim) scale |q / metric| radius reaches it, a cosine that a direction at
  * random exceeds once in 160 times.
  * What was measured is kept by fork, write and map; with another number of query heads it is forgotten.
- * ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state: what it must not see is sealed already. */
-icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report);
+ * ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state: what it must not see is sealed
+ * already. */
+icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem,
+                                    const icecore_near_far *report);
 
-/* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an eighth of a block beyond
- * it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to bfloat16).  What is known of queries stays.
- * ICECORE_ERROR_VALUE when length is larger than now, or some but not all of the tokens that remain were evicted. */
+/* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an
+ * eighth of a block beyond it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to
+ * bfloat16).  What is known of queries stays. ICECORE_ERROR_VALUE when length is larger than now, or some but not all
+ * of the tokens that remain were evicted. */
 icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 
-/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.  *evicted: how
- * many are forgotten now. */
+/* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.
+ * *evicted: how many are forgotten now. */
 icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);
 /* How many would be. */
 icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable);
@@ -329,24 +349,28 @@ icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int
 icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result);
 
 typedef struct {
-    int64_t length, evicted;             /* tokens; those forgotten at the front, sinks included if they count as such */
-    int64_t first_query;                 /* queries may stand at this token and after it */
-    int64_t sealed, segments;            /* tokens in segments (of one head, sinks and evicted ones included), segments of a head */
-    int64_t open;                        /* tokens kept as they came */
-    int64_t bytes;                       /* memory held, shared parts included, mapped files not counted */
+    int64_t length, evicted; /* tokens; those forgotten at the front, sinks included if they count as such */
+    int64_t first_query;     /* queries may stand at this token and after it */
+    int64_t sealed,
+        segments;  /* tokens in segments (of one head, sinks and evicted ones included), segments of a head */
+    int64_t open;  /* tokens kept as they came */
+    int64_t bytes; /* memory held, shared parts included, mapped files not counted */
 } icecore_cache_state;
 icecore_status icecore_cache_get_state(icecore_cache *cache, icecore_cache_state *state);
 
-/* Caches of equal heads, widths, dtype, block, sinks and cell_size as named arrays, for files; each is written as it is when the call begins.
- * Segments that they share are written once.  Segments in the making are left out: they begin anew. */
+/* Caches of equal heads, widths, dtype, block, sinks and cell_size as named arrays, for files; each is written as it is
+ * when the call begins. Segments that they share are written once.  Segments in the making are left out: they begin
+ * anew. */
 icecore_status icecore_cache_write(icecore_cache *const *caches, int64_t count, icecore_write write, void *context);
-/* The caches of these arrays, `cache_count` of them; options must be those they were made with (near_keys and tolerance may differ).
- * own = 0: over the arrays themselves, which must stay as they are as long as these caches or forks of them live; the caches may be used in
- * every way all the same, since what is sealed does not change and all else is copied when it does.  own = 1: in memory of their own.
- * Every number that leads to memory is checked; ICECORE_ERROR_VALUE and a reason otherwise, and all of `caches` are NULL, as they are with
- * ICECORE_ERROR_MEMORY, where nothing is wrong with the arrays. */
-icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
-                                 icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size);
+/* The caches of these arrays, `cache_count` of them; options must be those they were made with (near_keys and tolerance
+ * may differ). own = 0: over the arrays themselves, which must stay as they are as long as these caches or forks of
+ * them live; the caches may be used in every way all the same, since what is sealed does not change and all else is
+ * copied when it does.  own = 1: in memory of their own. Every number that leads to memory is checked;
+ * ICECORE_ERROR_VALUE and a reason otherwise, and all of `caches` are NULL, as they are with ICECORE_ERROR_MEMORY,
+ * where nothing is wrong with the arrays. */
+icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count,
+                                 int own, icecore_cache **caches, int64_t cache_count, char *reason,
+                                 int64_t reason_size);
 
 /* *fault: NULL, or what is wrong with the cache (a static string). */
 icecore_status icecore_cache_validate(icecore_cache *cache, const char **fault);
@@ -355,12 +379,13 @@ icecore_status icecore_cache_validate(icecore_cache *cache, const char **fault);
 
 /* A dynamic k-NN index: Prioritized DCI (Li & Malik, arXiv 1703.00440) in one level or several, over sealed segments.
  *
- * Vectors live in slots.  The newest are in the open block and compared exactly; full blocks are sealed into segments, trees over
- * slots that never change.  Two segments of one size merge, a few rows at each insertion, while both go on serving.  A removed
- * vector's slot is marked, left out of answers, and given back when a merge leaves it out of the new segment.
+ * Vectors live in slots.  The newest are in the open block and compared exactly; full blocks are sealed into segments,
+ * trees over slots that never change.  Two segments of one size merge, a few rows at each insertion, while both go on
+ * serving.  A removed vector's slot is marked, left out of answers, and given back when a merge leaves it out of the
+ * new segment.
  *
- * Locks: any number of threads may search and read at once; whoever changes the index waits until they are done, and they for it
- * (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED). */
+ * Locks: any number of threads may search and read at once; whoever changes the index waits until they are done, and
+ * they for it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED). */
 typedef struct icecore_index icecore_index;
 
 #define ICECORE_MAX_INDEX_DIM 16384
@@ -371,12 +396,13 @@ typedef struct icecore_index icecore_index;
 typedef enum { ICECORE_INNER_PRODUCT = 0, ICECORE_SQUARED_DISTANCE } icecore_metric;
 
 typedef struct {
-    int64_t dim;                 /* 1 .. ICECORE_MAX_INDEX_DIM */
+    int64_t dim; /* 1 .. ICECORE_MAX_INDEX_DIM */
     icecore_metric metric;
-    int composites, simples;     /* composites = 0: cells are scanned in 8-bit codes; else P-DCI lists of that many simple indices */
-    int levels;                  /* 1 .. ICECORE_MAX_LEVELS: 1 keeps all vectors of a segment under its root */
-    double promotion;            /* share of a level promoted to the next, in (0, 1); 0: count^(-1 / levels) for each segment */
-    icecore_dtype dtype;         /* of storage */
+    int composites,
+        simples; /* composites = 0: cells are scanned in 8-bit codes; else P-DCI lists of that many simple indices */
+    int levels;  /* 1 .. ICECORE_MAX_LEVELS: 1 keeps all vectors of a segment under its root */
+    double promotion;    /* share of a level promoted to the next, in (0, 1); 0: count^(-1 / levels) for each segment */
+    icecore_dtype dtype; /* of storage */
     uint64_t seed;
 } icecore_index_options;
 
@@ -385,18 +411,20 @@ void icecore_index_free(icecore_index *index);
 /* Room for `count` vectors in all without further allocation of slots. */
 icecore_status icecore_index_reserve(icecore_index *index, int64_t count);
 
-/* Adds `count` rows of float32 (contiguous, finite) under ids that are neither in the index (ICECORE_ERROR_EXISTS) nor repeated
- * (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  With `replace` vectors of ids that are there are replaced.  ids = NULL:
- * counting up from next_id, and *place becomes the first of them.  All or nothing.  `progress`, or NULL, is told from time to time how
- * much of the work is done, in [0, 1]; a non-zero answer ends the call with ICECORE_INTERRUPTED.
- * Cost: amortized O(dim sqrt(n)) a vector with two levels; one vector's share of pending merges at a time. */
+/* Adds `count` rows of float32 (contiguous, finite) under ids that are neither in the index (ICECORE_ERROR_EXISTS) nor
+ * repeated (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  With `replace` vectors of ids that are there are
+ * replaced.  ids = NULL: counting up from next_id, and *place becomes the first of them.  All or nothing.  `progress`,
+ * or NULL, is told from time to time how much of the work is done, in [0, 1]; a non-zero answer ends the call with
+ * ICECORE_INTERRUPTED. Cost: amortized O(dim sqrt(n)) a vector with two levels; one vector's share of pending merges at
+ * a time. */
 typedef int (*icecore_progress)(void *context, double done);
-icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int threads,
-                                 icecore_progress progress, void *context, int64_t *place);
-/* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all, and *place becomes its own; with
- * absent_too they are passed over.  In the end *place becomes how many were removed.  Each takes a share of pending merges, as an insertion does;
- * those that a large removal makes due are done in the call. */
-icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads, int64_t *place);
+icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count,
+                                 int replace, int threads, icecore_progress progress, void *context, int64_t *place);
+/* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all, and *place
+ * becomes its own; with absent_too they are passed over.  In the end *place becomes how many were removed.  Each takes
+ * a share of pending merges, as an insertion does; those that a large removal makes due are done in the call. */
+icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too,
+                                    int threads, int64_t *place);
 /* Seals everything into one segment without removed vectors, and gives unused memory back. */
 icecore_status icecore_index_compact(icecore_index *index, int threads);
 /* Removes everything; ids start at 0 again. */
@@ -404,51 +432,58 @@ icecore_status icecore_index_clear(icecore_index *index);
 
 typedef struct {
     int64_t k;
-    int64_t visit;               /* scan mode: cells are opened in order of score until they hold this many keys that may be returned.
-                                    Lists: pops for each composite, shared out over the opened cells.  0: no bound */
-    int64_t retrieve;            /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
-    int64_t field_of_view;       /* parents kept at each level; 0: no bound */
-    int extend;                  /* scan mode in two levels: field_of_view counts for each segment by itself, and inner products then open every
-                                    other parent as well of which a key may be among the k best: the mean's score + min(1, 2.5 / sqrt(dim)) |query| radius
-                                    reaches the k-th best so far; at random a direction has so large a cosine once in 160 times */
-    int exact;                   /* compare all, in float32; the budgets are not used */
-    const int64_t *allowed;      /* NULL, or ids: all others are left out; absent ones do not matter */
+    int64_t visit; /* scan mode: cells are opened in order of score until they hold this many keys that may be returned.
+                      Lists: pops for each composite, shared out over the opened cells.  0: no bound */
+    int64_t
+        retrieve; /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
+    int64_t field_of_view; /* parents kept at each level; 0: no bound */
+    int extend; /* scan mode in two levels: field_of_view counts for each segment by itself, and inner products then
+                   open every other parent as well of which a key may be among the k best: the mean's score + min(1, 2.5
+                   / sqrt(dim)) |query| radius reaches the k-th best so far; at random a direction has so large a cosine
+                   once in 160 times */
+    int exact;  /* compare all, in float32; the budgets are not used */
+    const int64_t *allowed; /* NULL, or ids: all others are left out; absent ones do not matter */
     int64_t allowed_count;
-    const int64_t *excluded;     /* NULL, or ids that are left out */
+    const int64_t *excluded; /* NULL, or ids that are left out */
     int64_t excluded_count;
     int threads;
 } icecore_search;
 
-/* ids, scores: queries x k, best first, ties by the smaller id; places left over hold -1 and NaN.  Scores are inner products or squared
- * distances in float32.  counts: queries.  visited: NULL, or queries: vectors and means that the query was compared with.
- * queries: contiguous, finite. */
-icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count, const icecore_search *search,
-                                    int64_t *ids, float *scores, int64_t *counts, int64_t *visited);
+/* ids, scores: queries x k, best first, ties by the smaller id; places left over hold -1 and NaN.  Scores are inner
+ * products or squared distances in float32.  counts: queries.  visited: NULL, or queries: vectors and means that the
+ * query was compared with. queries: contiguous, finite. */
+icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count,
+                                    const icecore_search *search, int64_t *ids, float *scores, int64_t *counts,
+                                    int64_t *visited);
 
 /* ICECORE_ERROR_ABSENT with *place where an id is absent.  vectors: count x dim. */
-icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place);
+icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors,
+                                 int64_t *place);
 /* present[i] = 1 where ids[i] is in the index. */
 icecore_status icecore_index_contains(icecore_index *index, const int64_t *ids, int64_t count, uint8_t *present);
 typedef struct {
-    int64_t count;               /* vectors in the index */
-    int64_t removed;             /* slots that wait for a merge to give them back */
-    int64_t open;                /* vectors in the open block */
-    int64_t slots, segments, cells, merging;   /* merging: segments that a pending merge will replace */
-    int64_t next_id;             /* one above the largest id ever added, at least 0 */
-    int64_t bytes;               /* memory held, mapped files not counted */
+    int64_t count;                           /* vectors in the index */
+    int64_t removed;                         /* slots that wait for a merge to give them back */
+    int64_t open;                            /* vectors in the open block */
+    int64_t slots, segments, cells, merging; /* merging: segments that a pending merge will replace */
+    int64_t next_id;                         /* one above the largest id ever added, at least 0 */
+    int64_t bytes;                           /* memory held, mapped files not counted */
     int read_only;
 } icecore_index_state;
 icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state *state);
 /* ids of all vectors, in the order of their slots, as far as `capacity` goes; *count: how many there are. */
 icecore_status icecore_index_ids(icecore_index *index, int64_t *ids, int64_t capacity, int64_t *count);
 
-/* Checks the structure; returns ICECORE_ERROR_VALUE and a sentence in `reason` (always terminated) when something is wrong. */
+/* Checks the structure; returns ICECORE_ERROR_VALUE and a sentence in `reason` (always terminated) when something is
+ * wrong. */
 icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size);
 
-/* The index as named arrays, for files.  Pending merges are left out: they begin anew.  `write` reads alone meanwhile. */
+/* The index as named arrays, for files.  Pending merges are left out: they begin anew.  `write` reads alone meanwhile.
+ */
 icecore_status icecore_index_write(icecore_index *index, icecore_write write, void *context);
-/* An index over the arrays themselves, which must stay as they are as long as it lives: it is read only.  Every number that leads to memory
- * is checked; ICECORE_ERROR_VALUE and a reason otherwise; ICECORE_ERROR_MEMORY where nothing is wrong with the arrays. */
+/* An index over the arrays themselves, which must stay as they are as long as it lives: it is read only.  Every number
+ * that leads to memory is checked; ICECORE_ERROR_VALUE and a reason otherwise; ICECORE_ERROR_MEMORY where nothing is
+ * wrong with the arrays. */
 icecore_status icecore_index_map(const icecore_index_options *options, const icecore_array *arrays, int64_t count,
                                  icecore_index **result, char *reason, int64_t reason_size);
 /* A writable copy with memory of its own. */

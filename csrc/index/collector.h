@@ -1,6 +1,7 @@
 /* The best of many scores for each of many queries: buffers that are cut back to the best when they are full.
  *
- * Among equal scores the smaller number wins, so what is kept depends on the set of entries alone, not on their order. */
+ * Among equal scores the smaller number wins, so what is kept depends on the set of entries alone, not on their order.
+ */
 #ifndef ICE_COLLECTOR_H
 #define ICE_COLLECTOR_H
 
@@ -10,11 +11,11 @@
 
 typedef struct {
     const ice_kernels *kernels;
-    int64_t keep, capacity;    /* of each query */
-    float *scores;             /* queries x capacity */
-    int32_t *numbers;          /* what has these scores */
-    int64_t *count;            /* queries */
-    float *threshold;          /* queries: scores below are not wanted */
+    int64_t keep, capacity; /* of each query */
+    float *scores;          /* queries x capacity */
+    int32_t *numbers;       /* what has these scores */
+    int64_t *count;         /* queries */
+    float *threshold;       /* queries: scores below are not wanted */
 } ice_collector;
 
 static inline void ice_collector_clear(ice_collector *c, int64_t queries, int64_t keep) {
@@ -28,7 +29,8 @@ static inline void ice_collector_clear(ice_collector *c, int64_t queries, int64_
 /* Cuts a query back to its best. */
 static inline void ice_collector_cut(ice_collector *c, int64_t query) {
     if (c->count[query] <= c->keep) return;
-    c->threshold[query] = c->kernels->keep_largest(c->scores + query * c->capacity, c->numbers + query * c->capacity, c->count[query], c->keep);
+    c->threshold[query] = c->kernels->keep_largest(c->scores + query * c->capacity, c->numbers + query * c->capacity,
+                                                   c->count[query], c->keep);
     c->count[query] = c->keep;
 }
 

@@ -7,11 +7,13 @@
 
 int32_t *ice_index_names(const icecore_index *index) {
     int32_t *name = ice_alloc(index->slots.count, sizeof *name), next = 0;
-    for (int64_t s = 0; name && s < index->slots.count; s++) name[s] = *ice_slot_state(&index->slots, s) == ICE_SLOT_USED ? next++ : -1;
+    for (int64_t s = 0; name && s < index->slots.count; s++)
+        name[s] = *ice_slot_state(&index->slots, s) == ICE_SLOT_USED ? next++ : -1;
     return name;
 }
 
-/* Rows below node `node` of a layer that stay; before[r]: how many stay of the rows before row r.  What is below a node lies together. */
+/* Rows below node `node` of a layer that stay; before[r]: how many stay of the rows before row r.  What is below a node
+ * lies together. */
 static int32_t staying(const icecore_segment *s, const int32_t *before, int layer, int64_t node) {
     int64_t low = node, high = node + 1;
     for (; layer < s->layers; layer++) {
@@ -29,7 +31,8 @@ static void copy_layer(const icecore_segment *from, const int32_t *before, int l
     for (int64_t p = 0; p < source->parents; p++) {
         if (!staying(from, before, layer, p)) continue;
         memcpy(to->mean + parent * from->dim, source->mean + p * from->dim, width * sizeof(float));
-        if (source->radius) to->radius[parent] = source->radius[p];   /* none is farther, though the farthest may have gone */
+        if (source->radius)
+            to->radius[parent] = source->radius[p]; /* none is farther, though the farthest may have gone */
         for (int64_t c = source->offset[p]; c < source->offset[p + 1]; c++) {
             if (!staying(from, before, layer + 1, c)) continue;
             if (source->code) memcpy(to->code + child * source->stride, source->code + c * source->stride, stride);
@@ -42,7 +45,8 @@ static void copy_layer(const icecore_segment *from, const int32_t *before, int l
 }
 
 /* One composite; spare: 2 * count numbers. */
-static void copy_list(const icecore_segment *from, const int32_t *before, int composite, icecore_segment *to, uint64_t *spare) {
+static void copy_list(const icecore_segment *from, const int32_t *before, int composite, icecore_segment *to,
+                      uint64_t *spare) {
     const int simples = from->lists.simples;
     const int32_t *row = from->lists.row + composite * from->count;
     int32_t *own = to->lists.row + composite * to->count;
@@ -79,7 +83,8 @@ static int allocate(icecore_segment *s, const icecore_index_options *o) {
     return s->used != NULL;
 }
 
-static icecore_segment *without_removed(const icecore_segment *from, const icecore_index_options *o, const int32_t *before) {
+static icecore_segment *without_removed(const icecore_segment *from, const icecore_index_options *o,
+                                        const int32_t *before) {
     icecore_segment *s = ice_segment_new();
     if (!s) return NULL;
     s->count = before[from->count];

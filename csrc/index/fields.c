@@ -7,8 +7,14 @@ int64_t ice_fields_of(icecore_segment *s, const icecore_index_options *o, ice_fi
     fields[n++] = (ice_field){"order", 'i', s->count, (void **)&s->order};
     for (int i = 0; i < s->layers; i++) {
         ice_layer *layer = &s->layer[i];
-        int coded = i + 1 < s->layers || o->composites == 0, wide = i + 1 == s->layers && coded && o->metric == ICECORE_INNER_PRODUCT;
-        struct { const char *name; char type; int64_t count; void **data; } own[] = {
+        int coded = i + 1 < s->layers || o->composites == 0,
+            wide = i + 1 == s->layers && coded && o->metric == ICECORE_INNER_PRODUCT;
+        struct {
+            const char *name;
+            char type;
+            int64_t count;
+            void **data;
+        } own[] = {
             {"offset", 'l', layer->parents + 1, (void **)&layer->offset},
             {"mean", 'f', layer->parents * s->dim, (void **)&layer->mean},
             {"code", 'b', coded ? layer->children * layer->stride : 0, (void **)&layer->code},
@@ -26,7 +32,9 @@ int64_t ice_fields_of(icecore_segment *s, const icecore_index_options *o, ice_fi
         int64_t lists = (int64_t)o->composites * o->simples;
         fields[n++] = (ice_field){"lists.row", 'i', o->composites * s->count, (void **)&s->lists.row};
         fields[n++] = (ice_field){"lists.projection", 'f', lists * s->count, (void **)&s->lists.projection};
-        if (o->simples > 1) fields[n++] = (ice_field){"lists.sorted", 'f', (lists - o->composites) * s->count, (void **)&s->lists.sorted};
+        if (o->simples > 1)
+            fields[n++] =
+                (ice_field){"lists.sorted", 'f', (lists - o->composites) * s->count, (void **)&s->lists.sorted};
     }
     return n;
 }

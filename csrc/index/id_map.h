@@ -5,8 +5,8 @@
 #include "index/slots.h"
 
 typedef struct {
-    int32_t *table;            /* capacity places: slot + 1, or 0 */
-    int64_t capacity, count;   /* capacity: 0 or a power of two */
+    int32_t *table;          /* capacity places: slot + 1, or 0 */
+    int64_t capacity, count; /* capacity: 0 or a power of two */
 } ice_id_map;
 
 /* Room for `count` ids in all. */

@@ -21,7 +21,8 @@ static int make_directions(icecore_index *index) {
         float *direction = index->directions + r * width;
         double squared = 0.0;
         for (int64_t t = 0; t < width; t++) {
-            double a = ((double)(ice_random(&state) >> 11) + 1.0) * 0x1p-53, b = (double)(ice_random(&state) >> 11) * 0x1p-53;
+            double a = ((double)(ice_random(&state) >> 11) + 1.0) * 0x1p-53,
+                   b = (double)(ice_random(&state) >> 11) * 0x1p-53;
             double x = sqrt(-2.0 * log(a)) * cos(6.283185307179586 * b);
             direction[t] = (float)x;
             squared += x * x;
@@ -40,7 +41,9 @@ icecore_status icecore_index_create(const icecore_index_options *o, icecore_inde
     if (!index) return ICECORE_ERROR_MEMORY;
     memset(index, 0, sizeof *index);
     index->options = *o;
-    index->slots = (ice_slots){.dim = o->dim, .dtype = o->dtype, .owned = 1,
+    index->slots = (ice_slots){.dim = o->dim,
+                               .dtype = o->dtype,
+                               .owned = 1,
                                .row_bytes = (size_t)o->dim * (o->dtype == ICECORE_FLOAT32 ? 4 : 2)};
     ice_lock_begin(&index->lock);
     if (!make_directions(index)) {
@@ -62,7 +65,7 @@ void ice_index_drop_contents(icecore_index *index) {
 }
 
 void icecore_index_free(icecore_index *index) {
-    if (!index || index->lock.is_lost) return;   /* what is in no known state is left alone */
+    if (!index || index->lock.is_lost) return; /* what is in no known state is left alone */
     ice_index_drop_contents(index);
     ice_free(index->directions);
     ice_lock_end(&index->lock);
@@ -97,19 +100,21 @@ icecore_status icecore_index_reserve(icecore_index *index, int64_t count) {
 /* ---- Adding ---- */
 
 /* A build in steps that are told to `progress`. */
-static icecore_status build(ice_tree_builder *builder, int64_t whole, int threads, icecore_progress progress, void *context) {
+static icecore_status build(ice_tree_builder *builder, int64_t whole, int threads, icecore_progress progress,
+                            void *context) {
     for (int64_t done = 0; !ice_tree_done(builder);) {
         int64_t step = progress ? whole / 64 + 1 : INT64_MAX, work = step;
         icecore_status status = ice_tree_step(builder, &work, threads);
         if (status != ICECORE_OK) return status;
         done += step - work;
-        if (progress && progress(context, done < whole ? (double)done / (double)whole : 1.0)) return ICECORE_INTERRUPTED;
+        if (progress && progress(context, done < whole ? (double)done / (double)whole : 1.0))
+            return ICECORE_INTERRUPTED;
     }
     return ICECORE_OK;
 }
 
-icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, icecore_progress progress, void *context,
-                              icecore_segment **segment) {
+icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads,
+                              icecore_progress progress, void *context, icecore_segment **segment) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const ice_slot_rows rows = {kernels, &index->slots, slot};
@@ -139,10 +144,10 @@ static void leave(icecore_index *index, const int32_t *slot, const int32_t *old,
     }
 }
 
-/* Takes slots for the new vectors and enters their ids; old: the slots that had these ids, now marked as removed, or -1.  On failure everything is
- * as before. */
-static icecore_status enter(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int32_t *slot,
-                            int32_t *old, int64_t *place) {
+/* Takes slots for the new vectors and enters their ids; old: the slots that had these ids, now marked as removed, or
+ * -1.  On failure everything is as before. */
+static icecore_status enter(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace,
+                            int32_t *slot, int32_t *old, int64_t *place) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const int64_t dim = index->options.dim;
@@ -233,11 +238,13 @@ static icecore_status put(icecore_index *index, const addition *a, int32_t *slot
 
 static icecore_status add(icecore_index *index, const addition *a, int64_t *place) {
     if (a->count == 0) return ICECORE_OK;
-    icecore_status status = ice_merge_step(index, ICE_SHARES_TO_ADD * a->count, a->count < ICE_OPEN_BLOCK ? 1 : a->threads);
+    icecore_status status =
+        ice_merge_step(index, ICE_SHARES_TO_ADD * a->count, a->count < ICE_OPEN_BLOCK ? 1 : a->threads);
     if (status != ICECORE_OK) return status;
     if (ice_interrupted()) return ICECORE_INTERRUPTED;
     ice_merge_settle(index);
-    if (index->open_count + a->count >= ICE_OPEN_BLOCK && !ice_index_has_room(index)) return ICECORE_ERROR_MEMORY;   /* for merges, all along */
+    if (index->open_count + a->count >= ICE_OPEN_BLOCK && !ice_index_has_room(index))
+        return ICECORE_ERROR_MEMORY; /* for merges, all along */
     int32_t *slot = ice_alloc(index->open_count + a->count, sizeof *slot), *old = ice_alloc(a->count, sizeof *old);
     status = slot && old ? put(index, a, slot, old, place) : ICECORE_ERROR_MEMORY;
     ice_free(slot);
@@ -257,8 +264,8 @@ static icecore_status add_counting(icecore_index *index, addition a, int64_t *fi
     return status;
 }
 
-icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int threads,
-                                 icecore_progress progress, void *context, int64_t *place) {
+icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count,
+                                 int replace, int threads, icecore_progress progress, void *context, int64_t *place) {
     const addition a = {vectors, ids, count, replace, threads, progress, context};
     icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
@@ -279,7 +286,8 @@ static icecore_status enter_mapped_ids(icecore_index *index) {
             if (index->sealed[n].segment) ice_index_enter_cells(index, n);
     }
     for (int64_t s = 0; status == ICECORE_OK && index->map.count != index->used; s++) {
-        if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED) ice_id_map_insert(&index->map, &index->slots, (int32_t)s);
+        if (*ice_slot_state(&index->slots, s) == ICE_SLOT_USED)
+            ice_id_map_insert(&index->map, &index->slots, (int32_t)s);
         if (s % ICE_UNASKED == 0 && ice_interrupted()) status = ICECORE_INTERRUPTED;
     }
     if (status != ICECORE_OK) ice_id_map_end(&index->map);
@@ -295,7 +303,8 @@ icecore_status ice_index_lookup_lock(icecore_index *index) {
     return status == ICECORE_OK ? ice_lock_read(&index->lock) : status;
 }
 
-icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors, int64_t *place) {
+icecore_status icecore_index_get(icecore_index *index, const int64_t *ids, int64_t count, float *vectors,
+                                 int64_t *place) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     icecore_status status = ice_index_lookup_lock(index);
@@ -333,7 +342,8 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
         .slots = index->slots.count,
         .next_id = index->next_id,
         .read_only = index->read_only,
-        .bytes = (int64_t)sizeof *index + ice_slots_bytes(&index->slots) + index->map.capacity * (int64_t)sizeof(int32_t) +
+        .bytes = (int64_t)sizeof *index + ice_slots_bytes(&index->slots) +
+                 index->map.capacity * (int64_t)sizeof(int32_t) +
                  (index->directions ? (int64_t)o->composites * o->simples * (o->dim + 1) * (int64_t)sizeof(float) : 0),
     };
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
@@ -346,7 +356,8 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
     }
     for (int m = 0; m < ICE_MOST_MERGES; m++)
         if (index->merge[m].builder)
-            state.bytes += (index->merge[m].slot ? index->merge[m].count * (int64_t)sizeof(int32_t) : 0) + ice_tree_bytes(index->merge[m].builder);
+            state.bytes += (index->merge[m].slot ? index->merge[m].count * (int64_t)sizeof(int32_t) : 0) +
+                           ice_tree_bytes(index->merge[m].builder);
     ice_unlock(&index->lock);
     *result = state;
     return ICECORE_OK;

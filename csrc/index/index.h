@@ -10,25 +10,26 @@
 
 /* Vectors that are compared exactly before they are sealed. */
 #define ICE_OPEN_BLOCK 1024
-/* Numbers of segments fit a byte.  Two or three of each size class exist at a time; more where there is no memory to merge, or in a file that
- * somebody else made: one may hold half of the numbers, so that there is room to go on from it. */
+/* Numbers of segments fit a byte.  Two or three of each size class exist at a time; more where there is no memory to
+ * merge, or in a file that somebody else made: one may hold half of the numbers, so that there is room to go on from
+ * it. */
 #define ICE_MOST_SEGMENTS 200
 #define ICE_MOST_SAVED_SEGMENTS (ICE_MOST_SEGMENTS / 2)
 #define ICE_MOST_MERGES 48
 
 typedef struct {
-    icecore_segment *segment;  /* NULL: the number is free.  Its order holds slots */
-    int64_t removed;           /* of its slots */
-    int merging;               /* a merge reads it */
+    icecore_segment *segment; /* NULL: the number is free.  Its order holds slots */
+    int64_t removed;          /* of its slots */
+    int merging;              /* a merge reads it */
 } ice_sealed;
 
 /* Segments on their way to become one.  They serve until it is done. */
 typedef struct {
     ice_tree_builder *builder; /* NULL: free */
     ice_slot_rows rows;
-    int32_t *slot;             /* what was not removed when it began; NULL once the builder knows the rows as slots */
-    int64_t count, work;       /* slots; row visits in all */
-    int64_t owed;              /* visits not yet made, or made ahead (negative) */
+    int32_t *slot;       /* what was not removed when it began; NULL once the builder knows the rows as slots */
+    int64_t count, work; /* slots; row visits in all */
+    int64_t owed;        /* visits not yet made, or made ahead (negative) */
     uint8_t from[ICE_MOST_SEGMENTS];
     int from_count;
 } ice_merge;
@@ -36,13 +37,13 @@ typedef struct {
 struct icecore_index {
     ice_lock lock;
     icecore_index_options options;
-    float *directions;         /* of the P-DCI lists; NULL without */
+    float *directions; /* of the P-DCI lists; NULL without */
     ice_slots slots;
-    ice_id_map map;            /* of a mapped index: empty until first needed */
-    int64_t used;              /* vectors in the index */
-    int64_t removed;           /* slots that a segment still names */
+    ice_id_map map;  /* of a mapped index: empty until first needed */
+    int64_t used;    /* vectors in the index */
+    int64_t removed; /* slots that a segment still names */
     int64_t next_id;
-    uint64_t seals;            /* segments ever built: part of each one's seed */
+    uint64_t seals; /* segments ever built: part of each one's seed */
     int32_t open[ICE_OPEN_BLOCK];
     int64_t open_count;
     ice_sealed sealed[ICE_MOST_SEGMENTS];
@@ -51,13 +52,15 @@ struct icecore_index {
 };
 
 /* Vectors of a segment that are not removed. */
-static inline int64_t ice_used_in(const ice_sealed *sealed) { return sealed->segment ? sealed->segment->count - sealed->removed : 0; }
+static inline int64_t ice_used_in(const ice_sealed *sealed) {
+    return sealed->segment ? sealed->segment->count - sealed->removed : 0;
+}
 
 /* ---- index.c ---- */
 
 /* A segment over these slots, whose count is at least 1; its order holds slots. */
-icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads, icecore_progress progress, void *context,
-                              icecore_segment **segment);
+icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads,
+                              icecore_progress progress, void *context, icecore_segment **segment);
 /* All that clear takes out. */
 void ice_index_drop_contents(icecore_index *index);
 
@@ -65,21 +68,23 @@ void ice_index_drop_contents(icecore_index *index);
 
 /* Begins the merges that the sizes of the segments ask for.  One for which there is no memory is left for later. */
 void ice_merge_begin_due(icecore_index *index);
-/* Goes on with each merge by `shares`, the work of so many of its vectors; ICECORE_INTERRUPTED, or a merge that failed goes on later.  No
- * segment changes. */
+/* Goes on with each merge by `shares`, the work of so many of its vectors; ICECORE_INTERRUPTED, or a merge that failed
+ * goes on later.  No segment changes. */
 icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads);
-/* Puts what is merged in force, moves the last vectors of a worn segment to the open block, drops segments without vectors, begins what is
- * due. */
+/* Puts what is merged in force, moves the last vectors of a worn segment to the open block, drops segments without
+ * vectors, begins what is due. */
 void ice_merge_settle(icecore_index *index);
-/* Shares for a vector that comes, and for one that goes.  A segment is built anew when a third of it is removed; a sixth later that is done: half of the
- * vectors in a segment are there at any time. */
+/* Shares for a vector that comes, and for one that goes.  A segment is built anew when a third of it is removed; a
+ * sixth later that is done: half of the vectors in a segment are there at any time. */
 #define ICE_SHARES_TO_ADD 2
 #define ICE_SHARES_TO_REMOVE 4
 /* Ends all merges without a result. */
 void ice_merge_drop_all(icecore_index *index);
 /* The plan of a segment over rows of this index, seeded by their number. */
-ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count);
-/* Whether one more segment may be sealed: a number stays free for what a merge leads to, which is adopted before its parts are dropped. */
+ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows,
+                             int64_t count);
+/* Whether one more segment may be sealed: a number stays free for what a merge leads to, which is adopted before its
+ * parts are dropped. */
 int ice_index_has_room(const icecore_index *index);
 /* Puts a built segment in force: the slots in its order learn where they are.  There must be a free number. */
 void ice_index_adopt(icecore_index *index, icecore_segment *segment);

@@ -24,7 +24,8 @@ static void check_segment(ice_reader *r, const icecore_segment *s, int number, c
         for (int64_t c = 0; c < s->cells && !r->failed; c++)
             for (int64_t i = s->offset[c]; i < s->offset[c + 1] && !r->failed; i++) {
                 int32_t row = s->lists.row[l * s->count + i];
-                if (row < s->offset[c] || row >= s->offset[c + 1]) ice_refuse(r, name, "has a list that leaves its cell");
+                if (row < s->offset[c] || row >= s->offset[c + 1])
+                    ice_refuse(r, name, "has a list that leaves its cell");
             }
 }
 
@@ -50,7 +51,8 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
     char name[48];
     const icecore_index_options *o = &index->options;
     snprintf(name, sizeof name, "segment%d.shape", number);
-    if (shape_count < 3 || shape[1] != o->levels || shape_count != 2 + shape[1] || shape[0] < 1 || shape[0] > INT32_MAX || shape[2] != 1) {
+    if (shape_count < 3 || shape[1] != o->levels || shape_count != 2 + shape[1] || shape[0] < 1 ||
+        shape[0] > INT32_MAX || shape[2] != 1) {
         ice_refuse(r, name, "is not a shape of this index");
         return;
     }
@@ -96,7 +98,8 @@ static void map_slots(ice_reader *r, icecore_index *index, int64_t count) {
     ice_slots *slots = &index->slots;
     slots->owned = 0;
     const icecore_array *vectors = ice_find(r, "vectors", ice_type_of(slots->dtype), count * slots->dim);
-    const icecore_array *ids = ice_find(r, "ids", 'l', count), *state = ice_find(r, "state", 'b', count), *home = ice_find(r, "home", 'b', count);
+    const icecore_array *ids = ice_find(r, "ids", 'l', count), *state = ice_find(r, "state", 'b', count),
+                        *home = ice_find(r, "home", 'b', count);
     if (r->failed) return;
     int64_t chunks = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;
     slots->chunk = ice_alloc(chunks, sizeof *slots->chunk);
@@ -138,7 +141,8 @@ static void map_all(ice_reader *r, icecore_index *index) {
     index->open_count = h[4];
     if (h[4]) memcpy(index->open, open->data, (size_t)h[4] * sizeof *index->open);
     for (int64_t i = 0; i < h[4]; i++)
-        if (index->open[i] < 0 || index->open[i] >= index->slots.count) ice_refuse(r, "open", "names a slot that does not exist");
+        if (index->open[i] < 0 || index->open[i] >= index->slots.count)
+            ice_refuse(r, "open", "names a slot that does not exist");
     int segments = 0;
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
         for (int64_t i = 0; i < r->count && !r->failed; i++) {
@@ -146,7 +150,8 @@ static void map_all(ice_reader *r, icecore_index *index) {
             snprintf(name, sizeof name, "segment%d.shape", n);
             if (strcmp(r->arrays[i].name, name) != 0) continue;
             const icecore_array *shape = ice_find(r, name, 'l', -1);
-            if (++segments > ICE_MOST_SAVED_SEGMENTS) ice_refuse(r, "the file", "holds more segments than an index ever has");
+            if (++segments > ICE_MOST_SAVED_SEGMENTS)
+                ice_refuse(r, "the file", "holds more segments than an index ever has");
             else if (shape) map_segment(r, index, n, shape->data, shape->count);
         }
     if (!r->failed && r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to an index");

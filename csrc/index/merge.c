@@ -1,7 +1,8 @@
 /* Merging segments beside the work: a log-structured merge whose steps ride on insertions and removals.
  *
- * Segments of one size class (powers of two of the open block) merge as soon as there are two.  A merge of n vectors gets two
- * vectors' share of its work with every insertion, so it ends within n / 2 of them, before the next two of its class can have come. */
+ * Segments of one size class (powers of two of the open block) merge as soon as there are two.  A merge of n vectors
+ * gets two vectors' share of its work with every insertion, so it ends within n / 2 of them, before the next two of its
+ * class can have come. */
 #include <string.h>
 
 #include "base/memory.h"
@@ -16,7 +17,8 @@ static int size_class(const ice_sealed *sealed) {
     return class;
 }
 
-ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows, int64_t count) {
+ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kernels, const ice_slot_rows *rows,
+                             int64_t count) {
     const icecore_index_options *o = &index->options;
     return (ice_tree_plan){
         .kernels = kernels,
@@ -49,7 +51,8 @@ void ice_index_adopt(icecore_index *index, icecore_segment *segment) {
 void ice_index_enter_cells(icecore_index *index, int number) {
     const icecore_segment *segment = index->sealed[number].segment;
     for (int64_t c = 0; c < segment->cells; c++)
-        for (int64_t i = segment->offset[c]; i < segment->offset[c + 1]; i++) *ice_slot_cell(&index->slots, segment->order[i]) = (int32_t)c;
+        for (int64_t i = segment->offset[c]; i < segment->offset[c + 1]; i++)
+            *ice_slot_cell(&index->slots, segment->order[i]) = (int32_t)c;
 }
 
 int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segment) {
@@ -67,7 +70,8 @@ void ice_index_drop(icecore_index *index, int number) {
     icecore_segment *segment = index->sealed[number].segment;
     for (int64_t i = 0; i < segment->count; i++) {
         int32_t slot = segment->order[i];
-        if (*ice_slot_home(&index->slots, slot) != number || *ice_slot_state(&index->slots, slot) != ICE_SLOT_REMOVED) continue;
+        if (*ice_slot_home(&index->slots, slot) != number || *ice_slot_state(&index->slots, slot) != ICE_SLOT_REMOVED)
+            continue;
         ice_slots_give(&index->slots, slot);
         index->removed--;
     }
@@ -100,7 +104,8 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     for (int i = 0; i < from_count; i++) {
         const icecore_segment *segment = index->sealed[from[i]].segment;
         for (int64_t j = 0; j < segment->count; j++)
-            if (*ice_slot_state(&index->slots, segment->order[j]) == ICE_SLOT_USED) merge->slot[merge->count++] = segment->order[j];
+            if (*ice_slot_state(&index->slots, segment->order[j]) == ICE_SLOT_USED)
+                merge->slot[merge->count++] = segment->order[j];
     }
     merge->rows = (ice_slot_rows){kernels, &index->slots, merge->slot};
     ice_tree_plan plan = ice_index_plan(index, kernels, &merge->rows, merge->count);
@@ -115,7 +120,9 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     for (int i = 0; i < from_count; i++) index->sealed[from[i]].merging = 1;
 }
 
-static int is_worn(const ice_sealed *sealed) { return (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count; }
+static int is_worn(const ice_sealed *sealed) {
+    return (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count;
+}
 
 /* Whether a segment with much removed fits into the open block, where few vectors belong. */
 static int fits_open_block(const icecore_index *index, const ice_sealed *sealed) {
@@ -167,7 +174,7 @@ icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads)
         icecore_status status = ice_tree_step(merge->builder, &work, threads);
         if (status == ICECORE_INTERRUPTED) return status;
         merge->owed = work;
-        if (merge->slot && ice_tree_rename(merge->builder, merge->slot)) {   /* one array the less */
+        if (merge->slot && ice_tree_rename(merge->builder, merge->slot)) { /* one array the less */
             ice_free(merge->slot);
             merge->rows.slot = merge->slot = NULL;
         }

@@ -1,4 +1,5 @@
-/* Removing vectors.  Their ids go at once; a slot that a segment names is marked and given back when the segment is built anew. */
+/* Removing vectors.  Their ids go at once; a slot that a segment names is marked and given back when the segment is
+ * built anew. */
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "index/index.h"
@@ -13,7 +14,8 @@ void ice_index_count_removed(icecore_index *index, int32_t slot, int change) {
 static void mark(icecore_index *index, const int32_t *slot, int64_t count, int removed) {
     for (int64_t i = 0; i < count; i++) {
         *ice_slot_state(&index->slots, slot[i]) = removed ? ICE_SLOT_REMOVED : ICE_SLOT_USED;
-        if (*ice_slot_home(&index->slots, slot[i]) != ICE_HOME_OPEN) ice_index_count_removed(index, slot[i], removed ? 1 : -1);
+        if (*ice_slot_home(&index->slots, slot[i]) != ICE_HOME_OPEN)
+            ice_index_count_removed(index, slot[i], removed ? 1 : -1);
     }
 }
 
@@ -24,9 +26,10 @@ static void leave_open_block(icecore_index *index, int32_t slot) {
     ice_slots_give(&index->slots, slot);
 }
 
-/* The slots of ids, marked; *found: how many.  Where an id is at fault none is marked in the end, and *place says which. */
-static icecore_status find(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int32_t *slot, int64_t *found,
-                           int64_t *place) {
+/* The slots of ids, marked; *found: how many.  Where an id is at fault none is marked in the end, and *place says
+ * which. */
+static icecore_status find(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int32_t *slot,
+                           int64_t *found, int64_t *place) {
     *found = 0;
     for (int64_t i = 0; i < count; i++) {
         int32_t own = ice_id_map_find(&index->map, &index->slots, ids[i]);
@@ -43,7 +46,8 @@ static icecore_status find(icecore_index *index, const int64_t *ids, int64_t cou
     return ICECORE_OK;
 }
 
-static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads, int64_t *place) {
+static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads,
+                               int64_t *place) {
     int64_t found;
     int32_t *slot = ice_alloc(count, sizeof *slot);
     if (!slot) return ICECORE_ERROR_MEMORY;
@@ -55,7 +59,7 @@ static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t
         if (status == ICECORE_OK && ice_interrupted()) status = ICECORE_INTERRUPTED;
         if (status != ICECORE_OK) {
             mark(index, slot, found, 0);
-            ice_merge_drop_all(index);   /* those begun here have left the slots out */
+            ice_merge_drop_all(index); /* those begun here have left the slots out */
             ice_merge_begin_due(index);
         }
     }
@@ -72,7 +76,8 @@ static icecore_status take_out(icecore_index *index, const int64_t *ids, int64_t
     return status;
 }
 
-icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads, int64_t *place) {
+icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too,
+                                    int threads, int64_t *place) {
     icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
     *place = 0;

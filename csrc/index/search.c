@@ -1,5 +1,5 @@
-/* Searching, for chunks of queries at a time.  A chunk goes down the tree, keeping the best parents of each layer, at the end the best keys;
- * those are compared exactly. */
+/* Searching, for chunks of queries at a time.  A chunk goes down the tree, keeping the best parents of each layer, at
+ * the end the best keys; those are compared exactly. */
 #include <math.h>
 #include <string.h>
 
@@ -9,7 +9,8 @@
 #include "segment/frame.h"
 #include "segment/lists.h"
 
-/* Queries of a chunk: enough that a panel of those which open one cell is full, few enough to share between threads and to fit a cache. */
+/* Queries of a chunk: enough that a panel of those which open one cell is full, few enough to share between threads and
+ * to fit a cache. */
 #define MOST_CHUNK 4096
 /* Memory of a chunk's collector that is not exceeded while a chunk has more than a panel of queries. */
 #define MOST_COLLECTOR ((int64_t)32 << 20)
@@ -17,7 +18,7 @@
 #define SLACK 64
 
 typedef struct {
-    char *memory;              /* NULL: only measured */
+    char *memory; /* NULL: only measured */
     size_t used;
 } arena;
 
@@ -33,7 +34,8 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     const icecore_index_options *o = &call->index->options;
     const int64_t chunk = call->chunk, stride = w->stride = (o->dim + 3) & ~(int64_t)3;
     int64_t parents = 1;
-    for (int i = 0; i < call->forest.layers; i++) parents = ice_most(parents, call->forest.first[i][call->forest.segments]);
+    for (int i = 0; i < call->forest.layers; i++)
+        parents = ice_most(parents, call->forest.first[i][call->forest.segments]);
     const int64_t listed = o->composites ? call->forest.largest_cell : 0;
     w->collector.capacity = call->capacity;
     w->collector.kernels = call->kernels;
@@ -63,15 +65,16 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->bias = take(&a, ICE_KEY_BLOCK, sizeof(float));
     w->framed = take(&a, o->dim, sizeof(float));
     w->candidates = take(&a, listed * o->composites, sizeof(int32_t));
-    w->spare = take(&a, ice_most(ice_most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity), sizeof(uint64_t));
+    w->spare = take(&a, ice_most(ice_most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
+                    sizeof(uint64_t));
     w->final_scores = take(&a, call->capacity, sizeof(float));
     w->final_slots = take(&a, call->capacity, sizeof(int32_t));
     w->rank = take(&a, call->capacity, sizeof(int32_t));
     return a.used;
 }
 
-/* Inner products of one query keep their order whatever it is multiplied by: its largest component becomes 2^-16, so that no sum over components
- * overflows.  Squared distances are all taken on one scale. */
+/* Inner products of one query keep their order whatever it is multiplied by: its largest component becomes 2^-16, so
+ * that no sum over components overflows.  Squared distances are all taken on one scale. */
 static void scale_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const int64_t dim = call->index->options.dim;
@@ -123,7 +126,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
         if (f->segments) ice_pick_all(&w, 0);
         for (int layer = 0; f->segments && layer + 1 < f->layers; layer++) {
             const int64_t below = f->first[layer + 1][f->segments];
-            const int by_number = call->search->visit == 0 && !call->allowed;   /* each parent counts as one */
+            const int by_number = call->search->visit == 0 && !call->allowed; /* each parent counts as one */
             if (by_number && below <= call->keep_nodes) {
                 ice_pick_all(&w, layer + 1);
                 continue;
@@ -150,14 +153,15 @@ static void find_forest(const icecore_index *index, ice_forest *f) {
         if (ice_used_in(&index->sealed[n])) f->segment[f->segments++] = index->sealed[n].segment;
     f->layers = index->options.levels;
     for (int layer = 0; layer < f->layers; layer++)
-        for (int n = 0; n < f->segments; n++) f->first[layer][n + 1] = f->first[layer][n] + f->segment[n]->layer[layer].parents;
+        for (int n = 0; n < f->segments; n++)
+            f->first[layer][n + 1] = f->first[layer][n] + f->segment[n]->layer[layer].parents;
     for (int n = 0; n < f->segments; n++)
         for (int64_t c = 0; c < f->segment[n]->cells; c++)
             f->largest_cell = ice_most(f->largest_cell, f->segment[n]->offset[c + 1] - f->segment[n]->offset[c]);
 }
 
-/* The scale of squared distances: the segments' least, since it is the largest distances that must not overflow; without segments, of the open
- * block. */
+/* The scale of squared distances: the segments' least, since it is the largest distances that must not overflow;
+ * without segments, of the open block. */
 static icecore_status find_scale(ice_search_call *call) {
     const icecore_index *index = call->index;
     const ice_forest *f = &call->forest;
@@ -168,7 +172,8 @@ static icecore_status find_scale(ice_search_call *call) {
     float *row = ice_alloc(index->options.dim, sizeof *row);
     if (!row) return ICECORE_ERROR_MEMORY;
     const ice_slot_rows open = {call->kernels, &index->slots, index->open};
-    const ice_rows rows = {.read = ice_read_slot_row, .context = &open, .count = index->open_count, .dim = index->options.dim};
+    const ice_rows rows = {
+        .read = ice_read_slot_row, .context = &open, .count = index->open_count, .dim = index->options.dim};
     call->scale = ice_frame_scale(&rows, NULL, row);
     ice_free(row);
     return ICECORE_OK;
@@ -185,7 +190,8 @@ static void plan_search(ice_search_call *call, int threads) {
     for (int i = 0; i < f->layers; i++) parents = ice_most(parents, f->first[i][f->segments]);
     /* parents that hold few that are allowed count for little, so that any number may be needed */
     call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_least(s->field_of_view, parents) : parents;
-    call->nodes = call->own_views ? parents : ice_most(call->keep_nodes, f->segments);   /* every segment's root is picked */
+    call->nodes =
+        call->own_views ? parents : ice_most(call->keep_nodes, f->segments); /* every segment's root is picked */
     /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
     int64_t margin = s->k + s->k / 4 + 8;
     call->keep = lists ? s->k : call->exact ? margin : ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);
@@ -212,19 +218,30 @@ static icecore_status search_locked(ice_search_call *call) {
     if (status != ICECORE_OK) return status;
     plan_search(call, threads);
     ice_search_space unused;
-    return ice_parallel_for((call->count + call->chunk - 1) / call->chunk, threads, lay_out(call, NULL, &unused), search_chunk, call);
+    return ice_parallel_for((call->count + call->chunk - 1) / call->chunk, threads, lay_out(call, NULL, &unused),
+                            search_chunk, call);
 }
 
-icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count, const icecore_search *search, int64_t *ids,
-                                    float *scores, int64_t *counts, int64_t *visited) {
-    if (search->k < 1 || search->visit < 0 || search->retrieve < 0 || search->field_of_view < 0) return ICECORE_ERROR_VALUE;
+icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count,
+                                    const icecore_search *search, int64_t *ids, float *scores, int64_t *counts,
+                                    int64_t *visited) {
+    if (search->k < 1 || search->visit < 0 || search->retrieve < 0 || search->field_of_view < 0)
+        return ICECORE_ERROR_VALUE;
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     ice_search_call *call = ice_alloc(1, sizeof *call);
     if (!call) return ICECORE_ERROR_MEMORY;
-    *call = (ice_search_call){.index = index, .kernels = kernels, .search = search, .queries = queries, .count = count,
-                          .ids = ids, .scores = scores, .counts = counts, .visited = visited};
-    icecore_status status = search->allowed || search->excluded ? ice_index_lookup_lock(index) : ice_lock_read(&index->lock);
+    *call = (ice_search_call){.index = index,
+                              .kernels = kernels,
+                              .search = search,
+                              .queries = queries,
+                              .count = count,
+                              .ids = ids,
+                              .scores = scores,
+                              .counts = counts,
+                              .visited = visited};
+    icecore_status status =
+        search->allowed || search->excluded ? ice_index_lookup_lock(index) : ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
         status = search_locked(call);
         ice_unlock(&index->lock);

@@ -12,9 +12,11 @@
 typedef struct {
     const icecore_segment *segment[ICE_MOST_SEGMENTS];
     int segments, layers;
-    int64_t first[ICE_MOST_LAYERS + 1][ICE_MOST_SEGMENTS + 1];   /* number of each segment's first parent in a layer; [segments]: how many */
+    int64_t first[ICE_MOST_LAYERS + 1]
+                 [ICE_MOST_SEGMENTS + 1]; /* number of each segment's first parent in a layer; [segments]: how many */
     int64_t largest_cell;
-    /* Below each parent of a layer: vectors that are not removed, and those of them that may be returned.  NULL where that is all. */
+    /* Below each parent of a layer: vectors that are not removed, and those of them that may be returned.  NULL where
+     * that is all. */
     int32_t *used[ICE_MOST_LAYERS], *wanted[ICE_MOST_LAYERS];
 } ice_forest;
 
@@ -24,15 +26,16 @@ typedef struct {
     const icecore_search *search;
     const float *queries;
     int64_t count, chunk;
-    float scale;                   /* of squared distances: the rows' and the queries'; 0: inner products */
-    int64_t keep_nodes, keep;      /* parents kept; candidates compared exactly */
-    int64_t capacity, nodes;       /* of the collector; parents a query can have picked */
-    int own_views, extends;        /* whether keep_nodes counts for each segment by itself; whether parents beyond those follow */
+    float scale;              /* of squared distances: the rows' and the queries'; 0: inner products */
+    int64_t keep_nodes, keep; /* parents kept; candidates compared exactly */
+    int64_t capacity, nodes;  /* of the collector; parents a query can have picked */
+    int own_views,
+        extends; /* whether keep_nodes counts for each segment by itself; whether parents beyond those follow */
     ice_forest forest;
-    uint8_t *allowed;              /* of each slot; NULL: all are */
-    int64_t wanted;                /* vectors that may be returned */
-    int32_t *below;                /* the memory of the forest's `used` and `wanted` */
-    int exact;                     /* all that are wanted are compared, because it was asked for or is less work */
+    uint8_t *allowed; /* of each slot; NULL: all are */
+    int64_t wanted;   /* vectors that may be returned */
+    int32_t *below;   /* the memory of the forest's `used` and `wanted` */
+    int exact;        /* all that are wanted are compared, because it was asked for or is less work */
     int64_t *ids, *counts, *visited;
     float *scores;
 } ice_search_call;
@@ -40,26 +43,26 @@ typedef struct {
 /* One chunk's memory. */
 typedef struct {
     const ice_search_call *call;
-    int64_t first, count;          /* queries */
-    float *query, *scale;          /* count x dim: the queries times their scales, which are powers of two; count */
+    int64_t first, count; /* queries */
+    float *query, *scale; /* count x dim: the queries times their scales, which are powers of two; count */
     ice_collector collector;
-    int32_t *pick, *by_node;       /* count x nodes: the parents each query picked; the queries of each parent */
-    int64_t *picks, *leading;      /* count: how many; how many of them go first */
-    int64_t *node_begin;           /* parents + 1 */
-    int64_t *visited;              /* count */
-    int64_t stride;                /* of codes */
-    int8_t *code, *own_code;       /* count x stride: inner products; stride: one query's from one parent's mean */
+    int32_t *pick, *by_node;  /* count x nodes: the parents each query picked; the queries of each parent */
+    int64_t *picks, *leading; /* count: how many; how many of them go first */
+    int64_t *node_begin;      /* parents + 1 */
+    int64_t *visited;         /* count */
+    int64_t stride;           /* of codes */
+    int8_t *code, *own_code;  /* count x stride: inner products; stride: one query's from one parent's mean */
     float *code_scale;
     int32_t *code_offset;
-    int8_t *quads;                 /* stride x ICE_PANEL */
-    float *scores;                 /* ICE_KEY_BLOCK x ICE_PANEL */
-    float *node_scores;            /* nodes of the first layer x ICE_PANEL */
-    int32_t *places;               /* ICE_KEY_BLOCK x ICE_PANEL */
-    float *panel, *rows;           /* dim x ICE_PANEL; ICE_KEY_BLOCK x dim */
-    float *bias, *framed;          /* ICE_KEY_BLOCK: of a segment of another scale; dim: lists */
-    int32_t *candidates;           /* lists: composites x the largest cell */
-    uint64_t *spare;               /* lists, and sorting */
-    float *final_scores;           /* capacity: one query's candidates, best first */
+    int8_t *quads;        /* stride x ICE_PANEL */
+    float *scores;        /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *node_scores;   /* nodes of the first layer x ICE_PANEL */
+    int32_t *places;      /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *panel, *rows;  /* dim x ICE_PANEL; ICE_KEY_BLOCK x dim */
+    float *bias, *framed; /* ICE_KEY_BLOCK: of a segment of another scale; dim: lists */
+    int32_t *candidates;  /* lists: composites x the largest cell */
+    uint64_t *spare;      /* lists, and sorting */
+    float *final_scores;  /* capacity: one query's candidates, best first */
     int32_t *final_slots, *rank;
 } ice_search_space;
 
@@ -100,8 +103,8 @@ static inline int64_t ice_wanted_below(const ice_forest *f, int layer, int64_t n
 
 /* Finds what may be returned.  The forest must be known. */
 icecore_status ice_find_wanted(ice_search_call *call);
-/* Whether a filter leaves fewer vectors than a search of the trees would visit: since its budgets count what is wanted alone, it opens the
- * more parents, the fewer there are. */
+/* Whether a filter leaves fewer vectors than a search of the trees would visit: since its budgets count what is wanted
+ * alone, it opens the more parents, the fewer there are. */
 int ice_exact_is_less(const ice_search_call *call);
 
 /* ---- search_tree.c: down the tree by 8-bit codes ---- */
@@ -117,7 +120,8 @@ void ice_scan_layer(ice_search_space *w, int layer);
 /* What was collected becomes the picks in `layer`. */
 void ice_pick_parents(ice_search_space *w, int layer);
 
-/* Two levels, after the last layer was scanned: picks and scans the parents that may hold one of the k best all the same. */
+/* Two levels, after the last layer was scanned: picks and scans the parents that may hold one of the k best all the
+ * same. */
 void ice_extend(ice_search_space *w);
 
 /* ---- search_lists.c: the P-DCI lists of the picked parents of the last layer ---- */
@@ -129,10 +133,13 @@ void ice_search_lists(ice_search_space *w);
 /* Some slots, or all with slots = NULL, against all queries of the chunk, in float32. */
 void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count);
 /* A query of the chunk, scaled. */
-static inline const float *ice_scaled_query(const ice_search_space *w, int64_t q) { return w->query + q * w->call->index->options.dim; }
+static inline const float *ice_scaled_query(const ice_search_space *w, int64_t q) {
+    return w->query + q * w->call->index->options.dim;
+}
 
 /* Stored rows of a segment against one query. */
-void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows, int64_t count);
+void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows,
+                         int64_t count);
 /* What was collected for a query, best first, into w->final_scores and w->final_slots; returns how many. */
 int64_t ice_compare_kept(ice_search_space *w, int64_t q);
 

@@ -11,7 +11,8 @@
 /* Rows compared at once. */
 #define EXACT_BLOCK 64
 
-void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows, int64_t count) {
+void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows,
+                         int64_t count) {
     const ice_search_call *call = w->call;
     const icecore_index *index = call->index;
     for (int64_t first = 0; first < count; first += EXACT_BLOCK) {
@@ -19,7 +20,8 @@ void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *
         const void *address[EXACT_BLOCK];
         float scores[EXACT_BLOCK];
         for (int i = 0; i < block; i++) address[i] = ice_slot_row(&index->slots, segment->order[rows[first + i]]);
-        call->kernels->gathered_scores(ice_scaled_query(w, q), index->options.dim, call->scale, index->options.dtype, address, block, scores);
+        call->kernels->gathered_scores(ice_scaled_query(w, q), index->options.dim, call->scale, index->options.dtype,
+                                       address, block, scores);
         for (int i = 0; i < block; i++) ice_collector_add(&w->collector, q, scores[i], segment->order[rows[first + i]]);
     }
     w->visited[q] += count;
@@ -45,7 +47,7 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
     for (int64_t next = 0; next < count;) {
         int block = 0;
         for (; next < count && block < ICE_KEY_BLOCK; next++) {
-            if (!slots && call->allowed) {   /* straight to the next, of what may be very few */
+            if (!slots && call->allowed) { /* straight to the next, of what may be very few */
                 const uint8_t *found = memchr(call->allowed + next, 1, (size_t)(count - next));
                 next = found ? found - call->allowed : count;
                 if (!found) break;
@@ -65,8 +67,7 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
                 threshold[lane] = lane < lanes ? w->collector.threshold[first + lane] : INFINITY;
             if (o->metric == ICECORE_SQUARED_DISTANCE)
                 kernels->squared_distances(w->panel, o->dim, lanes, call->scale, w->rows, o->dim, block, w->scores);
-            else
-                kernels->scores(w->panel, o->dim, lanes, w->rows, o->dim, block, w->scores);
+            else kernels->scores(w->panel, o->dim, lanes, w->rows, o->dim, block, w->scores);
             int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
             for (int64_t i = 0; i < found; i++)
                 ice_collector_add(&w->collector, first + w->places[i] % ICE_PANEL, w->scores[w->places[i]],
@@ -82,7 +83,8 @@ static void order_ties(const ice_search_call *call, const float *scores, int32_t
         if (scores[i] != scores[i - 1]) continue;
         int32_t slot = slots[i];
         int64_t id = *ice_slot_id(&call->index->slots, slot), j = i;
-        for (; j > 0 && scores[j - 1] == scores[i] && *ice_slot_id(&call->index->slots, slots[j - 1]) > id; j--) slots[j] = slots[j - 1];
+        for (; j > 0 && scores[j - 1] == scores[i] && *ice_slot_id(&call->index->slots, slots[j - 1]) > id; j--)
+            slots[j] = slots[j - 1];
         slots[j] = slot;
     }
 }
@@ -102,7 +104,8 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
             address[i] = ice_slot_row(&index->slots, slots[first + i]);
             __builtin_prefetch(address[i]);
         }
-        call->kernels->gathered_scores(ice_scaled_query(w, q), o->dim, call->scale, o->dtype, address, block, scores + first);
+        call->kernels->gathered_scores(ice_scaled_query(w, q), o->dim, call->scale, o->dtype, address, block,
+                                       scores + first);
     }
     /* products of numbers near the end of the range: what is no number comes last */
     for (int64_t i = 0; i < count; i++) scores[i] = scores[i] == scores[i] ? scores[i] : -INFINITY;

@@ -22,7 +22,8 @@ static float query_norm(const float *query, int64_t dim) {
     return norm > 0.0f ? norm : 1.0f;
 }
 
-/* For distances a query is taken in the segment's frame, as its rows are; for inner products, where the centre adds the same to all, as it is. */
+/* For distances a query is taken in the segment's frame, as its rows are; for inner products, where the centre adds the
+ * same to all, as it is. */
 static void project_query(ice_search_space *w, int64_t q, const icecore_segment *segment, float *projection) {
     const ice_search_call *call = w->call;
     const icecore_index_options *o = &call->index->options;
@@ -34,7 +35,8 @@ static void project_query(ice_search_space *w, int64_t q, const icecore_segment 
     } else {
         norm = query_norm(query, o->dim);
     }
-    ice_project(call->kernels, query, o->dim, norm, 0.0f, call->index->directions, o->composites * o->simples, projection);
+    ice_project(call->kernels, query, o->dim, norm, 0.0f, call->index->directions, o->composites * o->simples,
+                projection);
 }
 
 void ice_search_lists(ice_search_space *w) {
@@ -47,7 +49,7 @@ void ice_search_lists(ice_search_space *w) {
         const int32_t *pick = w->pick + q * call->nodes;
         int64_t whole = 0;
         for (int64_t i = 0; i < w->picks[q]; i++) whole += ice_wanted_below(f, last, pick[i]);
-        int projected = -1;   /* the segment in whose frame the query is projected */
+        int projected = -1; /* the segment in whose frame the query is projected */
         for (int64_t i = 0; i < w->picks[q]; i++) {
             int n = ice_forest_segment(f, last, pick[i]);
             const icecore_segment *segment = f->segment[n];
@@ -61,9 +63,10 @@ void ice_search_lists(ice_search_space *w) {
             if (wanted < keys) pops = (int64_t)((double)pops * (double)keys / (double)wanted + 0.999999);
             for (int l = 0; l < o->composites; l++) {
                 found += ice_lists_candidates(call->kernels, segment, l, cell, projection + l * o->simples, pops,
-                                              share(call->search->retrieve, wanted, whole), is_candidate, call, w->candidates + found, w->spare);
+                                              share(call->search->retrieve, wanted, whole), is_candidate, call,
+                                              w->candidates + found, w->spare);
             }
-            if (o->composites > 1) {   /* the union: sorted by 32-bit number, each once */
+            if (o->composites > 1) { /* the union: sorted by 32-bit number, each once */
                 uint64_t *sorted = w->spare;
                 int64_t at = 0;
                 for (int64_t j = 0; j < found; j++) sorted[j] = (uint32_t)w->candidates[j];

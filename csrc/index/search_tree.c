@@ -1,5 +1,6 @@
-/* Down the tree, layer by layer: queries are gathered by the parent they opened, so that the children of a parent, which lie together, are
- * scored against a panel of queries at once.  Nodes of all segments compete with one another. */
+/* Down the tree, layer by layer: queries are gathered by the parent they opened, so that the children of a parent,
+ * which lie together, are scored against a panel of queries at once.  Nodes of all segments compete with one another.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -24,33 +25,38 @@ typedef struct {
     int32_t offset[ICE_PANEL];
 } panel_of_codes;
 
-/* The codes of some queries side by side in w->quads, and what goes with them: base is the score of the parent's mean. */
-static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t parent, const int32_t *queries, int lanes, panel_of_codes *p) {
+/* The codes of some queries side by side in w->quads, and what goes with them: base is the score of the parent's mean.
+ */
+static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t parent, const int32_t *queries, int lanes,
+                         panel_of_codes *p) {
     const ice_search_call *call = w->call;
     const int64_t dim = call->index->options.dim, stride = w->stride;
     const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
     const float *mean = layer->mean + parent * dim;
     const void *row = mean;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        if (lane >= lanes && lane % call->kernels->width == 0) break;   /* kernels work on whole vectors, not on whole panels */
+        if (lane >= lanes && lane % call->kernels->width == 0)
+            break; /* kernels work on whole vectors, not on whole panels */
         int32_t q = queries[lane < lanes ? lane : 0];
         const int8_t *code = w->code + q * stride;
         p->scale[lane] = w->code_scale[q];
         p->offset[lane] = w->code_offset[q];
         if (squared) {
-            ice_encode_query(call->kernels, call->queries + (w->first + q) * dim, mean, dim, stride, w->own_code, &p->scale[lane],
-                             &p->offset[lane]);
-            p->scale[lane] = p->scale[lane] * call->scale * call->scale;   /* from the left: the square alone may overflow */
+            ice_encode_query(call->kernels, call->queries + (w->first + q) * dim, mean, dim, stride, w->own_code,
+                             &p->scale[lane], &p->offset[lane]);
+            p->scale[lane] =
+                p->scale[lane] * call->scale * call->scale; /* from the left: the square alone may overflow */
             code = w->own_code;
         }
         for (int64_t t = 0; t < stride; t += 4) memcpy(w->quads + t * ICE_PANEL + lane * 4, code + t, 4);
-        call->kernels->gathered_scores(ice_scaled_query(w, q), dim, call->scale, ICECORE_FLOAT32, &row, 1, &p->base[lane]);
+        call->kernels->gathered_scores(ice_scaled_query(w, q), dim, call->scale, ICECORE_FLOAT32, &row, 1,
+                                       &p->base[lane]);
     }
 }
 
 /* Scores of a block of children; those of the parent's mean are the panel's base. */
-static void score_children(ice_search_space *w, const icecore_segment *segment, const ice_layer *layer, const panel_of_codes *p, int64_t child,
-                           int64_t count, int lanes, float *scores) {
+static void score_children(ice_search_space *w, const icecore_segment *segment, const ice_layer *layer,
+                           const panel_of_codes *p, int64_t child, int64_t count, int lanes, float *scores) {
     const ice_search_call *call = w->call;
     const float *bias = layer->bias ? layer->bias + child : NULL;
     if (bias && segment->scale != call->scale) {
@@ -58,13 +64,14 @@ static void score_children(ice_search_space *w, const icecore_segment *segment, 
         for (int64_t i = 0; i < count; i++) w->bias[i] = bias[i] * factor * factor;
         bias = w->bias;
     }
-    call->kernels->code_scores(w->quads, lanes, p->base, p->scale, p->offset, layer->code + child * layer->stride, layer->stride,
-                               layer->scale + child, bias, count, scores);
+    call->kernels->code_scores(w->quads, lanes, p->base, p->scale, p->offset, layer->code + child * layer->stride,
+                               layer->stride, layer->scale + child, bias, count, scores);
 }
 
-/* Scores the children of one parent for a panel of queries and collects them; wanted: how many are below each child, in all layers but the last. */
-static void scan(ice_search_space *w, const icecore_segment *segment, int64_t first_child, const ice_layer *layer, int64_t parent, int is_last,
-                 const int32_t *wanted, const int32_t *queries, int lanes) {
+/* Scores the children of one parent for a panel of queries and collects them; wanted: how many are below each child, in
+ * all layers but the last. */
+static void scan(ice_search_space *w, const icecore_segment *segment, int64_t first_child, const ice_layer *layer,
+                 int64_t parent, int is_last, const int32_t *wanted, const int32_t *queries, int lanes) {
     const ice_search_call *call = w->call;
     const ice_kernels *kernels = call->kernels;
     float threshold[ICE_PANEL];
@@ -87,7 +94,8 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
             float bound[ICE_PANEL];
             kernels->nth_largest(w->scores, block, lanes, w->collector.keep, bound);
             for (int lane = 0; lane < lanes; lane++)
-                if (bound[lane] > threshold[lane]) threshold[lane] = w->collector.threshold[queries[lane]] = bound[lane];
+                if (bound[lane] > threshold[lane])
+                    threshold[lane] = w->collector.threshold[queries[lane]] = bound[lane];
             lowest = 0.0f;
         }
         int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
@@ -109,9 +117,10 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     for (int lane = 0; lane < lanes; lane++) w->visited[queries[lane]] += end - begin;
 }
 
-/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, by default of each segment, or fewer once they hold
- * `visit` keys.  With a filter a parent counts by the share of its keys that is allowed, and so do its keys.  The best come first, until they hold
- * ICE_LEADING times the keys that are wanted: done before the others, they set a threshold that few of those pass. */
+/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, by default of each segment,
+ * or fewer once they hold `visit` keys.  With a filter a parent counts by the share of its keys that is allowed, and so
+ * do its keys.  The best come first, until they hold ICE_LEADING times the keys that are wanted: done before the
+ * others, they set a threshold that few of those pass. */
 void ice_pick_parents(ice_search_space *w, int layer) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
@@ -123,7 +132,7 @@ void ice_pick_parents(ice_search_space *w, int layer) {
         const float *scores = w->collector.scores + q * w->collector.capacity;
         const int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
         int64_t count = w->collector.count[q], keys = 0, picks = 0;
-        double parents[ICE_MOST_SEGMENTS] = {0.0};   /* of each segment with a view of its own, or [0]: of all */
+        double parents[ICE_MOST_SEGMENTS] = {0.0}; /* of each segment with a view of its own, or [0]: of all */
         for (int64_t j = 0; j < count; j++) sorted[j] = (uint64_t)~ice_ordered(scores[j]) << 32 | (uint32_t)numbers[j];
         ice_sort(sorted, sorted + count, count);
         w->leading[q] = 0;
@@ -197,14 +206,16 @@ void ice_scan_layer(ice_search_space *w, int layer) {
     scan_picks(w, layer, 0);
 }
 
-/* Appends the nodes from `begin` to `end` whose scores reach the threshold to the picks of a panel's queries, up to `most_picks` in all; the
- * leading ones are there already. */
-static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t most_picks, const float *threshold) {
+/* Appends the nodes from `begin` to `end` whose scores reach the threshold to the picks of a panel's queries, up to
+ * `most_picks` in all; the leading ones are there already. */
+static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t most_picks,
+                       const float *threshold) {
     const ice_search_call *call = w->call;
     const int32_t *wanted = call->forest.wanted[1];
     for (int64_t j = begin; j < end; j += ICE_KEY_BLOCK) {
         float *scores = w->node_scores + j * ICE_PANEL;
-        int64_t found = call->kernels->find_at_least(scores, ice_least(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
+        int64_t found =
+            call->kernels->find_at_least(scores, ice_least(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
         for (int64_t i = 0; i < found; i++) {
             int64_t q = first + w->places[i] % ICE_PANEL;
             int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
@@ -236,13 +247,15 @@ static void put_last(float *scores, const int32_t *wanted, int64_t nodes) {
     float least[ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane++) least[lane] = INFINITY;
     for (int64_t node = 0; node < nodes; node++)
-        for (int lane = 0; lane < ICE_PANEL && wanted[node]; lane++) least[lane] = fminf(least[lane], scores[node * ICE_PANEL + lane]);
+        for (int lane = 0; lane < ICE_PANEL && wanted[node]; lane++)
+            least[lane] = fminf(least[lane], scores[node * ICE_PANEL + lane]);
     for (int64_t node = 0; node < nodes; node++)
         if (!wanted[node]) memcpy(scores + node * ICE_PANEL, least, sizeof least);
 }
 
-/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.  By default each segment
- * has a field of view of its own: cells of a small segment are mixed, and their means would lose against those of a large one. */
+/* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.
+ * By default each segment has a field of view of its own: cells of a small segment are mixed, and their means would
+ * lose against those of a large one. */
 void ice_pick_from_roots(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
@@ -250,7 +263,7 @@ void ice_pick_from_roots(ice_search_space *w) {
     const int own_views = call->own_views, ranges = own_views ? f->segments : 1;
     const int32_t *wanted = f->wanted[1];
     const int64_t nodes = f->first[1][f->segments], keys = call->index->used - call->index->open_count;
-    int64_t held = 0, held_in[ICE_MOST_SEGMENTS] = {0};   /* nodes that hold keys, in all and of each range */
+    int64_t held = 0, held_in[ICE_MOST_SEGMENTS] = {0}; /* nodes that hold keys, in all and of each range */
     for (int r = 0; r < ranges; r++) {
         const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
         for (int64_t node = begin; node < end; node++) held_in[r] += !wanted || wanted[node];
@@ -270,7 +283,8 @@ void ice_pick_from_roots(ice_search_space *w) {
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
         for (int r = 0; r < ranges; r++) {
             const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
-            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, ice_least(keep, held_in[r]), threshold);
+            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, ice_least(keep, held_in[r]),
+                                 threshold);
             take_picks(w, first, lanes, begin, end, own_views ? lead + (r + 1) * keep : keep, threshold);
         }
     }
@@ -289,7 +303,8 @@ static float kth_best(ice_search_space *w, int64_t q) {
     return w->collector.kernels->keep_largest(w->final_scores, w->final_slots, count, k);
 }
 
-/* How far the score of a key at distance 1 from a mean may exceed the mean's: |q|, times a cosine that few directions exceed. */
+/* How far the score of a key at distance 1 from a mean may exceed the mean's: |q|, times a cosine that few directions
+ * exceed. */
 static float reach_of(const float *query, int64_t dim) {
     double squared = 0.0;
     for (int64_t t = 0; t < dim; t++) squared += (double)query[t] * (double)query[t];
@@ -313,7 +328,7 @@ static void add_reach(ice_search_space *w, int64_t first, int lanes) {
 void ice_extend(ice_search_space *w) {
     const ice_forest *f = &w->call->forest;
     const int64_t nodes = f->first[1][f->segments];
-    if (nodes <= w->call->keep_nodes && !w->call->allowed) return;   /* all are picked */
+    if (nodes <= w->call->keep_nodes && !w->call->allowed) return; /* all are picked */
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
         const int lanes = (int)ice_least(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];

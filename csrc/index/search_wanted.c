@@ -31,7 +31,8 @@ static void admit(ice_search_call *call, const int64_t *place_of, int64_t id, in
     const uint8_t home = *ice_slot_home(&index->slots, slot);
     call->allowed[slot] = (uint8_t)is_allowed;
     call->wanted += change;
-    if (home != ICE_HOME_OPEN) call->forest.wanted[call->forest.layers - 1][place_of[home] + *ice_slot_cell(&index->slots, slot)] += change;
+    if (home != ICE_HOME_OPEN)
+        call->forest.wanted[call->forest.layers - 1][place_of[home] + *ice_slot_cell(&index->slots, slot)] += change;
 }
 
 static icecore_status filter(ice_search_call *call) {
@@ -39,7 +40,7 @@ static icecore_status filter(ice_search_call *call) {
     const icecore_index *index = call->index;
     ice_forest *f = &call->forest;
     const int last = f->layers - 1;
-    int64_t place_of[ICE_MOST_SEGMENTS] = {0};   /* of each segment's first cell */
+    int64_t place_of[ICE_MOST_SEGMENTS] = {0}; /* of each segment's first cell */
     for (int n = 0, at = 0; n < ICE_MOST_SEGMENTS; n++)
         if (ice_used_in(&index->sealed[n])) place_of[n] = f->first[last][at++];
     call->allowed = ice_alloc(index->slots.count, 1);
@@ -79,13 +80,14 @@ icecore_status ice_find_wanted(ice_search_call *call) {
     return status;
 }
 
-/* What a search of the trees would compare a query with, on average: the means below the roots, and the vectors of the cells that it
- * opens. */
+/* What a search of the trees would compare a query with, on average: the means below the roots, and the vectors of the
+ * cells that it opens. */
 static double visits(const ice_search_call *call) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;
     const int last = f->layers - 1;
-    double cells = 0.0, used = 0.0, wanted = 0.0, shares = 0.0, means = 0.0;   /* of cells that hold a vector that is wanted */
+    double cells = 0.0, used = 0.0, wanted = 0.0, shares = 0.0,
+           means = 0.0; /* of cells that hold a vector that is wanted */
     for (int64_t c = 0; c < parents_in(f, last); c++) {
         if (!f->wanted[last][c]) continue;
         cells++;

@@ -5,7 +5,9 @@
 #include "base/memory.h"
 
 /* Bytes of one chunk, all of its arrays in one piece. */
-static size_t chunk_bytes(const ice_slots *s) { return ICE_SLOT_CHUNK * (s->row_bytes + sizeof(int64_t) + sizeof(int32_t) + 2); }
+static size_t chunk_bytes(const ice_slots *s) {
+    return ICE_SLOT_CHUNK * (s->row_bytes + sizeof(int64_t) + sizeof(int32_t) + 2);
+}
 
 icecore_status ice_slots_reserve(ice_slots *s, int64_t count) {
     int64_t wanted = (count + ICE_SLOT_CHUNK - 1) / ICE_SLOT_CHUNK;

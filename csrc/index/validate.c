@@ -26,7 +26,8 @@ static void check_places(const icecore_index *index, uint8_t *seen, report *r) {
     int64_t used = 0, removed = 0;
     for (int64_t i = 0; i < index->open_count; i++) {
         int32_t slot = index->open[i];
-        if (*ice_slot_state(slots, slot) != ICE_SLOT_USED || *ice_slot_home(slots, slot) != ICE_HOME_OPEN || seen[slot]++)
+        if (*ice_slot_state(slots, slot) != ICE_SLOT_USED || *ice_slot_home(slots, slot) != ICE_HOME_OPEN ||
+            seen[slot]++)
             say(r, "slot %d of the open block is not a vector of its own", (int)slot);
         used++;
     }
@@ -88,7 +89,8 @@ static void check_vectors(const icecore_index *index, const ice_kernels *kernels
 }
 
 /* Codes are within half a step of what they stand for. */
-static void check_codes(const icecore_segment *s, int number, const ice_layer *layer, const ice_rows *children, float *buffer, report *r) {
+static void check_codes(const icecore_segment *s, int number, const ice_layer *layer, const ice_rows *children,
+                        float *buffer, report *r) {
     for (int64_t p = 0; p < layer->parents; p++)
         for (int64_t c = layer->offset[p]; c < layer->offset[p + 1] && !r->wrong; c++) {
             const float *x = children->read(children->context, c, buffer), *mean = layer->mean + p * s->dim;
@@ -109,18 +111,20 @@ static void check_lists(const icecore_segment *s, int number, report *r) {
                                     : lists->projection + (int64_t)l * lists->simples * s->count;
             for (int64_t c = 0; c < s->cells; c++)
                 for (int64_t i = s->offset[c] + 1; i < s->offset[c + 1]; i++)
-                    if (!(sorted[i - 1] <= sorted[i])) say(r, "segment %d: list %d of composite %d is not sorted", number, j, l);
+                    if (!(sorted[i - 1] <= sorted[i]))
+                        say(r, "segment %d: list %d of composite %d is not sorted", number, j, l);
         }
 }
 
 static const float *read_mean(const void *context, int64_t row, float *buffer) {
     (void)buffer;
-    const icecore_segment *const *s = context;   /* the layer is in the second place */
+    const icecore_segment *const *s = context; /* the layer is in the second place */
     const ice_layer *layer = (const ice_layer *)s[1];
     return layer->mean + row * s[0]->dim;
 }
 
-static void check_segment(const icecore_index *index, const ice_kernels *kernels, int number, float *buffer, report *r) {
+static void check_segment(const icecore_index *index, const ice_kernels *kernels, int number, float *buffer,
+                          report *r) {
     const icecore_segment *s = index->sealed[number].segment;
     const ice_slot_rows slot_rows = {kernels, &index->slots, s->order};
     for (int i = 0; i < s->layers; i++) {

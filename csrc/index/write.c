@@ -5,7 +5,8 @@
 #include "base/memory.h"
 #include "index/fields.h"
 
-/* For each segment its shape (count, layers, then the parents of each layer), its scale, its lists' lifting and its fields. */
+/* For each segment its shape (count, layers, then the parents of each layer), its scale, its lists' lifting and its
+ * fields. */
 #define MOST_ARRAYS (6 + ICE_MOST_SEGMENTS * (3 + ICE_MOST_FIELDS))
 
 /* Arrays over slots lie in chunks and have no address of their own. */
@@ -13,9 +14,9 @@ enum { VECTORS, IDS, STATE, HOME };
 
 typedef struct {
     const icecore_index *index;
-    int32_t *name;             /* new numbers of slots */
+    int32_t *name; /* new numbers of slots */
     int32_t open[ICE_OPEN_BLOCK];
-    icecore_segment *segment[ICE_MOST_SEGMENTS];   /* as they are written */
+    icecore_segment *segment[ICE_MOST_SEGMENTS]; /* as they are written */
     ice_catalogue arrays;
     icecore_array table[MOST_ARRAYS];
     int source[MOST_ARRAYS];
@@ -49,7 +50,8 @@ static int prepare(const icecore_index *index, contents *c) {
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
         const ice_sealed *sealed = &index->sealed[n];
         if (!ice_used_in(sealed)) continue;
-        c->segment[n] = sealed->removed ? ice_index_copy_used(index, sealed, c->name) : renamed(sealed->segment, c->name);
+        c->segment[n] =
+            sealed->removed ? ice_index_copy_used(index, sealed, c->name) : renamed(sealed->segment, c->name);
         if (!c->segment[n]) return 0;
     }
     return 1;
@@ -64,7 +66,8 @@ static void release(contents *c) {
 static void list_contents(contents *c) {
     const icecore_index *index = c->index;
     const ice_slots *slots = &index->slots;
-    const int64_t header[ICE_HEADER] = {index->used, 0, index->next_id, (int64_t)index->seals, index->open_count, index->used};
+    const int64_t header[ICE_HEADER] = {index->used,       0,          index->next_id, (int64_t)index->seals,
+                                        index->open_count, index->used};
     memcpy(c->header, header, sizeof header);
     c->arrays = (ice_catalogue){c->table, c->source, 0};
     ice_enter(&c->arrays, ICE_IN_PLACE, "header", 'l', ICE_HEADER, c->header);

@@ -1,11 +1,12 @@
 /* Compares every kernel of one instruction set with the scalar kernels, on shapes that leave tails everywhere.
  *
- * Both get the same inputs.  What kernels.h does not let a kernel read (gaps between rows, what follows the last row) holds NaN, so
- * that reading it shows in the result; what it does not let a kernel write must be as before.
+ * Both get the same inputs.  What kernels.h does not let a kernel read (gaps between rows, what follows the last row)
+ * holds NaN, so that reading it shows in the result; what it does not let a kernel write must be as before.
  *
- * Tolerances, with u = 2^-24 the rounding error of one operation.  A sum of n terms in any order, fused or not, is within n u of
- * the truth relative to the sum of the terms' absolute values, so two of them are within 2 n u.  vf_exp2 is within 2e-7 of the
- * truth, and its argument is rounded alike everywhere.  What only adds, compares and selects agrees exactly. */
+ * Tolerances, with u = 2^-24 the rounding error of one operation.  A sum of n terms in any order, fused or not, is
+ * within n u of the truth relative to the sum of the terms' absolute values, so two of them are within 2 n u.  vf_exp2
+ * is within 2e-7 of the truth, and its argument is rounded alike everywhere.  What only adds, compares and selects
+ * agrees exactly. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -35,7 +36,8 @@ static const int counts[] = {1, 2, 5, 8, 9, 31, MOST_COUNT};
 static const int lane_counts[] = {1, 3, 16, 17, 33, ICE_PANEL};
 static const int gaps[] = {0, MOST_GAP};
 
-/* ORDINARY: within [-4, 4).  WIDE: magnitudes from 2^-76 to 2^40.  SPECIAL: ordinary with NaN, inf, -inf and 0 among them. */
+/* ORDINARY: within [-4, 4).  WIDE: magnitudes from 2^-76 to 2^40.  SPECIAL: ordinary with NaN, inf, -inf and 0 among
+ * them. */
 enum { ORDINARY, WIDE, SPECIAL, KINDS };
 static const char *const kind_names[] = {"ordinary", "wide", "special"};
 /* Types of numbers, and with ICECORE_INT8 those of rows. */
@@ -52,13 +54,13 @@ typedef struct {
 typedef struct {
     const ice_kernels *plain, *fast;
     uint64_t random;
-    int dim, count, lanes, gap, kind;        /* the case in hand */
+    int dim, count, lanes, gap, kind; /* the case in hand */
     icecore_dtype dtype;
-    int failed;                              /* the kernel in hand */
+    int failed; /* the kernel in hand */
     double error;
     char reason[160];
     float panel[BLOCK], rows[MOST_COUNT * (MOST_DIM + MOST_GAP)], list[5][MOST_COUNT];
-    float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)];   /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
+    float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)]; /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
     output out[OUTPUTS];
     uint64_t open[2][GUARD + MOST_COUNT + GUARD];
     uint16_t pairs[GUARD + BLOCK + GUARD], packed[GUARD + MOST_COUNT * MOST_DIM + GUARD];
@@ -92,7 +94,8 @@ static void fill_panel(selftest *t, float *panel, int64_t rows) {
 
 static int64_t row_stride(const selftest *t, int64_t width) { return ice_row_stride(t->dtype, width) + t->gap; }
 
-/* `count` rows of `width` numbers in t->raw as t->dtype, NaN between and after them; what they hold, in t->rows without gaps. */
+/* `count` rows of `width` numbers in t->raw as t->dtype, NaN between and after them; what they hold, in t->rows without
+ * gaps. */
 static void fill_rows(selftest *t, int64_t count, int64_t width) {
     memset(t->raw, 0xFF, sizeof t->raw);
     for (int64_t j = 0; j < count; j++) {
@@ -194,8 +197,8 @@ static void compare_to_float32(selftest *t) {
         if ((i < 0 || i >= t->count) && found[i] != 1.0f) fail(t, "wrote outside its output");
 }
 
-/* Numbers on, just below and just above the middle between two neighbours; SPECIAL: any bits, and NaN whose upper half is inf's or
- * which rounding would carry into the sign. */
+/* Numbers on, just below and just above the middle between two neighbours; SPECIAL: any bits, and NaN whose upper half
+ * is inf's or which rounding would carry into the sign. */
 static float hard_to_round(selftest *t) {
     uint32_t bits = (uint32_t)ice_random(&t->random);
     if (t->kind == SPECIAL && bits % 4 == 0) return ice_bits_float(bits % 8 == 0 ? 0x7F800001u : 0xFFFFFFFFu);
@@ -204,13 +207,14 @@ static float hard_to_round(selftest *t) {
     uint16_t half = (uint16_t)bits;
     t->plain->to_float32(t->dtype, &half, &neighbour, 1);
     uint32_t middle = t->dtype == ICECORE_FLOAT16 ? 0x1000u : 0x8000u;
-    if (t->kind == WIDE && t->dtype == ICECORE_FLOAT16) return ((float)(half & 0x3FFu) + 0.5f) * 0x1p-24f;   /* subnormal */
+    if (t->kind == WIDE && t->dtype == ICECORE_FLOAT16)
+        return ((float)(half & 0x3FFu) + 0.5f) * 0x1p-24f; /* subnormal */
     return ice_bits_float(ice_float_bits(neighbour) + middle + (uint32_t)ice_random_below(&t->random, 3) - 1u);
 }
 
 static void compare_from_float32(selftest *t) {
     uint16_t guarded[2][2 * MOST_COUNT + 2 * GUARD];
-    const int64_t halves = t->dtype == ICECORE_FLOAT32 ? 2 * t->count : t->count;   /* 16-bit units of the result */
+    const int64_t halves = t->dtype == ICECORE_FLOAT32 ? 2 * t->count : t->count; /* 16-bit units of the result */
     for (int i = 0; i < t->count; i++) t->rows[i] = hard_to_round(t);
     for (int i = 0; i < 2; i++) fill_untouched(guarded[i], 2 * MOST_COUNT + 2 * GUARD);
     t->plain->from_float32(t->dtype, t->rows, guarded[0] + GUARD, t->count);
@@ -222,7 +226,8 @@ static void compare_from_float32(selftest *t) {
             t->plain->to_float32(t->dtype, &guarded[1][i], &back, 1);
             if (!isnan(back)) fail(t, "a NaN was lost");
         } else if (guarded[0][i] != guarded[1][i]) {
-            fail(t, at >= 0 && at < halves ? "0x%04X is not 0x%04X" : "wrote outside its output", guarded[1][i], guarded[0][i]);
+            fail(t, at >= 0 && at < halves ? "0x%04X is not 0x%04X" : "wrote outside its output", guarded[1][i],
+                 guarded[0][i]);
         }
     }
 }
@@ -243,7 +248,8 @@ static void compare_to_panel(selftest *t) {
         expect_equal(t, 1, i);
     }
     for (int l = 0; l < ICE_PANEL; l++)
-        if (memcmp(fast(t, 1) + l * t->dim, lane[l], (size_t)t->dim * sizeof(float))) fail(t, "there and back is not the same");
+        if (memcmp(fast(t, 1) + l * t->dim, lane[l], (size_t)t->dim * sizeof(float)))
+            fail(t, "there and back is not the same");
     for (int i = 0; i < 2; i++) expect_untouched(t, i, 1, BLOCK, (int64_t)t->dim * ICE_PANEL);
 }
 
@@ -288,7 +294,8 @@ static void compare_scores(selftest *t) {
     for (int j = 0; j < t->count; j++)
         for (int lane = 0; lane < t->lanes; lane++) {
             double scale = 0.0;
-            for (int i = 0; i < t->dim; i++) scale += magnitude(t->rows[j * t->dim + i], t->panel[i * ICE_PANEL + lane]);
+            for (int i = 0; i < t->dim; i++)
+                scale += magnitude(t->rows[j * t->dim + i], t->panel[i * ICE_PANEL + lane]);
             expect_near(t, 0, j * ICE_PANEL + lane, scale, 2 * t->dim * U);
         }
     expect_panel_untouched(t, 0, t->count);
@@ -320,7 +327,8 @@ static void fill_softmax_state(selftest *t) {
     }
 }
 
-/* The results for one query, whose scores lie `step` apart.  Where one is NaN the maximum is unspecified, but the NaN gets on. */
+/* The results for one query, whose scores lie `step` apart.  Where one is NaN the maximum is unspecified, but the NaN
+ * gets on. */
 static void expect_softmax(selftest *t, int64_t first, int64_t step, int64_t lane) {
     int nan = 0;
     for (int j = 0; j < t->count; j++)
@@ -342,7 +350,7 @@ static void expect_softmax(selftest *t, int64_t first, int64_t step, int64_t lan
 static void compare_softmax(selftest *t) {
     fill_output(t, 0, t->count * ICE_PANEL);
     fill_softmax_state(t);
-    for (int j = 0; j < t->count; j++) before(t, 0)[j * ICE_PANEL] = -INFINITY;   /* lane 0 sees nothing, before or now */
+    for (int j = 0; j < t->count; j++) before(t, 0)[j * ICE_PANEL] = -INFINITY; /* lane 0 sees nothing, before or now */
     begin(t, 4);
     t->plain->softmax(plain(t, 0), t->count, t->lanes, plain(t, 1), plain(t, 2), plain(t, 3));
     t->fast->softmax(fast(t, 0), t->count, t->lanes, fast(t, 1), fast(t, 2), fast(t, 3));
@@ -398,7 +406,7 @@ static void compare_row_scores(selftest *t) {
     for (int j = 0; j < t->count; j++) {
         double scale = 0.0;
         for (int i = 0; i < t->dim; i++) scale += magnitude(t->rows[j * t->dim + i], query[i]);
-        expect_near(t, 0, j, scale, 2 * (t->dim + 1) * U);   /* a scale multiplies the product */
+        expect_near(t, 0, j, scale, 2 * (t->dim + 1) * U); /* a scale multiplies the product */
     }
     expect_untouched(t, 0, 1, BLOCK, t->count);
 }
@@ -406,7 +414,7 @@ static void compare_row_scores(selftest *t) {
 static void compare_row_softmax(selftest *t) {
     fill_output(t, 0, t->count);
     fill_softmax_state(t);
-    const int lane = (int)ice_random_below(&t->random, 4);   /* a new softmax or one in progress */
+    const int lane = (int)ice_random_below(&t->random, 4); /* a new softmax or one in progress */
     if (lane == 3)
         for (int j = 0; j < t->count; j++) before(t, 0)[j] = -INFINITY;
     begin(t, 4);
@@ -460,7 +468,7 @@ static void compare_nearest(selftest *t) {
     for (int i = 0; i < 2; i++) fill_output(t, i, ICE_PANEL);
     fill_panel(t, t->panel, t->count);
     fill(t, t->list[0], t->count);
-    if (t->kind == ORDINARY) {   /* small integers: ties */
+    if (t->kind == ORDINARY) { /* small integers: ties */
         for (int i = 0; i < t->count * ICE_PANEL; i++) t->panel[i] = floorf(t->panel[i]);
         for (int i = 0; i < t->count; i++) t->list[0][i] = floorf(t->list[0][i]);
     }
@@ -479,7 +487,8 @@ static void compare_nearest(selftest *t) {
 
 /* Facts of nodes in t->list. */
 static ice_node_facts fill_facts(selftest *t, int count) {
-    float *variance = t->list[0], *radius = t->list[1], *log2_count = t->list[2], *log2_weight = t->list[3], *half_log2 = t->list[4];
+    float *variance = t->list[0], *radius = t->list[1], *log2_count = t->list[2], *log2_weight = t->list[3],
+          *half_log2 = t->list[4];
     for (int c = 0; c < count; c++) {
         variance[c] = t->kind == WIDE ? fabsf(number(t)) : c % 7 == 3 ? 0.0f : fabsf(uniform(t));
         half_log2[c] = 0.5f * log2f(variance[c]);
@@ -493,7 +502,8 @@ static ice_node_facts fill_facts(selftest *t, int count) {
 /* The size of what is added up in a risk. */
 static double risk_scale(const ice_node_facts *of, int c, double score, double spread, double half_log2) {
     double own = isinf(of->half_log2_variance[c]) ? 0.0 : fabs((double)of->half_log2_variance[c]);
-    return fabs(score) + fabs((double)of->log2_weight[c]) + fabs(half_log2) + own + spread * (double)of->variance[c] + fabs((double)of->log2_count[c]);
+    return fabs(score) + fabs((double)of->log2_weight[c]) + fabs(half_log2) + own + spread * (double)of->variance[c] +
+           fabs((double)of->log2_count[c]);
 }
 
 static void compare_cell_risk(selftest *t) {
@@ -503,7 +513,9 @@ static void compare_cell_risk(selftest *t) {
     for (int i = 0; i < 2; i++) fill_output(t, i, t->count * ICE_PANEL);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         spread[lane] = t->kind == SPECIAL && lane % 5 == 0 ? INFINITY : 9.0f * fabsf(uniform(t));
-        half_log2[lane] = lane % 7 == 6 ? -63.0f : t->kind == SPECIAL && lane % 5 == 1 ? NAN : 0.5f * log2f(spread[lane]);
+        half_log2[lane] = lane % 7 == 6                         ? -63.0f
+                          : t->kind == SPECIAL && lane % 5 == 1 ? NAN
+                                                                : 0.5f * log2f(spread[lane]);
         norm[lane] = lane % 4 ? 4.0f * sqrtf(spread[lane]) : 0.1f;
         hidden[lane] = lane % 3 ? 0.0f : -INFINITY;
     }
@@ -516,7 +528,10 @@ static void compare_cell_risk(selftest *t) {
             for (int lane = 0; lane < t->lanes; lane++) {
                 int64_t at = c * ICE_PANEL + lane;
                 expect_equal(t, 0, at);
-                expect_near(t, 1, at, risk_scale(&facts, c, (double)plain(t, 0)[at], (double)spread[lane], (double)half_log2[lane]), 8 * U);
+                expect_near(
+                    t, 1, at,
+                    risk_scale(&facts, c, (double)plain(t, 0)[at], (double)spread[lane], (double)half_log2[lane]),
+                    8 * U);
             }
     }
     for (int i = 0; i < 2; i++) expect_panel_untouched(t, i, t->count);
@@ -589,10 +604,11 @@ static void compare_row_open_cells(selftest *t) {
     for (int c = 0; c < cells; c++) {
         double distance = fabs((double)risk[c * ICE_PANEL] - (double)threshold[0]);
         double scale = risk_scale(&facts, c, (double)t->panel[c * ICE_PANEL], (double)spread[0], (double)half_log2[0]);
-        if (distance <= 16 * U * scale) continue;   /* at the threshold, rounding decides */
+        if (distance <= 16 * U * scale) continue; /* at the threshold, rounding decides */
         plain(t, 0)[c] = t->panel[c * ICE_PANEL];
         expect_equal(t, 0, c);
-        if (((opened >> c) & 1) != (open[c] & 1)) fail(t, "cell %d is %s", c, (opened >> c) & 1 ? "opened" : "not opened");
+        if (((opened >> c) & 1) != (open[c] & 1))
+            fail(t, "cell %d is %s", c, (opened >> c) & 1 ? "opened" : "not opened");
     }
     if (cells < 64 && opened >> cells) fail(t, "cells that are not there are opened");
     expect_untouched(t, 0, 1, BLOCK, cells);
@@ -605,7 +621,8 @@ static void compare_row_open_cells(selftest *t) {
 /* What lies below 2^-126 counts as 0 there: added to the scale, this gives n u 2^-100 > n 2^-126. */
 #define FLUSHED 0x1p-100
 
-/* Rounds t->panel to bfloat16 and checks that the packed pairs hold it, and that nothing past `room` numbers a lane was written. */
+/* Rounds t->panel to bfloat16 and checks that the packed pairs hold it, and that nothing past `room` numbers a lane was
+ * written. */
 static void expect_pairs(selftest *t, int64_t rows, int64_t room) {
     for (int64_t i = 0; i < round_up(rows, 2); i++)
         for (int lane = 0; lane < ICE_PANEL; lane++) {
@@ -617,7 +634,8 @@ static void expect_pairs(selftest *t, int64_t rows, int64_t room) {
             if (!same) fail(t, "packed 0x%04X is not 0x%04X", pair, wanted);
         }
     for (int64_t i = 0; i < GUARD + BLOCK + GUARD; i++)
-        if ((i < GUARD || i >= GUARD + room * ICE_PANEL) && t->pairs[i] != UNTOUCHED) fail(t, "packed outside its room");
+        if ((i < GUARD || i >= GUARD + room * ICE_PANEL) && t->pairs[i] != UNTOUCHED)
+            fail(t, "packed outside its room");
 }
 
 static void compare_bf16_scores(selftest *t) {
@@ -633,7 +651,8 @@ static void compare_bf16_scores(selftest *t) {
     fill_untouched(t->pairs, GUARD + BLOCK + GUARD);
     bf16->pack_queries(t->panel, t->dim, t->pairs + GUARD);
     expect_pairs(t, t->dim, t->dim);
-    bf16->scores(t->pairs + GUARD, t->dim, t->lanes, scale, (const uint16_t *)t->raw, t->dim + t->gap, t->count, fast(t, 0));
+    bf16->scores(t->pairs + GUARD, t->dim, t->lanes, scale, (const uint16_t *)t->raw, t->dim + t->gap, t->count,
+                 fast(t, 0));
     t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, plain(t, 0));
     for (int j = 0; j < t->count; j++)
         for (int lane = 0; lane < t->lanes; lane++) {
@@ -666,7 +685,9 @@ static void compare_bf16_row_scores(selftest *t) {
     expect_untouched(t, 0, 1, BLOCK, t->count);
 }
 
-static int same_bits(float one, float other) { return !memcmp(&one, &other, sizeof one) || (isnan(one) && isnan(other)); }
+static int same_bits(float one, float other) {
+    return !memcmp(&one, &other, sizeof one) || (isnan(one) && isnan(other));
+}
 
 /* One row, before it meets the keys. */
 static ice_single some_state(const selftest *t, float *accumulator) {
@@ -682,14 +703,15 @@ static int same_state(ice_single one, ice_single other, int value_dim) {
 
 static void expect_attended(selftest *t, ice_single wanted, ice_single found, int value_dim) {
     if (isnan(wanted.sum) != isnan(found.sum)) fail(t, "a NaN is %s", isnan(wanted.sum) ? "lost" : "made up");
-    if (t->kind != ORDINARY) return;   /* wide ones cancel as their order has it */
+    if (t->kind != ORDINARY) return; /* wide ones cancel as their order has it */
     const float rounding = 1e-5f * fabsf(wanted.maximum);
     if (found.maximum > wanted.maximum + 1e-3f + rounding || wanted.maximum > found.maximum + 16.0f + rounding)
         fail(t, "the maximum %g is not %g", (double)found.maximum, (double)wanted.maximum);
     /* sums of up to dim products of 16, in single precision, shift scores by this */
     const double shift = t->dim * 64 * U;
     for (int i = 0; i < value_dim; i++) {
-        double one = (double)wanted.accumulator[i] / (double)wanted.sum, other = (double)found.accumulator[i] / (double)found.sum;
+        double one = (double)wanted.accumulator[i] / (double)wanted.sum,
+               other = (double)found.accumulator[i] / (double)found.sum;
         if (fabs(one - other) > 0x1p-8 + shift) fail(t, "%g is not %g", other, one);
     }
 }
@@ -697,7 +719,8 @@ static void expect_attended(selftest *t, ice_single wanted, ice_single found, in
 /* All lanes or every other one: each is near the plain one, and what it is alone. */
 static void compare_bf16_rows_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
-    const int value_dim = MOST_DIM - t->gap, stride = t->gap ? MOST_COUNT : 0;   /* a multiple of 64, and not; biases of their own, and not */
+    const int value_dim = MOST_DIM - t->gap,
+              stride = t->gap ? MOST_COUNT : 0; /* a multiple of 64, and not; biases of their own, and not */
     const float scale = 0.5f;
     static uint16_t values[MOST_COUNT * MOST_DIM], queries[ICE_PANEL * MOST_DIM];
     static float wide[MOST_COUNT * MOST_DIM], biases[ICE_PANEL * MOST_COUNT], alone[MOST_DIM];
@@ -705,8 +728,10 @@ static void compare_bf16_rows_attend(selftest *t) {
     t->dtype = ICECORE_BFLOAT16;
     t->gap = 0;
     fill(t, t->panel, t->lanes * t->dim);
-    for (int i = 0; i < t->lanes * t->dim; i++) t->panel[i] = ice_bfloat16_to_float(queries[i] = ice_float_to_bfloat16(t->panel[i]));
-    for (int i = 0; i < t->count * value_dim; i++) wide[i] = ice_bfloat16_to_float(values[i] = ice_float_to_bfloat16(uniform(t)));
+    for (int i = 0; i < t->lanes * t->dim; i++)
+        t->panel[i] = ice_bfloat16_to_float(queries[i] = ice_float_to_bfloat16(t->panel[i]));
+    for (int i = 0; i < t->count * value_dim; i++)
+        wide[i] = ice_bfloat16_to_float(values[i] = ice_float_to_bfloat16(uniform(t)));
     fill_rows(t, t->count, t->dim);
     fill(t, biases, stride ? t->lanes * stride : t->count);
     fill_output(t, 0, BLOCK);
@@ -728,19 +753,23 @@ static void compare_bf16_rows_attend(selftest *t) {
         }
         memcpy(alone, accumulator, (size_t)value_dim * sizeof *alone);
         again[lane] = some_state(t, alone);
-        bf16->rows_attend(queries, t->dim, scale, keys, values, value_dim, t->count, bias, stride, (uint64_t)1 << lane, again);
+        bf16->rows_attend(queries, t->dim, scale, keys, values, value_dim, t->count, bias, stride, (uint64_t)1 << lane,
+                          again);
         if (!same_state(state[lane], again[lane], value_dim)) fail(t, "other rows matter");
         t->plain->row_scores(t->panel + lane * t->dim, t->dim, t->dtype, t->raw, t->dim, t->count, scores);
-        for (int j = 0; j < t->count; j++) scores[j] = (keys ? scores[j] * scale : 0.0f) + (bias ? bias[lane * stride + j] : 0.0f);
+        for (int j = 0; j < t->count; j++)
+            scores[j] = (keys ? scores[j] * scale : 0.0f) + (bias ? bias[lane * stride + j] : 0.0f);
         t->plain->row_softmax(scores, t->count, &wanted.maximum, &wanted.sum, &correction);
-        t->plain->row_weighted_sum(scores, t->count, ICECORE_FLOAT32, wide, value_dim, value_dim, correction, accumulator);
+        t->plain->row_weighted_sum(scores, t->count, ICECORE_FLOAT32, wide, value_dim, value_dim, correction,
+                                   accumulator);
         expect_attended(t, wanted, state[lane], value_dim);
     }
     expect_untouched(t, 0, 1, BLOCK, (int64_t)t->lanes * value_dim);
 }
 
 /* One lane of a panel's state. */
-static ice_single lane_of(const float *maximum, const float *sum, const float *accumulator, int lane, int value_dim, float *row) {
+static ice_single lane_of(const float *maximum, const float *sum, const float *accumulator, int lane, int value_dim,
+                          float *row) {
     for (int i = 0; i < value_dim; i++) row[i] = accumulator[i * ICE_PANEL + lane];
     return (ice_single){maximum[lane], sum[lane], row};
 }
@@ -752,14 +781,15 @@ static void compare_bf16_panel_attend(selftest *t) {
     const float scale = t->gap ? -0.5f : 0.5f;
     static uint16_t values[MOST_COUNT * MOST_DIM];
     static float wide[MOST_COUNT * MOST_DIM], biases[BLOCK], scores[BLOCK], row[2][MOST_DIM];
-    float state[2][3][ICE_PANEL];   /* plain and fast: maximum, sum, correction */
+    float state[2][3][ICE_PANEL]; /* plain and fast: maximum, sum, correction */
     t->dtype = ICECORE_BFLOAT16;
     t->dim = (int)round_up(t->dim, bf16->dim_multiple);
     if (t->dim > MOST_DIM) return;
     fill_panel(t, t->panel, t->dim);
     fill_rows(t, t->count, t->dim);
     fill(t, biases, t->count * ICE_PANEL);
-    for (int i = 0; i < t->count * value_dim; i++) wide[i] = ice_bfloat16_to_float(values[i] = ice_float_to_bfloat16(uniform(t)));
+    for (int i = 0; i < t->count * value_dim; i++)
+        wide[i] = ice_bfloat16_to_float(values[i] = ice_float_to_bfloat16(uniform(t)));
     fill_output(t, 0, value_dim * ICE_PANEL);
     for (int i = 0; i < value_dim * ICE_PANEL; i++) before(t, 0)[i] = t->gap ? 0.0f : uniform(t);
     begin(t, 1);
@@ -774,10 +804,13 @@ static void compare_bf16_panel_attend(selftest *t) {
     expect_pairs(t, t->dim, t->dim);
     bf16->pack_values(values, value_dim, t->count, value_dim, t->packed + GUARD);
     for (int64_t i = 0; i < GUARD + MOST_COUNT * MOST_DIM + GUARD; i++)
-        if ((i < GUARD || i >= GUARD + room * value_dim) && t->packed[i] != UNTOUCHED) fail(t, "packed values outside their room");
+        if ((i < GUARD || i >= GUARD + room * value_dim) && t->packed[i] != UNTOUCHED)
+            fail(t, "packed values outside their room");
     const float *bias = t->count % 8 ? biases : NULL;
-    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim, value_dim, t->lanes, scale, state[1][0], state[1][1], state[1][2], fast(t, 0)};
-    bf16->panel_attend(&panel, has_keys ? (const uint16_t *)t->raw : NULL, t->dim + t->gap, t->packed + GUARD, t->count, bias);
+    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim,      value_dim,   t->lanes,  scale,
+                                  state[1][0],      state[1][1], state[1][2], fast(t, 0)};
+    bf16->panel_attend(&panel, has_keys ? (const uint16_t *)t->raw : NULL, t->dim + t->gap, t->packed + GUARD, t->count,
+                       bias);
     t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, scores);
     for (int i = 0; i < t->count * ICE_PANEL; i++) {
         const float added = bias ? bias[i] : 0.0f;
@@ -789,7 +822,7 @@ static void compare_bf16_panel_attend(selftest *t) {
         const ice_single wanted = lane_of(state[0][0], state[0][1], plain(t, 0), lane, value_dim, row[0]);
         const ice_single found = lane_of(state[1][0], state[1][1], fast(t, 0), lane, value_dim, row[1]);
         expect_attended(t, wanted, found, value_dim);
-        if (t->kind != ORDINARY || t->gap) continue;   /* nothing was there to be corrected */
+        if (t->kind != ORDINARY || t->gap) continue; /* nothing was there to be corrected */
         const float corrected = exp2f(-1.0f - found.maximum);
         const float rounding = 1e-6f * (1.0f + fabsf(found.maximum)) * corrected + 0x1p-124f;
         if (!(fabsf(state[1][2][lane] - corrected) <= rounding)) fail(t, "the correction is not that of the maximum");
@@ -806,40 +839,48 @@ static const struct comparison {
     const char *name;
     void (*compare)(selftest *t);
     int axes;
-} comparisons[] = {
-    {"to_float32", compare_to_float32, DTYPE},
-    {"from_float32", compare_from_float32, DTYPE},
-    {"multiply", compare_multiply, DIM},
-    {"int8 rows", compare_int8_rows, DIM},
-    {"to_panel", compare_to_panel, DIM},
-    {"scores", compare_scores, DIM | LANES | GAP},
-    {"mask_range", compare_mask_range, LANES},
-    {"softmax", compare_softmax, LANES},
-    {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
-    {"row_scores", compare_row_scores, DIM | GAP | ROW_DTYPE},
-    {"row_softmax", compare_row_softmax, GAP},
-    {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | ROW_DTYPE},
-    {"gathered_weighted_sum", compare_gathered_weighted_sum, DIM | GAP | DTYPE},
-    {"nearest", compare_nearest, LANES},
+} comparisons[] =
+    {
+        {"to_float32", compare_to_float32, DTYPE},
+        {"from_float32", compare_from_float32, DTYPE},
+        {"multiply", compare_multiply, DIM},
+        {"int8 rows", compare_int8_rows, DIM},
+        {"to_panel", compare_to_panel, DIM},
+        {"scores", compare_scores, DIM | LANES | GAP},
+        {"mask_range", compare_mask_range, LANES},
+        {"softmax", compare_softmax, LANES},
+        {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
+        {"row_scores", compare_row_scores, DIM | GAP | ROW_DTYPE},
+        {"row_softmax", compare_row_softmax, GAP},
+        {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | ROW_DTYPE},
+        {"gathered_weighted_sum", compare_gathered_weighted_sum, DIM | GAP | DTYPE},
+        {"nearest", compare_nearest, LANES},
 
-    {"cell_risk", compare_cell_risk, LANES},
-    {"count_at_least", compare_count_at_least, LANES},
-    {"open_cells", compare_open_cells, LANES},
-    {"row_open_cells", compare_row_open_cells, 0},
-}, bf16_comparisons[] = {
-    {"bf16 scores", compare_bf16_scores, DIM | LANES | GAP},
-    {"bf16 panel_attend", compare_bf16_panel_attend, DIM | LANES | GAP},
-    {"bf16 row_scores", compare_bf16_row_scores, DIM | GAP},
-    {"bf16 rows_attend", compare_bf16_rows_attend, DIM | LANES | GAP},
-};
+        {"cell_risk", compare_cell_risk, LANES},
+        {"count_at_least", compare_count_at_least, LANES},
+        {"open_cells", compare_open_cells, LANES},
+        {"row_open_cells", compare_row_open_cells, 0},
+    },
+  bf16_comparisons[] = {
+      {"bf16 scores", compare_bf16_scores, DIM | LANES | GAP},
+      {"bf16 panel_attend", compare_bf16_panel_attend, DIM | LANES | GAP},
+      {"bf16 row_scores", compare_bf16_row_scores, DIM | GAP},
+      {"bf16 rows_attend", compare_bf16_rows_attend, DIM | LANES | GAP},
+  };
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 
 /* Every case of one kernel; the first failure says where it was. */
 static void compare_all(selftest *t, const struct comparison *comparison) {
     const int axes = comparison->axes;
-    const int combinations[] = {LENGTH(counts), KINDS, axes & DIM ? LENGTH(dims) : 1, axes & LANES ? LENGTH(lane_counts) : 1,
-                                axes & GAP ? LENGTH(gaps) : 1, axes & DTYPE ? DTYPES : axes & ROW_DTYPE ? ROW_DTYPES : 1};
+    const int combinations[] = {LENGTH(counts),
+                                KINDS,
+                                axes & DIM ? LENGTH(dims) : 1,
+                                axes & LANES ? LENGTH(lane_counts) : 1,
+                                axes & GAP ? LENGTH(gaps) : 1,
+                                axes & DTYPE       ? DTYPES
+                                : axes & ROW_DTYPE ? ROW_DTYPES
+                                                   : 1};
     int total = 1;
     for (int i = 0; i < LENGTH(combinations); i++) total *= combinations[i];
     t->failed = 0;
@@ -856,8 +897,9 @@ static void compare_all(selftest *t, const struct comparison *comparison) {
         comparison->compare(t);
         if (failed_before || !t->failed) continue;
         size_t used = strlen(t->reason);
-        snprintf(t->reason + used, sizeof t->reason - used, " (dim %d, count %d, lanes %d, gap %d, dtype %d, %s values)", t->dim,
-                 t->count, t->lanes, t->gap, (int)t->dtype, kind_names[t->kind]);
+        snprintf(t->reason + used, sizeof t->reason - used,
+                 " (dim %d, count %d, lanes %d, gap %d, dtype %d, %s values)", t->dim, t->count, t->lanes, t->gap,
+                 (int)t->dtype, kind_names[t->kind]);
     }
 }
 
@@ -877,10 +919,8 @@ static int report_all(selftest *t, const struct comparison *list, int length, ch
     for (int i = 0; i < length; i++) {
         compare_all(t, &list[i]);
         append(report, size, "%-22s", list[i].name);
-        if (t->failed)
-            append(report, size, "FAILED  %s\n", t->reason);
-        else
-            append(report, size, "ok  max error %.0e\n", t->error);
+        if (t->failed) append(report, size, "FAILED  %s\n", t->reason);
+        else append(report, size, "ok  max error %.0e\n", t->error);
         failures += t->failed > 0;
     }
     return failures;

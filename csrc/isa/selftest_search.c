@@ -1,7 +1,8 @@
 /* Compares the kernels of a k-NN search with the scalar ones, on shapes that leave tails everywhere.
  *
- * Integer sums, selections and counts agree exactly; floating-point sums of n terms to 2 n u of the sum of magnitudes.  Arrays are as
- * long as the contract says and not longer, so that the address sanitizer sees a kernel that goes further. */
+ * Integer sums, selections and counts agree exactly; floating-point sums of n terms to 2 n u of the sum of magnitudes.
+ * Arrays are as long as the contract says and not longer, so that the address sanitizer sees a kernel that goes
+ * further. */
 #include "isa/selftest_search.h"
 
 #include <math.h>
@@ -14,8 +15,8 @@
 #define U 0x1p-24
 
 const char *const ice_search_kernel_names[ICE_SEARCH_KERNELS] = {
-    "code_scores", "find_at_least", "nth_largest", "keep_largest", "rank", "encode", "gathered_scores", "squared_distances",
-    "chebyshev",
+    "code_scores", "find_at_least",   "nth_largest",       "keep_largest", "rank",
+    "encode",      "gathered_scores", "squared_distances", "chebyshev",
 };
 
 static const int dims[] = {1, 3, 4, 15, 16, 17, 63, 64, 130};
@@ -52,7 +53,8 @@ static float *floats(test *t, int64_t count) {
 
 static void fail(test *t, const char *what) {
     if (!t->failed++)
-        snprintf(t->reason, t->size, "%s (dim %d, count %d, lanes %d, variant %d)", what, t->dim, t->count, t->lanes, t->variant);
+        snprintf(t->reason, t->size, "%s (dim %d, count %d, lanes %d, variant %d)", what, t->dim, t->count, t->lanes,
+                 t->variant);
 }
 
 static void expect_near(test *t, double wanted, double found, double scale, double tolerance) {
@@ -69,7 +71,7 @@ static void compare_code_scores(test *t) {
     float out[2][PANEL_OF(MOST_COUNT)];
     for (int64_t i = 0; i < stride * ICE_PANEL; i++) quads[i] = (int8_t)((int)ice_random_below(&t->random, 255) - 127);
     for (int64_t i = 0; i < t->count * stride; i++) codes[i] = (uint8_t)ice_random_below(&t->random, 256);
-    if (t->variant >= 2) {   /* the largest sums there are */
+    if (t->variant >= 2) { /* the largest sums there are */
         memset(quads, t->variant == 2 ? 127 : -127, sizeof quads);
         memset(codes, 255, sizeof codes);
     }
@@ -78,7 +80,8 @@ static void compare_code_scores(test *t) {
         for (int64_t d = 0; d < stride; d++) sum += quads[(d / 4 * ICE_PANEL + lane) * 4 + d % 4];
         offset[lane] = -128 * sum;
     }
-    float *base = floats(t, ICE_PANEL), *query_scale = floats(t, ICE_PANEL), *scale = floats(t, t->count), *bias = floats(t, t->count);
+    float *base = floats(t, ICE_PANEL), *query_scale = floats(t, ICE_PANEL), *scale = floats(t, t->count),
+          *bias = floats(t, t->count);
     const float *given = t->variant % 2 ? bias : NULL;
     t->plain->code_scores(quads, t->lanes, base, query_scale, offset, codes, stride, scale, given, t->count, out[0]);
     t->fast->code_scores(quads, t->lanes, base, query_scale, offset, codes, stride, scale, given, t->count, out[1]);
@@ -138,7 +141,8 @@ static void compare_keep_largest(test *t) {
     float *scores = floats(t, t->count), copy[2][MOST_COUNT];
     int32_t numbers[2][MOST_COUNT];
     int64_t keep = 1 + (int64_t)ice_random_below(&t->random, (uint64_t)t->count - 1);
-    for (int i = 0; i < t->count; i++) numbers[0][i] = numbers[1][i] = (int32_t)((i * 37) % 101);   /* distinct: 101 is prime */
+    for (int i = 0; i < t->count; i++)
+        numbers[0][i] = numbers[1][i] = (int32_t)((i * 37) % 101); /* distinct: 101 is prime */
     int32_t original[MOST_COUNT];
     memcpy(original, numbers[0], sizeof original);
     float bound[2];
@@ -181,15 +185,17 @@ static void compare_encode(test *t) {
     float *x = floats(t, t->dim), *center = floats(t, t->dim);
     int8_t code[2][MOST_DIM];
     if (t->variant == 2) memset(x, 0, (size_t)t->dim * sizeof *x);
-    if (t->variant == 3) x[0] = 3e38f, center[0] = -3e38f;   /* the difference overflows */
+    if (t->variant == 3) x[0] = 3e38f, center[0] = -3e38f; /* the difference overflows */
     const float *given = t->variant >= 2 ? (t->variant == 3 ? center : NULL) : t->variant ? center : NULL;
-    float plain = t->plain->encode(x, given, t->dim, stride, code[0]), fast = t->fast->encode(x, given, t->dim, stride, code[1]);
+    float plain = t->plain->encode(x, given, t->dim, stride, code[0]),
+          fast = t->fast->encode(x, given, t->dim, stride, code[1]);
     if (plain != fast || memcmp(code[0], code[1], (size_t)stride) != 0) fail(t, "codes differ");
     for (int64_t d = t->dim; d < stride; d++)
         if (code[1][d]) fail(t, "a byte past the end is not 0");
     for (int d = 0; d < t->dim && isfinite(fast); d++) {
         double difference = (double)(given ? x[d] - center[d] : x[d]);
-        if (fabs(difference - (double)fast * code[1][d]) > 0.5001 * (double)fast) fail(t, "a code is off by more than half a step");
+        if (fabs(difference - (double)fast * code[1][d]) > 0.5001 * (double)fast)
+            fail(t, "a code is off by more than half a step");
     }
     ice_free(x);
     ice_free(center);
@@ -229,7 +235,8 @@ static void compare_gathered_scores(test *t) {
 
 static void compare_squared_distances(test *t) {
     const int64_t stride = t->dim + (t->variant % 2) * 5;
-    float *panel = floats(t, PANEL_OF(t->dim)), *keys = floats(t, (t->count - 1) * stride + t->dim), out[2][PANEL_OF(MOST_COUNT)];
+    float *panel = floats(t, PANEL_OF(t->dim)), *keys = floats(t, (t->count - 1) * stride + t->dim),
+          out[2][PANEL_OF(MOST_COUNT)];
     const float scale = t->variant < 2 ? 1.0f : 4.0f;
     t->plain->squared_distances(panel, t->dim, t->lanes, scale, keys, stride, t->count, out[0]);
     t->fast->squared_distances(panel, t->dim, t->lanes, scale, keys, stride, t->count, out[1]);
@@ -250,7 +257,8 @@ static void compare_squared_distances(test *t) {
 static void compare_chebyshev(test *t) {
     const int simples = 1 + t->variant * 3;
     const int64_t stride = t->count + 5;
-    float *projection = floats(t, (simples - 1) * stride + t->count), *query = floats(t, simples), out[2][MOST_COUNT + 1];
+    float *projection = floats(t, (simples - 1) * stride + t->count), *query = floats(t, simples),
+          out[2][MOST_COUNT + 1];
     for (int which = 0; which < 2; which++) {
         out[which][t->count] = 7.0f;
         (which ? t->fast : t->plain)->chebyshev(projection, stride, simples, query, t->count, out[which]);
@@ -267,12 +275,12 @@ static void compare_chebyshev(test *t) {
 
 /* In the order of the names. */
 static void (*const compare[ICE_SEARCH_KERNELS])(test *) = {
-    compare_code_scores, compare_find_at_least, compare_nth_largest,     compare_keep_largest,
-    compare_rank,        compare_encode,        compare_gathered_scores, compare_squared_distances,
-    compare_chebyshev,
+    compare_code_scores, compare_find_at_least,   compare_nth_largest,       compare_keep_largest, compare_rank,
+    compare_encode,      compare_gathered_scores, compare_squared_distances, compare_chebyshev,
 };
 
-int ice_selftest_search(int number, const ice_kernels *plain, const ice_kernels *fast, char *reason, size_t size, double *error) {
+int ice_selftest_search(int number, const ice_kernels *plain, const ice_kernels *fast, char *reason, size_t size,
+                        double *error) {
     test t = {.plain = plain, .fast = fast, .random = 1, .reason = reason, .size = size};
     for (t.variant = 0; t.variant < 4; t.variant++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)

@@ -1,16 +1,18 @@
 /* bfloat16 kernels on the dot product instruction of AVX512_BF16: two products a lane into a float32 sum.
  *
- * Same register tile as kernels/panel.inc.h, over pairs: a step covers two components (scores) or two keys (weighted sum).  Keys are
- * read where they lie, as broadcast 32-bit pairs.  Values are interleaved first, two keys at a time: packed[(j / 2 * value_dim + t) * 2 +
- * j % 2].  The instruction takes subnormal numbers as 0 and rounds to nearest even.
- * Earned by bench/bench_exact.py: see the bfloat16 rows of bench/README.md against ICECORE_ISA=avx512. */
+ * Same register tile as kernels/panel.inc.h, over pairs: a step covers two components (scores) or two keys (weighted
+ * sum).  Keys are read where they lie, as broadcast 32-bit pairs.  Values are interleaved first, two keys at a time:
+ * packed[(j / 2 * value_dim + t) * 2 + j % 2].  The instruction takes subnormal numbers as 0 and rounds to nearest
+ * even. Earned by bench/bench_exact.py: see the bfloat16 rows of bench/README.md against ICECORE_ISA=avx512. */
 
-/* sum over i < length of two products: a pairs at a[r * row_stride + i * step] (in 16-bit units), b pairs of all lanes. */
-static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64_t step, const uint16_t *b, int64_t length,
-                                    float *out, float scale, const float *correction, const int rows, const int vectors) {
+/* sum over i < length of two products: a pairs at a[r * row_stride + i * step] (in 16-bit units), b pairs of all lanes.
+ */
+static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64_t step, const uint16_t *b,
+                                    int64_t length, float *out, float scale, const float *correction, const int rows,
+                                    const int vectors) {
     vf sum[KEY_TILE][QUERY_VECTORS];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
     for (int64_t i = 0; i < length; i++) {
         __m512bh column[QUERY_VECTORS];
         UNROLL for (int q = 0; q < vectors; q++)
@@ -19,11 +21,12 @@ static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64
             int pair;
             memcpy(&pair, a + r * row_stride + i * step, sizeof pair);
             __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-            UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = _mm512_dpbf16_ps(sum[r][q], x, column[q]);
+            UNROLL for (int q = 0; q < vectors; q++)
+                sum[r][q] = _mm512_dpbf16_ps(sum[r][q], x, column[q]);
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++) {
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) {
             float *target = out + r * ICE_PANEL + q * VF_WIDTH;
             vf result = correction ? vf_fma(vf_load(target), vf_load(correction + q * VF_WIDTH), sum[r][q])
                                    : vf_mul(sum[r][q], vf_set1(scale));
@@ -31,27 +34,31 @@ static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64
         }
 }
 
-static ALWAYS_INLINE void pair_column(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step, const uint16_t *b,
-                                      int64_t length, float *out, float scale, const float *correction, const int vectors) {
+static ALWAYS_INLINE void pair_column(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step,
+                                      const uint16_t *b, int64_t length, float *out, float scale,
+                                      const float *correction, const int vectors) {
     int64_t r = 0;
     for (; r + KEY_TILE <= rows; r += KEY_TILE)
-        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, KEY_TILE, vectors);
+        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, KEY_TILE,
+                  vectors);
     for (; r < rows; r++)
         pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, 1, vectors);
 }
 
-static ALWAYS_INLINE void pair_product(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step, const uint16_t *b,
-                                       int64_t length, int lanes, float *out, float scale, const float *correction) {
+static ALWAYS_INLINE void pair_product(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step,
+                                       const uint16_t *b, int64_t length, int lanes, float *out, float scale,
+                                       const float *correction) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale, correction ? correction + lane : NULL,
-                    QUERY_VECTORS);
+        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale,
+                    correction ? correction + lane : NULL, QUERY_VECTORS);
     for (; lane < lanes; lane += VF_WIDTH)
-        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale, correction ? correction + lane : NULL, 1);
+        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale,
+                    correction ? correction + lane : NULL, 1);
 }
 
-static void dot_scores(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys, int64_t stride,
-                       int64_t count, float *out) {
+static void dot_scores(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys,
+                       int64_t stride, int64_t count, float *out) {
     pair_product(keys, count, stride, 2, queries, dim / 2, lanes, out, scale, NULL);
 }
 
@@ -71,7 +78,8 @@ static void dot_pack_queries(const float *panel, int64_t dim, uint16_t *pairs) {
         }
 }
 
-static void dot_pack_values(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed) {
+static void dot_pack_values(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim,
+                            uint16_t *packed) {
     for (int64_t j = 0; j < count; j += 2)
         for (int64_t t = 0; t < value_dim; t += VF_WIDTH) {
             const uint16_t *row = values + j * stride + t;
@@ -95,8 +103,8 @@ static void dot_add_bias(float *block, int64_t count, int lanes, const float *bi
         }
 }
 
-static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride, const uint16_t *values, int64_t count,
-                             const float *bias) {
+static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride, const uint16_t *values,
+                             int64_t count, const float *bias) {
     float block[ICE_KEY_BLOCK * ICE_PANEL], correction[ICE_PANEL];
     uint16_t weights[ICE_KEY_BLOCK * ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH) vf_store(p->correction + lane, vf_set1(1.0f));
@@ -107,8 +115,8 @@ static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int6
         if (!keys) memcpy(block, bias + first * ICE_PANEL, (size_t)(n * ICE_PANEL) * sizeof *block);
         softmax(block, n, p->lanes, p->maximum, p->sum, correction);
         dot_pack_queries(block, n, weights);
-        pair_product(values + first * p->value_dim, p->value_dim, 2, 2 * p->value_dim, weights, (n + 1) / 2, p->lanes, p->accumulator, 1.0f,
-                     correction);
+        pair_product(values + first * p->value_dim, p->value_dim, 2, 2 * p->value_dim, weights, (n + 1) / 2, p->lanes,
+                     p->accumulator, 1.0f, correction);
         for (int lane = 0; lane < p->lanes; lane += VF_WIDTH)
             vf_store(p->correction + lane, vf_mul(vf_load(p->correction + lane), vf_load(correction + lane)));
     }
@@ -119,7 +127,7 @@ static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int6
 static const ice_bf16_kernels bf16_dot __attribute__((unused)) = {
     .dim_multiple = 2,
     .value_dim_multiple = 1,
-    .panel_lanes = 32,         /* 24: 1 to 2 % slower at 8k, 40 and 48: 1 % slower at 32k */
+    .panel_lanes = 32, /* 24: 1 to 2 % slower at 8k, 40 and 48: 1 % slower at 32k */
     .pack_queries = dot_pack_queries,
     .scores = dot_scores,
     .pack_values = dot_pack_values,

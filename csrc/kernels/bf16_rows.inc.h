@@ -1,6 +1,6 @@
-/* Row kernels on the dot product instruction of AVX512_BF16: one query or several, each with its own sums, lanes along the components.  All
- * rows take each step before any takes the next, so that none waits for its own numbers, and two at a time share what is read of keys
- * and values. */
+/* Row kernels on the dot product instruction of AVX512_BF16: one query or several, each with its own sums, lanes along
+ * the components.  All rows take each step before any takes the next, so that none waits for its own numbers, and two
+ * at a time share what is read of keys and values. */
 
 /* How far above the maximum (log2 units) scores may rise before the sums are rescaled: weights stay below 2^LAZY. */
 #define LAZY 16.0f
@@ -10,50 +10,54 @@
 #define ROWS_AT_ONCE 2
 
 /* Products of up to four keys (those missing are read as the last one) with `rows` queries, a compile-time constant. */
-static ALWAYS_INLINE void dot_four(const uint16_t *const *query, const int rows, const int64_t dim, const uint16_t *keys, int64_t stride,
-                                   int64_t count, float *const *out, int64_t at) {
+static ALWAYS_INLINE void dot_four(const uint16_t *const *query, const int rows, const int64_t dim,
+                                   const uint16_t *keys, int64_t stride, int64_t count, float *const *out, int64_t at) {
     __m512 sum[ROWS_AT_ONCE][4];
     const __mmask32 rest = (__mmask32)(((uint64_t)1 << dim % 32) - 1);
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int k = 0; k < 4; k++) sum[r][k] = _mm512_setzero_ps();
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int k = 0; k < 4; k++) sum[r][k] = _mm512_setzero_ps();
     int64_t t = 0;
-    for (; t + 32 <= dim; t += 32)
-        UNROLL for (int k = 0; k < 4; k++) {
+    for (; t + 32 <= dim; t += 32) UNROLL
+        for (int k = 0; k < 4; k++) {
             const __m512bh key = (__m512bh)_mm512_loadu_si512(keys + (k < count ? k : count - 1) * stride + t);
-            UNROLL for (int r = 0; r < rows; r++) sum[r][k] = _mm512_dpbf16_ps(sum[r][k], key, (__m512bh)_mm512_loadu_si512(query[r] + t));
+            UNROLL for (int r = 0; r < rows; r++)
+                sum[r][k] = _mm512_dpbf16_ps(sum[r][k], key, (__m512bh)_mm512_loadu_si512(query[r] + t));
         }
-    if (t < dim)
-        UNROLL for (int k = 0; k < 4; k++) {
-            const __m512bh key = (__m512bh)_mm512_maskz_loadu_epi16(rest, keys + (k < count ? k : count - 1) * stride + t);
+    if (t < dim) UNROLL
+        for (int k = 0; k < 4; k++) {
+            const __m512bh key =
+                (__m512bh)_mm512_maskz_loadu_epi16(rest, keys + (k < count ? k : count - 1) * stride + t);
             UNROLL for (int r = 0; r < rows; r++)
                 sum[r][k] = _mm512_dpbf16_ps(sum[r][k], key, (__m512bh)_mm512_maskz_loadu_epi16(rest, query[r] + t));
         }
-    UNROLL for (int r = 0; r < rows; r++) vf_reduce_add4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out[r] + at);
+    UNROLL for (int r = 0; r < rows; r++)
+        vf_reduce_add4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out[r] + at);
 }
 
 /* Writes as many products a row as `count` rounded up to four. */
-static ALWAYS_INLINE void dot_fours(const uint16_t *const *query, const int rows, const int64_t dim, const uint16_t *keys, int64_t stride,
-                                    int64_t count, float *const *out) {
+static ALWAYS_INLINE void dot_fours(const uint16_t *const *query, const int rows, const int64_t dim,
+                                    const uint16_t *keys, int64_t stride, int64_t count, float *const *out) {
     int64_t j = 0;
     for (; j + 4 <= count; j += 4) dot_four(query, rows, dim, keys + j * stride, stride, 4, out, j);
     if (j < count) dot_four(query, rows, dim, keys + j * stride, stride, count - j, out, j);
 }
 
-static ALWAYS_INLINE void dot_rows(const uint16_t *const *query, int rows, const int64_t dim, const uint16_t *keys, int64_t stride,
-                                   int64_t count, float *const *out) {
+static ALWAYS_INLINE void dot_rows(const uint16_t *const *query, int rows, const int64_t dim, const uint16_t *keys,
+                                   int64_t stride, int64_t count, float *const *out) {
     int r = 0;
-    for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE) dot_fours(query + r, ROWS_AT_ONCE, dim, keys, stride, count, out + r);
+    for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE)
+        dot_fours(query + r, ROWS_AT_ONCE, dim, keys, stride, count, out + r);
     for (; r < rows; r++) dot_fours(query + r, 1, dim, keys, stride, count, out + r);
 }
 
-static void dot_products(const uint16_t *const *query, int rows, int64_t dim, const uint16_t *keys, int64_t stride, int64_t count,
-                         float *const *out) {
+static void dot_products(const uint16_t *const *query, int rows, int64_t dim, const uint16_t *keys, int64_t stride,
+                         int64_t count, float *const *out) {
     if (dim == 64) dot_rows(query, rows, 64, keys, stride, count, out);
     else dot_rows(query, rows, dim, keys, stride, count, out);
 }
 
-static void dot_row_scores(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
-                           float *out) {
+static void dot_row_scores(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
+                           int64_t count, float *out) {
     const int64_t whole = count - count % 4;
     float last[4], *end = last;
     dot_products(&query, 1, dim, keys, stride, whole, &out);
@@ -68,8 +72,8 @@ static void dot_row_scores(const uint16_t *query, int64_t dim, float scale, cons
 #define KEYS_AT_ONCE 64
 typedef struct {
     float products[KEYS_AT_ONCE], weights[KEYS_AT_ONCE];
-    uint16_t rounded[KEYS_AT_ONCE];    /* weights, 0 behind the last */
-    vf sum;                            /* of the weights, over lanes */
+    uint16_t rounded[KEYS_AT_ONCE]; /* weights, 0 behind the last */
+    vf sum;                         /* of the weights, over lanes */
     float correction;
 } dot_row;
 
@@ -77,12 +81,16 @@ typedef struct {
 static ALWAYS_INLINE vf dot_score(const float *products, float scale, const float *bias, int64_t j, int64_t count) {
     const __mmask16 present = vf_first_lanes(count - j < 16 ? (int)(count - j) : 16);
     const vf own = products ? vf_mul(_mm512_maskz_loadu_ps(present, products + j), vf_set1(scale)) : vf_zero();
-    const vf score = !bias ? own : products ? vf_add(own, _mm512_maskz_loadu_ps(present, bias + j)) : _mm512_maskz_loadu_ps(present, bias + j);
+    const vf score = !bias      ? own
+                     : products ? vf_add(own, _mm512_maskz_loadu_ps(present, bias + j))
+                                : _mm512_maskz_loadu_ps(present, bias + j);
     return _mm512_mask_mov_ps(vf_set1(-INFINITY), present, score);
 }
 
-/* Weights of `count` <= KEYS_AT_ONCE scores, 0 behind the last, relative to the maximum; returns whether some score is far above that. */
-static ALWAYS_INLINE int dot_row_weights(dot_row *row, int64_t count, const float *products, float scale, const float *bias, float maximum) {
+/* Weights of `count` <= KEYS_AT_ONCE scores, 0 behind the last, relative to the maximum; returns whether some score is
+ * far above that. */
+static ALWAYS_INLINE int dot_row_weights(dot_row *row, int64_t count, const float *products, float scale,
+                                         const float *bias, float maximum) {
     const vf limit = vf_set1(maximum + LAZY), reference = vf_set1(maximum == -INFINITY ? 0.0f : maximum);
     vf total = vf_zero();
     __mmask16 above = 0;
@@ -109,8 +117,8 @@ static float dot_largest(int64_t count, const float *products, float scale, cons
 }
 
 /* As dot_row_weights; the maximum moves only when a score is far above it. */
-static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const float *products, float scale, const float *bias,
-                                          ice_single *state) {
+static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const float *products, float scale,
+                                          const float *bias, ice_single *state) {
     row->correction = 1.0f;
     if (!dot_row_weights(row, count, products, scale, bias, state->maximum) && state->maximum > -INFINITY) return;
     const float largest = dot_largest(count, products, scale, bias);
@@ -124,16 +132,18 @@ static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const flo
     dot_row_weights(row, count, products, scale, bias, largest);
 }
 
-/* accumulator + t = that times correction + weights * values for 64 components of `rows` rows, a compile-time constant; two keys at a time. */
-static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *state, const int rows, int64_t count, const uint16_t *values,
-                                     int64_t stride, int64_t t) {
+/* accumulator + t = that times correction + weights * values for 64 components of `rows` rows, a compile-time constant;
+ * two keys at a time. */
+static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *state, const int rows, int64_t count,
+                                     const uint16_t *values, int64_t stride, int64_t t) {
     /* the numbers of two keys side by side, 32 of each in two vectors */
-    const __m512i low_pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
-                                               35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i low_pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38,
+                                               6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high_pairs = _mm512_add_epi16(low_pairs, _mm512_set1_epi16(16));
     vf sum[ROWS_AT_ONCE][4];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int u = 0; u < 4; u++) sum[r][u] = vf_mul(vf_load(state[r]->accumulator + t + 16 * u), vf_set1(row[r].correction));
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int u = 0; u < 4; u++)
+            sum[r][u] = vf_mul(vf_load(state[r]->accumulator + t + 16 * u), vf_set1(row[r].correction));
     for (int64_t j = 0; j < count; j += 2) {
         const uint16_t *value = values + j * stride + t;
         const int both = j + 1 < count;
@@ -154,12 +164,13 @@ static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *stat
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int u = 0; u < 4; u++) vf_store(state[r]->accumulator + t + 16 * u, sum[r][u]);
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int u = 0; u < 4; u++) vf_store(state[r]->accumulator + t + 16 * u, sum[r][u]);
 }
 
-static void dot_attend_run(const uint16_t *const *query, ice_single *const *state, int rows, int64_t dim, float scale, const uint16_t *keys,
-                           const uint16_t *values, int64_t value_dim, int64_t count, const float *const *bias) {
+static void dot_attend_run(const uint16_t *const *query, ice_single *const *state, int rows, int64_t dim, float scale,
+                           const uint16_t *keys, const uint16_t *values, int64_t value_dim, int64_t count,
+                           const float *const *bias) {
     dot_row row[MOST_ROWS];
     float *products[MOST_ROWS];
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
@@ -175,15 +186,18 @@ static void dot_attend_run(const uint16_t *const *query, ice_single *const *stat
     int64_t t = 0;
     for (; t + 64 <= value_dim; t += 64) {
         int r = 0;
-        for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE) dot_add_64(row + r, state + r, ROWS_AT_ONCE, count, values, value_dim, t);
+        for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE)
+            dot_add_64(row + r, state + r, ROWS_AT_ONCE, count, values, value_dim, t);
         for (; r < rows; r++) dot_add_64(row + r, state + r, 1, count, values, value_dim, t);
     }
     for (int r = 0; t < value_dim && r < rows; r++)
-        row_weighted_sum_bf16(row[r].weights, count, values + t, value_dim, value_dim - t, row[r].correction, state[r]->accumulator + t);
+        row_weighted_sum_bf16(row[r].weights, count, values + t, value_dim, value_dim - t, row[r].correction,
+                              state[r]->accumulator + t);
 }
 
-static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values,
-                            int64_t value_dim, int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes, ice_single *state) {
+static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys,
+                            const uint16_t *values, int64_t value_dim, int64_t count, const float *bias,
+                            int64_t bias_stride, uint64_t lanes, ice_single *state) {
     while (lanes) {
         const uint16_t *query[MOST_ROWS];
         const float *bias_of[MOST_ROWS];
@@ -196,7 +210,8 @@ static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, c
             state_of[rows] = state + lane;
         }
         for (int64_t first = 0; first < count; first += KEYS_AT_ONCE) {
-            dot_attend_run(query, state_of, rows, dim, scale, keys ? keys + first * dim : NULL, values + first * value_dim, value_dim,
+            dot_attend_run(query, state_of, rows, dim, scale, keys ? keys + first * dim : NULL,
+                           values + first * value_dim, value_dim,
                            count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE, bias_of);
             for (int r = 0; bias && r < rows; r++) bias_of[r] += KEYS_AT_ONCE;
         }

@@ -1,21 +1,24 @@
 /* Scans of a k-NN search: low-precision scores of contiguous rows, and exact ones of few.
  *
- * A code is a row's difference from the mean of its cell, in bytes with one scale a row: the cell's own share of the score is exact, and
- * rounding, at most half a step of 1/127 of the largest component, touches only the difference.  Bytes of four components are
- * multiplied and summed a lane at a time; integer sums are the same on every instruction set. */
+ * A code is a row's difference from the mean of its cell, in bytes with one scale a row: the cell's own share of the
+ * score is exact, and rounding, at most half a step of 1/127 of the largest component, touches only the difference.
+ * Bytes of four components are multiplied and summed a lane at a time; integer sums are the same on every instruction
+ * set. */
 
 static ALWAYS_INLINE void code_tile(const int8_t *quads, const uint8_t *codes, int64_t stride, const float *base,
-                                    const float *query_scale, const int32_t *offset, const float *scale, const float *bias, float *out,
-                                    const int rows, const int vectors) {
+                                    const float *query_scale, const int32_t *offset, const float *scale,
+                                    const float *bias, float *out, const int rows, const int vectors) {
     vi sum[KEY_TILE][QUERY_VECTORS];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vi_load(offset + q * VF_WIDTH);
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) sum[r][q] = vi_load(offset + q * VF_WIDTH);
     for (int64_t t = 0; t < stride; t += 4) {
         vq column[QUERY_VECTORS];
-        UNROLL for (int q = 0; q < vectors; q++) column[q] = vq_load(quads + t * ICE_PANEL + q * VF_WIDTH * 4);
+        UNROLL for (int q = 0; q < vectors; q++)
+            column[q] = vq_load(quads + t * ICE_PANEL + q * VF_WIDTH * 4);
         UNROLL for (int r = 0; r < rows; r++) {
             vk x = vk_set1(codes + r * stride + t);
-            UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vi_dot4(sum[r][q], x, column[q]);
+            UNROLL for (int q = 0; q < vectors; q++)
+                sum[r][q] = vi_dot4(sum[r][q], x, column[q]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -29,8 +32,8 @@ static ALWAYS_INLINE void code_tile(const int8_t *quads, const uint8_t *codes, i
 }
 
 static ALWAYS_INLINE void code_column(const int8_t *quads, const uint8_t *codes, int64_t stride, const float *base,
-                                      const float *query_scale, const int32_t *offset, const float *scale, const float *bias,
-                                      int64_t count, float *out, const int vectors) {
+                                      const float *query_scale, const int32_t *offset, const float *scale,
+                                      const float *bias, int64_t count, float *out, const int vectors) {
     int64_t j = 0;
     for (; j + KEY_TILE <= count; j += KEY_TILE)
         code_tile(quads, codes + j * stride, stride, base, query_scale, offset, scale + j, bias ? bias + j : NULL,
@@ -40,14 +43,16 @@ static ALWAYS_INLINE void code_column(const int8_t *quads, const uint8_t *codes,
                   out + j * ICE_PANEL, 1, vectors);
 }
 
-static void code_scores(const int8_t *quads, int lanes, const float *base, const float *query_scale, const int32_t *offset,
-                        const uint8_t *codes, int64_t stride, const float *scale, const float *bias, int64_t count, float *out) {
+static void code_scores(const int8_t *quads, int lanes, const float *base, const float *query_scale,
+                        const int32_t *offset, const uint8_t *codes, int64_t stride, const float *scale,
+                        const float *bias, int64_t count, float *out) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count, out + lane,
-                    QUERY_VECTORS);
+        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count,
+                    out + lane, QUERY_VECTORS);
     for (; lane < lanes; lane += VF_WIDTH)
-        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count, out + lane, 1);
+        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count,
+                    out + lane, 1);
 }
 
 static int64_t find_at_least(const float *block, int64_t count, int lanes, const float *threshold, int32_t *places) {
@@ -61,8 +66,8 @@ static int64_t find_at_least(const float *block, int64_t count, int lanes, const
     return found;
 }
 
-/* Bisection between two bounds; a lane that has found its number stays as it is.  Of `wanted` groups each has a largest score, so `wanted` scores
- * reach the least of these: scores far below the best do not widen the range. */
+/* Bisection between two bounds; a lane that has found its number stays as it is.  Of `wanted` groups each has a largest
+ * score, so `wanted` scores reach the least of these: scores far below the best do not widen the range. */
 static void nth_largest(const float *block, int64_t count, int lanes, int64_t wanted, float *threshold) {
     const vf goal = vf_set1((float)wanted), half = vf_set1(0.5f), one = vf_set1(1.0f);
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
@@ -74,14 +79,16 @@ static void nth_largest(const float *block, int64_t count, int lanes, int64_t wa
             low = vf_min(low, top);
             high = vf_max(high, top);
         }
-        vf reach = vf_set1((float)count);   /* how many reach `low`, at most */
+        vf reach = vf_set1((float)count); /* how many reach `low`, at most */
         for (int halving = 0; halving < 32; halving++) {
             vf middle = vf_fma(half, vf_sub(high, low), low), found[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
             int64_t j = 0;
-            for (; j + 4 <= count; j += 4)
-                UNROLL for (int u = 0; u < 4; u++)
-                    found[u] = vf_add(found[u], vf_select(vf_ge(vf_load(column + (j + u) * ICE_PANEL), middle), one, vf_zero()));
-            for (; j < count; j++) found[0] = vf_add(found[0], vf_select(vf_ge(vf_load(column + j * ICE_PANEL), middle), one, vf_zero()));
+            for (; j + 4 <= count; j += 4) UNROLL
+                for (int u = 0; u < 4; u++)
+                    found[u] = vf_add(found[u],
+                                      vf_select(vf_ge(vf_load(column + (j + u) * ICE_PANEL), middle), one, vf_zero()));
+            for (; j < count; j++)
+                found[0] = vf_add(found[0], vf_select(vf_ge(vf_load(column + j * ICE_PANEL), middle), one, vf_zero()));
             vf total = vf_add(vf_add(found[0], found[1]), vf_add(found[2], found[3]));
             vm enough = vf_ge(total, goal), open = vf_gt(reach, goal);
             low = vf_select(vm_and(open, enough), middle, low);
@@ -97,12 +104,14 @@ static void nth_largest(const float *block, int64_t count, int lanes, int64_t wa
 static ALWAYS_INLINE int64_t how_many(const float *scores, int64_t count, float bound) {
     vf least = vf_set1(bound);
     int64_t found = 0, i = 0;
-    for (; i + VF_WIDTH <= count; i += VF_WIDTH) found += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + i), least)));
+    for (; i + VF_WIDTH <= count; i += VF_WIDTH)
+        found += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + i), least)));
     for (; i < count; i++) found += scores[i] >= bound;
     return found;
 }
 
-/* The bound is found by bisection on the scores' order as integers; it ends as soon as a bound keeps just the wanted number. */
+/* The bound is found by bisection on the scores' order as integers; it ends as soon as a bound keeps just the wanted
+ * number. */
 static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_t keep) {
     vf top = vf_set1(scores[0]), bottom = top;
     int64_t whole = count - count % VF_WIDTH;
@@ -129,7 +138,7 @@ static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_
     const float bound = ice_unordered((uint32_t)low);
     int64_t kept = 0;
     if (reach == keep) {
-        for (int64_t i = 0; i < count; i++) {   /* without a branch: half of them stay */
+        for (int64_t i = 0; i < count; i++) { /* without a branch: half of them stay */
             float score = scores[i];
             scores[kept] = score;
             numbers[kept] = numbers[i];
@@ -137,8 +146,9 @@ static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_
         }
         return bound;
     }
-    /* more than wanted only where scores equal the bound: of these, those with a number up to `last` stay, found by bisection too */
-    int64_t above = 0, first = -1, last = INT32_MAX;   /* too few have a number up to `first`, enough up to `last` */
+    /* more than wanted only where scores equal the bound: of these, those with a number up to `last` stay, found by
+     * bisection too */
+    int64_t above = 0, first = -1, last = INT32_MAX; /* too few have a number up to `first`, enough up to `last` */
     for (int64_t i = 0; i < count; i++) above += scores[i] > bound;
     while (last - first > 1) {
         int64_t middle = first + (last - first) / 2, found = above;
@@ -161,7 +171,8 @@ static void rank(const float *scores, int64_t count, int32_t *place) {
         /* earlier ones count when they are equal, later ones do not */
         for (; j + VF_WIDTH <= i; j += VF_WIDTH) before += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + j), own)));
         for (; j < i && j < count; j++) before += scores[j] >= scores[i];
-        for (; j + VF_WIDTH <= count; j += VF_WIDTH) before += __builtin_popcount(vm_bits(vf_gt(vf_load(scores + j), own)));
+        for (; j + VF_WIDTH <= count; j += VF_WIDTH)
+            before += __builtin_popcount(vm_bits(vf_gt(vf_load(scores + j), own)));
         for (; j < count; j++) before += scores[j] > scores[i];
         place[i] = (int32_t)before;
     }
@@ -191,15 +202,16 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
     return largest / 127.0f;
 }
 
-static ALWAYS_INLINE void distance_tile(float scale, const float *keys, int64_t stride, const float *panel, int64_t dim, float *out,
-                                        const int rows, const int vectors) {
+static ALWAYS_INLINE void distance_tile(float scale, const float *keys, int64_t stride, const float *panel, int64_t dim,
+                                        float *out, const int rows, const int vectors) {
     const vf minus_scale = vf_set1(-scale);
     vf sum[KEY_TILE][QUERY_VECTORS];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
     for (int64_t t = 0; t < dim; t++) {
         vf column[QUERY_VECTORS];
-        UNROLL for (int q = 0; q < vectors; q++) column[q] = vf_load(panel + t * ICE_PANEL + q * VF_WIDTH);
+        UNROLL for (int q = 0; q < vectors; q++)
+            column[q] = vf_load(panel + t * ICE_PANEL + q * VF_WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             vf x = vf_set1(keys[r * stride + t]);
             UNROLL for (int q = 0; q < vectors; q++) {
@@ -208,28 +220,30 @@ static ALWAYS_INLINE void distance_tile(float scale, const float *keys, int64_t 
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++)
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++)
             vf_store(out + r * ICE_PANEL + q * VF_WIDTH, vf_mul(sum[r][q], vf_set1(-0.5f)));
 }
 
-static ALWAYS_INLINE void distance_column(float scale, const float *keys, int64_t stride, const float *panel, int64_t dim, int64_t count,
-                                          float *out, const int vectors) {
+static ALWAYS_INLINE void distance_column(float scale, const float *keys, int64_t stride, const float *panel,
+                                          int64_t dim, int64_t count, float *out, const int vectors) {
     int64_t j = 0;
     for (; j + KEY_TILE <= count; j += KEY_TILE)
         distance_tile(scale, keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, KEY_TILE, vectors);
     for (; j < count; j++) distance_tile(scale, keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, 1, vectors);
 }
 
-static void squared_distances(const float *panel, int64_t dim, int lanes, float scale, const float *keys, int64_t stride, int64_t count,
-                              float *out) {
+static void squared_distances(const float *panel, int64_t dim, int lanes, float scale, const float *keys,
+                              int64_t stride, int64_t count, float *out) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
         distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, QUERY_VECTORS);
-    for (; lane < lanes; lane += VF_WIDTH) distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, 1);
+    for (; lane < lanes; lane += VF_WIDTH)
+        distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, 1);
 }
 
-static void chebyshev(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance) {
+static void chebyshev(const float *projection, int64_t stride, int simples, const float *query, int64_t count,
+                      float *distance) {
     for (int64_t i = 0; i < count; i += VF_WIDTH) {
         int n = count - i < VF_WIDTH ? (int)(count - i) : VF_WIDTH;
         vf largest = vf_zero();

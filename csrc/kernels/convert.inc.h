@@ -43,5 +43,7 @@ static void from_float32(icecore_dtype dtype, const float *source, void *target,
 static void multiply(const float *x, const float *factor, int64_t count, float *product) {
     int64_t i = 0;
     for (; i + VF_WIDTH <= count; i += VF_WIDTH) vf_store(product + i, vf_mul(vf_load(x + i), vf_load(factor + i)));
-    if (i < count) vf_store_n(product + i, vf_mul(vf_load_n(x + i, (int)(count - i)), vf_load_n(factor + i, (int)(count - i))), (int)(count - i));
+    if (i < count)
+        vf_store_n(product + i, vf_mul(vf_load_n(x + i, (int)(count - i)), vf_load_n(factor + i, (int)(count - i))),
+                   (int)(count - i));
 }

@@ -1,14 +1,16 @@
-/* Row kernels over rows that lie anywhere: one query, lanes along the components.  Like rows.inc.h they are bound by reading memory. */
+/* Row kernels over rows that lie anywhere: one query, lanes along the components.  Like rows.inc.h they are bound by
+ * reading memory. */
 
 static ALWAYS_INLINE vf load_row(icecore_dtype dtype, const void *row, int64_t t, int n) {
-    if (dtype == ICECORE_FLOAT32) return n == VF_WIDTH ? vf_load((const float *)row + t) : vf_load_n((const float *)row + t, n);
+    if (dtype == ICECORE_FLOAT32)
+        return n == VF_WIDTH ? vf_load((const float *)row + t) : vf_load_n((const float *)row + t, n);
     const uint16_t *half = (const uint16_t *)row + t;
     if (dtype == ICECORE_BFLOAT16) return n == VF_WIDTH ? vf_load_bf16(half) : vf_load_bf16_n(half, n);
     return n == VF_WIDTH ? vf_load_f16(half) : vf_load_f16_n(half, n);
 }
 
-static ALWAYS_INLINE void gather_add(vf q, int64_t t, int n, const int squared_distance, vf minus_scale, const icecore_dtype dtype,
-                                     const void *const *rows, vf *sum, const int tile) {
+static ALWAYS_INLINE void gather_add(vf q, int64_t t, int n, const int squared_distance, vf minus_scale,
+                                     const icecore_dtype dtype, const void *const *rows, vf *sum, const int tile) {
     UNROLL for (int r = 0; r < tile; r++) {
         vf x = load_row(dtype, rows[r], t, n);
         if (squared_distance) {
@@ -20,21 +22,22 @@ static ALWAYS_INLINE void gather_add(vf q, int64_t t, int n, const int squared_d
     }
 }
 
-static ALWAYS_INLINE void gather_tile(const float *query, int64_t dim, const int squared_distance, float scale, const icecore_dtype dtype,
-                                      const void *const *rows, float *out, const int tile) {
+static ALWAYS_INLINE void gather_tile(const float *query, int64_t dim, const int squared_distance, float scale,
+                                      const icecore_dtype dtype, const void *const *rows, float *out, const int tile) {
     vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     const vf minus_scale = vf_set1(-scale);
     const int rest = (int)(dim % VF_WIDTH);
     int64_t t = 0;
-    for (; t + VF_WIDTH <= dim; t += VF_WIDTH) gather_add(vf_load(query + t), t, VF_WIDTH, squared_distance, minus_scale, dtype, rows, sum, tile);
+    for (; t + VF_WIDTH <= dim; t += VF_WIDTH)
+        gather_add(vf_load(query + t), t, VF_WIDTH, squared_distance, minus_scale, dtype, rows, sum, tile);
     if (rest) gather_add(vf_load_n(query + t, rest), t, rest, squared_distance, minus_scale, dtype, rows, sum, tile);
     float total[4];
     vf_reduce_add4(sum[0], sum[1], sum[2], sum[3], total);
     for (int r = 0; r < tile; r++) out[r] = squared_distance ? -0.5f * total[r] : total[r];
 }
 
-static ALWAYS_INLINE void gather_all(const float *query, int64_t dim, const int squared_distance, float scale, const icecore_dtype dtype,
-                                     const void *const *rows, int64_t count, float *out) {
+static ALWAYS_INLINE void gather_all(const float *query, int64_t dim, const int squared_distance, float scale,
+                                     const icecore_dtype dtype, const void *const *rows, int64_t count, float *out) {
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) gather_tile(query, dim, squared_distance, scale, dtype, rows + i, out + i, 4);
     for (; i < count; i++) gather_tile(query, dim, squared_distance, scale, dtype, rows + i, out + i, 1);
@@ -57,8 +60,8 @@ static void gathered_scores(const float *query, int64_t dim, float scale, icecor
 }
 
 /* Four vectors of the accumulator, over all rows, in two sums each. */
-static ALWAYS_INLINE void gathered_columns(const float *weights, int64_t count, const icecore_dtype dtype, const void *const *rows,
-                                           int64_t t, vf scale, float *accumulator) {
+static ALWAYS_INLINE void gathered_columns(const float *weights, int64_t count, const icecore_dtype dtype,
+                                           const void *const *rows, int64_t t, vf scale, float *accumulator) {
     vf even[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}, odd[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     int64_t j = 0;
     for (; j + 2 <= count; j += 2) {
@@ -70,7 +73,8 @@ static ALWAYS_INLINE void gathered_columns(const float *weights, int64_t count, 
     }
     if (j < count) {
         vf w = vf_set1(weights[j]);
-        UNROLL for (int u = 0; u < 4; u++) even[u] = vf_fma(w, load_row(dtype, rows[j], t + u * VF_WIDTH, VF_WIDTH), even[u]);
+        UNROLL for (int u = 0; u < 4; u++)
+            even[u] = vf_fma(w, load_row(dtype, rows[j], t + u * VF_WIDTH, VF_WIDTH), even[u]);
     }
     UNROLL for (int u = 0; u < 4; u++) {
         float *target = accumulator + t + u * VF_WIDTH;
@@ -78,11 +82,13 @@ static ALWAYS_INLINE void gathered_columns(const float *weights, int64_t count, 
     }
 }
 
-static ALWAYS_INLINE void gathered_sum(const float *weights, int64_t count, const icecore_dtype dtype, const void *const *rows,
-                                       int64_t value_dim, float correction, float *accumulator) {
+static ALWAYS_INLINE void gathered_sum(const float *weights, int64_t count, const icecore_dtype dtype,
+                                       const void *const *rows, int64_t value_dim, float correction,
+                                       float *accumulator) {
     const vf scale = vf_set1(correction);
     int64_t t = 0;
-    for (; t + 4 * VF_WIDTH <= value_dim; t += 4 * VF_WIDTH) gathered_columns(weights, count, dtype, rows, t, scale, accumulator);
+    for (; t + 4 * VF_WIDTH <= value_dim; t += 4 * VF_WIDTH)
+        gathered_columns(weights, count, dtype, rows, t, scale, accumulator);
     for (; t < value_dim; t += VF_WIDTH) {
         int n = value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH;
         vf sum = vf_zero();
@@ -91,12 +97,18 @@ static ALWAYS_INLINE void gathered_sum(const float *weights, int64_t count, cons
     }
 }
 
-static void gathered_weighted_sum(const float *weights, int64_t count, icecore_dtype dtype, const void *const *rows, int64_t value_dim,
-                                  float correction, float *accumulator) {
+static void gathered_weighted_sum(const float *weights, int64_t count, icecore_dtype dtype, const void *const *rows,
+                                  int64_t value_dim, float correction, float *accumulator) {
     switch (dtype) {
-    case ICECORE_FLOAT32: gathered_sum(weights, count, ICECORE_FLOAT32, rows, value_dim, correction, accumulator); break;
-    case ICECORE_FLOAT16: gathered_sum(weights, count, ICECORE_FLOAT16, rows, value_dim, correction, accumulator); break;
-    case ICECORE_BFLOAT16: gathered_sum(weights, count, ICECORE_BFLOAT16, rows, value_dim, correction, accumulator); break;
+    case ICECORE_FLOAT32:
+        gathered_sum(weights, count, ICECORE_FLOAT32, rows, value_dim, correction, accumulator);
+        break;
+    case ICECORE_FLOAT16:
+        gathered_sum(weights, count, ICECORE_FLOAT16, rows, value_dim, correction, accumulator);
+        break;
+    case ICECORE_BFLOAT16:
+        gathered_sum(weights, count, ICECORE_BFLOAT16, rows, value_dim, correction, accumulator);
+        break;
     case ICECORE_INT8: break;
     }
 }

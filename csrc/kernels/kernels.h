@@ -2,10 +2,11 @@
  *
  * Kernels do not allocate, start threads or fail.  They read and write exactly the elements named here.
  *
- * A panel holds up to ICE_PANEL queries side by side, transposed: panel[t * ICE_PANEL + lane] is component t of the query in
- * `lane`.  Scores, weights and accumulators are laid out the same way, one row of ICE_PANEL lanes per key or per component.
- * With queries in lanes, keys and values are read as they lie (broadcast), and the softmax needs no sums across lanes.  Kernels work on
- * whole vectors: lanes from `lanes` up to the next multiple of the vector width are computed too and must hold numbers.
+ * A panel holds up to ICE_PANEL queries side by side, transposed: panel[t * ICE_PANEL + lane] is component t of the
+ * query in `lane`.  Scores, weights and accumulators are laid out the same way, one row of ICE_PANEL lanes per key or
+ * per component. With queries in lanes, keys and values are read as they lie (broadcast), and the softmax needs no sums
+ * across lanes.  Kernels work on whole vectors: lanes from `lanes` up to the next multiple of the vector width are
+ * computed too and must hold numbers.
  *
  * Scores are in units of log 2: the panel carries scale * log2(e), so that exp is exp2.
  */
@@ -18,14 +19,18 @@
 #include "icecore.h"
 
 /* Bytes of a number; of ICECORE_INT8 without its share of the scale. */
-static inline size_t ice_element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : dtype == ICECORE_INT8 ? 1 : 2; }
+static inline size_t ice_element_size(icecore_dtype dtype) {
+    return dtype == ICECORE_FLOAT32 ? 4 : dtype == ICECORE_INT8 ? 1 : 2;
+}
 
-/* Numbers of an ICECORE_INT8 row under one scale (icecore.h).  A row holds `dim` codes, then the scales, as bfloat16 at any address. */
+/* Numbers of an ICECORE_INT8 row under one scale (icecore.h).  A row holds `dim` codes, then the scales, as bfloat16 at
+ * any address. */
 #define ICE_INT8_GROUP 16
 
 /* Bytes of a row, and the stride of rows without gaps: in numbers, of ICECORE_INT8 in bytes. */
 static inline size_t ice_row_bytes(icecore_dtype dtype, int64_t dim) {
-    size_t scales = dtype == ICECORE_INT8 ? (size_t)((dim + ICE_INT8_GROUP - 1) / ICE_INT8_GROUP) * sizeof(uint16_t) : 0;
+    size_t scales =
+        dtype == ICECORE_INT8 ? (size_t)((dim + ICE_INT8_GROUP - 1) / ICE_INT8_GROUP) * sizeof(uint16_t) : 0;
     return (size_t)dim * ice_element_size(dtype) + scales;
 }
 static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
@@ -39,20 +44,20 @@ static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
 
 /* One row on its way through the keys: the online softmax for a single query. */
 typedef struct {
-    float maximum, sum;        /* log2 units; -inf and 0 at the start */
-    float *accumulator;        /* value_dim, zero at the start */
+    float maximum, sum; /* log2 units; -inf and 0 at the start */
+    float *accumulator; /* value_dim, zero at the start */
 } ice_single;
 
 /* What risks are made of: of nodes (icecore_nodes_view), and of rows, a number per lane.  Logarithms are to base 2. */
 typedef struct {
     const float *variance, *radius, *log2_count;
-    const float *log2_weight;           /* of keys times the spread of values; NaN: always opened */
+    const float *log2_weight; /* of keys times the spread of values; NaN: always opened */
     const float *half_log2_variance;
 } ice_node_facts;
 typedef struct {
-    const float *variance;              /* of scores against keys of variance 1 per dimension, in natural units */
-    const float *half_log2;             /* of it */
-    const float *norm;                  /* how much the score of a key at distance 1 from a mean may exceed the mean's */
+    const float *variance;  /* of scores against keys of variance 1 per dimension, in natural units */
+    const float *half_log2; /* of it */
+    const float *norm;      /* how much the score of a key at distance 1 from a mean may exceed the mean's */
 } ice_spreads;
 
 /* Rows of values that kernels pack together. */
@@ -60,53 +65,54 @@ typedef struct {
 
 /* A panel on its way through keys of bfloat16. */
 typedef struct {
-    const uint16_t *queries;               /* pairs, as pack_queries makes them */
+    const uint16_t *queries; /* pairs, as pack_queries makes them */
     int64_t dim, value_dim;
     int lanes;
     float scale;
-    float *maximum, *sum, *correction;     /* as in `softmax` below; the correction of all keys of the call together */
-    float *accumulator;                    /* value_dim x ICE_PANEL */
+    float *maximum, *sum, *correction; /* as in `softmax` below; the correction of all keys of the call together */
+    float *accumulator;                /* value_dim x ICE_PANEL */
 } ice_bf16_panel;
 
-/* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components (queries) or keys
- * (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last one is 0.  All lanes of a panel may be
- * written, whatever `lanes` says. */
+/* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components
+ * (queries) or keys (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last
+ * one is 0.  All lanes of a panel may be written, whatever `lanes` says. */
 typedef struct {
-    int dim_multiple, value_dim_multiple;   /* widths this set can do; for others the float32 kernels serve */
-    int panel_lanes;                        /* so many rows with one run of keys are faster in a panel than by rows_attend */
+    int dim_multiple, value_dim_multiple; /* widths this set can do; for others the float32 kernels serve */
+    int panel_lanes; /* so many rows with one run of keys are faster in a panel than by rows_attend */
     /* Rounds to bfloat16.  panel: dim x ICE_PANEL. */
     void (*pack_queries)(const float *panel, int64_t dim, uint16_t *pairs);
     /* scores[j][lane] = scale * sum_t keys[j * stride + t] query[t][lane]. */
     void (*scores)(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys, int64_t stride,
                    int64_t count, float *scores);
-    /* Values in this set's own order; room for `count` rounded up to ICE_PACKED rows of value_dim, and what follows a multiple of
-     * ICE_PACKED rows begins so many times value_dim numbers further on. */
+    /* Values in this set's own order; room for `count` rounded up to ICE_PACKED rows of value_dim, and what follows a
+     * multiple of ICE_PACKED rows begins so many times value_dim numbers further on. */
     void (*pack_values)(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed);
-    /* `scores` plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any number of keys.  keys = NULL: the scores are
-     * the bias.  A bias of -inf hides a key whatever its score.  The maximum need not be the largest score, but no score is above it by more
-     * than 16; weights are rounded to bfloat16 for the products. */
-    void (*panel_attend)(const ice_bf16_panel *panel, const uint16_t *keys, int64_t stride, const uint16_t *packed_values, int64_t count,
-                         const float *bias);
+    /* `scores` plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any number of keys.  keys
+     * = NULL: the scores are the bias.  A bias of -inf hides a key whatever its score.  The maximum need not be the
+     * largest score, but no score is above it by more than 16; weights are rounded to bfloat16 for the products. */
+    void (*panel_attend)(const ice_bf16_panel *panel, const uint16_t *keys, int64_t stride,
+                         const uint16_t *packed_values, int64_t count, const float *bias);
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
-    void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride, int64_t count,
-                       float *scores);
-    /* For the rows that `lanes` has a bit for, with queries + lane * dim, bias + lane * bias_stride and state[lane]: row_scores (keys = NULL:
-     * 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous keys.  The maximum need not be the largest score,
-     * but no score is above it by more than 16; weights may be rounded to bfloat16 for the products.  What becomes of a row does not depend
-     * on the others. */
-    void (*rows_attend)(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values, int64_t value_dim,
-                        int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes, ice_single *state);
+    void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
+                       int64_t count, float *scores);
+    /* For the rows that `lanes` has a bit for, with queries + lane * dim, bias + lane * bias_stride and state[lane]:
+     * row_scores (keys = NULL: 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous keys.
+     * The maximum need not be the largest score, but no score is above it by more than 16; weights may be rounded to
+     * bfloat16 for the products.  What becomes of a row does not depend on the others. */
+    void (*rows_attend)(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values,
+                        int64_t value_dim, int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes,
+                        ice_single *state);
 } ice_bf16_kernels;
 
 typedef struct {
     const char *isa;
-    int width;                          /* floats in a vector */
-    const ice_bf16_kernels *bf16;       /* NULL where bfloat16 is widened to float32 instead */
+    int width;                    /* floats in a vector */
+    const ice_bf16_kernels *bf16; /* NULL where bfloat16 is widened to float32 instead */
 
     /* ---- kernels/convert.inc.h ---- */
 
-    /* `count` contiguous numbers; of ICECORE_INT8 one row of as many.  Rounds to nearest, ties to even; the same bits on every
-     * instruction set. */
+    /* `count` contiguous numbers; of ICECORE_INT8 one row of as many.  Rounds to nearest, ties to even; the same bits
+     * on every instruction set. */
     void (*to_float32)(icecore_dtype dtype, const void *source, float *target, int64_t count);
     void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
     /* product[i] = x[i] * factor[i]; x may be the product. */
@@ -127,11 +133,13 @@ typedef struct {
      * correction = 2^(maximum - new); sum = sum * correction + sum_j scores[j]; maximum = new.
      * While nothing was visible the maximum stays -inf, weights are 0 and the correction is 1. */
     void (*softmax)(float *scores, int64_t count, int lanes, float *maximum, float *sum, float *correction);
-    /* accumulator[t][lane] = accumulator[t][lane] * correction[lane] + sum_j weights[j][lane] values[j * stride + t]. */
+    /* accumulator[t][lane] = accumulator[t][lane] * correction[lane] + sum_j weights[j][lane] values[j * stride + t].
+     */
     void (*weighted_sum)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
                          int64_t value_dim, const float *correction, float *accumulator);
 
-    /* ---- kernels/rows.inc.h and int8.inc.h: one query at a time, lanes along the components; strides as ice_row_stride has them ---- */
+    /* ---- kernels/rows.inc.h and int8.inc.h: one query at a time, lanes along the components; strides as
+     * ice_row_stride has them ---- */
 
     /* scores[j] = sum_t query[t] keys[j * stride + t]. */
     void (*row_scores)(const float *query, int64_t dim, icecore_dtype dtype, const void *keys, int64_t stride,
@@ -144,12 +152,14 @@ typedef struct {
 
     /* ---- kernels/gather.inc.h: the same over rows that lie anywhere, but none of ICECORE_INT8 ---- */
 
-    /* scores[i] = query . row i with scale = 0, else -|query - scale row i|^2 / 2.  rows[i]: dim contiguous numbers of `dtype`. */
-    void (*gathered_scores)(const float *query, int64_t dim, float scale, icecore_dtype dtype, const void *const *rows, int64_t count,
-                            float *scores);
-    /* accumulator[t] = accumulator[t] * correction + sum_i weights[i] row_i[t].  rows[i]: value_dim contiguous numbers of `dtype`. */
-    void (*gathered_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *const *rows, int64_t value_dim,
-                                  float correction, float *accumulator);
+    /* scores[i] = query . row i with scale = 0, else -|query - scale row i|^2 / 2.  rows[i]: dim contiguous numbers of
+     * `dtype`. */
+    void (*gathered_scores)(const float *query, int64_t dim, float scale, icecore_dtype dtype, const void *const *rows,
+                            int64_t count, float *scores);
+    /* accumulator[t] = accumulator[t] * correction + sum_i weights[i] row_i[t].  rows[i]: value_dim contiguous numbers
+     * of `dtype`. */
+    void (*gathered_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *const *rows,
+                                  int64_t value_dim, float correction, float *accumulator);
 
     /* ---- kernels/cells.inc.h ---- */
 
@@ -158,49 +168,59 @@ typedef struct {
     void (*nearest)(const float *scores, int64_t count, int lanes, const float *bias, int64_t first, float *best,
                     float *best_index);
     /* scores[c][lane] += hidden[lane] (0, or -inf for lanes that have nothing to do with these cells; NULL: none), then
-     * risk[c][lane] = scores[c][lane] + log2_weight[c] + min(F(x, n), norm[lane] * radius[c]),  x = spread variance[lane] * variance[c],
-     *   F = log2(sqrt(x)) + log2(e) x / 4 (1 + x / (12 + x))  where x <= 2 ln n:  log2(sqrt(exp(x) - 1)) within a twentieth;
-     *   F = log2(e) sqrt(2 x ln n) - log2(n)                  beyond: n samples of a normal distribution reach no further. */
-    void (*cell_risk)(float *scores, int64_t cells, int lanes, const ice_node_facts *cell, const ice_spreads *rows, const float *hidden,
-                      float *risk);
-    /* keys[lane], opened[lane] = how many keys, how many cells have not (risk < threshold[lane]); `count` holds the cells' sizes.
-     * A NaN risk is thus always opened. */
+     * risk[c][lane] = scores[c][lane] + log2_weight[c] + min(F(x, n), norm[lane] * radius[c]),
+     *   x = spread * variance[lane] * variance[c]
+     *   F = log2(sqrt(x)) + log2(e) x / 4 (1 + x / (12 + x))   where x <= 2 ln n: log2(sqrt(exp(x) - 1)) within 5 %
+     *   F = log2(e) sqrt(2 x ln n) - log2(n)   beyond: n samples of a normal distribution reach no further */
+    void (*cell_risk)(float *scores, int64_t cells, int lanes, const ice_node_facts *cell, const ice_spreads *rows,
+                      const float *hidden, float *risk);
+    /* keys[lane], opened[lane] = how many keys, how many cells have not (risk < threshold[lane]); `count` holds the
+     * cells' sizes. A NaN risk is thus always opened. */
     void (*count_at_least)(const float *risk, int64_t cells, int lanes, const float *count, const float *threshold,
                            float *keys, float *opened);
-    /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and the score becomes -inf; others grow by log2_count[c]. */
-    void (*open_cells)(float *scores, const float *risk, int64_t cells, int lanes, const float *threshold, const float *log2_count,
-                       uint64_t *open);
+    /* Opens the cells that count_at_least counts: bit `lane` of open[c] is set and the score becomes -inf; others grow
+     * by log2_count[c]. */
+    void (*open_cells)(float *scores, const float *risk, int64_t cells, int lanes, const float *threshold,
+                       const float *log2_count, uint64_t *open);
 
-    /* cell_risk and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns the opened cells, a
-     * bit each. */
-    uint64_t (*row_open_cells)(float *scores, int64_t cells, const ice_node_facts *cell, const ice_spreads *row, float threshold);
+    /* cell_risk and open_cells for one row and at most 64 cells: scores become what open_cells makes of them; returns
+     * the opened cells, a bit each. */
+    uint64_t (*row_open_cells)(float *scores, int64_t cells, const ice_node_facts *cell, const ice_spreads *row,
+                               float threshold);
 
     /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
 
-    /* scores[j][lane] = base[lane] + query_scale[lane] * scale[j] * sum_t (code[j * stride + t] - 128) query[t][lane] + bias[j], the sum in
-     * integers.  The query's bytes lie in fours: quads[(t / 4 * ICE_PANEL + lane) * 4 + t % 4], within [-127, 127]; `stride` is the
-     * width rounded up to a multiple of 4, at most 65536, and missing query bytes are 0.  offset[lane] = -128 sum_t query[t][lane].
-     * bias: NULL for 0. */
-    void (*code_scores)(const int8_t *quads, int lanes, const float *base, const float *query_scale, const int32_t *offset,
-                        const uint8_t *codes, int64_t stride, const float *scale, const float *bias, int64_t count, float *scores);
-    /* The places j * ICE_PANEL + lane, ascending, of scores that are at least threshold[lane]; returns how many.  A NaN is not. */
+    /* scores[j][lane] = base[lane] + query_scale[lane] * scale[j] * sum_t (code[j * stride + t] - 128) query[t][lane] +
+     * bias[j], the sum in integers.  The query's bytes lie in fours: quads[(t / 4 * ICE_PANEL + lane) * 4 + t % 4],
+     * within [-127, 127]; `stride` is the width rounded up to a multiple of 4, at most 65536, and missing query bytes
+     * are 0.  offset[lane] = -128 sum_t query[t][lane]. bias: NULL for 0. */
+    void (*code_scores)(const int8_t *quads, int lanes, const float *base, const float *query_scale,
+                        const int32_t *offset, const uint8_t *codes, int64_t stride, const float *scale,
+                        const float *bias, int64_t count, float *scores);
+    /* The places j * ICE_PANEL + lane, ascending, of scores that are at least threshold[lane]; returns how many.  A NaN
+     * is not. */
     int64_t (*find_at_least)(const float *scores, int64_t count, int lanes, const float *threshold, int32_t *places);
-    /* threshold[lane] = a number that at least `wanted` <= count of the lane's scores reach; exactly so many unless scores tie, to the
-     * precision of 32 halvings of the range of the best.  Depends on the lane's scores alone.  No NaN. */
+    /* threshold[lane] = a number that at least `wanted` <= count of the lane's scores reach; exactly so many unless
+     * scores tie, to the precision of 32 halvings of the range of the best.  Depends on the lane's scores alone.  No
+     * NaN. */
     void (*nth_largest)(const float *scores, int64_t count, int lanes, int64_t wanted, float *threshold);
-    /* Keeps the `keep` < count entries with the largest scores, the smaller numbers among equals, in their order; returns a
-     * bound that all of them reach and that no score left out exceeds.  No NaN. */
+    /* Keeps the `keep` < count entries with the largest scores, the smaller numbers among equals, in their order;
+     * returns a bound that all of them reach and that no score left out exceeds.  No NaN. */
     float (*keep_largest)(float *scores, int32_t *numbers, int64_t count, int64_t keep);
-    /* rank[i] = how many scores are larger, or equal and earlier: a permutation.  Quadratic, for up to a few hundred.  No NaN. */
+    /* rank[i] = how many scores are larger, or equal and earlier: a permutation.  Quadratic, for up to a few hundred.
+     * No NaN. */
     void (*rank)(const float *scores, int64_t count, int32_t *rank);
-    /* code[t] = (x[t] - center[t]) / scale to the nearest integer, halves away from 0, within [-127, 127]; scale such that the largest
-     * magnitude becomes 127; the last bytes up to `stride` are 0.  Returns the scale.  center: NULL for 0. */
+    /* code[t] = (x[t] - center[t]) / scale to the nearest integer, halves away from 0, within [-127, 127]; scale such
+     * that the largest magnitude becomes 127; the last bytes up to `stride` are 0.  Returns the scale.  center: NULL
+     * for 0. */
     float (*encode)(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code);
-    /* scores[j][lane] = -|query[lane] - scale keys[j]|^2 / 2, from the differences; the panel and the rows as in `scores`. */
-    void (*squared_distances)(const float *panel, int64_t dim, int lanes, float scale, const float *keys, int64_t stride, int64_t count,
-                              float *scores);
+    /* scores[j][lane] = -|query[lane] - scale keys[j]|^2 / 2, from the differences; the panel and the rows as in
+     * `scores`. */
+    void (*squared_distances)(const float *panel, int64_t dim, int lanes, float scale, const float *keys,
+                              int64_t stride, int64_t count, float *scores);
     /* distance[i] = max over j < simples of |projection[j * stride + i] - query[j]|. */
-    void (*chebyshev)(const float *projection, int64_t stride, int simples, const float *query, int64_t count, float *distance);
+    void (*chebyshev)(const float *projection, int64_t stride, int simples, const float *query, int64_t count,
+                      float *distance);
 } ice_kernels;
 
 /* The table in force (isa/dispatch.c); NULL when ICECORE_ISA asks for what is not usable. */

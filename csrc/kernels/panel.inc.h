@@ -1,11 +1,12 @@
 /* Panel kernels: queries in lanes, keys and values broadcast from where they lie.
  *
- * Both products are the same register tile: KEY_TILE rows (keys, or value components) by QUERY_VECTORS vectors of queries, held in
- * registers over the whole reduction.  A step loads QUERY_VECTORS vectors, broadcasts KEY_TILE numbers and does KEY_TILE *
- * QUERY_VECTORS fused multiply-adds: with 8 x 3 that is 11 loads for 24, so arithmetic and not the load ports is the limit.
+ * Both products are the same register tile: KEY_TILE rows (keys, or value components) by QUERY_VECTORS vectors of
+ * queries, held in registers over the whole reduction.  A step loads QUERY_VECTORS vectors, broadcasts KEY_TILE numbers
+ * and does KEY_TILE * QUERY_VECTORS fused multiply-adds: with 8 x 3 that is 11 loads for 24, so arithmetic and not the
+ * load ports is the limit.
  *
- * Error: scores are sums of `dim` products in order.  Weighted sums add at most ICE_KEY_BLOCK terms from zero and then one
- * term to the accumulator, so the error grows with ICE_KEY_BLOCK + keys / ICE_KEY_BLOCK terms, not with keys.
+ * Error: scores are sums of `dim` products in order.  Weighted sums add at most ICE_KEY_BLOCK terms from zero and then
+ * one term to the accumulator, so the error grows with ICE_KEY_BLOCK + keys / ICE_KEY_BLOCK terms, not with keys.
  */
 
 static void to_panel(const float *const *rows, int64_t dim, float *panel) {
@@ -13,7 +14,8 @@ static void to_panel(const float *const *rows, int64_t dim, float *panel) {
         for (int64_t t = 0; t < dim; t += VF_WIDTH) {
             const int n = dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH;
             vf square[VF_WIDTH];
-            UNROLL for (int i = 0; i < VF_WIDTH; i++) square[i] = n == VF_WIDTH ? vf_load(rows[lane + i] + t) : vf_load_n(rows[lane + i] + t, n);
+            UNROLL for (int i = 0; i < VF_WIDTH; i++)
+                square[i] = n == VF_WIDTH ? vf_load(rows[lane + i] + t) : vf_load_n(rows[lane + i] + t, n);
             vf_transpose(square);
             for (int i = 0; i < n; i++) vf_store(panel + (t + i) * ICE_PANEL + lane, square[i]);
         }
@@ -24,30 +26,33 @@ static void from_panel(const float *panel, int64_t dim, float *rows) {
         for (int64_t t = 0; t < dim; t += VF_WIDTH) {
             const int n = dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH;
             vf square[VF_WIDTH];
-            UNROLL for (int i = 0; i < VF_WIDTH; i++) square[i] = vf_load(panel + (t + (i < n ? i : 0)) * ICE_PANEL + lane);
+            UNROLL for (int i = 0; i < VF_WIDTH; i++)
+                square[i] = vf_load(panel + (t + (i < n ? i : 0)) * ICE_PANEL + lane);
             vf_transpose(square);
             for (int i = 0; i < VF_WIDTH; i++) vf_store_n(rows + (lane + i) * dim + t, square[i], n);
         }
 }
 
-/* out[r * out_stride + q] = sum_i a[r * row_stride + i * step] b[i * ICE_PANEL + q], a tile of rows x vectors.  With `accumulate`, added
- * to out * correction.  rows and vectors are compile-time constants at every call. */
+/* out[r * out_stride + q] = sum_i a[r * row_stride + i * step] b[i * ICE_PANEL + q], a tile of rows x vectors.  With
+ * `accumulate`, added to out * correction.  rows and vectors are compile-time constants at every call. */
 static ALWAYS_INLINE void product_tile(const float *a, int64_t row_stride, int64_t step, const float *b, int64_t length,
                                        float *out, int accumulate, const float *correction, const int rows,
                                        const int vectors) {
     vf sum[KEY_TILE][QUERY_VECTORS];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
     for (int64_t i = 0; i < length; i++) {
         vf column[QUERY_VECTORS];
-        UNROLL for (int q = 0; q < vectors; q++) column[q] = vf_load(b + i * ICE_PANEL + q * VF_WIDTH);
+        UNROLL for (int q = 0; q < vectors; q++)
+            column[q] = vf_load(b + i * ICE_PANEL + q * VF_WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             vf x = vf_set1(a[r * row_stride + i * step]);
-            UNROLL for (int q = 0; q < vectors; q++) sum[r][q] = vf_fma(x, column[q], sum[r][q]);
+            UNROLL for (int q = 0; q < vectors; q++)
+                sum[r][q] = vf_fma(x, column[q], sum[r][q]);
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int q = 0; q < vectors; q++) {
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) {
             float *target = out + r * ICE_PANEL + q * VF_WIDTH;
             vf result = sum[r][q];
             if (accumulate) result = vf_fma(vf_load(target), vf_load(correction + q * VF_WIDTH), result);
@@ -61,22 +66,25 @@ static ALWAYS_INLINE void product_column(const float *a, int64_t rows, int64_t r
                                          const int vectors) {
     int64_t r = 0;
     for (; r + KEY_TILE <= rows; r += KEY_TILE)
-        product_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, accumulate, correction, KEY_TILE,
-                     vectors);
+        product_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, accumulate, correction,
+                     KEY_TILE, vectors);
     for (; r < rows; r++)
-        product_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, accumulate, correction, 1, vectors);
+        product_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, accumulate, correction, 1,
+                     vectors);
 }
 
 static ALWAYS_INLINE void product(const float *a, int64_t rows, int64_t row_stride, int64_t step, const float *b,
                                   int64_t length, int lanes, float *out, int accumulate, const float *correction) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        product_column(a, rows, row_stride, step, b + lane, length, out + lane, accumulate, correction + lane, QUERY_VECTORS);
+        product_column(a, rows, row_stride, step, b + lane, length, out + lane, accumulate, correction + lane,
+                       QUERY_VECTORS);
     for (; lane < lanes; lane += VF_WIDTH)
         product_column(a, rows, row_stride, step, b + lane, length, out + lane, accumulate, correction + lane, 1);
 }
 
-static void scores(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count, float *out) {
+static void scores(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
+                   float *out) {
     product(keys, count, stride, 1, panel, dim, lanes, out, 0, panel);
 }
 
@@ -106,15 +114,15 @@ static void softmax(float *block, int64_t count, int lanes, float *maximum, floa
         float *column = block + lane;
         vf before = vf_load(maximum + lane), top[4] = {before, before, before, before};
         int64_t j = 0;
-        for (; j + 4 <= count; j += 4)
-            UNROLL for (int u = 0; u < 4; u++) top[u] = vf_max(top[u], vf_load(column + (j + u) * ICE_PANEL));
+        for (; j + 4 <= count; j += 4) UNROLL
+            for (int u = 0; u < 4; u++) top[u] = vf_max(top[u], vf_load(column + (j + u) * ICE_PANEL));
         for (; j < count; j++) top[0] = vf_max(top[0], vf_load(column + j * ICE_PANEL));
         vf after = vf_max(vf_max(top[0], top[1]), vf_max(top[2], top[3]));
         /* subtracting -inf from -inf would be NaN: with nothing visible subtract 0 */
         vf reference = vf_select(vf_ge(nothing, after), vf_zero(), after);
         vf total[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-        for (j = 0; j + 4 <= count; j += 4)
-            UNROLL for (int u = 0; u < 4; u++) {
+        for (j = 0; j + 4 <= count; j += 4) UNROLL
+            for (int u = 0; u < 4; u++) {
                 float *score = column + (j + u) * ICE_PANEL;
                 vf weight = vf_exp2(vf_sub(vf_load(score), reference));
                 vf_store(score, weight);

@@ -1,68 +1,71 @@
-/* Row kernels: one query, lanes along the components.  For few queries, where a panel's lanes would stand empty, and for near
- * cells, which differ from query to query.  They are bound by reading keys and values once, so 16-bit types are widened in registers. */
+/* Row kernels: one query, lanes along the components.  For few queries, where a panel's lanes would stand empty, and
+ * for near cells, which differ from query to query.  They are bound by reading keys and values once, so 16-bit types
+ * are widened in registers. */
 
 /* Defines one row kernel pair for a storage type T with loaders LOAD and LOAD_N. */
-#define DEFINE_ROW_KERNELS(NAME, T, LOAD, LOAD_N)                                                                            \
-    static void row_scores_##NAME(const float *query, int64_t dim, const T *keys, int64_t stride, int64_t count,             \
-                                  float *out) {                                                                              \
-        const int64_t whole = dim - dim % VF_WIDTH;                                                                          \
-        const int rest = (int)(dim - whole);                                                                                 \
-        int64_t j = 0;                                                                                                       \
-        for (; j + 4 <= count; j += 4) {                                                                                     \
-            const T *row = keys + j * stride;                                                                                \
-            vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                                        \
-            for (int64_t t = 0; t < whole; t += VF_WIDTH) {                                                                  \
-                vf q = vf_load(query + t);                                                                                   \
-                UNROLL for (int u = 0; u < 4; u++) sum[u] = vf_fma(q, LOAD(row + u * stride + t), sum[u]);                   \
-            }                                                                                                                \
-            if (rest) {                                                                                                      \
-                vf q = vf_load_n(query + whole, rest);                                                                       \
-                UNROLL for (int u = 0; u < 4; u++) sum[u] = vf_fma(q, LOAD_N(row + u * stride + whole, rest), sum[u]);       \
-            }                                                                                                                \
-            vf_reduce_add4(sum[0], sum[1], sum[2], sum[3], out + j);                                                         \
-        }                                                                                                                    \
-        for (; j < count; j++) {                                                                                             \
-            const T *row = keys + j * stride;                                                                                \
-            vf sum = vf_zero();                                                                                              \
-            for (int64_t t = 0; t < whole; t += VF_WIDTH) sum = vf_fma(vf_load(query + t), LOAD(row + t), sum);              \
-            if (rest) sum = vf_fma(vf_load_n(query + whole, rest), LOAD_N(row + whole, rest), sum);                          \
-            out[j] = vf_reduce_add(sum);                                                                                     \
-        }                                                                                                                    \
-    }                                                                                                                        \
-                                                                                                                             \
-    static void row_weighted_sum_##NAME(const float *weights, int64_t count, const T *values, int64_t stride,                \
-                                        int64_t value_dim, float correction, float *accumulator) {                           \
-        const vf scale = vf_set1(correction);                                                                                \
-        int64_t t = 0;                                                                                                       \
-        for (; t + 4 * VF_WIDTH <= value_dim; t += 4 * VF_WIDTH) {                                                           \
-            vf even[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                                       \
-            vf odd[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                                        \
-            int64_t j = 0;                                                                                                   \
-            for (; j + 2 <= count; j += 2) {                                                                                 \
-                const T *row = values + j * stride + t;                                                                      \
-                vf w0 = vf_set1(weights[j]), w1 = vf_set1(weights[j + 1]);                                                   \
-                UNROLL for (int u = 0; u < 4; u++) {                                                                         \
-                    even[u] = vf_fma(w0, LOAD(row + u * VF_WIDTH), even[u]);                                                 \
-                    odd[u] = vf_fma(w1, LOAD(row + stride + u * VF_WIDTH), odd[u]);                                          \
-                }                                                                                                            \
-            }                                                                                                                \
-            if (j < count) {                                                                                                 \
-                vf w = vf_set1(weights[j]);                                                                                  \
-                UNROLL for (int u = 0; u < 4; u++)                                                                           \
-                    even[u] = vf_fma(w, LOAD(values + j * stride + t + u * VF_WIDTH), even[u]);                              \
-            }                                                                                                                \
-            UNROLL for (int u = 0; u < 4; u++) {                                                                             \
-                float *target = accumulator + t + u * VF_WIDTH;                                                              \
-                vf_store(target, vf_fma(vf_load(target), scale, vf_add(even[u], odd[u])));                                   \
-            }                                                                                                                \
-        }                                                                                                                    \
-        for (; t < value_dim; t += VF_WIDTH) {                                                                               \
-            int n = value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH;                                              \
-            vf sum = vf_zero();                                                                                              \
-            for (int64_t j = 0; j < count; j++)                                                                              \
-                sum = vf_fma(vf_set1(weights[j]), LOAD_N(values + j * stride + t, n), sum);                                  \
-            vf_store_n(accumulator + t, vf_fma(vf_load_n(accumulator + t, n), scale, sum), n);                               \
-        }                                                                                                                    \
+#define DEFINE_ROW_KERNELS(NAME, T, LOAD, LOAD_N)                                                                \
+    static void row_scores_##NAME(const float *query, int64_t dim, const T *keys, int64_t stride, int64_t count, \
+                                  float *out) {                                                                  \
+        const int64_t whole = dim - dim % VF_WIDTH;                                                              \
+        const int rest = (int)(dim - whole);                                                                     \
+        int64_t j = 0;                                                                                           \
+        for (; j + 4 <= count; j += 4) {                                                                         \
+            const T *row = keys + j * stride;                                                                    \
+            vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                            \
+            for (int64_t t = 0; t < whole; t += VF_WIDTH) {                                                      \
+                vf q = vf_load(query + t);                                                                       \
+                UNROLL for (int u = 0; u < 4; u++)                                                               \
+                    sum[u] = vf_fma(q, LOAD(row + u * stride + t), sum[u]);                                      \
+            }                                                                                                    \
+            if (rest) {                                                                                          \
+                vf q = vf_load_n(query + whole, rest);                                                           \
+                UNROLL for (int u = 0; u < 4; u++)                                                               \
+                    sum[u] = vf_fma(q, LOAD_N(row + u * stride + whole, rest), sum[u]);                          \
+            }                                                                                                    \
+            vf_reduce_add4(sum[0], sum[1], sum[2], sum[3], out + j);                                             \
+        }                                                                                                        \
+        for (; j < count; j++) {                                                                                 \
+            const T *row = keys + j * stride;                                                                    \
+            vf sum = vf_zero();                                                                                  \
+            for (int64_t t = 0; t < whole; t += VF_WIDTH) sum = vf_fma(vf_load(query + t), LOAD(row + t), sum);  \
+            if (rest) sum = vf_fma(vf_load_n(query + whole, rest), LOAD_N(row + whole, rest), sum);              \
+            out[j] = vf_reduce_add(sum);                                                                         \
+        }                                                                                                        \
+    }                                                                                                            \
+                                                                                                                 \
+    static void row_weighted_sum_##NAME(const float *weights, int64_t count, const T *values, int64_t stride,    \
+                                        int64_t value_dim, float correction, float *accumulator) {               \
+        const vf scale = vf_set1(correction);                                                                    \
+        int64_t t = 0;                                                                                           \
+        for (; t + 4 * VF_WIDTH <= value_dim; t += 4 * VF_WIDTH) {                                               \
+            vf even[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                           \
+            vf odd[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                            \
+            int64_t j = 0;                                                                                       \
+            for (; j + 2 <= count; j += 2) {                                                                     \
+                const T *row = values + j * stride + t;                                                          \
+                vf w0 = vf_set1(weights[j]), w1 = vf_set1(weights[j + 1]);                                       \
+                UNROLL for (int u = 0; u < 4; u++) {                                                             \
+                    even[u] = vf_fma(w0, LOAD(row + u * VF_WIDTH), even[u]);                                     \
+                    odd[u] = vf_fma(w1, LOAD(row + stride + u * VF_WIDTH), odd[u]);                              \
+                }                                                                                                \
+            }                                                                                                    \
+            if (j < count) {                                                                                     \
+                vf w = vf_set1(weights[j]);                                                                      \
+                UNROLL for (int u = 0; u < 4; u++)                                                               \
+                    even[u] = vf_fma(w, LOAD(values + j * stride + t + u * VF_WIDTH), even[u]);                  \
+            }                                                                                                    \
+            UNROLL for (int u = 0; u < 4; u++) {                                                                 \
+                float *target = accumulator + t + u * VF_WIDTH;                                                  \
+                vf_store(target, vf_fma(vf_load(target), scale, vf_add(even[u], odd[u])));                       \
+            }                                                                                                    \
+        }                                                                                                        \
+        for (; t < value_dim; t += VF_WIDTH) {                                                                   \
+            int n = value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH;                                  \
+            vf sum = vf_zero();                                                                                  \
+            for (int64_t j = 0; j < count; j++)                                                                  \
+                sum = vf_fma(vf_set1(weights[j]), LOAD_N(values + j * stride + t, n), sum);                      \
+            vf_store_n(accumulator + t, vf_fma(vf_load_n(accumulator + t, n), scale, sum), n);                   \
+        }                                                                                                        \
     }
 
 DEFINE_ROW_KERNELS(f32, float, vf_load, vf_load_n)
@@ -80,12 +83,18 @@ static void row_scores(const float *query, int64_t dim, icecore_dtype dtype, con
     }
 }
 
-static void row_weighted_sum(const float *weights, int64_t count, icecore_dtype dtype, const void *values, int64_t stride,
-                             int64_t value_dim, float correction, float *accumulator) {
+static void row_weighted_sum(const float *weights, int64_t count, icecore_dtype dtype, const void *values,
+                             int64_t stride, int64_t value_dim, float correction, float *accumulator) {
     switch (dtype) {
-    case ICECORE_FLOAT32: row_weighted_sum_f32(weights, count, values, stride, value_dim, correction, accumulator); break;
-    case ICECORE_FLOAT16: row_weighted_sum_f16(weights, count, values, stride, value_dim, correction, accumulator); break;
-    case ICECORE_BFLOAT16: row_weighted_sum_bf16(weights, count, values, stride, value_dim, correction, accumulator); break;
+    case ICECORE_FLOAT32:
+        row_weighted_sum_f32(weights, count, values, stride, value_dim, correction, accumulator);
+        break;
+    case ICECORE_FLOAT16:
+        row_weighted_sum_f16(weights, count, values, stride, value_dim, correction, accumulator);
+        break;
+    case ICECORE_BFLOAT16:
+        row_weighted_sum_bf16(weights, count, values, stride, value_dim, correction, accumulator);
+        break;
     case ICECORE_INT8: row_weighted_sum_int8(weights, count, values, stride, value_dim, correction, accumulator); break;
     }
 }
@@ -110,7 +119,7 @@ static void row_softmax(float *row, int64_t count, float *maximum, float *sum, f
             total = vf_add(total, weight);
         } else {
             vf_store_n(row + j, weight, n);
-            total = vf_add(total, vf_load_n(row + j, n));   /* reloaded, so that missing lanes are 0 */
+            total = vf_add(total, vf_load_n(row + j, n)); /* reloaded, so that missing lanes are 0 */
         }
     }
     *correction = 1.0f;

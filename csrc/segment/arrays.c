@@ -43,7 +43,8 @@ int ice_give(const ice_sink *sink, const void *bytes, int64_t count) {
 }
 
 icecore_status ice_write_catalogue(const ice_catalogue *c, icecore_write write, void *context,
-                                   int (*give)(const void *owner, int source, const ice_sink *sink), const void *owner) {
+                                   int (*give)(const void *owner, int source, const ice_sink *sink),
+                                   const void *owner) {
     const ice_sink sink = {c, write, context};
     int stop = write(context, c->table, c->count, NULL, 0);
     for (int64_t i = 0; i < c->count && !stop; i++) {

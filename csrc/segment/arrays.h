@@ -10,14 +10,16 @@
 /* Bytes of an element of an icecore_array's type. */
 static inline size_t ice_size_of(char type) { return type == 'l' ? 8 : type == 'b' ? 1 : type == 'h' ? 2 : 4; }
 /* The type of numbers of a dtype. */
-static inline char ice_type_of(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 'f' : dtype == ICECORE_INT8 ? 'b' : 'h'; }
+static inline char ice_type_of(icecore_dtype dtype) {
+    return dtype == ICECORE_FLOAT32 ? 'f' : dtype == ICECORE_INT8 ? 'b' : 'h';
+}
 
 /* An array of a segment. */
 typedef struct {
-    char part[28];             /* its name */
+    char part[28]; /* its name */
     char type;
     int64_t count;
-    void **data;               /* where the segment keeps it */
+    void **data; /* where the segment keeps it */
 } ice_field;
 
 /* ---- Writing ---- */
@@ -26,14 +28,14 @@ typedef struct {
 #define ICE_IN_PLACE (-1)
 
 typedef struct {
-    icecore_array *table;      /* room for all that is entered */
-    int *source;               /* for each: ICE_IN_PLACE, or which of its owner's arrays it is */
+    icecore_array *table; /* room for all that is entered */
+    int *source;          /* for each: ICE_IN_PLACE, or which of its owner's arrays it is */
     int64_t count;
 } ice_catalogue;
 
 void ice_enter(ice_catalogue *catalogue, int source, const char *name, char type, int64_t count, const void *data);
-/* Puts arrays in an order in which, written one after another from a cache line's beginning, each is aligned to its elements, and to a cache
- * line where it fills whole ones. */
+/* Puts arrays in an order in which, written one after another from a cache line's beginning, each is aligned to its
+ * elements, and to a cache line where it fills whole ones. */
 void ice_align_catalogue(ice_catalogue *catalogue);
 
 /* What a piece of an array is given to; a non-zero answer ends the writing. */
@@ -51,10 +53,10 @@ icecore_status ice_write_catalogue(const ice_catalogue *catalogue, icecore_write
 
 typedef struct {
     const icecore_array *arrays;
-    int64_t count, used;       /* used: how many have been asked for */
+    int64_t count, used; /* used: how many have been asked for */
     char *reason;
     int64_t reason_size;
-    int failed, no_memory;     /* no_memory: it failed for want of memory, not for what the arrays hold */
+    int failed, no_memory; /* no_memory: it failed for want of memory, not for what the arrays hold */
 } ice_reader;
 
 /* Says what is wrong; the first that is said stays. */
@@ -62,7 +64,8 @@ void ice_refuse(ice_reader *reader, const char *name, const char *what);
 /* Ends the reading for want of memory. */
 void ice_lack_memory(ice_reader *reader);
 icecore_status ice_reader_status(const ice_reader *reader);
-/* The array of this name, type and count (or any count, with count = -1); NULL and a reason otherwise, or when something has failed before. */
+/* The array of this name, type and count (or any count, with count = -1); NULL and a reason otherwise, or when
+ * something has failed before. */
 const icecore_array *ice_find(ice_reader *reader, const char *name, char type, int64_t count);
 
 #endif

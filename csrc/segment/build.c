@@ -1,4 +1,5 @@
-/* A segment for attention: keys and values in the order of their cells, with what the far field needs to know of cells and parents. */
+/* A segment for attention: keys and values in the order of their cells, with what the far field needs to know of cells
+ * and parents. */
 #include <math.h>
 #include <string.h>
 
@@ -55,9 +56,9 @@ static void store_relative_keys(const ice_builder *b, int64_t cell, int64_t cell
 typedef struct {
     const void *data;
     int64_t dim, first, end, cell;
-    const float *metric;       /* of distances, or NULL */
-    const float *centre;       /* which stored means lack, or NULL */
-    int relative;              /* keys that lack their cells' means */
+    const float *metric; /* of distances, or NULL */
+    const float *centre; /* which stored means lack, or NULL */
+    int relative;        /* keys that lack their cells' means */
 } summarized;
 
 /* 0 when the mean is not finite: then it becomes 0. */
@@ -69,22 +70,24 @@ static int find_mean(const ice_kernels *kernels, const icecore_segment *s, const
     memset(mean, 0, (size_t)rows->dim * sizeof *mean);
     for (int64_t i = rows->first; i < rows->end; i += BLOCK) {
         const int64_t count = rows->end - i < BLOCK ? rows->end - i : BLOCK;
-        kernels->row_weighted_sum(weight, count, s->dtype, (const char *)rows->data + (size_t)i * bytes, ice_row_stride(s->dtype, rows->dim),
-                                  rows->dim, 1.0f, mean);
+        kernels->row_weighted_sum(weight, count, s->dtype, (const char *)rows->data + (size_t)i * bytes,
+                                  ice_row_stride(s->dtype, rows->dim), rows->dim, 1.0f, mean);
     }
     for (int64_t t = 0; t < rows->dim; t++) finite &= isfinite(mean[t]) != 0;
     if (!finite || rows->relative) memset(mean, 0, (size_t)rows->dim * sizeof *mean);
     for (int64_t cell = rows->cell; finite && rows->relative && s->cell.offset[cell] < rows->end; cell++) {
         const int64_t *offset = s->cell.offset + cell;
-        const float *base = ice_base_of(s, cell), share = (float)(offset[1] - offset[0]) / (float)(offset[1] - rows->first);
+        const float *base = ice_base_of(s, cell),
+                    share = (float)(offset[1] - offset[0]) / (float)(offset[1] - rows->first);
         for (int64_t t = 0; t < rows->dim; t++) mean[t] += share * (base[t] - mean[t]);
     }
     return finite;
 }
 
-/* The mean into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then 0 is stored. */
-static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const summarized *rows, void *stored, double *mean_square,
-                          double *largest) {
+/* The mean into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then 0 is stored.
+ */
+static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const summarized *rows, void *stored,
+                          double *mean_square, double *largest) {
     const icecore_dtype dtype = s->dtype;
     const int64_t dim = rows->dim;
     const size_t bytes = ice_row_bytes(dtype, dim);
@@ -122,19 +125,23 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
 }
 
 /* Node n holds the rows first .. end - 1, the first of them in `cell`. */
-static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, int64_t cell, int64_t first, int64_t end) {
+static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, int64_t cell, int64_t first,
+                      int64_t end) {
     const icecore_segment *s = b->segment;
     const size_t element = ice_element_size(s->mean_dtype);
     const summarized keys = {s->keys, s->dim, first, end, cell, b->metric, s->centre, s->relative};
     const summarized values = {s->values, s->value_dim, first, end, cell, NULL, NULL, 0};
     double of_keys, of_values, radius, unused;
-    int finite = summarize_rows(b->kernels, s, &keys, (char *)nodes->mean_key + (size_t)(n * s->dim) * element, &of_keys, &radius);
-    finite &= summarize_rows(b->kernels, s, &values, (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element, &of_values, &unused);
-    if (end - first == 1) of_keys = 0.0;   /* but for the rounding of its mean */
+    int finite = summarize_rows(b->kernels, s, &keys, (char *)nodes->mean_key + (size_t)(n * s->dim) * element,
+                                &of_keys, &radius);
+    finite &= summarize_rows(b->kernels, s, &values, (char *)nodes->mean_value + (size_t)(n * s->value_dim) * element,
+                             &of_values, &unused);
+    if (end - first == 1) of_keys = 0.0; /* but for the rounding of its mean */
     nodes->variance[n] = (float)(of_keys / (double)s->dim);
     nodes->radius[n] = (float)sqrt(radius);
     nodes->log2_count[n] = (float)log2((double)(end - first));
-    nodes->log2_weight[n] = finite ? (float)(log2((double)(end - first)) + 0.5 * log2(of_values + b->mass_weight)) : NAN;
+    nodes->log2_weight[n] =
+        finite ? (float)(log2((double)(end - first)) + 0.5 * log2(of_values + b->mass_weight)) : NAN;
     nodes->half_log2_variance[n] = 0.5f * log2f(nodes->variance[n]);
 }
 
@@ -156,7 +163,9 @@ static void store_parent(ice_builder *b) {
 /* Units of work (groups.h) of storing and summarizing a row. */
 #define STORE_COST 12
 
-int64_t ice_builder_work(int64_t rows, int64_t cell_size) { return ice_groups_work(rows, cell_size) + STORE_COST * rows; }
+int64_t ice_builder_work(int64_t rows, int64_t cell_size) {
+    return ice_groups_work(rows, cell_size) + STORE_COST * rows;
+}
 
 static const float *read_measured(const void *builder, int64_t row, float *buffer) {
     const ice_builder *b = builder;
@@ -164,8 +173,9 @@ static const float *read_measured(const void *builder, int64_t row, float *buffe
     return buffer;
 }
 
-icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values, icecore_dtype storage,
-                                 icecore_dtype means, const float *moments, int64_t cell_size, uint64_t seed) {
+icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values,
+                                 icecore_dtype storage, icecore_dtype means, const float *moments, int64_t cell_size,
+                                 uint64_t seed) {
     *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means};
     ice_projection projection = {0};
     if (moments) {
@@ -208,8 +218,8 @@ static icecore_status begin_storing(ice_builder *b) {
     if (s->relative) memset(s->centre, 0, (size_t)s->dim * sizeof *s->centre);
     else ice_find_centre(&b->keys, s->centre);
     if (s->query_numbers) memcpy(s->query_sum, b->query_sum, (size_t)s->query_numbers * sizeof *s->query_sum);
-    ice_groups_forget_rows(&b->groups);   /* a cache counts every byte while it merges */
-    s->cell.count = s->parent.offset[0] = 0;   /* grow parent by parent */
+    ice_groups_forget_rows(&b->groups);      /* a cache counts every byte while it merges */
+    s->cell.count = s->parent.offset[0] = 0; /* grow parent by parent */
     b->segment = s;
     return ICECORE_OK;
 }
@@ -251,19 +261,23 @@ void ice_builder_end(ice_builder *b) {
 }
 
 icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                     const float *moments, int64_t cell_size, uint64_t seed, icecore_segment **result) {
+                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
+                                     icecore_dtype storage, const float *moments, int64_t cell_size, uint64_t seed,
+                                     icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
-    if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_INT8 || !keys || !values || count < 1 || count > INT32_MAX || dim < 1 ||
-        dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM || !ice_are_moments(moments, 1, dim) || cell_size < 1)
+    if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_INT8 || !keys || !values || count < 1 || count > INT32_MAX ||
+        dim < 1 || dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM ||
+        !ice_are_moments(moments, 1, dim) || cell_size < 1)
         return ICECORE_ERROR_VALUE;
-    const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim}, value_rows = {kernels, dtype, values, value_stride, value_dim};
+    const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim},
+                         value_rows = {kernels, dtype, values, value_stride, value_dim};
     int64_t work = INT64_MAX;
     ice_builder b;
-    icecore_status status = ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim, NULL},
-                                              (ice_rows){ice_read_array_row, &value_rows, count, value_dim, NULL}, storage,
-                                              storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, moments, cell_size, seed);
+    icecore_status status =
+        ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim, NULL},
+                          (ice_rows){ice_read_array_row, &value_rows, count, value_dim, NULL}, storage,
+                          storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, moments, cell_size, seed);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);
     if (status == ICECORE_OK) *result = ice_builder_take(&b);

@@ -1,5 +1,5 @@
-/* Rows are the panel's lanes and parents its "keys": |x - p|^2 is smallest where x.p - |p|^2 / 2 is largest, so assignment is the
- * score kernel and a running maximum. */
+/* Rows are the panel's lanes and parents its "keys": |x - p|^2 is smallest where x.p - |p|^2 / 2 is largest, so
+ * assignment is the score kernel and a running maximum. */
 #include "segment/cells.h"
 
 #include <math.h>
@@ -13,7 +13,9 @@
 /* Twice: assign all rows, sort them by cell, move the parents to the means (the second time only if that is wanted). */
 enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };
 
-static const float *read_row(const ice_cells *c, int64_t row, float *buffer) { return c->rows.read(c->rows.context, row, buffer); }
+static const float *read_row(const ice_cells *c, int64_t row, float *buffer) {
+    return c->rows.read(c->rows.context, row, buffer);
+}
 
 static float bias_of(const float *parent, int64_t width) {
     double squared = 0.0;
@@ -21,7 +23,8 @@ static float bias_of(const float *parent, int64_t width) {
     return (float)(-0.5 * squared);
 }
 
-/* Makes `x` the parent of a cell.  Few parents take the projection on themselves, Px.Py = x.P'Py; for many it pays to project each row. */
+/* Makes `x` the parent of a cell.  Few parents take the projection on themselves, Px.Py = x.P'Py; for many it pays to
+ * project each row. */
 static void place(const ice_cells *c, const float *x, int64_t cell) {
     float *parent = c->parents + cell * c->width, image[ICE_MOST_PROJECTED];
     const ice_projection *p = &c->projection;
@@ -52,12 +55,18 @@ void ice_cells_end(ice_cells *c) {
     memset(c, 0, sizeof *c);
 }
 
-icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection, int64_t cells, int steps,
-                               int means, uint64_t seed) {
+icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection,
+                               int64_t cells, int steps, int means, uint64_t seed) {
     const int64_t dim = rows.dim, count = projection.rows ? projection.count : 0;
-    const int pulled_back = count && cells * dim <= count * (dim + cells);   /* multiplications of a row */
-    *c = (ice_cells){.kernels = kernels, .rows = rows, .projection = projection, .cells = cells, .steps = steps, .means = means,
-                     .pulled_back = pulled_back, .width = count && !pulled_back ? count : dim};
+    const int pulled_back = count && cells * dim <= count * (dim + cells); /* multiplications of a row */
+    *c = (ice_cells){.kernels = kernels,
+                     .rows = rows,
+                     .projection = projection,
+                     .cells = cells,
+                     .steps = steps,
+                     .means = means,
+                     .pulled_back = pulled_back,
+                     .width = count && !pulled_back ? count : dim};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
     c->label = ice_alloc(rows.count, sizeof(int32_t));
     c->order = ice_alloc(rows.count, sizeof(int32_t));
@@ -92,7 +101,8 @@ static void assign_panel(void *context, int64_t index, void *scratch) {
     ice_cells *c = context;
     if (!scratch) return;
     const int64_t wide = widest(c);
-    float *panel = scratch, *scores = panel + wide * ICE_PANEL, *buffers = scores + ICE_KEY_BLOCK * ICE_PANEL, *read = buffers + wide * ICE_PANEL;
+    float *panel = scratch, *scores = panel + wide * ICE_PANEL, *buffers = scores + ICE_KEY_BLOCK * ICE_PANEL,
+          *read = buffers + wide * ICE_PANEL;
     const float *x[ICE_PANEL];
     float best[ICE_PANEL], best_index[ICE_PANEL];
     int64_t first = (c->next + index) * ICE_PANEL;
@@ -133,7 +143,8 @@ void ice_group_by_label(const int32_t *label, int64_t count, int64_t groups, int
     memset(offset, 0, (size_t)(groups + 1) * sizeof *offset);
     for (int64_t i = 0; i < count; i++) offset[label[i] + 1]++;
     for (int64_t g = 0; g < groups; g++) offset[g + 1] += offset[g];
-    for (int64_t i = 0; i < count; i++) order[offset[label[i]]++] = (int32_t)i;   /* offset[g] ends at the beginning of g + 1 */
+    for (int64_t i = 0; i < count; i++)
+        order[offset[label[i]]++] = (int32_t)i; /* offset[g] ends at the beginning of g + 1 */
     memmove(offset + 1, offset, (size_t)groups * sizeof *offset);
     offset[0] = 0;
 }
@@ -171,11 +182,13 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
     while (*work > 0 && c->stage != DONE) {
         int assigning = c->stage == ASSIGN || c->stage == ASSIGN_AGAIN;
         int64_t items = assigning ? (c->rows.count + ICE_PANEL - 1) / ICE_PANEL : c->cells;
-        int64_t cost = assigning ? ICE_PANEL : (c->rows.count + c->cells - 1) / c->cells;   /* row visits of an item, about */
+        int64_t cost =
+            assigning ? ICE_PANEL : (c->rows.count + c->cells - 1) / c->cells; /* row visits of an item, about */
         int64_t wanted = (*work - 1) / cost + 1, left = items - c->next;
         if (wanted > left) wanted = left;
-        icecore_status status = run(wanted, threads, assigning ? panel_bytes(c) : (size_t)(2 * widest(c)) * sizeof(float),
-                                    assigning ? assign_panel : mean_of_cell, c);
+        icecore_status status =
+            run(wanted, threads, assigning ? panel_bytes(c) : (size_t)(2 * widest(c)) * sizeof(float),
+                assigning ? assign_panel : mean_of_cell, c);
         if (status != ICECORE_OK) return status;
         *work -= wanted * cost;
         c->next += wanted;

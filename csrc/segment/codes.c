@@ -10,13 +10,13 @@ int64_t ice_parent_of(const ice_layer *layer, int64_t child) {
     return low;
 }
 
-float ice_encode(const ice_kernels *kernels, const icecore_segment *s, ice_layer *layer, int64_t parent, int64_t child, const float *x,
-                 float *work) {
+float ice_encode(const ice_kernels *kernels, const icecore_segment *s, ice_layer *layer, int64_t parent, int64_t child,
+                 const float *x, float *work) {
     const int64_t dim = s->dim;
     const float *mean = layer->mean + parent * dim;
     uint8_t *code = layer->code + child * layer->stride;
     layer->scale[child] = kernels->encode(x, mean, dim, layer->stride, (int8_t *)code);
-    for (int64_t t = 0; t < layer->stride; t++) code[t] ^= 0x80;   /* signed to unsigned: 128 more */
+    for (int64_t t = 0; t < layer->stride; t++) code[t] ^= 0x80; /* signed to unsigned: 128 more */
     float squared;
     for (int64_t t = 0; t < dim; t++) work[t] = (x[t] - mean[t]) * s->scale;
     kernels->row_scores(work, dim, ICECORE_FLOAT32, work, dim, 1, &squared);
@@ -24,8 +24,8 @@ float ice_encode(const ice_kernels *kernels, const icecore_segment *s, ice_layer
     return squared;
 }
 
-void ice_encode_query(const ice_kernels *kernels, const float *query, const float *mean, int64_t dim, int64_t stride, int8_t *code,
-                      float *scale, int32_t *offset) {
+void ice_encode_query(const ice_kernels *kernels, const float *query, const float *mean, int64_t dim, int64_t stride,
+                      int8_t *code, float *scale, int32_t *offset) {
     *scale = kernels->encode(query, mean, dim, stride, code);
     int32_t sum = 0;
     for (int64_t t = 0; t < dim; t++) sum += code[t];

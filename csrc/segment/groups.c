@@ -20,9 +20,12 @@ static int64_t rounded(int64_t count, int64_t size) {
     return wanted < 1 ? 1 : wanted;
 }
 
-static int64_t wanted_parents(int64_t rows, int64_t cell_size) { return rounded(rounded(rows, cell_size), ICE_CELLS_PER_PARENT); }
+static int64_t wanted_parents(int64_t rows, int64_t cell_size) {
+    return rounded(rounded(rows, cell_size), ICE_CELLS_PER_PARENT);
+}
 
-/* Lloyd steps of cells; parents have one.  The second is worth a tenth of the error on pictures and on keys in recurring clusters. */
+/* Lloyd steps of cells; parents have one.  The second is worth a tenth of the error on pictures and on keys in
+ * recurring clusters. */
 #define CELL_STEPS 2
 /* Units of work of a visit of a row, of which clustering takes so many a row. */
 #define PARENT_VISITS 3
@@ -31,7 +34,8 @@ static int64_t visit_cost(int64_t cells) { return 1 + cells / ICE_CELLS_PER_PARE
 
 int64_t ice_groups_work(int64_t rows, int64_t cell_size) {
     int64_t parents = wanted_parents(rows, cell_size);
-    return rows * (CELL_VISITS * visit_cost(ICE_CELLS_PER_PARENT) + (parents > 1 ? PARENT_VISITS * visit_cost(parents) : 0));
+    return rows *
+           (CELL_VISITS * visit_cost(ICE_CELLS_PER_PARENT) + (parents > 1 ? PARENT_VISITS * visit_cost(parents) : 0));
 }
 
 /* Puts the rows of a parent in cells and these behind those found so far. */
@@ -40,7 +44,8 @@ static icecore_status split(ice_groups *g, int64_t first, int64_t count, uint64_
     const ice_rows rows = {read_some, &some, count, g->rows.dim, NULL};
     int64_t work = INT64_MAX;
     ice_cells cells;
-    icecore_status status = ice_cells_begin(&cells, g->kernels, rows, g->projection, rounded(count, g->cell_size), CELL_STEPS, 0, seed);
+    icecore_status status =
+        ice_cells_begin(&cells, g->kernels, rows, g->projection, rounded(count, g->cell_size), CELL_STEPS, 0, seed);
     if (status != ICECORE_OK) return status;
     status = ice_cells_step(&cells, &work, ICE_WITHIN_TASK);
     if (status == ICECORE_OK) {
@@ -66,10 +71,15 @@ void ice_groups_end(ice_groups *g) {
     *g = (ice_groups){0};
 }
 
-icecore_status ice_groups_begin(ice_groups *g, const ice_kernels *kernels, ice_rows rows, ice_projection projection, int64_t cell_size,
-                                uint64_t seed) {
+icecore_status ice_groups_begin(ice_groups *g, const ice_kernels *kernels, ice_rows rows, ice_projection projection,
+                                int64_t cell_size, uint64_t seed) {
     const int64_t count = rows.count, wanted = wanted_parents(count, cell_size);
-    *g = (ice_groups){.kernels = kernels, .rows = rows, .projection = projection, .cell_size = cell_size, .seed = seed, .parents = wanted};
+    *g = (ice_groups){.kernels = kernels,
+                      .rows = rows,
+                      .projection = projection,
+                      .cell_size = cell_size,
+                      .seed = seed,
+                      .parents = wanted};
     g->parent = ice_alloc(wanted + 1, sizeof(int64_t));
     /* every parent rounds its number of cells, and has at least one */
     g->cell = ice_alloc(count / cell_size + 2 * wanted + 1, sizeof(int64_t));
@@ -110,7 +120,8 @@ icecore_status ice_groups_step(ice_groups *g, int64_t *work) {
             status = cluster_parents(g, work);
             continue;
         }
-        int64_t first = g->parent[g->next], end = g->parent[g->next + 1], cells = g->cells;   /* rows now, cells when it is done */
+        int64_t first = g->parent[g->next], end = g->parent[g->next + 1],
+                cells = g->cells; /* rows now, cells when it is done */
         status = split(g, first, end - first, g->seed + (uint64_t)g->next);
         if (status != ICECORE_OK) break;
         *work -= CELL_VISITS * (end - first) * visit_cost(ICE_CELLS_PER_PARENT);

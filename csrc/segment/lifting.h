@@ -1,4 +1,5 @@
-/* Lifting: inner products as distances (IceFormer, equations 4 to 7).  T(x) = [ x / c ; sqrt(1 - |x|^2 / c^2) ], c at least the largest norm. */
+/* Lifting: inner products as distances (IceFormer, equations 4 to 7).  T(x) = [ x / c ; sqrt(1 - |x|^2 / c^2) ], c at
+ * least the largest norm. */
 #ifndef ICE_LIFTING_H
 #define ICE_LIFTING_H
 

@@ -20,15 +20,15 @@ typedef struct {
     icecore_segment *segment;
     const float *centre;
     int64_t next;
-    int64_t largest_cell;  /* scratch of a sort: twice as many 64-bit keys */
+    int64_t largest_cell; /* scratch of a sort: twice as many 64-bit keys */
 } build_step;
 
 void ice_frame_row(const icecore_segment *s, const float *centre, const float *x, float *framed) {
     for (int64_t t = 0; t < s->dim; t++) framed[t] = (centre ? x[t] - centre[t] : x[t]) * s->scale;
 }
 
-void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
-                 int simples, float *projection) {
+void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate,
+                 const float *directions, int simples, float *projection) {
     int64_t width = dim + (lifting > 0);
     kernels->row_scores(x, dim, ICECORE_FLOAT32, directions, width, simples, projection);
     if (lifting > 0)
@@ -44,13 +44,14 @@ static void project_rows(void *context, int64_t index, void *scratch) {
     ice_lists *lists = &s->lists;
     int64_t width = s->dim + (s->lifting > 0), all = (int64_t)lists->composites * lists->simples;
     float *framed = scratch, *projection = framed + s->dim;
-    int64_t first = (step->next + index) * PROJECT_BLOCK, end = first + PROJECT_BLOCK < s->count ? first + PROJECT_BLOCK : s->count;
+    int64_t first = (step->next + index) * PROJECT_BLOCK,
+            end = first + PROJECT_BLOCK < s->count ? first + PROJECT_BLOCK : s->count;
     for (int64_t i = first; i < end; i++) {
         ice_frame_row(s, step->centre, plan->rows.read(plan->rows.context, s->order[i], framed), framed);
         float last = s->lifting > 0 ? ice_last_coordinate(framed, s->dim, s->lifting) : 0.0f;
         for (int l = 0; l < lists->composites; l++)
-            ice_project(plan->kernels, framed, s->dim, s->lifting, last, plan->directions + l * lists->simples * width, lists->simples,
-                        projection + l * lists->simples);
+            ice_project(plan->kernels, framed, s->dim, s->lifting, last, plan->directions + l * lists->simples * width,
+                        lists->simples, projection + l * lists->simples);
         for (int64_t p = 0; p < all; p++) lists->projection[p * s->count + i] = projection[p];
     }
 }
@@ -66,7 +67,8 @@ static void sort_first(void *context, int64_t index, void *scratch) {
     uint64_t *keys = scratch, *spare = keys + step->largest_cell;
     for (int64_t c = 0; c < s->cells; c++) {
         int64_t first = s->offset[c], count = s->offset[c + 1] - first;
-        for (int64_t i = 0; i < count; i++) keys[i] = (uint64_t)ice_ordered(projection[first + i]) << 32 | (uint32_t)(first + i);
+        for (int64_t i = 0; i < count; i++)
+            keys[i] = (uint64_t)ice_ordered(projection[first + i]) << 32 | (uint32_t)(first + i);
         ice_sort(keys, spare, count);
         for (int64_t i = 0; i < count; i++) {
             projection[first + i] = ice_unordered((uint32_t)(keys[i] >> 32));
@@ -97,7 +99,8 @@ static void sort_rest(void *context, int64_t index, void *scratch) {
 }
 
 /* c of the lifting: at least the largest norm, above 0. */
-static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segment *s, const float *centre, float *lifting) {
+static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segment *s, const float *centre,
+                                   float *lifting) {
     float *framed = ice_alloc(s->dim, sizeof *framed);
     if (!framed) return ICECORE_ERROR_MEMORY;
     double largest = 0.0;
@@ -110,12 +113,13 @@ static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segm
         largest = fmax(largest, squared);
     }
     ice_free(framed);
-    double norm = sqrt(largest) * (1.0 + 0x1p-23);   /* rounding to float must not put it below a row's norm */
+    double norm = sqrt(largest) * (1.0 + 0x1p-23); /* rounding to float must not put it below a row's norm */
     *lifting = norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
     return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
 }
 
-/* The centre adds the same to all inner products with a query; what is lifted by less is nearer to what it stands for. */
+/* The centre adds the same to all inner products with a query; what is lifted by less is nearer to what it stands for.
+ */
 static icecore_status find_frame(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s) {
     b->centre = s->layer[0].mean;
     if (plan->metric != ICECORE_INNER_PRODUCT) return ICECORE_OK;
@@ -148,7 +152,8 @@ static icecore_status begin_lists(ice_lists_builder *b, const ice_tree_plan *pla
 
 int ice_lists_done(const ice_lists_builder *b) { return b->stage == DONE; }
 
-icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s, int64_t *work, int threads) {
+icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s, int64_t *work,
+                              int threads) {
     icecore_status status = s->lists.composites ? ICECORE_OK : begin_lists(b, plan, s);
     if (status != ICECORE_OK) return status;
     int64_t largest = 0;
@@ -158,7 +163,7 @@ icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, i
     const size_t sorting = 2 * (size_t)largest * sizeof(uint64_t);
     const size_t projecting = (size_t)(s->dim + (int64_t)plan->composites * plan->simples) * sizeof(float);
     while (*work > 0 && b->stage != DONE) {
-        int64_t items = b->stage == PROJECT ? (s->count + PROJECT_BLOCK - 1) / PROJECT_BLOCK
+        int64_t items = b->stage == PROJECT      ? (s->count + PROJECT_BLOCK - 1) / PROJECT_BLOCK
                         : b->stage == SORT_FIRST ? plan->composites
                                                  : (int64_t)plan->composites * (plan->simples - 1);
         int64_t cost = b->stage == PROJECT ? PROJECT_BLOCK : s->count;
@@ -184,13 +189,16 @@ icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, i
 
 /* One side of one sorted list as seen from the query: distances that grow from index 0 on. */
 typedef struct {
-    const float *values;   /* at the query's place: values[0], values[1], .. upwards; values[-1], values[-2], .. downwards */
+    const float
+        *values; /* at the query's place: values[0], values[1], .. upwards; values[-1], values[-2], .. downwards */
     float query;
     int down;
-    int64_t low, high;     /* the first `low` are within the radius, those from `high` on are not */
+    int64_t low, high; /* the first `low` are within the radius, those from `high` on are not */
 } side;
 
-static float distance_at(const side *s, int64_t i) { return s->down ? s->query - s->values[-1 - i] : s->values[i] - s->query; }
+static float distance_at(const side *s, int64_t i) {
+    return s->down ? s->query - s->values[-1 - i] : s->values[i] - s->query;
+}
 
 /* How many of the side are <= radius, known to lie within [low, high]. */
 static int64_t within(const side *s, float radius) {
@@ -220,13 +228,15 @@ static float smallest(side *sides, int count, int64_t wanted) {
             uint64_t keys[UNDECIDED], spare[UNDECIDED];
             int64_t n = 0;
             for (int i = 0; i < count; i++)
-                for (int64_t j = sides[i].low; j < sides[i].high; j++) keys[n++] = ice_ordered(distance_at(&sides[i], j));
+                for (int64_t j = sides[i].low; j < sides[i].high; j++)
+                    keys[n++] = ice_ordered(distance_at(&sides[i], j));
             ice_sort(keys, spare, n);
             return ice_unordered((uint32_t)keys[wanted - decided - 1]);
         }
         const side *w = &sides[widest];
         float pivot = distance_at(w, w->low + (w->high - w->low) / 2);
-        int64_t reach[2 * ICECORE_MAX_SIMPLES], below[2 * ICECORE_MAX_SIMPLES], reached = 0, all_below = 0, progress = 0;
+        int64_t reach[2 * ICECORE_MAX_SIMPLES], below[2 * ICECORE_MAX_SIMPLES], reached = 0, all_below = 0,
+                                                                                progress = 0;
         for (int i = 0; i < count; i++) {
             reached += reach[i] = within(&sides[i], pivot);
             below[i] = reach[i];
@@ -235,11 +245,12 @@ static float smallest(side *sides, int count, int64_t wanted) {
         }
         if (reached >= wanted && all_below < wanted) return pivot;
         for (int i = 0; i < count; i++) {
-            int64_t *bound = reached < wanted ? &sides[i].low : &sides[i].high, now = reached < wanted ? reach[i] : below[i];
+            int64_t *bound = reached < wanted ? &sides[i].low : &sides[i].high,
+                    now = reached < wanted ? reach[i] : below[i];
             progress |= *bound != now;
             *bound = now;
         }
-        if (!progress) return pivot;   /* only where the lists of a damaged file are not sorted */
+        if (!progress) return pivot; /* only where the lists of a damaged file are not sorted */
     }
 }
 
@@ -253,8 +264,9 @@ static int64_t first_at_least(const float *sorted, int64_t count, float value) {
     return low;
 }
 
-int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *s, int composite, int64_t cell, const float *query,
-                             int64_t visit, int64_t retrieve, ice_wanted wanted, const void *context, int32_t *rows, uint64_t *spare) {
+int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *s, int composite, int64_t cell,
+                             const float *query, int64_t visit, int64_t retrieve, ice_wanted wanted,
+                             const void *context, int32_t *rows, uint64_t *spare) {
     const ice_lists *lists = &s->lists;
     const int simples = lists->simples;
     int64_t first = s->offset[cell], count = s->offset[cell + 1] - first;

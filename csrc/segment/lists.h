@@ -1,9 +1,11 @@
 /* P-DCI: the sorted projection lists of a segment, and the candidates they give (Li & Malik, arXiv 1703.00440).
  *
- * Composite l of a cell yields its keys in ascending order of r_l(x) = max_j |<x - q, u_jl>|, which is the order in which the
- * published queue over its simple indices completes them.  A budget of `visit` pops ends at the visit-th smallest of all
- * |<x - q, u_jl>|, a budget of `retrieve` candidates at the retrieve-th smallest r_l; what ties with the last one comes along.  So
- * instead of a queue: a selection among sorted lists finds the radius, and the first list's window of that radius is scanned. */
+ * Composite l of a cell yields its keys in ascending order of r_l(x) = max_j |<x - q, u_jl>|, which is the order in
+ * which the published queue over its simple indices completes them.  A budget of `visit` pops ends at the visit-th
+ * smallest of all
+ * |<x - q, u_jl>|, a budget of `retrieve` candidates at the retrieve-th smallest r_l; what ties with the last one comes
+ * along.  So instead of a queue: a selection among sorted lists finds the radius, and the first list's window of that
+ * radius is scanned. */
 #ifndef ICE_LISTS_H
 #define ICE_LISTS_H
 
@@ -13,24 +15,27 @@
 typedef struct {
     int stage;
     int64_t next;
-    const float *centre;   /* the root's mean; NULL for 0, where inner products are lifted by less so */
+    const float *centre; /* the root's mean; NULL for 0, where inner products are lifted by less so */
 } ice_lists_builder;
-icecore_status ice_lists_step(ice_lists_builder *builder, const ice_tree_plan *plan, icecore_segment *segment, int64_t *work, int threads);
+icecore_status ice_lists_step(ice_lists_builder *builder, const ice_tree_plan *plan, icecore_segment *segment,
+                              int64_t *work, int threads);
 int ice_lists_done(const ice_lists_builder *builder);
 
 /* scale (x - centre), with the segment's scale: what the lists project.  centre: NULL for 0. */
 void ice_frame_row(const icecore_segment *segment, const float *centre, const float *x, float *framed);
-/* <T(x), u> for some directions, dim + 1 wide where lifted.  A query's T(q) = [ q / |q| ; 0 ] is lifting = |q|, last_coordinate = 0. */
-void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate, const float *directions,
-                 int simples, float *projection);
+/* <T(x), u> for some directions, dim + 1 wide where lifted.  A query's T(q) = [ q / |q| ; 0 ] is lifting = |q|,
+ * last_coordinate = 0. */
+void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate,
+                 const float *directions, int simples, float *projection);
 
 /* Whether the row of segment->order may be a candidate. */
 typedef int (*ice_wanted)(const void *context, int32_t row);
-/* The candidates of one composite in one cell: appends numbers of stored rows to `rows` (room for the cell) and returns how many.
- * Rows that are not wanted are no candidates, though they count as pops.
- * `query`: its projections.  visit, retrieve: 0 for no bound.  `spare`: room for ICE_LISTS_SPARE(cell's keys) 64-bit numbers. */
+/* The candidates of one composite in one cell: appends numbers of stored rows to `rows` (room for the cell) and returns
+ * how many. Rows that are not wanted are no candidates, though they count as pops. `query`: its projections.  visit,
+ * retrieve: 0 for no bound.  `spare`: room for ICE_LISTS_SPARE(cell's keys) 64-bit numbers. */
 #define ICE_LISTS_SPARE(keys) ((keys) + (keys) / 2 + 2)
-int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *segment, int composite, int64_t cell, const float *query,
-                             int64_t visit, int64_t retrieve, ice_wanted wanted, const void *context, int32_t *rows, uint64_t *spare);
+int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *segment, int composite, int64_t cell,
+                             const float *query, int64_t visit, int64_t retrieve, ice_wanted wanted,
+                             const void *context, int32_t *rows, uint64_t *spare);
 
 #endif

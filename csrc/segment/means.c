@@ -4,8 +4,8 @@
 #include "segment/fields.h"
 
 /* `count` rows of one type as another; into `moved`, where it is not NULL, how far each moves in the metric. */
-static void convert(const ice_kernels *kernels, icecore_dtype from, const void *source, icecore_dtype to, void *target, int64_t count,
-                    int64_t dim, const float *metric, float *moved) {
+static void convert(const ice_kernels *kernels, icecore_dtype from, const void *source, icecore_dtype to, void *target,
+                    int64_t count, int64_t dim, const float *metric, float *moved) {
     float row[ICECORE_MAX_DIM], stored[ICECORE_MAX_DIM];
     for (int64_t i = 0; i < count; i++) {
         void *place = (char *)target + (size_t)(i * dim) * ice_element_size(to);
@@ -22,7 +22,8 @@ static void convert(const ice_kernels *kernels, icecore_dtype from, const void *
     }
 }
 
-/* No key is further from the new mean than from the old one by more than that has moved.  Variances are estimates, and stay. */
+/* No key is further from the new mean than from the old one by more than that has moved.  Variances are estimates, and
+ * stay. */
 static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype from, const ice_kernels *kernels) {
     const ice_nodes old = *nodes;
     const size_t element = ice_element_size(s->mean_dtype);
@@ -56,7 +57,9 @@ icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype mea
     int64_t count = ice_attention_fields(s, own);
     ice_attention_fields(from, old);
     for (int64_t i = 0; i < count; i++) *own[i].data = *old[i].data;
-    if (convert_nodes(s, &s->cell, from->mean_dtype, kernels) && convert_nodes(s, &s->parent, from->mean_dtype, kernels)) return s;
+    if (convert_nodes(s, &s->cell, from->mean_dtype, kernels) &&
+        convert_nodes(s, &s->parent, from->mean_dtype, kernels))
+        return s;
     icecore_segment_free(s);
     return NULL;
 }

@@ -10,14 +10,16 @@
 #define SAMPLE 256
 /* Exponents of two are within this of the largest, and so of 0, which is their mean. */
 #define LARGEST_EXPONENT 6.0
-/* So much of the variance counts as if it were alike in all components: a key may stand out in one in which no other differs. */
+/* So much of the variance counts as if it were alike in all components: a key may stand out in one in which no other
+ * differs. */
 #define EVEN_SHARE 0.1f
 
 static int64_t sample_step(int64_t count) { return count < SAMPLE ? 1 : count / SAMPLE; }
 
 /* So little of the metric's trace may be missing from a projection. */
 #define LEFT_OUT 0.02
-/* And so much of the mean of the diagonal of M is added to it: directions in which the sampled queries happen not to point. */
+/* And so much of the mean of the diagonal of M is added to it: directions in which the sampled queries happen not to
+ * point. */
 #define RIDGE 0x1p-10
 
 static void metric_of_squares(const float *squares, int64_t step, int64_t dim, float *metric) {
@@ -36,10 +38,12 @@ static void metric_of_squares(const float *squares, int64_t step, int64_t dim, f
     for (int64_t t = 0; t < dim; t++) metric[t] = usable ? (float)exp2(exponent[t] - mean) : 1.0f;
 }
 
-void ice_find_metric(const float *moments, int64_t dim, float *metric) { metric_of_squares(moments, dim + 1, dim, metric); }
+void ice_find_metric(const float *moments, int64_t dim, float *metric) {
+    metric_of_squares(moments, dim + 1, dim, metric);
+}
 
-/* The root mean square of components goes where the queries' goes: what training gives a component of keys it gives that of queries, too
- * (SmolLM2, 90 key heads: correlation of the logarithms 0.85). */
+/* The root mean square of components goes where the queries' goes: what training gives a component of keys it gives
+ * that of queries, too (SmolLM2, 90 key heads: correlation of the logarithms 0.85). */
 void ice_find_key_metric(const ice_rows *keys, float *metric) {
     const int64_t dim = keys->dim, step = sample_step(keys->count);
     float buffer[ICECORE_MAX_DIM], squares[ICECORE_MAX_DIM] = {0};
@@ -84,7 +88,7 @@ void ice_find_spread(const ice_rows *keys, double *spread) {
     memset(spread, 0, (size_t)dim * sizeof *spread);
     for (int64_t i = 0; i < rows; i++) {
         const float *key = keys->read(keys->context, row[i], buffer);
-        for (int64_t t = 0; t < dim; t++) {   /* Welford */
+        for (int64_t t = 0; t < dim; t++) { /* Welford */
             const double before = (double)key[t] - mean[t];
             mean[t] += before / (double)(i + 1);
             spread[t] += before * ((double)key[t] - mean[t]);
@@ -127,7 +131,8 @@ int64_t ice_find_projection(const float *moments, const ice_rows *keys, float *p
         }
     }
     for (int64_t i = 0; i < count; i++)
-        for (int64_t t = 0; t < dim; t++) projection[i * dim + t] = spread[t] > 0.0 ? (float)((double)projection[i * dim + t] / spread[t]) : 0.0f;
+        for (int64_t t = 0; t < dim; t++)
+            projection[i * dim + t] = spread[t] > 0.0 ? (float)((double)projection[i * dim + t] / spread[t]) : 0.0f;
     return count;
 }
 
@@ -151,10 +156,12 @@ void ice_find_component_variance(icecore_segment *s, const ice_kernels *kernels)
         if (cell < 0 || i >= s->cell.offset[cell + 1]) {
             do cell++;
             while (i >= s->cell.offset[cell + 1]);
-            kernels->to_float32(s->mean_dtype, (const char *)s->cell.mean_key + (size_t)(cell * dim) * ice_element_size(s->mean_dtype), mean, dim);
+            kernels->to_float32(s->mean_dtype,
+                                (const char *)s->cell.mean_key + (size_t)(cell * dim) * ice_element_size(s->mean_dtype),
+                                mean, dim);
             for (int64_t t = 0; t < dim; t++) mean[t] = s->relative ? 0.0f : mean[t] + s->centre[t];
         }
-        if (isnan(s->cell.log2_weight[cell])) continue;   /* its mean is not finite */
+        if (isnan(s->cell.log2_weight[cell])) continue; /* its mean is not finite */
         kernels->to_float32(s->dtype, (const char *)s->keys + (size_t)i * ice_row_bytes(s->dtype, dim), key, dim);
         for (int64_t t = 0; t < dim; t++) {
             const float difference = (key[t] - mean[t]) * s->metric[t];
@@ -163,5 +170,6 @@ void ice_find_component_variance(icecore_segment *s, const ice_kernels *kernels)
     }
     for (int64_t t = 0; t < dim; t++) sum += squares[t];
     const int usable = sum > 0.0f && sum <= FLT_MAX;
-    for (int64_t t = 0; t < dim; t++) s->component_variance[t] = usable ? EVEN_SHARE + (1.0f - EVEN_SHARE) * (squares[t] / sum * (float)dim) : 1.0f;
+    for (int64_t t = 0; t < dim; t++)
+        s->component_variance[t] = usable ? EVEN_SHARE + (1.0f - EVEN_SHARE) * (squares[t] / sum * (float)dim) : 1.0f;
 }

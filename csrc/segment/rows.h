@@ -5,7 +5,8 @@
 #include "kernels/kernels.h"
 
 typedef struct {
-    /* Row `row` as `dim` floats: where it lies, or widened into `buffer` (dim floats).  Called from several threads at once. */
+    /* Row `row` as `dim` floats: where it lies, or widened into `buffer` (dim floats).  Called from several threads at
+     * once. */
     const float *(*read)(const void *context, int64_t row, float *buffer);
     const void *context;
     int64_t count, dim;

@@ -44,7 +44,17 @@ int64_t ice_segment_bytes(const icecore_segment *s) { return s->bytes + (s->base
 icecore_segment_view icecore_segment_get(const icecore_segment *s) {
     const ice_nodes *c = &s->cell, *p = &s->parent;
     return (icecore_segment_view){
-        s->dtype, s->mean_dtype, s->count, s->dim, s->value_dim, s->order, s->keys, s->values, s->metric, s->component_variance, s->centre,
+        s->dtype,
+        s->mean_dtype,
+        s->count,
+        s->dim,
+        s->value_dim,
+        s->order,
+        s->keys,
+        s->values,
+        s->metric,
+        s->component_variance,
+        s->centre,
         {c->count, c->offset, c->mean_key, c->mean_value, c->variance, c->radius, c->log2_count, c->log2_weight},
         {p->count, p->offset, p->mean_key, p->mean_value, p->variance, p->radius, p->log2_count, p->log2_weight},
     };

@@ -6,7 +6,8 @@ static const void *row_at(const void *rows, int64_t row, int64_t stride, icecore
     return (const char *)rows + row * stride * (int64_t)ice_element_size(dtype);
 }
 
-icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, const ice_source *s, int64_t start, int64_t end) {
+icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, const ice_source *s, int64_t start,
+                                int64_t end) {
     const int64_t from_array = start > s->origin ? start : s->origin;
     *r = (ice_source_rows){.storage = s->storage, .relative = s->relative, .centre = s->centre};
     r->sealed = (end < s->origin ? end : s->origin) - start;
@@ -28,14 +29,15 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
     for (int64_t n = 0; n < s->sealed_count; n++) {
         const icecore_segment *segment = s->sealed[n].segment;
         if (!segment) continue;
-        const int64_t first = s->sealed[n].end - segment->count - start;   /* its first key among the rows */
+        const int64_t first = s->sealed[n].end - segment->count - start; /* its first key among the rows */
         for (int64_t i = 0, cell = 0; i < segment->count; i++) {
             int64_t row = first + segment->order[i];
             while (i >= segment->cell.offset[cell + 1]) cell++;
             if (row < 0 || row >= r->sealed) continue;
             if (r->base) r->base[row] = ice_base_of(segment, cell);
             r->key[row] = (const char *)segment->keys + (size_t)i * ice_row_bytes(segment->dtype, segment->dim);
-            r->value[row] = (const char *)segment->values + (size_t)i * ice_row_bytes(segment->dtype, segment->value_dim);
+            r->value[row] =
+                (const char *)segment->values + (size_t)i * ice_row_bytes(segment->dtype, segment->value_dim);
         }
     }
     return ICECORE_OK;
@@ -48,7 +50,8 @@ void ice_source_end(ice_source_rows *r) {
     *r = (ice_source_rows){0};
 }
 
-static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row, float *buffer) {
+static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row,
+                         float *buffer) {
     if (row >= r->sealed) return ice_read_array_row(array, row - r->sealed, buffer);
     if (r->storage == ICECORE_FLOAT32) return sealed[row];
     array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);

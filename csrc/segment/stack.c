@@ -5,8 +5,9 @@
 
 #include "base/memory.h"
 
-/* How many blocks there must be for the `size` blocks at `first` and as many behind them to be one segment; `first` is a multiple of
- * twice the size.  Pairs that wait become one segment after an odd number of blocks, when nothing else does. */
+/* How many blocks there must be for the `size` blocks at `first` and as many behind them to be one segment; `first` is
+ * a multiple of twice the size.  Pairs that wait become one segment after an odd number of blocks, when nothing else
+ * does. */
 static int64_t merged_from(int64_t first, int64_t size, int64_t block) {
     if (first >= 6 * size || 2 * size * block <= ICE_MERGED_AT_ONCE) return first + 2 * size;
     return ((7 * size) | 1) + first / size;
@@ -15,7 +16,9 @@ static int64_t merged_from(int64_t first, int64_t size, int64_t block) {
 /* Blocks of the segment at `first` in a stack of `blocks`. */
 static int64_t size_at(int64_t first, int64_t blocks, int64_t block) {
     int64_t size = 1;
-    while (first % (2 * size) == 0 && 2 * size * block <= ICE_LARGEST_SEGMENT && blocks >= merged_from(first, size, block)) size *= 2;
+    while (first % (2 * size) == 0 && 2 * size * block <= ICE_LARGEST_SEGMENT &&
+           blocks >= merged_from(first, size, block))
+        size *= 2;
     return size;
 }
 
@@ -33,16 +36,16 @@ int64_t ice_stack_most_levels(int64_t keys, int64_t block) {
 }
 
 int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size) {
-    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of a size that is
-     * not the largest there are at most 7 segments: 6 that wait, and one without a second half */
+    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of
+     * a size that is not the largest there are at most 7 segments: 6 that wait, and one without a second half */
     int64_t levels = keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16;
     int64_t cells = keys / cell_size + levels, parents = cells / ICE_CELLS_PER_PARENT + 2 * levels;
     return cells + 2 * parents;
 }
 
 int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size) {
-    return 1 <= parents && parents <= cells && cells <= count && parents <= count / cell_size / ICE_CELLS_PER_PARENT + 1 &&
-           cells <= count / cell_size + parents;
+    return 1 <= parents && parents <= cells && cells <= count &&
+           parents <= count / cell_size / ICE_CELLS_PER_PARENT + 1 && cells <= count / cell_size + parents;
 }
 
 icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end) {
@@ -52,7 +55,8 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     icecore_status status = ice_source_begin(&sealing->rows, kernels, source, start, end);
     if (status != ICECORE_OK) return status;
     const ice_rows keys = {ice_read_source_key, &sealing->rows, end - start, source->dim, ice_stored_source_key};
-    const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim, ice_stored_source_value};
+    const ice_rows values = {ice_read_source_value, &sealing->rows, end - start, source->value_dim,
+                             ice_stored_source_value};
     float *moments = source->moments ? ice_alloc(source->dim * source->dim, sizeof(float)) : NULL;
     float *sum = source->query_numbers ? ice_alloc(source->query_numbers, sizeof(float)) : NULL;
     if ((source->moments && !moments) || (source->query_numbers && !sum)) status = ICECORE_ERROR_MEMORY;
@@ -60,7 +64,8 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
         const int known = moments ? source->moments(source->moments_context, first, end, moments) : 0;
         status = known < 0 ? ICECORE_ERROR_MEMORY
                            : ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means,
-                                               known ? moments : NULL, source->cell_size, ice_segment_seed(source->seed, start, end - start));
+                                               known ? moments : NULL, source->cell_size,
+                                               ice_segment_seed(source->seed, start, end - start));
     }
     ice_free(moments);
     if (status == ICECORE_OK) sealing->builder.relative = source->relative;
@@ -180,8 +185,8 @@ static icecore_segment *find(const ice_stacked *among, int64_t count, const ice_
     return NULL;
 }
 
-icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
-                              int ready_count, ice_stack **result) {
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous,
+                              const ice_stacked *ready, int ready_count, ice_stack **result) {
     ice_stack *stack = ice_stack_empty(blocks, source->block);
     if (!stack) return ICECORE_ERROR_MEMORY;
     icecore_status status = ICECORE_OK;

@@ -1,27 +1,28 @@
 /* The sealed segments of one head: blocks in pairs, pairs in pairs, and so on to a largest size.
  *
- * A pair becomes one segment as soon as both halves are there, unless it is large and more than a quarter of all blocks: then it waits
- * until it is two sevenths.  What is held twice while a segment is made is thus never much.  15 blocks of 512 keys are segments of 4, 4, 4,
- * 2 and 1; 63 are segments of 16, 16, 16, 8, 4, 2 and 1.  Which segments exist, and what is in them, depends on the number of blocks alone, not on how it
- * was reached.  A key is sealed a bounded number of times. */
+ * A pair becomes one segment as soon as both halves are there, unless it is large and more than a quarter of all
+ * blocks: then it waits until it is two sevenths.  What is held twice while a segment is made is thus never much.  15
+ * blocks of 512 keys are segments of 4, 4, 4, 2 and 1; 63 are segments of 16, 16, 16, 8, 4, 2 and 1.  Which segments
+ * exist, and what is in them, depends on the number of blocks alone, not on how it was reached.  A key is sealed a
+ * bounded number of times. */
 #ifndef ICE_STACK_H
 #define ICE_STACK_H
 
 #include "segment/build.h"
 #include "segment/source.h"
 
-/* Keys of the largest segments, unless a block has more.  The larger, the more alike are the keys of a cell: at 128k one segment has 644
- * near keys at a tolerance of 0.1, segments of 32k have 801 in the same time, of 8k 1515.  The smaller, the cheaper is sealing, and the less
- * does a cache hold twice while it merges. */
+/* Keys of the largest segments, unless a block has more.  The larger, the more alike are the keys of a cell: at 128k
+ * one segment has 644 near keys at a tolerance of 0.1, segments of 32k have 801 in the same time, of 8k 1515.  The
+ * smaller, the cheaper is sealing, and the less does a cache hold twice while it merges. */
 #define ICE_LARGEST_SEGMENT 32768
-/* Keys of pairs that never wait: the cells of small segments are poor (at 8k error is half again as large where pairs of all sizes
- * wait), and from 8k keys on these are a quarter at most. */
+/* Keys of pairs that never wait: the cells of small segments are poor (at 8k error is half again as large where pairs
+ * of all sizes wait), and from 8k keys on these are a quarter at most. */
 #define ICE_MERGED_AT_ONCE 2048
 
 /* Immutable once made.  Stacks share segments; each owns its part. */
 typedef struct {
     int64_t levels;
-    int64_t nodes, keys;                /* of all segments; nodes: cells and parents */
+    int64_t nodes, keys; /* of all segments; nodes: cells and parents */
     ice_stacked level[];
 } ice_stack;
 
@@ -30,12 +31,13 @@ typedef struct {
     int64_t first, end;
     ice_source_rows rows;
     ice_builder builder;
-    int64_t left;              /* units of work, about (build.h) */
+    int64_t left; /* units of work, about (build.h) */
 } ice_sealing;
 
-/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) or `ready` have are shared, the others are built. */
-icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous, const ice_stacked *ready,
-                              int ready_count, ice_stack **result);
+/* A stack of the first `blocks` blocks.  Segments that `previous` (or NULL) or `ready` have are shared, the others are
+ * built. */
+icecore_status ice_stack_seal(const ice_source *source, int64_t blocks, const ice_stack *previous,
+                              const ice_stacked *ready, int ready_count, ice_stack **result);
 /* A stack of one segment over keys skip .. end - 1. */
 icecore_status ice_stack_seal_all(const ice_source *source, int64_t end, ice_stack **result);
 /* Another stack of the same segments. */
@@ -52,13 +54,14 @@ int64_t ice_stack_levels(int64_t blocks, int64_t block);
 /* Once its segments are there: counts what is in them. */
 void ice_stack_add_up(ice_stack *stack);
 
-/* The ranges of the segments that a stack of `blocks` + 1 blocks has and one of `blocks` has not, at most ICE_NEXT_RANGES: one that ends
- * with the new block, the last, and before it perhaps a pair that waited.  Returns how many. */
+/* The ranges of the segments that a stack of `blocks` + 1 blocks has and one of `blocks` has not, at most
+ * ICE_NEXT_RANGES: one that ends with the new block, the last, and before it perhaps a pair that waited.  Returns how
+ * many. */
 #define ICE_NEXT_RANGES 2
 int ice_stack_next_ranges(int64_t blocks, int64_t block, ice_stacked range[ICE_NEXT_RANGES]);
 
-/* Begins to seal keys first .. end - 1 of a source, of which some are past `skip`.  What it reads must stay as it is until the end.  On
- * failure there is nothing to end. */
+/* Begins to seal keys first .. end - 1 of a source, of which some are past `skip`.  What it reads must stay as it is
+ * until the end.  On failure there is nothing to end. */
 icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end);
 /* Goes on by about `work` units. */
 icecore_status ice_sealing_step(ice_sealing *sealing, int64_t work);

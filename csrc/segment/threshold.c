@@ -11,7 +11,7 @@ void ice_risk_threshold(const ice_kernels *kernels, const float *risk, int64_t c
     float cells_low[ICE_PANEL], cells_high[ICE_PANEL], middle[ICE_PANEL], keys[ICE_PANEL], opened[ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         low[lane] = ice_ordered(-INFINITY);
-        high[lane] = ice_ordered(INFINITY) + 1;   /* above every risk */
+        high[lane] = ice_ordered(INFINITY) + 1; /* above every risk */
         cells_low[lane] = (float)cells;
         cells_high[lane] = 0.0f;
         middle[lane] = 0.0f;

@@ -19,12 +19,12 @@ enum { CELLS, SHAPE, CODES, LISTS, DONE };
 struct ice_tree_builder {
     ice_tree_plan plan;
     int stage;
-    int64_t next;                      /* block of rows at which CODES goes on */
-    int inner;                         /* levels between the root and the rows */
-    ice_cells level[ICE_MOST_LAYERS];  /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
+    int64_t next;                     /* block of rows at which CODES goes on */
+    int inner;                        /* levels between the root and the rows */
+    ice_cells level[ICE_MOST_LAYERS]; /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
     icecore_segment *segment;
-    float *centre, scale;              /* the frame in which cells are found (frame.h) */
-    double *work;                      /* 2 dim */
+    float *centre, scale; /* the frame in which cells are found (frame.h) */
+    double *work;         /* 2 dim */
     ice_lists_builder lists;
 };
 
@@ -47,7 +47,7 @@ static int64_t wanted_cells(const ice_tree_plan *plan, int t, int64_t below) {
     double count = (double)plan->rows.count;
     double promotion = plan->promotion > 0 ? plan->promotion : pow(count, -1.0 / plan->levels);
     double wanted = floor(count * pow(promotion, t + 1) + 0.5);
-    return wanted < 1 ? 1 : wanted > (double)below ? below : (int64_t)wanted;
+    return wanted<1 ? 1 : wanted>(double) below ? below : (int64_t)wanted;
 }
 
 static const float *read_framed(const void *builder, int64_t row, float *buffer) {
@@ -73,7 +73,8 @@ icecore_status ice_tree_begin(const ice_tree_plan *plan, ice_tree_builder **resu
         b->stage = SHAPE;
     } else if (status == ICECORE_OK) {
         const ice_rows framed = {.read = read_framed, .context = b, .count = plan->rows.count, .dim = plan->rows.dim};
-        status = ice_cells_begin(&b->level[0], plan->kernels, framed, (ice_projection){0}, wanted_cells(plan, 0, plan->rows.count), 1, 1, plan->seed);
+        status = ice_cells_begin(&b->level[0], plan->kernels, framed, (ice_projection){0},
+                                 wanted_cells(plan, 0, plan->rows.count), 1, 1, plan->seed);
         if (status == ICECORE_OK) b->inner = 1;
     }
     if (status == ICECORE_OK) *result = b;
@@ -96,8 +97,9 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
         ice_cells *level = &b->level[b->inner];
         ice_rows rows = {.read = read_parent, .context = below, .count = below->cells, .dim = below->width};
         int64_t work = INT64_MAX;
-        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0}, wanted_cells(&b->plan, b->inner, below->cells), 1, 1,
-                                                b->plan.seed + (uint64_t)b->inner);
+        icecore_status status =
+            ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0},
+                            wanted_cells(&b->plan, b->inner, below->cells), 1, 1, b->plan.seed + (uint64_t)b->inner);
         if (status == ICECORE_OK) status = ice_cells_step(level, &work, threads);
         if (status != ICECORE_OK) {
             ice_cells_end(level);
@@ -138,8 +140,8 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
         ice_layer *layer = &s->layer[i];
         layer->parents = i == 0 ? 1 : b->level[b->inner - i].cells;
         layer->children = i == b->inner ? s->count : b->level[b->inner - i - 1].cells;
-        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0, i == b->inner && b->plan.metric == ICECORE_INNER_PRODUCT,
-                               b->plan.metric);
+        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0,
+                               i == b->inner && b->plan.metric == ICECORE_INNER_PRODUCT, b->plan.metric);
     }
     if (whole) {
         s->cells = s->layer[b->inner].parents;
@@ -152,7 +154,8 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
     return NULL;
 }
 
-/* Numbers the nodes of each level so that children of one parent lie together, from the top down; `place`: where each node goes. */
+/* Numbers the nodes of each level so that children of one parent lie together, from the top down; `place`: where each
+ * node goes. */
 static void put_in_order(ice_tree_builder *b) {
     icecore_segment *s = b->segment;
     s->layer[0].offset[0] = 0;
@@ -161,7 +164,7 @@ static void put_in_order(ice_tree_builder *b) {
         ice_cells *level = &b->level[t], *above = t + 1 < b->inner ? &b->level[t + 1] : NULL;
         ice_layer *layer = &s->layer[b->inner - t];
         /* the order of this level's nodes: as sampled at the top, else what the level above left in its `order` */
-        int32_t *place = (int32_t *)level->bias;   /* has served, and is as large */
+        int32_t *place = (int32_t *)level->bias; /* has served, and is as large */
         for (int64_t i = 0; i < level->cells; i++) {
             int64_t node = above ? above->order[i] : i;
             place[node] = (int32_t)i;
@@ -172,7 +175,8 @@ static void put_in_order(ice_tree_builder *b) {
         ice_group_by_label(level->label, level->rows.count, level->cells, level->order, layer->offset);
     }
     if (b->inner) memcpy(s->order, b->level[0].order, (size_t)s->count * sizeof *s->order);
-    else for (int64_t i = 0; i < s->count; i++) s->order[i] = (int32_t)i;
+    else
+        for (int64_t i = 0; i < s->count; i++) s->order[i] = (int32_t)i;
 }
 
 static icecore_status shape(ice_tree_builder *b, int threads) {
@@ -186,8 +190,8 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
         ice_layer *layer = &b->segment->layer[i];
         for (int64_t child = 0, parent = 0; child < layer->children; child++) {
             while (child >= layer->offset[parent + 1]) parent++;
-            ice_encode(b->plan.kernels, b->segment, layer, parent, child, b->segment->layer[i + 1].mean + child * b->segment->dim,
-                       (float *)b->work);
+            ice_encode(b->plan.kernels, b->segment, layer, parent, child,
+                       b->segment->layer[i + 1].mean + child * b->segment->dim, (float *)b->work);
         }
     }
     for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
@@ -225,7 +229,8 @@ static void encode_rows(void *context, int64_t index, void *scratch) {
 static icecore_status code(ice_tree_builder *b, int64_t *work, int threads) {
     int64_t items = (b->segment->count + CODE_BLOCK - 1) / CODE_BLOCK, wanted = (*work - 1) / CODE_BLOCK + 1;
     if (wanted > items - b->next) wanted = items - b->next;
-    icecore_status status = ice_parallel_for(wanted, threads, 2 * (size_t)b->segment->dim * sizeof(float), encode_rows, b);
+    icecore_status status =
+        ice_parallel_for(wanted, threads, 2 * (size_t)b->segment->dim * sizeof(float), encode_rows, b);
     if (status != ICECORE_OK) return status;
     *work -= wanted * CODE_BLOCK;
     b->next += wanted;
@@ -245,9 +250,7 @@ icecore_status ice_tree_step(ice_tree_builder *b, int64_t *work, int threads) {
             status = shape(b, threads);
             if (status == ICECORE_OK) b->stage = b->plan.composites ? LISTS : CODES;
             break;
-        case CODES:
-            status = code(b, work, threads);
-            break;
+        case CODES: status = code(b, work, threads); break;
         default:
             status = ice_lists_step(&b->lists, &b->plan, b->segment, work, threads);
             if (status == ICECORE_OK && ice_lists_done(&b->lists)) b->stage = DONE;

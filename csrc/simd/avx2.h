@@ -123,7 +123,7 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
 
 static inline vf vf_exp2(vf x) {
     __m256 kept = _mm256_cmp_ps(x, _mm256_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
-    x = _mm256_min_ps(_mm256_set1_ps(128.0f), x);   /* in this order a NaN in x survives */
+    x = _mm256_min_ps(_mm256_set1_ps(128.0f), x); /* in this order a NaN in x survives */
     __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 f = _mm256_sub_ps(x, n);
     __m256 p = _mm256_fmadd_ps(f, _mm256_set1_ps(EXP2_C5), _mm256_set1_ps(EXP2_C4));
@@ -137,11 +137,15 @@ static inline vf vf_exp2(vf x) {
     return _mm256_and_ps(p, kept);
 }
 
-/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key.  Even and odd bytes are
- * widened to 16 bits, where products of pairs are exact. */
+/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key.  Even and odd
+ * bytes are widened to 16 bits, where products of pairs are exact. */
 typedef __m256i vi;
-typedef struct { __m256i even, odd; } vq;
-typedef struct { __m256i even, odd; } vk;
+typedef struct {
+    __m256i even, odd;
+} vq;
+typedef struct {
+    __m256i even, odd;
+} vk;
 
 static inline vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline vf vf_from_vi(vi v) { return _mm256_cvtepi32_ps(v); }

@@ -105,8 +105,10 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
         }
     /* v[4 g + c] now holds, in its 128-bit part p, rows 4 g .. 4 g + 3 of column 4 p + c: transpose the parts */
     for (int c = 0; c < 4; c++) {
-        const vf first = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x44), second = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xEE);
-        const vf third = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x44), fourth = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xEE);
+        const vf first = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x44),
+                 second = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xEE);
+        const vf third = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x44),
+                 fourth = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xEE);
         next[c] = _mm512_shuffle_f32x4(first, third, 0x88);
         next[4 + c] = _mm512_shuffle_f32x4(first, third, 0xDD);
         next[8 + c] = _mm512_shuffle_f32x4(second, fourth, 0x88);
@@ -117,7 +119,7 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
 
 static inline vf vf_exp2(vf x) {
     __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
-    x = _mm512_min_ps(_mm512_set1_ps(128.0f), x);   /* in this order a NaN in x survives; 128 gives inf below */
+    x = _mm512_min_ps(_mm512_set1_ps(128.0f), x); /* in this order a NaN in x survives; 128 gives inf below */
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 f = _mm512_sub_ps(x, n);
     __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(EXP2_C5), _mm512_set1_ps(EXP2_C4));
@@ -145,15 +147,20 @@ typedef __m512i vq;
 typedef __m512i vk;
 static inline vq vq_load(const int8_t *p) { return _mm512_loadu_si512(p); }
 static inline vk vk_set1(const uint8_t *p) { return vk_bytes(p); }
-/* As assembler, because GCC 12 moves the intrinsic's sums between registers and to the stack, at three times the time. */
+/* As assembler, because GCC 12 moves the intrinsic's sums between registers and to the stack, at three times the time.
+ */
 static inline vi vi_dot4(vi sum, vk x, vq q) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(q));
     return sum;
 }
 #else
 /* Even and odd bytes widened to 16 bits, where products of pairs are exact. */
-typedef struct { __m512i even, odd; } vq;
-typedef struct { __m512i even, odd; } vk;
+typedef struct {
+    __m512i even, odd;
+} vq;
+typedef struct {
+    __m512i even, odd;
+} vk;
 static inline vq vq_load(const int8_t *p) {
     __m512i bytes = _mm512_loadu_si512(p);
     return (vq){_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};

@@ -1,5 +1,6 @@
-/* Coefficients of vf_exp2: 2^x = 2^n 2^f with n = round(x), f in [-1/2, 1/2], and 2^f ~ 1 + f (C1 + f (C2 + ...)): minimax in
- * relative error (9.2e-8) among polynomials of degree 5 that are exact at 0; with rounding the error stays below 1.7e-7. */
+/* Coefficients of vf_exp2: 2^x = 2^n 2^f with n = round(x), f in [-1/2, 1/2], and 2^f ~ 1 + f (C1 + f (C2 + ...)):
+ * minimax in relative error (9.2e-8) among polynomials of degree 5 that are exact at 0; with rounding the error stays
+ * below 1.7e-7. */
 #ifndef ICE_EXP2_H
 #define ICE_EXP2_H
 

@@ -75,7 +75,9 @@ static inline vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 static inline vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 static inline vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
-static inline vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }   /* b where one is NaN, as in all sets */
+static inline vf vf_min(vf a, vf b) {
+    return vbslq_f32(vcltq_f32(a, b), a, b);
+} /* b where one is NaN, as in all sets */
 static inline vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 static inline vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 static inline vm vf_gt(vf a, vf b) { return vcgtq_f32(a, b); }
@@ -93,8 +95,10 @@ static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {
 }
 
 static inline void vf_transpose(vf v[VF_WIDTH]) {
-    const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(v[0], v[1])), b = vreinterpretq_f64_f32(vtrn2q_f32(v[0], v[1]));
-    const float64x2_t c = vreinterpretq_f64_f32(vtrn1q_f32(v[2], v[3])), d = vreinterpretq_f64_f32(vtrn2q_f32(v[2], v[3]));
+    const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(v[0], v[1])),
+                      b = vreinterpretq_f64_f32(vtrn2q_f32(v[0], v[1]));
+    const float64x2_t c = vreinterpretq_f64_f32(vtrn1q_f32(v[2], v[3])),
+                      d = vreinterpretq_f64_f32(vtrn2q_f32(v[2], v[3]));
     v[0] = vreinterpretq_f32_f64(vtrn1q_f64(a, c));
     v[1] = vreinterpretq_f32_f64(vtrn1q_f64(b, d));
     v[2] = vreinterpretq_f32_f64(vtrn2q_f64(a, c));
@@ -103,7 +107,7 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
 
 static inline vf vf_exp2(vf x) {
     uint32x4_t dropped = vcltq_f32(x, vdupq_n_f32(EXP2_MIN));
-    x = vminq_f32(x, vdupq_n_f32(128.0f));   /* keeps NaN */
+    x = vminq_f32(x, vdupq_n_f32(128.0f)); /* keeps NaN */
     float32x4_t n = vrndnq_f32(x);
     float32x4_t f = vsubq_f32(x, n);
     float32x4_t p = vfmaq_f32(vdupq_n_f32(EXP2_C4), f, vdupq_n_f32(EXP2_C5));
@@ -117,10 +121,15 @@ static inline vf vf_exp2(vf x) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(p), dropped));
 }
 
-/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key, both widened to 16 bits. */
+/* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key, both widened
+ * to 16 bits. */
 typedef int32x4_t vi;
-typedef struct { int16x8_t low, high; } vq;
-typedef struct { int16x4_t quad; } vk;
+typedef struct {
+    int16x8_t low, high;
+} vq;
+typedef struct {
+    int16x4_t quad;
+} vk;
 
 static inline vi vi_load(const int32_t *p) { return vld1q_s32(p); }
 static inline vf vf_from_vi(vi v) { return vcvtq_f32_s32(v); }

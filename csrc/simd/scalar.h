@@ -20,7 +20,9 @@ static inline vf vf_set1(float x) { return x; }
 static inline vf vf_load(const float *p) { return *p; }
 static inline void vf_store(float *p, vf v) { *p = v; }
 static inline vf vf_load_n(const float *p, int n) { return n > 0 ? *p : 0.0f; }
-static inline void vf_store_n(float *p, vf v, int n) { if (n > 0) *p = v; }
+static inline void vf_store_n(float *p, vf v, int n) {
+    if (n > 0) *p = v;
+}
 static inline vf vf_load_bf16(const uint16_t *p) { return ice_bfloat16_to_float(*p); }
 static inline vf vf_load_f16(const uint16_t *p) { return ice_float16_to_float(*p); }
 static inline vf vf_load_bf16_n(const uint16_t *p, int n) { return n > 0 ? vf_load_bf16(p) : 0.0f; }
@@ -34,8 +36,12 @@ static inline vf vf_load_i8(const int8_t *p) { return (float)*p; }
 static inline vf vf_load_i8_n(const int8_t *p, int n) { return n > 0 ? vf_load_i8(p) : 0.0f; }
 static inline void vf_store_bf16(uint16_t *p, vf v) { *p = ice_float_to_bfloat16(v); }
 static inline void vf_store_f16(uint16_t *p, vf v) { *p = ice_float_to_float16(v); }
-static inline void vf_store_bf16_n(uint16_t *p, vf v, int n) { if (n > 0) vf_store_bf16(p, v); }
-static inline void vf_store_f16_n(uint16_t *p, vf v, int n) { if (n > 0) vf_store_f16(p, v); }
+static inline void vf_store_bf16_n(uint16_t *p, vf v, int n) {
+    if (n > 0) vf_store_bf16(p, v);
+}
+static inline void vf_store_f16_n(uint16_t *p, vf v, int n) {
+    if (n > 0) vf_store_f16(p, v);
+}
 static inline vf vf_add(vf a, vf b) { return a + b; }
 static inline vf vf_sub(vf a, vf b) { return a - b; }
 static inline vf vf_mul(vf a, vf b) { return a * b; }
@@ -51,7 +57,12 @@ static inline uint32_t vm_bits(vm m) { return (uint32_t)m; }
 static inline vf vf_select(vm m, vf a, vf b) { return m ? a : b; }
 static inline float vf_reduce_add(vf v) { return v; }
 static inline float vf_reduce_max(vf v) { return v; }
-static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) { out[0] = a; out[1] = b; out[2] = c; out[3] = d; }
+static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {
+    out[0] = a;
+    out[1] = b;
+    out[2] = c;
+    out[3] = d;
+}
 
 static inline void vf_transpose(vf v[VF_WIDTH]) { (void)v; }
 
@@ -59,7 +70,7 @@ static inline vf vf_exp2(vf x) {
     if (x < EXP2_MIN) return 0.0f;
     if (x >= 128.0f) return INFINITY;
     if (x != x) return x;
-    float n = (x + 12582912.0f) - 12582912.0f;   /* 1.5 * 2^23: rounds to the nearest integer */
+    float n = (x + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to the nearest integer */
     float f = x - n;
     float p = 1.0f + f * (EXP2_C1 + f * (EXP2_C2 + f * (EXP2_C3 + f * (EXP2_C4 + f * EXP2_C5))));
     /* two factors: 2^128 alone is not a float, although 2^127.9 is */
@@ -68,8 +79,12 @@ static inline vf vf_exp2(vf x) {
 
 /* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key. */
 typedef int32_t vi;
-typedef struct { int8_t byte[4]; } vq;
-typedef struct { uint8_t byte[4]; } vk;
+typedef struct {
+    int8_t byte[4];
+} vq;
+typedef struct {
+    uint8_t byte[4];
+} vk;
 
 static inline vi vi_load(const int32_t *p) { return *p; }
 static inline vq vq_load(const int8_t *p) { return (vq){{p[0], p[1], p[2], p[3]}}; }

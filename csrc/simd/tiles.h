@@ -2,10 +2,11 @@
  *
  *   tile_float_product(c, a, b):  c[m][n] += sum_k a[m][2k] b[k][2n] + a[m][2k+1] b[k][2n+1],  m, n, k < 16
  *
- * a: 16 rows of 32 bfloat16; b: 16 rows of 16 pairs; c: 16 rows of 16 floats.  All tiles here are full: 16 rows of 64 bytes.
- * Tile numbers are constants.  Strides are in bytes.
+ * a: 16 rows of 32 bfloat16; b: 16 rows of 16 pairs; c: 16 rows of 16 floats.  All tiles here are full: 16 rows of 64
+ * bytes. Tile numbers are constants.  Strides are in bytes.
  *
- * With ICE_EMULATE_TILES the same operations run in plain C, so that kernels over tiles are tested on machines without AMX. */
+ * With ICE_EMULATE_TILES the same operations run in plain C, so that kernels over tiles are tested on machines without
+ * AMX. */
 #ifndef ICE_SIMD_TILES_H
 #define ICE_SIMD_TILES_H
 
@@ -55,7 +56,8 @@ static inline void tile_store(int tile, void *address, int64_t stride) {
     for (int m = 0; m < 16; m++) memcpy((char *)address + m * stride, emulated_tiles[tile][m], 64);
 }
 static inline float emulated_product(const uint16_t *a, const uint16_t *b) {
-    return ice_bfloat16_to_float(a[0]) * ice_bfloat16_to_float(b[0]) + ice_bfloat16_to_float(a[1]) * ice_bfloat16_to_float(b[1]);
+    return ice_bfloat16_to_float(a[0]) * ice_bfloat16_to_float(b[0]) +
+           ice_bfloat16_to_float(a[1]) * ice_bfloat16_to_float(b[1]);
 }
 static inline void tile_float_product(int c, int a, int b) {
     float sum[16][16];

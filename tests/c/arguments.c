@@ -120,8 +120,9 @@ static void segments(void) {
     for (int i = 0; i < (int)(sizeof wrong / sizeof *wrong); i++) {
         icecore_segment *segment = NULL;
         check_at("arguments %d", i);
-        EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2, wrong[i].count,
-                                     wrong[i].dim, wrong[i].value_dim, ICECORE_FLOAT32, NULL, wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+        EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2,
+                                     wrong[i].count, wrong[i].dim, wrong[i].value_dim, ICECORE_FLOAT32, NULL,
+                                     wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }
@@ -129,8 +130,8 @@ static void segments(void) {
     for (int i = 0; i < 2; i++) {
         icecore_segment *segment = NULL;
         check_at("moments %d", i);
-        EXPECT(icecore_segment_build(ICECORE_FLOAT32, rows, 2, rows, 2, 2, 2, 2, ICECORE_FLOAT32, not_finite[i], 1, 0, &segment) ==
-               ICECORE_ERROR_VALUE);
+        EXPECT(icecore_segment_build(ICECORE_FLOAT32, rows, 2, rows, 2, 2, 2, 2, ICECORE_FLOAT32, not_finite[i], 1, 0,
+                                     &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }

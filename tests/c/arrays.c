@@ -22,10 +22,12 @@ int write_arrays(void *context, const icecore_array *table, int64_t arrays, cons
     if (!bytes) {
         f->count = arrays;
         memcpy(f->arrays, table, (size_t)arrays * sizeof *table);
-        for (int64_t i = 0; i < arrays; i++) f->arrays[i].data = malloc((size_t)table[i].count * size_of(table[i].type) + 1);
+        for (int64_t i = 0; i < arrays; i++)
+            f->arrays[i].data = malloc((size_t)table[i].count * size_of(table[i].type) + 1);
         return 0;
     }
-    while (f->filled == f->arrays[f->filling].count * (int64_t)size_of(f->arrays[f->filling].type)) f->filling++, f->filled = 0;
+    while (f->filled == f->arrays[f->filling].count * (int64_t)size_of(f->arrays[f->filling].type))
+        f->filling++, f->filled = 0;
     memcpy((char *)f->arrays[f->filling].data + f->filled, bytes, (size_t)count);
     f->filled += count;
     return 0;

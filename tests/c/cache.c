@@ -10,8 +10,14 @@
 enum { TOKENS = 150, HEADS = 2, GROUP = 3, DIM = 12, VALUE_DIM = 9 };
 
 static icecore_cache_options options(icecore_dtype dtype, int64_t block, int64_t sinks, int64_t near_keys) {
-    return (icecore_cache_options){.heads = HEADS, .dim = DIM, .value_dim = VALUE_DIM, .dtype = dtype, .near_keys = near_keys,
-                                   .block = block, .sinks = sinks, .cell_size = 4};
+    return (icecore_cache_options){.heads = HEADS,
+                                   .dim = DIM,
+                                   .value_dim = VALUE_DIM,
+                                   .dtype = dtype,
+                                   .near_keys = near_keys,
+                                   .block = block,
+                                   .sinks = sinks,
+                                   .cell_size = 4};
 }
 
 static icecore_cache *create_of(icecore_dtype dtype, int64_t block, int64_t sinks, int64_t near_keys) {
@@ -40,7 +46,8 @@ static icecore_tensor from_row(icecore_tensor t, int64_t row) {
     return t;
 }
 
-static icecore_status append_and_attend(icecore_cache *cache, const problem *s, int64_t first, int64_t end, float *lse) {
+static icecore_status append_and_attend(icecore_cache *cache, const problem *s, int64_t first, int64_t end,
+                                        float *lse) {
     const icecore_near_far report = {0};
     icecore_attention p = s->p;
     icecore_status status = icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first),
@@ -89,7 +96,8 @@ static void make_representable(const icecore_tensor *t, int64_t width) {
     for (int64_t h = 0; h < HEADS; h++)
         for (int64_t j = 0; j < TOKENS; j++) {
             float *row = (float *)t->data + h * t->head_stride + j * t->row_stride;
-            for (int64_t i = 0; i < width; i++) row[i] = i ? fmaxf(-127.0f, fminf(127.0f, rintf(16.0f * row[i]))) / 16.0f : 127.0f / 16.0f;
+            for (int64_t i = 0; i < width; i++)
+                row[i] = i ? fmaxf(-127.0f, fminf(127.0f, rintf(16.0f * row[i]))) / 16.0f : 127.0f / 16.0f;
         }
 }
 
@@ -102,7 +110,8 @@ static void int8_holds_them(void) {
         make_representable(&s.p.key, DIM);
         make_representable(&s.p.value, VALUE_DIM);
         icecore_cache *cache = create_of(ICECORE_INT8, 8, 3, TOKENS);
-        for (int64_t first = 0; first < TOKENS; first += chunk) go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
+        for (int64_t first = 0; first < TOKENS; first += chunk)
+            go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
         EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && is_valid_cache(cache));
         for (int64_t first = 70; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
         expect_attention(&s, NULL);
@@ -117,7 +126,7 @@ static void forks_and_truncation(void) {
     for (int64_t first = 0; first < 90; first++) go_on(cache, &s, first, first + 1);
     icecore_cache *fork = NULL;
     EXPECT(icecore_cache_fork(cache, &fork) == ICECORE_OK);
-    go_on(fork, &s, 90, 120);   /* other rows than the first cache's, which stays where it is */
+    go_on(fork, &s, 90, 120); /* other rows than the first cache's, which stays where it is */
     for (int64_t length = 88; length >= 0; length -= 11) {
         check_at("length %d", (int)length);
         EXPECT(icecore_cache_truncate(fork, length, 1) == ICECORE_OK);
@@ -136,7 +145,8 @@ static void forks_and_truncation(void) {
     problem_free(&s);
 }
 
-/* Queries come with their tokens or with calls of attend; a cache made of either attends by tolerance, and so do its forks. */
+/* Queries come with their tokens or with calls of attend; a cache made of either attends by tolerance, and so do its
+ * forks. */
 static void queries_of_tokens(void) {
     for (int appended = 0; appended < 2; appended++) {
         problem s = all_tokens();
@@ -147,7 +157,8 @@ static void queries_of_tokens(void) {
         EXPECT(icecore_cache_create(&o, &cache) == ICECORE_OK);
         if (appended) {
             const icecore_attention p = s.p;
-            EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS + 1, 100) == ICECORE_ERROR_VALUE);
+            EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS + 1, 100) ==
+                   ICECORE_ERROR_VALUE);
             EXPECT(icecore_cache_append(cache, p.dtype, p.key, p.value, p.query, HEADS * GROUP, 100) == ICECORE_OK);
             EXPECT(is_valid_cache(cache));
         } else {
@@ -164,7 +175,8 @@ static void queries_of_tokens(void) {
 }
 
 static void refused(void) {
-    const icecore_cache_options good = {.heads = 1, .dim = 4, .value_dim = 4, .near_keys = 1, .block = 1, .cell_size = 1};
+    const icecore_cache_options good = {
+        .heads = 1, .dim = 4, .value_dim = 4, .near_keys = 1, .block = 1, .cell_size = 1};
     icecore_cache_options wrong[9];
     for (int i = 0; i < 9; i++) wrong[i] = good;
     wrong[0].heads = 0;
@@ -184,11 +196,11 @@ static void refused(void) {
     problem s = all_tokens();
     const icecore_near_far report = {0};
     icecore_cache *own = create(4, 0, 1);
-    EXPECT(icecore_cache_attend(own, &s.p, &report) == ICECORE_ERROR_VALUE);   /* more queries than tokens */
+    EXPECT(icecore_cache_attend(own, &s.p, &report) == ICECORE_ERROR_VALUE); /* more queries than tokens */
     go_on(own, &s, 0, 100);
     icecore_attention p = s.p;
     p.queries = 90;
-    EXPECT(icecore_cache_attend(own, &p, &report) == ICECORE_ERROR_VALUE);     /* behind what is sealed */
+    EXPECT(icecore_cache_attend(own, &p, &report) == ICECORE_ERROR_VALUE); /* behind what is sealed */
     icecore_cache_free(own);
     problem_free(&s);
 }
@@ -234,7 +246,7 @@ static void round_trip(void) {
         check_at("block %d", (int)block);
         const icecore_cache_options o = options(ICECORE_FLOAT32, block, 5, TOKENS);
         file f = some_caches(&o, &s, 100);
-        int64_t view_bytes = 0;   /* of what is known of queries */
+        int64_t view_bytes = 0; /* of what is known of queries */
         for (int own = 0; own < 2; own++) {
             icecore_cache *mapped[2], *fork = NULL;
             char reason[200];
@@ -244,10 +256,12 @@ static void round_trip(void) {
             EXPECT(state.length == 100 && state.evicted == 0 && (state.bytes > view_bytes) == own);
             EXPECT(is_valid_cache(mapped[0]) && is_valid_cache(mapped[1]));
             file again = {.count = 0};
-            EXPECT(icecore_cache_write((icecore_cache *const *)mapped, 2, write_arrays, &again) == ICECORE_OK && again.count == f.count);
+            EXPECT(icecore_cache_write((icecore_cache *const *)mapped, 2, write_arrays, &again) == ICECORE_OK &&
+                   again.count == f.count);
             for (int64_t i = 0; i < f.count; i++)
                 EXPECT(f.arrays[i].count == again.arrays[i].count &&
-                       memcmp(f.arrays[i].data, again.arrays[i].data, (size_t)f.arrays[i].count * size_of(f.arrays[i].type)) == 0);
+                       memcmp(f.arrays[i].data, again.arrays[i].data,
+                              (size_t)f.arrays[i].count * size_of(f.arrays[i].type)) == 0);
             free_arrays(&again);
             EXPECT(icecore_cache_fork(mapped[0], &fork) == ICECORE_OK);
             icecore_cache_free(mapped[0]);
@@ -255,7 +269,9 @@ static void round_trip(void) {
             icecore_cache_free(fork);
             use(mapped[1], &s);
             icecore_cache_free(mapped[1]);
-            EXPECT(icecore_cache_map(&o, f.arrays, f.count, own, mapped, 1, reason, sizeof reason) == ICECORE_ERROR_VALUE && !mapped[0]);
+            EXPECT(icecore_cache_map(&o, f.arrays, f.count, own, mapped, 1, reason, sizeof reason) ==
+                       ICECORE_ERROR_VALUE &&
+                   !mapped[0]);
         }
         free_arrays(&f);
     }

@@ -37,7 +37,11 @@ static problem prefill(void) {
 }
 
 static icecore_status attend(const icecore_attention *p, int kind) {
-    const icecore_near_far options = {.tolerance = kind == 2 ? 0.1f : 0.0f, .near_keys = 10, .visit = 60, .far_field = 1, .block = 16,
+    const icecore_near_far options = {.tolerance = kind == 2 ? 0.1f : 0.0f,
+                                      .near_keys = 10,
+                                      .visit = 60,
+                                      .far_field = 1,
+                                      .block = 16,
                                       .cell_size = 4};
     return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options);
 }
@@ -80,7 +84,8 @@ static float rows_of[ROUNDS * ROWS * DIM];
 static void *add_rows(void *index) {
     int64_t place;
     for (int64_t round = 0; round < ROUNDS; round++)
-        HOLDS(icecore_index_add(index, rows_of + round * ROWS * DIM, NULL, ROWS, 0, 2, NULL, NULL, &place) == ICECORE_OK);
+        HOLDS(icecore_index_add(index, rows_of + round * ROWS * DIM, NULL, ROWS, 0, 2, NULL, NULL, &place) ==
+              ICECORE_OK);
     return NULL;
 }
 
@@ -122,21 +127,25 @@ static void one_index(void) {
 
 enum { TOKENS = 400, HEADS = 2 };
 
-static float tokens[TOKENS * DIM];   /* filled by create() */
+static float tokens[TOKENS * DIM]; /* filled by create() */
 
 /* out: heads x count x DIM. */
 static icecore_status append_and_attend(icecore_cache *cache, int64_t first, int64_t count, float *out) {
     const icecore_tensor row = {tokens + first * DIM, 0, 0, DIM};
     const icecore_near_far report = {0};
     icecore_status status = icecore_cache_append(cache, ICECORE_FLOAT32, row, row, (icecore_tensor){0}, 0, count);
-    icecore_attention p = {.query_heads = HEADS, .queries = count, .query = row, .out = {out, 0, count * DIM, DIM}, .scale = 0.3f,
+    icecore_attention p = {.query_heads = HEADS,
+                           .queries = count,
+                           .query = row,
+                           .out = {out, 0, count * DIM, DIM},
+                           .scale = 0.3f,
                            .threads = 2};
     return status == ICECORE_OK ? icecore_cache_attend(cache, &p, &report) : status;
 }
 
 static icecore_cache *create(void) {
-    const icecore_cache_options options = {.heads = HEADS, .dim = DIM, .value_dim = DIM, .near_keys = 8, .block = 16, .sinks = 2,
-                                           .cell_size = 4};
+    const icecore_cache_options options = {
+        .heads = HEADS, .dim = DIM, .value_dim = DIM, .near_keys = 8, .block = 16, .sinks = 2, .cell_size = 4};
     icecore_cache *cache = NULL;
     uint64_t seed = 1;
     for (int64_t i = 0; i < TOKENS * DIM; i++) tokens[i] = random_float(&seed);
@@ -148,7 +157,7 @@ static void *append_tokens(void *cache) {
     float out[8 * HEADS * DIM];
     for (int64_t first = 0; first + 8 <= TOKENS; first += 8) {
         const icecore_status status = append_and_attend(cache, first, 8, out);
-        HOLDS(status == ICECORE_OK || status == ICECORE_ERROR_VALUE);   /* others append or forget meanwhile */
+        HOLDS(status == ICECORE_OK || status == ICECORE_ERROR_VALUE); /* others append or forget meanwhile */
     }
     return NULL;
 }
@@ -192,7 +201,8 @@ typedef struct {
 static void *go_on_alone(void *shared) {
     family *all = shared;
     const int own = atomic_fetch_add(&begun, 1);
-    for (int64_t i = 0; i < 100; i++) HOLDS(append_and_attend(all->cache[own], 100 + i, 1, all->out[own] + i * HEADS * DIM) == ICECORE_OK);
+    for (int64_t i = 0; i < 100; i++)
+        HOLDS(append_and_attend(all->cache[own], 100 + i, 1, all->out[own] + i * HEADS * DIM) == ICECORE_OK);
     return NULL;
 }
 
@@ -246,8 +256,10 @@ static void from_within(void) {
     /* the last question of an addition is asked in any case, with the lock held for writing */
     seen = 0;
     EXPECT(icecore_index_add(used, many, NULL, 2000, 0, 1, NULL, NULL, &place) == ICECORE_OK && seen > 0);
-    EXPECT(answers[0] == ICECORE_ERROR_BUSY && answers[1] == ICECORE_ERROR_BUSY && answers[2] == ICECORE_OK && answers[3] == ICECORE_OK);
-    for (seen = 0; !seen;) EXPECT(icecore_index_search(used, many, 1, &search, &id, &score, &count, NULL) == ICECORE_OK);
+    EXPECT(answers[0] == ICECORE_ERROR_BUSY && answers[1] == ICECORE_ERROR_BUSY && answers[2] == ICECORE_OK &&
+           answers[3] == ICECORE_OK);
+    for (seen = 0; !seen;)
+        EXPECT(icecore_index_search(used, many, 1, &search, &id, &score, &count, NULL) == ICECORE_OK);
     EXPECT(answers[0] == ICECORE_OK && answers[1] == ICECORE_ERROR_BUSY);
     for (seen = 0; !seen;) {
         EXPECT(append_and_attend(appended, 0, TOKENS, out) == ICECORE_OK);
@@ -275,7 +287,8 @@ static void *add_slowly(void *context) {
     return NULL;
 }
 
-/* A process that is forked while another thread adds gets an error where it would wait for ever; what nobody was changing is usable. */
+/* A process that is forked while another thread adds gets an error where it would wait for ever; what nobody was
+ * changing is usable. */
 static void fork_at_work(void) {
     const icecore_index_options options = {.dim = DIM, .metric = ICECORE_SQUARED_DISTANCE, .levels = 2, .simples = 4};
     icecore_index *busy = NULL, *idle = NULL;
@@ -289,10 +302,12 @@ static void fork_at_work(void) {
     while (!atomic_load(&at_work)) usleep(1000);
     const pid_t pid = fork();
     if (pid == 0) {
-        alarm(60);   /* a child that hangs fails */
+        alarm(60); /* a child that hangs fails */
         icecore_index_state state;
-        int as_told = icecore_index_get_state(busy, &state) == ICECORE_ERROR_FORKED && icecore_index_clear(busy) == ICECORE_ERROR_FORKED;
-        as_told &= icecore_index_get_state(idle, &state) == ICECORE_OK && state.count == ROWS && icecore_index_clear(idle) == ICECORE_OK;
+        int as_told = icecore_index_get_state(busy, &state) == ICECORE_ERROR_FORKED &&
+                      icecore_index_clear(busy) == ICECORE_ERROR_FORKED;
+        as_told &= icecore_index_get_state(idle, &state) == ICECORE_OK && state.count == ROWS &&
+                   icecore_index_clear(idle) == ICECORE_OK;
         icecore_index_free(busy);
         icecore_index_free(idle);
         _exit(as_told ? 0 : 1);

@@ -22,7 +22,8 @@ static void bad_environment(void) {
     EXPECT(icecore_attend_indices(&nothing, &none, &place) == ICECORE_ERROR_ISA);
     const float key = 1.0f;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(ICECORE_FLOAT32, &key, 1, &key, 1, 1, 1, 1, ICECORE_FLOAT32, NULL, 1, 0, &segment) == ICECORE_ERROR_ISA);
+    EXPECT(icecore_segment_build(ICECORE_FLOAT32, &key, 1, &key, 1, 1, 1, 1, ICECORE_FLOAT32, NULL, 1, 0, &segment) ==
+           ICECORE_ERROR_ISA);
     setenv("ICECORE_ISA", "scalar", 1);
     EXPECT(icecore_isa_status() == ICECORE_OK);
     unsetenv("ICECORE_ISA");

@@ -7,9 +7,10 @@
 
 static void expect_exact(const problem *s) {
     const icecore_attention *p = &s->p;
-    check_at("dtype %d, batch %d, heads %d of %d, queries %d, keys %d, dim %d, value_dim %d, causal %d, window %lld, sinks %lld",
-             (int)p->dtype, (int)p->batch, (int)p->query_heads, (int)p->key_heads, (int)p->queries, (int)p->keys, (int)p->dim,
-             (int)p->value_dim, p->causal, (long long)p->window, (long long)p->sinks);
+    check_at("dtype %d, batch %d, heads %d of %d, queries %d, keys %d, dim %d, value_dim %d, causal %d, window %lld, "
+             "sinks %lld",
+             (int)p->dtype, (int)p->batch, (int)p->query_heads, (int)p->key_heads, (int)p->queries, (int)p->keys,
+             (int)p->dim, (int)p->value_dim, p->causal, (long long)p->window, (long long)p->sinks);
     EXPECT(icecore_attend_exact(p) == ICECORE_OK);
     expect_attention(s, NULL);
 }
@@ -23,7 +24,7 @@ static void expect_exact_of(problem s) {
 static void dims(void) {
     static const int64_t sizes[] = {1, 2, 15, 16, 17, 33, 64, 65, 128, 511, ICECORE_MAX_DIM};
     for (int i = 0; i < 11; i++)
-        for (int rows = 1; rows <= 49; rows += 48)   /* row kernels, then panels */
+        for (int rows = 1; rows <= 49; rows += 48) /* row kernels, then panels */
             expect_exact_of(one_head(rows, 37, sizes[i], sizes[10 - i]));
 }
 
@@ -117,7 +118,7 @@ static void masks(void) {
         keep[i] = next_random(&random) % 3 != 0;
         bias[i] = next_random(&random) % 4 == 0 ? -INFINITY : random_float(&random);
     }
-    for (int j = 0; j < KEYS; j++) keep[j] = 0, bias[j] = -INFINITY;   /* a query that sees nothing */
+    for (int j = 0; j < KEYS; j++) keep[j] = 0, bias[j] = -INFINITY; /* a query that sees nothing */
     for (int broadcast = 0; broadcast < 16; broadcast++)
         for (int kind = ICECORE_MASK_BOOL; kind <= ICECORE_MASK_FLOAT32; kind++)
             for (int queries = 2; queries <= QUERIES; queries += QUERIES - 2) {
@@ -166,7 +167,7 @@ static void empty(void) {
         EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
         problem_free(&s);
     }
-    for (int queries = 1; queries <= 20; queries += 19) expect_exact_of(one_head(queries, 0, 4, 4));   /* 0 and -inf */
+    for (int queries = 1; queries <= 20; queries += 19) expect_exact_of(one_head(queries, 0, 4, 4)); /* 0 and -inf */
 }
 
 void exact_tests(void) {

@@ -15,7 +15,8 @@ static float *random_rows(int64_t count, int64_t dim) {
 }
 
 static icecore_index_options options(int64_t dim, icecore_metric metric, int levels, int composites) {
-    return (icecore_index_options){.dim = dim, .metric = metric, .levels = levels, .composites = composites, .simples = 4, .seed = 7};
+    return (icecore_index_options){
+        .dim = dim, .metric = metric, .levels = levels, .composites = composites, .simples = 4, .seed = 7};
 }
 
 static icecore_index *create(icecore_index_options o) {
@@ -54,8 +55,8 @@ static double score_of(icecore_metric metric, const float *a, const float *b, in
 }
 
 /* The best score of each query is that of brute force over rows that are present; ids are present ones. */
-static void expect_answers(icecore_index *index, icecore_metric metric, const float *rows, const uint8_t *present, int64_t count, int64_t dim,
-                           const icecore_search *search, int must_be_best) {
+static void expect_answers(icecore_index *index, icecore_metric metric, const float *rows, const uint8_t *present,
+                           int64_t count, int64_t dim, const icecore_search *search, int must_be_best) {
     enum { QUERIES = 60, MOST_K = 20 };
     float *queries = random_rows(QUERIES, dim), scores[QUERIES * MOST_K];
     int64_t ids[QUERIES * MOST_K], counts[QUERIES], visited[QUERIES], k = search->k, there = 0;
@@ -121,7 +122,7 @@ static void changes(void) {
         int64_t there = 0, place = 0;
         for (int round = 0; round < 4000; round++) {
             int64_t id = (int64_t)draw(IDS);
-            if (round % 500 == 499) {   /* a long run at once: a segment of its own, unless some of it is there */
+            if (round % 500 == 499) { /* a long run at once: a segment of its own, unless some of it is there */
                 int64_t count = draw(1500) + 1, first = (int64_t)draw((uint64_t)(IDS - count)), clash = 0;
                 for (int64_t i = 0; i < count; i++) clash += present[first + i];
                 EXPECT(add(index, rows + first * DIM, first, count) == (clash ? ICECORE_ERROR_EXISTS : ICECORE_OK));
@@ -143,10 +144,11 @@ static void changes(void) {
             }
         }
         EXPECT(state_of(index).count == there);
-        for (int64_t id = 0; id < IDS; id++) {   /* all out, one by one */
+        for (int64_t id = 0; id < IDS; id++) { /* all out, one by one */
             uint8_t is_present;
             EXPECT(icecore_index_contains(index, &id, 1, &is_present) == ICECORE_OK && is_present == present[id]);
-            EXPECT(icecore_index_remove(index, &id, 1, 0, 1, &place) == (present[id] ? ICECORE_OK : ICECORE_ERROR_ABSENT));
+            EXPECT(icecore_index_remove(index, &id, 1, 0, 1, &place) ==
+                   (present[id] ? ICECORE_OK : ICECORE_ERROR_ABSENT));
         }
         expect_valid(index);
         EXPECT(state_of(index).count == 0);
@@ -175,12 +177,17 @@ static void refusals(void) {
     icecore_index_free(index);
     free(rows);
     static const icecore_index_options bad[] = {
-        {.dim = 0, .simples = 1, .levels = 1}, {.dim = ICECORE_MAX_INDEX_DIM + 1, .simples = 1, .levels = 1},
-        {.dim = 1, .simples = 0, .levels = 1}, {.dim = 1, .simples = 1, .levels = 0},
-        {.dim = 1, .simples = 1, .levels = ICECORE_MAX_LEVELS + 1}, {.dim = 1, .simples = 1, .levels = 1, .composites = 65},
-        {.dim = 1, .simples = 1, .levels = 1, .promotion = 1.0}, {.dim = 1, .simples = 1, .levels = 1, .promotion = NAN},
+        {.dim = 0, .simples = 1, .levels = 1},
+        {.dim = ICECORE_MAX_INDEX_DIM + 1, .simples = 1, .levels = 1},
+        {.dim = 1, .simples = 0, .levels = 1},
+        {.dim = 1, .simples = 1, .levels = 0},
+        {.dim = 1, .simples = 1, .levels = ICECORE_MAX_LEVELS + 1},
+        {.dim = 1, .simples = 1, .levels = 1, .composites = 65},
+        {.dim = 1, .simples = 1, .levels = 1, .promotion = 1.0},
+        {.dim = 1, .simples = 1, .levels = 1, .promotion = NAN},
     };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) EXPECT(icecore_index_create(&bad[i], &index) == ICECORE_ERROR_VALUE);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        EXPECT(icecore_index_create(&bad[i], &index) == ICECORE_ERROR_VALUE);
 }
 
 /* ---- Arrays ---- */
@@ -238,7 +245,8 @@ static void round_trip(void) {
             float row[6] = {0};
             EXPECT(icecore_index_remove(mapped, &id, 1, 0, 1, &place) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_add(mapped, row, &id, 1, 0, 1, NULL, NULL, &place) == ICECORE_ERROR_READ_ONLY);
-            EXPECT(icecore_index_clear(mapped) == ICECORE_ERROR_READ_ONLY && icecore_index_compact(mapped, 1) == ICECORE_ERROR_READ_ONLY);
+            EXPECT(icecore_index_clear(mapped) == ICECORE_ERROR_READ_ONLY &&
+                   icecore_index_compact(mapped, 1) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_copy(mapped, &copy) == ICECORE_OK);
             expect_valid(copy);
             float *queries = random_rows(100, 6), scores[3][700];
@@ -275,7 +283,8 @@ static void lying_arrays(void) {
             char reason[200] = "";
             if (icecore_index_map(&o, f.arrays, f.count, &mapped, reason, sizeof reason) == ICECORE_OK) {
                 use(mapped, 6, 1);
-                if (icecore_index_copy(mapped, &copy) == ICECORE_OK && icecore_index_validate(copy, reason, sizeof reason) == ICECORE_OK)
+                if (icecore_index_copy(mapped, &copy) == ICECORE_OK &&
+                    icecore_index_validate(copy, reason, sizeof reason) == ICECORE_OK)
                     use(copy, 6, 0);
                 icecore_index_free(copy);
                 icecore_index_free(mapped);

@@ -8,7 +8,7 @@
 typedef struct {
     problem s;
     icecore_indices x;
-    int64_t extent[4];       /* batch, key heads, members, queries: 1 where lists are shared */
+    int64_t extent[4]; /* batch, key heads, members, queries: 1 where lists are shared */
 } listed;
 
 static void set_index(const icecore_indices *x, int64_t offset, int64_t index) {
@@ -16,7 +16,8 @@ static void set_index(const icecore_indices *x, int64_t offset, int64_t index) {
     else ((int32_t *)(uintptr_t)x->data)[offset] = (int32_t)index;
 }
 
-static int64_t offset_of(const icecore_indices *x, int64_t batch, int64_t key_head, int64_t member, int64_t query, int64_t n) {
+static int64_t offset_of(const icecore_indices *x, int64_t batch, int64_t key_head, int64_t member, int64_t query,
+                         int64_t n) {
     return batch * x->batch_stride + key_head * x->key_head_stride + member * x->member_stride + query * x->row_stride +
            n * x->index_stride;
 }
@@ -32,8 +33,14 @@ static void listed_allocate(listed *l, int64_t count, int is_int64, int shared) 
         strides[axis] = l->extent[axis] > 1 ? size : 0;
         size *= l->extent[axis];
     }
-    l->x = (icecore_indices){malloc((size_t)(size ? size : 1) * (is_int64 ? 8 : 4)), is_int64, count, strides[0], strides[1], strides[2],
-                             strides[3], 1};
+    l->x = (icecore_indices){malloc((size_t)(size ? size : 1) * (is_int64 ? 8 : 4)),
+                             is_int64,
+                             count,
+                             strides[0],
+                             strides[1],
+                             strides[2],
+                             strides[3],
+                             1};
     uint64_t random = 3;
     for (int64_t i = 0; i < size; i++)
         set_index(&l->x, i, next_random(&random) % 4 == 0 ? -1 : (int64_t)(next_random(&random) >> 20) % p->keys);
@@ -47,10 +54,11 @@ static void listed_free(listed *l) {
 static void expect_listed(listed *l) {
     icecore_attention *p = &l->s.p;
     int64_t place = -5, group = p->query_heads / p->key_heads;
-    check_at("dtype %d, heads %d of %d, queries %d, keys %d, dim %d, value_dim %d, causal %d, count %d, %d bytes, strides %d %d %d %d",
-             (int)p->dtype, (int)p->query_heads, (int)p->key_heads, (int)p->queries, (int)p->keys, (int)p->dim, (int)p->value_dim,
-             p->causal, (int)l->x.count, l->x.is_int64 ? 8 : 4, (int)l->x.batch_stride, (int)l->x.key_head_stride, (int)l->x.member_stride,
-             (int)l->x.row_stride);
+    check_at("dtype %d, heads %d of %d, queries %d, keys %d, dim %d, value_dim %d, causal %d, count %d, %d bytes, "
+             "strides %d %d %d %d",
+             (int)p->dtype, (int)p->query_heads, (int)p->key_heads, (int)p->queries, (int)p->keys, (int)p->dim,
+             (int)p->value_dim, p->causal, (int)l->x.count, l->x.is_int64 ? 8 : 4, (int)l->x.batch_stride,
+             (int)l->x.key_head_stride, (int)l->x.member_stride, (int)l->x.row_stride);
     EXPECT(icecore_attend_indices(p, &l->x, &place) == ICECORE_OK);
     EXPECT(place == -5);
     float *mask = calloc((size_t)(p->batch * p->query_heads * p->queries * p->keys + 1), sizeof *mask), *row = mask;

@@ -18,7 +18,8 @@ static double score(const icecore_attention *p, int64_t batch, int64_t head, int
     int64_t key_head = head / (p->query_heads / p->key_heads);
     int64_t q = element_index(&p->query, batch, head, query, 0), k = element_index(&p->key, batch, key_head, key, 0);
     double sum = 0.0;
-    for (int64_t t = 0; t < p->dim; t++) sum += element_get(&p->query, p->dtype, q + t) * element_get(&p->key, p->dtype, k + t);
+    for (int64_t t = 0; t < p->dim; t++)
+        sum += element_get(&p->query, p->dtype, q + t) * element_get(&p->key, p->dtype, k + t);
     sum *= p->scale;
     int64_t mask = batch * p->mask_batch_stride + head * p->mask_head_stride + query * p->mask_row_stride +
                    key * p->mask_key_stride;
@@ -31,7 +32,8 @@ static double score(const icecore_attention *p, int64_t batch, int64_t head, int
 }
 
 /* hidden[j] = 1 where the mask, causality or the window hide key j, whose score is then -inf. */
-static void row_scores(const icecore_attention *p, int64_t batch, int64_t head, int64_t query, double *scores, char *hidden) {
+static void row_scores(const icecore_attention *p, int64_t batch, int64_t head, int64_t query, double *scores,
+                       char *hidden) {
     for (int64_t j = 0; j < p->keys; j++) {
         scores[j] = visible(p, query, j) ? score(p, batch, head, query, j) : -INFINITY;
         hidden[j] = !visible(p, query, j) || (p->mask_kind != ICECORE_MASK_NONE && scores[j] == -INFINITY);
@@ -43,7 +45,8 @@ static int descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-static void keep_largest(const icecore_attention *p, const naive_top_k *options, int64_t query, double *scores, char *hidden) {
+static void keep_largest(const icecore_attention *p, const naive_top_k *options, int64_t query, double *scores,
+                         char *hidden) {
     int64_t position = p->keys - p->queries + query, open = p->keys;
     if (options->block) {
         open = (position / options->block - 1) * options->block;
@@ -62,8 +65,8 @@ static void keep_largest(const icecore_attention *p, const naive_top_k *options,
 }
 
 /* The mean over the keys that are not hidden, and the mean of the absolute values; returns the lse. */
-static double softmax_mean(const icecore_attention *p, int64_t batch, int64_t head, const double *scores, const char *hidden,
-                           double *out, double *absolute) {
+static double softmax_mean(const icecore_attention *p, int64_t batch, int64_t head, const double *scores,
+                           const char *hidden, double *out, double *absolute) {
     double top = -INFINITY, sum = 0.0;
     int any = 0;
     for (int64_t t = 0; t < p->value_dim; t++) out[t] = absolute[t] = 0.0;
@@ -115,7 +118,8 @@ void expect_attention(const problem *s, const naive_top_k *options) {
                 double wanted = softmax_mean(p, b, h, scores, hidden, out, absolute);
                 int64_t row = element_index(&p->out, b, h, i, 0);
                 for (int64_t t = 0; t < p->value_dim; t++)
-                    EXPECT(close_to(element_get(&p->out, p->dtype, row + t), out[t], tolerance(p->dtype, out[t], absolute[t])));
+                    EXPECT(close_to(element_get(&p->out, p->dtype, row + t), out[t],
+                                    tolerance(p->dtype, out[t], absolute[t])));
                 if (lse) EXPECT(close_to((double)*lse++, wanted, TOLERANCE * (1.0 + fabs(wanted))));
             }
     EXPECT(problem_gaps_are_clear(s));

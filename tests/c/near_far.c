@@ -28,7 +28,8 @@ static void release(near_far *c) {
 static void attend(const near_far *c) {
     EXPECT(icecore_attend_near_far(&c->s.p, &c->options) == ICECORE_OK);
     EXPECT(problem_gaps_are_clear(&c->s));
-    for (int64_t i = 0; i < c->s.lse_count; i++) EXPECT(c->options.captured_mass[i] >= 0.0f && c->options.captured_mass[i] <= 1.0f);
+    for (int64_t i = 0; i < c->s.lse_count; i++)
+        EXPECT(c->options.captured_mass[i] >= 0.0f && c->options.captured_mass[i] <= 1.0f);
 }
 
 /* Keys that a query sees in cells. */
@@ -74,8 +75,8 @@ static void all_near(void) {
         for (int causal = 0; causal < 2; causal++)
             for (int sinks = 0; sinks <= 21; sinks += 7)
                 for (int far_field = 0; far_field < 2; far_field++) {
-                    icecore_near_far options = {.near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20,
-                                                .cell_size = 8};
+                    icecore_near_far options = {
+                        .near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20, .cell_size = 8};
                     near_far c = allocate(shapes[i](causal, sinks), options);
                     check_at("shape %d, causal %d, sinks %d, far_field %d", i, causal, sinks, far_field);
                     attend(&c);
@@ -109,7 +110,8 @@ static void top_k(void) {
             }
 }
 
-/* Masks that hide much, little, or runs of keys, with all cells open: exact; and with few: within bounds and without harm. */
+/* Masks that hide much, little, or runs of keys, with all cells open: exact; and with few: within bounds and without
+ * harm. */
 static void masks(void) {
     enum { QUERIES = KEYS, COUNT = 2 * 4 * QUERIES * KEYS };
     uint8_t *keep = malloc(COUNT);
@@ -132,7 +134,8 @@ static void masks(void) {
                 s.p.mask_key_stride = broadcast & 8 ? 0 : 1;
                 for (int far_field = 0; far_field < 2; far_field++) {
                     check_at("pattern %d, broadcast %d, kind %d, far field %d", pattern, broadcast, kind, far_field);
-                    icecore_near_far options = {.near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20, .cell_size = 8};
+                    icecore_near_far options = {
+                        .near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20, .cell_size = 8};
                     near_far all = allocate(s, options);
                     attend(&all);
                     expect_attention(&all.s, NULL);
@@ -149,7 +152,8 @@ static void masks(void) {
     free(bias);
 }
 
-/* By Jensen's inequality a cell's mean key holds at most its keys' mass, and the open cells hold at least near_keys keys. */
+/* By Jensen's inequality a cell's mean key holds at most its keys' mass, and the open cells hold at least near_keys
+ * keys. */
 static void budgets(void) {
     for (int causal = 0; causal < 2; causal++)
         for (int k = 1; k <= 100; k += 49) {
@@ -160,7 +164,8 @@ static void budgets(void) {
             for (int64_t row = 0; row < c.s.lse_count; row++) {
                 int64_t queries = c.s.p.queries, sealed = sealed_keys(&c, row % queries);
                 EXPECT(c.options.near_count[row] >= (k < sealed ? k : sealed) && c.options.near_count[row] <= sealed);
-                EXPECT((double)c.s.p.lse[row] <= naive_lse(&c.s.p, row / queries / 4, row / queries % 4, row % queries) + 1e-4);
+                EXPECT((double)c.s.p.lse[row] <=
+                       naive_lse(&c.s.p, row / queries / 4, row / queries % 4, row % queries) + 1e-4);
             }
             release(&c);
         }
@@ -187,7 +192,8 @@ static void equal_keys(void) {
 static void equal_values(void) {
     for (int causal = 0; causal < 2; causal++)
         for (int far_field = 0; far_field < 2; far_field++) {
-            icecore_near_far options = {.near_keys = 5, .visit = 40, .far_field = far_field, .block = 16, .cell_size = 8};
+            icecore_near_far options = {
+                .near_keys = 5, .visit = 40, .far_field = far_field, .block = 16, .cell_size = 8};
             near_far c = allocate(self_attention(causal, 0), options);
             const icecore_attention *p = &c.s.p;
             for (int64_t b = 0; b < p->batch; b++)
@@ -207,12 +213,17 @@ static void equal_values(void) {
         }
 }
 
-/* By a tolerance that random keys only keep where nearly all are opened, it is exact attention; by a loose one it reports what it measured. */
+/* By a tolerance that random keys only keep where nearly all are opened, it is exact attention; by a loose one it
+ * reports what it measured. */
 static void tolerances(void) {
     for (int i = 0; i < 3; i++)
         for (int causal = 0; causal < 2; causal++)
             for (int variant = 0; variant < 4; variant++) {
-                icecore_near_far options = {.far_field = 1, .tolerance = variant ? 0.3f : 1e-7f, .block = 20, .cell_size = 4, .rounding = variant == 2};
+                icecore_near_far options = {.far_field = 1,
+                                            .tolerance = variant ? 0.3f : 1e-7f,
+                                            .block = 20,
+                                            .cell_size = 4,
+                                            .rounding = variant == 2};
                 float error[8], standard_error[8], missed[4 * 2 * (KEYS + 50)], threshold[4] = {1, 2, 0.5f, 1e-3f};
                 int32_t rows[8], summaries[4 * 2 * (KEYS + 50)];
                 double seconds[3];
@@ -232,21 +243,27 @@ static void tolerances(void) {
                 if (!variant) expect_attention(&c.s, NULL);
                 for (int64_t head = 0; variant && head < 8; head++)
                     EXPECT(rows[head] ? error[head] >= 0.0f && standard_error[head] >= 0.0f : isnan(error[head]));
-                for (int64_t row = 0; variant && row < c.s.lse_count; row++) EXPECT(missed[row] >= 0.0f && missed[row] <= 1.0f && summaries[row] >= 0);
+                for (int64_t row = 0; variant && row < c.s.lse_count; row++)
+                    EXPECT(missed[row] >= 0.0f && missed[row] <= 1.0f && summaries[row] >= 0);
                 release(&c);
             }
 }
 
-/* The queries in pieces, each with the keys up to it, give what one call gives: the same cells are opened.  By moments that are given: those of a piece
- * are others. */
+/* The queries in pieces, each with the keys up to it, give what one call gives: the same cells are opened.  By moments
+ * that are given: those of a piece are others. */
 static void chunks(void) {
     float moments[2 * 12 * 12] = {0};
     for (int h = 0; h < 2; h++)
         for (int t = 0; t < 12; t++) moments[(h * 12 + t) * 12 + t] = (float)(1 + t);
     static const int64_t ends[] = {1, 2, 17, 60, 61, 64, 128, 150, KEYS};
     for (int far_field = 0; far_field < 2; far_field++) {
-        icecore_near_far options = {.near_keys = 9, .visit = 40, .far_field = far_field, .block = 16, .cell_size = 8,
-                                    .moments = moments, .seed = 99};
+        icecore_near_far options = {.near_keys = 9,
+                                    .visit = 40,
+                                    .far_field = far_field,
+                                    .block = 16,
+                                    .cell_size = 8,
+                                    .moments = moments,
+                                    .seed = 99};
         near_far whole = allocate(self_attention(1, 2), options);
         const icecore_attention *w = &whole.s.p;
         attend(&whole);
@@ -289,7 +306,8 @@ static void dtypes_and_dims(void) {
                 s.p.dtype = (icecore_dtype)dtype;
                 s.p.causal = 1;
                 s.pad = 2;
-                icecore_near_far options = {.near_keys = 70, .visit = 70, .far_field = far_field, .block = 10, .cell_size = 4};
+                icecore_near_far options = {
+                    .near_keys = 70, .visit = 70, .far_field = far_field, .block = 10, .cell_size = 4};
                 near_far c = allocate(s, options);
                 check_at("dtype %d, dim %d, far_field %d", dtype, (int)dims[i], far_field);
                 attend(&c);
@@ -304,8 +322,8 @@ static void huge_options(void) {
         for (int causal = 0; causal < 2; causal++)
             for (int far_field = 0; far_field < 2; far_field++) {
                 const int64_t huge = INT64_MAX;
-                icecore_near_far options = {.near_keys = huge, .visit = huge, .far_field = far_field, .block = huge,
-                                            .cell_size = huge};
+                icecore_near_far options = {
+                    .near_keys = huge, .visit = huge, .far_field = far_field, .block = huge, .cell_size = huge};
                 near_far c = allocate(shapes[i](causal, huge), options);
                 check_at("shape %d, causal %d, far_field %d", i, causal, far_field);
                 attend(&c);

@@ -8,7 +8,7 @@
 /* The core's allocator calls this in place of posix_memalign (see the Makefile). */
 int counted_posix_memalign(void **memory, size_t alignment, size_t size);
 
-static long remaining = -1;   /* allocations that still succeed; negative: all */
+static long remaining = -1; /* allocations that still succeed; negative: all */
 
 int counted_posix_memalign(void **memory, size_t alignment, size_t size) {
     if (remaining == 0) return 12;
@@ -42,8 +42,9 @@ static icecore_status indexed(const problem *s) {
 static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
     const icecore_attention *p = &s->p;
-    icecore_status status = icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride,
-                                                  p->keys, p->dim, p->value_dim, ICECORE_FLOAT32, NULL, 2, 0, &built);
+    icecore_status status =
+        icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys,
+                              p->dim, p->value_dim, ICECORE_FLOAT32, NULL, 2, 0, &built);
     EXPECT((status == ICECORE_OK) == (built != NULL));
     icecore_segment_free(built);
     return status;
@@ -52,8 +53,14 @@ static icecore_status segment(const problem *s) {
 /* Appends, seals, forks, is written and mapped, forgets; whatever fails leaves a valid cache. */
 static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
     const icecore_attention *p = &s->p;
-    const icecore_cache_options o = {.heads = 2, .dim = p->dim, .value_dim = p->value_dim, .dtype = dtype, .near_keys = 4, .block = 8,
-                                     .sinks = 3, .cell_size = 2};
+    const icecore_cache_options o = {.heads = 2,
+                                     .dim = p->dim,
+                                     .value_dim = p->value_dim,
+                                     .dtype = dtype,
+                                     .near_keys = 4,
+                                     .block = 8,
+                                     .sinks = 3,
+                                     .cell_size = 2};
     const icecore_near_far report = {0};
     icecore_attention last = *p;
     icecore_cache *cache = NULL, *fork = NULL;
@@ -92,7 +99,8 @@ static icecore_status short_cache_of(const problem *s) { return use_cache(s, ICE
 
 /* Of keys that share a large offset. */
 static icecore_status offset_cache_of(const problem *s) {
-    for (int64_t i = 0; i < 2 * s->p.keys; i++) ((float *)s->p.key.data)[i * s->p.key.row_stride] = 1000.0f + (float)(i % 3);
+    for (int64_t i = 0; i < 2 * s->p.keys; i++)
+        ((float *)s->p.key.data)[i * s->p.key.row_stride] = 1000.0f + (float)(i % 3);
     return use_cache(s, ICECORE_INT8);
 }
 
@@ -135,7 +143,8 @@ static icecore_status index_of(const problem *s) {
     return status;
 }
 
-/* Fails at the first allocation, the second and so on, until there is enough.  (Scratch of an earlier call may be enough at once.) */
+/* Fails at the first allocation, the second and so on, until there is enough.  (Scratch of an earlier call may be
+ * enough at once.) */
 static void expect_errors(icecore_status (*call)(const problem *s), int causal, int64_t queries) {
     problem s = some_keys(causal, queries);
     icecore_status status = ICECORE_ERROR_MEMORY;

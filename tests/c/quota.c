@@ -54,7 +54,7 @@ static void none(void) {
 
 static void at_the_root(void) {
     begin(version_2, "0::/\n");
-    put("/sys/fs/cgroup/cpu.max", "150000 100000\n");   /* a container's own namespace; rounded up */
+    put("/sys/fs/cgroup/cpu.max", "150000 100000\n"); /* a container's own namespace; rounded up */
     end(2);
 }
 

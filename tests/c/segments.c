@@ -18,15 +18,15 @@ static problem rows(icecore_dtype dtype, int64_t count, int64_t dim, int64_t val
 static icecore_segment *build(const problem *s, int64_t cell_size, uint64_t seed) {
     const icecore_attention *p = &s->p;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys, p->dim,
-                                 p->value_dim, ICECORE_FLOAT32, NULL, cell_size, seed, &segment) == ICECORE_OK);
+    EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys,
+                                 p->dim, p->value_dim, ICECORE_FLOAT32, NULL, cell_size, seed, &segment) == ICECORE_OK);
     return segment;
 }
 
-/* The mean of stored rows first .. end - 1 is `mean` + `centre` (NULL: 0); returns the largest distance from it, and the mean squared one, in a
- * metric (NULL: ones). */
-static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *from_centre, const float *centre,
-                          const float *metric, double *mean_squared) {
+/* The mean of stored rows first .. end - 1 is `mean` + `centre` (NULL: 0); returns the largest distance from it, and
+ * the mean squared one, in a metric (NULL: ones). */
+static double expect_mean(const float *stored, int64_t width, int64_t first, int64_t end, const float *from_centre,
+                          const float *centre, const float *metric, double *mean_squared) {
     double mean[ICECORE_MAX_DIM];
     for (int64_t t = 0; t < width; t++) mean[t] = (double)from_centre[t] + (centre ? (double)centre[t] : 0.0);
     double largest = 0.0, total = 0.0;
@@ -57,16 +57,20 @@ static double squared_mean_value(const icecore_segment_view *v) {
     return squared;
 }
 
-static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view *nodes, int64_t node, int64_t first, int64_t end) {
-    const float *mean_key = (const float *)nodes->mean_key + node * v->dim, *mean_value = (const float *)nodes->mean_value + node * v->value_dim;
-    double squared, of_values, radius = expect_mean(v->keys, v->dim, first, end, mean_key, v->centre, v->metric, &squared);
+static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view *nodes, int64_t node, int64_t first,
+                         int64_t end) {
+    const float *mean_key = (const float *)nodes->mean_key + node * v->dim,
+                *mean_value = (const float *)nodes->mean_value + node * v->value_dim;
+    double squared, of_values,
+        radius = expect_mean(v->keys, v->dim, first, end, mean_key, v->centre, v->metric, &squared);
     EXPECT(first < end);
     expect_mean(v->values, v->value_dim, first, end, mean_value, NULL, NULL, &of_values);
     EXPECT(fabs((double)nodes->radius[node] - radius) < 1e-5 * (1.0 + radius));
     EXPECT(fabs((double)nodes->variance[node] - squared / (double)v->dim) < 1e-5);
     EXPECT(fabs((double)nodes->log2_count[node] - log2((double)(end - first))) < 1e-6);
     const double weight = of_values + squared_mean_value(v);
-    if (weight > 1e-3) EXPECT(fabs((double)nodes->log2_weight[node] - log2((double)(end - first)) - 0.5 * log2(weight)) < 1e-3);
+    if (weight > 1e-3)
+        EXPECT(fabs((double)nodes->log2_weight[node] - log2((double)(end - first)) - 0.5 * log2(weight)) < 1e-3);
 }
 
 static void expect_valid(const problem *s, const icecore_segment *segment) {
@@ -89,8 +93,10 @@ static void expect_valid(const problem *s, const icecore_segment *segment) {
         EXPECT(row >= 0 && row < v.count && !seen[row]);
         seen[row] = 1;
         int64_t key = element_index(&p->key, 0, 0, row, 0), value = element_index(&p->value, 0, 0, row, 0);
-        for (int64_t t = 0; t < v.dim; t++) EXPECT((double)keys[j * v.dim + t] == element_get(&p->key, p->dtype, key + t));
-        for (int64_t t = 0; t < v.value_dim; t++) EXPECT((double)values[j * v.value_dim + t] == element_get(&p->value, p->dtype, value + t));
+        for (int64_t t = 0; t < v.dim; t++)
+            EXPECT((double)keys[j * v.dim + t] == element_get(&p->key, p->dtype, key + t));
+        for (int64_t t = 0; t < v.value_dim; t++)
+            EXPECT((double)values[j * v.value_dim + t] == element_get(&p->value, p->dtype, value + t));
     }
     for (int64_t c = 0; c < v.cell.count; c++) expect_nodes(&v, &v.cell, c, v.cell.offset[c], v.cell.offset[c + 1]);
     for (int64_t n = 0; n < v.parent.count; n++)
@@ -104,7 +110,7 @@ static void invariants(void) {
     for (int i = 0; i < 6; i++)
         for (int j = 0; j < 3; j++)
             for (int k = 0; k < 5; k++) {
-                if (counts[i] * dims[j] > 20000 && sizes[k] < 32) continue;   /* slow, and nothing new */
+                if (counts[i] * dims[j] > 20000 && sizes[k] < 32) continue; /* slow, and nothing new */
                 problem s = rows(ICECORE_FLOAT32, counts[i], dims[j], dims[2 - j], 0);
                 check_at("count %d, dim %d, cell_size %lld", (int)counts[i], (int)dims[j], (long long)sizes[k]);
                 icecore_segment *segment = build(&s, sizes[k], 5);

@@ -1,4 +1,5 @@
-/* NaN, infinities and extreme magnitudes: they propagate where they are visible, stay out where they are not, and stop nothing. */
+/* NaN, infinities and extreme magnitudes: they propagate where they are visible, stay out where they are not, and stop
+ * nothing. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,7 +58,8 @@ static void hidden(void) {
                         int sometimes_visible = kind == ICECORE_MASK_NONE ? j < 2 || j > first_position - 30 : keep[j];
                         for (int64_t t = 0; t < 5 && !sometimes_visible; t++) {
                             element_set(&s.p.key, s.p.dtype, element_index(&s.p.key, 0, 0, j, t), specials[i]);
-                            element_set(&s.p.value, s.p.dtype, element_index(&s.p.value, 0, 0, j, t), specials[(i + j) % 3]);
+                            element_set(&s.p.value, s.p.dtype, element_index(&s.p.value, 0, 0, j, t),
+                                        specials[(i + j) % 3]);
                         }
                     }
                     check_at("dtype %d, queries %d, mask %d, %g", dtype, queries, kind, (double)specials[i]);
@@ -95,8 +97,13 @@ static void anything_goes(void) {
                 problem s = small(ICECORE_FLOAT32, 140);
                 int32_t near_count[280];
                 float captured_mass[280];
-                icecore_near_far options = {.near_keys = 9, .visit = 30, .far_field = far_field, .block = 12, .cell_size = 4,
-                                            .near_count = near_count, .captured_mass = captured_mass};
+                icecore_near_far options = {.near_keys = 9,
+                                            .visit = 30,
+                                            .far_field = far_field,
+                                            .block = 12,
+                                            .cell_size = 4,
+                                            .near_count = near_count,
+                                            .captured_mass = captured_mass};
                 s.p.query_heads = s.p.key_heads = 1;
                 s.p.causal = causal;
                 s.p.sinks = 2;
@@ -122,7 +129,8 @@ static void nan_in_a_cell(void) {
     for (int array = 0; array < 2; array++)
         for (int far_field = 0; far_field < 2; far_field++) {
             problem s = small(ICECORE_FLOAT32, 140);
-            icecore_near_far options = {.near_keys = 140, .visit = 140, .far_field = far_field, .block = 12, .cell_size = 4};
+            icecore_near_far options = {
+                .near_keys = 140, .visit = 140, .far_field = far_field, .block = 12, .cell_size = 4};
             if (far_field) options.near_keys = 4;
             problem_allocate(&s);
             const icecore_tensor *tensor = array ? &s.p.value : &s.p.key;
@@ -144,8 +152,9 @@ static void segments(void) {
         fill_wildly(&s, &state, among);
         icecore_segment *segment = NULL;
         check_at("one in %d", among);
-        EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data, s.p.value.row_stride,
-                                     s.p.keys, s.p.dim, s.p.value_dim, ICECORE_FLOAT32, NULL, 4, 1, &segment) == ICECORE_OK);
+        EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data,
+                                     s.p.value.row_stride, s.p.keys, s.p.dim, s.p.value_dim, ICECORE_FLOAT32, NULL, 4,
+                                     1, &segment) == ICECORE_OK);
         if (segment) {
             icecore_segment_view v = icecore_segment_get(segment);
             char seen[140] = {0};

@@ -7,7 +7,7 @@
 
 #define CANARY 0xA5
 
-uint64_t next_random(uint64_t *state) {   /* xorshift64* */
+uint64_t next_random(uint64_t *state) { /* xorshift64* */
     *state ^= *state >> 12;
     *state ^= *state << 25;
     *state ^= *state >> 27;
@@ -49,15 +49,21 @@ void element_set(const icecore_tensor *t, icecore_dtype dtype, int64_t index, fl
     memcpy(&wide, &value, sizeof wide);
     int special = (wide & 0x7F800000u) == 0x7F800000u;
     uint32_t sign = (wide >> 16) & 0x8000u;
-    uint32_t half = special ? 0x7C00u | (isnan(value) ? 0x200u : 0u)
+    uint32_t half = special         ? 0x7C00u | (isnan(value) ? 0x200u : 0u)
                     : value == 0.0f ? 0u
-                                    : ((wide & 0x7FFFFFFFu) - (112u << 23)) >> 13;   /* normal numbers only */
+                                    : ((wide & 0x7FFFFFFFu) - (112u << 23)) >> 13; /* normal numbers only */
     ((uint16_t *)t->data)[index] = (uint16_t)(dtype == ICECORE_FLOAT16 ? sign | half : wide >> 16);
 }
 
 problem one_head(int64_t queries, int64_t keys, int64_t dim, int64_t value_dim) {
-    return (problem){.p = {.batch = 1, .query_heads = 1, .key_heads = 1, .queries = queries, .keys = keys, .dim = dim,
-                           .value_dim = value_dim, .window = -1}};
+    return (problem){.p = {.batch = 1,
+                           .query_heads = 1,
+                           .key_heads = 1,
+                           .queries = queries,
+                           .keys = keys,
+                           .dim = dim,
+                           .value_dim = value_dim,
+                           .window = -1}};
 }
 
 /* A number that its dtype holds exactly: uniform in [-2, 2), or of magnitude from 1/4 to 2. */
@@ -70,7 +76,8 @@ static float random_element(icecore_dtype dtype, uint64_t *state) {
 }
 
 /* Exactly as many bytes as the tensor spans, so that a sanitizer sees the first one past it. */
-static int64_t tensor_allocate(icecore_tensor *t, const problem *s, int64_t heads, int64_t rows, int64_t width, int fill) {
+static int64_t tensor_allocate(icecore_tensor *t, const problem *s, int64_t heads, int64_t rows, int64_t width,
+                               int fill) {
     int64_t row = width + s->pad, count = s->p.batch * heads * rows;
     t->row_stride = s->layout == HEADS_FIRST ? row : row * heads;
     t->head_stride = s->layout == HEADS_FIRST ? row * rows : row;
@@ -85,7 +92,8 @@ static int64_t tensor_allocate(icecore_tensor *t, const problem *s, int64_t head
     return bytes;
 }
 
-static void fill_random(const icecore_tensor *t, const problem *s, int64_t heads, int64_t rows, int64_t width, uint64_t *state) {
+static void fill_random(const icecore_tensor *t, const problem *s, int64_t heads, int64_t rows, int64_t width,
+                        uint64_t *state) {
     for (int64_t b = 0; b < s->p.batch; b++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t r = 0; r < rows; r++)
@@ -131,11 +139,13 @@ static int all_canaries(const void *memory, int64_t bytes) {
 }
 
 int problem_is_clear(const problem *s) {
-    return all_canaries(s->p.out.data, s->out_bytes) && all_canaries(s->p.lse, s->lse_count * (int64_t)sizeof *s->p.lse);
+    return all_canaries(s->p.out.data, s->out_bytes) &&
+           all_canaries(s->p.lse, s->lse_count * (int64_t)sizeof *s->p.lse);
 }
 
 int problem_gaps_are_clear(const problem *s) {
-    int64_t element = (int64_t)element_size(s->p.dtype), row = (s->p.value_dim + s->pad) * element, gap = s->pad * element;
+    int64_t element = (int64_t)element_size(s->p.dtype), row = (s->p.value_dim + s->pad) * element,
+            gap = s->pad * element;
     for (int64_t end = s->p.value_dim * element; end < s->out_bytes; end += row)
         if (!all_canaries((const char *)s->p.out.data + end, gap)) return 0;
     return 1;

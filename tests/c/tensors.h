@@ -8,16 +8,16 @@
 #include "icecore.h"
 
 typedef enum {
-    HEADS_FIRST,          /* (batch, head, row) */
-    ROWS_FIRST            /* (batch, row, head) */
+    HEADS_FIRST, /* (batch, head, row) */
+    ROWS_FIRST   /* (batch, row, head) */
 } layout;
 
 /* A problem and its arrays.  Start with one_head, change sizes and options, then allocate. */
 typedef struct {
     icecore_attention p;
     layout layout;
-    int64_t pad;          /* elements between rows: NaN in inputs, canaries in the output */
-    uint64_t seed;        /* of the contents */
+    int64_t pad;   /* elements between rows: NaN in inputs, canaries in the output */
+    uint64_t seed; /* of the contents */
     int64_t out_bytes, lse_count;
 } problem;
 
@@ -42,6 +42,6 @@ void element_set(const icecore_tensor *tensor, icecore_dtype dtype, int64_t inde
 
 /* The next number of a stream of random bits. */
 uint64_t next_random(uint64_t *state);
-float random_float(uint64_t *state);   /* uniform in [-2, 2) */
+float random_float(uint64_t *state); /* uniform in [-2, 2) */
 
 #endif

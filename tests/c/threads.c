@@ -73,8 +73,9 @@ static void after_fork(void) {
     EXPECT(attend(&parent.p, 1) == ICECORE_OK);
     pid_t pid = fork();
     if (pid == 0) {
-        alarm(60);   /* a child that hangs fails */
-        int same = attend(&child.p, 1) == ICECORE_OK && memcmp(parent.p.out.data, child.p.out.data, (size_t)child.out_bytes) == 0;
+        alarm(60); /* a child that hangs fails */
+        int same = attend(&child.p, 1) == ICECORE_OK &&
+                   memcmp(parent.p.out.data, child.p.out.data, (size_t)child.out_bytes) == 0;
         _exit(same ? 0 : 1);
     }
     int status = -1;
