@@ -62,7 +62,9 @@ static void mark_nodes(ice_node_mask *mask, ice_mask_row *row, const icecore_att
             for (int64_t c = s->parent.offset[p]; c < s->parent.offset[p + 1]; c++) {
                 int64_t seen, plain, first = s->cell.offset[c], end = s->cell.offset[c + 1];
                 count_seen(problem, row, from, first, end, &seen, &plain);
-                uint64_t *mark = seen ? plain < end - first ? mask->cut : NULL : mask->hidden;
+                uint64_t *mark = NULL;
+                if (!seen) mark = mask->hidden;
+                else if (plain < end - first) mark = mask->cut;
                 if (mark) mark[number + s->parent.count + c] |= row->lanes;
                 if (mark == mask->cut) seen_in_cut += seen;
                 row->seen += seen;

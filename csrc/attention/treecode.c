@@ -426,6 +426,13 @@ static float far_mass(const ice_treecode *t, int lane, float maximum) {
     return mass;
 }
 
+/* part / whole within [0, 1]; 0 also where it is NaN. */
+static float share_of(float part, float whole) {
+    const float share = whole > 0.0f ? part / whole : 0.0f;
+    if (!(share >= 0.0f)) return 0.0f;
+    return share < 1.0f ? share : 1.0f;
+}
+
 /* accumulator: the panel's. */
 static void finish_row(ice_treecode *t, int lane, const float *accumulator, const float *centre) {
     const icecore_attention *p = t->problem;
@@ -446,17 +453,14 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator, cons
             missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
             total += missed;
         }
-        float captured = total > 0.0f ? (total - missed) / total : 0.0f;
-        options->captured_mass[at] =
-            captured >= 0.0f ? captured < 1.0f ? captured : 1.0f : 0.0f; /* 0 also where it is NaN */
+        options->captured_mass[at] = share_of(total - missed, total);
     }
     if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
     if (options->missed_bound) {
         float exact = state->sum - far;
         if (exact < 0.0f) exact = 0.0f;
         float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
-        options->missed_bound[at] =
-            missed < INFINITY && exact < INFINITY ? missed > 0.0f ? missed / (exact + missed) : 0.0f : 1.0f;
+        options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? share_of(missed, exact + missed) : 1.0f;
     }
     ice_write_row(p, t->kernels, row, state->maximum, state->sum, state->accumulator);
     if (p->lse && lacking != 0.0f && state->sum > 0.0f) p->lse[at] += log1pf(lacking / state->sum);

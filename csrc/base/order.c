@@ -44,16 +44,22 @@ static void radix_sort(uint64_t *keys, uint64_t *spare, int64_t count) {
 }
 
 void ice_sort(uint64_t *keys, uint64_t *spare, int64_t count) {
-    count < 1024 ? merge_sort(keys, spare, count) : radix_sort(keys, spare, count);
+    if (count < 1024) merge_sort(keys, spare, count);
+    else radix_sort(keys, spare, count);
+}
+
+static uint64_t median(uint64_t a, uint64_t b, uint64_t c) {
+    const uint64_t low = a < b ? a : b, high = a < b ? b : a;
+    if (c <= low) return low;
+    return c < high ? c : high;
 }
 
 void ice_select_largest(uint64_t *keys, int64_t count, int64_t wanted) {
     int64_t low = 0, high = count; /* [0, low) belong to the answer, [high, count) do not */
     while (low < wanted && wanted < high) {
-        uint64_t a = keys[low], b = keys[low + (high - low) / 2], c = keys[high - 1];
-        uint64_t pivot = a < b ? (b < c ? b : (a < c ? c : a)) : (a < c ? a : (b < c ? c : b));
-        int64_t greater = low, equal = low,
-                end = high; /* [low, greater) > pivot, [greater, equal) == pivot, [end, high) < pivot */
+        const uint64_t pivot = median(keys[low], keys[low + (high - low) / 2], keys[high - 1]);
+        /* [low, greater) > pivot, [greater, equal) == pivot, [end, high) < pivot */
+        int64_t greater = low, equal = low, end = high;
         while (equal < end) {
             uint64_t key = keys[equal];
             if (key > pivot) {
