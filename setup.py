@@ -30,7 +30,7 @@ EXTRA_LINK = os.environ.get("ICECORE_LDFLAGS", "").split()
 
 INCLUDE = ["csrc", "csrc/include"]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
-ROOMS = ("base", "segment", "index", "attention", "cache")
+ROOMS = ("base", "segment", "index", "attend", "select", "attention", "cache")
 SOURCES = sorted(str(path) for room in ROOMS for path in Path("csrc", room).glob("*.c"))
 
 # machine name -> the instruction sets that can exist there: (name, flags)

@@ -1,6 +1,6 @@
 """The arrows of the house point one way.
 
-    icecore -> _native -> icecore.h -> cache, attention, index -> segment -> kernels -> simd -> base
+    icecore -> _native -> icecore.h -> cache -> attention -> select -> attend, segment; index -> segment; -> kernels -> simd -> base
 
 The checker reads #include lines, imports and cimports. It is itself tested on made-up violations.
 """
@@ -22,9 +22,11 @@ ROOMS = {
     "kernels": {"kernels", "simd", "base"},
     "isa": {"isa", "kernels", "simd", "base"},
     "segment": {"segment", "kernels", "base"},
-    "attention": {"attention", "segment", "kernels", "base"},
     "index": {"index", "segment", "kernels", "base"},
-    "cache": {"cache", "attention", "segment", "kernels", "base"},
+    "attend": {"attend", "kernels", "base"},
+    "select": {"select", "attend", "segment", "kernels", "base"},
+    "attention": {"attention", "select", "attend", "segment", "kernels", "base"},
+    "cache": {"cache", "attention", "select", "attend", "segment", "kernels", "base"},
 }
 #: What only these may use.
 INTRINSICS = re.compile(r"\w*intrin\.h|arm_\w+\.h")
@@ -196,7 +198,7 @@ def test_the_checker_accepts_a_small_house(tmp_path):
         ("csrc/base/memory.c", '#include "segment/segment.h"\n'),
         ("csrc/simd/scalar.h", '#include "kernels/kernels.h"\n'),
         ("csrc/kernels/kernels.h", '#include "segment/segment.h"\n'),
-        ("csrc/segment/stack.c", '#include "attention/problem.h"\n'),
+        ("csrc/segment/stack.c", '#include "attend/request.h"\n'),
         ("csrc/segment/stack.c", '#include "simd/avx2.h"\n'),
         ("csrc/attention/panel.c", '#include "kernels/panel.inc.h"\n'),
         ("csrc/attention/panel.c", '  #  include <arm_neon.h>\n'),

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "attention/treecode_state.h"
+#include "select/tree_state.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -13,12 +13,12 @@
 typedef struct {
     const ice_sample *sample;
     icecore_attention problem; /* of the sampled queries alone */
-    ice_treecode *t;
+    ice_selection *t;
     int64_t nodes;        /* of the stack */
     uint8_t *begin, *end; /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
     const void **mean_value; /* of each row of t->scores */
     float *log2_count;
-    ice_single *opened;     /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
+    ice_state *opened;      /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
     float *sums;            /* and their accumulators */
     float *weight, *output; /* 2 x nodes; ICE_GRID + 1 x value_dim */
     const void **rows;      /* 2 x nodes */
@@ -35,12 +35,12 @@ static int level_of(float log2_norm, float risk, float log2_share) {
 
 /* ---- Which node counts when ---- */
 
-static int is_marked(const ice_treecode *t, const uint64_t *marks, int64_t number, int lane) {
+static int is_marked(const ice_selection *t, const uint64_t *marks, int64_t number, int lane) {
     return ice_is_masked(t) && ((marks[number] >> lane) & 1);
 }
 
 static void find_levels_of(tile *own, int lane, float log2_norm) {
-    ice_treecode *t = own->t;
+    ice_selection *t = own->t;
     const ice_rule *rule = ice_rule_of(t, lane);
     const int dense = ice_is_masked(t) && ((t->mask.dense >> lane) & 1);
     const float log2_share = log2f(ICE_EXPAND_SHARE);
@@ -71,8 +71,8 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
 
 static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell,
                             int64_t first, int64_t count, const float *bias) {
-    ice_treecode *t = own->t;
-    ice_single state[ICE_PANEL];
+    ice_selection *t = own->t;
+    ice_state state[ICE_PANEL];
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
@@ -97,7 +97,7 @@ static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, 
 }
 
 static void attend_cells(tile *own) {
-    ice_treecode *t = own->t;
+    ice_selection *t = own->t;
     const uint64_t lanes = ice_used_lanes(t);
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const ice_node_run *cells = &t->run[r];
@@ -108,7 +108,7 @@ static void attend_cells(tile *own) {
             if (ice_is_masked(t))
                 marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
             const int together = !ice_is_masked(t) && !s->relative;
-            const size_t used = (size_t)t->panel.lanes;
+            const size_t used = (size_t)t->tile.lanes;
             for (end = c + 1; end < cells->count && together && !memcmp(level + (end - c) * ICE_PANEL, level, used);)
                 end++;
             const int64_t first = s->cell.offset[c], last = s->cell.offset[end];
@@ -136,7 +136,7 @@ static int64_t keys_of(const tile *own, int lane, const ice_node_run *cells, int
 }
 
 static void count_work(const tile *own, int lane, ice_curve *found) {
-    const ice_treecode *t = own->t;
+    const ice_selection *t = own->t;
     double near[ICE_GRID + 2] = {0}, nodes[ICE_GRID + 2] = {0};
     nodes[0] = (double)t->parents;
     for (int64_t r = 0; r < t->parent_runs; r++) {
@@ -181,11 +181,11 @@ static void sort_events(const tile *own, int lane, int64_t first[ICE_GRID + 1]) 
 }
 
 static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *found) {
-    ice_treecode *t = own->t;
+    ice_selection *t = own->t;
     const ice_kernels *kernels = t->kernels;
     const int64_t value_dim = own->problem.value_dim;
-    const ice_single *opened = own->opened + lane * (ICE_GRID + 1);
-    const ice_single base = {t->panel.maximum[lane], t->panel.sum[lane], (float *)accumulator};
+    const ice_state *opened = own->opened + lane * (ICE_GRID + 1);
+    const ice_state base = {t->tile.maximum[lane], t->tile.sum[lane], (float *)accumulator};
     float top = base.sum > 0.0f ? base.maximum : -INFINITY, *sum = own->output + ICE_GRID * value_dim,
           squared[ICE_GRID];
     const void *rows[ICE_GRID];
@@ -278,7 +278,7 @@ static icecore_attention sampled_problem(const icecore_attention *p, const ice_s
 }
 
 /* What the rows of a panel over a sampled problem see. */
-static void place_rows(ice_panel *panel, const ice_sample *s) {
+static void place_rows(ice_tile *panel, const ice_sample *s) {
     const int64_t group = ice_group(panel->problem);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const int64_t row = panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1);
@@ -294,7 +294,7 @@ static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch
                             count * ICE_PANEL,
                             count * sizeof(void *),
                             count * sizeof(float),
-                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_single),
+                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_state),
                             ICE_PANEL * (ICE_GRID + 1) * wide,
                             2 * count * sizeof(float),
                             (ICE_GRID + 1) * wide,
@@ -314,14 +314,14 @@ static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch
 
 /* Scores all cells of all segments, so that run parent_runs + r is of the cells under run r. */
 static void score_all(tile *own) {
-    ice_treecode *t = own->t;
-    ice_treecode_score_parents(t);
+    ice_selection *t = own->t;
+    ice_selection_score_parents(t);
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r];
         const ice_nodes *cells = &parents->from->segment->cell;
         t->run[t->runs] =
             (ice_node_run){parents->from, cells, 0, cells->count, t->rows, parents->number + parents->count};
-        ice_treecode_score(t, &t->run[t->runs++], ice_used_lanes(t));
+        ice_selection_score(t, &t->run[t->runs++], ice_used_lanes(t));
     }
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
@@ -338,28 +338,28 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     const ice_sample *s = own->sample;
     const int64_t value_dim = own->problem.value_dim;
     char *rest;
-    ice_treecode *t = own->t = ice_treecode_lay_out(&own->problem, s->options, s->stack, scratch, &rest);
+    ice_selection *t = own->t = ice_selection_lay_out(&own->problem, s->options, s->stack, scratch, &rest);
     float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
     t->rules = rules;
-    ice_panel_begin(&t->panel, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
-    place_rows(&t->panel, s);
-    ice_treecode_begin(t, s->kernels);
+    ice_tile_begin(&t->tile, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
+    place_rows(&t->tile, s);
+    ice_selection_begin(t, s->kernels);
     ice_exact_keys exact = s->exact;
     if (exact.sinks == s->problem) exact.sinks = &own->problem;
-    ice_treecode_attend_exact_keys(t, exact);
-    if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->panel, s->stack);
+    ice_selection_attend_exact_keys(t, exact);
+    if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, s->stack);
     score_all(own);
-    ice_treecode_guess(t, log2_norm, log2_mass);
+    ice_selection_guess(t, log2_norm, log2_mass);
     for (int lane = 0; lane < lanes; lane++) {
         find_levels_of(own, lane, log2_norm[lane]);
         for (int g = 0; g <= ICE_GRID; g++) {
             const int64_t at = lane * (ICE_GRID + 1) + g;
-            own->opened[at] = (ice_single){-INFINITY, 0.0f, own->sums + at * value_dim};
+            own->opened[at] = (ice_state){-INFINITY, 0.0f, own->sums + at * value_dim};
         }
     }
     memset(own->sums, 0, (size_t)(lanes * (ICE_GRID + 1) * value_dim) * sizeof(float));
     attend_cells(own);
-    const float *accumulator = ice_panel_rows(&t->panel);
+    const float *accumulator = ice_tile_rows(&t->tile);
     for (int lane = 0; lane < lanes; lane++) {
         found[lane].rounding = -1.0f;
         trace_row(own, lane, accumulator + lane * value_dim, &found[lane]);
@@ -370,11 +370,11 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
 /* How far rounding moves the outputs of the first rows. */
 static void measure_rounding(const ice_sample *s, int lanes, const float *outputs, void *scratch, ice_curve *found) {
     const icecore_attention given = sampled_problem(s->given, s);
-    ice_panel panel;
-    ice_panel_begin(&panel, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
+    ice_tile panel;
+    ice_tile_begin(&panel, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
     place_rows(&panel, s);
-    ice_panel_attend(&panel, 0, ice_panel_visible(&panel).end);
-    const float *rows = ice_panel_rows(&panel);
+    ice_tile_attend(&panel, 0, ice_tile_visible(&panel).end);
+    const float *rows = ice_tile_rows(&panel);
     for (int lane = 0; lane < lanes; lane++) {
         double squared = 0.0;
         for (int64_t i = 0; i < given.value_dim; i++) {
@@ -389,7 +389,7 @@ static void measure_rounding(const ice_sample *s, int lanes, const float *output
 /* Scratch: the tile's own arrays, the treecode's or the panel's of what was given, and outputs of a tile. */
 static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given,
                          const icecore_near_far *options, int64_t levels, int64_t nodes) {
-    const size_t panel = ice_panel_bytes(given), tree = ice_treecode_bytes(problem, options, levels, nodes);
+    const size_t panel = ice_tile_bytes(given), tree = ice_selection_bytes(problem, options, levels, nodes);
     return ice_round_up(tree < panel ? panel : tree);
 }
 

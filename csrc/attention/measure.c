@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention/panel.h"
+#include "attend/tile.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 

@@ -2,7 +2,7 @@
 #ifndef ICE_QUERY_MOMENTS_H
 #define ICE_QUERY_MOMENTS_H
 
-#include "attention/problem.h"
+#include "attend/request.h"
 
 /* Every eighth position is enough: the error at 256 near keys is within 5 to 20 % of what all positions give (four
  * models' heads). */

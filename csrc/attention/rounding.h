@@ -2,7 +2,7 @@
 #ifndef ICE_ROUNDING_H
 #define ICE_ROUNDING_H
 
-#include "attention/problem.h"
+#include "attend/request.h"
 
 /* Of each head (batch x key_heads x dim) the mean of some keys in the components in which it is many times as large as
  * what differs, and does not drift, else 0: taken off all keys it changes no weight, and what is left is rounded with

@@ -1,7 +1,7 @@
 /* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.
  * By tolerance, queries that have been attended are measured when the next blocks are sealed, on the segments that they
  * saw. */
-#include "attention/treecode.h"
+#include "select/tree.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
 #include "cache/cache.h"
@@ -130,10 +130,10 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads, head = index % heads, group = ice_group(&call->problem);
     const int64_t first = call->first_query * group + index / heads * ICE_PANEL, rest = call->end_query * group - first;
-    ice_treecode_attend(&call->problem, &call->options,
-                        call->by_threshold ? c->queries.applied + head * c->queries.group : NULL, ice_active_kernels(),
-                        c->head[head].stack, exact_keys(call, head), head, first,
-                        rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+    ice_selection_attend(&call->problem, &call->options,
+                         call->by_threshold ? c->queries.applied + head * c->queries.group : NULL, ice_active_kernels(),
+                         c->head[head].stack, exact_keys(call, head), head, first,
+                         rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
 }
 
 /* Decode steps: one panel a head, so both in one go. */
@@ -158,7 +158,7 @@ static icecore_status attend_block(attend_call *call) {
     const int64_t heads = c->options.heads;
     const int64_t levels = ice_stack_most_levels(c->length, c->options.block);
     const int64_t nodes = most_nodes(c, call->blocks);
-    const size_t bytes = ice_treecode_bytes(&call->problem, &call->options, levels, nodes);
+    const size_t bytes = ice_selection_bytes(&call->problem, &call->options, levels, nodes);
     const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, &call->problem, &call->options, levels,
                                                                  nodes, call->measured)
                                              : 1;

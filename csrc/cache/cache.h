@@ -6,7 +6,7 @@
 #ifndef ICE_CACHE_H
 #define ICE_CACHE_H
 
-#include "attention/panel.h"
+#include "attend/tile.h"
 #include "base/lock.h"
 #include "cache/open_rows.h"
 #include "cache/pending.h"

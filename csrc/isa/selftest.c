@@ -690,18 +690,18 @@ static int same_bits(float one, float other) {
 }
 
 /* One row, before it meets the keys. */
-static ice_single some_state(const selftest *t, float *accumulator) {
-    return t->dim % 2 ? (ice_single){-INFINITY, 0.0f, accumulator} : (ice_single){-1.0f, 3.0f, accumulator};
+static ice_state some_state(const selftest *t, float *accumulator) {
+    return t->dim % 2 ? (ice_state){-INFINITY, 0.0f, accumulator} : (ice_state){-1.0f, 3.0f, accumulator};
 }
 
 /* To the bit, but for what a NaN carries. */
-static int same_state(ice_single one, ice_single other, int value_dim) {
+static int same_state(ice_state one, ice_state other, int value_dim) {
     int same = same_bits(one.maximum, other.maximum) && same_bits(one.sum, other.sum);
     for (int i = 0; i < value_dim; i++) same &= same_bits(one.accumulator[i], other.accumulator[i]);
     return same;
 }
 
-static void expect_attended(selftest *t, ice_single wanted, ice_single found, int value_dim) {
+static void expect_attended(selftest *t, ice_state wanted, ice_state found, int value_dim) {
     if (isnan(wanted.sum) != isnan(found.sum)) fail(t, "a NaN is %s", isnan(wanted.sum) ? "lost" : "made up");
     if (t->kind != ORDINARY) return; /* wide ones cancel as their order has it */
     const float rounding = 1e-5f * fabsf(wanted.maximum);
@@ -724,7 +724,7 @@ static void compare_bf16_rows_attend(selftest *t) {
     const float scale = 0.5f;
     static uint16_t values[MOST_COUNT * MOST_DIM], queries[ICE_PANEL * MOST_DIM];
     static float wide[MOST_COUNT * MOST_DIM], biases[ICE_PANEL * MOST_COUNT], alone[MOST_DIM];
-    ice_single state[ICE_PANEL], again[ICE_PANEL];
+    ice_state state[ICE_PANEL], again[ICE_PANEL];
     t->dtype = ICECORE_BFLOAT16;
     t->gap = 0;
     fill(t, t->panel, t->lanes * t->dim);
@@ -746,7 +746,7 @@ static void compare_bf16_rows_attend(selftest *t) {
     bf16->rows_attend(queries, t->dim, scale, keys, values, value_dim, t->count, bias, stride, lanes, state);
     for (int lane = 0; lane < t->lanes; lane++) {
         float *accumulator = plain(t, 0) + lane * value_dim, scores[MOST_COUNT], correction;
-        ice_single wanted = some_state(t, accumulator);
+        ice_state wanted = some_state(t, accumulator);
         if (lane % step) {
             if (!same_state(state[lane], wanted, value_dim)) fail(t, "a row was not asked for");
             continue;
@@ -768,10 +768,10 @@ static void compare_bf16_rows_attend(selftest *t) {
 }
 
 /* One lane of a panel's state. */
-static ice_single lane_of(const float *maximum, const float *sum, const float *accumulator, int lane, int value_dim,
-                          float *row) {
+static ice_state lane_of(const float *maximum, const float *sum, const float *accumulator, int lane, int value_dim,
+                         float *row) {
     for (int i = 0; i < value_dim; i++) row[i] = accumulator[i * ICE_PANEL + lane];
-    return (ice_single){maximum[lane], sum[lane], row};
+    return (ice_state){maximum[lane], sum[lane], row};
 }
 
 /* Keys or none, a bias or none, a fresh panel or one on its way. */
@@ -819,8 +819,8 @@ static void compare_bf16_panel_attend(selftest *t) {
     t->plain->softmax(scores, t->count, t->lanes, state[0][0], state[0][1], state[0][2]);
     t->plain->weighted_sum(scores, t->count, t->lanes, wide, value_dim, value_dim, state[0][2], plain(t, 0));
     for (int lane = 0; lane < t->lanes; lane++) {
-        const ice_single wanted = lane_of(state[0][0], state[0][1], plain(t, 0), lane, value_dim, row[0]);
-        const ice_single found = lane_of(state[1][0], state[1][1], fast(t, 0), lane, value_dim, row[1]);
+        const ice_state wanted = lane_of(state[0][0], state[0][1], plain(t, 0), lane, value_dim, row[0]);
+        const ice_state found = lane_of(state[1][0], state[1][1], fast(t, 0), lane, value_dim, row[1]);
         expect_attended(t, wanted, found, value_dim);
         if (t->kind != ORDINARY || t->gap) continue; /* nothing was there to be corrected */
         const float corrected = exp2f(-1.0f - found.maximum);

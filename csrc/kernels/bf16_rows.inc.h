@@ -118,7 +118,7 @@ static float dot_largest(int64_t count, const float *products, float scale, cons
 
 /* As dot_row_weights; the maximum moves only when a score is far above it. */
 static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const float *products, float scale,
-                                          const float *bias, ice_single *state) {
+                                          const float *bias, ice_state *state) {
     row->correction = 1.0f;
     if (!dot_row_weights(row, count, products, scale, bias, state->maximum) && state->maximum > -INFINITY) return;
     const float largest = dot_largest(count, products, scale, bias);
@@ -134,7 +134,7 @@ static ALWAYS_INLINE void dot_row_softmax(dot_row *row, int64_t count, const flo
 
 /* accumulator + t = that times correction + weights * values for 64 components of `rows` rows, a compile-time constant;
  * two keys at a time. */
-static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *state, const int rows, int64_t count,
+static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_state *const *state, const int rows, int64_t count,
                                      const uint16_t *values, int64_t stride, int64_t t) {
     /* the numbers of two keys side by side, 32 of each in two vectors */
     const __m512i low_pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38,
@@ -168,7 +168,7 @@ static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_single *const *stat
         for (int u = 0; u < 4; u++) vf_store(state[r]->accumulator + t + 16 * u, sum[r][u]);
 }
 
-static void dot_attend_run(const uint16_t *const *query, ice_single *const *state, int rows, int64_t dim, float scale,
+static void dot_attend_run(const uint16_t *const *query, ice_state *const *state, int rows, int64_t dim, float scale,
                            const uint16_t *keys, const uint16_t *values, int64_t value_dim, int64_t count,
                            const float *const *bias) {
     dot_row row[MOST_ROWS];
@@ -197,11 +197,11 @@ static void dot_attend_run(const uint16_t *const *query, ice_single *const *stat
 
 static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys,
                             const uint16_t *values, int64_t value_dim, int64_t count, const float *bias,
-                            int64_t bias_stride, uint64_t lanes, ice_single *state) {
+                            int64_t bias_stride, uint64_t lanes, ice_state *state) {
     while (lanes) {
         const uint16_t *query[MOST_ROWS];
         const float *bias_of[MOST_ROWS];
-        ice_single *state_of[MOST_ROWS];
+        ice_state *state_of[MOST_ROWS];
         int rows = 0;
         for (; lanes && rows < MOST_ROWS; lanes &= lanes - 1, rows++) {
             const int lane = __builtin_ctzll(lanes);

@@ -46,7 +46,7 @@ static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
 typedef struct {
     float maximum, sum; /* log2 units; -inf and 0 at the start */
     float *accumulator; /* value_dim, zero at the start */
-} ice_single;
+} ice_state;
 
 /* What risks are made of: of nodes (icecore_nodes_view), and of rows, a number per lane.  Logarithms are to base 2. */
 typedef struct {
@@ -101,7 +101,7 @@ typedef struct {
      * bfloat16 for the products.  What becomes of a row does not depend on the others. */
     void (*rows_attend)(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values,
                         int64_t value_dim, int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes,
-                        ice_single *state);
+                        ice_state *state);
 } ice_bf16_kernels;
 
 typedef struct {

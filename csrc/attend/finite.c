@@ -1,4 +1,4 @@
-#include "attention/nonfinite.h"
+#include "attend/finite.h"
 
 #include "base/half.h"
 

@@ -1,4 +1,4 @@
-#include "attention/packed_values.h"
+#include "attend/packed_values.h"
 
 #include "base/parallel.h"
 

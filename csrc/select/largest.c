@@ -1,13 +1,13 @@
 /* The published rule (IceFormer, arXiv 2405.02842): the keys with the largest scores, the rest dropped. */
-#include "attention/top_k.h"
-#include "attention/treecode_state.h"
+#include "select/top_k.h"
+#include "select/tree_state.h"
 
 /* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as
  * dropped. */
-static void add_largest(ice_treecode *t, int lane) {
+static void add_largest(ice_selection *t, int lane) {
     const icecore_attention *p = t->problem;
     const ice_kernels *kernels = t->kernels;
-    ice_single *state = &t->near_field[lane];
+    ice_state *state = &t->near_field[lane];
     icecore_dtype dtype = ICECORE_FLOAT32;
     int64_t visited = 0;
     const ice_mask_row *mask = NULL;
@@ -20,8 +20,8 @@ static void add_largest(ice_treecode *t, int lane) {
         for (int64_t i = 0; i < now->count; i++) {
             if (!((t->open[now->row + i] >> lane) & 1)) continue;
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            ice_single_scores(kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale,
-                              s->dim, s->dtype, ice_key_of(s, first), count, t->visited + visited);
+            ice_row_scores(kernels, t->tile.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->tile.scale,
+                           s->dim, s->dtype, ice_key_of(s, first), count, t->visited + visited);
             const float *scores = t->visited + visited;
             for (int64_t j = 0; j < count; j++) {
                 float bias =
@@ -64,7 +64,7 @@ static void add_largest(ice_treecode *t, int lane) {
 }
 
 /* What far_field = 0 drops unseen: the cells not opened. */
-static void count_dropped(ice_treecode *t, int lane) {
+static void count_dropped(ice_selection *t, int lane) {
     float correction;
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
@@ -75,8 +75,8 @@ static void count_dropped(ice_treecode *t, int lane) {
     }
 }
 
-void ice_attend_largest(ice_treecode *t) {
-    for (int lane = 0; lane < t->panel.lanes; lane++) {
+void ice_attend_largest(ice_selection *t) {
+    for (int lane = 0; lane < t->tile.lanes; lane++) {
         add_largest(t, lane);
         count_dropped(t, lane);
     }

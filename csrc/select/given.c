@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "attention/panel.h"
+#include "attend/tile.h"
 #include "base/parallel.h"
 
 /* A unit of at most this many rows goes row by row (bench_attend_indices.py --heads). */
@@ -107,7 +107,7 @@ static void attend_by_rows(const gather_call *call, gather_block *block, int64_t
 }
 
 /* Rows side by side, as the panel wants them: as they are or widened to float32. */
-static void copy_rows(const ice_panel *panel, const void *const *rows, int64_t count, int64_t width, void *target) {
+static void copy_rows(const ice_tile *panel, const void *const *rows, int64_t count, int64_t width, void *target) {
     const icecore_dtype dtype = panel->problem->key_dtype;
     const int as_is = panel->query_pairs || dtype == ICECORE_FLOAT32;
     const size_t size = (size_t)width * (panel->query_pairs ? sizeof(uint16_t) : sizeof(float));
@@ -121,14 +121,14 @@ static void copy_rows(const ice_panel *panel, const void *const *rows, int64_t c
 static void attend_by_panel(const gather_call *call, gather_block *block, int64_t first_row, int64_t rows,
                             void *scratch) {
     const icecore_attention *p = call->problem;
-    ice_panel panel;
-    ice_panel_begin(&panel, p, call->kernels, block->batch, block->key_head, first_row, (int)rows, scratch);
+    ice_tile panel;
+    ice_tile_begin(&panel, p, call->kernels, block->batch, block->key_head, first_row, (int)rows, scratch);
     while (next_block(block) && !ice_interrupted()) {
         copy_rows(&panel, block->keys, block->count, p->dim, panel.keys);
         copy_rows(&panel, block->values, block->count, p->value_dim, panel.values);
-        ice_panel_attend_rows(&panel, panel.keys, panel.values, block->count, NULL);
+        ice_tile_attend_rows(&panel, panel.keys, panel.values, block->count, NULL);
     }
-    float *accumulator = ice_panel_rows(&panel);
+    float *accumulator = ice_tile_rows(&panel);
     for (int lane = 0; lane < panel.lanes; lane++)
         ice_write_row(p, call->kernels, ice_row_at(p, block->batch, block->key_head, first_row + lane),
                       panel.maximum[lane], panel.sum[lane], accumulator + lane * p->value_dim);
@@ -246,7 +246,7 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
     const int64_t units = problem->queries * call.lots, by_tasks = heads * units / WANTED_TASKS;
     call.chunk = by_tasks < 1 ? 1 : by_tasks < MOST_UNITS ? by_tasks : MOST_UNITS;
     const size_t by_rows = (size_t)(SINGLE_ROWS * (problem->dim + problem->value_dim)) * sizeof(float),
-                 by_panel = ice_panel_bytes(problem);
+                 by_panel = ice_tile_bytes(problem);
     return ice_parallel_for(heads * ((units + call.chunk - 1) / call.chunk), problem->threads,
                             by_rows > by_panel ? by_rows : by_panel, attend_task, &call);
 }

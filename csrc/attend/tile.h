@@ -1,11 +1,11 @@
 /* A panel of up to ICE_PANEL rows on its way through the keys: the state of the online softmax.
  *
  * begin, then any number of attend_* in any order over disjoint keys, then read the rows out.  Memory comes from the
- * caller's scratch: ice_panel_bytes(problem), aligned to ICE_ALIGNMENT. */
-#ifndef ICE_PANEL_H
-#define ICE_PANEL_H
+ * caller's scratch: ice_tile_bytes(problem), aligned to ICE_ALIGNMENT. */
+#ifndef ICE_TILE_H
+#define ICE_TILE_H
 
-#include "attention/problem.h"
+#include "attend/request.h"
 
 typedef struct {
     const icecore_attention *problem;
@@ -25,45 +25,45 @@ typedef struct {
     uint16_t *rounded_rows;            /* with these: lanes x dim, not scaled */
     float *maximum, *sum, *correction; /* ICE_PANEL each */
     ice_visible visible[ICE_PANEL];
-} ice_panel;
+} ice_tile;
 
 /* Whether the bfloat16 kernels serve this problem: its keys and values have that dtype and widths they can do. */
-int ice_panel_is_bf16(const icecore_attention *problem, const ice_kernels *kernels);
+int ice_tile_is_bf16(const icecore_attention *problem, const ice_kernels *kernels);
 
-/* What ice_panel_scores and ice_panel_add want rows to be: bfloat16 where ice_panel_is_bf16, else float32. */
-static inline icecore_dtype ice_panel_dtype(const icecore_attention *problem, const ice_kernels *kernels) {
-    return ice_panel_is_bf16(problem, kernels) ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
+/* What ice_tile_scores and ice_tile_add want rows to be: bfloat16 where ice_tile_is_bf16, else float32. */
+static inline icecore_dtype ice_tile_dtype(const icecore_attention *problem, const ice_kernels *kernels) {
+    return ice_tile_is_bf16(problem, kernels) ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
 }
 
-size_t ice_panel_bytes(const icecore_attention *problem);
+size_t ice_tile_bytes(const icecore_attention *problem);
 
 /* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row. */
-void ice_panel_begin(ice_panel *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
-                     int64_t key_head, int64_t first_row, int lanes, void *scratch);
+void ice_tile_begin(ice_tile *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
+                    int64_t key_head, int64_t first_row, int lanes, void *scratch);
 
 /* The keys that any row of the panel may see: the union of the rows' ranges. */
-ice_visible ice_panel_visible(const ice_panel *panel);
+ice_visible ice_tile_visible(const ice_tile *panel);
 
 /* Attends to the keys first .. end - 1 exactly, each row to those it may see. */
-void ice_panel_attend(ice_panel *panel, int64_t first, int64_t end);
+void ice_tile_attend(ice_tile *panel, int64_t first, int64_t end);
 
-/* Attends to at most ICE_KEY_BLOCK keys that lie anywhere: contiguous rows of ice_panel_dtype, finite where some are
+/* Attends to at most ICE_KEY_BLOCK keys that lie anywhere: contiguous rows of ice_tile_dtype, finite where some are
  * hidden.  bias: count x ICE_PANEL, added to the scores (log2 units; -inf hides); NULL: 0. */
-void ice_panel_attend_rows(ice_panel *panel, const void *keys, const void *values, int64_t count, const float *bias);
+void ice_tile_attend_rows(ice_tile *panel, const void *keys, const void *values, int64_t count, const float *bias);
 
-/* Rows that stand for keys, of ice_panel_dtype.  scores: count x ICE_PANEL. */
-void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_t count, float *scores);
+/* Rows that stand for keys, of ice_tile_dtype.  scores: count x ICE_PANEL. */
+void ice_tile_scores(ice_tile *panel, const void *keys, int64_t stride, int64_t count, float *scores);
 /* Adds at most ICE_KEY_BLOCK of them, given their scores (which are lost) and contiguous values.  The panel's
  * correction is what older sums and accumulators were multiplied by. */
-void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values);
+void ice_tile_add(ice_tile *panel, float *scores, int64_t count, const void *values);
 
 /* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */
-void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
+void ice_tile_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
 
 /* *lse grows by the score of `centre`, which was taken off all keys, with a lane's query. */
-void ice_add_centre(const ice_panel *panel, int lane, const float *centre, float *lse);
+void ice_add_centre(const ice_tile *panel, int lane, const float *centre, float *lse);
 
 /* The accumulators once more, ICE_PANEL x value_dim, in the place of `values`. */
-float *ice_panel_rows(ice_panel *panel);
+float *ice_tile_rows(ice_tile *panel);
 
 #endif

@@ -1,14 +1,14 @@
-/* The state of a panel of queries on its way through a stack (treecode.c), and the parts of that way that have files of
+/* The state of a panel of queries on its way through a stack (tree.c), and the parts of that way that have files of
  * their own. */
-#ifndef ICE_TREECODE_STATE_H
-#define ICE_TREECODE_STATE_H
+#ifndef ICE_TREE_STATE_H
+#define ICE_TREE_STATE_H
 
 #include <math.h>
 
-#include "attention/node_mask.h"
-#include "attention/panel.h"
-#include "attention/single.h"
-#include "attention/treecode.h"
+#include "select/node_mask.h"
+#include "attend/tile.h"
+#include "attend/rows.h"
+#include "select/tree.h"
 
 /* Neighbouring nodes of one segment, whose rows lie together in `scores`. */
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
     const ice_rule *rules; /* NULL: by near_keys */
     const ice_kernels *kernels;
     const ice_stack *stack;
-    ice_panel panel;
+    ice_tile tile;
     int64_t parents, rows; /* rows of `scores`: the parents', then those of the cells of expanded ones */
     float *scores, *risk;  /* rows x ICE_PANEL */
     uint64_t *open;        /* rows: the lanes that expand or open */
@@ -53,9 +53,9 @@ typedef struct {
     int64_t few_scored[ICE_PANEL];  /* and the cells scored there */
     float bound[ICE_PANEL], bound_maximum[ICE_PANEL]; /* missed_bound: the most that the far field can stand for */
     float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
-    ice_single near_field[ICE_PANEL];
+    ice_state near_field[ICE_PANEL];
     int64_t near_count[ICE_PANEL];
-} ice_treecode;
+} ice_selection;
 
 static inline const void *ice_row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
     return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
@@ -71,21 +71,21 @@ static inline const void *ice_mean_value_of(const ice_node_run *r, int64_t node)
     return ice_row_of(s->mean_dtype, r->nodes->mean_value, node, s->value_dim);
 }
 
-static inline const ice_rule *ice_rule_of(const ice_treecode *t, int lane) {
-    const ice_panel *panel = &t->panel; /* spare lanes are the last row's */
+static inline const ice_rule *ice_rule_of(const ice_selection *t, int lane) {
+    const ice_tile *panel = &t->tile; /* spare lanes are the last row's */
     return &t->rules[(panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1)) % ice_group(t->problem)];
 }
 
-static inline int ice_is_masked(const ice_treecode *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
+static inline int ice_is_masked(const ice_selection *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
 
-static inline uint64_t ice_used_lanes(const ice_treecode *t) { return ((uint64_t)1 << t->panel.lanes) - 1; }
+static inline uint64_t ice_used_lanes(const ice_selection *t) { return ((uint64_t)1 << t->tile.lanes) - 1; }
 
 /* NULL where keys are not multiplied as bfloat16. */
-static inline const uint16_t *ice_rounded_query(const ice_treecode *t, int lane) {
-    return t->panel.query_pairs ? t->panel.rounded_rows + lane * t->problem->dim : NULL;
+static inline const uint16_t *ice_rounded_query(const ice_selection *t, int lane) {
+    return t->tile.query_pairs ? t->tile.rounded_rows + lane * t->problem->dim : NULL;
 }
 
-static inline const ice_spread *ice_spread_of(const ice_treecode *t, const ice_stacked *from) {
+static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_stacked *from) {
     return &t->spread[from - t->stack->level];
 }
 
@@ -108,42 +108,42 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
 /* Attends to stored keys first .. first + count - 1 of a segment, all of them in `cell` where they are less its mean
  * (ice_base_of).  The mean's score, which they lack, is the same for all: a row's maximum is lowered by it meanwhile.
  */
-static inline void ice_stored_attend(const ice_treecode *t, ice_single *state, uint64_t lanes, const icecore_segment *s,
+static inline void ice_stored_attend(const ice_selection *t, ice_state *state, uint64_t lanes, const icecore_segment *s,
                                      int64_t cell, int64_t first, int64_t count, const float *bias) {
     const float *base = ice_base_of(s, cell);
     float score[ICE_PANEL];
     for (uint64_t left = base ? lanes : 0; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        t->kernels->row_scores(t->panel.query_rows + lane * s->dim, s->dim, ICECORE_FLOAT32, base, s->dim, 1,
+        t->kernels->row_scores(t->tile.query_rows + lane * s->dim, s->dim, ICECORE_FLOAT32, base, s->dim, 1,
                                &score[lane]);
         state[lane].maximum -= score[lane];
     }
-    ice_singles_attend(state, lanes, t->kernels, t->panel.query_rows, ice_rounded_query(t, 0), t->panel.scale, s->dim,
-                       s->value_dim, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, bias);
+    ice_rows_attend(state, lanes, t->kernels, t->tile.query_rows, ice_rounded_query(t, 0), t->tile.scale, s->dim,
+                    s->value_dim, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, bias);
     for (uint64_t left = base ? lanes : 0; left; left &= left - 1)
         state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
 }
 
 /* The same to the near field of the rows in `lanes`. */
-static inline void ice_attend_stored(ice_treecode *t, uint64_t lanes, const icecore_segment *s, int64_t cell,
+static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const icecore_segment *s, int64_t cell,
                                      int64_t first, int64_t count, const float *bias) {
     ice_stored_attend(t, t->near_field, lanes, s, cell, first, count, bias);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
-/* ---- treecode.c, for measure.c ---- */
+/* ---- tree.c, for measure.c ---- */
 
-ice_treecode *ice_treecode_lay_out(const icecore_attention *problem, const icecore_near_far *options,
-                                   const ice_stack *stack, char *scratch, char **rest);
+ice_selection *ice_selection_lay_out(const icecore_attention *problem, const icecore_near_far *options,
+                                     const ice_stack *stack, char *scratch, char **rest);
 /* Once the panel has begun: everything else as it is before the first key. */
-void ice_treecode_begin(ice_treecode *t, const ice_kernels *kernels);
-void ice_treecode_attend_exact_keys(ice_treecode *t, ice_exact_keys exact);
-void ice_treecode_score_parents(ice_treecode *t);
+void ice_selection_begin(ice_selection *t, const ice_kernels *kernels);
+void ice_selection_attend_exact_keys(ice_selection *t, ice_exact_keys exact);
+void ice_selection_score_parents(ice_selection *t);
 /* Scores and risks of neighbouring nodes, whose rows are the next ones.  lanes: those that have to do with them. */
-void ice_treecode_score(ice_treecode *t, const ice_node_run *nodes, uint64_t lanes);
+void ice_selection_score(ice_selection *t, const ice_node_run *nodes, uint64_t lanes);
 /* Of each lane the logarithms of the norm of the sum of weighted values and of the mass, guessed from the exact keys
  * and the parents. */
-void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]);
+void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]);
 /* A parent is expanded when its own risk is above this share of what opens a cell.  From 0.1 to 0.2 saves 2 to 5 % of
  * the time at 8k to 128k for an error that hardly changes (at 128k 1 to 8 %); 0.45 is better where tolerances are
  * coarse, worse at 128k where they are fine. */
@@ -159,13 +159,13 @@ static inline float ice_reach(int64_t dim) { return dim <= 6 ? 1.0f : 2.5f / sqr
 /* With tolerances and without a mask: the cells node .. node + count - 1 of a level's segment, for the rows in `lanes`.
  * Opens those at or above a row's threshold and adds their keys, and the other cells by their means, to the near field.
  * The panel's scores are lost. */
-void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
+void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
                              const float *threshold);
 
-/* ---- published_rule.c ---- */
+/* ---- largest.c ---- */
 
 /* With far_field = 0: of the keys of opened cells, each row attends to the near_keys with the largest scores; all else
  * is dropped. */
-void ice_attend_largest(ice_treecode *t);
+void ice_attend_largest(ice_selection *t);
 
 #endif

@@ -1,9 +1,9 @@
-#include "attention/single.h"
+#include "attend/rows.h"
 
-#include "attention/nonfinite.h"
+#include "attend/finite.h"
 
-void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_kernels *kernels, ice_row row,
-                       int64_t key_head, const float *query, int64_t first, int64_t end, void *cleaned_values) {
+void ice_row_attend(ice_state *state, const icecore_attention *p, const ice_kernels *kernels, ice_row row,
+                    int64_t key_head, const float *query, int64_t first, int64_t end, void *cleaned_values) {
     float scores[ICE_KEY_BLOCK], correction;
     for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
         int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
@@ -27,15 +27,15 @@ void ice_single_attend(ice_single *state, const icecore_attention *p, const ice_
     }
 }
 
-void ice_single_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale,
-                       int64_t dim, icecore_dtype dtype, const void *keys, int64_t count, float *scores) {
+void ice_row_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale, int64_t dim,
+                    icecore_dtype dtype, const void *keys, int64_t count, float *scores) {
     if (rounded && dtype == ICECORE_BFLOAT16) kernels->bf16->row_scores(rounded, dim, scale, keys, dim, count, scores);
     else kernels->row_scores(query, dim, dtype, keys, ice_row_stride(dtype, dim), count, scores);
 }
 
-void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *kernels, const float *queries,
-                        const uint16_t *rounded, float scale, int64_t dim, int64_t value_dim, icecore_dtype dtype,
-                        const void *keys, const void *values, int64_t count, const float *bias) {
+void ice_rows_attend(ice_state *state, uint64_t lanes, const ice_kernels *kernels, const float *queries,
+                     const uint16_t *rounded, float scale, int64_t dim, int64_t value_dim, icecore_dtype dtype,
+                     const void *keys, const void *values, int64_t count, const float *bias) {
     const int64_t key_bytes = (int64_t)ice_row_bytes(dtype, dim),
                   value_bytes = (int64_t)ice_row_bytes(dtype, value_dim);
     const int64_t key_stride = ice_row_stride(dtype, dim), value_stride = ice_row_stride(dtype, value_dim);
@@ -48,7 +48,7 @@ void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *ke
         const char *key = (const char *)keys + first * key_bytes, *value = (const char *)values + first * value_bytes;
         for (uint64_t left = lanes; left; left &= left - 1) {
             const int lane = __builtin_ctzll(left);
-            ice_single *row = &state[lane];
+            ice_state *row = &state[lane];
             float scores[ICE_KEY_BLOCK], correction;
             kernels->row_scores(queries + lane * dim, dim, dtype, key, key_stride, n, scores);
             for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
@@ -58,15 +58,15 @@ void ice_singles_attend(ice_single *state, uint64_t lanes, const ice_kernels *ke
     }
 }
 
-void ice_singles_add(ice_single *state, uint64_t lanes, const ice_kernels *kernels, int64_t value_dim,
-                     icecore_dtype dtype, float *scores, int64_t stride, const void *values, int64_t count) {
+void ice_rows_add_means(ice_state *state, uint64_t lanes, const ice_kernels *kernels, int64_t value_dim,
+                        icecore_dtype dtype, float *scores, int64_t stride, const void *values, int64_t count) {
     if (kernels->bf16 && dtype == ICECORE_BFLOAT16) {
         kernels->bf16->rows_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, stride, lanes, state);
         return;
     }
     for (; lanes; lanes &= lanes - 1) {
         const int lane = __builtin_ctzll(lanes);
-        ice_single *row = &state[lane];
+        ice_state *row = &state[lane];
         float correction;
         kernels->row_softmax(scores + lane * stride, count, &row->maximum, &row->sum, &correction);
         kernels->row_weighted_sum(scores + lane * stride, count, dtype, values, ice_row_stride(dtype, value_dim),
@@ -74,7 +74,7 @@ void ice_singles_add(ice_single *state, uint64_t lanes, const ice_kernels *kerne
     }
 }
 
-void ice_single_merge(ice_single *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {
+void ice_state_merge(ice_state *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {
     if (sum == 0.0f) return; /* nothing was visible there */
     if (state->sum == 0.0f) {
         state->maximum = maximum;

@@ -3,8 +3,8 @@
  * A hidden key has weight 0, and 0 * NaN would let its value in.  So where a block hides keys and holds such values,
  * the ordinary kernel runs on a copy with zeros in their place (0 * 0 = 0 * v: the same bits for everybody else), and
  * the products of the values that are not finite with the weights that are not zero are added afterwards. */
-#ifndef ICE_NONFINITE_H
-#define ICE_NONFINITE_H
+#ifndef ICE_FINITE_H
+#define ICE_FINITE_H
 
 #include <stdint.h>
 

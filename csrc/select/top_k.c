@@ -1,4 +1,4 @@
-#include "attention/top_k.h"
+#include "select/top_k.h"
 
 /* Hoare's selection with the middle element as pivot: sorted and constant lists are as fast as random ones. */
 float ice_kth_largest(float *numbers, int64_t count, int64_t k) {

@@ -1,24 +1,22 @@
-#include "attention/key_block.h"
+#include "attend/key_block.h"
 
 #include <math.h>
 #include <string.h>
 
-void ice_key_block_begin(ice_key_block *block, ice_panel *panel) {
+void ice_key_block_begin(ice_key_block *block, ice_tile *panel) {
     block->panel = panel;
     block->count = 0;
     block->pieces = 0;
 }
 
-static icecore_dtype dtype_of(const ice_panel *panel) {
-    return panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
-}
+static icecore_dtype dtype_of(const ice_tile *panel) { return panel->query_pairs ? ICECORE_BFLOAT16 : ICECORE_FLOAT32; }
 
 static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t count, int64_t width) {
     return (const char *)rows + (size_t)count * ice_row_bytes(dtype, width);
 }
 
 /* Copies rows, plus `base` where it is not NULL, into a buffer, behind `filled` ones. */
-static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *rows, const float *base, int64_t count,
+static void copy_rows(const ice_tile *panel, icecore_dtype dtype, const void *rows, const float *base, int64_t count,
                       int64_t width, float *buffer, int64_t filled) {
     const icecore_dtype wanted = dtype_of(panel);
     const size_t bytes = ice_row_bytes(wanted, width);
@@ -36,7 +34,7 @@ static void copy_rows(const ice_panel *panel, icecore_dtype dtype, const void *r
 /* Puts at most as many keys into the block as it has room for. */
 static void put(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base, const void *values,
                 int64_t count, uint64_t lanes) {
-    ice_panel *panel = block->panel;
+    ice_tile *panel = block->panel;
     const icecore_dtype wanted = dtype_of(panel);
     const int64_t dim = panel->problem->dim, value_dim = panel->problem->value_dim;
     const int as_they_lie = dtype == wanted && !base &&
@@ -83,13 +81,13 @@ static const float *find_bias(const ice_key_block *block) {
     int any = 0;
     for (int i = 0; i < block->pieces; i++) {
         any |= block->piece_lanes[i] != used;
-        ice_panel_hiding(block->piece_lanes[i], hiding);
+        ice_tile_hiding(block->piece_lanes[i], hiding);
         for (int64_t j = 0; j < block->piece_count[i]; j++, bias += ICE_PANEL) memcpy(bias, hiding, sizeof hiding);
     }
     return any ? block->panel->bias : NULL;
 }
 
 void ice_key_block_flush(ice_key_block *block) {
-    if (block->count) ice_panel_attend_rows(block->panel, block->keys, block->values, block->count, find_bias(block));
+    if (block->count) ice_tile_attend_rows(block->panel, block->keys, block->values, block->count, find_bias(block));
     ice_key_block_begin(block, block->panel);
 }

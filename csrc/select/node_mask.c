@@ -1,4 +1,4 @@
-#include "attention/node_mask.h"
+#include "select/node_mask.h"
 
 #include <math.h>
 #include <string.h>
@@ -14,7 +14,7 @@ float ice_mask_at(const icecore_attention *p, const ice_mask_row *row, int64_t k
     return ice_mask_bias(((const float *)p->mask)[at]);
 }
 
-static void find_rows(ice_node_mask *mask, const ice_panel *panel) {
+static void find_rows(ice_node_mask *mask, const ice_tile *panel) {
     const icecore_attention *p = panel->problem;
     mask->rows = 0;
     for (int lane = 0; lane < panel->lanes; lane++) {
@@ -78,7 +78,7 @@ static void mark_nodes(ice_node_mask *mask, ice_mask_row *row, const icecore_att
     if (DENSE_SHARE * seen_in_cut > stack->keys) mask->dense |= row->lanes;
 }
 
-void ice_node_mask_read(ice_node_mask *mask, const ice_panel *panel, const ice_stack *stack) {
+void ice_node_mask_read(ice_node_mask *mask, const ice_tile *panel, const ice_stack *stack) {
     memset(mask->hidden, 0, (size_t)stack->nodes * sizeof *mask->hidden);
     memset(mask->cut, 0, (size_t)stack->nodes * sizeof *mask->cut);
     find_rows(mask, panel);

@@ -1,8 +1,8 @@
-#include "attention/panel.h"
+#include "attend/tile.h"
 
 #include <string.h>
 
-#include "attention/nonfinite.h"
+#include "attend/finite.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -11,23 +11,23 @@ static uint16_t *take_halves(char **scratch, int64_t count) {
     return ice_take(scratch, (size_t)count * sizeof(uint16_t));
 }
 
-int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
+int ice_tile_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
     const ice_bf16_kernels *bf16 = kernels->bf16;
     return bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 &&
            p->value_dim % bf16->value_dim_multiple == 0;
 }
 
-size_t ice_panel_bytes(const icecore_attention *p) {
+size_t ice_tile_bytes(const icecore_attention *p) {
     int64_t rows = 2 * p->dim + p->value_dim + 2 * ICE_KEY_BLOCK + 3;
     int64_t widened = ICE_KEY_BLOCK * (p->dim + p->value_dim);
     int64_t pairs = p->key_dtype != ICECORE_BFLOAT16 ? 0 : (2 * p->dim + 1) * ICE_PANEL + ICE_KEY_BLOCK * p->value_dim;
     return (size_t)(rows * ICE_PANEL + widened) * sizeof(float) + (size_t)pairs * sizeof(uint16_t) + 14 * ICE_ALIGNMENT;
 }
 
-void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
-                     int64_t key_head, int64_t first_row, int lanes, void *scratch) {
+void ice_tile_begin(ice_tile *panel, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
+                    int64_t key_head, int64_t first_row, int lanes, void *scratch) {
     char *free_space = scratch;
-    *panel = (ice_panel){
+    *panel = (ice_tile){
         .problem = p, .kernels = kernels, .batch = batch, .key_head = key_head, .first_row = first_row, .lanes = lanes};
     panel->queries = take_floats(&free_space, p->dim * ICE_PANEL);
     panel->query_rows = take_floats(&free_space, p->dim * ICE_PANEL);
@@ -39,7 +39,7 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     panel->correction = take_floats(&free_space, ICE_PANEL);
     panel->keys = take_floats(&free_space, ICE_KEY_BLOCK * p->dim);
     panel->values = take_floats(&free_space, ICE_KEY_BLOCK * p->value_dim);
-    if (ice_panel_is_bf16(p, kernels)) {
+    if (ice_tile_is_bf16(p, kernels)) {
         panel->rounded_rows = take_halves(&free_space, p->dim * ICE_PANEL);
         panel->query_pairs = take_halves(&free_space, (p->dim + 1) * ICE_PANEL);
         panel->packed_values = take_halves(&free_space, ICE_KEY_BLOCK * p->value_dim);
@@ -78,7 +78,7 @@ void ice_panel_begin(ice_panel *panel, const icecore_attention *p, const ice_ker
     memset(panel->accumulator, 0, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
 }
 
-ice_visible ice_panel_visible(const ice_panel *panel) {
+ice_visible ice_tile_visible(const ice_tile *panel) {
     ice_visible all = panel->visible[0];
     for (int lane = 1; lane < panel->lanes; lane++) {
         const ice_visible *row = &panel->visible[lane];
@@ -92,7 +92,7 @@ ice_visible ice_panel_visible(const ice_panel *panel) {
 }
 
 /* The keys that all rows of the panel see, but for a mask: [begin, end). */
-static void find_seen_by_all(const ice_panel *panel, int64_t *begin, int64_t *end) {
+static void find_seen_by_all(const ice_tile *panel, int64_t *begin, int64_t *end) {
     *begin = panel->visible[0].begin;
     *end = panel->visible[0].end;
     for (int lane = 1; lane < panel->lanes; lane++) {
@@ -104,7 +104,7 @@ static void find_seen_by_all(const ice_panel *panel, int64_t *begin, int64_t *en
 /* What hides of keys first .. first + count - 1 those that a row may not see and those outside [from, to), and what a
  * mask adds to their scores: the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden from
  * some row. */
-static const float *find_bias(ice_panel *panel, int64_t first, int64_t count, int64_t from, int64_t to, int *hidden) {
+static const float *find_bias(ice_tile *panel, int64_t first, int64_t count, int64_t from, int64_t to, int *hidden) {
     const icecore_attention *p = panel->problem;
     float lower[ICE_PANEL], upper[ICE_PANEL], sink_upper[ICE_PANEL];
     int64_t sinks = p->window < 0 ? 0 : p->sinks - first;
@@ -138,7 +138,7 @@ static const float *find_bias(ice_panel *panel, int64_t first, int64_t count, in
 }
 
 /* Rows `first`.. as float32: where they lie, or widened into `buffer`. */
-static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, int64_t width, int64_t first,
+static const float *float_rows(ice_tile *panel, const icecore_tensor *tensor, int64_t width, int64_t first,
                                int64_t count, float *buffer, int64_t *stride) {
     const icecore_attention *p = panel->problem;
     if (p->key_dtype == ICECORE_FLOAT32) {
@@ -154,7 +154,7 @@ static const float *float_rows(ice_panel *panel, const icecore_tensor *tensor, i
 }
 
 /* Scores and softmax in float32: the panel's scores become weights. */
-static void find_weights(ice_panel *panel, const float *keys, int64_t stride, int64_t count, const float *bias) {
+static void find_weights(ice_tile *panel, const float *keys, int64_t stride, int64_t count, const float *bias) {
     const ice_kernels *kernels = panel->kernels;
     kernels->scores(panel->queries, panel->problem->dim, panel->lanes, keys, stride, count, panel->scores);
     for (int64_t i = 0; bias && i < count * ICE_PANEL; i++) /* what hides a key hides a NaN too */
@@ -162,7 +162,7 @@ static void find_weights(ice_panel *panel, const float *keys, int64_t stride, in
     kernels->softmax(panel->scores, count, panel->lanes, panel->maximum, panel->sum, panel->correction);
 }
 
-static void attend_in_float32(ice_panel *panel, int64_t first, int64_t count, const float *bias, int hidden) {
+static void attend_in_float32(ice_tile *panel, int64_t first, int64_t count, const float *bias, int hidden) {
     const icecore_attention *p = panel->problem;
     int64_t key_stride, value_stride;
     const float *keys = float_rows(panel, &p->key, p->dim, first, count, panel->keys, &key_stride);
@@ -183,7 +183,7 @@ static void attend_in_float32(ice_panel *panel, int64_t first, int64_t count, co
 }
 
 /* By the bfloat16 kernels.  keys NULL: the scores are the bias. */
-static void attend_by_bf16(ice_panel *panel, const uint16_t *keys, int64_t stride, const uint16_t *packed_values,
+static void attend_by_bf16(ice_tile *panel, const uint16_t *keys, int64_t stride, const uint16_t *packed_values,
                            int64_t count, const float *bias) {
     const ice_bf16_panel own = {panel->query_pairs, panel->problem->dim, panel->problem->value_dim,
                                 panel->lanes,       panel->scale,        panel->maximum,
@@ -192,7 +192,7 @@ static void attend_by_bf16(ice_panel *panel, const uint16_t *keys, int64_t strid
 }
 
 /* The weights that hidden keys do not have, as float32, in the place of the panel's scores. */
-static void recall_weights(ice_panel *panel, const uint16_t *keys, int64_t stride, int64_t count, const float *bias) {
+static void recall_weights(ice_tile *panel, const uint16_t *keys, int64_t stride, int64_t count, const float *bias) {
     panel->kernels->bf16->scores(panel->query_pairs, panel->problem->dim, panel->lanes, panel->scale, keys, stride,
                                  count, panel->scores);
     for (int64_t j = 0; j < count; j++)
@@ -203,7 +203,7 @@ static void recall_weights(ice_panel *panel, const uint16_t *keys, int64_t strid
         }
 }
 
-static void attend_in_bf16(ice_panel *panel, int64_t first, int64_t count, const float *bias, int hidden) {
+static void attend_in_bf16(ice_tile *panel, int64_t first, int64_t count, const float *bias, int hidden) {
     const icecore_attention *p = panel->problem;
     const ice_bf16_kernels *bf16 = panel->kernels->bf16;
     const uint16_t *keys = ice_address(&p->key, p->key_dtype, panel->batch, panel->key_head, first);
@@ -226,7 +226,7 @@ static void attend_in_bf16(ice_panel *panel, int64_t first, int64_t count, const
                       ICE_PANEL, panel->accumulator);
 }
 
-static void attend_block(ice_panel *panel, int64_t first, int64_t count, int64_t from, int64_t to) {
+static void attend_block(ice_tile *panel, int64_t first, int64_t count, int64_t from, int64_t to) {
     int hidden;
     const float *bias = find_bias(panel, first, count, from, to, &hidden);
     if (panel->query_pairs) attend_in_bf16(panel, first, count, bias, hidden);
@@ -238,8 +238,7 @@ static void attend_block(ice_panel *panel, int64_t first, int64_t count, int64_t
 
 /* Where a stretch of keys ends that can be attended to at once: packed values begin and end with whole packs, beyond
  * `end` if need be, and keys that all rows see need no blocks. */
-static int64_t end_of_stretch(const ice_panel *panel, int64_t first, int64_t end, int64_t seen_begin,
-                              int64_t seen_end) {
+static int64_t end_of_stretch(const ice_tile *panel, int64_t first, int64_t end, int64_t seen_begin, int64_t seen_end) {
     const int64_t keys = panel->problem->keys, block = first + ICE_KEY_BLOCK;
     if (!panel->packed) return block < end ? block : end;
     if (seen_end > first + MOST_STRETCH) seen_end = first + MOST_STRETCH;
@@ -250,7 +249,7 @@ static int64_t end_of_stretch(const ice_panel *panel, int64_t first, int64_t end
     return last < keys ? last : keys;
 }
 
-void ice_panel_attend(ice_panel *panel, int64_t from, int64_t to) {
+void ice_tile_attend(ice_tile *panel, int64_t from, int64_t to) {
     int64_t seen_begin, seen_end, first = panel->packed ? from - from % ICE_PACKED : from;
     find_seen_by_all(panel, &seen_begin, &seen_end);
     if (seen_begin < from) seen_begin = from;
@@ -263,7 +262,7 @@ void ice_panel_attend(ice_panel *panel, int64_t from, int64_t to) {
     }
 }
 
-void ice_panel_attend_rows(ice_panel *panel, const void *keys, const void *values, int64_t count, const float *bias) {
+void ice_tile_attend_rows(ice_tile *panel, const void *keys, const void *values, int64_t count, const float *bias) {
     const int64_t dim = panel->problem->dim, value_dim = panel->problem->value_dim;
     if (panel->query_pairs) {
         panel->kernels->bf16->pack_values(values, value_dim, count, value_dim, panel->packed_values);
@@ -275,14 +274,14 @@ void ice_panel_attend_rows(ice_panel *panel, const void *keys, const void *value
     }
 }
 
-void ice_panel_scores(ice_panel *panel, const void *keys, int64_t stride, int64_t count, float *scores) {
+void ice_tile_scores(ice_tile *panel, const void *keys, int64_t stride, int64_t count, float *scores) {
     const int64_t dim = panel->problem->dim;
     if (panel->query_pairs)
         panel->kernels->bf16->scores(panel->query_pairs, dim, panel->lanes, panel->scale, keys, stride, count, scores);
     else panel->kernels->scores(panel->queries, dim, panel->lanes, keys, stride, count, scores);
 }
 
-void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *values) {
+void ice_tile_add(ice_tile *panel, float *scores, int64_t count, const void *values) {
     const int64_t value_dim = panel->problem->value_dim;
     if (panel->query_pairs) {
         panel->kernels->bf16->pack_values(values, value_dim, count, value_dim, panel->packed_values);
@@ -294,7 +293,7 @@ void ice_panel_add(ice_panel *panel, float *scores, int64_t count, const void *v
     }
 }
 
-void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {
+void ice_tile_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {
 #define H -INFINITY
     /* of four lanes at a time: bit by bit this took a fiftieth of a long prefill */
     static const float four[16][4] = {
@@ -304,14 +303,14 @@ void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {
     for (int lane = 0; lane < ICE_PANEL; lane += 4) memcpy(hiding + lane, four[(lanes >> lane) & 15], sizeof four[0]);
 }
 
-void ice_add_centre(const ice_panel *panel, int lane, const float *centre, float *lse) {
+void ice_add_centre(const ice_tile *panel, int lane, const float *centre, float *lse) {
     float score;
     panel->kernels->row_scores(panel->query_rows + lane * panel->problem->dim, panel->problem->dim, ICECORE_FLOAT32,
                                centre, panel->problem->dim, 1, &score);
     *lse += (float)(ICE_LN_2 * (double)score);
 }
 
-float *ice_panel_rows(ice_panel *panel) {
+float *ice_tile_rows(ice_tile *panel) {
     _Static_assert(ICE_PANEL <= ICE_KEY_BLOCK, "a block of values leaves room for the rows");
     panel->kernels->from_panel(panel->accumulator, panel->problem->value_dim, panel->values);
     return panel->values;

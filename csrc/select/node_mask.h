@@ -2,7 +2,7 @@
 #ifndef ICE_NODE_MASK_H
 #define ICE_NODE_MASK_H
 
-#include "attention/panel.h"
+#include "attend/tile.h"
 #include "segment/stack.h"
 
 /* Lanes under the same row of the mask. */
@@ -21,7 +21,7 @@ typedef struct {
 } ice_node_mask;
 
 /* Looks at every sealed key for each different row.  `hidden` and `cut` have memory. */
-void ice_node_mask_read(ice_node_mask *mask, const ice_panel *panel, const ice_stack *stack);
+void ice_node_mask_read(ice_node_mask *mask, const ice_tile *panel, const ice_stack *stack);
 
 /* What a row of the problem's mask adds to the score of a key, in units of log 2; -inf hides it. */
 float ice_mask_at(const icecore_attention *problem, const ice_mask_row *row, int64_t key);

@@ -8,17 +8,17 @@
  *   6. the merge of both by their log-sum-exp.
  * What a row expands and opens depends on that row alone, so but for rounding its result does not depend on the panel
  * it happens to be in. All scores, masses and risks are logarithms to base 2. */
-#include "attention/treecode.h"
+#include "select/tree.h"
 
 #include <float.h>
 #include <string.h>
 
-#include "attention/key_block.h"
-#include "attention/nonfinite.h"
-#include "attention/treecode_state.h"
+#include "attend/key_block.h"
+#include "attend/finite.h"
+#include "select/tree_state.h"
 #include "base/memory.h"
 #include "base/parallel.h"
-#include "segment/threshold.h"
+#include "select/threshold.h"
 
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
 #define EXPAND_FACTOR 16
@@ -32,18 +32,18 @@
 /* Lanes of the widest vectors. */
 #define WIDEST 16
 
-size_t ice_treecode_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t levels, int64_t nodes) {
+size_t ice_selection_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t levels, int64_t nodes) {
     size_t keys = options->far_field ? 0 : (size_t)p->keys, all = (size_t)nodes;
     size_t lanes = (size_t)(p->value_dim * 2) * ICE_PANEL * sizeof(float);
-    return ice_round_up(sizeof(ice_treecode)) + ice_panel_bytes(p) +
+    return ice_round_up(sizeof(ice_selection)) + ice_tile_bytes(p) +
            all * (2 * ICE_PANEL * sizeof(float) + 3 * sizeof(uint64_t) + sizeof(float) + sizeof(ice_node_run)) + lanes +
            (size_t)levels * sizeof(ice_spread) + keys * (2 * sizeof(float) + sizeof(void *)) + 19 * ICE_ALIGNMENT;
 }
 
-ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_near_far *options, const ice_stack *stack,
-                                   char *scratch, char **rest) {
+ice_selection *ice_selection_lay_out(const icecore_attention *p, const icecore_near_far *options,
+                                     const ice_stack *stack, char *scratch, char **rest) {
     size_t nodes = (size_t)stack->nodes, keys = options->far_field ? 0 : (size_t)stack->keys;
-    ice_treecode *t = ice_take(&scratch, sizeof *t);
+    ice_selection *t = ice_take(&scratch, sizeof *t);
     t->problem = p;
     t->options = options;
     t->rules = NULL;
@@ -67,28 +67,28 @@ ice_treecode *ice_treecode_lay_out(const icecore_attention *p, const icecore_nea
 
 /* ---- Step 1 ---- */
 
-static int attends_by_rows(const ice_treecode *t) {
+static int attends_by_rows(const ice_selection *t) {
     const icecore_attention *p = t->problem;
-    return t->panel.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim &&
+    return t->tile.lanes <= SINGLE_ROWS && !ice_is_masked(t) && p->key.row_stride == p->dim &&
            p->value.row_stride == p->value_dim;
 }
 
-static void attend_rows(ice_treecode *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
-    const ice_panel *panel = &t->panel;
-    ice_singles_attend(t->near_field, lanes, t->kernels, panel->query_rows, ice_rounded_query(t, 0), panel->scale,
-                       from->dim, from->value_dim, from->key_dtype,
-                       ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, first),
-                       ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, first), count, NULL);
+static void attend_rows(ice_selection *t, const icecore_attention *from, uint64_t lanes, int64_t first, int64_t count) {
+    const ice_tile *panel = &t->tile;
+    ice_rows_attend(t->near_field, lanes, t->kernels, panel->query_rows, ice_rounded_query(t, 0), panel->scale,
+                    from->dim, from->value_dim, from->key_dtype,
+                    ice_address(&from->key, from->key_dtype, panel->batch, panel->key_head, first),
+                    ice_address(&from->value, from->key_dtype, panel->batch, panel->key_head, first), count, NULL);
 }
 
 /* By the row kernels: the lanes of a panel would stand empty.  Block by block, so that a row's sums do not depend on
  * what the others see. */
-static void attend_by_rows(ice_treecode *t, const icecore_attention *from, int64_t first, int64_t end) {
+static void attend_by_rows(ice_selection *t, const icecore_attention *from, int64_t first, int64_t end) {
     for (int64_t block = first, last; block < end; block = last) {
         uint64_t lanes = 0; /* that see all of the block */
         last = end - block < ICE_KEY_BLOCK ? end : block + ICE_KEY_BLOCK;
-        for (int lane = 0; lane < t->panel.lanes; lane++) {
-            const int64_t own = t->panel.visible[lane].end;
+        for (int lane = 0; lane < t->tile.lanes; lane++) {
+            const int64_t own = t->tile.visible[lane].end;
             if (own >= last) lanes |= (uint64_t)1 << lane;
             else if (own > block) attend_rows(t, from, (uint64_t)1 << lane, block, own - block);
         }
@@ -96,21 +96,21 @@ static void attend_by_rows(ice_treecode *t, const icecore_attention *from, int64
     }
 }
 
-void ice_treecode_attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
-    ice_panel *panel = &t->panel;
-    const int64_t end = ice_panel_visible(panel).end, value_dim = t->problem->value_dim;
+void ice_selection_attend_exact_keys(ice_selection *t, ice_exact_keys exact) {
+    ice_tile *panel = &t->tile;
+    const int64_t end = ice_tile_visible(panel).end, value_dim = t->problem->value_dim;
     if (!attends_by_rows(t)) {
         panel->problem = exact.sinks;
-        ice_panel_attend(panel, 0, exact.sink_end);
+        ice_tile_attend(panel, 0, exact.sink_end);
         panel->problem = t->problem;
-        ice_panel_attend(panel, exact.open_begin, end);
+        ice_tile_attend(panel, exact.open_begin, end);
         return;
     }
     attend_by_rows(t, exact.sinks, 0, exact.sink_end);
     attend_by_rows(t, t->problem, exact.open_begin, end);
     /* the result goes into the panel, whose state the steps that follow build on */
     for (int lane = 0; lane < panel->lanes; lane++) {
-        ice_single *state = &t->near_field[lane];
+        ice_state *state = &t->near_field[lane];
         panel->maximum[lane] = state->maximum;
         panel->sum[lane] = state->sum;
         for (int64_t i = 0; i < value_dim; i++) panel->accumulator[i * ICE_PANEL + lane] = state->accumulator[i];
@@ -123,7 +123,7 @@ void ice_treecode_attend_exact_keys(ice_treecode *t, ice_exact_keys exact) {
 /* ---- The mask ---- */
 
 /* Lanes for which a node stands for nothing, or is opened whatever its risk. */
-static void leave_out_marked(ice_treecode *t, int64_t number, int64_t count, float *scores, float *risk) {
+static void leave_out_marked(ice_selection *t, int64_t number, int64_t count, float *scores, float *risk) {
     const ice_node_mask *mask = &t->mask;
     for (int64_t i = 0; i < count; i++) {
         uint64_t marked = (mask->hidden[number + i] | mask->cut[number + i] | mask->dense) & ice_used_lanes(t);
@@ -136,23 +136,23 @@ static void leave_out_marked(ice_treecode *t, int64_t number, int64_t count, flo
 
 /* ---- Steps 2 and 3 ---- */
 
-void ice_treecode_score(ice_treecode *t, const ice_node_run *now, uint64_t lanes) {
+void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lanes) {
     const ice_nodes *nodes = now->nodes;
     const icecore_segment *s = now->from->segment;
     const ice_spread *spread = ice_spread_of(t, now->from);
     const ice_node_facts facts = ice_facts_of(nodes, now->node);
     const ice_spreads rows = {spread->variance, spread->half_log2, spread->norm};
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL, added[ICE_PANEL];
-    ice_panel_hiding(lanes | ~ice_used_lanes(t), added);
+    ice_tile_hiding(lanes | ~ice_used_lanes(t), added);
     for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
-    ice_panel_scores(&t->panel, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count,
-                     scores);
-    t->kernels->cell_risk(scores, now->count, t->panel.lanes, &facts, &rows, added, risk);
+    ice_tile_scores(&t->tile, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), s->dim, now->count,
+                    scores);
+    t->kernels->cell_risk(scores, now->count, t->tile.lanes, &facts, &rows, added, risk);
     if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
 }
 
-void ice_treecode_score_parents(ice_treecode *t) {
+void ice_selection_score_parents(ice_selection *t) {
     int64_t number = 0;
     t->rows = t->runs = 0;
     for (int64_t level = 0; level < t->stack->levels; level++) {
@@ -162,7 +162,7 @@ void ice_treecode_score_parents(ice_treecode *t) {
         t->run[t->runs] = (ice_node_run){from, parents, 0, parents->count, t->rows, number};
         for (int64_t p = 0; !t->rules && p < parents->count; p++)
             t->count[t->rows + p] = (float)(cells->offset[parents->offset[p + 1]] - cells->offset[parents->offset[p]]);
-        ice_treecode_score(t, &t->run[t->runs++], ice_used_lanes(t));
+        ice_selection_score(t, &t->run[t->runs++], ice_used_lanes(t));
         number += parents->count + cells->count;
     }
     t->parents = t->rows;
@@ -170,31 +170,31 @@ void ice_treecode_score_parents(ice_treecode *t) {
 }
 
 /* Raises the risks of nodes of which one key may hold a row's key_share to what opens them. */
-static void raise_doubtful(ice_treecode *t, const ice_node_run *now, const float *threshold) {
+static void raise_doubtful(ice_selection *t, const ice_node_run *now, const float *threshold) {
     const ice_spread *spread = ice_spread_of(t, now->from);
     float reach[ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane++) reach[lane] = ice_reach(t->problem->dim) * spread->norm[lane];
     for (int64_t i = 0; i < now->count; i++) {
         const float radius = now->nodes->radius[now->node + i], *scores = t->scores + (now->row + i) * ICE_PANEL;
         float *risk = t->risk + (now->row + i) * ICE_PANEL;
-        for (int lane = 0; lane < t->panel.lanes; lane++)
+        for (int lane = 0; lane < t->tile.lanes; lane++)
             if (scores[lane] + reach[lane] * radius >= t->doubt[lane] && risk[lane] < threshold[lane])
                 risk[lane] = threshold[lane];
     }
 }
 
-static int panel_lanes(const ice_treecode *t, icecore_dtype dtype) {
-    return t->panel.query_pairs && dtype == ICECORE_BFLOAT16 ? t->kernels->bf16->panel_lanes : PANEL_LANES;
+static int panel_lanes(const ice_selection *t, icecore_dtype dtype) {
+    return t->tile.query_pairs && dtype == ICECORE_BFLOAT16 ? t->kernels->bf16->panel_lanes : PANEL_LANES;
 }
 
 /* Whether so few rows expand a parent that its cells go by the row kernels: at 128k two fifths of all expanded ones. It
  * takes 8 to 12 % off the time there and less at 8k, with 5/8 of panel_lanes as with 3/4. */
-static int are_few(const ice_treecode *t, icecore_dtype dtype, uint64_t lanes) {
+static int are_few(const ice_selection *t, icecore_dtype dtype, uint64_t lanes) {
     return __builtin_popcountll(lanes) * 8 <= panel_lanes(t, dtype) * 5;
 }
 
 /* The cells of every parent that some lane expands. */
-static void score_cells(ice_treecode *t, const float *threshold) {
+static void score_cells(ice_selection *t, const float *threshold) {
     const uint64_t lanes = ice_used_lanes(t);
     const int by_threshold = t->rules != NULL, few_apart = by_threshold && !ice_is_masked(t);
     for (int64_t r = 0; r < t->parent_runs; r++) {
@@ -213,7 +213,7 @@ static void score_cells(ice_treecode *t, const float *threshold) {
             ice_node_run *last = &t->run[t->runs - 1];
             for (int64_t c = 0; !by_threshold && c < count; c++)
                 t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
-            ice_treecode_score(t, &cells, open);
+            ice_selection_score(t, &cells, open);
             if (t->doubts) raise_doubtful(t, &cells, threshold);
             if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node)
                 last->count += count;
@@ -223,27 +223,27 @@ static void score_cells(ice_treecode *t, const float *threshold) {
 }
 
 /* Opens what is at or above a row's threshold, and what the mask cuts. */
-static void open_nodes(ice_treecode *t, int64_t first_run, int64_t end_run, const float *threshold) {
+static void open_nodes(ice_selection *t, int64_t first_run, int64_t end_run, const float *threshold) {
     for (int64_t r = first_run; r < end_run; r++) {
         const ice_node_run *now = &t->run[r];
         t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count,
-                               t->panel.lanes, threshold, now->nodes->log2_count + now->node, t->open + now->row);
+                               t->tile.lanes, threshold, now->nodes->log2_count + now->node, t->open + now->row);
         for (int64_t i = 0; ice_is_masked(t) && i < now->count; i++)
             t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) &
                                     ~t->mask.hidden[now->number + i];
     }
 }
 
-void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
+void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
     const icecore_attention *p = t->problem;
-    float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->panel.scores;
-    ice_panel guess = t->panel;
+    float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->tile.scores;
+    ice_tile guess = t->tile;
     guess.accumulator = t->guess;
     guess.maximum = maximum;
     guess.sum = sum;
-    memcpy(guess.accumulator, t->panel.accumulator, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
-    memcpy(maximum, t->panel.maximum, sizeof maximum);
-    memcpy(sum, t->panel.sum, sizeof sum);
+    memcpy(guess.accumulator, t->tile.accumulator, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
+    memcpy(maximum, t->tile.maximum, sizeof maximum);
+    memcpy(sum, t->tile.sum, sizeof sum);
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
@@ -252,7 +252,7 @@ void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_
                 for (int lane = 0; lane < ICE_PANEL; lane++)
                     weights[j * ICE_PANEL + lane] =
                         t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
-            ice_panel_add(&guess, weights, count, ice_mean_value_of(now, i));
+            ice_tile_add(&guess, weights, count, ice_mean_value_of(now, i));
         }
     }
     float squared[ICE_PANEL] = {0};
@@ -268,9 +268,9 @@ void ice_treecode_guess(ice_treecode *t, float log2_norm[ICE_PANEL], float log2_
 }
 
 /* The risks from which on each row opens cells and expands parents. */
-static void find_thresholds(ice_treecode *t, float *threshold, float *expand) {
+static void find_thresholds(ice_selection *t, float *threshold, float *expand) {
     float log2_mass[ICE_PANEL];
-    ice_treecode_guess(t, threshold, log2_mass);
+    ice_selection_guess(t, threshold, log2_mass);
     t->doubts = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const ice_rule *rule = ice_rule_of(t, lane);
@@ -281,17 +281,17 @@ static void find_thresholds(ice_treecode *t, float *threshold, float *expand) {
     }
 }
 
-static void choose(ice_treecode *t) {
+static void choose(ice_selection *t) {
     const icecore_near_far *options = t->options;
     float threshold[ICE_PANEL], expand[ICE_PANEL];
-    ice_treecode_score_parents(t);
+    ice_selection_score_parents(t);
     int64_t wanted = options->far_field ? options->near_keys : options->visit;
     if (t->rules) {
         find_thresholds(t, threshold, expand);
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) raise_doubtful(t, &t->run[r], expand);
     } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && LEAST_EXPANDED < t->stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > LEAST_EXPANDED ? wanted * EXPAND_FACTOR : LEAST_EXPANDED;
-        ice_risk_threshold(t->kernels, t->risk, t->parents, t->panel.lanes, t->count, reached, expand);
+        ice_risk_threshold(t->kernels, t->risk, t->parents, t->tile.lanes, t->count, reached, expand);
     } else {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
     }
@@ -301,7 +301,7 @@ static void choose(ice_treecode *t) {
         if (wanted >= t->stack->keys)
             for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
         else
-            ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->panel.lanes,
+            ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->tile.lanes,
                                t->count + t->parents, wanted, threshold);
     }
     open_nodes(t, t->parent_runs, t->runs, threshold);
@@ -310,13 +310,13 @@ static void choose(ice_treecode *t) {
 /* ---- Step 4 ---- */
 
 /* Whether a weight of 0 takes the keys away from the rows that do not see them. */
-static int can_be_hidden(const ice_treecode *t, const icecore_segment *s, int64_t first, int64_t count) {
+static int can_be_hidden(const ice_selection *t, const icecore_segment *s, int64_t first, int64_t count) {
     return !ice_is_masked(t) || (ice_all_finite(s->dtype, ice_key_of(s, first), s->dim, count, s->dim) &&
                                  ice_all_finite(s->dtype, ice_value_of(s, first), s->value_dim, count, s->value_dim));
 }
 
 /* The keys first .. first + count - 1 of a cell for the rows in `lanes`. */
-static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell,
+static void attend_cell(ice_selection *t, ice_key_block *block, uint64_t lanes, const icecore_segment *s, int64_t cell,
                         int64_t first, int64_t count) {
     if (__builtin_popcountll(lanes) < panel_lanes(t, s->dtype) ||
         (lanes != ice_used_lanes(t) && !can_be_hidden(t, s, first, count))) {
@@ -329,7 +329,7 @@ static void attend_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, c
 }
 
 /* The keys that a row of the mask leaves of a cell, run by run. */
-static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row,
+static void attend_cut_cell(ice_selection *t, ice_key_block *block, uint64_t lanes, const ice_mask_row *row,
                             const ice_stacked *from, int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     float bias[ICE_KEY_BLOCK];
@@ -347,16 +347,16 @@ static void attend_cut_cell(ice_treecode *t, ice_key_block *block, uint64_t lane
 }
 
 /* The next cell of a run that some lane opens. */
-static void prefetch_next(const ice_treecode *t, const ice_node_run *now, int64_t after) {
+static void prefetch_next(const ice_selection *t, const ice_node_run *now, int64_t after) {
     const uint64_t lanes = ice_used_lanes(t);
     while (after < now->count && !(t->open[now->row + after] & lanes)) after++;
     if (after < now->count) ice_prefetch_cell(now->from->segment, now->node + after);
 }
 
 /* Cell by cell, so that a cell's rows stay in cache for all queries that opened it. */
-static void add_near_field(ice_treecode *t) {
+static void add_near_field(ice_selection *t) {
     ice_key_block block;
-    ice_key_block_begin(&block, &t->panel);
+    ice_key_block_begin(&block, &t->tile);
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
         const icecore_segment *s = now->from->segment;
@@ -381,8 +381,8 @@ static void add_near_field(ice_treecode *t) {
 
 /* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
  * segment's metric. */
-static void bound_far_field(ice_treecode *t) {
-    float correction[ICE_PANEL], *most = t->panel.scores;
+static void bound_far_field(ice_selection *t) {
+    float correction[ICE_PANEL], *most = t->tile.scores;
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
         const float *norm = ice_spread_of(t, now->from)->norm;
@@ -395,20 +395,20 @@ static void bound_far_field(ice_treecode *t) {
                     most[j * ICE_PANEL + lane] =
                         own == -INFINITY ? own : own + norm[lane] * now->nodes->radius[now->node + i + j];
                 }
-            t->kernels->softmax(most, count, t->panel.lanes, t->bound_maximum, t->bound, correction);
+            t->kernels->softmax(most, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
         }
     }
 }
 
-static void add_far_field(ice_treecode *t) {
-    ice_panel *panel = &t->panel;
+static void add_far_field(ice_selection *t) {
+    ice_tile *panel = &t->tile;
     float before[ICE_PANEL];
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             memcpy(before, panel->sum, sizeof before);
-            ice_panel_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, ice_mean_value_of(now, now->node + i));
+            ice_tile_add(panel, t->scores + (now->row + i) * ICE_PANEL, count, ice_mean_value_of(now, now->node + i));
             for (int lane = 0; lane < panel->lanes; lane++)
                 t->far[lane] = t->far[lane] * panel->correction[lane] +
                                (panel->sum[lane] - before[lane] * panel->correction[lane]);
@@ -419,9 +419,9 @@ static void add_far_field(ice_treecode *t) {
 /* ---- Step 6 ---- */
 
 /* The mass of means in a row, where 2^maximum has mass 1. */
-static float far_mass(const ice_treecode *t, int lane, float maximum) {
+static float far_mass(const ice_selection *t, int lane, float maximum) {
     float mass = 0.0f;
-    if (t->far[lane] > 0.0f) mass += t->far[lane] * exp2f(t->panel.maximum[lane] - maximum);
+    if (t->far[lane] > 0.0f) mass += t->far[lane] * exp2f(t->tile.maximum[lane] - maximum);
     if (t->few_far[lane] > 0.0f) mass += t->few_far[lane] * exp2f(t->few_far_maximum[lane] - maximum);
     return mass;
 }
@@ -434,14 +434,14 @@ static float share_of(float part, float whole) {
 }
 
 /* accumulator: the panel's. */
-static void finish_row(ice_treecode *t, int lane, const float *accumulator, const float *centre) {
+static void finish_row(ice_selection *t, int lane, const float *accumulator, const float *centre) {
     const icecore_attention *p = t->problem;
     const icecore_near_far *options = t->options;
-    ice_panel *panel = &t->panel;
+    ice_tile *panel = &t->tile;
     ice_row row = ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane);
-    ice_single *state = &t->near_field[lane];
+    ice_state *state = &t->near_field[lane];
     if (t->rules && ice_rule_of(t, lane)->exact) return;
-    ice_single_merge(state, p->value_dim, panel->maximum[lane], panel->sum[lane], accumulator);
+    ice_state_merge(state, p->value_dim, panel->maximum[lane], panel->sum[lane], accumulator);
     int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
     /* what the means lack of the mass they stand for, as measured */
     const float far = far_mass(t, lane, state->maximum),
@@ -468,7 +468,7 @@ static void finish_row(ice_treecode *t, int lane, const float *accumulator, cons
 }
 
 /* sum[lane] = the weighted sum of squares of a row's components. */
-static void add_squares(const ice_panel *panel, const float *weight, int64_t dim, int lanes, float *sum) {
+static void add_squares(const ice_tile *panel, const float *weight, int64_t dim, int lanes, float *sum) {
     memset(sum, 0, (size_t)lanes * sizeof *sum);
     for (int64_t i = 0; i < dim; i++) {
         const float *component = panel->queries + i * ICE_PANEL;
@@ -476,10 +476,10 @@ static void add_squares(const ice_panel *panel, const float *weight, int64_t dim
     }
 }
 
-static void find_spreads(ice_treecode *t) {
+static void find_spreads(ice_selection *t) {
     const int64_t dim = t->problem->dim;
     /* a decode step has few; so many as the widest vectors read, and a bound reads all */
-    const int lanes = t->options->missed_bound ? ICE_PANEL : (t->panel.lanes + WIDEST - 1) / WIDEST * WIDEST;
+    const int lanes = t->options->missed_bound ? ICE_PANEL : (t->tile.lanes + WIDEST - 1) / WIDEST * WIDEST;
     float weight[ICECORE_MAX_DIM];
     for (int64_t l = 0; l < t->stack->levels; l++) {
         const icecore_segment *s = t->stack->level[l].segment;
@@ -487,24 +487,24 @@ static void find_spreads(ice_treecode *t) {
         if (!s) continue;
         for (int64_t i = 0; i < dim; i++) /* back from log2 units */
             weight[i] = (float)(ICE_LN_2 * ICE_LN_2) * s->component_variance[i] / (s->metric[i] * s->metric[i]);
-        add_squares(&t->panel, weight, dim, lanes, spread->variance);
+        add_squares(&t->tile, weight, dim, lanes, spread->variance);
         for (int lane = 0; lane < lanes; lane++) /* a query of nothing but zeros leaves an order of risks */
             spread->half_log2[lane] =
                 0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
         for (int64_t i = 0; i < dim; i++) weight[i] = 1.0f / (s->metric[i] * s->metric[i]);
-        add_squares(&t->panel, weight, dim, lanes, spread->norm);
+        add_squares(&t->tile, weight, dim, lanes, spread->norm);
         for (int lane = 0; lane < lanes; lane++) /* a little more, for the query's rounding */
             spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
-        t->kernels->scores(t->panel.queries, dim, lanes, s->centre, dim, 1, spread->shift);
+        t->kernels->scores(t->tile.queries, dim, lanes, s->centre, dim, 1, spread->shift);
     }
 }
 
-void ice_treecode_begin(ice_treecode *t, const ice_kernels *kernels) {
+void ice_selection_begin(ice_selection *t, const ice_kernels *kernels) {
     t->kernels = kernels;
     memset(t->near_accumulator, 0, (size_t)t->problem->value_dim * ICE_PANEL * sizeof(float));
     find_spreads(t);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        t->near_field[lane] = (ice_single){-INFINITY, 0.0f, t->near_accumulator + lane * t->problem->value_dim};
+        t->near_field[lane] = (ice_state){-INFINITY, 0.0f, t->near_accumulator + lane * t->problem->value_dim};
         t->near_count[lane] = 0;
         t->few_scored[lane] = 0;
         t->far[lane] = t->few_far[lane] = t->dropped[lane] = 0.0f;
@@ -516,20 +516,20 @@ void ice_treecode_begin(ice_treecode *t, const ice_kernels *kernels) {
     t->doubts = 0;
 }
 
-void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *options, const ice_rule *rules,
-                         const ice_kernels *kernels, const ice_stack *stack, ice_exact_keys exact, int64_t head,
-                         int64_t first_row, int lanes, void *scratch) {
+void ice_selection_attend(const icecore_attention *p, const icecore_near_far *options, const ice_rule *rules,
+                          const ice_kernels *kernels, const ice_stack *stack, ice_exact_keys exact, int64_t head,
+                          int64_t first_row, int lanes, void *scratch) {
     char *rest;
-    ice_treecode *t = ice_treecode_lay_out(p, options, stack, scratch, &rest);
-    ice_panel *panel = &t->panel;
+    ice_selection *t = ice_selection_lay_out(p, options, stack, scratch, &rest);
+    ice_tile *panel = &t->tile;
     t->rules = rules;
-    ice_panel_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
+    ice_tile_begin(panel, p, kernels, head / p->key_heads, head % p->key_heads, first_row, lanes, rest);
     panel->packed = exact.packed;
-    ice_treecode_begin(t, kernels);
-    ice_treecode_attend_exact_keys(t, exact);
+    ice_selection_begin(t, kernels);
+    ice_selection_attend_exact_keys(t, exact);
     if (stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, panel, stack);
     if (stack->nodes && options->far_field && t->mask.dense == ice_used_lanes(t)) {
-        ice_panel_attend(panel, exact.sink_end, exact.open_begin); /* never of a cache, which has no masks */
+        ice_tile_attend(panel, exact.sink_end, exact.open_begin); /* never of a cache, which has no masks */
         for (int m = 0; m < t->mask.rows; m++)
             for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1)
                 t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
@@ -543,6 +543,6 @@ void ice_treecode_attend(const icecore_attention *p, const icecore_near_far *opt
             ice_attend_largest(t);
         }
     }
-    const float *accumulator = ice_panel_rows(panel);
+    const float *accumulator = ice_tile_rows(panel);
     for (int lane = 0; lane < lanes; lane++) finish_row(t, lane, accumulator + lane * p->value_dim, exact.centre);
 }

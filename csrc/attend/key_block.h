@@ -5,11 +5,11 @@
 #ifndef ICE_KEY_BLOCK_H
 #define ICE_KEY_BLOCK_H
 
-#include "attention/panel.h"
+#include "attend/tile.h"
 
 typedef struct {
-    ice_panel *panel;
-    const void *keys, *values; /* of the block, in ice_panel_dtype */
+    ice_tile *panel;
+    const void *keys, *values; /* of the block, in ice_tile_dtype */
     int64_t count;
     int pieces; /* runs of keys with the same lanes */
     int64_t piece_count[ICE_KEY_BLOCK];
@@ -17,7 +17,7 @@ typedef struct {
 } ice_key_block;
 
 /* The panel must not attend otherwise until the flush: the block uses its scores and its buffers. */
-void ice_key_block_begin(ice_key_block *block, ice_panel *panel);
+void ice_key_block_begin(ice_key_block *block, ice_tile *panel);
 
 /* `count` keys and values, contiguous rows of `dtype`, for the rows in `lanes`.  base: NULL, or dim numbers that are
  * added to the keys. They must stay until the flush.  Hidden rows get the products with weight 0: keys and values must

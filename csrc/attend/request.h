@@ -1,6 +1,6 @@
 /* An attention problem's rows: addresses, visible keys, validation. */
-#ifndef ICE_PROBLEM_H
-#define ICE_PROBLEM_H
+#ifndef ICE_REQUEST_H
+#define ICE_REQUEST_H
 
 #include <float.h>
 #include <math.h>

@@ -6,9 +6,9 @@
  * depend on the threads. */
 #include <string.h>
 
-#include "attention/packed_values.h"
-#include "attention/panel.h"
-#include "attention/single.h"
+#include "attend/packed_values.h"
+#include "attend/tile.h"
+#include "attend/rows.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -50,14 +50,14 @@ static void panel_task(void *context, int64_t index, void *scratch) {
     int64_t number = index % call->heads, head = call->first_head + number;
     int64_t tile = call->panels - 1 - index / call->heads; /* causal: the last rows see most, so they go first */
     int64_t first_row = tile * ICE_PANEL, rest = ice_query_rows(p) - first_row;
-    ice_panel panel;
-    ice_panel_begin(&panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
-                    rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+    ice_tile panel;
+    ice_tile_begin(&panel, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
+                   rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
     if (call->packed) panel.packed = call->packed + number * ice_packed_numbers(p);
-    ice_visible visible = ice_panel_visible(&panel);
-    ice_panel_attend(&panel, 0, visible.sink_end);
-    ice_panel_attend(&panel, visible.begin, visible.end);
-    float *accumulator = ice_panel_rows(&panel);
+    ice_visible visible = ice_tile_visible(&panel);
+    ice_tile_attend(&panel, 0, visible.sink_end);
+    ice_tile_attend(&panel, visible.begin, visible.end);
+    float *accumulator = ice_tile_rows(&panel);
     for (int lane = 0; lane < panel.lanes; lane++)
         ice_write_row(p, call->kernels, ice_row_at(p, panel.batch, panel.key_head, first_row + lane),
                       panel.maximum[lane], panel.sum[lane], accumulator + lane * p->value_dim);
@@ -69,7 +69,7 @@ static icecore_status attend_by_panels(exact_call *call) {
     icecore_status status = ICECORE_OK;
     call->panels = (ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL;
     call->heads = heads;
-    if (call->panels > 1 && p->keys > 0 && ice_panel_is_bf16(p, call->kernels)) {
+    if (call->panels > 1 && p->keys > 0 && ice_tile_is_bf16(p, call->kernels)) {
         const int64_t most = MOST_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
         if (most < heads) call->heads = most < 1 ? 1 : most;
         call->packed = ice_alloc(call->heads * ice_packed_numbers(p), sizeof *call->packed);
@@ -79,7 +79,7 @@ static icecore_status attend_by_panels(exact_call *call) {
         if (call->heads > heads - call->first_head) call->heads = heads - call->first_head;
         if (call->packed) status = ice_pack_heads(p, call->kernels, call->first_head, call->heads, call->packed);
         if (status == ICECORE_OK)
-            status = ice_parallel_for(call->heads * call->panels, p->threads, ice_panel_bytes(p), panel_task, call);
+            status = ice_parallel_for(call->heads * call->panels, p->threads, ice_tile_bytes(p), panel_task, call);
     }
     ice_free(call->packed);
     return status;
@@ -95,14 +95,14 @@ static void single_task(void *context, int64_t index, void *scratch) {
      * are read from memory once */
     float *query = scratch, *accumulator = query + SINGLE_ROWS * ICECORE_MAX_DIM;
     float *cleaned_values = accumulator + SINGLE_ROWS * ICECORE_MAX_DIM;
-    ice_single state[SINGLE_ROWS];
+    ice_state state[SINGLE_ROWS];
     int64_t begin[SINGLE_ROWS][2], end[SINGLE_ROWS][2];
     memset(accumulator, 0, SINGLE_ROWS * ICECORE_MAX_DIM * sizeof(float));
     int64_t first = p->keys, last = 0;
     for (int64_t r = 0; r < rows; r++) {
         ice_row row = ice_row_at(p, batch, key_head, r);
         ice_load_query(p, call->kernels, row, (float)(p->scale * ICE_LOG2_E), query + r * ICECORE_MAX_DIM);
-        state[r] = (ice_single){-INFINITY, 0.0f, accumulator + r * ICECORE_MAX_DIM};
+        state[r] = (ice_state){-INFINITY, 0.0f, accumulator + r * ICECORE_MAX_DIM};
         ice_visible visible = ice_visible_keys(p, row.query);
         begin[r][0] = 0, end[r][0] = visible.sink_end;
         begin[r][1] = visible.begin, end[r][1] = visible.end;
@@ -119,8 +119,8 @@ static void single_task(void *context, int64_t index, void *scratch) {
                 int64_t low = begin[r][part] > block ? begin[r][part] : block;
                 int64_t high = end[r][part] < block + ICE_KEY_BLOCK ? end[r][part] : block + ICE_KEY_BLOCK;
                 if (low < high)
-                    ice_single_attend(&state[r], p, call->kernels, ice_row_at(p, batch, key_head, r), key_head,
-                                      query + r * ICECORE_MAX_DIM, low, high, cleaned_values);
+                    ice_row_attend(&state[r], p, call->kernels, ice_row_at(p, batch, key_head, r), key_head,
+                                   query + r * ICECORE_MAX_DIM, low, high, cleaned_values);
             }
     for (int64_t r = 0; r < rows; r++) {
         if (call->splits == 1) {
@@ -140,10 +140,10 @@ static void merge_splits(const exact_call *call) {
     for (int64_t head = 0; head < p->batch * p->key_heads; head++)
         for (int64_t r = 0; r < ice_query_rows(p); r++) {
             float *first = partial_row(call, 0, head, r);
-            ice_single state = {first[0], first[1], first + 2};
+            ice_state state = {first[0], first[1], first + 2};
             for (int64_t split = 1; split < call->splits; split++) {
                 const float *other = partial_row(call, split, head, r);
-                ice_single_merge(&state, p->value_dim, other[0], other[1], other + 2);
+                ice_state_merge(&state, p->value_dim, other[0], other[1], other + 2);
             }
             ice_write_row(p, call->kernels, ice_row_at(p, head / p->key_heads, head % p->key_heads, r), state.maximum,
                           state.sum, state.accumulator);

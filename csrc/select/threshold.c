@@ -1,4 +1,4 @@
-#include "segment/threshold.h"
+#include "select/threshold.h"
 
 #include <math.h>
 

@@ -1,4 +1,4 @@
-#include "attention/problem.h"
+#include "attend/request.h"
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

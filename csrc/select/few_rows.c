@@ -2,20 +2,20 @@
  * empty. */
 #include <string.h>
 
-#include "attention/treecode_state.h"
+#include "select/tree_state.h"
 
 /* As many as row_open_cells can do. */
 #define CELLS_AT_ONCE 64
 
 /* Step 3 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
-static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from, int64_t node, int64_t count,
+static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *from, int64_t node, int64_t count,
                               float threshold, float *scores) {
     const icecore_segment *s = from->segment;
     const ice_nodes *cells = &s->cell;
     const ice_spread *spread = ice_spread_of(t, from);
     float copy[CELLS_AT_ONCE], correction;
-    ice_single_scores(t->kernels, t->panel.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->panel.scale,
-                      s->dim, s->mean_dtype, ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
+    ice_row_scores(t->kernels, t->tile.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->tile.scale, s->dim,
+                   s->mean_dtype, ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
     for (int64_t c = 0; c < count; c++) scores[c] += spread->shift[lane];
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
@@ -38,10 +38,10 @@ static uint64_t open_cells_of(ice_treecode *t, int lane, const ice_stacked *from
 }
 
 /* Steps 3 to 5 for at most CELLS_AT_ONCE cells. */
-static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
+static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
                          const float *threshold) {
     const icecore_segment *s = from->segment;
-    float *scores = t->panel.scores;    /* CELLS_AT_ONCE for each lane */
+    float *scores = t->tile.scores;     /* CELLS_AT_ONCE for each lane */
     uint64_t open[CELLS_AT_ONCE] = {0}; /* the lanes of each cell */
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
@@ -52,8 +52,8 @@ static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *fro
             open[cell] |= (uint64_t)1 << lane;
         }
     }
-    ice_singles_add(t->near_field, lanes, t->kernels, s->value_dim, s->mean_dtype, scores, CELLS_AT_ONCE,
-                    ice_row_of(s->mean_dtype, s->cell.mean_value, node, s->value_dim), count);
+    ice_rows_add_means(t->near_field, lanes, t->kernels, s->value_dim, s->mean_dtype, scores, CELLS_AT_ONCE,
+                       ice_row_of(s->mean_dtype, s->cell.mean_value, node, s->value_dim), count);
     for (int64_t c = 0, end; c < count; c = end) {
         for (end = c + 1; end < count && open[end] == open[c] && !s->relative;) end++;
         const int64_t first = s->cell.offset[node + c];
@@ -61,7 +61,7 @@ static void attend_cells(ice_treecode *t, uint64_t lanes, const ice_stacked *fro
     }
 }
 
-void ice_attend_cells_of_few(ice_treecode *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
+void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
                              const float *threshold) {
     for (int64_t c = 0; c < count; c += CELLS_AT_ONCE)
         attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE, threshold);
