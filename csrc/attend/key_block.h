@@ -1,30 +1,19 @@
-/* Blocks of keys that lie anywhere, each for some rows of a panel.
+/* Short runs for the panel kernels.
  *
- * A cell holds few keys, too few for the panel kernels' tiles; so the keys of several cells are put together, copied
- * side by side unless they lie so already.  begin, then add any number of keys, then flush. */
+ * A cell holds few keys, too few for the panel kernels' tiles; so the keys of several runs are put together, copied
+ * side by side unless they lie so already. */
 #ifndef ICE_KEY_BLOCK_H
 #define ICE_KEY_BLOCK_H
 
-#include "attend/tile.h"
+#include "attend/run.h"
 
-typedef struct {
-    ice_tile *panel;
-    const void *keys, *values; /* of the block, in ice_tile_dtype */
-    int64_t count;
-    int pieces; /* runs of keys with the same lanes */
-    int64_t piece_count[ICE_KEY_BLOCK];
-    uint64_t piece_lanes[ICE_KEY_BLOCK];
-} ice_key_block;
+static inline void ice_key_block_begin(ice_key_block *block) { block->count = block->pieces = 0; }
 
-/* The panel must not attend otherwise until the flush: the block uses its scores and its buffers. */
-void ice_key_block_begin(ice_key_block *block, ice_tile *panel);
+/* Contiguous rows; hidden lanes get the products with weight 0, so that keys and values must be finite where some lanes
+ * are left out.  Uses the tile's buffers until the flush. */
+void ice_key_block_add(ice_tile *tile, const ice_run *run);
 
-/* `count` keys and values, contiguous rows of `dtype`, for the rows in `lanes`.  base: NULL, or dim numbers that are
- * added to the keys. They must stay until the flush.  Hidden rows get the products with weight 0: keys and values must
- * be finite where some rows are left out. */
-void ice_key_block_add(ice_key_block *block, icecore_dtype dtype, const void *keys, const float *base,
-                       const void *values, int64_t count, uint64_t lanes);
-
-void ice_key_block_flush(ice_key_block *block);
+/* Attends to the keys that wait. */
+void ice_key_block_flush(ice_tile *tile);
 
 #endif

@@ -1,4 +1,4 @@
-/* Values of whole key heads in the order of the bfloat16 kernels, packed once for all panels that read them. */
+/* Values of whole key heads in the order of the bfloat16 kernels, packed once for all tiles that read them. */
 #ifndef ICE_PACKED_VALUES_H
 #define ICE_PACKED_VALUES_H
 
@@ -10,7 +10,7 @@ static inline int64_t ice_packed_numbers(const icecore_attention *p) {
 }
 
 /* Packs batch x key heads first_head .. first_head + heads - 1 one after the other, on the problem's threads.  The
- * problem must be one that the bfloat16 kernels serve (ice_tile_is_bf16). */
+ * problem must be one that the bfloat16 kernels serve (ice_panel_is_bf16). */
 icecore_status ice_pack_heads(const icecore_attention *problem, const ice_kernels *kernels, int64_t first_head,
                               int64_t heads, uint16_t *packed);
 

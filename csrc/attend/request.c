@@ -34,20 +34,6 @@ void ice_load_query(const icecore_attention *p, const ice_kernels *kernels, ice_
     for (int64_t t = 0; t < p->dim; t++) target[t] *= factor;
 }
 
-void ice_write_row(const icecore_attention *p, const ice_kernels *kernels, ice_row row, float maximum, float sum,
-                   float *accumulator) {
-    /* nothing visible: 0, not 0/0; a NaN sum is not 0 and stays */
-    int nothing = sum == 0.0f && maximum == -INFINITY;
-    float inverse = nothing ? 0.0f : 1.0f / sum;
-    for (int64_t t = 0; t < p->value_dim; t++) accumulator[t] = nothing ? 0.0f : accumulator[t] * inverse;
-    kernels->from_float32(p->dtype, accumulator, ice_address(&p->out, p->dtype, row.batch, row.head, row.query),
-                          p->value_dim);
-    if (p->lse) {
-        float lse = nothing ? -INFINITY : (float)(ICE_LN_2 * ((double)maximum + log2((double)sum)));
-        p->lse[(row.batch * p->query_heads + row.head) * p->queries + row.query] = lse;
-    }
-}
-
 int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t count, float *scores, int64_t step) {
     int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride +
                      row.query * p->mask_row_stride + first * p->mask_key_stride;

@@ -52,11 +52,6 @@ ice_visible ice_visible_keys(const icecore_attention *problem, int64_t query);
 void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float factor,
                     float *target);
 
-/* Writes one finished row: accumulator / sum and the natural-log lse.  `maximum` is in units of log 2.  `accumulator`
- * is overwritten. */
-void ice_write_row(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float maximum, float sum,
-                   float *accumulator);
-
 /* What a number of an additive mask adds to a score in units of log 2: finite where it is itself.  Many masks hide by
  * the lowest finite number, and rows of nothing else are means of all values, as everywhere. */
 static inline float ice_mask_bias(float bias) {

@@ -1,91 +1,162 @@
 #include "attend/rows.h"
 
 #include "attend/finite.h"
+#include "base/parallel.h"
 
-void ice_row_attend(ice_state *state, const icecore_attention *p, const ice_kernels *kernels, ice_row row,
-                    int64_t key_head, const float *query, int64_t first, int64_t end, void *cleaned_values) {
-    float scores[ICE_KEY_BLOCK], correction;
-    for (int64_t block = first; block < end; block += ICE_KEY_BLOCK) {
-        int64_t count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
-        const void *keys = ice_address(&p->key, p->key_dtype, row.batch, key_head, block);
-        const void *values = ice_address(&p->value, p->key_dtype, row.batch, key_head, block), *used = values;
-        int64_t stride = p->value.row_stride;
-        kernels->row_scores(query, p->dim, p->key_dtype, keys, p->key.row_stride, count, scores);
-        int hidden = p->mask_kind != ICECORE_MASK_NONE && ice_add_mask(p, row, block, count, scores, 1);
-        kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-        int cleaned = hidden && !ice_all_finite(p->key_dtype, values, stride, count, p->value_dim);
-        if (cleaned) {
-            ice_copy_finite(p->key_dtype, values, stride, count, p->value_dim, cleaned_values);
-            used = cleaned_values;
-            stride = p->value_dim;
+static const float *query_of(const ice_tile *tile, int lane) { return tile->query_rows + lane * tile->problem->dim; }
+
+static int is_bf16(const ice_tile *tile, icecore_dtype dtype) {
+    return tile->rounded_rows && dtype == ICECORE_BFLOAT16;
+}
+
+/* ---- Runs ---- */
+
+static void attend_in_bf16(ice_tile *tile, const ice_run *run) {
+    const icecore_attention *p = tile->problem;
+    tile->kernels->bf16->rows_attend(tile->rounded_rows, p->dim, tile->scale, run->keys, run->values, p->value_dim,
+                                     run->count, run->bias, 0, run->lanes, tile->state);
+}
+
+/* Block by block, so that a block's rows stay in cache for all queries. */
+static void attend_in_float32(ice_tile *tile, const ice_run *run) {
+    const icecore_attention *p = tile->problem;
+    const ice_kernels *kernels = tile->kernels;
+    const int64_t size = (int64_t)ice_element_size(run->dtype);
+    for (int64_t first = 0; first < run->count; first += ICE_KEY_BLOCK) {
+        const int64_t count = run->count - first < ICE_KEY_BLOCK ? run->count - first : ICE_KEY_BLOCK;
+        const char *keys = (const char *)run->keys + first * run->key_stride * size;
+        const char *values = (const char *)run->values + first * run->value_stride * size;
+        for (uint64_t left = run->lanes; left; left &= left - 1) {
+            const int lane = __builtin_ctzll(left);
+            ice_state *state = &tile->state[lane];
+            float scores[ICE_KEY_BLOCK], correction;
+            kernels->row_scores(query_of(tile, lane), p->dim, run->dtype, keys, run->key_stride, count, scores);
+            for (int64_t j = 0; run->bias && j < count; j++) scores[j] += run->bias[first + j];
+            kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
+            kernels->row_weighted_sum(scores, count, run->dtype, values, run->value_stride, p->value_dim, correction,
+                                      state->accumulator);
         }
-        kernels->row_weighted_sum(scores, count, p->key_dtype, used, stride, p->value_dim, correction,
-                                  state->accumulator);
-        if (cleaned)
-            ice_add_nonfinite(p->key_dtype, values, p->value.row_stride, count, p->value_dim, scores, 1, 1,
-                              state->accumulator);
     }
 }
 
-void ice_row_scores(const ice_kernels *kernels, const float *query, const uint16_t *rounded, float scale, int64_t dim,
-                    icecore_dtype dtype, const void *keys, int64_t count, float *scores) {
-    if (rounded && dtype == ICECORE_BFLOAT16) kernels->bf16->row_scores(rounded, dim, scale, keys, dim, count, scores);
-    else kernels->row_scores(query, dim, dtype, keys, ice_row_stride(dtype, dim), count, scores);
+/* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile. */
+void ice_rows_attend(ice_tile *tile, const ice_run *run) {
+    const icecore_attention *p = tile->problem;
+    const int contiguous = run->key_stride == p->dim && run->value_stride == p->value_dim;
+    float score[ICE_PANEL];
+    for (uint64_t left = run->base ? run->lanes : 0; left; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        tile->kernels->row_scores(query_of(tile, lane), p->dim, ICECORE_FLOAT32, run->base, p->dim, 1, &score[lane]);
+        tile->state[lane].maximum -= score[lane];
+    }
+    if (is_bf16(tile, run->dtype) && contiguous) attend_in_bf16(tile, run);
+    else attend_in_float32(tile, run);
+    for (uint64_t left = run->base ? run->lanes : 0; left; left &= left - 1)
+        tile->state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
 }
 
-void ice_rows_attend(ice_state *state, uint64_t lanes, const ice_kernels *kernels, const float *queries,
-                     const uint16_t *rounded, float scale, int64_t dim, int64_t value_dim, icecore_dtype dtype,
-                     const void *keys, const void *values, int64_t count, const float *bias) {
-    const int64_t key_bytes = (int64_t)ice_row_bytes(dtype, dim),
-                  value_bytes = (int64_t)ice_row_bytes(dtype, value_dim);
-    const int64_t key_stride = ice_row_stride(dtype, dim), value_stride = ice_row_stride(dtype, value_dim);
-    if (rounded && dtype == ICECORE_BFLOAT16) {
-        kernels->bf16->rows_attend(rounded, dim, scale, keys, values, value_dim, count, bias, 0, lanes, state);
+/* ---- Keys of the problem ---- */
+
+/* Keys first .. first + count - 1, at most ICE_KEY_BLOCK, for one row under a mask. */
+static void attend_masked(ice_tile *tile, const icecore_attention *source, int lane, int64_t first, int64_t count) {
+    const icecore_attention *p = tile->problem;
+    const ice_kernels *kernels = tile->kernels;
+    const icecore_dtype dtype = source->key_dtype;
+    const void *keys = ice_address(&source->key, dtype, tile->batch, tile->key_head, first);
+    const void *values = ice_address(&source->value, dtype, tile->batch, tile->key_head, first), *used = values;
+    ice_state *state = &tile->state[lane];
+    int64_t stride = source->value.row_stride;
+    float scores[ICE_KEY_BLOCK], correction;
+    kernels->row_scores(query_of(tile, lane), p->dim, dtype, keys, source->key.row_stride, count, scores);
+    const int hidden = ice_add_mask(p, ice_tile_row(tile, lane), first, count, scores, 1);
+    kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
+    const int cleaned = hidden && !ice_all_finite(dtype, values, stride, count, p->value_dim);
+    if (cleaned) {
+        ice_copy_finite(dtype, values, stride, count, p->value_dim, tile->values);
+        used = tile->values;
+        stride = p->value_dim;
+    }
+    kernels->row_weighted_sum(scores, count, dtype, used, stride, p->value_dim, correction, state->accumulator);
+    if (cleaned)
+        ice_add_nonfinite(dtype, values, source->value.row_stride, count, p->value_dim, scores, 1, 1,
+                          state->accumulator);
+}
+
+static void attend_part(ice_tile *tile, const icecore_attention *source, uint64_t lanes, int64_t first, int64_t end) {
+    const icecore_dtype dtype = source->key_dtype;
+    if (tile->problem->mask_kind != ICECORE_MASK_NONE) {
+        for (; lanes; lanes &= lanes - 1) attend_masked(tile, source, __builtin_ctzll(lanes), first, end - first);
         return;
     }
-    for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
-        const int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
-        const char *key = (const char *)keys + first * key_bytes, *value = (const char *)values + first * value_bytes;
-        for (uint64_t left = lanes; left; left &= left - 1) {
-            const int lane = __builtin_ctzll(left);
-            ice_state *row = &state[lane];
-            float scores[ICE_KEY_BLOCK], correction;
-            kernels->row_scores(queries + lane * dim, dim, dtype, key, key_stride, n, scores);
-            for (int64_t j = 0; bias && j < n; j++) scores[j] += bias[first + j];
-            kernels->row_softmax(scores, n, &row->maximum, &row->sum, &correction);
-            kernels->row_weighted_sum(scores, n, dtype, value, value_stride, value_dim, correction, row->accumulator);
-        }
+    ice_rows_attend(tile, &(ice_run){.lanes = lanes,
+                                     .dtype = dtype,
+                                     .keys = ice_address(&source->key, dtype, tile->batch, tile->key_head, first),
+                                     .values = ice_address(&source->value, dtype, tile->batch, tile->key_head, first),
+                                     .key_stride = source->key.row_stride,
+                                     .value_stride = source->value.row_stride,
+                                     .count = end - first});
+}
+
+/* Of a block, what one row sees: all rows that see all of it go together, others by themselves. */
+static int sees_all(ice_tile *tile, const icecore_attention *source, int lane, int64_t block, int64_t end) {
+    const ice_visible *row = &tile->visible[lane];
+    const int64_t sink_end = row->sink_end < end ? row->sink_end : end;
+    const int64_t low = row->begin > block ? row->begin : block, high = row->end < end ? row->end : end;
+    if (low == block && high == end) return 1;
+    if (block < sink_end) attend_part(tile, source, (uint64_t)1 << lane, block, sink_end);
+    if (low < high) attend_part(tile, source, (uint64_t)1 << lane, low, high);
+    return 0;
+}
+
+/* Block by block, so that keys are read from memory once for all rows, and a row's sums do not depend on what others
+ * see. */
+void ice_rows_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end) {
+    for (int64_t block = first, last; block < end && !ice_interrupted(); block = last) {
+        uint64_t lanes = 0;
+        last = end - block < ICE_KEY_BLOCK ? end : block + ICE_KEY_BLOCK;
+        for (int lane = 0; lane < tile->lanes; lane++)
+            lanes |= (uint64_t)sees_all(tile, source, lane, block, last) << lane;
+        if (lanes) attend_part(tile, source, lanes, block, last);
     }
 }
 
-void ice_rows_add_means(ice_state *state, uint64_t lanes, const ice_kernels *kernels, int64_t value_dim,
-                        icecore_dtype dtype, float *scores, int64_t stride, const void *values, int64_t count) {
-    if (kernels->bf16 && dtype == ICECORE_BFLOAT16) {
-        kernels->bf16->rows_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, stride, lanes, state);
+void ice_rows_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count) {
+    const icecore_attention *p = tile->problem;
+    const ice_kernels *kernels = tile->kernels;
+    float scores[ICE_KEY_BLOCK], correction;
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        ice_state *state = &tile->state[lane];
+        kernels->gathered_scores(query_of(tile, lane), p->dim, 0.0f, p->key_dtype, keys, count, scores);
+        kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
+        kernels->gathered_weighted_sum(scores, count, p->key_dtype, values, p->value_dim, correction,
+                                       state->accumulator);
+    }
+}
+
+/* ---- Means ---- */
+
+void ice_tile_score_row(const ice_tile *tile, int lane, icecore_dtype dtype, const void *means, int64_t count,
+                        float *scores) {
+    const int64_t dim = tile->problem->dim;
+    if (is_bf16(tile, dtype))
+        tile->kernels->bf16->row_scores(tile->rounded_rows + lane * dim, dim, tile->scale, means, dim, count, scores);
+    else tile->kernels->row_scores(query_of(tile, lane), dim, dtype, means, ice_row_stride(dtype, dim), count, scores);
+}
+
+void ice_tile_add_means_to(ice_tile *tile, uint64_t lanes, icecore_dtype dtype, float *scores, int64_t stride,
+                           const void *values, int64_t count) {
+    const int64_t value_dim = tile->problem->value_dim;
+    if (is_bf16(tile, dtype)) {
+        tile->kernels->bf16->rows_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, stride, lanes,
+                                         tile->state);
         return;
     }
     for (; lanes; lanes &= lanes - 1) {
         const int lane = __builtin_ctzll(lanes);
-        ice_state *row = &state[lane];
-        float correction;
-        kernels->row_softmax(scores + lane * stride, count, &row->maximum, &row->sum, &correction);
-        kernels->row_weighted_sum(scores + lane * stride, count, dtype, values, ice_row_stride(dtype, value_dim),
-                                  value_dim, correction, row->accumulator);
+        ice_state *state = &tile->state[lane];
+        float *weights = scores + lane * stride, correction;
+        tile->kernels->row_softmax(weights, count, &state->maximum, &state->sum, &correction);
+        tile->kernels->row_weighted_sum(weights, count, dtype, values, ice_row_stride(dtype, value_dim), value_dim,
+                                        correction, state->accumulator);
     }
-}
-
-void ice_state_merge(ice_state *state, int64_t value_dim, float maximum, float sum, const float *accumulator) {
-    if (sum == 0.0f) return; /* nothing was visible there */
-    if (state->sum == 0.0f) {
-        state->maximum = maximum;
-        state->sum = sum;
-        for (int64_t t = 0; t < value_dim; t++) state->accumulator[t] = accumulator[t];
-        return;
-    }
-    float top = state->maximum > maximum ? state->maximum : maximum;
-    float own = exp2f(state->maximum - top), other = exp2f(maximum - top);
-    state->maximum = top;
-    state->sum = state->sum * own + sum * other;
-    for (int64_t t = 0; t < value_dim; t++)
-        state->accumulator[t] = state->accumulator[t] * own + accumulator[t] * other;
 }

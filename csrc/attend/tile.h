@@ -1,69 +1,80 @@
-/* A panel of up to ICE_PANEL rows on its way through the keys: the state of the online softmax.
+/* A tile: up to ICE_PANEL rows of one key head on their way through the keys.
  *
- * begin, then any number of attend_* in any order over disjoint keys, then read the rows out.  Memory comes from the
- * caller's scratch: ice_tile_bytes(problem), aligned to ICE_ALIGNMENT. */
+ * begin, then any number of the calls of run.h, in any order over disjoint keys, then finish or write.  What the row
+ * kernels sum goes to a state of each row, what the panel kernels sum to a state in lanes (kernels.h); finish merges
+ * them.  The panel's part is set up by the first call that needs it. */
 #ifndef ICE_TILE_H
 #define ICE_TILE_H
 
-#include "attend/request.h"
+#include "attend/state.h"
+#include "base/arena.h"
+
+/* Keys of short runs, put together for the panel kernels (key_block.h). */
+typedef struct {
+    const void *keys, *values; /* in ice_panel_dtype */
+    int64_t count;
+    int pieces; /* runs of keys with the same lanes */
+    int64_t piece_count[ICE_KEY_BLOCK];
+    uint64_t piece_lanes[ICE_KEY_BLOCK];
+} ice_key_block;
 
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
     int64_t batch, key_head, first_row;
     int lanes;
-    float scale;          /* scale * log2(e) */
-    float *queries;       /* dim x ICE_PANEL, times scale * log2(e) */
-    float *query_rows;    /* the same, lanes x dim */
-    float *accumulator;   /* value_dim x ICE_PANEL */
-    float *scores, *bias; /* ICE_KEY_BLOCK x ICE_PANEL */
-    float *keys,
-        *values; /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or copied side by side */
-    uint16_t *query_pairs, *packed_values; /* for the bfloat16 kernels; NULL: everything in float32 */
-    const uint16_t
-        *packed; /* all values of the key head as these kernels pack them, if a call has packed them once; else NULL */
-    uint16_t *rounded_rows;            /* with these: lanes x dim, not scaled */
-    float *maximum, *sum, *correction; /* ICE_PANEL each */
+    float scale; /* scale * log2(e) */
     ice_visible visible[ICE_PANEL];
+
+    /* by rows */
+    float *query_rows;      /* lanes x dim, times scale */
+    uint16_t *rounded_rows; /* lanes x dim as bfloat16, not scaled; NULL: everything in float32 */
+    ice_state state[ICE_PANEL];
+
+    /* by panel; spare lanes are as the last row */
+    int has_panel;
+    float *queries;                    /* dim x ICE_PANEL, times scale */
+    uint16_t *query_pairs;             /* for the bfloat16 kernels; NULL: everything in float32 */
+    float *maximum, *sum, *correction; /* ICE_PANEL each */
+    float *accumulator;                /* value_dim x ICE_PANEL */
+    float *scores, *bias;              /* ICE_KEY_BLOCK x ICE_PANEL */
+    float *keys, *values;    /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or side by side */
+    uint16_t *packed_values; /* as the bfloat16 kernels want a block's values */
+    const uint16_t *packed;  /* all values of the key head so packed, where a call has packed them once; else NULL */
+    ice_key_block pending;
 } ice_tile;
 
-/* Whether the bfloat16 kernels serve this problem: its keys and values have that dtype and widths they can do. */
-int ice_tile_is_bf16(const icecore_attention *problem, const ice_kernels *kernels);
-
-/* What ice_tile_scores and ice_tile_add want rows to be: bfloat16 where ice_tile_is_bf16, else float32. */
-static inline icecore_dtype ice_tile_dtype(const icecore_attention *problem, const ice_kernels *kernels) {
-    return ice_tile_is_bf16(problem, kernels) ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
-}
-
+/* Scratch of a tile. */
 size_t ice_tile_bytes(const icecore_attention *problem);
 
-/* Loads rows first_row .. first_row + lanes - 1 of a key head; spare lanes repeat the last row. */
-void ice_tile_begin(ice_tile *panel, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
+/* Loads rows first_row .. first_row + lanes - 1 of a key head. */
+void ice_tile_begin(ice_tile *tile, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
                     int64_t key_head, int64_t first_row, int lanes, void *scratch);
 
-/* The keys that any row of the panel may see: the union of the rows' ranges. */
-ice_visible ice_tile_visible(const ice_tile *panel);
+/* All lanes of the tile. */
+static inline uint64_t ice_tile_lanes(const ice_tile *tile) { return ((uint64_t)1 << tile->lanes) - 1; }
 
-/* Attends to the keys first .. end - 1 exactly, each row to those it may see. */
-void ice_tile_attend(ice_tile *panel, int64_t first, int64_t end);
+/* Where a lane's row stands in the problem. */
+static inline ice_row ice_tile_row(const ice_tile *tile, int lane) {
+    return ice_row_at(tile->problem, tile->batch, tile->key_head, tile->first_row + lane);
+}
 
-/* Attends to at most ICE_KEY_BLOCK keys that lie anywhere: contiguous rows of ice_tile_dtype, finite where some are
- * hidden.  bias: count x ICE_PANEL, added to the scores (log2 units; -inf hides); NULL: 0. */
-void ice_tile_attend_rows(ice_tile *panel, const void *keys, const void *values, int64_t count, const float *bias);
+/* The keys that any row of the tile may see: the union of the rows' ranges. */
+ice_visible ice_tile_visible(const ice_tile *tile);
 
-/* Rows that stand for keys, of ice_tile_dtype.  scores: count x ICE_PANEL. */
-void ice_tile_scores(ice_tile *panel, const void *keys, int64_t stride, int64_t count, float *scores);
-/* Adds at most ICE_KEY_BLOCK of them, given their scores (which are lost) and contiguous values.  The panel's
- * correction is what older sums and accumulators were multiplied by. */
-void ice_tile_add(ice_tile *panel, float *scores, int64_t count, const void *values);
+/* Sets up what the panel kernels read and write, if nobody has. */
+void ice_tile_begin_panel(ice_tile *tile);
 
-/* What is added to scores to hide a key from all rows but `lanes`: 0 there, -inf elsewhere. */
-void ice_tile_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
+/* What the rows' states hold becomes the panel's; only before the panel has summed anything. */
+void ice_tile_move_to_panel(ice_tile *tile);
+
+/* Merges the panel's state into the rows' states, which then are the rows' results. */
+void ice_tile_finish(ice_tile *tile);
+
+/* Finishes and writes all rows. */
+void ice_tile_write(ice_tile *tile);
 
 /* *lse grows by the score of `centre`, which was taken off all keys, with a lane's query. */
-void ice_add_centre(const ice_tile *panel, int lane, const float *centre, float *lse);
-
-/* The accumulators once more, ICE_PANEL x value_dim, in the place of `values`. */
-float *ice_tile_rows(ice_tile *panel);
+void ice_add_centre(const ice_tile *tile, int lane, const float *centre, float *lse);
 
 #endif

@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-#include "select/tree_state.h"
+#include "attend/rows.h"
+#include "attention/near_far_tile.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -71,16 +72,17 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
 
 static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell,
                             int64_t first, int64_t count, const float *bias) {
-    ice_selection *t = own->t;
-    ice_state state[ICE_PANEL];
+    ice_tile *tile = &own->t->tile; /* its rows' states are free: those of the exact keys are the panel's */
+    ice_run run = ice_stored_run(tile, s, cell, first, count, lanes);
+    run.bias = bias;
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
+        tile->state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
     }
-    ice_stored_attend(t, state, lanes, s, cell, first, count, bias);
+    ice_rows_attend(tile, &run);
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        own->opened[lane * (ICE_GRID + 1) + level[lane]] = state[lane];
+        own->opened[lane * (ICE_GRID + 1) + level[lane]] = tile->state[lane];
     }
 }
 
@@ -98,7 +100,7 @@ static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, 
 
 static void attend_cells(tile *own) {
     ice_selection *t = own->t;
-    const uint64_t lanes = ice_used_lanes(t);
+    const uint64_t lanes = ice_tile_lanes(&t->tile);
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const ice_node_run *cells = &t->run[r];
         const icecore_segment *s = cells->from->segment;
@@ -277,39 +279,28 @@ static icecore_attention sampled_problem(const icecore_attention *p, const ice_s
     return own;
 }
 
-/* What the rows of a panel over a sampled problem see. */
-static void place_rows(ice_tile *panel, const ice_sample *s) {
-    const int64_t group = ice_group(panel->problem);
+/* What the rows of a tile over a sampled problem see. */
+static void place_rows(ice_tile *tile, const ice_sample *s) {
+    const int64_t group = ice_group(tile->problem);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        const int64_t row = panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1);
+        const int64_t row = tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1);
         const int64_t position = s->position[row / group];
-        if (s->problem->causal) panel->visible[lane].end = position + 1 < 0 ? 0 : position + 1;
+        if (s->problem->causal) tile->visible[lane].end = position + 1 < 0 ? 0 : position + 1;
     }
 }
 
-/* Measures and lays out by the same code: with NULL, returns the bytes that are needed. */
-static size_t lay_out(tile *own, int64_t nodes, int64_t value_dim, char *scratch) {
-    const size_t count = (size_t)nodes, wide = (size_t)value_dim * sizeof(float);
-    const size_t bytes[] = {count * ICE_PANEL,
-                            count * ICE_PANEL,
-                            count * sizeof(void *),
-                            count * sizeof(float),
-                            ICE_PANEL * (ICE_GRID + 1) * sizeof(ice_state),
-                            ICE_PANEL * (ICE_GRID + 1) * wide,
-                            2 * count * sizeof(float),
-                            (ICE_GRID + 1) * wide,
-                            2 * count * sizeof(void *),
-                            2 * count * sizeof(int32_t)};
-    void *place[sizeof bytes / sizeof *bytes];
-    size_t total = 0;
-    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
-        place[i] = ice_take(&scratch, bytes[i]);
-        total += ice_round_up(bytes[i]);
-    }
-    own->begin = place[0], own->end = place[1], own->mean_value = place[2], own->log2_count = place[3],
-    own->opened = place[4];
-    own->sums = place[5], own->weight = place[6], own->output = place[7], own->rows = place[8], own->event = place[9];
-    return total;
+/* Measures and lays out by the same code. */
+static void lay_out(tile *own, int64_t nodes, int64_t value_dim, ice_arena *a) {
+    own->begin = ice_arena_take(a, nodes, ICE_PANEL);
+    own->end = ice_arena_take(a, nodes, ICE_PANEL);
+    own->mean_value = ice_arena_take(a, nodes, sizeof(void *));
+    own->log2_count = ice_arena_take(a, nodes, sizeof(float));
+    own->opened = ice_arena_take(a, ICE_PANEL * (ICE_GRID + 1), sizeof(ice_state));
+    own->sums = ice_arena_take(a, ICE_PANEL * (ICE_GRID + 1) * value_dim, sizeof(float));
+    own->weight = ice_arena_take(a, 2 * nodes, sizeof(float));
+    own->output = ice_arena_take(a, (ICE_GRID + 1) * value_dim, sizeof(float));
+    own->rows = ice_arena_take(a, 2 * nodes, sizeof(void *));
+    own->event = ice_arena_take(a, 2 * nodes, sizeof(int32_t));
 }
 
 /* Scores all cells of all segments, so that run parent_runs + r is of the cells under run r. */
@@ -321,7 +312,7 @@ static void score_all(tile *own) {
         const ice_nodes *cells = &parents->from->segment->cell;
         t->run[t->runs] =
             (ice_node_run){parents->from, cells, 0, cells->count, t->rows, parents->number + parents->count};
-        ice_selection_score(t, &t->run[t->runs++], ice_used_lanes(t));
+        ice_selection_score(t, &t->run[t->runs++], ice_tile_lanes(&t->tile));
     }
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
@@ -337,16 +328,17 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
                        float *outputs) {
     const ice_sample *s = own->sample;
     const int64_t value_dim = own->problem.value_dim;
+    const ice_head_view view = {
+        .problem = &own->problem, .options = s->options, .rules = rules, .kernels = s->kernels, .stack = s->stack};
     char *rest;
-    ice_selection *t = own->t = ice_selection_lay_out(&own->problem, s->options, s->stack, scratch, &rest);
+    ice_selection *t = own->t = ice_selection_lay_out(&view, scratch, &rest);
     float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
-    t->rules = rules;
     ice_tile_begin(&t->tile, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
     place_rows(&t->tile, s);
-    ice_selection_begin(t, s->kernels);
+    ice_selection_begin(t);
     ice_exact_keys exact = s->exact;
     if (exact.sinks == s->problem) exact.sinks = &own->problem;
-    ice_selection_attend_exact_keys(t, exact);
+    ice_attend_exact_keys(&t->tile, &exact);
     if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, s->stack);
     score_all(own);
     ice_selection_guess(t, log2_norm, log2_mass);
@@ -359,7 +351,8 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     }
     memset(own->sums, 0, (size_t)(lanes * (ICE_GRID + 1) * value_dim) * sizeof(float));
     attend_cells(own);
-    const float *accumulator = ice_tile_rows(&t->tile);
+    float *accumulator = t->tile.values;
+    t->kernels->from_panel(t->tile.accumulator, value_dim, accumulator);
     for (int lane = 0; lane < lanes; lane++) {
         found[lane].rounding = -1.0f;
         trace_row(own, lane, accumulator + lane * value_dim, &found[lane]);
@@ -370,15 +363,15 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
 /* How far rounding moves the outputs of the first rows. */
 static void measure_rounding(const ice_sample *s, int lanes, const float *outputs, void *scratch, ice_curve *found) {
     const icecore_attention given = sampled_problem(s->given, s);
-    ice_tile panel;
-    ice_tile_begin(&panel, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
-    place_rows(&panel, s);
-    ice_tile_attend(&panel, 0, ice_tile_visible(&panel).end);
-    const float *rows = ice_tile_rows(&panel);
+    ice_tile tile;
+    ice_tile_begin(&tile, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
+    place_rows(&tile, s);
+    ice_tile_attend_keys(&tile, &given, 0, ice_tile_visible(&tile).end);
+    ice_tile_finish(&tile);
     for (int lane = 0; lane < lanes; lane++) {
         double squared = 0.0;
         for (int64_t i = 0; i < given.value_dim; i++) {
-            const double difference = (double)rows[lane * given.value_dim + i] / (double)panel.sum[lane] -
+            const double difference = (double)tile.state[lane].accumulator[i] / (double)tile.state[lane].sum -
                                       (double)outputs[lane * given.value_dim + i];
             squared += difference * difference;
         }
@@ -386,24 +379,28 @@ static void measure_rounding(const ice_sample *s, int lanes, const float *output
     }
 }
 
-/* Scratch: the tile's own arrays, the treecode's or the panel's of what was given, and outputs of a tile. */
+/* Scratch: the tile's own arrays, the selection's or a tile's of what was given, and outputs of a tile. */
 static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given,
                          const icecore_near_far *options, int64_t levels, int64_t nodes) {
-    const size_t panel = ice_tile_bytes(given), tree = ice_selection_bytes(problem, options, levels, nodes);
-    return ice_round_up(tree < panel ? panel : tree);
+    const size_t exact = ice_tile_bytes(given), tree = ice_selection_bytes(problem, options, levels, nodes);
+    return ice_round_up(tree < exact ? exact : tree);
 }
 
 size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given,
                        const icecore_near_far *options, int64_t levels, int64_t nodes) {
     tile none;
-    return lay_out(&none, nodes, problem->value_dim, NULL) + tree_bytes(problem, given, options, levels, nodes) +
+    ice_arena arena = {NULL, 0};
+    lay_out(&none, nodes, problem->value_dim, &arena);
+    return arena.used + tree_bytes(problem, given, options, levels, nodes) +
            ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
 }
 
 void ice_trace(const ice_sample *s, const ice_rule *rules, ice_curve *found, int with_rounding, void *memory) {
     const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
     tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .nodes = nodes};
-    char *scratch = (char *)memory + lay_out(&own, nodes, s->problem->value_dim, memory);
+    ice_arena arena = {memory, 0};
+    lay_out(&own, nodes, s->problem->value_dim, &arena);
+    char *scratch = arena.memory + arena.used;
     float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->options, s->stack->levels, nodes));
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {
         const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;

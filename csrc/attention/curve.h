@@ -7,7 +7,7 @@
 #ifndef ICE_CURVE_H
 #define ICE_CURVE_H
 
-#include "select/tree.h"
+#include "select/selection.h"
 
 /* Thresholds 2 * 1.2^-g, g < ICE_GRID: down to 3e-9.  Risks of cells that hold two kinds of keys are that far off. */
 #define ICE_GRID 112

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "attend/tile.h"
+#include "attend/panel.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 

@@ -7,8 +7,10 @@
 #include <string.h>
 #include <time.h>
 
-#include "attention/measure.h"
 #include "attend/packed_values.h"
+#include "attend/panel.h"
+#include "attention/measure.h"
+#include "attention/near_far_tile.h"
 #include "attention/query_moments.h"
 #include "attention/rounding.h"
 #include "base/memory.h"
@@ -181,7 +183,7 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
                                   ice_stack **stack) {
     const metric_source moments = {call, head};
     const icecore_attention *p = call->source;
-    const icecore_dtype stored = ice_tile_dtype(call->problem, call->kernels);
+    const icecore_dtype stored = ice_panel_dtype(call->problem, call->kernels);
     ice_source source = {
         .dtype = p->key_dtype,
         .storage = stored,
@@ -283,18 +285,17 @@ static void attend_exactly(const near_far_call *call, const step *s, int64_t bat
     const icecore_attention *p = rounded ? call->problem : call->given, own = only_head(p, batch, head);
     const float *centre =
         rounded && call->centre ? call->centre + (batch * p->key_heads + head / ice_group(p)) * p->dim : NULL;
-    ice_tile panel;
-    ice_tile_begin(&panel, &own, call->kernels, 0, 0, first, lanes, scratch);
+    ice_tile tile;
+    ice_tile_begin(&tile, &own, call->kernels, 0, 0, first, lanes, scratch);
     if (call->packed && p == call->problem)
-        panel.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
-    const ice_visible visible = ice_tile_visible(&panel);
-    ice_tile_attend(&panel, visible.begin, visible.end);
-    float *accumulator = ice_tile_rows(&panel);
+        tile.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
+    const ice_visible visible = ice_tile_visible(&tile);
+    ice_tile_attend_keys(&tile, &own, visible.begin, visible.end);
+    ice_tile_finish(&tile);
     for (int lane = 0; lane < lanes; lane++) {
-        report_exact(call, s, (ice_row){batch, head, first + lane}, panel.sum[lane] != 0.0f);
-        ice_write_row(&own, call->kernels, (ice_row){0, 0, first + lane}, panel.maximum[lane], panel.sum[lane],
-                      accumulator + lane * own.value_dim);
-        if (own.lse && centre) ice_add_centre(&panel, lane, centre, &own.lse[first + lane]);
+        report_exact(call, s, (ice_row){batch, head, first + lane}, tile.state[lane].sum != 0.0f);
+        ice_state_write(&tile.state[lane], &own, call->kernels, (ice_row){0, 0, first + lane});
+        if (own.lse && centre) ice_add_centre(&tile, lane, centre, &own.lse[first + lane]);
     }
 }
 
@@ -324,12 +325,17 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         const int64_t group = ice_group(call->problem), first = now->first_query * group + tile * ICE_PANEL;
         const int64_t rest = now->end_query * group - first;
         const int rounded_first = now->is_first && call->centre; /* also where nothing is measured */
-        ice_exact_keys exact = now->exact;
-        if (call->centre) exact.centre = call->centre + head * call->problem->dim;
-        if (call->packed) exact.packed = call->packed + head * ice_packed_numbers(call->problem);
+        ice_head_view view = {.problem = call->problem,
+                              .options = call->options,
+                              .rules = seen->rules,
+                              .kernels = call->kernels,
+                              .stack = seen->stack,
+                              .exact = now->exact,
+                              .head = head};
+        if (call->centre) view.exact.centre = call->centre + head * call->problem->dim;
+        if (call->packed) view.exact.packed = call->packed + head * ice_packed_numbers(call->problem);
         if (seen->status == ICECORE_OK && !rounded_first && !all_exact(seen->rules, group))
-            ice_selection_attend(call->problem, call->options, seen->rules, call->kernels, seen->stack, exact, head,
-                                 first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+            ice_near_far_attend(&view, first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
         if (seen->status == ICECORE_OK && (rounded_first || seen->rules))
             attend_exact_heads(call, now, rounded_first ? NULL : seen->rules, head, tile, scratch);
     }
@@ -512,7 +518,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     char *copies = NULL;
     float *centre = NULL;
     if (options->rounding) used.key_dtype = ICECORE_BFLOAT16;
-    const icecore_dtype dtype = ice_tile_dtype(&used, kernels);
+    const icecore_dtype dtype = ice_panel_dtype(&used, kernels);
     const icecore_attention *source = problem;
     used.key_dtype = problem->key_dtype;
     if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype && problem->keys > 0) {
@@ -536,7 +542,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
                           .options = &clipped,
                           .kernels = kernels,
                           .centre = centre};
-    if (status == ICECORE_OK && reads_keys(problem) && problem->keys > 0 && ice_tile_is_bf16(&used, kernels)) {
+    if (status == ICECORE_OK && reads_keys(problem) && problem->keys > 0 && ice_panel_is_bf16(&used, kernels)) {
         const int64_t heads = problem->batch * problem->key_heads;
         call.packed = ice_alloc(heads * ice_packed_numbers(&used), sizeof *call.packed);
         status = call.packed ? ice_pack_heads(&used, kernels, 0, heads, call.packed) : ICECORE_ERROR_MEMORY;

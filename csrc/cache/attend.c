@@ -1,7 +1,7 @@
 /* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.
  * By tolerance, queries that have been attended are measured when the next blocks are sealed, on the segments that they
  * saw. */
-#include "select/tree.h"
+#include "attention/near_far_tile.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
 #include "cache/cache.h"
@@ -130,10 +130,14 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads, head = index % heads, group = ice_group(&call->problem);
     const int64_t first = call->first_query * group + index / heads * ICE_PANEL, rest = call->end_query * group - first;
-    ice_selection_attend(&call->problem, &call->options,
-                         call->by_threshold ? c->queries.applied + head * c->queries.group : NULL, ice_active_kernels(),
-                         c->head[head].stack, exact_keys(call, head), head, first,
-                         rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+    const ice_head_view view = {.problem = &call->problem,
+                                .options = &call->options,
+                                .rules = call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
+                                .kernels = ice_active_kernels(),
+                                .stack = c->head[head].stack,
+                                .exact = exact_keys(call, head),
+                                .head = head};
+    ice_near_far_attend(&view, first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
 }
 
 /* Decode steps: one panel a head, so both in one go. */

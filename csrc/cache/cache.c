@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "select/tree.h"
+#include "attention/near_far_tile.h"
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
@@ -286,7 +286,7 @@ icecore_dtype ice_cache_means(const icecore_cache *c) {
     const icecore_cache_options *o = &c->options;
     const icecore_attention like = {
         .key_dtype = ice_open_dtype(o, c->offset), .dim = o->dim, .value_dim = o->value_dim};
-    return ice_tile_dtype(&like, ice_active_kernels());
+    return ice_panel_dtype(&like, ice_active_kernels());
 }
 
 icecore_status ice_cache_fit_means(icecore_cache *c, int64_t head) {

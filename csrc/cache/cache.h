@@ -6,7 +6,7 @@
 #ifndef ICE_CACHE_H
 #define ICE_CACHE_H
 
-#include "attend/tile.h"
+#include "attend/panel.h"
 #include "base/lock.h"
 #include "cache/open_rows.h"
 #include "cache/pending.h"

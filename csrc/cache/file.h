@@ -7,7 +7,7 @@
  *   head             l   of each cache's heads: sealed blocks of its stack
  *   level            i   of each cache's heads' stack's levels: the number of its segment, or -1
  *   segment          l   of each segment: keys, cells, parents, whether keys are less the means of cells
- *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact (select/tree.h)
+ *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact (select/selection.h)
  *   open.query_sum   f   of each cache's blocks from the sealed ones on: the sums of all heads (cache/queries.h)
  *   sinks.keys ...       of each cache: heads x rows x dim, and values; the same of open rows
  *   order, keys ...      of each segment: its arrays (segment/fields.h) */

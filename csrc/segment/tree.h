@@ -1,6 +1,6 @@
 /* Building a segment for search, in steps: cells, the levels above them, 8-bit codes or P-DCI lists. */
-#ifndef ICE_TREE_H
-#define ICE_TREE_H
+#ifndef ICE_NEAR_FAR_TILE_H
+#define ICE_NEAR_FAR_TILE_H
 
 #include "segment/rows.h"
 #include "segment/segment.h"

@@ -2,7 +2,7 @@
  * empty. */
 #include <string.h>
 
-#include "select/tree_state.h"
+#include "select/selection.h"
 
 /* As many as row_open_cells can do. */
 #define CELLS_AT_ONCE 64
@@ -14,8 +14,8 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     const ice_nodes *cells = &s->cell;
     const ice_spread *spread = ice_spread_of(t, from);
     float copy[CELLS_AT_ONCE], correction;
-    ice_row_scores(t->kernels, t->tile.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->tile.scale, s->dim,
-                   s->mean_dtype, ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count, scores);
+    ice_tile_score_row(&t->tile, lane, s->mean_dtype, ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count,
+                       scores);
     for (int64_t c = 0; c < count; c++) scores[c] += spread->shift[lane];
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
@@ -52,8 +52,8 @@ static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *fr
             open[cell] |= (uint64_t)1 << lane;
         }
     }
-    ice_rows_add_means(t->near_field, lanes, t->kernels, s->value_dim, s->mean_dtype, scores, CELLS_AT_ONCE,
-                       ice_row_of(s->mean_dtype, s->cell.mean_value, node, s->value_dim), count);
+    ice_tile_add_means_to(&t->tile, lanes, s->mean_dtype, scores, CELLS_AT_ONCE,
+                          ice_row_of(s->mean_dtype, s->cell.mean_value, node, s->value_dim), count);
     for (int64_t c = 0, end; c < count; c = end) {
         for (end = c + 1; end < count && open[end] == open[c] && !s->relative;) end++;
         const int64_t first = s->cell.offset[node + c];
@@ -67,4 +67,4 @@ void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked
         attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE, threshold);
 }
 
-_Static_assert(CELLS_AT_ONCE <= ICE_KEY_BLOCK, "a panel's scores have room for those of its rows");
+_Static_assert(CELLS_AT_ONCE <= ICE_KEY_BLOCK, "a tile's scores have room for those of its rows");

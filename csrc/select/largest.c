@@ -1,13 +1,13 @@
 /* The published rule (IceFormer, arXiv 2405.02842): the keys with the largest scores, the rest dropped. */
 #include "select/top_k.h"
-#include "select/tree_state.h"
+#include "select/selection.h"
 
 /* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as
  * dropped. */
 static void add_largest(ice_selection *t, int lane) {
     const icecore_attention *p = t->problem;
     const ice_kernels *kernels = t->kernels;
-    ice_state *state = &t->near_field[lane];
+    ice_state *state = &t->tile.state[lane];
     icecore_dtype dtype = ICECORE_FLOAT32;
     int64_t visited = 0;
     const ice_mask_row *mask = NULL;
@@ -20,8 +20,7 @@ static void add_largest(ice_selection *t, int lane) {
         for (int64_t i = 0; i < now->count; i++) {
             if (!((t->open[now->row + i] >> lane) & 1)) continue;
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            ice_row_scores(kernels, t->tile.query_rows + lane * s->dim, ice_rounded_query(t, lane), t->tile.scale,
-                           s->dim, s->dtype, ice_key_of(s, first), count, t->visited + visited);
+            ice_tile_score_row(&t->tile, lane, s->dtype, ice_key_of(s, first), count, t->visited + visited);
             const float *scores = t->visited + visited;
             for (int64_t j = 0; j < count; j++) {
                 float bias =

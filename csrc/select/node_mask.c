@@ -14,11 +14,11 @@ float ice_mask_at(const icecore_attention *p, const ice_mask_row *row, int64_t k
     return ice_mask_bias(((const float *)p->mask)[at]);
 }
 
-static void find_rows(ice_node_mask *mask, const ice_tile *panel) {
-    const icecore_attention *p = panel->problem;
+static void find_rows(ice_node_mask *mask, const ice_tile *tile) {
+    const icecore_attention *p = tile->problem;
     mask->rows = 0;
-    for (int lane = 0; lane < panel->lanes; lane++) {
-        ice_row row = ice_row_at(p, panel->batch, panel->key_head, panel->first_row + lane);
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        ice_row row = ice_tile_row(tile, lane);
         int64_t offset =
             row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride;
         int m = 0;
@@ -78,9 +78,9 @@ static void mark_nodes(ice_node_mask *mask, ice_mask_row *row, const icecore_att
     if (DENSE_SHARE * seen_in_cut > stack->keys) mask->dense |= row->lanes;
 }
 
-void ice_node_mask_read(ice_node_mask *mask, const ice_tile *panel, const ice_stack *stack) {
+void ice_node_mask_read(ice_node_mask *mask, const ice_tile *tile, const ice_stack *stack) {
     memset(mask->hidden, 0, (size_t)stack->nodes * sizeof *mask->hidden);
     memset(mask->cut, 0, (size_t)stack->nodes * sizeof *mask->cut);
-    find_rows(mask, panel);
-    for (int m = 0; m < mask->rows; m++) mark_nodes(mask, &mask->row[m], panel->problem, stack);
+    find_rows(mask, tile);
+    for (int m = 0; m < mask->rows; m++) mark_nodes(mask, &mask->row[m], tile->problem, stack);
 }

@@ -21,7 +21,7 @@ typedef struct {
 } ice_node_mask;
 
 /* Looks at every sealed key for each different row.  `hidden` and `cut` have memory. */
-void ice_node_mask_read(ice_node_mask *mask, const ice_tile *panel, const ice_stack *stack);
+void ice_node_mask_read(ice_node_mask *mask, const ice_tile *tile, const ice_stack *stack);
 
 /* What a row of the problem's mask adds to the score of a key, in units of log 2; -inf hides it. */
 float ice_mask_at(const icecore_attention *problem, const ice_mask_row *row, int64_t key);

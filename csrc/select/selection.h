@@ -1,14 +1,45 @@
-/* The state of a panel of queries on its way through a stack (tree.c), and the parts of that way that have files of
- * their own. */
-#ifndef ICE_TREE_STATE_H
-#define ICE_TREE_STATE_H
+/* What near/far attention chooses for a tile of rows: cells of a stack by their risk, opened or by their means.  It
+ * streams runs and means into the tile (attend/run.h) and never touches a softmax. */
+#ifndef ICE_SELECTION_H
+#define ICE_SELECTION_H
 
 #include <math.h>
 
+#include "attend/run.h"
+#include "segment/stack.h"
 #include "select/node_mask.h"
-#include "attend/tile.h"
-#include "attend/rows.h"
-#include "select/tree.h"
+
+/* Some queries' keys: [0, sink_end) and from open_begin on exactly, the others by the cells of a stack. */
+typedef struct {
+    int64_t sink_end, open_begin;
+    const icecore_attention *sinks; /* the problem, or one like it whose keys and values are where the sinks lie */
+    const float *centre;            /* NULL, or what was taken off all keys: lse wants its score back */
+    const uint16_t *packed; /* NULL, or the key head's values, packed (packed_values.h); then sinks is the problem */
+} ice_exact_keys;
+
+/* How far a query head opens at present. */
+typedef struct {
+    float
+        threshold; /* a cell is opened whose risk, by the norm of the row's estimated sum, is at least this; above 0 */
+    float key_share;   /* above 0: cells are opened as well of which one key may hold such a share of the mass
+                          (risk.c) */
+    float log2_mass;   /* of what the mass of its means is multiplied by, for lse and captured mass */
+    uint8_t all_cells; /* parents are not trusted: all are expanded */
+    uint8_t exact; /* its rows are not written here: the tolerance needs it, or ICE_UNKNOWN: nothing has been measured
+                      yet */
+} ice_rule;
+#define ICE_UNKNOWN 2
+
+/* What all tiles of a head see. */
+typedef struct {
+    const icecore_attention *problem;
+    const icecore_near_far *options;
+    const ice_rule *rules; /* of the key head's query heads; NULL where near_keys says what is opened */
+    const ice_kernels *kernels;
+    const ice_stack *stack;
+    ice_exact_keys exact;
+    int64_t head; /* batch * key_heads + key head */
+} ice_head_view;
 
 /* Neighbouring nodes of one segment, whose rows lie together in `scores`. */
 typedef struct {
@@ -41,7 +72,6 @@ typedef struct {
     int64_t parent_runs, runs;
     ice_node_mask mask;            /* with a mask only */
     ice_spread *spread;            /* of each of the stack's levels */
-    float *near_accumulator;       /* ICE_PANEL x value_dim */
     float *guess;                  /* value_dim x ICE_PANEL */
     float *visited, *visited_copy; /* far_field = 0: scores of a row's visited keys */
     const void **visited_value;
@@ -53,7 +83,6 @@ typedef struct {
     int64_t few_scored[ICE_PANEL];  /* and the cells scored there */
     float bound[ICE_PANEL], bound_maximum[ICE_PANEL]; /* missed_bound: the most that the far field can stand for */
     float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
-    ice_state near_field[ICE_PANEL];
     int64_t near_count[ICE_PANEL];
 } ice_selection;
 
@@ -72,18 +101,11 @@ static inline const void *ice_mean_value_of(const ice_node_run *r, int64_t node)
 }
 
 static inline const ice_rule *ice_rule_of(const ice_selection *t, int lane) {
-    const ice_tile *panel = &t->tile; /* spare lanes are the last row's */
-    return &t->rules[(panel->first_row + (lane < panel->lanes ? lane : panel->lanes - 1)) % ice_group(t->problem)];
+    const ice_tile *tile = &t->tile; /* spare lanes are the last row's */
+    return &t->rules[(tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1)) % ice_group(t->problem)];
 }
 
 static inline int ice_is_masked(const ice_selection *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
-
-static inline uint64_t ice_used_lanes(const ice_selection *t) { return ((uint64_t)1 << t->tile.lanes) - 1; }
-
-/* NULL where keys are not multiplied as bfloat16. */
-static inline const uint16_t *ice_rounded_query(const ice_selection *t, int lane) {
-    return t->tile.query_pairs ? t->tile.rounded_rows + lane * t->problem->dim : NULL;
-}
 
 static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_stacked *from) {
     return &t->spread[from - t->stack->level];
@@ -105,45 +127,47 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
     ice_prefetch(ice_value_of(s, first), ice_value_of(s, end));
 }
 
-/* Attends to stored keys first .. first + count - 1 of a segment, all of them in `cell` where they are less its mean
- * (ice_base_of).  The mean's score, which they lack, is the same for all: a row's maximum is lowered by it meanwhile.
- */
-static inline void ice_stored_attend(const ice_selection *t, ice_state *state, uint64_t lanes, const icecore_segment *s,
-                                     int64_t cell, int64_t first, int64_t count, const float *bias) {
-    const float *base = ice_base_of(s, cell);
-    float score[ICE_PANEL];
-    for (uint64_t left = base ? lanes : 0; left; left &= left - 1) {
-        const int lane = __builtin_ctzll(left);
-        t->kernels->row_scores(t->tile.query_rows + lane * s->dim, s->dim, ICECORE_FLOAT32, base, s->dim, 1,
-                               &score[lane]);
-        state[lane].maximum -= score[lane];
-    }
-    ice_rows_attend(state, lanes, t->kernels, t->tile.query_rows, ice_rounded_query(t, 0), t->tile.scale, s->dim,
-                    s->value_dim, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, bias);
-    for (uint64_t left = base ? lanes : 0; left; left &= left - 1)
-        state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
+/* Stored keys first .. first + count - 1 of a segment, all of them in `cell` where they are less its mean
+ * (ice_base_of), for the rows in `lanes`. */
+static inline ice_run ice_stored_run(const ice_tile *tile, const icecore_segment *s, int64_t cell, int64_t first,
+                                     int64_t count, uint64_t lanes) {
+    ice_run run = ice_run_of(tile, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
+    run.base = ice_base_of(s, cell);
+    return run;
 }
 
-/* The same to the near field of the rows in `lanes`. */
+/* Attends to them; bias: of each key, or NULL. */
 static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const icecore_segment *s, int64_t cell,
                                      int64_t first, int64_t count, const float *bias) {
-    ice_stored_attend(t, t->near_field, lanes, s, cell, first, count, bias);
+    ice_run run = ice_stored_run(&t->tile, s, cell, first, count, lanes);
+    run.bias = bias;
+    ice_tile_attend(&t->tile, &run);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
-/* ---- tree.c, for measure.c ---- */
+/* ---- tree.c ---- */
 
-ice_selection *ice_selection_lay_out(const icecore_attention *problem, const icecore_near_far *options,
-                                     const ice_stack *stack, char *scratch, char **rest);
-/* Once the panel has begun: everything else as it is before the first key. */
-void ice_selection_begin(ice_selection *t, const ice_kernels *kernels);
-void ice_selection_attend_exact_keys(ice_selection *t, ice_exact_keys exact);
+/* Scratch of a selection and its tile over at most so many levels, and cells and parents. */
+size_t ice_selection_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t levels,
+                           int64_t nodes);
+/* *rest: the tile's scratch. */
+ice_selection *ice_selection_lay_out(const ice_head_view *view, char *scratch, char **rest);
+/* Once the tile has begun: everything else as it is before the first key. */
+void ice_selection_begin(ice_selection *t);
+
 void ice_selection_score_parents(ice_selection *t);
 /* Scores and risks of neighbouring nodes, whose rows are the next ones.  lanes: those that have to do with them. */
 void ice_selection_score(ice_selection *t, const ice_node_run *nodes, uint64_t lanes);
-/* Of each lane the logarithms of the norm of the sum of weighted values and of the mass, guessed from the exact keys
- * and the parents. */
-void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]);
+
+/* Which parents each row expands and which cells it opens; the cells of parents that few rows expand are attended. */
+void ice_choose_cells(ice_selection *t);
+/* Attends to the keys of opened cells, cell by cell. */
+void ice_add_near_field(ice_selection *t);
+/* Adds parents and cells that are not opened by their means. */
+void ice_add_far_field(ice_selection *t);
+
+/* ---- risk.c ---- */
+
 /* A parent is expanded when its own risk is above this share of what opens a cell.  From 0.1 to 0.2 saves 2 to 5 % of
  * the time at 8k to 128k for an error that hardly changes (at 128k 1 to 8 %); 0.45 is better where tolerances are
  * coarse, worse at 128k where they are fine. */
@@ -154,11 +178,20 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
  * do not show are found so, for 0.2 to 2 % of all cells.) */
 static inline float ice_reach(int64_t dim) { return dim <= 6 ? 1.0f : 2.5f / sqrtf((float)dim); }
 
+void ice_find_spreads(ice_selection *t);
+/* Of each lane the logarithms of the norm of the sum of weighted values and of the mass, guessed from the exact keys
+ * and the parents. */
+void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]);
+/* The risks from which on each row opens cells and expands parents. */
+void ice_find_thresholds(ice_selection *t, float *threshold, float *expand);
+/* Raises the risks of nodes of which one key may hold a row's key_share to what opens them. */
+void ice_raise_doubtful(ice_selection *t, const ice_node_run *nodes, const float *threshold);
+
 /* ---- few_rows.c ---- */
 
 /* With tolerances and without a mask: the cells node .. node + count - 1 of a level's segment, for the rows in `lanes`.
- * Opens those at or above a row's threshold and adds their keys, and the other cells by their means, to the near field.
- * The panel's scores are lost. */
+ * Opens those at or above a row's threshold and adds their keys, and the other cells by their means.  The tile's scores
+ * are lost. */
 void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
                              const float *threshold);
 

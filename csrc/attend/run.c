@@ -1,0 +1,47 @@
+#include "attend/run.h"
+
+#include "attend/finite.h"
+#include "attend/key_block.h"
+#include "attend/panel.h"
+#include "attend/rows.h"
+
+/* With at most so many rows most lanes of a panel would stand empty, and reading keys and values is all the work:
+ * decode steps of the usual head groups, and lists of indices (bench_attend_indices.py --heads). */
+#define FEW_ROWS 8
+/* A run that so many rows of a tile open goes through the panel kernels, with the others hidden; else by the row
+ * kernels.  This is where rows are multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for
+ * bfloat16 have a number of their own. */
+#define SHARED_LANES 24
+
+static int is_few(const ice_tile *tile) { return tile->lanes <= FEW_ROWS && !tile->packed; }
+
+int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype) {
+    return tile->query_pairs && dtype == ICECORE_BFLOAT16 ? tile->kernels->bf16->panel_lanes : SHARED_LANES;
+}
+
+/* Whether a weight of 0 takes a run away from the rows that do not see it. */
+static int can_be_hidden(const ice_tile *tile, const ice_run *run) {
+    const icecore_attention *p = tile->problem;
+    return p->mask_kind == ICECORE_MASK_NONE ||
+           (ice_all_finite(run->dtype, run->keys, run->key_stride, run->count, p->dim) &&
+            ice_all_finite(run->dtype, run->values, run->value_stride, run->count, p->value_dim));
+}
+
+void ice_tile_attend(ice_tile *tile, const ice_run *run) {
+    if (run->bias || __builtin_popcountll(run->lanes) < ice_tile_shared_lanes(tile, run->dtype) ||
+        (run->lanes != ice_tile_lanes(tile) && !can_be_hidden(tile, run)))
+        ice_rows_attend(tile, run);
+    else ice_key_block_add(tile, run);
+}
+
+void ice_tile_flush(ice_tile *tile) { ice_key_block_flush(tile); }
+
+void ice_tile_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end) {
+    if (is_few(tile)) ice_rows_attend_keys(tile, source, first, end);
+    else ice_panel_attend_keys(tile, source, first, end);
+}
+
+void ice_tile_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count) {
+    if (is_few(tile)) ice_rows_attend_gathered(tile, keys, values, count);
+    else ice_panel_attend_gathered(tile, keys, values, count);
+}

@@ -1,0 +1,136 @@
+#include "attend/tile.h"
+
+#include <string.h>
+
+#include "attend/key_block.h"
+#include "attend/panel.h"
+
+static void lay_out(ice_tile *tile, const icecore_attention *p, ice_arena *a) {
+    const int64_t pairs = p->key_dtype == ICECORE_BFLOAT16;
+    float *accumulator = ice_arena_take(a, ICE_PANEL * p->value_dim, sizeof(float));
+    for (int lane = 0; accumulator && lane < ICE_PANEL; lane++)
+        tile->state[lane].accumulator = accumulator + lane * p->value_dim;
+    tile->query_rows = ice_arena_take(a, ICE_PANEL * p->dim, sizeof(float));
+    tile->rounded_rows = ice_arena_take(a, pairs * ICE_PANEL * p->dim, sizeof(uint16_t));
+    tile->queries = ice_arena_take(a, ICE_PANEL * p->dim, sizeof(float));
+    tile->query_pairs = ice_arena_take(a, pairs * ICE_PANEL * (p->dim + 1), sizeof(uint16_t));
+    tile->maximum = ice_arena_take(a, ICE_PANEL, sizeof(float));
+    tile->sum = ice_arena_take(a, ICE_PANEL, sizeof(float));
+    tile->correction = ice_arena_take(a, ICE_PANEL, sizeof(float));
+    tile->accumulator = ice_arena_take(a, ICE_PANEL * p->value_dim, sizeof(float));
+    tile->scores = ice_arena_take(a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
+    tile->bias = ice_arena_take(a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
+    tile->keys = ice_arena_take(a, ICE_KEY_BLOCK * p->dim, sizeof(float));
+    tile->values = ice_arena_take(a, ICE_KEY_BLOCK * p->value_dim, sizeof(float));
+    tile->packed_values = ice_arena_take(a, pairs * ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
+}
+
+size_t ice_tile_bytes(const icecore_attention *problem) {
+    ice_tile none;
+    ice_arena arena = {NULL, 0};
+    lay_out(&none, problem, &arena);
+    return arena.used;
+}
+
+void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
+                    int64_t key_head, int64_t first_row, int lanes, void *scratch) {
+    ice_arena arena = {scratch, 0};
+    lay_out(tile, p, &arena);
+    tile->problem = p;
+    tile->kernels = kernels;
+    tile->batch = batch;
+    tile->key_head = key_head;
+    tile->first_row = first_row;
+    tile->lanes = lanes;
+    tile->scale = (float)(p->scale * ICE_LOG2_E);
+    tile->has_panel = 0;
+    tile->packed = NULL;
+    ice_key_block_begin(&tile->pending);
+    if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
+    for (int lane = 0; lane < lanes; lane++) {
+        const ice_row row = ice_tile_row(tile, lane);
+        tile->visible[lane] = ice_visible_keys(p, row.query);
+        tile->state[lane] = ice_state_start(tile->state[lane].accumulator, p->value_dim);
+        ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
+    }
+    for (int lane = lanes; lane < ICE_PANEL; lane++) tile->visible[lane] = tile->visible[lanes - 1];
+    /* rounded before scaling: a bfloat16 query goes in as it is */
+    if (tile->rounded_rows)
+        kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows, tile->rounded_rows, p->dim * lanes);
+    for (int64_t i = 0; i < p->dim * lanes; i++) tile->query_rows[i] *= tile->scale;
+}
+
+ice_visible ice_tile_visible(const ice_tile *tile) {
+    ice_visible all = tile->visible[0];
+    for (int lane = 1; lane < tile->lanes; lane++) {
+        const ice_visible *row = &tile->visible[lane];
+        if (row->sink_end > all.sink_end) all.sink_end = row->sink_end;
+        if (row->begin < all.begin) all.begin = row->begin;
+        if (row->end > all.end) all.end = row->end;
+    }
+    if (all.begin < all.sink_end) all.begin = all.sink_end;
+    if (all.end < all.begin) all.end = all.begin;
+    return all;
+}
+
+void ice_tile_begin_panel(ice_tile *tile) {
+    const icecore_attention *p = tile->problem;
+    const ice_kernels *kernels = tile->kernels;
+    const float *query[ICE_PANEL], *rows = tile->query_rows;
+    if (tile->has_panel) return;
+    tile->has_panel = 1;
+    if (tile->query_pairs) { /* so that what is multiplied in float32 agrees; `keys` is free yet */
+        kernels->to_float32(ICECORE_BFLOAT16, tile->rounded_rows, tile->keys, p->dim * tile->lanes);
+        rows = tile->keys;
+    }
+    for (int lane = 0; lane < ICE_PANEL; lane++)
+        query[lane] = rows + (lane < tile->lanes ? lane : tile->lanes - 1) * p->dim;
+    kernels->to_panel(query, p->dim, tile->queries);
+    if (tile->query_pairs) {
+        kernels->bf16->pack_queries(tile->queries, p->dim, tile->query_pairs);
+        for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) tile->queries[i] *= tile->scale;
+    }
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        tile->maximum[lane] = -INFINITY;
+        tile->sum[lane] = 0.0f;
+    }
+    memset(tile->accumulator, 0, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
+}
+
+void ice_tile_move_to_panel(ice_tile *tile) {
+    const int64_t value_dim = tile->problem->value_dim;
+    ice_tile_begin_panel(tile);
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        ice_state *state = &tile->state[lane];
+        if (state->sum == 0.0f) continue;
+        tile->maximum[lane] = state->maximum;
+        tile->sum[lane] = state->sum;
+        for (int64_t i = 0; i < value_dim; i++) tile->accumulator[i * ICE_PANEL + lane] = state->accumulator[i];
+        *state = ice_state_start(state->accumulator, value_dim);
+    }
+}
+
+void ice_tile_finish(ice_tile *tile) {
+    _Static_assert(ICE_PANEL <= ICE_KEY_BLOCK, "a block of values leaves room for the rows");
+    const int64_t value_dim = tile->problem->value_dim;
+    if (!tile->has_panel) return;
+    ice_key_block_flush(tile);
+    tile->kernels->from_panel(tile->accumulator, value_dim, tile->values);
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        const ice_state summed = {tile->maximum[lane], tile->sum[lane], tile->values + lane * value_dim};
+        ice_state_merge(&tile->state[lane], value_dim, &summed);
+    }
+}
+
+void ice_tile_write(ice_tile *tile) {
+    ice_tile_finish(tile);
+    for (int lane = 0; lane < tile->lanes; lane++)
+        ice_state_write(&tile->state[lane], tile->problem, tile->kernels, ice_tile_row(tile, lane));
+}
+
+void ice_add_centre(const ice_tile *tile, int lane, const float *centre, float *lse) {
+    const int64_t dim = tile->problem->dim;
+    float score;
+    tile->kernels->row_scores(tile->query_rows + lane * dim, dim, ICECORE_FLOAT32, centre, dim, 1, &score);
+    *lse += (float)(ICE_LN_2 * (double)score);
+}

@@ -1,0 +1,45 @@
+/* The order of a tile: exact keys, which nodes a mask hides, the choice of cells, near field, far field, report. */
+#include "attention/near_far_tile.h"
+
+void ice_attend_exact_keys(ice_tile *tile, const ice_exact_keys *exact) {
+    ice_tile_attend_keys(tile, exact->sinks, 0, exact->sink_end);
+    ice_tile_attend_keys(tile, tile->problem, exact->open_begin, ice_tile_visible(tile).end);
+    ice_tile_move_to_panel(tile);
+}
+
+/* Rows to which the mask leaves so little of every cell that they see all keys. */
+static void attend_all(ice_selection *t, const ice_exact_keys *exact) {
+    ice_tile_attend_keys(&t->tile, t->problem, exact->sink_end, exact->open_begin); /* never of a cache: no masks */
+    for (int m = 0; m < t->mask.rows; m++)
+        for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1)
+            t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
+}
+
+static void attend_cells(ice_selection *t) {
+    ice_choose_cells(t);
+    if (!t->options->far_field) {
+        ice_attend_largest(t);
+        return;
+    }
+    if (t->options->missed_bound) ice_bound_far_field(t);
+    ice_add_near_field(t);
+    ice_add_far_field(t);
+}
+
+void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int lanes, void *scratch) {
+    const icecore_attention *p = view->problem;
+    char *rest;
+    ice_selection *t = ice_selection_lay_out(view, scratch, &rest);
+    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row, lanes,
+                   rest);
+    t->tile.packed = view->exact.packed;
+    ice_selection_begin(t);
+    ice_attend_exact_keys(&t->tile, &view->exact);
+    if (view->stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, view->stack);
+    if (view->stack->nodes) {
+        if (view->options->far_field && t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t, &view->exact);
+        else attend_cells(t);
+    }
+    ice_tile_finish(&t->tile);
+    for (int lane = 0; lane < lanes; lane++) ice_report_row(t, lane, view->exact.centre);
+}

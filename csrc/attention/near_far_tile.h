@@ -1,0 +1,26 @@
+/* A tile of rows by near/far attention (icecore.h): exact keys, then the cells of a stack. */
+#ifndef ICE_NEAR_FAR_TILE_H
+#define ICE_NEAR_FAR_TILE_H
+
+#include "select/selection.h"
+
+/* Whether thresholds say what is opened, not near_keys. */
+static inline int ice_by_threshold(const icecore_near_far *o) {
+    return o->tolerance > 0.0f || o->head_tolerance || o->head_threshold;
+}
+
+/* Attends to what is exact for all: sinks and open blocks.  The tile's panel holds the result. */
+void ice_attend_exact_keys(ice_tile *tile, const ice_exact_keys *exact);
+
+/* Attends and writes the rows first_row .. first_row + lanes - 1 of a head; scratch: ice_selection_bytes. */
+void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int lanes, void *scratch);
+
+/* ---- report.c ---- */
+
+/* missed_bound: the most that the far field may stand for, once the cells are chosen and before their scores are lost.
+ */
+void ice_bound_far_field(ice_selection *t);
+/* Writes a row that the tile has finished, and what is reported of it; rows of exact heads are not written here. */
+void ice_report_row(ice_selection *t, int lane, const float *centre);
+
+#endif

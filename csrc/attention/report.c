@@ -1,0 +1,71 @@
+/* What near/far attention reports of a row: near keys, captured mass, the bound of what it misses, nodes scored. */
+#include <math.h>
+
+#include "attention/near_far_tile.h"
+
+/* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
+ * segment's metric. */
+void ice_bound_far_field(ice_selection *t) {
+    float correction[ICE_PANEL], *most = t->tile.scores;
+    for (int64_t r = 0; r < t->runs; r++) {
+        const ice_node_run *now = &t->run[r];
+        const float *norm = ice_spread_of(t, now->from)->norm;
+        for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
+            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            for (int64_t j = 0; j < count; j++)
+                for (int lane = 0; lane < ICE_PANEL; lane++) {
+                    float own = t->scores[(now->row + i + j) * ICE_PANEL +
+                                          lane]; /* -inf: opened or hidden, whatever the radius */
+                    most[j * ICE_PANEL + lane] =
+                        own == -INFINITY ? own : own + norm[lane] * now->nodes->radius[now->node + i + j];
+                }
+            t->kernels->softmax(most, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
+        }
+    }
+}
+
+/* The mass of means in a row, where 2^maximum has mass 1. */
+static float far_mass(const ice_selection *t, int lane, float maximum) {
+    float mass = 0.0f;
+    if (t->far[lane] > 0.0f) mass += t->far[lane] * exp2f(t->tile.maximum[lane] - maximum);
+    if (t->few_far[lane] > 0.0f) mass += t->few_far[lane] * exp2f(t->few_far_maximum[lane] - maximum);
+    return mass;
+}
+
+/* part / whole within [0, 1]; 0 also where it is NaN. */
+static float share_of(float part, float whole) {
+    const float share = whole > 0.0f ? part / whole : 0.0f;
+    if (!(share >= 0.0f)) return 0.0f;
+    return share < 1.0f ? share : 1.0f;
+}
+
+void ice_report_row(ice_selection *t, int lane, const float *centre) {
+    const icecore_attention *p = t->problem;
+    const icecore_near_far *options = t->options;
+    const ice_row row = ice_tile_row(&t->tile, lane);
+    const ice_state *state = &t->tile.state[lane];
+    if (t->rules && ice_rule_of(t, lane)->exact) return;
+    int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
+    /* what the means lack of the mass they stand for, as measured */
+    const float far = far_mass(t, lane, state->maximum),
+                lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
+    if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
+    if (options->captured_mass) {
+        float missed = far + lacking, total = state->sum + lacking;
+        if (t->dropped[lane] > 0.0f) {
+            missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
+            total += missed;
+        }
+        options->captured_mass[at] = share_of(total - missed, total);
+    }
+    if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
+    if (options->missed_bound) {
+        float exact = state->sum - far;
+        if (exact < 0.0f) exact = 0.0f;
+        float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
+        options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? share_of(missed, exact + missed) : 1.0f;
+    }
+    ice_state_write(state, p, t->kernels, row);
+    if (p->lse && lacking != 0.0f && state->sum > 0.0f) p->lse[at] += log1pf(lacking / state->sum);
+    if (p->lse && centre) ice_add_centre(&t->tile, lane, centre, &p->lse[at]);
+}

@@ -1,0 +1,100 @@
+/* What a cell's mean may be wrong by (icecore.h), and from which risk on a row opens it. */
+#include <float.h>
+#include <string.h>
+
+#include "select/selection.h"
+
+/* Lanes of the widest vectors. */
+#define WIDEST 16
+
+/* sum[lane] = the weighted sum of squares of a row's components. */
+static void add_squares(const ice_tile *tile, const float *weight, int64_t dim, int lanes, float *sum) {
+    memset(sum, 0, (size_t)lanes * sizeof *sum);
+    for (int64_t i = 0; i < dim; i++) {
+        const float *component = tile->queries + i * ICE_PANEL;
+        for (int lane = 0; lane < lanes; lane++) sum[lane] += component[lane] * (component[lane] * weight[i]);
+    }
+}
+
+void ice_find_spreads(ice_selection *t) {
+    const int64_t dim = t->problem->dim;
+    /* a decode step has few; so many as the widest vectors read, and a bound reads all */
+    const int lanes = t->options->missed_bound ? ICE_PANEL : (t->tile.lanes + WIDEST - 1) / WIDEST * WIDEST;
+    float weight[ICECORE_MAX_DIM];
+    for (int64_t l = 0; l < t->stack->levels; l++) {
+        const icecore_segment *s = t->stack->level[l].segment;
+        ice_spread *spread = &t->spread[l];
+        if (!s) continue;
+        for (int64_t i = 0; i < dim; i++) /* back from log2 units */
+            weight[i] = (float)(ICE_LN_2 * ICE_LN_2) * s->component_variance[i] / (s->metric[i] * s->metric[i]);
+        add_squares(&t->tile, weight, dim, lanes, spread->variance);
+        for (int lane = 0; lane < lanes; lane++) /* a query of nothing but zeros leaves an order of risks */
+            spread->half_log2[lane] =
+                0.5f * log2f(spread->variance[lane] <= FLT_MIN ? FLT_MIN : spread->variance[lane]);
+        for (int64_t i = 0; i < dim; i++) weight[i] = 1.0f / (s->metric[i] * s->metric[i]);
+        add_squares(&t->tile, weight, dim, lanes, spread->norm);
+        for (int lane = 0; lane < lanes; lane++) /* a little more, for the query's rounding */
+            spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
+        t->kernels->scores(t->tile.queries, dim, lanes, s->centre, dim, 1, spread->shift);
+    }
+}
+
+void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
+    const icecore_attention *p = t->problem;
+    float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->tile.scores;
+    ice_tile guess = t->tile; /* with an accumulator of its own */
+    guess.accumulator = t->guess;
+    guess.maximum = maximum;
+    guess.sum = sum;
+    memcpy(guess.accumulator, t->tile.accumulator, (size_t)(p->value_dim * ICE_PANEL) * sizeof(float));
+    memcpy(maximum, t->tile.maximum, sizeof maximum);
+    memcpy(sum, t->tile.sum, sizeof sum);
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const ice_node_run *now = &t->run[r];
+        for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
+            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            for (int64_t j = 0; j < count; j++)
+                for (int lane = 0; lane < ICE_PANEL; lane++)
+                    weights[j * ICE_PANEL + lane] =
+                        t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
+            ice_tile_add_means(&guess, weights, count, ice_mean_value_of(now, i));
+        }
+    }
+    float squared[ICE_PANEL] = {0};
+    for (int64_t i = 0; i < p->value_dim; i++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) {
+            float component = guess.accumulator[i * ICE_PANEL + lane];
+            squared[lane] += component * component;
+        }
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        log2_norm[lane] = maximum[lane] + 0.5f * log2f(squared[lane]);
+        log2_mass[lane] = maximum[lane] + log2f(sum[lane]);
+    }
+}
+
+void ice_find_thresholds(ice_selection *t, float *threshold, float *expand) {
+    float log2_mass[ICE_PANEL];
+    ice_selection_guess(t, threshold, log2_mass);
+    t->doubts = 0;
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        const ice_rule *rule = ice_rule_of(t, lane);
+        t->doubt[lane] = rule->key_share > 0.0f ? log2_mass[lane] + log2f(rule->key_share) : INFINITY;
+        t->doubts |= rule->key_share > 0.0f;
+        threshold[lane] = rule->exact ? INFINITY : threshold[lane] + log2f(rule->threshold);
+        expand[lane] = rule->all_cells ? -INFINITY : threshold[lane] + log2f(ICE_EXPAND_SHARE);
+        if (rule->exact) expand[lane] = INFINITY;
+    }
+}
+
+void ice_raise_doubtful(ice_selection *t, const ice_node_run *now, const float *threshold) {
+    const ice_spread *spread = ice_spread_of(t, now->from);
+    float reach[ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane++) reach[lane] = ice_reach(t->problem->dim) * spread->norm[lane];
+    for (int64_t i = 0; i < now->count; i++) {
+        const float radius = now->nodes->radius[now->node + i], *scores = t->scores + (now->row + i) * ICE_PANEL;
+        float *risk = t->risk + (now->row + i) * ICE_PANEL;
+        for (int lane = 0; lane < t->tile.lanes; lane++)
+            if (scores[lane] + reach[lane] * radius >= t->doubt[lane] && risk[lane] < threshold[lane])
+                risk[lane] = threshold[lane];
+    }
+}
