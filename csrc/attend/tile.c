@@ -7,9 +7,7 @@
 
 static void lay_out(ice_tile *tile, const icecore_attention *p, ice_arena *a) {
     const int64_t pairs = p->key_dtype == ICECORE_BFLOAT16;
-    float *accumulator = ice_arena_take(a, ICE_PANEL * p->value_dim, sizeof(float));
-    for (int lane = 0; accumulator && lane < ICE_PANEL; lane++)
-        tile->state[lane].accumulator = accumulator + lane * p->value_dim;
+    tile->state_accumulators = ice_arena_take(a, ICE_PANEL * p->value_dim, sizeof(float));
     tile->query_rows = ice_arena_take(a, ICE_PANEL * p->dim, sizeof(float));
     tile->rounded_rows = ice_arena_take(a, pairs * ICE_PANEL * p->dim, sizeof(uint16_t));
     tile->queries = ice_arena_take(a, ICE_PANEL * p->dim, sizeof(float));
@@ -50,10 +48,9 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, row.query);
-        tile->state[lane] = ice_state_start(tile->state[lane].accumulator, p->value_dim);
+        tile->state[lane] = ice_state_start(tile->state_accumulators + lane * p->value_dim, p->value_dim);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
     }
-    for (int lane = lanes; lane < ICE_PANEL; lane++) tile->visible[lane] = tile->visible[lanes - 1];
     /* rounded before scaling: a bfloat16 query goes in as it is */
     if (tile->rounded_rows)
         kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows, tile->rounded_rows, p->dim * lanes);
@@ -83,6 +80,7 @@ void ice_tile_begin_panel(ice_tile *tile) {
         kernels->to_float32(ICECORE_BFLOAT16, tile->rounded_rows, tile->keys, p->dim * tile->lanes);
         rows = tile->keys;
     }
+    for (int lane = tile->lanes; lane < ICE_PANEL; lane++) tile->visible[lane] = tile->visible[tile->lanes - 1];
     for (int lane = 0; lane < ICE_PANEL; lane++)
         query[lane] = rows + (lane < tile->lanes ? lane : tile->lanes - 1) * p->dim;
     kernels->to_panel(query, p->dim, tile->queries);

@@ -30,6 +30,7 @@ typedef struct {
     float *query_rows;      /* lanes x dim, times scale */
     uint16_t *rounded_rows; /* lanes x dim as bfloat16, not scaled; NULL: everything in float32 */
     ice_state state[ICE_PANEL];
+    float *state_accumulators; /* lanes x value_dim */
 
     /* by panel; spare lanes are as the last row */
     int has_panel;
