@@ -1,6 +1,7 @@
 """The arrows of the house point one way.
 
-    icecore -> _native -> icecore.h -> cache -> attention -> select -> attend, segment; index -> segment; -> kernels -> simd -> base
+    icecore -> _native -> icecore.h -> cache -> attention -> select -> attend, segment -> kernels -> simd -> base
+                                       index -> segment
 
 The checker reads #include lines, imports and cimports. It is itself tested on made-up violations.
 """
