@@ -36,6 +36,8 @@ MEASURED_QUERIES = 32
 CELL_SIZE = 16
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
 LEAST_ROUNDED_TOLERANCE = 0.015
+#: Methods besides near/far attention.
+SELECTORS = ("pages",)
 #: Errors of single heads go up to so many times their tolerance; a warning says so where a measured one is above that by more
 #: than its standard error.
 USUAL_ERROR = 1.3
@@ -48,14 +50,14 @@ class AttentionInfo:
     Attributes
     ----------
     path : str
-        ``"exact"`` or ``"near_far"``; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take different ones. On the
-        near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured mass of 1.
+        ``"exact"``, ``"near_far"`` or a selector's name; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take
+        different ones. On the near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured mass of 1.
     near_keys : ndarray of int32, shape (..., L)
         Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
     captured_mass : ndarray of float32, shape (..., L)
         Share of each query's softmax mass that was summed exactly, sinks and window included; the rest was estimated from
         cell means (or dropped). 1 where a row is exact; elsewhere an estimate, with a tolerance corrected by what the means of
-        sampled rows were found to lack; 0 for a query that sees no key.
+        sampled rows were found to lack; 0 for a query that sees no key. NaN with a selector, which does not know it.
     missed_mass_bound : ndarray of float32, shape (..., L), or None
         No larger a share of the true mass lies outside the keys that were summed exactly, whatever the inputs (where they are
         rounded to bfloat16: of the rounded ones). From the radius of each cell: usually far above ``1 - captured_mass``. None
@@ -157,8 +159,8 @@ def check_tolerance(tolerance):
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
-              scale=None, attn_mask=None, visit=None, metric=None, last_exact=0, return_lse=False, return_info=False, out=None,
-              num_threads=None, seed=0):
+              scale=None, attn_mask=None, visit=None, metric=None, last_exact=0, selector=None, return_lse=False,
+              return_info=False, out=None, num_threads=None, seed=0):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -214,6 +216,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     last_exact : int, default 0
         With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one
         key, which an error that is a mean over many rows does not protect.
+    selector : {"pages"}, optional
+        With k: another method of choosing keys, for comparisons. ``"pages"`` is Quest's: of pages of 16 keys those that could
+        hold the largest scores, by their componentwise maxima and minima, until they hold k keys, and the page that a query
+        sees a part of; the rest is dropped. It always runs where k < S, and takes no tolerance, window, sinks, mask or metric.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance its error counts
         as one more component of the output's, whether it is returned or not.
@@ -262,6 +268,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     ----------
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
+    .. [3] Quest, arXiv 2406.10774 (``selector="pages"``).
     """
     k, tolerance = check_k(k), check_tolerance(tolerance)
     if tolerance is not None and (k is not None or not far_field):
@@ -269,6 +276,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     if plan is not None:
         published = None if far_field else far_field
         check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, metric=metric, far_field=published)
+    if selector is not None:
+        check_selector(selector, k, plan=plan, tolerance=tolerance, window=window, sinks=sinks, attn_mask=attn_mask,
+                       visit=visit, metric=metric, far_field=None if far_field else far_field)
     sparse = k is not None or tolerance is not None
     window = None if window is None else integer(window, "window", 0)
     sinks = None if sinks is None else integer(sinks, "sinks", 0)
@@ -301,6 +311,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         parts = plan.parts(problem, bool(causal))
     elif not sparse or (k is not None and far_field and k >= keys):
         parts = [(every, every, Settings(None, window=None if sparse else window, sinks=0 if sparse else sinks or 0))]
+    elif selector is not None:
+        parts = [(every, every, Settings(k, selector=selector))]
     else:
         k = 1 if tolerance is not None else max(1, min(k, keys))  # by tolerance, k counts for nothing
         parts = [(every, every, Settings(
@@ -358,7 +370,19 @@ class Settings:
     head_threshold: np.ndarray | None = None
     head_cell_size: np.ndarray | None = None
     metric: np.ndarray | None = None
+    selector: str | None = None  # with k: another method
     rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
+
+
+def check_selector(selector, k, **others):
+    """That `selector` is one, and comes with k and nothing else."""
+    if selector not in SELECTORS:
+        raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, got {selector!r}")
+    if k is None:
+        raise ValueError(f"selector={selector!r} needs k=, the keys to attend to")
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"selector={selector!r} takes k alone; got {', '.join(given)} as well")
 
 
 def check_plan(plan, **others):
@@ -445,6 +469,8 @@ class _Call:
             info = self._reference(attn_mask)
         elif s.k is None:
             info = self._exact(s.window, s.sinks, keep, bias)
+        elif s.selector is not None:
+            info = self._pages()
         else:
             pays = not s.far_field
             if s.far_field and p.query.size and p.key.size:
@@ -479,6 +505,11 @@ class _Call:
         _native.attend_exact(*self._arrays(), self.scale, self.causal, -1 if window is None else window, sinks, keep, bias,
                              self.threads)
         return self._exact_info(window, sinks, keep, bias) if self.return_info else None
+
+    def _pages(self):
+        near = np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
+        _native.attend_pages(*self._arrays(), self.scale, self.causal, self.settings.k, near, self.threads)
+        return AttentionInfo("pages", near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
 
     def _near_far_pays(self):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
@@ -562,7 +593,10 @@ class _Call:
 
         p, s = self.problem, self.settings
         options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": attn_mask}
-        if s.k is None or s.tolerance is not None:
+        if s.selector is not None:
+            out, lse, near = reference.pages_attention(p.query, p.key, p.value, k=s.k, causal=self.causal, scale=self.scale)
+            info = AttentionInfo("reference", near.astype(np.int32), np.full(near.shape, np.nan, np.float32))
+        elif s.k is None or s.tolerance is not None:
             window, sinks = (s.window, s.sinks) if s.k is None else (None, 0)
             out, lse = reference.attention(p.query, p.key, p.value, window=window, **options | {"sinks": sinks})
             info = self._exact_info(window, sinks, *check_mask(attn_mask, p)) if self.return_info else None

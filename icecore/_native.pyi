@@ -67,6 +67,19 @@ def attend_near_far(
     near_price: float = 0,
     node_price: float = 0,
 ) -> None: ...
+def attend_pages(
+    dtype: int,
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    out: NDArray,
+    lse: NDArray[np.float32] | None,
+    scale: float,
+    causal: bool,
+    near_keys: int,
+    near_count: NDArray[np.int32] | None,
+    threads: int,
+) -> None: ...
 def attend_indices(
     dtype: int,
     query: NDArray,

@@ -195,6 +195,17 @@ def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:,
     check(status)
 
 
+def attend_pages(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
+                 const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
+                 int64_t near_keys, int32_t[:, :, ::1] near_count, int threads):
+    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, 0, threads)
+    cdef int32_t *counts = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_pages(&p, near_keys, counts)
+    check(status)
+
+
 def attend_indices(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key, const element[:, :, :, :] value,
                    element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
                    const index_type[:, :, :, :, :] indices, int threads):

@@ -88,6 +88,7 @@ cdef extern from "icecore.h" nogil:
         int is_int64
         int64_t count
         int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
+    icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place)
 
     ctypedef struct icecore_cache:

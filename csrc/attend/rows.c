@@ -83,18 +83,12 @@ static void attend_masked(ice_tile *tile, const icecore_attention *source, int l
 }
 
 static void attend_part(ice_tile *tile, const icecore_attention *source, uint64_t lanes, int64_t first, int64_t end) {
-    const icecore_dtype dtype = source->key_dtype;
     if (tile->problem->mask_kind != ICECORE_MASK_NONE) {
         for (; lanes; lanes &= lanes - 1) attend_masked(tile, source, __builtin_ctzll(lanes), first, end - first);
         return;
     }
-    ice_rows_attend(tile, &(ice_run){.lanes = lanes,
-                                     .dtype = dtype,
-                                     .keys = ice_address(&source->key, dtype, tile->batch, tile->key_head, first),
-                                     .values = ice_address(&source->value, dtype, tile->batch, tile->key_head, first),
-                                     .key_stride = source->key.row_stride,
-                                     .value_stride = source->value.row_stride,
-                                     .count = end - first});
+    const ice_run run = ice_run_of_keys(tile, source, first, end, lanes);
+    ice_rows_attend(tile, &run);
 }
 
 /* Of a block, what one row sees: all rows that see all of it go together, others by themselves. */

@@ -22,13 +22,15 @@ int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype) {
 /* Whether a weight of 0 takes a run away from the rows that do not see it. */
 static int can_be_hidden(const ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
-    return p->mask_kind == ICECORE_MASK_NONE ||
-           (ice_all_finite(run->dtype, run->keys, run->key_stride, run->count, p->dim) &&
-            ice_all_finite(run->dtype, run->values, run->value_stride, run->count, p->value_dim));
+    return !run->unchecked || (ice_all_finite(run->dtype, run->keys, run->key_stride, run->count, p->dim) &&
+                               ice_all_finite(run->dtype, run->values, run->value_stride, run->count, p->value_dim));
 }
 
 void ice_tile_attend(ice_tile *tile, const ice_run *run) {
-    if (run->bias || __builtin_popcountll(run->lanes) < ice_tile_shared_lanes(tile, run->dtype) ||
+    const icecore_attention *p = tile->problem;
+    const int contiguous = run->key_stride == ice_row_stride(run->dtype, p->dim) &&
+                           run->value_stride == ice_row_stride(run->dtype, p->value_dim);
+    if (run->bias || !contiguous || __builtin_popcountll(run->lanes) < ice_tile_shared_lanes(tile, run->dtype) ||
         (run->lanes != ice_tile_lanes(tile) && !can_be_hidden(tile, run)))
         ice_rows_attend(tile, run);
     else ice_key_block_add(tile, run);

@@ -16,6 +16,7 @@ typedef struct {
     int64_t count;
     const float *bias; /* of each key, added to its scores (log2 units); NULL: 0 */
     const float *base; /* dim numbers that all keys lack; NULL: 0 */
+    int unchecked;     /* may hold NaN or inf and rows that must not see them */
 } ice_run;
 
 /* Rows without gaps. */
@@ -28,6 +29,18 @@ static inline ice_run ice_run_of(const ice_tile *tile, icecore_dtype dtype, cons
                      .key_stride = ice_row_stride(dtype, tile->problem->dim),
                      .value_stride = ice_row_stride(dtype, tile->problem->value_dim),
                      .count = count};
+}
+
+/* Keys first .. end - 1 of `source` (see ice_tile_attend_keys). */
+static inline ice_run ice_run_of_keys(const ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end,
+                                      uint64_t lanes) {
+    return (ice_run){.lanes = lanes,
+                     .dtype = source->key_dtype,
+                     .keys = ice_address(&source->key, source->key_dtype, tile->batch, tile->key_head, first),
+                     .values = ice_address(&source->value, source->key_dtype, tile->batch, tile->key_head, first),
+                     .key_stride = source->key.row_stride,
+                     .value_stride = source->value.row_stride,
+                     .count = end - first};
 }
 
 /* Attends to a run exactly. */

@@ -233,6 +233,13 @@ typedef struct {
  * value_dim) products; extra memory under 2 MB a thread. */
 icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place);
 
+/* Pages of 16 keys by the largest score that a page could hold, from its componentwise maximum and minimum (Quest,
+ * arXiv 2406.10774): a query attends exactly to the pages with the largest bounds until they hold near_keys, equal
+ * bounds together, and to the page that it sees a part of; the rest is dropped.  Pages that hold a NaN are attended to.
+ * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks and
+ * near_keys below 1.  The same bits for any number of threads. */
+icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
+
 /* ---- Segments ------------------------------------------------------------------------------------------ */
 
 /* A sealed segment: keys and values of one head, grouped in cells and stored in cell order.  Immutable once built; any

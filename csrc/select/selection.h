@@ -133,6 +133,7 @@ static inline ice_run ice_stored_run(const ice_tile *tile, const icecore_segment
                                      int64_t count, uint64_t lanes) {
     ice_run run = ice_run_of(tile, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
     run.base = ice_base_of(s, cell);
+    run.unchecked = tile->problem->mask_kind != ICECORE_MASK_NONE; /* else all rows open what holds a NaN */
     return run;
 }
 

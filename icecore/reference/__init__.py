@@ -7,6 +7,7 @@ from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.measure import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.offset import has_offset, relative_rows
+from icecore.reference.pages import pages_attention
 from icecore.reference.pdci import (
     Level,
     lift_keys,
@@ -34,6 +35,7 @@ __all__ = [
     "lift_keys",
     "lift_query",
     "near_far_attention",
+    "pages_attention",
     "pdci_candidates",
     "pdci_candidates_by_radius",
     "pdci_search",

@@ -1,0 +1,34 @@
+/* A selector: what a method of choosing keys has to write.
+ *
+ * Once per call it makes digests of each key head; then, for each tile of rows, it streams runs of keys into it
+ * (attend/run.h).  The schedule is attention/selected.c's. */
+#ifndef ICE_SELECTOR_H
+#define ICE_SELECTOR_H
+
+#include "attend/run.h"
+
+/* A call as selectors see it. */
+typedef struct {
+    const icecore_attention *problem;
+    const ice_kernels *kernels;
+    int64_t near_keys; /* for each row, about */
+} ice_selector_call;
+
+typedef struct {
+    /* Bytes of one head's digests, and of a tile's scratch. */
+    size_t (*digest_bytes)(const ice_selector_call *call);
+    size_t (*scratch_bytes)(const ice_selector_call *call);
+    /* head: batch * key_heads + key head. */
+    void (*digest)(const ice_selector_call *call, int64_t head, void *digests);
+    /* Attends; near_count[lane]: the keys that were chosen for it. */
+    void (*select)(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+                   int64_t near_count[ICE_PANEL]);
+} ice_selector;
+
+extern const ice_selector ice_pages;
+
+/* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
+icecore_status ice_attend_selected(const icecore_attention *problem, const ice_selector *selector, int64_t near_keys,
+                                   int32_t *near_count);
+
+#endif
