@@ -545,7 +545,9 @@ cdef class Index:
         cdef char reason[256]
         if given.fault is not None:
             return None, given.fault
-        cdef icecore_status status = icecore_index_map(&o, given.entries, given.count, &new.index, reason, sizeof(reason))
+        cdef icecore_status status
+        with nogil:
+            status = icecore_index_map(&o, given.entries, given.count, &new.index, reason, sizeof(reason))
         if status == ICECORE_ERROR_VALUE:
             return None, reason.decode(errors="replace")
         check(status)

@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "base/order.h"
+#include "base/parallel.h"
 #include "index/fields.h"
 
 int32_t *ice_index_names(const icecore_index *index) {
@@ -11,6 +12,9 @@ int32_t *ice_index_names(const icecore_index *index) {
         name[s] = *ice_slot_state(&index->slots, s) == ICE_SLOT_USED ? next++ : -1;
     return name;
 }
+
+/* Asked for each row: whether the call shall end. */
+static int stops_at(int64_t row) { return row % ICE_UNASKED == 0 && ice_interrupted(); }
 
 /* Rows below node `node` of a layer that stay; before[r]: how many stay of the rows before row r.  What is below a node
  * lies together. */
@@ -23,7 +27,7 @@ static int32_t staying(const icecore_segment *s, const int32_t *before, int laye
     return before[high] - before[low];
 }
 
-static void copy_layer(const icecore_segment *from, const int32_t *before, int layer, ice_layer *to) {
+static icecore_status copy_layer(const icecore_segment *from, const int32_t *before, int layer, ice_layer *to) {
     const ice_layer *source = &from->layer[layer];
     const size_t stride = (size_t)source->stride, width = (size_t)from->dim;
     int64_t parent = 0, child = 0;
@@ -34,6 +38,7 @@ static void copy_layer(const icecore_segment *from, const int32_t *before, int l
         if (source->radius)
             to->radius[parent] = source->radius[p]; /* none is farther, though the farthest may have gone */
         for (int64_t c = source->offset[p]; c < source->offset[p + 1]; c++) {
+            if (stops_at(c)) return ICECORE_INTERRUPTED;
             if (!staying(from, before, layer + 1, c)) continue;
             if (source->code) memcpy(to->code + child * source->stride, source->code + c * source->stride, stride);
             if (source->code) to->scale[child] = source->scale[c];
@@ -42,11 +47,12 @@ static void copy_layer(const icecore_segment *from, const int32_t *before, int l
         }
         to->offset[++parent] = child;
     }
+    return ICECORE_OK;
 }
 
 /* One composite; spare: 2 * count numbers. */
-static void copy_list(const icecore_segment *from, const int32_t *before, int composite, icecore_segment *to,
-                      uint64_t *spare) {
+static icecore_status copy_list(const icecore_segment *from, const int32_t *before, int composite, icecore_segment *to,
+                                uint64_t *spare) {
     const int simples = from->lists.simples;
     const int32_t *row = from->lists.row + composite * from->count;
     int32_t *own = to->lists.row + composite * to->count;
@@ -56,6 +62,7 @@ static void copy_list(const icecore_segment *from, const int32_t *before, int co
         for (int64_t c = 0, place = 0; c < from->cells; c++) {
             const int64_t first = place;
             for (int64_t i = from->offset[c]; i < from->offset[c + 1]; i++) {
+                if (stops_at(i)) return ICECORE_INTERRUPTED;
                 if (before[row[i] + 1] == before[row[i]]) continue;
                 own[place] = before[row[i]];
                 spare[place - first] = (uint64_t)ice_ordered(projection[i]) << 32;
@@ -67,6 +74,7 @@ static void copy_list(const icecore_segment *from, const int32_t *before, int co
             for (int64_t i = first; i < place; i++) sorted[i] = ice_unordered((uint32_t)(spare[i - first] >> 32));
         }
     }
+    return ICECORE_OK;
 }
 
 /* The arrays of a segment whose shape is known. */
@@ -83,10 +91,8 @@ static int allocate(icecore_segment *s, const icecore_index_options *o) {
     return s->used != NULL;
 }
 
-static icecore_segment *without_removed(const icecore_segment *from, const icecore_index_options *o,
-                                        const int32_t *before) {
-    icecore_segment *s = ice_segment_new();
-    if (!s) return NULL;
+/* What is left of the shape of a segment. */
+static void shape_without_removed(const icecore_segment *from, const int32_t *before, icecore_segment *s) {
     s->count = before[from->count];
     s->dim = from->dim;
     s->scale = from->scale;
@@ -101,58 +107,73 @@ static icecore_segment *without_removed(const icecore_segment *from, const iceco
     }
     s->cells = s->layer[s->layers - 1].parents;
     s->lists = (ice_lists){.composites = from->lists.composites, .simples = from->lists.simples};
-    uint64_t *spare = ice_alloc(s->lists.composites ? 2 * s->count : 0, sizeof *spare);
-    if (!spare || !allocate(s, o)) {
-        ice_free(spare);
-        icecore_segment_free(s);
-        return NULL;
-    }
-    for (int i = 0; i < s->layers; i++) copy_layer(from, before, i, &s->layer[i]);
-    for (int l = 0; l < s->lists.composites; l++) copy_list(from, before, l, s, spare);
-    ice_free(spare);
-    return s;
 }
 
-icecore_segment *ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name) {
+static icecore_status copy_without_removed(const icecore_segment *from, const icecore_index_options *o,
+                                           const int32_t *before, icecore_segment *s) {
+    shape_without_removed(from, before, s);
+    uint64_t *spare = ice_alloc(s->lists.composites ? 2 * s->count : 0, sizeof *spare);
+    icecore_status status = spare && allocate(s, o) ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    for (int i = 0; i < s->layers && status == ICECORE_OK; i++) status = copy_layer(from, before, i, &s->layer[i]);
+    for (int l = 0; l < s->lists.composites && status == ICECORE_OK; l++) status = copy_list(from, before, l, s, spare);
+    ice_free(spare);
+    return status;
+}
+
+icecore_status ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name,
+                                   icecore_segment **copy) {
     const icecore_segment *from = sealed->segment;
     int32_t *before = ice_alloc(from->count + 1, sizeof *before);
-    if (!before) return NULL;
-    before[0] = 0;
-    for (int64_t i = 0; i < from->count; i++) before[i + 1] = before[i] + (name[from->order[i]] >= 0);
-    icecore_segment *s = without_removed(from, &index->options, before);
-    for (int64_t i = 0; s && i < from->count; i++)
-        if (name[from->order[i]] >= 0) s->order[before[i]] = name[from->order[i]];
-    for (int64_t c = 0; s && c < s->cells; c++) s->used[c] = (int32_t)(s->offset[c + 1] - s->offset[c]);
+    icecore_segment *s = ice_segment_new();
+    icecore_status status = before && s ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    if (status == ICECORE_OK) {
+        before[0] = 0;
+        for (int64_t i = 0; i < from->count; i++) before[i + 1] = before[i] + (name[from->order[i]] >= 0);
+        status = copy_without_removed(from, &index->options, before, s);
+    }
+    if (status == ICECORE_OK) {
+        for (int64_t i = 0; i < from->count; i++)
+            if (name[from->order[i]] >= 0) s->order[before[i]] = name[from->order[i]];
+        for (int64_t c = 0; c < s->cells; c++) s->used[c] = (int32_t)(s->offset[c + 1] - s->offset[c]);
+        *copy = s;
+    } else {
+        icecore_segment_free(s);
+    }
     ice_free(before);
-    return s;
+    return status;
 }
 
-static void copy_slots(const ice_slots *from, ice_slots *to, const int32_t *name) {
+static icecore_status copy_slots(const ice_slots *from, ice_slots *to, const int32_t *name) {
     for (int64_t s = 0; s < from->count; s++) {
         const int32_t own = name[s];
+        if (stops_at(s)) return ICECORE_INTERRUPTED;
         if (own < 0) continue;
         memcpy(ice_slot_row(to, own), ice_slot_row(from, s), from->row_bytes);
         *ice_slot_id(to, own) = *ice_slot_id(from, s);
         *ice_slot_state(to, own) = ICE_SLOT_USED;
         *ice_slot_home(to, own) = *ice_slot_home(from, s);
     }
+    return ICECORE_OK;
 }
 
 static icecore_status copy_contents(const icecore_index *from, icecore_index *to, const int32_t *name) {
     icecore_status status = ice_slots_reserve(&to->slots, from->used);
     if (status == ICECORE_OK) status = ice_id_map_reserve(&to->map, &to->slots, from->used);
+    if (status == ICECORE_OK) status = copy_slots(&from->slots, &to->slots, name);
     if (status != ICECORE_OK) return status;
-    copy_slots(&from->slots, &to->slots, name);
     to->slots.count = to->used = from->used;
-    for (int64_t s = 0; s < to->used; s++) ice_id_map_insert(&to->map, &to->slots, (int32_t)s);
+    for (int64_t s = 0; s < to->used; s++) {
+        if (stops_at(s)) return ICECORE_INTERRUPTED;
+        ice_id_map_insert(&to->map, &to->slots, (int32_t)s);
+    }
     for (int64_t i = 0; i < from->open_count; i++) to->open[i] = name[from->open[i]];
     to->open_count = from->open_count;
     to->next_id = from->next_id;
     to->seals = from->seals;
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
         if (!ice_used_in(&from->sealed[n])) continue;
-        to->sealed[n].segment = ice_index_copy_used(from, &from->sealed[n], name);
-        if (!to->sealed[n].segment) return ICECORE_ERROR_MEMORY;
+        status = ice_index_copy_used(from, &from->sealed[n], name, &to->sealed[n].segment);
+        if (status != ICECORE_OK) return status;
         ice_index_enter_cells(to, n);
     }
     ice_merge_begin_due(to);

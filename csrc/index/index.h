@@ -105,7 +105,8 @@ void ice_index_count_removed(icecore_index *index, int32_t slot, int change);
 /* New numbers for the used slots, in their order; -1 for others.  NULL when out of memory. */
 int32_t *ice_index_names(const icecore_index *index);
 /* A copy of a segment without removed vectors and the cells that held nothing else; its order holds names. */
-icecore_segment *ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name);
+icecore_status ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name,
+                                   icecore_segment **copy);
 
 /* ---- validate.c ---- */
 

@@ -4,20 +4,29 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/parallel.h"
 #include "index/index.h"
 
 typedef struct {
     char *text;
     int64_t size;
-    int wrong;
+    icecore_status status;
 } report;
 
+/* The first thing that is wrong. */
 static void say(report *r, const char *format, ...) {
-    if (r->wrong++) return;
+    if (r->status != ICECORE_OK) return;
+    r->status = ICECORE_ERROR_VALUE;
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(r->text, (size_t)r->size, format, arguments);
     va_end(arguments);
+}
+
+/* Whether to look at this row as well: nothing was wrong so far, and nobody wants the call to end. */
+static int goes_on(report *r, int64_t row) {
+    if (r->status == ICECORE_OK && row % ICE_UNASKED == 0 && ice_interrupted()) r->status = ICECORE_INTERRUPTED;
+    return r->status == ICECORE_OK;
 }
 
 /* Every slot that is not free lies in the open block or in one segment, once, and knows it. */
@@ -34,7 +43,7 @@ static void check_places(const icecore_index *index, uint8_t *seen, report *r) {
     for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
         const icecore_segment *s = index->sealed[n].segment;
         int64_t gone = 0;
-        for (int64_t i = 0; s && i < s->count; i++) {
+        for (int64_t i = 0; s && i < s->count && goes_on(r, i); i++) {
             int32_t slot = s->order[i];
             uint8_t state = *ice_slot_state(slots, slot);
             if (state == ICE_SLOT_FREE || *ice_slot_home(slots, slot) != n || seen[slot]++)
@@ -43,6 +52,7 @@ static void check_places(const icecore_index *index, uint8_t *seen, report *r) {
         }
         if (s) used += s->count - gone;
         removed += gone;
+        if (r->status != ICECORE_OK) return;
         if (gone != index->sealed[n].removed) say(r, "segment %d has lost count of removed vectors", n);
     }
     int64_t taken = 0;
@@ -53,13 +63,13 @@ static void check_places(const icecore_index *index, uint8_t *seen, report *r) {
 }
 
 icecore_status ice_index_check_structure(const icecore_index *index, char *reason, int64_t reason_size) {
-    report r = {reason, reason_size, 0};
+    report r = {reason, reason_size, ICECORE_OK};
     uint8_t *seen = ice_alloc(index->slots.count, 1);
     if (!seen) return ICECORE_ERROR_MEMORY;
     memset(seen, 0, (size_t)index->slots.count);
     check_places(index, seen, &r);
     ice_free(seen);
-    return r.wrong ? ICECORE_ERROR_VALUE : ICECORE_OK;
+    return r.status;
 }
 
 static void check_ids(const icecore_index *index, report *r) {
@@ -68,7 +78,7 @@ static void check_ids(const icecore_index *index, report *r) {
         if (!index->read_only) say(r, "%lld ids for %lld vectors", (long long)index->map.count, (long long)index->used);
         return;
     }
-    for (int64_t s = 0; s < slots->count; s++) {
+    for (int64_t s = 0; s < slots->count && goes_on(r, s); s++) {
         if (*ice_slot_state(slots, s) != ICE_SLOT_USED) continue;
         int64_t id = *ice_slot_id(slots, s);
         if (ice_id_map_find(&index->map, slots, id) != s) say(r, "id %lld belongs to two vectors", (long long)id);
@@ -80,7 +90,7 @@ static void check_ids(const icecore_index *index, report *r) {
 static void check_vectors(const icecore_index *index, const ice_kernels *kernels, float *buffer, report *r) {
     const ice_slots *slots = &index->slots;
     const ice_slot_rows rows = {kernels, slots, NULL};
-    for (int64_t s = 0; s < slots->count; s++) {
+    for (int64_t s = 0; s < slots->count && goes_on(r, s); s++) {
         if (*ice_slot_state(slots, s) == ICE_SLOT_FREE) continue;
         const float *x = ice_read_slot_row(&rows, s, buffer);
         for (int64_t t = 0; t < slots->dim; t++)
@@ -92,7 +102,7 @@ static void check_vectors(const icecore_index *index, const ice_kernels *kernels
 static void check_codes(const icecore_segment *s, int number, const ice_layer *layer, const ice_rows *children,
                         float *buffer, report *r) {
     for (int64_t p = 0; p < layer->parents; p++)
-        for (int64_t c = layer->offset[p]; c < layer->offset[p + 1] && !r->wrong; c++) {
+        for (int64_t c = layer->offset[p]; c < layer->offset[p + 1] && goes_on(r, c); c++) {
             const float *x = children->read(children->context, c, buffer), *mean = layer->mean + p * s->dim;
             for (int64_t t = 0; t < s->dim; t++) {
                 float difference = x[t] - mean[t], step = layer->scale[c];
@@ -110,7 +120,7 @@ static void check_lists(const icecore_segment *s, int number, report *r) {
             const float *sorted = j ? lists->sorted + ((int64_t)l * (lists->simples - 1) + j - 1) * s->count
                                     : lists->projection + (int64_t)l * lists->simples * s->count;
             for (int64_t c = 0; c < s->cells; c++)
-                for (int64_t i = s->offset[c] + 1; i < s->offset[c + 1]; i++)
+                for (int64_t i = s->offset[c] + 1; i < s->offset[c + 1] && goes_on(r, i); i++)
                     if (!(sorted[i - 1] <= sorted[i]))
                         say(r, "segment %d: list %d of composite %d is not sorted", number, j, l);
         }
@@ -138,6 +148,16 @@ static void check_segment(const icecore_index *index, const ice_kernels *kernels
     check_lists(s, number, r);
 }
 
+static icecore_status check_contents(const icecore_index *index, const ice_kernels *kernels, float *buffer,
+                                     char *reason, int64_t reason_size) {
+    report r = {reason, reason_size, ICECORE_OK};
+    check_ids(index, &r);
+    check_vectors(index, kernels, buffer, &r);
+    for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
+        if (index->sealed[n].segment) check_segment(index, kernels, n, buffer, &r);
+    return r.status;
+}
+
 icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_t reason_size) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
@@ -147,12 +167,7 @@ icecore_status icecore_index_validate(icecore_index *index, char *reason, int64_
     icecore_status status = ice_lock_read(&index->lock);
     if (status == ICECORE_OK) {
         status = ice_index_check_structure(index, reason, reason_size);
-        report r = {reason, reason_size, 0};
-        if (status == ICECORE_OK) check_ids(index, &r);
-        if (status == ICECORE_OK) check_vectors(index, kernels, buffer, &r);
-        for (int n = 0; n < ICE_MOST_SEGMENTS && status == ICECORE_OK; n++)
-            if (index->sealed[n].segment) check_segment(index, kernels, n, buffer, &r);
-        if (r.wrong) status = ICECORE_ERROR_VALUE;
+        if (status == ICECORE_OK) status = check_contents(index, kernels, buffer, reason, reason_size);
         ice_unlock(&index->lock);
     }
     ice_free(buffer);

@@ -25,9 +25,9 @@ typedef struct {
 } contents;
 
 /* A segment by the new numbers of its slots; all else is the old one's. */
-static icecore_segment *renamed(icecore_segment *from, const int32_t *name) {
+static icecore_status rename_slots(icecore_segment *from, const int32_t *name, icecore_segment **result) {
     icecore_segment *s = ice_segment_new();
-    if (!s) return NULL;
+    if (!s) return ICECORE_ERROR_MEMORY;
     memcpy(s, from, sizeof *s);
     s->owners = 1;
     s->bytes = s->owned_count = 0;
@@ -35,26 +35,26 @@ static icecore_segment *renamed(icecore_segment *from, const int32_t *name) {
     s->order = ice_segment_alloc(s, s->count, sizeof *s->order);
     if (!s->order) {
         icecore_segment_free(s);
-        return NULL;
+        return ICECORE_ERROR_MEMORY;
     }
     for (int64_t i = 0; i < s->count; i++) s->order[i] = name[from->order[i]];
-    return s;
+    *result = s;
+    return ICECORE_OK;
 }
 
-static int prepare(const icecore_index *index, contents *c) {
+static icecore_status prepare(const icecore_index *index, contents *c) {
     memset(c, 0, sizeof *c);
     c->index = index;
     c->name = ice_index_names(index);
-    if (!c->name) return 0;
-    for (int64_t i = 0; i < index->open_count; i++) c->open[i] = c->name[index->open[i]];
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    icecore_status status = c->name ? ICECORE_OK : ICECORE_ERROR_MEMORY;
+    for (int64_t i = 0; i < index->open_count && c->name; i++) c->open[i] = c->name[index->open[i]];
+    for (int n = 0; n < ICE_MOST_SEGMENTS && status == ICECORE_OK; n++) {
         const ice_sealed *sealed = &index->sealed[n];
         if (!ice_used_in(sealed)) continue;
-        c->segment[n] =
-            sealed->removed ? ice_index_copy_used(index, sealed, c->name) : renamed(sealed->segment, c->name);
-        if (!c->segment[n]) return 0;
+        status = sealed->removed ? ice_index_copy_used(index, sealed, c->name, &c->segment[n])
+                                 : rename_slots(sealed->segment, c->name, &c->segment[n]);
     }
-    return 1;
+    return status;
 }
 
 static void release(contents *c) {
@@ -140,11 +140,10 @@ icecore_status icecore_index_write(icecore_index *index, icecore_write write, vo
     icecore_status status = ice_lock_read(&index->lock);
     if (status != ICECORE_OK) return status;
     contents *c = ice_alloc(1, sizeof *c);
-    if (c && prepare(index, c)) {
+    status = c ? prepare(index, c) : ICECORE_ERROR_MEMORY;
+    if (status == ICECORE_OK) {
         list_contents(c);
         status = ice_write_catalogue(&c->arrays, write, context, give_slots, c);
-    } else {
-        status = ICECORE_ERROR_MEMORY;
     }
     if (c) release(c);
     ice_unlock(&index->lock);

@@ -25,6 +25,8 @@ void concurrent_tests(void);
 void quota_tests(void);
 void argument_tests(void);
 void out_of_memory_tests(void);
+void any_order_cache_tests(void);
+void any_order_index_tests(void);
 void instruction_set_tests(void);
 
 #endif

@@ -1,13 +1,19 @@
 /* Tests of the C core through its public header: one line a test, the count last; exit status 1 if any failed.
  *
  *   driver [instruction set]...     default: each usable one in turn
- *   driver concurrent               what several threads do at once, for the thread sanitizer */
+ *   driver concurrent               what several threads do at once, for the thread sanitizer
+ *   driver any_order                calls in any order, some of which fail; ICECORE_TEST_FACTOR times as many */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "check.h"
 #include "icecore.h"
+
+static void any_order_tests(void) {
+    any_order_cache_tests();
+    any_order_index_tests();
+}
 
 /* Before any other call: ICECORE_ISA asks for what is not there. */
 static void bad_environment(void) {
@@ -46,12 +52,17 @@ static void test_with(const char *isa) {
     concurrent_tests();
     argument_tests();
     out_of_memory_tests();
+    any_order_tests();
 }
 
 int main(int count, char **arguments) {
     check_run("instruction sets: a bad ICECORE_ISA is an error of every call", bad_environment);
     if (count == 2 && !strcmp(arguments[1], "concurrent")) {
         concurrent_tests();
+        return check_result();
+    }
+    if (count == 2 && !strcmp(arguments[1], "any_order")) {
+        any_order_tests();
         return check_result();
     }
     quota_tests();

@@ -6,6 +6,7 @@
 
 #include "arrays.h"
 #include "check.h"
+#include "failures.h"
 #include "icecore.h"
 
 static float *random_rows(int64_t count, int64_t dim) {
@@ -343,6 +344,44 @@ static void cancelled(void) {
     free(rows);
 }
 
+enum { CHECKING, COPYING, WRITING };
+
+static icecore_status read_all(icecore_index *index, int how) {
+    char reason[200];
+    icecore_index *copied = NULL;
+    file f = {.count = 0};
+    if (how == CHECKING) return icecore_index_validate(index, reason, sizeof reason);
+    const icecore_status status =
+        how == COPYING ? icecore_index_copy(index, &copied) : icecore_index_write(index, write_arrays, &f);
+    icecore_index_free(copied);
+    free_arrays(&f);
+    return status;
+}
+
+/* Stopped at the first question whether to go on, at the second and so on, until none is left. */
+static void interrupted_reading(void) {
+    for (int lists = 0; lists < 2; lists++)
+        for (int how = CHECKING; how <= WRITING; how++) {
+            icecore_index *index = create(options(4, ICECORE_SQUARED_DISTANCE, 2, lists));
+            float *rows = random_rows(5000, 4);
+            int64_t some[20], place;
+            for (int64_t i = 0; i < 20; i++) some[i] = i;
+            EXPECT(add(index, rows, 0, 5000) == ICECORE_OK);
+            EXPECT(icecore_index_remove(index, some, 20, 0, 1, &place) == ICECORE_OK);
+            long questions = 0;
+            for (icecore_status status = ICECORE_INTERRUPTED; status == ICECORE_INTERRUPTED; questions++) {
+                check_at("lists %d, how %d, question %ld", lists, how, questions);
+                interrupt_after(questions);
+                status = read_all(index, how);
+                EXPECT(is_as_expected(status, ICECORE_OK));
+            }
+            EXPECT(questions > 5);
+            expect_valid(index);
+            free(rows);
+            icecore_index_free(index);
+        }
+}
+
 void index_tests(void) {
     check_run("index: searches of all kinds", searches);
     check_run("index: changes in any order", changes);
@@ -351,4 +390,5 @@ void index_tests(void) {
     check_run("index: arrays that lie", lying_arrays);
     check_run("index: huge numbers", huge_numbers);
     check_run("index: a build that is stopped", cancelled);
+    check_run("index: checking, copying and writing can be interrupted", interrupted_reading);
 }

@@ -3,18 +3,8 @@
 
 #include "arrays.h"
 #include "check.h"
+#include "failures.h"
 #include "tensors.h"
-
-/* The core's allocator calls this in place of posix_memalign (see the Makefile). */
-int counted_posix_memalign(void **memory, size_t alignment, size_t size);
-
-static long remaining = -1; /* allocations that still succeed; negative: all */
-
-int counted_posix_memalign(void **memory, size_t alignment, size_t size) {
-    if (remaining == 0) return 12;
-    if (remaining > 0) remaining--;
-    return posix_memalign(memory, alignment, size);
-}
 
 static problem some_keys(int causal, int64_t queries) {
     problem s = one_head(queries, queries == 1 ? 5000 : 100, 4, 4);
@@ -85,10 +75,8 @@ static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
     }
     free_arrays(&f);
     if (status == ICECORE_OK) status = icecore_cache_truncate(cache, 20, 1);
-    long saved = remaining;
-    remaining = -1;
+    fail_nothing();
     EXPECT(!cache || is_valid_cache(cache));
-    remaining = saved;
     icecore_cache_free(fork);
     icecore_cache_free(cache);
     return status;
@@ -132,10 +120,8 @@ static icecore_status index_of(const problem *s) {
     }
     free_arrays(&f);
     if (status == ICECORE_OK) status = icecore_index_compact(index, 1);
-    long saved = remaining;
-    remaining = -1;
+    fail_nothing();
     if (index) EXPECT(icecore_index_validate(index, reason, sizeof reason) == ICECORE_OK);
-    remaining = saved;
     icecore_index_free(copy);
     icecore_index_free(index);
     free(ids);
@@ -150,10 +136,10 @@ static void expect_errors(icecore_status (*call)(const problem *s), int causal, 
     icecore_status status = ICECORE_ERROR_MEMORY;
     long enough = 0;
     for (; enough < 10000 && status == ICECORE_ERROR_MEMORY; enough++) {
-        remaining = enough;
+        fail_allocation(enough, 0);
         status = call(&s);
     }
-    remaining = -1;
+    fail_nothing();
     EXPECT(status == ICECORE_OK);
     problem_free(&s);
 }
