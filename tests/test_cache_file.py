@@ -93,6 +93,13 @@ def test_how_far_to_open_is_kept(tmp_path, isa, dtype):
         assert twin.validate()
 
 
+def test_a_cache_that_is_truncated_before_what_it_measured_can_be_loaded(tmp_path):
+    cache = sample(355, k=None, tolerance=0.2)
+    cache.truncate(10)
+    cache.save(tmp_path / "a")
+    assert len(KVCache.load(tmp_path / "a")) == 10
+
+
 def test_a_view_takes_no_memory_and_reads_the_file(tmp_path):
     """But for what is known of queries, which is as much whatever the tokens."""
     cache = KVCache(2, DIM, k=24, **SMALL)

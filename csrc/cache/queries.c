@@ -62,6 +62,8 @@ void ice_queries_truncate(icecore_cache *c, int64_t length) {
     ice_queries_forget(c, q->first, (length + c->options.block - 1) / c->options.block);
     while (q->kept && q->position[q->kept - 1] >= length) q->kept--;
     if (q->noted > length) q->noted = length;
+    if (q->last > c->sealed) q->last = c->sealed; /* what is sealed from here on is measured anew */
+    if (q->renewed > c->sealed) q->renewed = c->sealed;
 }
 
 static void store_triangle(const float *square, int64_t dim, float rows, float *sum) {

@@ -47,7 +47,8 @@ icecore_status ice_queries_note(struct icecore_cache *cache, icecore_dtype dtype
 ice_query_sum *ice_query_sum_of(const struct icecore_cache *cache, const float *numbers);
 /* Forgets sums of blocks before `first`, and from `end` on. */
 void ice_queries_forget(struct icecore_cache *cache, int64_t first, int64_t end);
-/* Forgets kept queries from token `length` on, and sums of blocks behind it. */
+/* Forgets kept queries from token `length` on, sums of blocks behind it, and that more was sealed when it was measured.
+ */
 void ice_queries_truncate(struct icecore_cache *cache, int64_t length);
 void ice_queries_free(struct icecore_cache *cache);
 /* Into a cache that remembers nothing. */
