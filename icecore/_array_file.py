@@ -6,6 +6,7 @@ so that a memory map of the file can be used in place.
 
 from __future__ import annotations
 
+import errno
 import json
 import operator
 import os
@@ -90,7 +91,12 @@ def mapped(path):
     """The file as an array of uint8, read as it is used."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-    return np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    try:
+        return np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(f"icecore: no address space left to map {path}") from error
+        raise
 
 
 class Refused(ValueError):

@@ -281,6 +281,9 @@ class KVCache:
         ValueError
             As in `attention`; also where queries reach back behind what is sealed (``stats["first_query"]``): what such a query
             must not see has been mixed into cells. Attend to a chunk before appending the next.
+        MemoryError
+            The cache holds the tokens it held. Part of a chunk longer than a window may be sealed, as after Ctrl-C: `truncate`
+            to its beginning and `append` it again to attend to it once more.
         """
         threads = threads_for_call(num_threads) or 0
         queries = self._checked(queries, "queries", None, self.dim)

@@ -20,8 +20,8 @@ def replacing(path):
     """A binary file under a temporary name beside `path`, which takes its place in the end and keeps its mode.
 
     A symbolic link stays one: what it points at is replaced. The contents are on the disk before the name is, and the name
-    before this returns. Whatever is raised leaves the old file as it was, and nothing else. What processes that were killed
-    left of their saves to `path` goes with the next one.
+    before this returns. Whatever is raised leaves the old file as it was, and nothing else; an OSError names `path`. What
+    processes that were killed left of their saves to `path` goes with the next one.
     """
     path = Path(os.path.realpath(path))
     file, temporary = _temporary(path)
@@ -34,8 +34,10 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # what a full disk says names no file
         raise
     sync_folder(path.parent)
 
@@ -74,6 +76,25 @@ def _sweep(path, own):
                 with contextlib.suppress(OSError), open(entry.path, "rb") as file:
                     if _locked(file):
                         os.unlink(entry.path)
+
+
+@contextlib.contextmanager
+def at_work_in(folder):
+    """Others can see that a process is at work in a new folder, and when it has died there."""
+    mark = folder / "lock"
+    with open(mark, "xb") as file:
+        _locked(file)
+        yield
+    mark.unlink(missing_ok=True)
+
+
+def is_abandoned(folder):
+    """Whether the process that was at work in a folder is gone; None where that cannot be seen."""
+    try:
+        with open(folder / "lock", "rb") as file:
+            return _locked(file)
+    except OSError:
+        return None
 
 
 def sync_folder(path):

@@ -19,6 +19,9 @@ from icecore.reference.pdci import true_scores
 #: Names of the dtypes of the fast path; "bits" is bfloat16 as uint16.
 DTYPES = ("float32", "float16", "bfloat16", "bits")
 
+#: How many times more than usual the tests of random sequences and of killed processes try.
+TEST_FACTOR = max(1, int(os.environ.get("ICECORE_TEST_FACTOR") or 1))
+
 FLOAT32_ROUNDOFF = 2.0**-24
 # dtype name: (roundoff, spacing of the smallest numbers)
 _PRECISION = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import icecore
-from icecore._files import locked_folder, replacing
+from icecore._files import at_work_in, is_abandoned, locked_folder, replacing
 
 from .cache import KeyValueCache, check_length
 from .settings import refusing
@@ -24,7 +24,7 @@ VERSION = 2
 LAST_EXACT = 100
 #: What a save lies in, within the folder.
 FOLDER = re.compile("save-[0-9a-f]{16}")
-#: Seconds after which a save that nothing names is one of a process that died.
+#: Seconds after which a save that nothing names is one of a process that died, where that cannot be seen.
 FORGOTTEN = 24 * 3600
 
 
@@ -41,8 +41,16 @@ def _folder_in_force(path):
         return None
 
 
+def _sweep_abandoned(path):
+    """Remove what processes that were killed left of their saves."""
+    in_force = _folder_in_force(path)
+    for entry in path.iterdir():
+        if entry.name != in_force and FOLDER.fullmatch(entry.name) and is_abandoned(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
 def _sweep(path, before, now):
-    """Remove the save that was in force before, and those that died on their way."""
+    """Remove the save that was in force before, and forgotten ones."""
     for entry in path.iterdir():
         if entry.name == now or not FOLDER.fullmatch(entry.name):
             continue
@@ -143,7 +151,7 @@ class NearFarCache:
 
         They lie in a folder of their own within it, of a random name, and ``cache.json`` names it: replacing that file is what
         replaces a cache that was saved there before. Any number of processes may save and load at once: there always is a
-        cache, and files of two caches are never mixed.
+        cache, and files of two caches are never mixed. What processes that were killed left of their saves goes with the next.
 
         Parameters
         ----------
@@ -161,22 +169,18 @@ class NearFarCache:
         path.mkdir(exist_ok=True)
         folder = path / f"save-{secrets.token_hex(8)}"
         try:
-            folder.mkdir()
-            for layer, cache in self._layers.items():
-                cache.save(folder / f"layer{layer}.safetensors")
-            sliding = {}
-            for layer, (keys, values) in self._sliding.rows():
-                sliding |= {f"{layer}.keys": keys, f"{layer}.values": values}
-            with replacing(folder / "sliding.npz") as file:
-                np.savez(file, **sliding)
-            plan = None if self._plan is None else self._plan.content()
-            about = {"version": VERSION, "folder": folder.name, "length": self.length, "options": self._options, "plan": plan}
-            about |= {"last_exact": self._last_exact, "layers": [*self._layers]}
-            with locked_folder(path):
-                before = _folder_in_force(path)
-                with replacing(path / "cache.json") as file:
-                    file.write(json.dumps(about).encode())
-                _sweep(path, before, folder.name)
+            with contextlib.ExitStack() as stack:
+                with locked_folder(path):  # nobody sweeps before the folder is marked
+                    _sweep_abandoned(path)
+                    folder.mkdir()
+                    stack.enter_context(at_work_in(folder))
+                self._write(folder)
+                about = json.dumps(self._about(folder.name)).encode()
+                with locked_folder(path):
+                    before = _folder_in_force(path)
+                    with replacing(path / "cache.json") as file:
+                        file.write(about)
+                    _sweep(path, before, folder.name)
         finally:
             in_force = _folder_in_force(path)
             if in_force != folder.name:
@@ -185,6 +189,21 @@ class NearFarCache:
                 (path / "lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     path.rmdir()
+
+    def _write(self, folder):
+        for layer, cache in self._layers.items():
+            cache.save(folder / f"layer{layer}.safetensors")
+        sliding = {}
+        for layer, (keys, values) in self._sliding.rows():
+            sliding |= {f"{layer}.keys": keys, f"{layer}.values": values}
+        with replacing(folder / "sliding.npz") as file:
+            np.savez(file, **sliding)
+
+    def _about(self, folder):
+        """What cache.json holds."""
+        plan = None if self._plan is None else self._plan.content()
+        about = {"version": VERSION, "folder": folder, "length": self.length, "options": self._options, "plan": plan}
+        return about | {"last_exact": self._last_exact, "layers": [*self._layers]}
 
     @classmethod
     def load(cls, path):
