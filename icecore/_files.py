@@ -89,10 +89,12 @@ def at_work_in(folder):
 
 
 def is_abandoned(folder):
-    """Whether the process that was at work in a folder is gone; None where that cannot be seen."""
+    """Whether nobody is at work in a folder; None where that cannot be seen."""
     try:
         with open(folder / "lock", "rb") as file:
             return _locked(file)
+    except FileNotFoundError:
+        return True if fcntl else None
     except OSError:
         return None
 

@@ -83,7 +83,7 @@ def files(folder):
 def left_over():
     "What lies beside the one saved thing, or in its folder."
     other = [name for name in files(path.parent) if name != path.name and not name.startswith(path.name + "/")]
-    saves = [entry for entry in path.iterdir() if entry.name.startswith("save-")][1:] if path.is_dir() else []
+    saves = [entry.name for entry in path.iterdir() if entry.name.startswith("save-")][1:] if path.is_dir() else []
     return other + saves
 """
 

@@ -42,8 +42,10 @@ def _folder_in_force(path):
 
 
 def _sweep_abandoned(path):
-    """Remove what processes that were killed left of their saves."""
+    """Remove what processes that were killed left: of their saves, and of the one before that they were to remove."""
     in_force = _folder_in_force(path)
+    if in_force is None and (path / "cache.json").exists():  # a damaged one: what it named may be there
+        return
     for entry in path.iterdir():
         if entry.name != in_force and FOLDER.fullmatch(entry.name) and is_abandoned(entry):
             shutil.rmtree(entry, ignore_errors=True)
