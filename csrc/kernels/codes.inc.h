@@ -179,7 +179,11 @@ static void rank(const float *scores, int64_t count, int32_t *place) {
 }
 
 /* Overflow and NaN, from numbers near the end of the range, stay within the range of codes too. */
+/* Numbers that are encoded together. */
+#define ENCODED 64
+
 static float encode(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code) {
+    float rounded[ENCODED];
     vf top = vf_zero();
     int64_t t = 0;
     for (; t + VF_WIDTH <= dim; t += VF_WIDTH) {
@@ -192,13 +196,19 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
         largest = size > largest ? size : largest;
     }
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    for (t = 0; t < dim; t++) {
-        float scaled = (center ? x[t] - center[t] : x[t]) * inverse;
-        scaled = scaled > -127.0f ? scaled : -127.0f;
-        scaled = scaled < 127.0f ? scaled : 127.0f;
-        code[t] = (int8_t)(int)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    const vf most = vf_set1(127.0f), least = vf_set1(-127.0f), half = vf_set1(0.5f), minus_half = vf_set1(-0.5f);
+    for (int64_t begin = 0; begin < dim; begin += ENCODED) {
+        const int count = dim - begin < ENCODED ? (int)(dim - begin) : ENCODED;
+        for (int i = 0; i < count; i += VF_WIDTH) {
+            const int n = count - i < VF_WIDTH ? count - i : VF_WIDTH;
+            vf value = vf_load_n(x + begin + i, n);
+            if (center) value = vf_sub(value, vf_load_n(center + begin + i, n));
+            value = vf_max(vf_min(vf_mul(value, vf_set1(inverse)), most), least);
+            vf_store(rounded + i, vf_add(value, vf_select(vf_gt(vf_zero(), value), minus_half, half)));
+        }
+        for (int i = 0; i < count; i++) code[begin + i] = (int8_t)(int)rounded[i];
     }
-    for (; t < stride; t++) code[t] = 0;
+    for (t = dim; t < stride; t++) code[t] = 0;
     return largest / 127.0f;
 }
 
