@@ -380,8 +380,9 @@ class Index:
             each of the `k` when no other budget is given.
         field_of_view : int, optional
             Parents kept at each level; with a filter each counts by the share of its vectors that may be returned. Default: 16
-            when `visit` is not given either; with two levels, 16 of each segment. For inner products others then follow where a
-            vector may be among the `k` best by its norm (not with P-DCI lists).
+            when `visit` is not given either; with two levels, each segment has one of its own: 16 for inner products and
+            cosines, and others follow where a vector may be among the `k` best by its norm (not with P-DCI lists); for squared
+            distances ``16 * sqrt(m / n)`` in a segment of m of the n vectors.
         exact : bool
             Compare all vectors instead, in float32.
         filter : (m,) array of int or bool, or (n, m), optional
@@ -406,6 +407,8 @@ class Index:
         Notes
         -----
         Among equal scores that were compared exactly the smaller id comes first. `tune` finds budgets for a wanted recall.
+        Default budgets suit vectors with some structure. Independent directions of equal length have none, and less than half
+        of the best may be found.
 
         Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or
         as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite.

@@ -409,6 +409,24 @@ def test_many_small_adds_find_what_one_finds(norms, metric):
     assert recall(many.search(queries, 10).ids, exact) > recall(one.search(queries, 10).ids, exact) - 0.02
 
 
+def visited(index, queries):
+    """Vectors and means that a query is compared with by default, on average."""
+    count, (n, k) = np.empty(len(queries), np.int64), (len(queries), 10)
+    arrays = np.empty((n, k), np.int64), np.empty((n, k), np.float32), np.empty(n, np.int64)
+    index._search(queries, k, (*index._budgets(k, None, None, None), False), [None, None], 1, *arrays, count)
+    return count.mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_small_adds_compare_distances_with_about_as_many_as_one_does(seed):
+    vectors, queries = normal(seed, 14000, 32), normal(seed + 10, 100, 32)
+    one, many = filled(vectors, metric="l2"), in_parts(vectors, [500] * 28, metric="l2")
+    assert many.stats["segments"] > 2
+    assert visited(many, queries) - many.stats["open"] < 1.4 * visited(one, queries)
+    exact = one.search(queries, 10, exact=True).ids
+    assert recall(many.search(queries, 10).ids, exact) > recall(one.search(queries, 10).ids, exact) - 0.02
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("num_levels", [2, 3])
 @pytest.mark.parametrize("visit", [1, 100, 900, 10**9])

@@ -136,12 +136,15 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
                 continue;
             }
             ice_collector_clear(&w.collector, w.count, ice_least(call->keep_nodes, below));
-            ice_scan_layer(&w, layer);
+            ice_scan_leading(&w, layer);
+            ice_scan_others(&w, layer);
             ice_pick_parents(&w, layer + 1);
         }
         ice_collector_clear(&w.collector, w.count, call->keep);
-        ice_scan_exactly(&w, call->index->open, call->index->open_count);
-        if (f->segments) lists ? ice_search_lists(&w) : ice_scan_layer(&w, f->layers - 1);
+        if (f->segments && !lists) ice_scan_leading(&w, f->layers - 1);
+        ice_scan_exactly(&w, call->index->open, call->index->open_count); /* few of which pass the threshold by now */
+        if (f->segments && !lists) ice_scan_others(&w, f->layers - 1);
+        if (f->segments && lists) ice_search_lists(&w);
         if (f->segments && call->extends) ice_extend(&w);
     }
     for (int64_t q = 0; q < w.count && !ice_interrupted(); q++) answer(&w, q);
@@ -179,11 +182,27 @@ static icecore_status find_scale(ice_search_call *call) {
     return ICECORE_OK;
 }
 
+/* Of segments of their own views, each keeps the field of view that is asked for where inner products are wanted.  Of
+ * squared distances, a segment of n_i of all n keys keeps sqrt(n_i / n) of it: about the share of its parents that one
+ * segment of all would. */
+static void find_views(ice_search_call *call) {
+    const ice_forest *f = &call->forest;
+    int64_t keys = 0;
+    call->view[0] = call->search->field_of_view > 0 ? call->search->field_of_view : INT64_MAX;
+    const int64_t whole = call->view[0];
+    for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
+    for (int n = 0; call->own_views && n < f->segments; n++) {
+        const double share = call->extends ? 1.0 : sqrt((double)f->segment[n]->count / (double)keys);
+        call->view[n] = share < 1.0 ? (int64_t)ceil(share * (double)whole) : whole;
+    }
+}
+
 static void plan_search(ice_search_call *call, int threads) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;
     call->own_views = s->extend && f->layers == 2 && !call->index->options.composites;
     call->extends = call->own_views && call->index->options.metric == ICECORE_INNER_PRODUCT;
+    find_views(call);
     call->exact = s->exact || ice_exact_is_less(call);
     const int lists = call->index->options.composites > 0 && !call->exact;
     int64_t parents = 1;

@@ -29,8 +29,8 @@ typedef struct {
     float scale;              /* of squared distances: the rows' and the queries'; 0: inner products */
     int64_t keep_nodes, keep; /* parents kept; candidates compared exactly */
     int64_t capacity, nodes;  /* of the collector; parents a query can have picked */
-    int own_views,
-        extends; /* whether keep_nodes counts for each segment by itself; whether parents beyond those follow */
+    int own_views, extends; /* whether each segment has a field of view of its own; whether parents beyond it follow */
+    int64_t view[ICE_MOST_SEGMENTS]; /* parents kept of each segment with a view of its own, or [0]: of all */
     ice_forest forest;
     uint8_t *allowed; /* of each slot; NULL: all are */
     int64_t wanted;   /* vectors that may be returned */
@@ -115,8 +115,10 @@ void ice_encode_queries(ice_search_space *w);
 void ice_pick_all(ice_search_space *w, int layer);
 /* The first layer's scores, and each query's picks in the second. */
 void ice_pick_from_roots(ice_search_space *w);
-/* Scores the children of the picked parents and collects the best: nodes of the next layer, in the last one slots. */
-void ice_scan_layer(ice_search_space *w, int layer);
+/* Score the children of the picked parents and collect the best: nodes of the next layer, in the last one slots.  The
+ * leading picks set a threshold for the others. */
+void ice_scan_leading(ice_search_space *w, int layer);
+void ice_scan_others(ice_search_space *w, int layer);
 /* What was collected becomes the picks in `layer`. */
 void ice_pick_parents(ice_search_space *w, int layer);
 

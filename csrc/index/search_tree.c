@@ -117,15 +117,14 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     for (int lane = 0; lane < lanes; lane++) w->visited[queries[lane]] += end - begin;
 }
 
-/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, by default of each segment,
- * or fewer once they hold `visit` keys.  With a filter a parent counts by the share of its keys that is allowed, and so
- * do its keys.  The best come first, until they hold ICE_LEADING times the keys that are wanted: done before the
- * others, they set a threshold that few of those pass. */
+/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, by default of each segment
+ * its view, or fewer once they hold `visit` keys.  With a filter a parent counts by the share of its keys that is
+ * allowed, and so do its keys.  The best come first, until they hold ICE_LEADING times the keys that are wanted: done
+ * before the others, they set a threshold that few of those pass. */
 void ice_pick_parents(ice_search_space *w, int layer) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const int64_t enough = ICE_LEADING * call->keep, visit = call->search->visit > 0 ? call->search->visit : INT64_MAX;
-    const double most = call->search->field_of_view > 0 ? (double)call->search->field_of_view : INFINITY;
     uint64_t *sorted = w->spare;
     for (int64_t q = 0; q < w->count; q++) {
         ice_collector_cut(&w->collector, q);
@@ -139,7 +138,7 @@ void ice_pick_parents(ice_search_space *w, int layer) {
         for (int64_t i = 0; i < count && keys < visit; i++) {
             int32_t node = (int32_t)(uint32_t)sorted[i];
             int view = call->own_views ? ice_forest_segment(f, layer, node) : 0;
-            if (parents[view] >= most) continue;
+            if (parents[view] >= (double)call->view[view]) continue;
             w->pick[q * call->nodes + picks++] = node;
             w->leading[q] += keys < enough;
             keys += ice_wanted_below(f, layer, node);
@@ -200,11 +199,12 @@ static void scan_picks(ice_search_space *w, int layer, int leading) {
     }
 }
 
-void ice_scan_layer(ice_search_space *w, int layer) {
+void ice_scan_leading(ice_search_space *w, int layer) {
     scan_picks(w, layer, 1);
     for (int64_t q = 0; q < w->count; q++) ice_collector_cut(&w->collector, q);
-    scan_picks(w, layer, 0);
 }
+
+void ice_scan_others(ice_search_space *w, int layer) { scan_picks(w, layer, 0); }
 
 /* Appends the nodes from `begin` to `end` whose scores reach the threshold to the picks of a panel's queries, up to
  * `most_picks` in all; the leading ones are there already. */
@@ -281,11 +281,13 @@ void ice_pick_from_roots(ice_search_space *w) {
             take_picks(w, first, lanes, 0, nodes, lead, threshold);
         }
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
+        int64_t most_picks = own_views ? lead : 0;
         for (int r = 0; r < ranges; r++) {
             const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
-            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, ice_least(keep, held_in[r]),
-                                 threshold);
-            take_picks(w, first, lanes, begin, end, own_views ? lead + (r + 1) * keep : keep, threshold);
+            const int64_t view = ice_least(call->view[r], held_in[r]);
+            most_picks += view;
+            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, view, threshold);
+            take_picks(w, first, lanes, begin, end, most_picks, threshold);
         }
     }
 }

@@ -97,8 +97,9 @@ static double visits(const ice_search_call *call) {
     }
     if (cells == 0.0) return 0.0;
     double opened = cells;
-    const double views = call->own_views ? (double)f->segments : 1.0;
-    if (s->field_of_view > 0) opened = fmin(opened, views * (double)s->field_of_view * cells / shares);
+    double views = (double)call->view[0];
+    for (int n = 1; call->own_views && n < f->segments; n++) views += (double)call->view[n];
+    if (s->field_of_view > 0) opened = fmin(opened, views * cells / shares);
     if (call->index->options.composites) {
         double candidates = opened / cells * wanted, lists = (double)call->index->options.composites;
         if (s->visit > 0) candidates = fmin(candidates, (double)s->visit * lists);
