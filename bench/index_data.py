@@ -8,6 +8,8 @@ scikit-image at 1260 x 1260, 8101 tokens.
 `images()`: 60,000 patches of 28 x 28 grey pixels, cut from the photographs that scikit-image ships; the queries are the keys
 themselves (the usual self-join of a k-NN graph: the first neighbour is the point itself).
 `clustered()`: 100,000 points in 1000 overlapping Gaussian clusters, as many queries from the same distribution.
+`mixture()`: 300 equal Gaussian clusters, queries beside the first vectors: the ordinary case of default budgets.
+`normed()`: such vectors, or such without any structure, for inner products, of norms that vary in several ways.
 `intrinsic()`: points on a smooth random manifold of fixed dimension, for what depends on n alone.
 
 What takes long to compute is kept in the folder that ICECORE_BENCH_CACHE names, else in one under the temporary directory.
@@ -155,6 +157,37 @@ def clustered(n=100_000, dim=128, clusters=1000, std=0.7, seed=0):
     points *= widths[label, None]
     points += centres[label]
     return points[:n], points[n:], "l2"
+
+
+def mixture(n, dim=64, centres=300, std=0.4, queries=200, seed=0):
+    """Vectors around standard normal centres, as (keys, queries); a query is one of the first and half as much noise."""
+    rng = np.random.default_rng(seed)
+    centre = rng.standard_normal((centres, dim))
+    keys = centre[rng.integers(centres, size=n)] + std * rng.standard_normal((n, dim))
+    return keys.astype(np.float32), (keys[:queries] + std / 2 * rng.standard_normal((queries, dim))).astype(np.float32)
+
+
+# Norms of n vectors: functions of a generator and n
+NORMS = {
+    "all 1": lambda rng, n: np.ones(n),
+    "lognormal, sigma 1": lambda rng, n: rng.lognormal(sigma=1, size=n),
+    "lognormal, sigma 2": lambda rng, n: rng.lognormal(sigma=2, size=n),
+    "Pareto, alpha 1": lambda rng, n: 1 + rng.pareto(1, n),
+    "Pareto, alpha 0.5": lambda rng, n: 1 + rng.pareto(0.5, n),
+    "1, 10 and 100 (90, 9 and 1 %)": lambda rng, n: rng.choice([1, 10, 100], n, p=[0.9, 0.09, 0.01]),
+    "ten of 10,000, else 1": lambda rng, n: np.where(rng.permutation(n) < 10, 1e4, 1.0),
+}
+
+
+def normed(norms, n=30_000, dim=64, clustered=True, queries=500, seed=0):
+    """Directions of `mixture`, or of independent normal numbers, of the named NORMS, as (keys, queries), for metric "ip"."""
+    rng = np.random.default_rng(seed)
+    if clustered:
+        directions, asked = mixture(n, dim, queries=queries, seed=seed)
+    else:
+        directions, asked = rng.standard_normal((n, dim)), rng.standard_normal((queries, dim))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return (directions * NORMS[norms](rng, n)[:, None]).astype(np.float32), asked.astype(np.float32)
 
 
 def intrinsic(n, dim=64, intrinsic_dim=8, queries=1000, noise=0.01, seed=0):
