@@ -56,8 +56,9 @@ class AttentionInfo:
         Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
     captured_mass : ndarray of float32, shape (..., L)
         Share of each query's softmax mass that was summed exactly, sinks and window included; the rest was estimated from
-        cell means (or dropped). 1 where a row is exact; elsewhere an estimate, with a tolerance corrected by what the means of
-        sampled rows were found to lack; 0 for a query that sees no key. NaN with a selector, which does not know it.
+        cell means (or dropped). 1 where a row is exact; 0 for a query that sees no key. Elsewhere an estimate, with a tolerance
+        corrected by what the means of sampled rows were found to lack: within 0.05 for most rows, but far too high for a row
+        whose means miss a large key. NaN with a selector, which does not know it.
     missed_mass_bound : ndarray of float32, shape (..., L), or None
         No larger a share of the true mass lies outside the keys that were summed exactly, whatever the inputs (where they are
         rounded to bfloat16: of the rounded ones). From the radius of each cell: usually far above ``1 - captured_mass``. None
@@ -79,7 +80,8 @@ class AttentionInfo:
         that were in force before these rows were known (not causal: with those they led to); half the relative error of the
         mass (the error of lse) counts as one more component. Of near/far rows alone, and 0 where a head was exact; NaN where no
         row was measured. With k: the same of 32 rows of the result. An estimate from `error_rows` rows, give or take
-        `error_standard_error`. None where the path is not near/far.
+        `error_standard_error`: on a language model within 1.5 times of the true one for nine heads in ten, for fewer where
+        few rows make most of the error. None where the path is not near/far.
     error_standard_error : ndarray of float32, shape (..., H), or None
     error_rows : ndarray of int32, shape (..., H), or None
     """
@@ -221,8 +223,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         hold the largest scores, by their componentwise maxima and minima, until they hold k keys, and the page that a query
         sees a part of; the rest is dropped. It always runs where k < S, and takes no tolerance, window, sinks, mask or metric.
     return_lse : bool, default False
-        Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance its error counts
-        as one more component of the output's, whether it is returned or not.
+        Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance half its error
+        counts as one more component of the output's, whether it is returned or not: it is an estimate, off by up to twice the
+        tolerance on average, and by more in single rows.
     return_info : bool, default False
         Also return an `AttentionInfo`, as the last item.
     out : ndarray, optional

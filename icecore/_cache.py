@@ -99,9 +99,11 @@ class KVCache:
     and append its keys, values and queries. A cache that saw the same queries forms the same cells, whatever the chunks, up to
     rounding (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
 
-    With a tolerance the cache measures how far to open: queries that it has seen are attended exactly as well, each time a
-    window of tokens is sealed and the tokens have grown by an eighth. Until it has seen the queries of eight tokens it opens
-    everything. What it found is kept by `fork`, `save`, `load` and `view`. `AttentionInfo.error` is what was measured so far.
+    With a tolerance the cache measures how far to open: queries that it has seen are attended exactly as well. In a prompt
+    these are some of each window of tokens that is sealed; in decoding one in 50 to 150 tokens (fewer beyond 16k tokens), soon
+    after it came. Where their error is far above the tolerance the text has changed, and what older ones told counts for
+    little; until then rows may be off by more. Until it has seen the queries of eight tokens the cache opens everything. What
+    it found is kept by `fork`, `save`, `load` and `view`. `AttentionInfo.error` is what was measured so far.
 
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.

@@ -36,6 +36,7 @@ typedef struct {
     ice_exact_keys exact;
     int64_t batch, key_head;
     double stands_for; /* rows that each of them stands for */
+    double fading;     /* what rows that were measured before weigh beside these */
     int renew;         /* whether heads that score all cells try parents again, and rounding is measured too */
 } ice_sample;
 

@@ -7,13 +7,13 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 
-/* What rows weigh whose successors have been measured. */
-#define FADING 0.7
 /* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys,
  * for an error of the output far below the tolerance. */
 #define MASS_SHARE 0.25
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define LEAST_ROWS 8.0
+/* Rows whose error is so many times the tolerance by the rule in force are of another kind than those before. */
+#define SURPRISE 4.0
 /* Standard errors that are added to an error before it is held against the tolerance.  (With one, 88 to 93 % of
  * SmolLM2's heads at 8k are within 1.3 x a tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
 #define CAUTION 2.0
@@ -30,6 +30,8 @@ static int nearest_level(float threshold) {
     return level < 0.0 ? 0 : level < ICE_GRID ? (int)level : ICE_GRID - 1;
 }
 
+/* By least squares: the one row whose means miss a large key must not spoil the mass of all others, as it would by the
+ * ratio of both sums. */
 static double mass_scale(const ice_measured *m, int g) {
     return m->means[g] > 0.0 && m->far[g] > 0.0 ? m->far[g] / m->means[g] : 1.0;
 }
@@ -49,11 +51,13 @@ static int is_usable(const ice_curve *row) {
     return 1;
 }
 
+static double tested_error(const ice_measured *m, const ice_rule *rule, const ice_curve *row) {
+    return rule->exact ? 0.0 : error_at(row, nearest_level(rule->threshold), exp2((double)rule->log2_mass), m);
+}
+
 static void test_row(ice_measured *m, const ice_rule *rule, const ice_curve *row, double weight) {
-    const int level = nearest_level(rule->threshold);
     if (rule->exact == ICE_UNKNOWN) return; /* nothing was in force */
-    const double error = rule->exact ? 0.0 : error_at(row, level, exp2((double)rule->log2_mass), m),
-                 norm = (double)row->norm;
+    const double error = tested_error(m, rule, row), norm = (double)row->norm;
     m->tested_error += weight * error;
     m->tested_norm += weight * norm;
     m->tested_squared += weight * weight * error * error;
@@ -62,10 +66,23 @@ static void test_row(ice_measured *m, const ice_rule *rule, const ice_curve *row
     m->tested_rows++;
 }
 
+/* What earlier rows weigh beside these, `group` apart: no more than the fewest when these are of another kind. */
+static double fading_of(const ice_sample *s, const ice_curve *found, int64_t group, float tolerance,
+                        const ice_measured *m, const ice_rule *rule) {
+    double error = 0.0, norm = 0.0;
+    for (int64_t row = 0; row < s->count * group; row += group) {
+        if (!is_usable(&found[row])) continue;
+        error += tested_error(m, rule, &found[row]);
+        norm += (double)found[row].norm;
+    }
+    const int surprised = error > SURPRISE * (double)tolerance * norm;
+    return surprised && m->rows * s->fading > LEAST_ROWS ? LEAST_ROWS / m->rows : s->fading;
+}
+
 static void add_masses(ice_measured *m, const ice_curve *row) {
     for (int g = 0; g < ICE_GRID; g++) {
-        m->means[g] += (double)row->means[g];
-        m->far[g] += (double)row->far[g];
+        m->means[g] += (double)row->means[g] * (double)row->means[g];
+        m->far[g] += (double)row->means[g] * (double)row->far[g];
     }
     if (row->rounding >= 0.0f && row->norm > 0.0f && isfinite(row->rounding)) {
         m->rounding += (double)row->rounding / ((double)row->norm * (double)row->norm);
@@ -90,14 +107,14 @@ static void add_errors(ice_measured *m, const ice_curve *row, double keys) {
 }
 
 /* Rows so far weigh less. */
-static void fade(ice_measured *m) {
+static void fade(ice_measured *m, double fading) {
     double *once[] = {&m->rows, &m->norm, &m->keys, &m->rounding, &m->rounding_weight};
     double *each[] = {m->error, m->means, m->far, m->near, m->nodes}, *squares[] = {m->squared, m->cross};
-    for (size_t i = 0; i < sizeof once / sizeof *once; i++) *once[i] *= FADING;
-    m->squared_norm *= FADING * FADING;
+    for (size_t i = 0; i < sizeof once / sizeof *once; i++) *once[i] *= fading;
+    m->squared_norm *= fading * fading;
     for (int g = 0; g < ICE_GRID; g++) {
-        for (size_t i = 0; i < sizeof each / sizeof *each; i++) each[i][g] *= FADING;
-        for (size_t i = 0; i < sizeof squares / sizeof *squares; i++) squares[i][g] *= FADING * FADING;
+        for (size_t i = 0; i < sizeof each / sizeof *each; i++) each[i][g] *= fading;
+        for (size_t i = 0; i < sizeof squares / sizeof *squares; i++) squares[i][g] *= fading * fading;
     }
 }
 
@@ -170,6 +187,7 @@ static int learn(const ice_sample *s, const ice_curve *found, int64_t group, flo
     if ((double)s->count < LEAST_ROWS && m->rows < LEAST_ROWS) return 0;
     if (!renew(m, rule, (double)tolerance, s->options)) return 0;
     rule->all_cells = 1;
+    rule->exact = 1; /* until enough rows are known that score all cells */
     return 1;
 }
 
@@ -193,9 +211,9 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
         if (again[i]) {
             rules[i].all_cells = 0;
         } else {
-            fade(&measured[i]);
-            again[i] = (uint8_t)learn(s, found + i, group, tolerance_of(s->options, s->key_head * group + i),
-                                      &measured[i], &rules[i]);
+            const float tolerance = tolerance_of(s->options, s->key_head * group + i);
+            fade(&measured[i], fading_of(s, found + i, group, tolerance, &measured[i], &rules[i]));
+            again[i] = (uint8_t)learn(s, found + i, group, tolerance, &measured[i], &rules[i]);
         }
         left |= again[i];
     }

@@ -5,11 +5,14 @@
 
 #include "attention/curve.h"
 
+/* What rows weigh whose successors have been measured. */
+#define ICE_FADING 0.7
+
 /* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
 typedef struct {
     double rows, norm, squared_norm;                            /* sums of w, w |o| and w^2 |o|^2 */
     double error[ICE_GRID], squared[ICE_GRID], cross[ICE_GRID]; /* of w e, w^2 e^2, w^2 e |o| */
-    double means[ICE_GRID], far[ICE_GRID];        /* of w (mass of means), w (what they stand for), by the row's mass */
+    double means[ICE_GRID], far[ICE_GRID];        /* of w m^2, w m f: m the mass of means, f of what they stand for */
     double near[ICE_GRID], nodes[ICE_GRID], keys; /* of w (keys of opened cells), w (nodes scored), w (sealed keys) */
     double rounding, rounding_weight;             /* of w (error of rounding / |o|)^2 and w */
     double tested_error, tested_squared, tested_cross, tested_norm,
@@ -22,7 +25,7 @@ typedef struct {
 #define ICE_LEAST_BLOCKS 2
 /* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last
  * that were measured thoroughly (then *renews), and others where one block in so many is new: that is a few per cent of
- * a prompt's time, and of that of decoding. */
+ * a prompt's time.  Decoding measures single queries, the more blocks there are the fewer (cache/attend.c). */
 #define ICE_NEW_IN_PROMPT 16
 #define ICE_NEW_IN_DECODING 32
 static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int64_t one_in, int *renews) {
@@ -37,8 +40,9 @@ static inline int64_t ice_panels_measured(float tolerance) {
     return wanted < 2.0f ? 1 : wanted < ICE_MOST_PANELS_MEASURED ? (int64_t)wanted : ICE_MOST_PANELS_MEASURED;
 }
 /* And of how many queries: about 32 rows of all query heads together, or 12. */
+#define ICE_MOST_QUERIES_MEASURED 32
 static inline int64_t ice_measured_queries(int64_t group, int renews) {
-    const int64_t least = renews ? 8 : 3, wanted = (renews ? 32 : 12) / group;
+    const int64_t least = renews ? 8 : 3, wanted = (renews ? ICE_MOST_QUERIES_MEASURED : 12) / group;
     return wanted < least ? least : wanted;
 }
 

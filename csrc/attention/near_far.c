@@ -121,6 +121,7 @@ static void measure(near_far_call *call, const step *s, const ice_stack *stack, 
         .key_head = head % p->key_heads,
         .stands_for = (double)s->stands_for / (double)s->measured,
         .renew = s->renews,
+        .fading = ICE_FADING,
     };
     sample.query.data = ice_address(&p->query, p->dtype, 0, 0, first);
     sample.query.row_stride *= stride;

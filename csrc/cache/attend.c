@@ -1,6 +1,8 @@
 /* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.
  * By tolerance, queries that have been attended are measured when the next blocks are sealed, on the segments that they
  * saw. */
+#include <math.h>
+
 #include "attention/near_far_tile.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
@@ -16,8 +18,10 @@ typedef struct {
     int64_t tiles;                  /* panels of rows for each head */
     int by_threshold;
     enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring; /* before or after blocks are sealed */
-    int64_t measured, measured_end; /* queries, and the place among the kept ones that the last stands before */
-    int renews;                     /* as in ice_sample */
+    int64_t usable, measured_end; /* kept queries that may be measured, and the place that the last stands before */
+    int64_t measured;             /* so many of them, evenly spread, are */
+    int renews;                   /* as in ice_sample */
+    double fading;
     _Atomic int status;
 } attend_call;
 
@@ -44,40 +48,64 @@ static int64_t usable_queries(const attend_call *call, int64_t *end) {
     return *end - first;
 }
 
+/* Queries of a call while decoding; a chunk of a prompt has more. */
+static int is_decoding(const attend_call *call) {
+    return call->end_query - call->first_query < call->cache->options.block / 4;
+}
+
+/* Of so many kept queries one is measured in decoding, as soon as the last of them has been attended: what follows may
+ * be about something else. */
+static int64_t decoding_step(const icecore_cache *c) {
+    const int64_t per_block = ice_measured_queries(c->queries.group, 0),
+                  step = (c->queries.capacity + per_block - 1) / per_block;
+    return step * (1 + c->sealed / ICE_NEW_IN_DECODING);
+}
+
 /* What of the newest kept queries is measured before this block's queries attend. */
 static void plan_measuring(attend_call *call, int by_tolerance) {
     icecore_cache *c = call->cache;
     ice_cache_queries *q = &c->queries;
-    const int64_t one_in =
-        call->end_query - call->first_query < c->options.block / 4 ? ICE_NEW_IN_DECODING : ICE_NEW_IN_PROMPT;
-    const int64_t usable = usable_queries(call, &call->measured_end);
+    const int64_t usable = call->usable = usable_queries(call, &call->measured_end);
+    const int seals = call->blocks > c->sealed && c->sealed > 0;
+    int64_t wanted = 0;
     call->measuring = NOT_MEASURED;
+    call->renews = 0;
+    call->fading = ICE_FADING;
     if (!by_tolerance) return;
     if (!q->known) {
         call->renews = 1;
         call->measured = usable < q->capacity ? usable : q->capacity;
         if (call->measured >= 8 && call->blocks >= ICE_LEAST_BLOCKS) call->measuring = MEASURED_AFTER;
-    } else if (call->blocks > c->sealed && c->sealed > 0 &&
-               ice_is_measured(c->sealed, q->last, q->renewed, one_in, &call->renews)) {
-        const int64_t wanted = ice_measured_queries(q->group, call->renews);
-        call->measured = usable < wanted ? usable : wanted;
-        if (call->measured > 0) call->measuring = MEASURED_BEFORE;
+        return;
     }
+    if (seals && ice_is_measured(c->sealed, q->last, q->renewed, ICE_NEW_IN_PROMPT, &call->renews) &&
+        (call->renews || !is_decoding(call))) {
+        wanted = ice_measured_queries(q->group, call->renews);
+    } else if (is_decoding(call) && c->sealed > 0) {
+        wanted = q->unmeasured / decoding_step(c);
+        call->usable = usable < q->unmeasured ? usable : q->unmeasured;
+        call->fading = pow(ICE_FADING, (double)wanted / (double)ice_measured_queries(q->group, 0));
+    }
+    call->measured = call->usable < wanted ? call->usable : wanted;
+    if (call->measured > 0) call->measuring = MEASURED_BEFORE;
 }
 
 static void measure(attend_call *call, int64_t head, void *scratch) {
     const icecore_cache *c = call->cache;
     const ice_cache_queries *q = &c->queries;
-    const int64_t first = call->measured_end - call->measured, row = call->problem.query_heads * c->options.dim;
+    const int64_t stride = call->usable / call->measured, row = call->problem.query_heads * c->options.dim;
+    const int64_t first = call->measured_end - 1 - (call->measured - 1) * stride;
+    int64_t position[ICE_MOST_QUERIES_MEASURED];
+    for (int64_t i = 0; i < call->measured; i++) position[i] = q->position[first + i * stride];
     icecore_attention problem = call->problem;
     problem.dtype = ICECORE_FLOAT32; /* as queries are kept */
     ice_exact_keys exact = exact_keys(call, head);
-    if (q->position[first] < exact.open_begin) return;
+    if (position[0] < exact.open_begin) return;
     const ice_sample sample = {
         .problem = &problem,
         .given = &problem,
-        .query = {q->query + first * row, 0, c->options.dim, row},
-        .position = q->position + first,
+        .query = {q->query + first * row, 0, c->options.dim, stride * row},
+        .position = position,
         .count = call->measured,
         .options = &call->options,
         .kernels = ice_active_kernels(),
@@ -86,6 +114,7 @@ static void measure(attend_call *call, int64_t head, void *scratch) {
         .key_head = head,
         .stands_for = 1.0,
         .renew = call->renews,
+        .fading = call->fading,
     };
     ice_measure(&sample, q->measured + head * q->group, q->rule + head * q->group, scratch);
 }
@@ -193,6 +222,7 @@ static void take_thresholds(icecore_cache *c, const float *threshold) {
 static void note_measuring(const attend_call *call) {
     ice_cache_queries *q = &call->cache->queries;
     q->known = 1;
+    q->unmeasured = 0;
     q->last = call->measuring == MEASURED_BEFORE ? call->cache->sealed : call->blocks;
     if (call->renews) q->renewed = q->last;
 }

@@ -61,6 +61,7 @@ void ice_queries_truncate(icecore_cache *c, int64_t length) {
     ice_cache_queries *q = &c->queries;
     ice_queries_forget(c, q->first, (length + c->options.block - 1) / c->options.block);
     while (q->kept && q->position[q->kept - 1] >= length) q->kept--;
+    if (q->unmeasured > q->kept) q->unmeasured = q->kept;
     if (q->noted > length) q->noted = length;
     if (q->last > c->sealed) q->last = c->sealed; /* what is sealed from here on is measured anew */
     if (q->renewed > c->sealed) q->renewed = c->sealed;
@@ -135,27 +136,40 @@ int ice_cache_moments(const void *context, int64_t first, int64_t end, float *mo
 
 /* ---- The newest queries ---- */
 
-/* So many positions apart while rules are known, so that those kept are spread over a block. */
-static int64_t kept_step(const icecore_cache *c) {
-    const int64_t step = c->queries.known ? c->options.block / c->queries.capacity : 1;
+/* So many positions apart, those kept are spread over a block. */
+static int64_t spread_step(const icecore_cache *c) {
+    const int64_t step = c->options.block / c->queries.capacity;
     return step < 1 ? 1 : step;
 }
 
+/* Forgets the oldest query that is kept or, where they are closer than over a block, the one that is closest to the one
+ * before it: the first queries that come may be few and all about one thing. */
+static void drop_one(ice_cache_queries *q, int64_t step, int64_t row) {
+    int64_t dropped = 0;
+    if (q->position[q->kept - 1] - q->position[0] < step * (q->capacity - 1)) {
+        for (int64_t i = dropped = 1; i < q->kept; i++)
+            if (q->position[i] - q->position[i - 1] < q->position[dropped] - q->position[dropped - 1]) dropped = i;
+    }
+    const int64_t behind = --q->kept - dropped;
+    memmove(q->position + dropped, q->position + dropped + 1, (size_t)behind * sizeof *q->position);
+    memmove(q->query + dropped * row, q->query + (dropped + 1) * row, (size_t)(behind * row) * sizeof *q->query);
+}
+
+/* Every one of the first, so that rules are known soon. */
 static void keep(icecore_cache *c, const icecore_attention *seen, int64_t first, int64_t end) {
     ice_cache_queries *q = &c->queries;
-    const int64_t heads = seen->query_heads, dim = c->options.dim, row = heads * dim, step = kept_step(c),
+    const int64_t heads = seen->query_heads, dim = c->options.dim, row = heads * dim, spread = spread_step(c),
+                  step = q->known || end - first >= q->capacity * spread ? spread : 1,
                   offset = seen->keys - seen->queries;
-    if (first < end - q->capacity * step) first = end - q->capacity * step;
+    if (first < end - q->capacity * spread) first = end - q->capacity * spread;
     for (int64_t position = first + (step - 1 - first % step); position < end; position += step) {
-        if (q->kept == q->capacity) {
-            memmove(q->position, q->position + 1, (size_t)--q->kept * sizeof *q->position);
-            memmove(q->query, q->query + row, (size_t)(q->kept * row) * sizeof *q->query);
-        }
+        if (q->kept == q->capacity) drop_one(q, spread, row);
         q->position[q->kept] = position;
         for (int64_t h = 0; h < heads; h++)
             ice_load_query(seen, ice_active_kernels(), (ice_row){0, h, position - offset}, 1.0f,
                            q->query + q->kept * row + h * dim);
         q->kept++;
+        if (q->unmeasured < q->capacity) q->unmeasured++;
     }
 }
 
@@ -196,7 +210,7 @@ static void free_heads(ice_cache_queries *q) {
     q->query = NULL;
     q->rule = q->applied = NULL;
     q->measured = NULL;
-    q->kept = q->capacity = q->group = 0;
+    q->kept = q->unmeasured = q->capacity = q->group = 0;
 }
 
 icecore_status ice_queries_begin(icecore_cache *c, int64_t group) {
@@ -245,6 +259,7 @@ icecore_status ice_queries_copy(const icecore_cache *from, icecore_cache *to) {
         memcpy(own->applied, q->applied, (size_t)heads * sizeof *q->applied);
         memcpy(own->measured, q->measured, (size_t)heads * sizeof *q->measured);
         own->kept = q->kept;
+        own->unmeasured = q->unmeasured;
     }
     own->known = q->known;
     own->last = q->last;

@@ -24,6 +24,7 @@ typedef struct {
     int64_t first, sums;      /* blocks first .. first + sums - 1 */
     ice_query_sum **sum;      /* NULL: none of a block's queries */
     int64_t kept, capacity;   /* the newest of the sampled queries */
+    int64_t unmeasured;       /* of these, so many of the newest */
     int64_t *position;        /* kept, ascending */
     float *query;             /* kept x query heads x dim */
     ice_rule *rule, *applied; /* query heads: as measured; as attended: a head that is exact opens all */

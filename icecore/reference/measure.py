@@ -82,9 +82,14 @@ def row_curve(query, key, value, bias, trees, exact, *, scale, all_cells=False):
 
 
 def mass_scale(curves):
-    """(G,): the factor by which the means' mass becomes the true one, over all rows of a head together; 1 without means."""
-    true, estimated = sum(1 - c.summed_mass for c in curves), sum(c.mean_mass for c in curves)
-    return np.divide(true, estimated, out=np.ones(len(THRESHOLDS)), where=estimated > 0)
+    """(G,): the factor by which the means' masses come nearest to the true ones, by least squares over a head's rows.
+
+    1 without means. A row whose means miss a large key counts for little: the factor is for all rows.
+    """
+    own = np.array([c.mean_mass for c in curves])  # (R, G)
+    true = 1 - np.array([c.summed_mass for c in curves])
+    squares = (own**2).sum(axis=0)
+    return np.divide((own * true).sum(axis=0), squares, out=np.ones(len(THRESHOLDS)), where=squares > 0)
 
 
 def row_errors(curves):
