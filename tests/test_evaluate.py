@@ -180,8 +180,8 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task", "poetry"], "task must be one of perplexity, facts, lines, generation for tiny, got 'poetry'"),
-        (["--task", "image"], "task must be one of perplexity, facts, lines, generation for tiny, got 'image'"),
+        (["--task", "poetry"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'poetry'"),
+        (["--task", "image"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'image'"),
         (["--method", "magic"], "method must be one of exact, near_far, top_k, published, window, plan, got 'magic'"),
         (["--tolerance", "2"], "tolerance must be above 0 and below 1, got 2.0"),
         (["--tolerance", "0.1", "--method", "window"], "--tolerance 0.1: none of the methods window takes it"),

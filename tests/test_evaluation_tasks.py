@@ -6,7 +6,20 @@ from evaluated_models import decoder, image_encoder
 from scipy.stats import binomtest
 
 from icecore import nn
-from icecore.evaluation import facts, generation, image, lines, perplexity, pictures, questions, run, statistics, texts, watch
+from icecore.evaluation import (
+    copying,
+    facts,
+    generation,
+    image,
+    lines,
+    perplexity,
+    pictures,
+    questions,
+    run,
+    statistics,
+    texts,
+    watch,
+)
 from icecore.evaluation.methods import method, parse
 
 EXACT, ALL_NEAR = method("exact"), method("near_far", k=10_000)
@@ -47,7 +60,9 @@ def test_lines_are_many_and_asked_over_the_whole_depth():
 
 
 @pytest.mark.parametrize("build", [lambda seed: facts.context(decoder(), "manual", 2500, seed),
-                                   lambda seed: lines.context(decoder(), 2500, seed)], ids=["facts", "lines"])
+                                   lambda seed: lines.context(decoder(), 2500, seed),
+                                   lambda seed: [part.tolist() for part in copying.context(decoder(), "manual", 2500, seed)]],
+                         ids=["facts", "lines", "copying"])
 def test_contexts_are_seeded(build):
     assert build(3) == build(3)
     assert build(3) != build(4)
@@ -76,6 +91,27 @@ def test_a_right_answer_counts():
     right = questions.ask(decoder(), "A long story. " * 20, [question._replace(answer=answer.lstrip()[:5])], ALL_NEAR)
     wrong = questions.ask(decoder(), "A long story. " * 20, [question._replace(answer="~" + answer)], ALL_NEAR)
     assert (right["right"], wrong["right"]) == ([True], [False])
+
+
+# Copying ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_copied_is_the_text_again():
+    tokens, again = copying.context(decoder(), "source", 1500, seed=2)
+    assert (len(tokens), len(again)) == (1500 - copying.COPIED, copying.COPIED)
+    assert texts.source().startswith(decoder().tokenizer.decode(tokens))
+    assert decoder().tokenizer.decode(again) in decoder().tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("attended", [EXACT, ALL_NEAR], ids=str)
+def test_tokens_are_copied_right_where_they_are_the_most_likely_ones(attended):
+    case = {"text": "manual", "length": 1000, "seed": 1}
+    together = np.concatenate(copying.context(decoder(), **case))
+    hidden = nn.forward(decoder().weights, together)
+    predictions = nn.score(decoder().weights, hidden, together, start=len(together) - copying.COPIED + 1)[1]
+    result = copying.run(decoder(), case, attended, None)
+    assert result["right"] == (predictions == together[-copying.COPIED + 1 :]).tolist()
+    assert copying.compare(result, result)["retained"] in (1.0, None)
 
 
 # Perplexity and generation ---------------------------------------------------------------------------------

@@ -115,6 +115,7 @@ SHOWN = {
     "perplexity": ("ratio", "perplexity ratio"),
     "facts": ("retained", "share retained"),
     "lines": ("retained", "share retained"),
+    "copying": ("accuracy", "share copied right"),
     "generation": ("equal_tokens", "equal tokens"),
     "image": ("retained", "share of matches retained"),
 }

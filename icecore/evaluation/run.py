@@ -3,12 +3,12 @@
 import time
 from typing import NamedTuple
 
-from . import facts, generation, image, lines, perplexity
+from . import copying, facts, generation, image, lines, perplexity
 from .methods import Method
 from .results import MEMORY, identity
 
 #: Tasks of language models, in the order in which they run.
-LANGUAGE = {"perplexity": perplexity, "facts": facts, "lines": lines, "generation": generation}
+LANGUAGE = {"perplexity": perplexity, "facts": facts, "lines": lines, "copying": copying, "generation": generation}
 #: Tasks of image encoders.
 IMAGES = {"image": image}
 EXACT = Method("exact")
