@@ -1,0 +1,144 @@
+"""Whether what near/far attention says of itself is true: the measured error, captured mass and lse of `AttentionInfo`.
+
+    python bench/bench_reported.py [--text drama] [--layers 3 13 23] [--keys 8192] [--settings 0.05 0.02 k=256]
+
+Heads of SmolLM2 on a text, and the inputs of tests/hostile_inputs.py, causal and not, each against float64 on sampled rows that
+near/far attention computed. The true error is what `AttentionInfo.error` is about: half the relative error of the mass counts
+as one more component. Shares are of heads that near/far attention computed.
+"""
+
+import argparse
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from bench_tolerance import FACTOR, ROUNDING, TEXTS, run_layers, truth
+
+import icecore
+from icecore import nn
+from icecore._attention import DEFAULT_WINDOW
+
+ROWS = 512
+#: Half the relative error of the mass counts.
+MASS_SHARE = 0.5
+#: Rows that see fewer windows are exact, or the first by which a tolerance is measured.
+FIRST_WINDOWS = 4
+
+
+class Head(NamedTuple):
+    """What a call says of one head, and what is true."""
+
+    error: float
+    said_error: float
+    output_error: float  # without the mass
+    mass_off: np.ndarray  # (rows,)
+    lse_off: np.ndarray  # (rows,)
+    tolerance: float  # nan with k
+
+
+def options_of(setting):
+    """As `icecore.attention` takes them."""
+    return {"k": int(setting[2:])} if setting.startswith("k=") else {"tolerance": float(setting)}
+
+
+def check(arrays, exact, rows, causal, setting):
+    """A `Head` for each head of a call, or none where it was exact."""
+    options = options_of(setting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of errors above the tolerance, which are counted here
+        out, lse, info = icecore.attention(*arrays, causal=causal, return_lse=True, return_info=True, **options)
+    heads = []
+    for head in range(len(out)):
+        if info.path != "near_far" or not info.summaries[head, rows].any():
+            continue
+        norm = np.linalg.norm(exact.out[head], axis=-1)
+        distance = np.linalg.norm(out[head, rows] - exact.out[head], axis=-1)
+        off = np.float64(lse[head, rows]) - exact.lse[head]
+        said = np.float64(info.captured_mass[head, rows])
+        with_mass = np.hypot(distance, MASS_SHARE * norm * np.expm1(off))
+        heads.append(Head(
+            with_mass.sum() / norm.sum(), float(info.error[head]), distance.sum() / norm.sum(),
+            abs(said * np.expm1(off)), abs(off), options.get("tolerance", np.nan),
+        ))
+    return heads
+
+
+def share(kept):
+    kept = list(kept)
+    return f"{100 * np.mean(kept):.0f} %" if kept else ""
+
+
+def report(name, setting, heads):
+    """A row of the table."""
+    said = [head for head in heads if np.isfinite(head.said_error) and head.error > ROUNDING]
+    factors = np.array([head.said_error / head.error for head in said])
+    tolerant = [head for head in heads if np.isfinite(head.tolerance)]
+    cells = [
+        name, setting, str(len(heads)), share((factors <= FACTOR) & (factors >= 1 / FACTOR)) if len(said) else "",
+        share(factors < 1 / FACTOR), share(factors > FACTOR), f"{np.exp(np.mean(np.log(factors))):.2f}" if len(said) else "",
+        share(np.median(head.mass_off) <= 0.05 for head in heads),
+        share(np.quantile(head.mass_off, 0.95) <= 0.2 for head in heads),
+        share(head.lse_off.mean() <= head.tolerance for head in tolerant),
+        share(np.quantile(head.lse_off, 0.99) <= 5 * head.tolerance for head in tolerant),
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def sampled(keys, causal):
+    """Rows that near/far attention computes."""
+    first = FIRST_WINDOWS * DEFAULT_WINDOW if causal else 0
+    return np.sort(np.random.default_rng(0).choice(np.arange(first, keys), min(ROWS, keys - first), replace=False))
+
+
+def hostile(keys, settings):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from hostile_inputs import CASES
+
+    for causal in (True, False):
+        found, rows = {setting: [] for setting in settings}, sampled(keys, causal)
+        for case in CASES.values():
+            arrays = case(0, keys)
+            exact = truth(*arrays, rows, causal=causal)
+            for setting, heads in found.items():
+                heads += check(arrays, exact, rows, causal, setting)
+        for setting, heads in found.items():
+            report(f"hostile, {'' if causal else 'not '}causal", setting, heads)
+
+
+def smollm2(text, layers, keys, settings):
+    path, found, rows = nn.find_smollm2(), {setting: [] for setting in settings}, sampled(keys, True)
+    weights, tokenizer = nn.load_gguf(path), nn.load_tokenizer(path)
+
+    def take(layer, *arrays):
+        exact = truth(*arrays, rows, causal=True)
+        for setting, heads in found.items():
+            heads += check(arrays, exact, rows, True, setting)
+
+    tokens = tokenizer.encode(TEXTS[text]()[: 8 * keys])[:keys]
+    run_layers(partial(nn.forward, weights, tokens), nn.exact_attention, layers, take)
+    for setting, heads in found.items():
+        report(f"SmolLM2, {text}", setting, heads)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", choices=TEXTS, default="drama")
+    parser.add_argument("--layers", nargs="*", type=int, default=[3, 13, 23])
+    parser.add_argument("--keys", type=int, default=8192)
+    parser.add_argument("--settings", nargs="*", default=["0.05", "0.02", "k=256"])
+    given = parser.parse_args()
+    columns = (
+        "input", "setting", "heads", f"measured error within {FACTOR} x", "below", "above", "measured / true, geometric mean",
+        "captured mass, median row off by <= 0.05", "95 % of rows by <= 0.2", "lse off by <= tolerance, mean",
+        "99 % of rows by <= 5 x",
+    )
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    hostile(given.keys, given.settings)
+    smollm2(given.text, given.layers, given.keys, given.settings)
+
+
+if __name__ == "__main__":
+    main()
