@@ -1,10 +1,12 @@
 """Whether what near/far attention says of itself is true: the measured error, captured mass and lse of `AttentionInfo`.
 
     python bench/bench_reported.py [--text drama] [--layers 3 13 23] [--keys 8192] [--settings 0.05 0.02 k=256]
+    python bench/bench_reported.py --decoding [--keys 8192] [--settings 0.05 0.02]
 
 Heads of SmolLM2 on a text, and the inputs of tests/hostile_inputs.py, causal and not, each against float64 on sampled rows that
 near/far attention computed. The true error is what `AttentionInfo.error` is about: half the relative error of the mass counts
-as one more component. Shares are of heads that near/far attention computed.
+as one more component. Shares are of heads that near/far attention computed. `--decoding`: the first 3072 tokens of each causal
+input are a prompt, the others are decoded one by one from a `KVCache`.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from icecore import nn
 from icecore._attention import DEFAULT_WINDOW
 
 ROWS = 512
+#: Tokens before those that are decoded.
+PROMPT = 3072
 #: Half the relative error of the mass counts.
 MASS_SHARE = 0.5
 #: Rows that see fewer windows are exact, or the first by which a tolerance is measured.
@@ -94,7 +98,6 @@ def sampled(keys, causal):
 
 
 def hostile(keys, settings):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from hostile_inputs import CASES
 
     for causal in (True, False):
@@ -106,6 +109,32 @@ def hostile(keys, settings):
                 heads += check(arrays, exact, rows, causal, setting)
         for setting, heads in found.items():
             report(f"hostile, {'' if causal else 'not '}causal", setting, heads)
+
+
+def decoding(keys, settings):
+    """A row for each hostile input and tolerance: errors of the decoded tokens."""
+    from hostile_inputs import CASES
+
+    columns = "input", "tolerance", "error / tolerance", "of the worst window", "measured / tolerance", "near keys"
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name, case in CASES.items():
+        query, key, value = case(0, keys)
+        exact = icecore.attention(query, key, value, causal=True)[0, PROMPT:].astype(np.float64)
+        for setting in settings:
+            tolerance = float(setting)
+            cache = icecore.KVCache(1, query.shape[-1], value_dim=value.shape[-1], tolerance=tolerance)
+            cache.append(key[:, :PROMPT], value[:, :PROMPT], query[:, :PROMPT])
+            out, near = np.empty_like(exact), 0
+            for token in range(PROMPT, keys):
+                cache.append(key[:, token : token + 1], value[:, token : token + 1])
+                row, info = cache.attend(query[:, token : token + 1], return_info=True)
+                out[token - PROMPT], near = row[0, 0], near + int(info.near_keys[0, 0])
+            error, norm = np.linalg.norm(out - exact, axis=-1), np.linalg.norm(exact, axis=-1)
+            windows = [slice(first, first + DEFAULT_WINDOW) for first in range(0, len(error), DEFAULT_WINDOW)]
+            worst = max(error[rows].sum() / norm[rows].sum() for rows in windows)
+            cells = error.sum() / norm.sum() / tolerance, worst / tolerance, info.error[0] / tolerance
+            numbers = [f"{cell:.2f}" for cell in cells]
+            print(f"| {name} | {setting} | {' | '.join(numbers)} | {near / len(error):.0f} |", flush=True)
 
 
 def smollm2(text, layers, keys, settings):
@@ -129,7 +158,12 @@ def main():
     parser.add_argument("--layers", nargs="*", type=int, default=[3, 13, 23])
     parser.add_argument("--keys", type=int, default=8192)
     parser.add_argument("--settings", nargs="*", default=["0.05", "0.02", "k=256"])
+    parser.add_argument("--decoding", action="store_true")
     given = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    if given.decoding:
+        decoding(given.keys, [setting for setting in given.settings if not setting.startswith("k=")])
+        return
     columns = (
         "input", "setting", "heads", f"measured error within {FACTOR} x", "below", "above", "measured / true, geometric mean",
         "captured mass, median row off by <= 0.05", "95 % of rows by <= 0.2", "lse off by <= tolerance, mean",
