@@ -1,6 +1,6 @@
 """Whether what near/far attention says of itself is true: the measured error, captured mass and lse of `AttentionInfo`.
 
-    python bench/bench_reported.py [--text drama] [--layers 3 13 23] [--keys 8192] [--settings 0.05 0.02 k=256]
+    python bench/bench_reported.py [--text library] [--layers 3 13 23] [--keys 8192] [--settings 0.05 0.02 k=256]
     python bench/bench_reported.py --decoding [--keys 8192] [--settings 0.05 0.02]
 
 Heads of SmolLM2 on a text, and the inputs of tests/hostile_inputs.py, causal and not, each against float64 on sampled rows that
@@ -154,7 +154,7 @@ def smollm2(text, layers, keys, settings):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", choices=TEXTS, default="drama")
+    parser.add_argument("--text", choices=TEXTS, default="library")
     parser.add_argument("--layers", nargs="*", type=int, default=[3, 13, 23])
     parser.add_argument("--keys", type=int, default=8192)
     parser.add_argument("--settings", nargs="*", default=["0.05", "0.02", "k=256"])

@@ -80,8 +80,8 @@ class AttentionInfo:
         that were in force before these rows were known (not causal: with those they led to); half the relative error of the
         mass (the error of lse) counts as one more component. Of near/far rows alone, and 0 where a head was exact; NaN where no
         row was measured. With k: the same of 32 rows of the result. An estimate from `error_rows` rows, give or take
-        `error_standard_error`: on a language model within 1.5 times of the true one for nine heads in ten, for fewer where
-        few rows make most of the error. None where the path is not near/far.
+        `error_standard_error`: on a language model within 1.5 times of the true one for eight or nine heads in ten, for
+        fewer where few rows make most of the error. None where the path is not near/far.
     error_standard_error : ndarray of float32, shape (..., H), or None
     error_rows : ndarray of int32, shape (..., H), or None
     """
