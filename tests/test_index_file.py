@@ -695,6 +695,8 @@ def edits_of_arrays():
     for value in (-1, 1100, 2**31 - 1, -(2**31)):
         yield f"lists name row {value}", lists, put("segment0.lists.row", 7, value)
     yield "lists name a row of another cell", lists, lambda arrays: arrays["segment0.lists.row"].__setitem__(0, 1099)
+    row = "segment0.lists.row"
+    yield "lists name a row twice", lists, lambda arrays: arrays[row].__setitem__(1, arrays[row][0])
     for name in ("row", "projection", "sorted"):
         yield f"lists.{name} is shorter", lists, resize(f"segment0.lists.{name}", 100)
         yield f"lists.{name} is missing", lists, lambda arrays, name=name: arrays.pop(f"segment0.lists.{name}")

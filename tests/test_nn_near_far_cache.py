@@ -274,6 +274,15 @@ def test_settings_of_a_folder_that_cannot_be_are_refused(tmp_path, change):
         nn.NearFarCache.load(path)
 
 
+@pytest.mark.parametrize("options", [{"k": 0.5}, {"k": 0}, {"k": 8, "window": "3"}, {"k": 8, "dtype": "x"}], ids=str)
+def test_options_that_no_layer_can_have_are_refused_although_there_is_no_layer(tmp_path, options):
+    path = saved_with_sliding(tmp_path)
+    about = json.loads((path / "cache.json").read_text())
+    (path / "cache.json").write_text(json.dumps(about | {"layers": [], "options": options}))
+    with pytest.raises(ValueError, match="cache is not a usable cache folder: "):
+        nn.NearFarCache.load(path)
+
+
 def saved_with_sliding(tmp_path, length=40):
     """A saved cache of a layer that sees all and one with a window."""
     cache, rows = nn.NearFarCache(k=8), np.random.default_rng(0).standard_normal((2, length, 8), np.float32)

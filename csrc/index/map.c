@@ -6,6 +6,26 @@
 #include "base/memory.h"
 #include "index/fields.h"
 
+/* A composite's list holds each row of a cell once: what copies the rows that stay has room for so many. */
+static void check_lists(ice_reader *r, const icecore_segment *s, const char *name) {
+    int *seen_in = ice_alloc(s->count, sizeof *seen_in); /* the last composite that named the row, from 1 on */
+    if (!seen_in) {
+        ice_lack_memory(r);
+        return;
+    }
+    memset(seen_in, 0, (size_t)s->count * sizeof *seen_in);
+    for (int l = 0; l < s->lists.composites; l++)
+        for (int64_t c = 0; c < s->cells && !r->failed; c++)
+            for (int64_t i = s->offset[c]; i < s->offset[c + 1] && !r->failed; i++) {
+                const int32_t row = s->lists.row[l * s->count + i];
+                if (row < s->offset[c] || row >= s->offset[c + 1])
+                    ice_refuse(r, name, "has a list that leaves its cell");
+                else if (seen_in[row] == l + 1) ice_refuse(r, name, "has a list that names a row twice");
+                else seen_in[row] = l + 1;
+            }
+    ice_free(seen_in);
+}
+
 /* Every number of a segment that leads to memory. */
 static void check_segment(ice_reader *r, const icecore_segment *s, int number, const ice_slots *slots) {
     char name[48];
@@ -20,13 +40,7 @@ static void check_segment(ice_reader *r, const icecore_segment *s, int number, c
         if (s->order[i] < 0 || s->order[i] >= slots->count) ice_refuse(r, name, "names a slot that does not exist");
         else if (*ice_slot_state(slots, s->order[i]) == ICE_SLOT_FREE) ice_refuse(r, name, "names a free slot");
     }
-    for (int l = 0; l < s->lists.composites; l++)
-        for (int64_t c = 0; c < s->cells && !r->failed; c++)
-            for (int64_t i = s->offset[c]; i < s->offset[c + 1] && !r->failed; i++) {
-                int32_t row = s->lists.row[l * s->count + i];
-                if (row < s->offset[c] || row >= s->offset[c + 1])
-                    ice_refuse(r, name, "has a list that leaves its cell");
-            }
+    if (s->lists.composites && !r->failed) check_lists(r, s, name);
 }
 
 static float number_of(ice_reader *r, int number, const char *what) {
@@ -144,16 +158,17 @@ static void map_all(ice_reader *r, icecore_index *index) {
         if (index->open[i] < 0 || index->open[i] >= index->slots.count)
             ice_refuse(r, "open", "names a slot that does not exist");
     int segments = 0;
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
-        for (int64_t i = 0; i < r->count && !r->failed; i++) {
-            char name[48];
-            snprintf(name, sizeof name, "segment%d.shape", n);
-            if (strcmp(r->arrays[i].name, name) != 0) continue;
-            const icecore_array *shape = ice_find(r, name, 'l', -1);
-            if (++segments > ICE_MOST_SAVED_SEGMENTS)
-                ice_refuse(r, "the file", "holds more segments than an index ever has");
-            else if (shape) map_segment(r, index, n, shape->data, shape->count);
-        }
+    for (int n = 0; n < ICE_MOST_SEGMENTS && !r->failed; n++) {
+        char name[48];
+        snprintf(name, sizeof name, "segment%d.shape", n);
+        int64_t i = 0;
+        while (i < r->count && strcmp(r->arrays[i].name, name) != 0) i++;
+        if (i == r->count) continue;
+        const icecore_array *shape = ice_find(r, name, 'l', -1);
+        if (++segments > ICE_MOST_SAVED_SEGMENTS)
+            ice_refuse(r, "the file", "holds more segments than an index ever has");
+        else if (shape) map_segment(r, index, n, shape->data, shape->count);
+    }
     if (!r->failed && r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to an index");
 }
 

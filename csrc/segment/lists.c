@@ -271,14 +271,14 @@ int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *
     const int simples = lists->simples;
     int64_t first = s->offset[cell], count = s->offset[cell + 1] - first;
     const float *projection = lists->projection + (int64_t)composite * simples * s->count + first;
-    const float *sorted = lists->sorted + (int64_t)composite * (simples - 1) * s->count + first;
+    const int64_t others = (int64_t)composite * (simples - 1) * s->count + first; /* `sorted` is NULL without any */
     const int32_t *row = lists->row + (int64_t)composite * s->count + first;
     int64_t begin = 0, end = count;
     float radius = INFINITY;
     if (visit > 0 && visit < count * simples) {
         side sides[2 * ICECORE_MAX_SIMPLES];
         for (int j = 0; j < simples; j++) {
-            const float *values = j == 0 ? projection : sorted + (j - 1) * s->count;
+            const float *values = j == 0 ? projection : lists->sorted + others + (j - 1) * s->count;
             int64_t place = first_at_least(values, count, query[j]);
             sides[2 * j] = (side){values + place, query[j], 0, 0, count - place};
             sides[2 * j + 1] = (side){values + place, query[j], 1, 0, place};

@@ -250,7 +250,10 @@ class NearFarCache:
         if not FOLDER.fullmatch(about["folder"]):
             raise ValueError(f"its folder is {about['folder']!r}; expected save- and 16 digits")
         plan, folder = None if about["plan"] is None else icecore.Plan.from_content(about["plan"]), path / about["folder"]
-        new = cls(plan=plan, last_exact=about["last_exact"], **about["options"])
+        options = about["options"]
+        if plan is None:
+            icecore.KVCache(1, 1, **options | {"metric": None})  # options that no layer can have are refused before there is one
+        new = cls(plan=plan, last_exact=about["last_exact"], **options)
         new.length = operator.index(about["length"])
         if new.length < 0:
             raise ValueError(f"its length is {new.length}")
