@@ -1,5 +1,13 @@
 """Attention over long sequences on CPUs, at inference, for pretrained transformers as they are."""
 
+from importlib.util import find_spec
+
+if find_spec("icecore._native") is None:
+    raise ImportError(
+        f"icecore is not built in {__path__[0]}: run pip install -e . in its source folder, or leave that folder to import "
+        "an installed icecore"
+    )
+
 from icecore._attend_indices import attend_indices
 from icecore._attention import AttentionInfo, attention, merge_states
 from icecore._cache import KVCache

@@ -1,3 +1,4 @@
+#include <float.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -98,7 +99,7 @@ static void check_vectors(const icecore_index *index, const ice_kernels *kernels
     }
 }
 
-/* Codes are within half a step of what they stand for. */
+/* Codes are within half a step of what they stand for; the smallest differences count as none (kernels->encode). */
 static void check_codes(const icecore_segment *s, int number, const ice_layer *layer, const ice_rows *children,
                         float *buffer, report *r) {
     for (int64_t p = 0; p < layer->parents; p++)
@@ -107,7 +108,8 @@ static void check_codes(const icecore_segment *s, int number, const ice_layer *l
             for (int64_t t = 0; t < s->dim; t++) {
                 float difference = x[t] - mean[t], step = layer->scale[c];
                 float error = fabsf(difference - step * (float)(layer->code[c * layer->stride + t] - 128));
-                if (!(error <= 0.501f * step + 1e-6f * fabsf(difference)) && isfinite(difference) && isfinite(step))
+                const float margin = 0.501f * step + 1e-6f * fabsf(difference) + 127.0f / FLT_MAX;
+                if (!(error <= margin) && isfinite(difference) && isfinite(step))
                     say(r, "segment %d: the code of child %lld is wrong", number, (long long)c);
             }
         }

@@ -5,6 +5,7 @@
  * further. */
 #include "isa/selftest_search.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -185,6 +186,7 @@ static void compare_encode(test *t) {
     float *x = floats(t, t->dim), *center = floats(t, t->dim);
     int8_t code[2][MOST_DIM];
     if (t->variant == 2) memset(x, 0, (size_t)t->dim * sizeof *x);
+    if (t->variant == 2 && t->dim % 2) x[0] = 1e-40f;      /* which has no inverse */
     if (t->variant == 3) x[0] = 3e38f, center[0] = -3e38f; /* the difference overflows */
     const float *given = t->variant == 1 || t->variant == 3 ? center : NULL;
     float plain = t->plain->encode(x, given, t->dim, stride, code[0]),
@@ -194,7 +196,7 @@ static void compare_encode(test *t) {
         if (code[1][d]) fail(t, "a byte past the end is not 0");
     for (int d = 0; d < t->dim && isfinite(fast); d++) {
         double difference = (double)(given ? x[d] - center[d] : x[d]);
-        if (fabs(difference - (double)fast * code[1][d]) > 0.5001 * (double)fast)
+        if (fabs(difference - (double)fast * code[1][d]) > 0.5001 * (double)fast + 127.0 / FLT_MAX)
             fail(t, "a code is off by more than half a step");
     }
     ice_free(x);

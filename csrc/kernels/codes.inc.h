@@ -195,6 +195,7 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
         float size = fabsf(center ? x[t] - center[t] : x[t]);
         largest = size > largest ? size : largest;
     }
+    if (largest < 127.0f / FLT_MAX) largest = 0.0f; /* it has no inverse */
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
     const vf most = vf_set1(127.0f), least = vf_set1(-127.0f), half = vf_set1(0.5f), minus_half = vf_set1(-0.5f);
     for (int64_t begin = 0; begin < dim; begin += ENCODED) {

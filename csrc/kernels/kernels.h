@@ -211,8 +211,8 @@ typedef struct {
      * No NaN. */
     void (*rank)(const float *scores, int64_t count, int32_t *rank);
     /* code[t] = (x[t] - center[t]) / scale to the nearest integer, halves away from 0, within [-127, 127]; scale such
-     * that the largest magnitude becomes 127; the last bytes up to `stride` are 0.  Returns the scale.  center: NULL
-     * for 0. */
+     * that the largest magnitude becomes 127, or all 0 where that is below 127 / FLT_MAX; the last bytes up to `stride`
+     * are 0.  Returns the scale.  center: NULL for 0. */
     float (*encode)(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code);
     /* scores[j][lane] = -|query[lane] - scale keys[j]|^2 / 2, from the differences; the panel and the rows as in
      * `scores`. */

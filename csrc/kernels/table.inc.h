@@ -1,6 +1,7 @@
 /* Included once by each file of isa/, after one header of simd/ and with KERNEL_ISA (a string) and KERNEL_TABLE (a
  * name) defined: compiles every kernel for that instruction set and exports one table. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,8 +1,9 @@
 /* Tests of the C core through its public header: one line a test, the count last; exit status 1 if any failed.
  *
- *   driver [instruction set]...     default: each usable one in turn
- *   driver concurrent               what several threads do at once, for the thread sanitizer
- *   driver any_order                calls in any order, some of which fail; ICECORE_TEST_FACTOR times as many */
+ *   driver [instruction set | group of tests]...     default: each usable set in turn; all groups
+ *
+ * Instruction sets are those of icecore_usable_isas, and `best` for the last of them; groups are listed below.
+ * ICECORE_TEST_FACTOR: how many times as many calls in any order. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,40 +36,64 @@ static void bad_environment(void) {
     unsetenv("ICECORE_ISA");
 }
 
+static const struct {
+    const char *name;
+    void (*tests)(void);
+} groups[] = {
+    {"instruction_sets", instruction_set_tests},
+    {"exact", exact_tests},
+    {"near_far", near_far_tests},
+    {"indices", indices_tests},
+    {"segments", segment_tests},
+    {"index", index_tests},
+    {"cache", cache_tests},
+    {"special_values", special_value_tests},
+    {"threads", thread_tests},
+    {"concurrent", concurrent_tests},
+    {"arguments", argument_tests},
+    {"out_of_memory", out_of_memory_tests},
+    {"any_order", any_order_tests},
+};
+enum { GROUPS = sizeof groups / sizeof *groups };
+
+static char **names; /* the arguments, NULL last */
+
+static int is_group(const char *name) {
+    for (int g = 0; g < GROUPS; g++)
+        if (!strcmp(name, groups[g].name)) return 1;
+    return 0;
+}
+
+static int is_wanted(const char *group) {
+    int others = 0;
+    for (int i = 0; names[i]; i++) {
+        if (!strcmp(names[i], group)) return 1;
+        others += is_group(names[i]);
+    }
+    return !others;
+}
+
 static void test_with(const char *isa) {
-    if (icecore_set_isa(isa) != ICECORE_OK) {
-        printf("instruction set %s is not usable here\n", isa);
+    if (icecore_set_isa(strcmp(isa, "best") ? isa : NULL) != ICECORE_OK) {
+        printf("%s is neither an instruction set that is usable here nor a group of tests\n", isa);
         exit(1);
     }
-    instruction_set_tests();
-    exact_tests();
-    near_far_tests();
-    indices_tests();
-    segment_tests();
-    index_tests();
-    cache_tests();
-    special_value_tests();
-    thread_tests();
-    concurrent_tests();
-    argument_tests();
-    out_of_memory_tests();
-    any_order_tests();
+    for (int g = 0; g < GROUPS; g++)
+        if (is_wanted(groups[g].name)) groups[g].tests();
 }
 
 int main(int count, char **arguments) {
+    int sets = 0;
+    names = arguments + 1;
     check_run("instruction sets: a bad ICECORE_ISA is an error of every call", bad_environment);
-    if (count == 2 && !strcmp(arguments[1], "concurrent")) {
-        concurrent_tests();
-        return check_result();
+    if (count == 1) quota_tests();
+    for (int i = 0; names[i]; i++) {
+        if (is_group(names[i])) continue;
+        test_with(names[i]);
+        sets++;
     }
-    if (count == 2 && !strcmp(arguments[1], "any_order")) {
-        any_order_tests();
-        return check_result();
-    }
-    quota_tests();
-    const char *names[16];
-    int usable = icecore_usable_isas(names, 16);
-    for (int i = 1; i < count; i++) test_with(arguments[i]);
-    for (int i = 0; i < usable && count < 2; i++) test_with(names[i]);
+    const char *usable[16];
+    const int usable_count = icecore_usable_isas(usable, 16);
+    for (int i = 0; i < usable_count && !sets; i++) test_with(usable[i]);
     return check_result();
 }

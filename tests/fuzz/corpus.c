@@ -7,7 +7,7 @@
 
 #include "options.h"
 
-enum { MAX_ROWS = 2200, MAX_DIM = 16 };
+enum { MAX_ROWS = 1100, MAX_DIM = 16 };
 
 static float rows[MAX_ROWS * MAX_DIM];
 
@@ -138,6 +138,5 @@ int main(int count, char **arguments) {
         save_index(index, variant, 1024, 10);
         save_cache(cache, variant, 256);
     }
-    save_index(index, 1, 2048, 1); /* two segments, which will merge */
     return 0;
 }
