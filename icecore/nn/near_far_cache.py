@@ -252,7 +252,7 @@ class NearFarCache:
         plan, folder = None if about["plan"] is None else icecore.Plan.from_content(about["plan"]), path / about["folder"]
         options = about["options"]
         if plan is None:
-            icecore.KVCache(1, 1, **options | {"metric": None})  # options that no layer can have are refused before there is one
+            icecore.KVCache(1, 1, **options | {"metric": None})  # refuses what no layer can have, before there is one
         new = cls(plan=plan, last_exact=about["last_exact"], **options)
         new.length = operator.index(about["length"])
         if new.length < 0:
