@@ -60,11 +60,10 @@ static void save_index(const char *folder, int variant, int64_t sealed, int64_t 
     int64_t place;
     must(icecore_index_create(&o, &index));
     must(icecore_index_add(index, rows, NULL, sealed, 0, 1, NULL, NULL, &place));
-    if (sealed <= 100) must(icecore_index_compact(index, 1));
     must(icecore_index_add(index, rows + sealed * o.dim, NULL, open, 0, 1, NULL, NULL, &place));
     file f = {.count = 0};
     must(icecore_index_write(index, write_arrays, &f));
-    if (sealed == 33) mark_removed(&f, sealed);
+    if (open == 7) mark_removed(&f, sealed);
     char name[64];
     snprintf(name, sizeof name, "%d-%d-%d", variant, (int)sealed, (int)open);
     save(folder, name, option, &f);
@@ -129,13 +128,13 @@ int main(int count, char **arguments) {
     for (int i = 0; i < MAX_ROWS * MAX_DIM; i++) rows[i] = (float)draw(2001) / 500.0f - 2.0f;
     for (int variant = 0; variant < 12; variant++) {
         save_index(index, variant, 30, 5);
-        save_index(index, variant, 33, 2);
         save_index(index, variant, 0, 3);
         save_cache(cache, variant, 96);
         save_cache(cache, variant, 16);
     }
     for (int variant = 0; variant < 4; variant++) {
-        save_index(index, variant, 1024, 10);
+        save_index(index, variant, 1024, 10); /* sealed */
+        save_index(index, variant, 1024, 7);
         save_cache(cache, variant, 256);
     }
     return 0;

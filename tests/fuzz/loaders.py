@@ -196,8 +196,7 @@ def index(folder):
     for options in VARIANTS.values():
         for dtype in ("float32", "bfloat16"):
             own = icecore.Index(3, dtype=dtype, **options)
-            own.add(normal(0, 25, 3))
-            own.compact()
+            own.add(normal(0, 1024, 3))  # which are sealed
             own.add(normal(1, 3, 3))
             seeds.append(index_bytes(own))
 
