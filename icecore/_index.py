@@ -7,6 +7,7 @@ import itertools
 import math
 import numbers
 import operator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -667,7 +668,8 @@ def _check_parameters(dim, metric, num_composite, num_simple, num_levels, promot
     if promotion is not None:
         if isinstance(promotion, bool) or not isinstance(promotion, numbers.Real):
             raise TypeError(f"promotion must be a number or None, got {type(promotion).__name__}")
-        promotion = float(promotion)
+        with suppress(OverflowError):  # larger than any float: out of range as it is
+            promotion = float(promotion)
         if not 0 < promotion < 1:
             raise ValueError(f"promotion must be between 0 and 1, got {promotion}")
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", getattr(dtype, "name", None))

@@ -539,7 +539,7 @@ def edits_of_header():
         "num_composite": [1, -1, 65, None, 0.5, "absent"],
         "num_simple": [0, 65, "7", "absent"],
         "num_levels": [0, 1, 3, 9, None, "absent"],
-        "promotion": [0, 1, -1, "0.5x", [], float("nan"), "absent"],
+        "promotion": [0, 1, -1, "0.5x", [], float("nan"), 10**400, "absent"],
         "dtype": ["float16", "bfloat16", "float64", None, 3, [], {}, "absent"],
         "seed": [None, 0.5, "1", "absent"],
         "extra": [1],
