@@ -51,7 +51,8 @@ class AttentionInfo:
     ----------
     path : str
         ``"exact"``, ``"near_far"`` or a selector's name; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take
-        different ones. On the near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured mass of 1.
+        different ones. On the near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured
+        mass of 1.
     near_keys : ndarray of int32, shape (..., L)
         Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
     captured_mass : ndarray of float32, shape (..., L)
