@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/memory.h"
+#include "base/arena.h"
 #include "base/parallel.h"
 #include "index/search.h"
 #include "segment/frame.h"
@@ -17,20 +17,9 @@
 /* Room beyond what is kept: the larger, the rarer a cut. */
 #define SLACK 64
 
-typedef struct {
-    char *memory; /* NULL: only measured */
-    size_t used;
-} arena;
-
-static void *take(arena *a, int64_t count, size_t size) {
-    void *taken = a->memory ? a->memory + a->used : NULL;
-    a->used += ice_round_up((size_t)count * size);
-    return taken;
-}
-
 /* Lays out a chunk's memory; with scratch = NULL only measures it. */
 static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_space *w) {
-    arena a = {scratch, 0};
+    ice_arena a = {scratch, 0};
     const icecore_index_options *o = &call->index->options;
     const int64_t chunk = call->chunk, stride = w->stride = (o->dim + 3) & ~(int64_t)3;
     int64_t parents = 1;
@@ -39,37 +28,38 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     const int64_t listed = o->composites ? call->forest.largest_cell : 0;
     w->collector.capacity = call->capacity;
     w->collector.kernels = call->kernels;
-    w->collector.scores = take(&a, chunk * call->capacity, sizeof(float));
-    w->collector.numbers = take(&a, chunk * call->capacity, sizeof(int32_t));
-    w->collector.count = take(&a, chunk, sizeof(int64_t));
-    w->collector.threshold = take(&a, chunk, sizeof(float));
-    w->query = take(&a, chunk * o->dim, sizeof(float));
-    w->scale = take(&a, chunk, sizeof(float));
-    w->pick = take(&a, chunk * call->nodes, sizeof(int32_t));
-    w->by_node = take(&a, chunk * call->nodes, sizeof(int32_t));
-    w->picks = take(&a, chunk, sizeof(int64_t));
-    w->leading = take(&a, chunk, sizeof(int64_t));
-    w->node_begin = take(&a, parents + 1, sizeof(int64_t));
-    w->visited = take(&a, chunk, sizeof(int64_t));
-    w->code = take(&a, o->metric == ICECORE_INNER_PRODUCT ? chunk * stride : 0, 1);
-    w->own_code = take(&a, stride, 1);
-    w->code_scale = take(&a, chunk, sizeof(float));
-    w->code_offset = take(&a, chunk, sizeof(int32_t));
-    w->quads = take(&a, stride * ICE_PANEL, 1);
-    w->scores = take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
+    w->collector.scores = ice_arena_take(&a, chunk * call->capacity, sizeof(float));
+    w->collector.numbers = ice_arena_take(&a, chunk * call->capacity, sizeof(int32_t));
+    w->collector.count = ice_arena_take(&a, chunk, sizeof(int64_t));
+    w->collector.threshold = ice_arena_take(&a, chunk, sizeof(float));
+    w->query = ice_arena_take(&a, chunk * o->dim, sizeof(float));
+    w->scale = ice_arena_take(&a, chunk, sizeof(float));
+    w->pick = ice_arena_take(&a, chunk * call->nodes, sizeof(int32_t));
+    w->by_node = ice_arena_take(&a, chunk * call->nodes, sizeof(int32_t));
+    w->picks = ice_arena_take(&a, chunk, sizeof(int64_t));
+    w->leading = ice_arena_take(&a, chunk, sizeof(int64_t));
+    w->node_begin = ice_arena_take(&a, parents + 1, sizeof(int64_t));
+    w->visited = ice_arena_take(&a, chunk, sizeof(int64_t));
+    w->code = ice_arena_take(&a, o->metric == ICECORE_INNER_PRODUCT ? chunk * stride : 0, 1);
+    w->own_code = ice_arena_take(&a, stride, 1);
+    w->code_scale = ice_arena_take(&a, chunk, sizeof(float));
+    w->code_offset = ice_arena_take(&a, chunk, sizeof(int32_t));
+    w->quads = ice_arena_take(&a, stride * ICE_PANEL, 1);
+    w->scores = ice_arena_take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
     const int64_t roots = call->forest.layers > 1 ? call->forest.first[1][call->forest.segments] : 0;
-    w->node_scores = take(&a, roots * ICE_PANEL, sizeof(float));
-    w->places = take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(int32_t));
-    w->panel = take(&a, o->dim * ICE_PANEL, sizeof(float));
-    w->rows = take(&a, o->dim * ICE_KEY_BLOCK, sizeof(float));
-    w->bias = take(&a, ICE_KEY_BLOCK, sizeof(float));
-    w->framed = take(&a, o->dim, sizeof(float));
-    w->candidates = take(&a, listed * o->composites, sizeof(int32_t));
-    w->spare = take(&a, ice_most(ice_most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
-                    sizeof(uint64_t));
-    w->final_scores = take(&a, call->capacity, sizeof(float));
-    w->final_slots = take(&a, call->capacity, sizeof(int32_t));
-    w->rank = take(&a, call->capacity, sizeof(int32_t));
+    w->node_scores = ice_arena_take(&a, roots * ICE_PANEL, sizeof(float));
+    w->places = ice_arena_take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(int32_t));
+    w->panel = ice_arena_take(&a, o->dim * ICE_PANEL, sizeof(float));
+    w->rows = ice_arena_take(&a, o->dim * ICE_KEY_BLOCK, sizeof(float));
+    w->bias = ice_arena_take(&a, ICE_KEY_BLOCK, sizeof(float));
+    w->framed = ice_arena_take(&a, o->dim, sizeof(float));
+    w->candidates = ice_arena_take(&a, listed * o->composites, sizeof(int32_t));
+    w->spare =
+        ice_arena_take(&a, ice_most(ice_most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
+                       sizeof(uint64_t));
+    w->final_scores = ice_arena_take(&a, call->capacity, sizeof(float));
+    w->final_slots = ice_arena_take(&a, call->capacity, sizeof(int32_t));
+    w->rank = ice_arena_take(&a, call->capacity, sizeof(int32_t));
     return a.used;
 }
 
