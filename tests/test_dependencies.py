@@ -42,6 +42,9 @@ EVERYBODYS = {"icecore._files"}
 #: Packages that icecore depends on; every other one is optional and imported where it is used.
 REQUIRED = {"numpy", "scipy"}
 
+#: Modules for users of other packages, and what each imports at once. They use icecore's public names; nothing imports them.
+BRIDGES = {"torch": {"torch"}, "transformers": {"torch", "transformers"}}
+
 
 def c_violations(csrc):
     """Lines of csrc that turn an arrow round."""
@@ -130,12 +133,21 @@ def python_violations(package):
         own = ".".join(file.relative_to(package.parent).parts[:-1])
         tree = ast.parse(file.read_text())
         room = file.relative_to(package).parts[0] if file.parent != package else ""
+        if file.stem in BRIDGES and not room:
+            room = file.stem
+        bridged = {f"icecore.{name}" for name in BRIDGES if BRIDGES[name] <= BRIDGES.get(room, set())}
         for line, module, member, at_module_level in imports_of(tree, own):
             top, full = module.split(".")[0], f"{module}.{member}" if member else module
             standard = top in sys.stdlib_module_names
             say = f"{name}:{line}: imports {full}; "
-            if at_module_level and not standard and top not in (REQUIRED | {"icecore"}):
+            if at_module_level and not standard and top not in (REQUIRED | {"icecore"} | BRIDGES.get(room, set())):
                 found.append(say + "optional packages are imported where they are used")
+            elif room in BRIDGES and top == "icecore":
+                inside = within(full, f"icecore.{room}") or full in bridged or module in bridged
+                if not inside and full != "icecore" and full.removeprefix("icecore.") not in public:
+                    found.append(say + f"{room} uses icecore's public names")
+            elif any(within(full, f"icecore.{name}") for name in BRIDGES):
+                found.append(say + f"only users import {full}")
             elif room == "reference":
                 if not (standard or top == "numpy" or within(module, "icecore.reference")):
                     found.append(say + "reference uses NumPy only")
@@ -148,10 +160,10 @@ def python_violations(package):
             elif room == "" and file.name != "__main__.py":
                 if any(within(full, f"icecore.{above}") for above in ("nn", "evaluation", "commands")):
                     found.append(say + "nn, evaluation and commands are above")
-        if room == "nn":
+        if room == "nn" or room in BRIDGES:
             for node in ast.walk(tree):
                 of_icecore = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "icecore"
-                if of_icecore and node.attr not in public:
+                if of_icecore and node.attr not in public and f"icecore.{node.attr}" not in bridged:
                     found.append(f"{name}:{node.lineno}: icecore.{node.attr} is not a public name")
     return found
 
@@ -179,6 +191,9 @@ HOUSE = {
     "icecore/nn/tokenizer.py": "def load():\n    import tokenizers\n    return tokenizers\n",
     "icecore/evaluation/facts.py": "import icecore\nfrom icecore import nn\nfrom icecore.evaluation import texts\n",
     "icecore/commands/demo.py": "import icecore\nfrom icecore import nn\nfrom icecore.evaluation import texts\n",
+    "icecore/torch.py": "import icecore\nimport torch\nout = icecore.attention\n",
+    "icecore/transformers/__init__.py": "import transformers\nfrom icecore.transformers.masks import mask\n",
+    "icecore/transformers/masks.py": "import torch\nimport icecore\nfrom icecore.torch import attention\n",
 }
 
 
@@ -236,6 +251,13 @@ def test_the_checker_accepts_a_small_house(tmp_path):
         ("icecore/evaluation/facts.py", "from icecore.commands import demo\n"),
         ("icecore/evaluation/facts.py", "from icecore._attention import CELL_SIZE\n"),
         ("icecore/evaluation/facts.py", "import tqdm\n"),
+        ("icecore/torch.py", "import transformers\n"),
+        ("icecore/torch.py", "from icecore._arrays import integer\n"),
+        ("icecore/torch.py", "import icecore\nicecore._native.set_isa('scalar')\n"),
+        ("icecore/torch.py", "from icecore.transformers import register\n"),
+        ("icecore/transformers/masks.py", "from icecore.torch import attention\nfrom icecore import _cache\n"),
+        ("icecore/_attention.py", "def f():\n    from icecore import torch\n    return torch\n"),
+        ("icecore/nn/llama.py", "def f():\n    from icecore.torch import attention\n    return attention\n"),
     ],
 )
 def test_the_checker_sees_a_turned_arrow(tmp_path, name, text):
