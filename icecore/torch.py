@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 import icecore
 
-__all__ = ["attention", "replace_sdpa", "scaled_dot_product_attention"]
+__all__ = ["as_array", "attention", "replace_sdpa", "scaled_dot_product_attention"]
 
 #: What icecore computes on a CPU; float64 goes to an oracle, which nobody wants by way of PyTorch.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,8 +28,25 @@ _MAX_DIM = 512
 # ---- Tensors and arrays ----
 
 
-def _array(tensor, name):
-    """The memory of a CPU tensor as an array, bfloat16 as its bits."""
+def as_array(tensor, name="tensor"):
+    """The memory of a CPU tensor as an array, for any function of icecore; bfloat16 as its bits, in uint16.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    name : str
+        For messages.
+
+    Returns
+    -------
+    ndarray
+        Shares the tensor's memory. ``torch.from_numpy(array).view(torch.bfloat16)`` leads back from bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What is no tensor, is not on the CPU, or requires grad while gradients are on.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}; arrays go to icecore.attention")
     if tensor.device.type != "cpu":
@@ -42,7 +59,7 @@ def _array(tensor, name):
 
 
 def _tensor(array, dtype):
-    """The reverse of `_array`."""
+    """The reverse of `as_array`."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
 
@@ -79,12 +96,12 @@ def attention(query, key, value, /, *, out=None, **options):
     -----
     Not differentiable. `scaled_dot_product_attention` is the function for code that is differentiated or compiled.
     """
-    arrays = [_array(tensor, name) for tensor, name in ((query, "query"), (key, "key"), (value, "value"))]
+    arrays = [as_array(tensor, name) for tensor, name in ((query, "query"), (key, "key"), (value, "value"))]
     for name in ("attn_mask", "metric"):
         if isinstance(options.get(name), Tensor):
             given = options[name]
-            options[name] = _array(given.float() if given.dtype == torch.bfloat16 else given, name)
-    result = icecore.attention(*arrays, out=None if out is None else _array(out, "out"), **options)
+            options[name] = as_array(given.float() if given.dtype == torch.bfloat16 else given, name)
+    result = icecore.attention(*arrays, out=None if out is None else as_array(out, "out"), **options)
     parts = list(result) if isinstance(result, tuple) else [result]
     parts[0] = _tensor(parts[0], query.dtype) if out is None else out
     if options.get("return_lse"):

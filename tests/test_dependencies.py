@@ -43,7 +43,7 @@ EVERYBODYS = {"icecore._files"}
 REQUIRED = {"numpy", "scipy"}
 
 #: Modules for users of other packages, and what each imports at once. They use icecore's public names; nothing imports them.
-BRIDGES = {"torch": {"torch"}, "transformers": {"torch", "transformers"}}
+BRIDGES = {"torch": {"torch"}, "transformers": {"torch", "transformers", "safetensors"}}
 
 
 def c_violations(csrc):

@@ -110,6 +110,18 @@ def test_attention_says_what_it_cannot_take():
         attention(*(tensor.clone() for tensor in (query, key, value)))
 
 
+def test_arrays_of_tensors_share_their_memory():
+    for dtype in DTYPES:
+        tensor = normal(0, 3, 5, dtype=dtype).T
+        array = icecore.torch.as_array(tensor)
+        assert array.ctypes.data == tensor.data_ptr() and array.shape == (5, 3)
+    cache = icecore.KVCache(2, 16, dtype="bfloat16")
+    query, key, value = inputs((4, 9, 16), (2, 9, 16), 16, torch.bfloat16)
+    cache.append(*map(icecore.torch.as_array, (key, value)))
+    out = torch.from_numpy(cache.attend(icecore.torch.as_array(query))).view(torch.bfloat16)
+    assert_same(out, query, key, value, is_causal=True, enable_gqa=True)
+
+
 # ---- scaled_dot_product_attention ----
 
 

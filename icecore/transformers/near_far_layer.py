@@ -1,0 +1,268 @@
+"""One layer of a `NearFarCache`: the keys as they came, and an `icecore.KVCache` for each row of the batch."""
+
+import copy
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+import icecore
+from icecore.torch import as_array
+
+_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class NearFarLayer(CacheLayerMixin):
+    """A layer of full attention; what transformers' `DynamicLayer` does, and more.
+
+    The tensors that `update` returns carry the layer as their attribute `icecore_layer`: by that the attention function finds
+    it. Rows of a batch are caches of their own, so that padding never enters and lengths may differ.
+    """
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, options, min_length, keep_dense):
+        self._options, self.min_length, self.keep_dense = options, min_length, keep_dense
+        self.reset()
+
+    # ---- What transformers asks of a layer ----
+
+    def reset(self):
+        """Forget all tokens."""
+        self.is_initialized = False
+        self._length = 0
+        self._dropped = 0  # tokens before this one are in the rows' caches only
+        self._buffers = None  # [keys, values], each (B, H, capacity, width), from token `_dropped` on
+        self._rows = self._firsts = None  # KVCache of each row of the batch, and the token it begins at
+
+    def lazy_initialization(self, key_states, value_states):
+        """Take dtypes and shapes of the first tokens."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._buffers = [_empty(states, 0) for states in (key_states, value_states)]
+        self.is_initialized = True
+
+    @property
+    def keys(self):
+        """(B, H, tokens, d), or None; numbers that were dropped are NaN."""
+        return self._dense(0)
+
+    @property
+    def values(self):
+        """As `keys`."""
+        return self._dense(1)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Add tokens; all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self._length - self._dropped
+        for i, states in enumerate((key_states, value_states)):
+            self._buffers[i] = _extended(self._buffers[i], held, states)
+        self._length += key_states.shape[2]
+        keys, values = self.keys, self.values
+        keys.icecore_layer = values.icecore_layer = self
+        return keys, values
+
+    def get_mask_sizes(self, query_length):
+        """(length, offset) of the keys that queries of so many new tokens will see."""
+        return self._length + query_length, 0
+
+    def get_seq_length(self):
+        """Tokens held."""
+        return self._length
+
+    def get_max_length(self):
+        """-1: there is none."""
+        return -1
+
+    def offload(self):
+        """Nothing: all is on the CPU."""
+
+    def prefetch(self):
+        """Nothing: all is on the CPU."""
+
+    def crop(self, tokens_to_remove):
+        """Forget the last ``-tokens_to_remove`` tokens.
+
+        Raises
+        ------
+        ValueError
+            A positive number, as of transformers' own layers.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove must be 0 or negative, got {tokens_to_remove}")
+        if not self.is_initialized:
+            return
+        length = max(0, self._length + tokens_to_remove)
+        for row, first in zip(self._rows or [], self._firsts or [], strict=True):
+            row.truncate(min(len(row), max(0, length - first)))
+        self._length, self._dropped = length, min(self._dropped, length)
+        if not length:
+            self._rows = self._firsts = None
+
+    def reorder_cache(self, beam_idx):
+        """Row i becomes what row ``beam_idx[i]`` was."""
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats):
+        """Each row so many times."""
+        if self.is_initialized:
+            self._select(torch.arange(len(self._buffers[0])).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices):
+        """Keep these rows."""
+        if self.is_initialized:
+            self._select(torch.arange(len(self._buffers[0]))[indices])
+
+    # ---- What the attention function asks ----
+
+    @property
+    def has_dropped(self):
+        """Whether keys are in the rows' caches only."""
+        return self._dropped > 0
+
+    def attends(self, queries, firsts):
+        """Whether the last so many tokens' queries attend from here, rows beginning at these tokens.
+
+        Not the first ones: a prompt attends as one call, and is `remember`-ed.
+        """
+        if not self.has_dropped and (self._length < self.min_length or (self._rows is None and queries == self._length)):
+            return False
+        if self._firsts != firsts and self.has_dropped:
+            raise ValueError(f"rows begin at tokens {firsts} now, and began at {self._firsts}; expected the same padding, or a "
+                             "NearFarCache with keep_dense=True")
+        return True
+
+    def attend(self, query, firsts, scale, return_lse, num_threads):
+        """(out (B, L, H, d_v), lse (B, H, L) or None) of the last L tokens' queries, (B, H, L, d)."""
+        self._catch_up(firsts)
+        batch, heads, queries, _ = query.shape
+        out = query.new_empty(batch, queries, heads, self._buffers[1].shape[3])
+        lse = torch.full((batch, heads, queries), -torch.inf) if return_lse else None
+        for i, row in enumerate(self._rows):
+            own = min(queries, len(row))
+            out[i, : queries - own] = 0
+            if own:
+                written = as_array(out[i, queries - own :].transpose(0, 1))
+                result = row.attend(as_array(query[i, :, queries - own :]), scale=scale, return_lse=True, out=written,
+                                    num_threads=num_threads)
+                if return_lse:
+                    lse[i, :, queries - own :] = torch.from_numpy(result[1])
+        self._drop()
+        return out, lse
+
+    def remember(self, query, firsts):
+        """Take in a prompt whose queries have attended already, where it is long enough."""
+        if self._rows is None and query.shape[2] == self._length >= self.min_length:
+            self._catch_up(firsts, query)
+            self._drop()
+
+    # ---- Tokens ----
+
+    def _dense(self, i):
+        if not self.is_initialized:
+            return None
+        if not self._dropped:
+            return self._buffers[i][:, :, : self._length]
+        batch, heads, _, width = self._buffers[i].shape
+        return self._buffers[i].new_full((1, 1, 1, 1), torch.nan).expand(batch, heads, self._length, width)
+
+    def _catch_up(self, firsts, query=None):
+        """Give the rows' caches the tokens they lack."""
+        if self._firsts != firsts:
+            self._rows, self._firsts = [self._new_row() for _ in firsts], list(firsts)
+        for i, (row, first) in enumerate(zip(self._rows, self._firsts, strict=True)):
+            start = first + len(row) - self._dropped
+            tokens = slice(start, self._length - self._dropped)
+            if start < tokens.stop:
+                keys, values = (as_array(buffer[i, :, tokens].to(self.dtype)) for buffer in self._buffers)
+                queries = None if query is None else as_array(query[i, :, tokens].to(self.dtype))
+                row.append(keys, values, queries)
+
+    def _drop(self):
+        if not self.keep_dense:
+            self._dropped = self._length
+            self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
+
+    def _new_row(self):
+        keys, values = self._buffers
+        options = {"dtype": _NAMES[self.dtype], **self._options}
+        return icecore.KVCache(keys.shape[1], keys.shape[3], value_dim=values.shape[3], **options)
+
+    def _select(self, rows):
+        if not self.is_initialized:
+            return
+        rows = rows.cpu()
+        self._buffers = [buffer.index_select(0, rows) for buffer in self._buffers]
+        if self._rows is not None:
+            self._rows = [self._rows[i].fork() for i in rows.tolist()]
+            self._firsts = [self._firsts[i] for i in rows.tolist()]
+
+    def __deepcopy__(self, memo):
+        new = copy.copy(self)
+        if self.is_initialized:
+            new._buffers = [buffer.clone() for buffer in self._buffers]
+        if self._rows is not None:
+            new._rows, new._firsts = [row.fork() for row in self._rows], list(self._firsts)
+        return new
+
+    @property
+    def nbytes(self):
+        """Memory held, in bytes; parts that forks share count in each."""
+        dense = sum(buffer.nbytes for buffer in self._buffers or [])
+        return dense + sum(row.nbytes for row in self._rows or [])
+
+    # ---- Files ----
+
+    def content(self):
+        """(what a file says of the layer, its tensors, the rows' caches)."""
+        about = {"length": self._length, "dropped": self._dropped, "firsts": self._firsts, "initialized": self.is_initialized}
+        tensors = {}
+        if self.is_initialized:
+            held = self._length - self._dropped
+            keys, values = (buffer[:, :, :held].contiguous() for buffer in self._buffers)
+            tensors = {"keys": keys, "values": values}
+        return about, tensors, self._rows or []
+
+    def restore(self, about, tensors, rows):
+        """The reverse of `content`, on a new layer.
+
+        Raises
+        ------
+        ValueError
+            Parts that do not belong together.
+        """
+        if not about["initialized"]:
+            return
+        buffers, firsts = [tensors["keys"], tensors["values"]], about["firsts"]
+        self.lazy_initialization(*buffers)
+        self._buffers, self._length, self._dropped = buffers, about["length"], about["dropped"]
+        if buffers[0].shape[:3] != buffers[1].shape[:3] or buffers[0].shape[2] != self._length - self._dropped:
+            raise ValueError(f"keys and values have shapes {tuple(buffers[0].shape)} and {tuple(buffers[1].shape)}; expected "
+                             f"{self._length - self._dropped} tokens")
+        if firsts is not None:
+            if len(rows) != len(firsts) or len(rows) != len(buffers[0]):
+                raise ValueError(f"there are {len(rows)} rows' caches; expected {len(buffers[0])}")
+            self._rows, self._firsts = rows, firsts
+            if any(first + len(row) > max(self._length, first) or first + len(row) < min(self._dropped, self._length)
+                   for row, first in zip(rows, firsts, strict=True)):
+                raise ValueError("a row's cache has other tokens than the layer")
+
+
+def _extended(buffer, held, states):
+    """A buffer whose first `held` tokens are those of `buffer`, followed by `states`; it grows by half."""
+    if buffer.requires_grad or states.requires_grad:  # what a gradient needs is not written over
+        return torch.cat([buffer[:, :, :held], states], dim=2)
+    length = held + states.shape[2]
+    if length > buffer.shape[2]:
+        old, buffer = buffer, _empty(buffer, max(length, held + held // 2))
+        buffer[:, :, :held] = old[:, :, :held]
+    buffer[:, :, held:length] = states
+    return buffer
+
+
+def _empty(states, capacity):
+    """For so many tokens like `states`, and for any mode of gradients: what inference mode makes can only be changed in it."""
+    with torch.inference_mode(False):
+        return torch.empty(*states.shape[:2], capacity, states.shape[3], dtype=states.dtype, device=states.device)

@@ -1,0 +1,334 @@
+"""icecore.transformers: models of many families give what transformers' own attention gives, or say who computed it."""
+
+import ast
+import inspect
+import warnings
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from transformers_models import FAMILIES, small_model, text_inputs, tokens  # noqa: E402
+
+from icecore.transformers import attention, calls, masks, register, report  # noqa: E402
+
+#: What these models refuse sdpa for.
+EAGER = {"gemma2": "softcap is not computed", "gpt_oss": None}
+#: Exact attention in float32, through two layers; T5 does not scale its scores.
+CLOSE = {"t5": 5e-4}
+
+
+@pytest.fixture(autouse=True)
+def counted():
+    """Names are registered, counts begin at 0, and warnings come again."""
+    register("icecore")
+    register("icecore-near", tolerance=1e-3, window=16, sinks=4, min_keys=32)
+    report(reset=True)
+    calls._warned.clear()
+
+
+def outputs(model, attention, **inputs):
+    model.set_attn_implementation(attention)
+    with torch.inference_mode():
+        return model(**inputs)[0]
+
+
+def paddings(batch=2, length=40):
+    left, right = (torch.ones(batch, length, dtype=torch.long) for _ in range(2))
+    left[0, :13], right[1, 30:] = 0, 0
+    holes = left * right
+    holes[:, 20:23] = 0
+    return {"left": left, "right": right, "both": left * right, "holes": holes}
+
+
+# ---- Families ----
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_gives_its_own_result(family):
+    own = "eager" if family in EAGER else "sdpa"
+    model, inputs = small_model(family, own), text_inputs(family)
+    expected = outputs(model, own, **inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = outputs(model, "icecore", **inputs)
+    assert model.config._attn_implementation == "icecore"
+    assert (result - expected).abs().max() < CLOSE.get(family, 5e-5)
+    counts = report()
+    if EAGER.get(family):
+        assert counts["fallbacks"] == {EAGER[family]: counts["calls"]}
+    else:
+        assert counts["exact"] == counts["calls"] > 0
+
+
+@pytest.mark.parametrize("padding", paddings())
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2", "bert", "modernbert", "t5"])
+def test_padding_is_hidden_as_by_the_familys_own_attention(family, padding):
+    own, mask = "eager" if family in EAGER else "sdpa", paddings()[padding]
+    model, inputs = small_model(family, own), text_inputs(family)
+    expected = outputs(model, own, **inputs, attention_mask=mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = outputs(model, "icecore", **inputs, attention_mask=mask)
+    seen = slice(None) if family == "t5" else mask.bool()
+    assert (result - expected)[seen].abs().max() < CLOSE.get(family, 5e-5)
+    if padding != "right" or family in ("bert", "modernbert", "t5"):  # a mask that is ignored would show
+        assert (outputs(model, own, **inputs) - expected)[seen].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_models_are_as_near_as_sdpa(dtype):
+    model, inputs = small_model("llama"), text_inputs("llama")
+    exact = outputs(model, "sdpa", **inputs)
+    model = model.to(dtype)
+    sdpa, result = (outputs(model, name, **inputs).float() for name in ("sdpa", "icecore"))
+    assert (result - exact).abs().max() < 2 * (sdpa - exact).abs().max()
+    assert report()["exact"] == 2
+
+
+def test_autocast_is_followed():
+    model, inputs = small_model("llama"), text_inputs("llama")
+    exact = outputs(model, "sdpa", **inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sdpa, result = (outputs(model, name, **inputs).float() for name in ("sdpa", "icecore"))
+    assert (result - exact).abs().max() < 2 * (sdpa - exact).abs().max()
+    assert report()["exact"] == 2
+
+
+def test_a_tolerance_is_kept_by_whole_models():
+    model, inputs = small_model("llama"), {"input_ids": tokens(1, 300)}
+    result, expected = outputs(model, "icecore-near", **inputs), outputs(model, "sdpa", **inputs)
+    assert (result - expected).norm() < 0.01 * expected.norm()
+    assert report()["near_far"] == 2
+
+
+def test_names_with_other_settings_coexist_and_take_new_ones():
+    model, inputs = small_model("llama"), {"input_ids": tokens(1, 100)}
+    outputs(model, "icecore-near", **inputs)
+    outputs(model, "icecore", **inputs)
+    assert (report(reset=True)["near_far"], report()["calls"]) == (2, 0)
+    register("icecore-near")
+    outputs(model, "icecore-near", **inputs)
+    assert report()["exact"] == 2
+
+
+# ---- Masks ----
+
+
+def masks_of_both(**options):
+    options = {"batch_size": 2, "q_length": 40, "kv_length": 40, **options}
+    return masks.compact_mask(**options), masks.sdpa_mask(**{**options, "allow_is_causal_skip": False})
+
+
+@pytest.mark.parametrize("padding", paddings())
+@pytest.mark.parametrize("queries", (40, 7, 1))
+@pytest.mark.parametrize("causal", (True, False))
+def test_compact_masks_say_what_dense_ones_do(padding, queries, causal):
+    function = masks.causal_mask_function if causal else masks.bidirectional_mask_function
+    compact, dense = masks_of_both(q_length=queries, q_offset=40 - queries, attention_mask=paddings()[padding].bool(),
+                                   mask_function=function, allow_is_bidirectional_skip=not causal)
+    dense = dense if dense is not None else torch.ones(2, 1, queries, 40, dtype=torch.bool)
+    assert type(compact) is masks.CompactMask and compact.keep.shape == (2, 40)
+    assert torch.equal(compact.full(), dense)
+    assert compact.shape == dense.shape and compact.dtype == dense.dtype and compact.ndim == 4
+
+
+def test_what_a_model_does_with_a_compact_mask_it_does_with_the_full_one():
+    compact, dense = masks_of_both(attention_mask=paddings()["left"].bool())
+    assert type(compact) is masks.CompactMask
+    for change in (lambda mask: mask[:, :, :, :20], lambda mask: ~mask, lambda mask: torch.zeros(40, 40).masked_fill(mask, 1.0),
+                   lambda mask: mask.expand(-1, 4, -1, -1), lambda mask: torch.cat([mask, mask], dim=-1)):
+        assert torch.equal(change(compact), change(dense)) and type(change(compact)) is torch.Tensor
+
+
+def test_nothing_hidden_needs_no_mask():
+    assert masks_of_both()[0] is None
+    assert masks_of_both(q_length=1, q_offset=39, attention_mask=torch.ones(2, 40, dtype=torch.bool))[0] is None
+    assert type(masks_of_both(q_length=7, q_offset=33)[0]) is masks.CompactMask  # None would be aligned top-left
+
+
+@pytest.mark.parametrize("name", ("icecore", "icecore-near"))
+@pytest.mark.parametrize("padding, own", [("left", slice(13, None)), ("right", slice(0, 30))])
+def test_a_row_is_that_row_alone_bit_for_bit(name, padding, own):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 40, 16, generator=generator) for heads in (4, 2, 2))
+    causal, row = padding == "left", 0 if padding == "left" else 1
+    function, mask = transformers.AttentionInterface()[name], masks.CompactMask(paddings()[padding].bool(), 40, causal)
+    with torch.inference_mode():
+        both = function(Attention(), query, key, value, mask)[0]
+        alone = (tensor[row : row + 1, :, own] for tensor in (query, key, value))
+        alone = function(Attention(), *alone, None, is_causal=causal)[0]
+    assert torch.equal(both[row : row + 1, own], alone)
+
+
+def test_packed_sequences_and_masks_of_the_users_own():
+    model = small_model("llama")
+    packed = torch.cat([torch.arange(25), torch.arange(15)])[None]
+    own = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0)) > 0.4
+    own |= torch.eye(40, dtype=torch.bool)
+    for inputs in ({"input_ids": tokens(1, 40), "position_ids": packed, "use_cache": False},
+                   {"input_ids": tokens(2, 40), "attention_mask": own},
+                   {"input_ids": tokens(2, 40), "attention_mask": torch.where(own, 0.0, torch.finfo(torch.float32).min)}):
+        result, expected = outputs(model, "icecore", **inputs), outputs(model, "sdpa", **inputs)
+        assert (result - expected).abs().max() < 5e-5
+
+
+def test_a_static_cache_that_is_filled_is_aligned_top_left():
+    model = small_model("llama")
+    for inputs in ({"input_ids": tokens(2, 40)}, {"input_ids": tokens(2, 40), "attention_mask": paddings()["left"]}):
+        results = []
+        for name in ("sdpa", "icecore"):
+            cache = transformers.StaticCache(config=model.config, max_cache_len=64)
+            results.append(outputs(model, name, **inputs, cache=cache))
+        seen = inputs.get("attention_mask", torch.ones(2, 40)).bool()
+        assert (results[0] - results[1])[seen].abs().max() < 5e-5
+
+
+# ---- What others compute ----
+
+
+class Attention(torch.nn.Module):
+    """A module as the attention functions are given."""
+
+    is_causal = True
+    num_key_value_groups = 2
+
+
+def call(module=None, dtype=torch.float32, width=16, **options):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 9, width, generator=generator).to(dtype) for heads in (4, 2, 2))
+    function = transformers.AttentionInterface()["icecore"]
+    return function(module or Attention(), query, key, value, options.pop("attention_mask", None), **options)[0]
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"dtype": torch.float64}, "query, key and value are torch.float64"),
+        ({"width": 513}, "heads are wider than 512"),
+        ({"dropout": 0.5}, "there is dropout"),
+    ],
+)
+def test_what_icecore_does_not_compute_is_computed_and_warned_of_once(options, reason):
+    with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.manual_seed(0)
+        result = call(**options)
+        call(**options)
+    assert [reason in str(warning.message) and "sdpa" in str(warning.message) for warning in caught] == [True]
+    assert sum(report()["fallbacks"].values()) == 2
+    if "dropout" not in options:
+        expected = call(**{**options, "dtype": torch.float32}) if "dtype" in options else None
+        assert expected is None or torch.allclose(result.float(), expected, atol=1e-6)
+
+
+def test_the_gradients_of_training_are_sdpas_and_a_warning_says_why():
+    gradients = []
+    for name in ("sdpa", "icecore"):
+        model = small_model("llama")
+        model.set_attn_implementation(name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ids = tokens(2, 40)
+            model(ids, labels=ids, attention_mask=paddings()["left"]).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*gradients, strict=True))
+    said = [str(warning.message) for warning in caught if "icecore" in str(warning.message)]
+    assert len(said) == 1 and "transformers' sdpa function, not by icecore: a gradient is wanted" in said[0]
+
+
+def test_sinks_by_logits_are_kept_where_sdpa_would_ignore_them():
+    model = small_model("gpt_oss", "eager").train()
+    expected = model(tokens(2, 40)).logits
+    model.set_attn_implementation("icecore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(model(tokens(2, 40)).logits, expected)  # with gradients: by the model's eager function
+    assert all("gradient" in reason for reason in report()["fallbacks"])
+
+
+def test_a_keyword_that_is_not_known_is_an_error():
+    for name in ("a_new_keyword", "cu_seq_lens_q"):
+        with pytest.raises(ValueError, match=f"Attention passes {name} to attention, which icecore does not know"):
+            call(**{name: torch.ones(3)})
+    assert report()["calls"] == 0
+    with torch.inference_mode():
+        call(a_new_keyword=None, sliding_window=4, position_ids=torch.arange(9))
+
+
+def test_a_soft_cap_without_an_eager_function_is_an_error():
+    with pytest.raises(ValueError, match="Attention: softcap is not computed by icecore, and its file has no eager_attention"):
+        call(softcap=30.0)
+
+
+def test_ignored_indices_would_show():
+    model, inputs = small_model("deepseek_v32"), text_inputs("deepseek_v32")
+    expected = outputs(model, "sdpa", **inputs)
+    model.config.index_topk = 40
+    for layer in model.model.layers:
+        layer.self_attn.indexer.index_topk = 40
+    assert (outputs(model, "sdpa", **inputs) - expected).abs().max() > 0.1
+
+
+def test_attention_weights_are_warned_of():
+    with torch.inference_mode(), pytest.warns(UserWarning, match="icecore returns no attention weights"):
+        call(output_attentions=True)
+
+
+def test_every_keyword_of_the_installed_release_is_on_a_list():
+    """Fails where a release passes a new one: it has to be read, and put on a list of attention.py."""
+    listed = attention.HARMLESS | attention.COMPUTED | attention.EAGER | attention.REFUSED
+    listed |= {*inspect.signature(attention.attend).parameters}
+    passed = {}
+    for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
+        text = file.read_text()
+        if ".get_interface(" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "attention_interface":
+                passed |= {keyword.arg: file.name for keyword in node.keywords if keyword.arg}
+    assert len(passed) > 10
+    assert {name: file for name, file in passed.items() if name not in listed} == {}
+
+
+def test_compiled_models_keep_icecores_operator():
+    model, targets = small_model("llama"), []
+
+    def backend(graph, _):
+        targets.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    for inputs in ({"input_ids": tokens(2, 40)}, {"input_ids": tokens(2, 40), "attention_mask": paddings()["left"]}):
+        expected = outputs(model, "icecore", **inputs, use_cache=False)
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        with torch.inference_mode():
+            result = compiled(**inputs, use_cache=False)[0]
+        seen = inputs.get("attention_mask", torch.ones(2, 40)).bool()
+        assert (result - expected)[seen].abs().max() < 5e-5
+    assert targets.count(torch.ops.icecore.scaled_dot_product_attention.default) == 4
+
+
+# ---- Arguments ----
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"name": "flash-ice"}, ValueError, "means something else in transformers"),
+        ({"name": "sdpa"}, ValueError, "means something else in transformers"),
+        ({"name": "eager"}, ValueError, "means something else in transformers"),
+        ({"name": "user/repository"}, ValueError, "name must be a word, got 'user/repository'"),
+        ({"name": None}, ValueError, "name must be a word, got None"),
+        ({"tolerance": 0.0}, ValueError, "tolerance must be above 0 and below 1, got 0.0"),
+        ({"tolerance": 0.1, "k": 3}, ValueError, "tolerance=0.1 replaces k"),
+        ({"window": 4}, ValueError, "window=4, sinks=None need tolerance or k"),
+        ({"min_keys": 2.5}, ValueError, "min_keys must be an integer of at least 0, got 2.5"),
+        ({"num_threads": 0}, ValueError, "num_threads"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_registered(arguments, error, match):
+    with pytest.raises(error, match=match):
+        register(**{"name": "icecore-refused", **arguments})
+    assert "icecore-refused" not in transformers.AttentionInterface()
