@@ -82,6 +82,28 @@ def plain(array, name):
         return np.asarray(array)
     except ValueError as error:
         raise ValueError(f"{name} is no array ({error})") from error
+    except (TypeError, RuntimeError) as error:
+        if type(array).__module__.partition(".")[0] != "torch":
+            raise
+        raise TypeError(f"{name} is a tensor that NumPy does not take ({error}); expected icecore.torch.as_array({name}), or "
+                        "icecore.torch.attention for tensors") from error
+
+
+#: Keywords of PyTorch's function, and what is said of them.
+_OF_TORCH = {
+    "is_causal": "icecore's name is causal, aligned bottom-right",
+    "enable_gqa": "query heads share key heads wherever there are more of them",
+    "dropout_p": "there is no dropout at inference",
+}
+
+
+def refuse_names(function, names):
+    """TypeError for keywords that a function does not have; PyTorch's are explained."""
+    for name in names:
+        said = f"{function}() got an unexpected keyword argument {name!r}"
+        if name in _OF_TORCH:
+            said += f": {_OF_TORCH[name]}; icecore.torch.scaled_dot_product_attention takes PyTorch's names"
+        raise TypeError(said)
 
 
 def _checked_array(array, name):

@@ -19,6 +19,7 @@ from icecore._arrays import (
     narrowed,
     native_result,
     native_view,
+    refuse_names,
     widened,
 )
 from icecore._metric import check_metric, query_metric
@@ -163,7 +164,7 @@ def check_tolerance(tolerance):
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
               scale=None, attn_mask=None, visit=None, metric=None, last_exact=0, selector=None, return_lse=False,
-              return_info=False, out=None, num_threads=None, seed=0):
+              return_info=False, out=None, num_threads=None, seed=0, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -274,6 +275,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
     .. [3] Quest, arXiv 2406.10774 (``selector="pages"``).
     """
+    refuse_names("attention", others)
     k, tolerance = check_k(k), check_tolerance(tolerance)
     if tolerance is not None and (k is not None or not far_field):
         raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")

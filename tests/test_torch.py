@@ -122,6 +122,22 @@ def test_arrays_of_tensors_share_their_memory():
     assert_same(out, query, key, value, is_causal=True, enable_gqa=True)
 
 
+def test_the_door_for_arrays_says_where_tensors_go():
+    query, key, value = inputs((2, 5, 16), (2, 9, 16), 16, torch.bfloat16)
+    hint = r"is a tensor that NumPy does not take \(.*\); expected icecore\.torch\.as_array\(key\), or icecore\.torch\."
+    with pytest.raises(TypeError, match=f"key {hint}"):
+        icecore.attention(query.float(), key, value)
+    with pytest.raises(TypeError, match=f"key {hint}"):
+        icecore.attention(query.float(), key.float().requires_grad_(), value.float())
+    arrays = [tensor.float().numpy() for tensor in (query, key, value)]
+    with pytest.raises(TypeError, match="argument 'is_causal': icecore's name is causal, aligned bottom-right; icecore"):
+        icecore.attention(*arrays, is_causal=True)
+    with pytest.raises(TypeError, match="argument 'enable_gqa': query heads share key heads"):
+        icecore.attention(*arrays, enable_gqa=True)
+    with pytest.raises(TypeError, match=r"^attention\(\) got an unexpected keyword argument 'caused'$"):
+        icecore.attention(*arrays, caused=True)
+
+
 # ---- scaled_dot_product_attention ----
 
 
