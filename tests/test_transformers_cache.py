@@ -99,6 +99,28 @@ def test_other_families_decode_from_it(family):
     assert report()["cache"] >= 11
 
 
+@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
+def test_keys_that_a_model_makes_of_cached_ones_are_attended_as_they_are(storage):
+    model = small_model("deepseek_v3")
+    expected = generated(model, "sdpa", **left_padded())
+    report(reset=True)
+    assert torch.equal(generated(model, "icecore", near_far(model, **storage), **left_padded()), expected)
+    assert report()["cache"] == 0 and report()["exact"] > 0
+
+
+def test_static_caches_are_attended_rightly(model):
+    options = {**left_padded(), "cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(generated(model, "icecore", **options), generated(model, "sdpa", **options))
+
+
+def test_encoders_and_decoders_generate():
+    model = small_model("t5")
+    expected = generated(model, "sdpa", input_ids=tokens(2, 40), num_beams=2)
+    own = NearFarCache(model.config, **{**FINE, "min_length": 4})
+    for cache in (None, transformers.EncoderDecoderCache(own, transformers.DynamicCache(config=model.config))):
+        assert torch.equal(generated(model, "icecore", cache, input_ids=tokens(2, 40), num_beams=2), expected)
+
+
 def test_a_soft_cap_reads_the_dense_tensors():
     model = small_model("gemma2", "eager")
     model.config.layer_types = ["sliding_attention", "full_attention"]

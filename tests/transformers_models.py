@@ -19,6 +19,12 @@ _INDEXED = {
     "v_head_dim": 16, "index_topk": 8, "index_n_heads": 2, "index_head_dim": 16, "first_k_dense_replace": 1,
     "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
 }
+_WHISPER = {
+    "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "num_mel_bins": 8, "max_source_positions": 50,
+    "max_target_positions": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+    "suppress_tokens": None, "begin_suppress_tokens": None,
+}
 
 #: name -> (class of the model, class of its configuration, settings)
 FAMILIES = {
@@ -33,11 +39,14 @@ FAMILIES = {
                 "num_experts_per_tok": 2}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4,
              "n_positions": 512, "bos_token_id": 1, "eos_token_id": None}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", "DeepseekV3Config",
+                    {name: value for name, value in _INDEXED.items() if not name.startswith("index")}),
     "deepseek_v32": ("DeepseekV32ForCausalLM", "DeepseekV32Config", _INDEXED),
     "bert": ("BertModel", "BertConfig", {**_ENCODER, "vocab_size": VOCABULARY}),
     "modernbert": ("ModernBertModel", "ModernBertConfig", {**_ENCODER, "vocab_size": VOCABULARY, "local_attention": 8,
                    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}),
     "vit": ("ViTModel", "ViTConfig", {**_ENCODER, "image_size": 32, "patch_size": 4}),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
 }
 
@@ -65,5 +74,8 @@ def text_inputs(family, batch=2, length=40):
     """Keyword arguments of a forward pass, without a mask."""
     if family == "vit":
         return {"pixel_values": torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+    if family == "whisper":
+        sound = torch.randn(batch, 8, 100, generator=torch.Generator().manual_seed(0))
+        return {"input_features": sound, "decoder_input_ids": tokens(batch, 9)}
     inputs = {"input_ids": tokens(batch, length)}
     return {**inputs, "decoder_input_ids": tokens(batch, 9, seed=1)} if family == "t5" else inputs

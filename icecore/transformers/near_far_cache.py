@@ -20,7 +20,8 @@ class NearFarCache(Cache):
 
     For models whose attention is one that `register` has named; any other reads the dense tensors, as of a `DynamicCache`. A
     prompt attends as its name says. Later tokens attend from an `icecore.KVCache` for each row of the batch; padding at the
-    beginning of a row never enters it. Layers with a sliding window are transformers' own.
+    beginning of a row never enters it. Layers with a sliding window are transformers' own, and keys that a model makes of the
+    cached ones (latent attention) are attended as they are.
 
     Parameters
     ----------
