@@ -435,6 +435,15 @@ def test_arguments_of_the_replacement_may_have_their_names(computed):
     assert len(computed) == 1
 
 
+def test_causal_biases_are_seen_by_the_replacement(computed):
+    query, key, value = inputs((2, 4, 5, 16), (2, 4, 9, 16), 8)
+    bias = torch.nn.attention.bias.causal_lower_right(5, 9)
+    with replace_sdpa():
+        out = functional.scaled_dot_product_attention(query, key, value, bias)
+    assert_same(out, query, key, value, bias)
+    assert [call[3] for call in computed] == [None]  # no mask
+
+
 def test_compiled_functions_follow_the_replacement():
     targets = []
 
