@@ -23,6 +23,7 @@ CLOSE = {"t5": 5e-4}
 @pytest.fixture(autouse=True)
 def counted():
     """Names are registered, counts begin at 0, and warnings come again."""
+    torch.manual_seed(0)
     register("icecore")
     register("icecore-near", tolerance=1e-3, window=16, sinks=4, min_keys=32)
     report(reset=True)
@@ -270,6 +271,32 @@ def test_ignored_indices_would_show():
     for layer in model.model.layers:
         layer.self_attn.indexer.index_topk = 40
     assert (outputs(model, "sdpa", **inputs) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rows", [(1, 3), (3, 1)])
+def test_queries_or_keys_of_one_row_are_shared_by_all(rows):
+    query, key = torch.randn(rows[0], 4, 9, 16), torch.randn(rows[1], 2, 9, 16)
+    with torch.inference_mode():
+        shared, expected = (transformers.AttentionInterface()[name](Attention(), query, key, key, None, is_causal=False)[0]
+                            for name in ("icecore", "sdpa"))
+    assert torch.allclose(shared, expected, atol=1e-6) and report()["exact"] == 1
+
+
+def test_indices_together_with_what_else_changes_scores_are_kept():
+    indices = torch.stack([torch.randperm(9)[:4] for _ in range(18)]).reshape(2, 9, 4)
+    chosen = torch.zeros(2, 1, 9, 9, dtype=torch.bool).scatter_(-1, indices[:, None], True)
+    bias, heads = torch.randn(1, 4, 9, 9), torch.rand(2, 4, 9, 9) > 0.3
+    heads |= torch.eye(9, dtype=torch.bool)
+    chosen |= torch.eye(9, dtype=torch.bool)
+    indices = [torch.nonzero(row).flatten() for row in chosen.flatten(0, 2)]
+    indices = torch.stack([torch.cat([row, row[:1].expand(5 - len(row))]) for row in indices]).reshape(2, 9, 5)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        both = call(indices=indices, position_bias=bias, is_causal=False)
+        assert torch.allclose(both, call(attention_mask=torch.where(chosen, bias, -torch.inf), is_causal=False), atol=1e-5)
+        both = call(indices=indices, attention_mask=heads)
+        assert torch.allclose(both, call(attention_mask=chosen & heads), atol=1e-5)
+    assert sum(report()["fallbacks"].values()) == 2
 
 
 def test_attention_weights_are_warned_of():

@@ -100,8 +100,9 @@ class _Call:
     """One call on its way to what computes it; `layer` is the cache's layer that key and value are of, or None."""
 
     def __init__(self, module, query, key, value, mask, dropout, scaling, is_causal, given, settings, layer):
-        if len(query) != len(key):  # learned queries that all rows of the batch share
-            query = query.expand(len(key), -1, -1, -1)
+        if len(query) != len(key):  # learned queries that all rows of the batch share, or keys that all do
+            batch = max(len(query), len(key))
+            query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
         self.module, self.query, self.key, self.value, self.mask = module, query, key, value, mask
         self.dropout, self.scaling, self.is_causal, self.given, self.settings = dropout, scaling, is_causal, given, settings
         self.layer = layer
@@ -123,7 +124,9 @@ class _Call:
             return f"query, key and value are {self.query.dtype}, {self.key.dtype} and {self.value.dtype}"
         if max(self.query.shape[-1], self.value.shape[-1]) > _MAX_DIM:
             return f"heads are wider than {_MAX_DIM}"
-        return None
+        if "indices" in self.given and ("position_bias" in self.given or (self.mask is not None and self.mask.shape[1] != 1)):
+            return "indices come with a position_bias or a mask for each head"
+        return "the model is traced by torch.jit" if torch.jit.is_tracing() else None
 
     def by_sdpa(self, reason):
         """transformers' sdpa function, which has the same keywords where it knows them."""

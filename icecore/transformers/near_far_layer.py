@@ -193,8 +193,7 @@ class NearFarLayer(CacheLayerMixin):
     def _select(self, rows):
         if not self.is_initialized:
             return
-        rows = rows.cpu()
-        self._buffers = [buffer.index_select(0, rows) for buffer in self._buffers]
+        self._buffers = [buffer.index_select(0, rows.to(buffer.device)) for buffer in self._buffers]
         if self._rows is not None:
             self._rows = [self._rows[i].fork() for i in rows.tolist()]
             self._firsts = [self._firsts[i] for i in rows.tolist()]
