@@ -264,6 +264,8 @@ def test_after_truncation_another_text_follows(metric):
         {"plan": 3},
         {"plan": {}},
         {"last_exact": float("inf")},
+        {"layers": [10**300]},
+        {"layers": [-1]},
     ],
 )
 def test_settings_of_a_folder_that_cannot_be_are_refused(tmp_path, change):

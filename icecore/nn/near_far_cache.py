@@ -23,6 +23,8 @@ VERSION = 2
 #: Queries at the end of a prompt that attend exactly.
 LAST_EXACT = 100
 #: What a save lies in, within the folder.
+#: More than any model has; the name of a layer's file stays short.
+MAX_LAYERS = 2**20
 FOLDER = re.compile("save-[0-9a-f]{16}")
 #: Seconds after which a save that nothing names is one of a process that died, where that cannot be seen.
 FORGOTTEN = 24 * 3600
@@ -258,6 +260,8 @@ class NearFarCache:
         if new.length < 0:
             raise ValueError(f"its length is {new.length}")
         layers = [operator.index(layer) for layer in about["layers"]]
+        if not all(0 <= layer < MAX_LAYERS for layer in layers):
+            raise ValueError(f"its layers must be numbers from 0 to {MAX_LAYERS - 1}")
         new._layers = {layer: opener(folder / f"layer{layer}.safetensors") for layer in layers}
         sliding = _read_sliding((folder / "sliding.npz").read_bytes())
         for layer in sorted({int(name.partition(".")[0]) for name in sliding}):
