@@ -294,10 +294,10 @@ TARGETS = {
 # Running -------------------------------------------------------------------------------------------------
 
 
-def fuzz_plainly(seeds, run, mutate, seconds, prefix):
+def fuzz_plainly(seeds, run, mutate, seconds, most, prefix):
     """Random changes without a look at coverage: the same ones each time."""
     rng, end, runs = np.random.default_rng(0), time.monotonic() + seconds, 0
-    while runs < len(seeds) or time.monotonic() < end:
+    while runs < len(seeds) or (runs < most and time.monotonic() < end):
         data = seeds[runs % len(seeds)]
         for _ in range(rng.integers(1, 4) if runs >= len(seeds) else 0):
             data = mutate(data, rng)
@@ -337,7 +337,7 @@ def main(name, *arguments):
         else:
             options = dict(argument.split("=", 1) for argument in arguments)
             seconds, prefix = float(options.get("-max_total_time", 10)), options.get("-artifact_prefix", "")
-            fuzz_plainly(seeds, run, target.mutate, seconds, prefix)
+            fuzz_plainly(seeds, run, target.mutate, seconds, float(options.get("-runs", "inf")), prefix)
 
 
 if __name__ == "__main__":
