@@ -21,7 +21,7 @@ from bench_tolerance import FACTOR, ROUNDING, TEXTS, run_layers, truth
 
 import icecore
 from icecore import nn
-from icecore._attention import DEFAULT_WINDOW
+from icecore._settings import DEFAULT_WINDOW
 
 ROWS = 512
 #: Tokens before those that are decoded.

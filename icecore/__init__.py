@@ -9,10 +9,12 @@ if find_spec("icecore._native") is None:
     )
 
 from icecore._attend_indices import attend_indices
-from icecore._attention import AttentionInfo, attention, merge_states
+from icecore._attention import attention
 from icecore._cache import KVCache
 from icecore._calibrate import calibrate
 from icecore._index import Index, RangeResult, SearchResult, Tuning
+from icecore._info import AttentionInfo
+from icecore._merge import merge_states
 from icecore._metric import query_metric
 from icecore._plan import HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads, set_isa, set_num_threads, show_config, threads

@@ -22,19 +22,11 @@ from icecore._arrays import (
     plain,
     widened,
 )
-from icecore._attention import (
-    CELL_SIZE,
-    DEFAULT_SINKS,
-    DEFAULT_WINDOW,
-    AttentionInfo,
-    check_k,
-    check_plan,
-    check_tolerance,
-    visited_fraction,
-)
+from icecore._info import AttentionInfo, visited_fraction
 from icecore._metric import check_metric, from_text, to_text
-from icecore._plan import LayerPlan
+from icecore._plan import LayerPlan, check_plan
 from icecore._runtime import threads_for_call
+from icecore._settings import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, check_k, check_tolerance
 
 DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "int8": _native.INT8}
 #: Where neither k nor tolerance is given: the error of exact top-256 attention at 8k (bench/README.md).

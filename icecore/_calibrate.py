@@ -8,10 +8,12 @@ import numpy as np
 
 from icecore import _cost_model
 from icecore._arrays import check_problem, integer, widened
-from icecore._attention import DEFAULT_SINKS, Settings, attend_by, attention, check_tolerance, rounds
+from icecore._attention import attention
+from icecore._call import attend_by
 from icecore._metric import query_metric
 from icecore._plan import LEAST_TOLERANCE, LOOSEST_TOLERANCE, HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads
+from icecore._settings import DEFAULT_SINKS, Settings, check_tolerance, rounds
 
 #: What is tried for each key head: windows (causal), keys per cell, and thresholds (icecore.h).
 WINDOWS, CELL_SIZES, THRESHOLDS = (256, 512), (16, 32, 64), tuple(4.0**-step for step in range(1, 10))

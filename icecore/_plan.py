@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from icecore._arrays import integer
-from icecore._attention import (
-    CELL_SIZE,
-    DEFAULT_SINKS,
-    DEFAULT_WINDOW,
-    Settings,
-    attention,
-    check_tolerance,
-    rounds,
-)
 from icecore._files import replacing
+from icecore._settings import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, Settings, check_tolerance, rounds
 
 FORMAT = 2
 #: Tolerances of heads lie within these. In a cache, exact heads get the least, those of the window alone the loosest.
@@ -179,6 +171,15 @@ class LayerPlan:
         return (one.path, one.window) == (other.path, other.window)
 
 
+def check_plan(plan, **others):
+    """That `plan` is of one layer and stands alone."""
+    if not isinstance(plan, LayerPlan):
+        raise TypeError(f"plan must be a LayerPlan, plan[layer] of what calibrate returns, got {type(plan).__name__}")
+    given = [f"{name}={value}" for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"plan replaces k, tolerance, window, sinks, visit and metric; got {', '.join(given)}")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What `calibrate` found; ``plan[layer]`` is a `LayerPlan`, ``print(plan)`` a map of all heads.
@@ -217,6 +218,8 @@ class Plan:
 
         Layers of the model's own sliding window are computed exactly.
         """
+        from icecore._attention import attention  # which knows plans
+
         if window is not None:
             return attention(query, key, value, causal=True, window=window)
         return attention(query, key, value, causal=self[layer].causal, plan=self[layer])

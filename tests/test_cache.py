@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import icecore
 from icecore import reference
-from icecore._attention import CELL_SIZE
 from icecore._cost_model import NATIVE_BFLOAT16
+from icecore._settings import CELL_SIZE
 
 WINDOW, SINKS, DIM = 32, 4, 16
 SMALL = {"window": WINDOW, "sinks": SINKS}

@@ -56,7 +56,7 @@ def test_where_early_rows_say_nothing_of_late_ones_the_info_does():
     error, info = errors_of(arrays, True, 0.02)
     assert error > 0.02
     assert info.error > error / 2
-    above = pytest.warns(RuntimeWarning, match="1 heads ended above their tolerance: at worst .* where 0.02 was asked")
+    above = pytest.warns(RuntimeWarning, match="1 head ended above its tolerance: at worst .* where 0.02 was asked")
     with _cost_model.use(_cost_model.NearFarAlways()), above:
         icecore.attention(*arrays, causal=True, tolerance=0.02)
     assert errors_of(arrays, False, 0.02)[0] <= 2 * 0.02

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import icecore
 from icecore import _cost_model, reference
-from icecore._attention import CELL_SIZE
+from icecore._settings import CELL_SIZE
 from icecore.reference import THRESHOLDS
 from icecore.reference.measure import mass_scale
 from icecore.reference.near_far import query_moments

@@ -9,8 +9,9 @@ import numpy as np
 
 import icecore
 from icecore import _cost_model, _native, _tuning_file
-from icecore._attention import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, Settings, attend_by
+from icecore._call import attend_by
 from icecore._cost_model import COEFFICIENTS, CostModel, NearFarAlways, Work, count_work, stores_bfloat16
+from icecore._settings import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, Settings
 
 HEADS, KEY_HEADS = 8, 4
 #: (tokens, d, causal), short ones first.

@@ -1,0 +1,223 @@
+"""A checked call of some heads on its way to a path: exact, near/far, a selector, or the float64 oracle."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+
+from icecore import _cost_model, _native
+from icecore._arrays import check_mask, check_problem, check_scale, native_view, widened
+from icecore._info import AttentionInfo, exact_info, visited_fraction
+from icecore._metric import query_metric
+from icecore._settings import Settings, rounds
+
+#: Rows of which the error is measured for an `AttentionInfo` where k is given.
+MEASURED_QUERIES = 32
+#: Errors of single heads go up to so many times their tolerance; a warning says so where a measured one is above that by more
+#: than its standard error.
+USUAL_ERROR = 1.3
+
+
+def mask_of(attn_mask, heads):
+    """What a mask of any number of dimensions says of some heads."""
+    if attn_mask is None or np.ndim(attn_mask) < 3 or np.shape(attn_mask)[-3] == 1:
+        return attn_mask
+    return np.asarray(attn_mask)[..., heads, :, :]
+
+
+def _last_rows(attn_mask, count):
+    """The last `count` queries' rows of a mask of any number of dimensions."""
+    if attn_mask is None or np.ndim(attn_mask) < 2 or np.shape(attn_mask)[-2] == 1:
+        return attn_mask
+    return np.asarray(attn_mask)[..., -count:, :]
+
+
+class Call:
+    """One checked call of some heads on its way to a path; each path fills `out` and `lse`."""
+
+    def __init__(self, problem, scale, causal, threads, settings, seed, return_info):
+        self.problem, self.scale, self.causal, self.threads = problem, scale, causal, threads
+        self.settings, self.seed, self.return_info = settings, seed, return_info
+        self.out = self.lse = None
+        self.over = []  # (measured error, tolerance) of heads that ended above it
+
+    def run(self, keep, bias, attn_mask):
+        """Take the path that the settings name, or exact attention where near/far does not pay; an `AttentionInfo` or None."""
+        s, p, predicted = self.settings, self.problem, None
+        if p.is_double:
+            info = self._reference(attn_mask)
+        elif s.k is None:
+            info = self._exact(s.window, s.sinks, keep, bias)
+        elif s.selector is not None:
+            info = self._pages()
+        else:
+            pays = not s.far_field
+            if s.far_field and p.query.size and p.key.size:
+                pays, predicted = self._near_far_pays()
+            info = self._near_far(keep, bias) if pays else self._exact(None, 0, keep, bias)
+        return replace(info, predicted=predicted) if self.return_info else None
+
+    def attend_last(self, count, info, mask, query_heads, attn_mask):
+        """Attend the last `count` queries exactly, in the place of what is there; the info of all."""
+        mask = [None if m is None else m[:, query_heads, -count:] for m in mask]
+        problem, exact = self.problem.last(count), Settings(None)
+        last = Call(problem, self.scale, self.causal, self.threads, exact, self.seed, self.return_info)
+        last.out = self.out[:, :, -count:]
+        last.lse = None if self.lse is None else np.empty(last.out.shape[:3], np.float32)
+        own = last.run(*mask, _last_rows(mask_of(attn_mask, query_heads), count))
+        if self.lse is not None:
+            self.lse[:, :, -count:] = last.lse
+        if info is None or info.path == own.path:
+            return info
+        for name, rows in (("near_keys", own.near_keys), ("captured_mass", own.captured_mass), ("missed_mass_bound", 0.0),
+                           ("summaries", 0), ("visited_fraction", 1.0)):
+            if getattr(info, name) is not None:
+                getattr(info, name)[:, :, -count:] = rows
+        return info
+
+    def _arrays(self):
+        p = self.problem
+        out = self.out if self.out.dtype == np.float32 else self.out.view(np.uint16)
+        return p.native_dtype, native_view(p.query), native_view(p.key), native_view(p.value), out, self.lse
+
+    def _exact(self, window, sinks, keep, bias):
+        _native.attend_exact(*self._arrays(), self.scale, self.causal, -1 if window is None else window, sinks, keep, bias,
+                             self.threads)
+        return self._exact_info(window, sinks, keep, bias) if self.return_info else None
+
+    def _pages(self):
+        near = np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
+        _native.attend_pages(*self._arrays(), self.scale, self.causal, self.settings.k, near, self.threads)
+        return AttentionInfo("pages", near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
+
+    def _near_far_pays(self):
+        """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
+        work, model = self._work(), _cost_model.model_in_force()
+        predicted = model.predict(work)
+        return _cost_model.near_far_pays(work, predicted, model), predicted
+
+    def _work(self):
+        p, s, bfloat16 = self.problem, self.settings, self.problem.native_dtype == _native.BFLOAT16
+        return _cost_model.count_work(
+            p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
+            stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, rounds(s.tolerance)), k=s.k, tolerance=s.tolerance,
+            window=s.window, sinks=s.sinks, cell_size=s.cell_size, threads=self.threads or _native.default_threads(),
+        )
+
+    def _near_far(self, keep, bias):
+        s, shape = self.settings, self.problem.shape[:3]
+        near, mass, bound, summaries, seconds, errors, prices = None, None, None, None, None, [None] * 3, {}
+        if self.return_info:
+            near, summaries = np.empty(shape, np.int32), np.empty(shape, np.int32)
+            mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if s.far_field else None
+            seconds = np.empty(3)
+        if self.return_info and s.tolerance is None and self.lse is None:
+            self.lse = np.empty(shape, np.float32)  # its error counts, too
+        if s.tolerance is not None:
+            errors = [np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)]
+            prices = _cost_model.model_in_force().prices(self._work())
+        rounding = s.far_field and s.rounded and rounds(s.tolerance)
+        _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
+                                s.tolerance or 0.0, s.head_tolerance, s.head_threshold, s.metric, bool(rounding), s.window or 1,
+                                s.cell_size, s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, *errors,
+                                self.threads, **prices)
+        if s.tolerance is not None:
+            self._note_errors(*errors)
+        if not self.return_info:
+            return None
+        if s.tolerance is None and s.head_threshold is None:
+            errors = self._errors_of_rows(keep, bias)
+        split = dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True))
+        visited = None
+        if s.far_field:
+            queries, _, keys = self.problem.shape[2:5]
+            visited = visited_fraction(near, summaries, keys - queries, keys, self.causal, s.window, s.sinks)
+        measured = dict(zip(("error", "error_standard_error", "error_rows"), errors, strict=True))
+        return AttentionInfo("near_far", near, mass, bound, summaries, visited, split, **measured)
+
+    def _errors_of_rows(self, keep, bias):
+        """(error, standard error, rows) of each query head, by attending sampled rows exactly; of rows that have far keys."""
+        p, (batch, heads, queries) = self.problem, self.problem.shape[:3]
+        offset = p.key.shape[2] - queries
+        first = min(max(0, 2 * self.settings.window - offset), queries) if self.causal else 0
+        rows = np.unique(np.linspace(first, queries - 1, MEASURED_QUERIES).astype(int)) if first < queries else np.empty(0, int)
+        distance, size = np.zeros((batch, heads, len(rows))), np.zeros((batch, heads, len(rows)))
+        for i, row in enumerate(rows):
+            one = slice(row, row + 1)
+            keys = row + 1 + offset if self.causal else None
+            masks = [None if m is None else m[:, :, one, :keys] for m in (keep, bias)]
+            exact = Call(p.row(row, keys), self.scale, False, self.threads, Settings(None), 0, False)
+            exact.out, exact.lse = np.empty_like(self.out[:, :, one]), np.empty((batch, heads, 1), np.float32)
+            exact.run(*masks, None)
+            truth, own = (widened(a)[:, :, 0].astype(np.float64) for a in (exact.out, self.out[:, :, one]))
+            with np.errstate(invalid="ignore", over="ignore"):
+                mass = np.expm1(np.float64(self.lse[:, :, row]) - exact.lse[:, :, 0])
+            size[..., i] = np.linalg.norm(truth, axis=-1)
+            distance[..., i] = np.hypot(np.linalg.norm(own - truth, axis=-1), 0.5 * size[..., i] * np.nan_to_num(mass))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = distance.sum(axis=-1) / size.sum(axis=-1)
+            standard = np.sqrt(((distance - error[..., None] * size) ** 2).sum(axis=-1)) / size.sum(axis=-1)
+        return error.astype(np.float32), standard.astype(np.float32), np.full((batch, heads), len(rows), np.int32)
+
+    def _note_errors(self, error, standard_error, rows):
+        s = self.settings
+        tolerance = np.broadcast_to(s.tolerance if s.head_tolerance is None else s.head_tolerance, error.shape)
+        with np.errstate(invalid="ignore"):
+            over = error - standard_error > USUAL_ERROR * tolerance
+        self.over = list(zip(error[over].tolist(), tolerance[over].tolist(), strict=True))
+
+    def _reference(self, attn_mask):
+        """In float64, where nobody waits for speed: a tolerance is kept by exact attention."""
+        from icecore import reference
+
+        p, s = self.problem, self.settings
+        options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": attn_mask}
+        if s.selector is not None:
+            out, lse, near = reference.pages_attention(p.query, p.key, p.value, k=s.k, causal=self.causal, scale=self.scale)
+            info = AttentionInfo("reference", near.astype(np.int32), np.full(near.shape, np.nan, np.float32))
+        elif s.k is None or s.tolerance is not None:
+            window, sinks = (s.window, s.sinks) if s.k is None else (None, 0)
+            out, lse = reference.attention(p.query, p.key, p.value, window=window, **options | {"sinks": sinks})
+            info = self._exact_info(window, sinks, *check_mask(attn_mask, p)) if self.return_info else None
+        else:
+            out, lse, near, mass = reference.near_far_attention(
+                p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1,
+                visit=s.visit, seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size,
+                **options,
+            )
+            info = AttentionInfo("reference", near, mass)
+        self.out[...] = out
+        if self.lse is not None:
+            self.lse[...] = lse
+        return info if info is None else replace(info, path="reference")
+
+    def _moments(self):
+        if self.settings.metric is not None or self.causal:
+            return self.settings.metric
+        return query_metric(self.problem.query, self.problem.key.shape[1])
+
+    def _exact_info(self, window, sinks, keep, bias):
+        return exact_info(self.problem.shape, self.causal, window, sinks, keep, bias)
+
+
+def warn_of_errors(calls):
+    """One warning where heads ended above their tolerance by more than the measurement can be wrong."""
+    over = [pair for call in calls for pair in call.over]
+    if over:
+        error, tolerance = max(over, key=lambda pair: pair[0] / pair[1])
+        heads = "1 head ended above its tolerance" if len(over) == 1 else f"{len(over)} heads ended above their tolerances"
+        warnings.warn(
+            f"{heads}: at worst a measured error of {error:.3g} where {tolerance:.3g} "
+            "was asked for; a smaller tolerance or exact attention keeps them within it", RuntimeWarning, stacklevel=3,
+        )
+
+
+def attend_by(query, key, value, settings, *, causal, return_info=False):
+    """Attention of one sequence by given settings: (out, info); for measurements."""
+    problem = check_problem(query, key, value)
+    call = Call(problem, check_scale(None, problem.query.shape[-1]), causal, 0, settings, 0, return_info)
+    call.out = np.empty(problem.out_shape, problem.dtype)[(None,) * (4 - len(problem.out_shape))]
+    info = call.run(None, None, None)
+    return call.out[0], info

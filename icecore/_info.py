@@ -1,0 +1,155 @@
+"""AttentionInfo: what a call did."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Of a mask, when near keys are counted.
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class AttentionInfo:
+    """What a call did; ``print(info)`` says it in words.
+
+    Attributes
+    ----------
+    path : str
+        ``"exact"``, ``"near_far"`` or a selector's name; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take
+        different ones. On the near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured
+        mass of 1.
+    near_keys : ndarray of int32, shape (..., L)
+        Keys summed exactly for each query besides sinks and window; all visible keys where the path is exact.
+    captured_mass : ndarray of float32, shape (..., L)
+        Share of each query's softmax mass that was summed exactly, sinks and window included; the rest was estimated from
+        cell means (or dropped). 1 where a row is exact; 0 for a query that sees no key. Elsewhere an estimate, with a tolerance
+        corrected by what the means of sampled rows were found to lack: within 0.05 for most rows, but far too high for a row
+        whose means miss a large key. NaN with a selector, which does not know it.
+    missed_mass_bound : ndarray of float32, shape (..., L), or None
+        No larger a share of the true mass lies outside the keys that were summed exactly, whatever the inputs (where they are
+        rounded to bfloat16: of the rounded ones). From the radius of each cell: usually far above ``1 - captured_mass``. None
+        where the path is not near/far with a far field.
+    summaries : ndarray of int32, shape (..., L), or None
+        Cells and parents that were scored for each query. None where the path is not near/far.
+    visited_fraction : ndarray of float32, shape (..., L), or None
+        Keys and summaries that each query read, by the keys that it sees (masks aside): below 1 where near/far saves reading.
+        None where the path is not near/far with a far field.
+    seconds : dict of str to float, or None
+        Time spent ``"sealing"``, ``"attending"`` and ``"measuring"``, all threads together. None where the path is not
+        near/far.
+    predicted : dict of str to float, or None
+        Seconds that ``"exact"`` and ``"near_far"`` were expected to take, by which the path was chosen (see
+        ``python -m icecore tune``). With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
+        None where there was no choice.
+    error : ndarray of float32, shape (..., H), or None
+        With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
+        that were in force before these rows were known (not causal: with those they led to); half the relative error of the
+        mass (the error of lse) counts as one more component. Of near/far rows alone, and 0 where a head was exact; NaN where no
+        row was measured. With k: the same of 32 rows of the result. An estimate from `error_rows` rows, give or take
+        `error_standard_error`: on a language model within 1.5 times of the true one for eight or nine heads in ten, for
+        fewer where few rows make most of the error. None where the path is not near/far.
+    error_standard_error : ndarray of float32, shape (..., H), or None
+    error_rows : ndarray of int32, shape (..., H), or None
+    """
+
+    path: str
+    near_keys: np.ndarray
+    captured_mass: np.ndarray
+    missed_mass_bound: np.ndarray | None = None
+    summaries: np.ndarray | None = None
+    visited_fraction: np.ndarray | None = None
+    seconds: dict | None = None
+    predicted: dict | None = None
+    error: np.ndarray | None = None
+    error_standard_error: np.ndarray | None = None
+    error_rows: np.ndarray | None = None
+
+    def __str__(self):
+        lines = [f"path: {self.path}, {self._reason()}"]
+        if self.near_keys.size:
+            lines.append(f"near keys per query: median {np.median(self.near_keys):.0f}, max {self.near_keys.max()}")
+            mass = self.captured_mass
+            lines.append(f"captured mass: median {np.median(mass):.4f}, min {mass.min():.4f}")
+            if self.missed_mass_bound is not None:
+                bound = self.missed_mass_bound
+                lines.append(f"missed-mass bound: median {np.median(bound):.4f}, max {bound.max():.4f}")
+            if self.summaries is not None:
+                scored = self.summaries
+                lines.append(f"cells and parents scored per query: median {np.median(scored):.0f}, max {scored.max()}")
+            if self.visited_fraction is not None:
+                lines.append(f"share of the visible keys read per query: mean {self.visited_fraction.mean():.1%}")
+        if self.error is not None and np.isfinite(self.error).any():
+            lines.append(f"measured error per head: mean {np.nanmean(self.error):.4f}, max {np.nanmax(self.error):.4f} "
+                         f"(from {np.median(self.error_rows):.0f} rows per head)")
+        if self.seconds is not None:
+            split = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in self.seconds.items())
+            lines.append(f"time, all threads together: {split}")
+        return "\n".join(lines)
+
+    def _reason(self):
+        if self.predicted is None:
+            return "no choice"
+        exact, near_far = (f"{1e3 * self.predicted[path]:.2f} ms" for path in ("exact", "near_far"))
+        return f"expected to take {exact} exact, {near_far} near/far"
+
+
+def visited_fraction(near, summaries, first, keys, causal, window, sinks):
+    """As in `AttentionInfo`; near and summaries (..., L) of queries at position `first` and on."""
+    if not causal:
+        return ((min(sinks, keys) + near + summaries) / max(keys, 1)).astype(np.float32)
+    seen = np.maximum(first + 1 + np.arange(near.shape[-1]), 0)  # (L,) keys
+    sealed = np.maximum((seen - 1) // window - 1, 0) * window
+    exact = seen - sealed + np.minimum(sinks, sealed)
+    return ((exact + near + summaries) / np.maximum(seen, 1)).astype(np.float32)
+
+
+def _visible_ranges(queries, keys, causal, window, sinks):
+    """(sink_end, begin, end), each (L,): a query sees [0, sink_end) and [begin, end), as in csrc/attend/request.c."""
+    position = np.arange(queries) + (keys - queries)
+    end = np.clip(position + 1, 0, keys) if causal else np.full(queries, keys)
+    if window is None:
+        return np.zeros_like(end), np.zeros_like(end), end
+    sink_end = np.minimum(sinks, end)
+    begin = np.maximum(sink_end, position - window + 1)
+    return sink_end, begin, np.maximum(begin, np.minimum(end, np.maximum(0, position + window)))
+
+
+def exact_info(shape, causal, window, sinks, keep, bias):
+    """Of exact attention: all visible keys are near, and hold all the mass."""
+    batch, heads, queries, _, keys, _ = shape
+    sink_end, begin, end = _visible_ranges(queries, keys, causal, window, sinks)
+    near = np.empty((batch, heads, queries), np.int32)
+    near[...] = sink_end + end - begin
+    if keep is None and bias is None:
+        return AttentionInfo("exact", near, (near > 0).astype(np.float32))
+    for b, h, first in itertools.product(range(batch), range(heads), range(0, queries, ROWS_AT_ONCE)):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        left = keep[b, h, rows] != 0 if keep is not None else bias[b, h, rows] != -np.inf  # (rows, S)
+        before = np.zeros((len(left), keys + 1), np.int32)  # keys left before each place
+        np.cumsum(left, axis=1, out=before[:, 1:])
+        at = np.arange(len(left))
+        near[b, h, rows] = before[at, sink_end[rows]] + before[at, end[rows]] - before[at, begin[rows]]
+    return AttentionInfo("exact", near, (near > 0).astype(np.float32))
+
+
+def join_infos(infos, shape):
+    """One `AttentionInfo` of those of all parts, whose arrays are (batch, heads, L); its arrays are of `shape`."""
+
+    def arrays(name, shape):
+        parts = [getattr(info, name) for info in infos]
+        return None if any(part is None for part in parts) else np.concatenate(parts, axis=1).reshape(shape)
+
+    def sums(name):
+        parts = [getattr(info, name) for info in infos if getattr(info, name) is not None]
+        return {key: sum(part[key] for part in parts) for key in parts[0]} if parts else None
+
+    paths = {info.path for info in infos}
+    return AttentionInfo(
+        paths.pop() if len(paths) == 1 else "mixed",
+        *(arrays(name, shape) for name in ("near_keys", "captured_mass", "missed_mass_bound", "summaries", "visited_fraction")),
+        *map(sums, ("seconds", "predicted")),
+        *(arrays(name, shape[:-1]) for name in ("error", "error_standard_error", "error_rows")),
+    )

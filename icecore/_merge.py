@@ -1,0 +1,52 @@
+"""merge_states(): results over disjoint sets of keys, merged by their log-sum-exp."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icecore._arrays import narrowed, widened
+
+
+def merge_states(outs, lses):
+    """Merge attention results over disjoint sets of keys into the result over all of them.
+
+    Parameters
+    ----------
+    outs : sequence of ndarray, each of shape (..., L, d_v)
+        Results of `attention` for the same queries; uint16 is read as the bits of bfloat16.
+    lses : sequence of ndarray, each of shape (..., L)
+        Their natural-log sums of exponentials (``return_lse=True``).
+
+    Returns
+    -------
+    out : ndarray, shape (..., L, d_v), dtype of ``outs[0]``
+    lse : ndarray of float32, shape (..., L)
+
+    Raises
+    ------
+    ValueError
+        Empty or unequal sequences, or shapes that differ.
+
+    Notes
+    -----
+    ``lse = log sum_n exp(lse_n)``, ``out = sum_n exp(lse_n - lse) out_n``: associative and commutative up to rounding. Where
+    every part saw no key (lse -inf) the result is 0 and -inf.
+    """
+    outs, lses = [np.asarray(o) for o in outs], [np.asarray(s) for s in lses]
+    if not outs or len(outs) != len(lses):
+        raise ValueError(f"outs and lses must be equally many and not empty, got {len(outs)} and {len(lses)}")
+    for o, s in zip(outs, lses, strict=True):
+        if o.shape != outs[0].shape or s.shape != outs[0].shape[:-1]:
+            expected = f"{outs[0].shape} and {outs[0].shape[:-1]}"
+            raise ValueError(f"outs and lses must have shapes {expected}, got {o.shape} and {s.shape}")
+    stacked = np.stack([s.astype(np.float64) for s in lses])
+    top = stacked.max(axis=0)
+    shift = np.where(np.isneginf(top), 0.0, top)
+    weights = np.exp(stacked - shift)
+    total = weights.sum(axis=0)
+    with np.errstate(divide="ignore"):
+        lse = shift + np.log(total)
+    share = weights / np.where(total == 0.0, 1.0, total)
+    # a part that saw nothing adds nothing, whatever its out holds
+    parts = (np.where(w[..., None] == 0.0, 0.0, w[..., None] * widened(o)) for w, o in zip(share, outs, strict=True))
+    return narrowed(sum(parts), outs[0].dtype), lse.astype(np.float32)

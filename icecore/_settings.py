@@ -1,0 +1,87 @@
+"""How some heads are computed: settings, their defaults, and the checks of what a caller gives."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+
+import numpy as np
+
+from icecore._arrays import integer
+
+#: Of near/far attention: cells number keys in 32 bits.
+MAX_KEYS = 2**31 - 1
+#: Keys a query sees exactly before and around its own block, when causal and `k` is given.
+DEFAULT_WINDOW = 512
+#: First keys that stay exact, when causal and `k` is given: attention sinks (inside cells they spoil every mean).
+DEFAULT_SINKS = 16
+#: Keys per cell, on average: the smaller the cells, the less is lost at equal near keys, and the more of them are scored.
+CELL_SIZE = 16
+#: Below this tolerance rounding to bfloat16 would be a large part of the error.
+MIN_ROUNDED_TOLERANCE = 0.015
+#: Methods besides near/far attention.
+SELECTORS = ("pages",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How some heads are computed: exactly where k is None, with `window` and `sinks`; else by near/far attention.
+
+    head_tolerance : ndarray of float32 (H,), of each query head; `tolerance` is then their mean.
+    head_threshold : ndarray of float32 (H,), where measuring starts; without a tolerance they stay in force.
+    head_cell_size : ndarray of int64 (H_k,), of each key head; `cell_size` is then their mean.
+    metric : ndarray of float32 (H_k, d, d), second moments of queries; None: as the core finds them.
+    """
+
+    k: int | None
+    tolerance: float | None = None
+    far_field: bool = True
+    visit: int = 1
+    window: int | None = None
+    sinks: int = 0
+    cell_size: int = CELL_SIZE
+    head_tolerance: np.ndarray | None = None
+    head_threshold: np.ndarray | None = None
+    head_cell_size: np.ndarray | None = None
+    metric: np.ndarray | None = None
+    selector: str | None = None  # with k: another method
+    rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
+
+
+def rounds(tolerance):
+    """Whether near/far attention may round to bfloat16."""
+    return tolerance is None or tolerance >= MIN_ROUNDED_TOLERANCE
+
+
+def check_k(k):
+    if k is None:
+        return None
+    if np.ndim(k) > 0:
+        raise TypeError(
+            "k= is the number of near-field keys (an integer), not the key array; "
+            "arrays are positional: attention(query, key, value, k=256)"
+        )
+    return integer(k, "k", 1)
+
+
+def check_tolerance(tolerance):
+    if tolerance is None:
+        return None
+    if isinstance(tolerance, np.ndarray) and tolerance.ndim == 0:
+        tolerance = tolerance[()]
+    if not isinstance(tolerance, (numbers.Real, np.floating)):
+        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
+    return float(tolerance)
+
+
+def check_selector(selector, k, **others):
+    """That `selector` is one, and comes with k and nothing else."""
+    if selector not in SELECTORS:
+        raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, got {selector!r}")
+    if k is None:
+        raise ValueError(f"selector={selector!r} needs k=, the keys to attend to")
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"selector={selector!r} takes k alone; got {', '.join(given)} as well")
