@@ -31,6 +31,7 @@ ROOMS = {
 }
 #: What only these may use.
 INTRINSICS = re.compile(r"\w*intrin\.h|arm_\w+\.h")
+INTRINSIC = re.compile(r"\b(_mm\d*_\w+|__m\d+\w*|_tile_\w+|v\w+q_[fsu]\d+|vcvt\w*_[fsu]\d+)\b")
 INTRINSICS_ROOMS = {"simd", "isa"}
 OPENMP_FILE = "base/parallel.c"
 #: Kernel bodies are compiled once for each instruction set, nowhere else.
@@ -58,6 +59,8 @@ def c_violations(csrc):
         text = file.read_text()
         if re.search(r'#\s*pragma\s+omp|_Pragma\s*\(\s*"omp|<omp\.h>', text) and name != OPENMP_FILE:
             found.append(f"{name}: OpenMP belongs in {OPENMP_FILE}")
+        for used in set(INTRINSIC.findall(text)) if room not in INTRINSICS_ROOMS else ():
+            found.append(f"{name}: uses {used}; intrinsics belong in simd and isa")
         for brackets, header in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', text, re.MULTILINE):
             if re.match(r"Python\.h|numpy/", header):
                 found.append(f"{name}: includes {header}; the core knows no Python")
@@ -219,6 +222,9 @@ def test_the_checker_accepts_a_small_house(tmp_path):
         ("csrc/attention/panel.c", '#include "kernels/panel.inc.h"\n'),
         ("csrc/attention/panel.c", '  #  include <arm_neon.h>\n'),
         ("csrc/attention/panel.c", "#include <immintrin.h>\n"),
+        ("csrc/attention/panel.c", "__m512 x;\n"),
+        ("csrc/kernels/rows.inc.h", "x = _mm256_add_ps(x, y);\n"),
+        ("csrc/kernels/rows.inc.h", "x = vaddq_f32(x, y);\n"),
         ("csrc/attention/panel.c", '#include "cache/cache.h"\n'),
         ("csrc/attention/panel.c", "#include <Python.h>\n"),
         ("csrc/attention/panel.c", '#include "numpy/arrayobject.h"\n'),

@@ -3,7 +3,6 @@
 
 #define KERNEL_ISA "amx"
 #define KERNEL_TABLE ice_kernels_amx
-#define KERNEL_BF16_DOT
-#define KERNEL_BF16_TILES
+#define KERNEL_OWN "isa/bf16_tiles.inc.h"
 #define KERNEL_BF16 &bf16_tiles
 #include "kernels/table.inc.h"

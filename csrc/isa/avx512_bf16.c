@@ -2,6 +2,6 @@
 
 #define KERNEL_ISA "avx512_bf16"
 #define KERNEL_TABLE ice_kernels_avx512_bf16
-#define KERNEL_BF16_DOT
+#define KERNEL_OWN "isa/bf16_dot.inc.h"
 #define KERNEL_BF16 &bf16_dot
 #include "kernels/table.inc.h"

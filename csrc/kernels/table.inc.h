@@ -29,11 +29,9 @@
 #include "kernels/cells.inc.h"
 #include "kernels/codes.inc.h"
 
-#ifdef KERNEL_BF16_DOT
-#include "kernels/bf16_dot.inc.h"
-#endif
-#ifdef KERNEL_BF16_TILES
-#include "kernels/bf16_tiles.inc.h"
+/* kernels of this set alone, by its intrinsics */
+#ifdef KERNEL_OWN
+#include KERNEL_OWN
 #endif
 #ifndef KERNEL_BF16
 #define KERNEL_BF16 NULL

@@ -12,6 +12,8 @@
  * Tiles take subnormal numbers as 0.  Sums are in float32, two products at a time.
  * Earned by bench/bench_exact.py: see the bfloat16 rows of bench/README.md against ICECORE_ISA=avx512_bf16. */
 
+#include "isa/bf16_dot.inc.h" /* rows, and what tiles do not serve */
+
 #define TILE 16        /* rows of a tile, and floats or pairs in a row */
 #define TILE_PAIRED 32 /* bfloat16 numbers in a row; keys in a step */
 #define TILE_NUMBERS (TILE * TILE_PAIRED)

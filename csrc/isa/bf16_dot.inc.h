@@ -122,7 +122,7 @@ static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int6
     }
 }
 
-#include "kernels/bf16_rows.inc.h"
+#include "isa/bf16_rows.inc.h"
 
 static const ice_bf16_kernels bf16_dot __attribute__((unused)) = {
     .dim_multiple = 2,
