@@ -94,7 +94,7 @@ class BuildLibraries(build_clib):
                 built.append((name, flags))
             else:
                 log.warning("icecore: this compiler cannot build %s kernels, leaving them out", name)
-        core = [*SOURCES, "csrc/isa/dispatch.c", "csrc/isa/selftest.c", "csrc/isa/selftest_search.c"]
+        core = [*SOURCES, "csrc/isa/dispatch.c", *sorted(str(path) for path in Path("csrc/isa").glob("selftest*.c"))]
         plan = {"icecore_core": (core, [*openmp, *defines])}
         for name, flags in [("scalar", []), *built]:
             plan[f"icecore_{name}"] = ([f"csrc/isa/{name}.c"], flags)

@@ -1,0 +1,94 @@
+/* Selftest: the kernels on panels of queries. */
+#include "isa/selftest_harness.h"
+
+static void compare_to_panel(selftest *t) {
+    static float lane[ICE_PANEL][MOST_DIM];
+    const float *rows[ICE_PANEL];
+    for (int l = 0; l < ICE_PANEL; l++) fill(t, lane[l], t->dim), rows[l] = lane[l];
+    fill_output(t, 0, (int64_t)t->dim * ICE_PANEL);
+    fill_output(t, 1, (int64_t)t->dim * ICE_PANEL);
+    begin(t, 2);
+    t->plain->to_panel(rows, t->dim, plain(t, 0));
+    t->fast->to_panel(rows, t->dim, fast(t, 0));
+    t->plain->from_panel(plain(t, 0), t->dim, plain(t, 1));
+    t->fast->from_panel(fast(t, 0), t->dim, fast(t, 1));
+    for (int64_t i = 0; i < (int64_t)t->dim * ICE_PANEL; i++) {
+        expect_equal(t, 0, i);
+        expect_equal(t, 1, i);
+    }
+    for (int l = 0; l < ICE_PANEL; l++)
+        if (memcmp(fast(t, 1) + l * t->dim, lane[l], (size_t)t->dim * sizeof(float)))
+            fail(t, "there and back is not the same");
+    for (int i = 0; i < 2; i++) expect_untouched(t, i, 1, BLOCK, (int64_t)t->dim * ICE_PANEL);
+}
+
+static void compare_scores(selftest *t) {
+    const int64_t stride = t->dim + t->gap;
+    fill_panel(t, t->panel, t->dim);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0, t->count * ICE_PANEL);
+    begin(t, 1);
+    t->plain->scores(t->panel, t->dim, t->lanes, t->raw, stride, t->count, plain(t, 0));
+    t->fast->scores(t->panel, t->dim, t->lanes, t->raw, stride, t->count, fast(t, 0));
+    for (int j = 0; j < t->count; j++)
+        for (int lane = 0; lane < t->lanes; lane++) {
+            double scale = 0.0;
+            for (int i = 0; i < t->dim; i++)
+                scale += magnitude(t->rows[j * t->dim + i], t->panel[i * ICE_PANEL + lane]);
+            expect_near(t, 0, j * ICE_PANEL + lane, scale, 2 * t->dim * U);
+        }
+    expect_panel_untouched(t, 0, t->count);
+}
+
+static void compare_mask_range(selftest *t) {
+    float *lower = t->list[0], *upper = t->list[1], *sink_upper = t->list[2];
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        lower[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+        upper[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+        sink_upper[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    }
+    float sinks = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    fill_output(t, 0, t->count * ICE_PANEL);
+    begin(t, 1);
+    t->plain->mask_range(plain(t, 0), t->count, t->lanes, lower, upper, sink_upper, sinks);
+    t->fast->mask_range(fast(t, 0), t->count, t->lanes, lower, upper, sink_upper, sinks);
+    for (int j = 0; j < t->count; j++)
+        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, 0, j * ICE_PANEL + lane);
+    expect_panel_untouched(t, 0, t->count);
+}
+
+static void compare_softmax(selftest *t) {
+    fill_output(t, 0, t->count * ICE_PANEL);
+    fill_softmax_state(t);
+    for (int j = 0; j < t->count; j++) before(t, 0)[j * ICE_PANEL] = -INFINITY; /* lane 0 sees nothing, before or now */
+    begin(t, 4);
+    t->plain->softmax(plain(t, 0), t->count, t->lanes, plain(t, 1), plain(t, 2), plain(t, 3));
+    t->fast->softmax(fast(t, 0), t->count, t->lanes, fast(t, 1), fast(t, 2), fast(t, 3));
+    for (int lane = 0; lane < t->lanes; lane++) expect_softmax(t, lane, ICE_PANEL, lane);
+    expect_panel_untouched(t, 0, t->count);
+    for (int i = 1; i < 4; i++) expect_panel_untouched(t, i, 1);
+}
+
+static void compare_weighted_sum(selftest *t) {
+    const float *correction = t->list[0];
+    const int64_t stride = t->dim + t->gap;
+    fill_panel(t, t->panel, t->count);
+    fill_weights(t, t->panel, t->count, ICE_PANEL);
+    fill_rows(t, t->count, t->dim);
+    fill(t, t->list[0], ICE_PANEL);
+    fill_output(t, 0, t->dim * ICE_PANEL);
+    begin(t, 1);
+    t->plain->weighted_sum(t->panel, t->count, t->lanes, t->raw, stride, t->dim, correction, plain(t, 0));
+    t->fast->weighted_sum(t->panel, t->count, t->lanes, t->raw, stride, t->dim, correction, fast(t, 0));
+    expect_weighted_sum(t, 0.0, 2 * (t->count + 2) * U);
+    expect_panel_untouched(t, 0, t->dim);
+}
+
+const ice_comparison ice_selftest_panels[] = {
+    {"to_panel", compare_to_panel, DIM},
+    {"scores", compare_scores, DIM | LANES | GAP},
+    {"mask_range", compare_mask_range, LANES},
+    {"softmax", compare_softmax, LANES},
+    {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
+    {NULL, NULL, 0},
+};

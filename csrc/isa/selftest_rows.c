@@ -1,0 +1,169 @@
+/* Selftest: conversions, and the kernels that take one query at a time. */
+#include "isa/selftest_harness.h"
+
+/* All 16-bit patterns, in runs of t->count. */
+static void compare_to_float32(selftest *t) {
+    const int64_t patterns = t->dtype == ICECORE_FLOAT32 ? t->count : 65536;
+    uint16_t half[MOST_COUNT];
+    float wanted[MOST_COUNT], guarded[GUARD + MOST_COUNT + GUARD], *found = guarded + GUARD;
+    fill(t, t->rows, t->count);
+    for (int i = 0; i < GUARD + MOST_COUNT + GUARD; i++) guarded[i] = 1.0f;
+    for (int64_t first = 0; first < patterns; first += t->count) {
+        for (int i = 0; i < t->count; i++) half[i] = (uint16_t)(first + i);
+        const void *source = t->dtype == ICECORE_FLOAT32 ? (const void *)t->rows : half;
+        t->plain->to_float32(t->dtype, source, wanted, t->count);
+        t->fast->to_float32(t->dtype, source, found, t->count);
+        for (int i = 0; i < t->count; i++)
+            if (found[i] != wanted[i] && !(isnan(found[i]) && isnan(wanted[i])))
+                fail(t, "%.9g is not %.9g", (double)found[i], (double)wanted[i]);
+    }
+    for (int i = -GUARD; i < MOST_COUNT + GUARD; i++)
+        if ((i < 0 || i >= t->count) && found[i] != 1.0f) fail(t, "wrote outside its output");
+}
+
+/* Numbers on, just below and just above the middle between two neighbours; SPECIAL: any bits, and NaN whose upper half
+ * is inf's or which rounding would carry into the sign. */
+static float hard_to_round(selftest *t) {
+    uint32_t bits = (uint32_t)ice_random(&t->random);
+    if (t->kind == SPECIAL && bits % 4 == 0) return ice_bits_float(bits % 8 == 0 ? 0x7F800001u : 0xFFFFFFFFu);
+    if (t->kind == SPECIAL || t->dtype == ICECORE_FLOAT32) return ice_bits_float(bits);
+    float neighbour;
+    uint16_t half = (uint16_t)bits;
+    t->plain->to_float32(t->dtype, &half, &neighbour, 1);
+    uint32_t middle = t->dtype == ICECORE_FLOAT16 ? 0x1000u : 0x8000u;
+    if (t->kind == WIDE && t->dtype == ICECORE_FLOAT16)
+        return ((float)(half & 0x3FFu) + 0.5f) * 0x1p-24f; /* subnormal */
+    return ice_bits_float(ice_float_bits(neighbour) + middle + (uint32_t)ice_random_below(&t->random, 3) - 1u);
+}
+
+static void compare_from_float32(selftest *t) {
+    uint16_t guarded[2][2 * MOST_COUNT + 2 * GUARD];
+    const int64_t halves = t->dtype == ICECORE_FLOAT32 ? 2 * t->count : t->count; /* 16-bit units of the result */
+    for (int i = 0; i < t->count; i++) t->rows[i] = hard_to_round(t);
+    for (int i = 0; i < 2; i++) fill_untouched(guarded[i], 2 * MOST_COUNT + 2 * GUARD);
+    t->plain->from_float32(t->dtype, t->rows, guarded[0] + GUARD, t->count);
+    t->fast->from_float32(t->dtype, t->rows, guarded[1] + GUARD, t->count);
+    for (int64_t i = 0; i < 2 * MOST_COUNT + 2 * GUARD; i++) {
+        int64_t at = i - GUARD;
+        if (at >= 0 && at < t->count && t->dtype != ICECORE_FLOAT32 && isnan(t->rows[at])) {
+            float back;
+            t->plain->to_float32(t->dtype, &guarded[1][i], &back, 1);
+            if (!isnan(back)) fail(t, "a NaN was lost");
+        } else if (guarded[0][i] != guarded[1][i]) {
+            fail(t, at >= 0 && at < halves ? "0x%04X is not 0x%04X" : "wrote outside its output", guarded[1][i],
+                 guarded[0][i]);
+        }
+    }
+}
+
+static void compare_multiply(selftest *t) {
+    fill(t, t->list[0], t->dim);
+    fill(t, t->list[1], t->dim);
+    fill_output(t, 0, t->dim);
+    begin(t, 1);
+    t->plain->multiply(t->list[0], t->list[1], t->dim, plain(t, 0));
+    t->fast->multiply(t->list[0], t->list[1], t->dim, fast(t, 0));
+    for (int i = 0; i < t->dim; i++) expect_equal(t, 0, i);
+    expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
+/* Rows of ICECORE_INT8, to and fro. */
+static void compare_int8_rows(selftest *t) {
+    const int64_t bytes = (int64_t)ice_row_bytes(ICECORE_INT8, t->dim);
+    uint8_t row[2][GUARD + 2 * MOST_DIM + GUARD];
+    memset(row, 0xA5, sizeof row);
+    fill(t, t->rows, t->dim);
+    t->plain->from_float32(ICECORE_INT8, t->rows, row[0] + GUARD, t->dim);
+    t->fast->from_float32(ICECORE_INT8, t->rows, row[1] + GUARD, t->dim);
+    if (memcmp(row[0], row[1], sizeof row[0])) fail(t, "rows differ");
+    for (int64_t i = GUARD + bytes; i < (int64_t)sizeof row[1]; i++)
+        if (row[1][i] != 0xA5) fail(t, "wrote outside its output");
+    fill_output(t, 0, t->dim);
+    begin(t, 1);
+    t->plain->to_float32(ICECORE_INT8, row[0] + GUARD, plain(t, 0), t->dim);
+    t->fast->to_float32(ICECORE_INT8, row[0] + GUARD, fast(t, 0), t->dim);
+    for (int i = 0; i < t->dim; i++) expect_equal(t, 0, i);
+    expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
+static void compare_row_scores(selftest *t) {
+    const float *query = t->panel;
+    const int64_t stride = row_stride(t, t->dim);
+    memset(t->panel, 0xFF, sizeof t->panel);
+    fill(t, t->panel, t->dim);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0, t->count);
+    begin(t, 1);
+    t->plain->row_scores(query, t->dim, t->dtype, t->raw, stride, t->count, plain(t, 0));
+    t->fast->row_scores(query, t->dim, t->dtype, t->raw, stride, t->count, fast(t, 0));
+    for (int j = 0; j < t->count; j++) {
+        double scale = 0.0;
+        for (int i = 0; i < t->dim; i++) scale += magnitude(t->rows[j * t->dim + i], query[i]);
+        expect_near(t, 0, j, scale, 2 * (t->dim + 1) * U); /* a scale multiplies the product */
+    }
+    expect_untouched(t, 0, 1, BLOCK, t->count);
+}
+
+static void compare_row_softmax(selftest *t) {
+    fill_output(t, 0, t->count);
+    fill_softmax_state(t);
+    const int lane = (int)ice_random_below(&t->random, 4); /* a new softmax or one in progress */
+    if (lane == 3)
+        for (int j = 0; j < t->count; j++) before(t, 0)[j] = -INFINITY;
+    begin(t, 4);
+    t->plain->row_softmax(plain(t, 0), t->count, plain(t, 1) + lane, plain(t, 2) + lane, plain(t, 3) + lane);
+    t->fast->row_softmax(fast(t, 0), t->count, fast(t, 1) + lane, fast(t, 2) + lane, fast(t, 3) + lane);
+    expect_softmax(t, 0, 1, lane);
+    expect_untouched(t, 0, 1, BLOCK, t->count);
+    for (int i = 1; i < 4; i++) {
+        fast(t, i)[lane] = before(t, i)[lane];
+        expect_untouched(t, i, 0, BLOCK, 0);
+    }
+}
+
+/* In order of the rows, or of a list that holds them backwards. */
+static void compare_rows_sum(selftest *t, int gathered) {
+    float *weights = t->panel;
+    const int64_t stride = row_stride(t, t->dim);
+    memset(t->panel, 0xFF, sizeof t->panel);
+    fill(t, weights, t->count);
+    fill_weights(t, weights, 1, t->count);
+    fill_rows(t, t->count, t->dim);
+    fill_output(t, 0, t->dim);
+    begin(t, 1);
+    const float correction = number(t);
+    if (gathered) {
+        const void *list[MOST_COUNT];
+        const int64_t bytes = stride * (t->dtype == ICECORE_FLOAT32 ? 4 : 2);
+        for (int j = 0; j < t->count; j++) list[j] = (const char *)t->raw + (t->count - 1 - j) * bytes;
+        t->plain->gathered_weighted_sum(weights, t->count, t->dtype, list, t->dim, correction, plain(t, 0));
+        t->fast->gathered_weighted_sum(weights, t->count, t->dtype, list, t->dim, correction, fast(t, 0));
+    } else {
+        t->plain->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, plain(t, 0));
+        t->fast->row_weighted_sum(weights, t->count, t->dtype, t->raw, stride, t->dim, correction, fast(t, 0));
+    }
+    for (int i = 0; i < t->dim; i++) {
+        double scale = magnitude(before(t, 0)[i], correction);
+        for (int j = 0; j < t->count; j++) {
+            int row = gathered ? t->count - 1 - j : j;
+            scale += magnitude(weights[j], t->rows[row * t->dim + i]);
+        }
+        expect_near(t, 0, i, scale, 2 * (t->count + 3) * U);
+    }
+    expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
+static void compare_row_weighted_sum(selftest *t) { compare_rows_sum(t, 0); }
+static void compare_gathered_weighted_sum(selftest *t) { compare_rows_sum(t, 1); }
+
+const ice_comparison ice_selftest_rows[] = {
+    {"to_float32", compare_to_float32, DTYPE},
+    {"from_float32", compare_from_float32, DTYPE},
+    {"multiply", compare_multiply, DIM},
+    {"int8 rows", compare_int8_rows, DIM},
+    {"row_scores", compare_row_scores, DIM | GAP | ROW_DTYPE},
+    {"row_softmax", compare_row_softmax, GAP},
+    {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | ROW_DTYPE},
+    {"gathered_weighted_sum", compare_gathered_weighted_sum, DIM | GAP | DTYPE},
+    {NULL, NULL, 0},
+};
