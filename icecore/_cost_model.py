@@ -207,7 +207,7 @@ def expected_near_keys(sealed, k, cell_size):
 def expected_nodes(sealed, k, tolerance, cell_size):
     """Parents, and the cells of those that some query of the same panel expands.
 
-    A query expands 16 k keys and at least 2048 (treecode.c); those of a panel differ. With a tolerance: parents alone.
+    A query expands 16 k keys and at least 2048 (csrc/select/tree.c); those of a panel differ. With a tolerance: parents alone.
     """
     sealed = np.maximum(sealed, 1e-9)  # no division by 0
     cells = 0.0 if tolerance is not None else 1 - np.exp(-4 * max(16 * k, 2048) / sealed)

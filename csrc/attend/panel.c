@@ -28,39 +28,38 @@ static void find_seen_by_all(const ice_tile *tile, int64_t *begin, int64_t *end)
     }
 }
 
+static int64_t clipped(int64_t place, int64_t count) {
+    if (place < 0) return 0;
+    return place < count ? place : count;
+}
+
 /* What hides of keys first .. first + count - 1 those that a row may not see and those outside [from, to), and what a
  * mask adds to their scores: the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden from
  * some row. */
 static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, int64_t from, int64_t to, int *hidden) {
     const icecore_attention *p = tile->problem;
     float lower[ICE_PANEL], upper[ICE_PANEL], sink_upper[ICE_PANEL];
-    int64_t sinks = p->window < 0 ? 0 : p->sinks - first;
+    const int64_t sinks = clipped(p->window < 0 ? 0 : p->sinks - first, count);
     int partial = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         /* relative to the block and clipped to it, so that floats hold them exactly */
         const ice_visible *row = &tile->visible[lane];
         int64_t low = (row->begin > from ? row->begin : from) - first, high = (row->end < to ? row->end : to) - first;
-        int64_t sink_high = (from > 0 ? 0 : row->sink_end < to ? row->sink_end : to) - first;
+        const int64_t sink_end = row->sink_end < to ? row->sink_end : to, sink_high = (from > 0 ? 0 : sink_end) - first;
         /* a begin that only says "after the sinks" hides nothing by itself */
-        lower[lane] = (float)(low < 0 ? 0 : low > count ? count : low);
-        upper[lane] = (float)(high < 0 ? 0 : high > count ? count : high);
-        sink_upper[lane] = (float)(sink_high < 0 ? 0 : sink_high > count ? count : sink_high);
-        int64_t sinks_here = sinks < 0 ? 0 : sinks > count ? count : sinks;
-        partial |= sink_upper[lane] < (float)sinks_here;
-        partial |= sinks_here < count && (lower[lane] > (float)sinks_here || upper[lane] < (float)count);
+        lower[lane] = (float)clipped(low, count);
+        upper[lane] = (float)clipped(high, count);
+        sink_upper[lane] = (float)clipped(sink_high, count);
+        partial |= sink_upper[lane] < (float)sinks;
+        partial |= sinks < count && (lower[lane] > (float)sinks || upper[lane] < (float)count);
     }
     *hidden = partial;
     if (!partial && p->mask_kind == ICECORE_MASK_NONE) return NULL;
     memset(tile->bias, 0, (size_t)(count * ICE_PANEL) * sizeof *tile->bias);
-    if (partial)
-        tile->kernels->mask_range(tile->bias, count, tile->lanes, lower, upper, sink_upper,
-                                  (float)(sinks < 0       ? 0
-                                          : sinks > count ? count
-                                                          : sinks));
+    if (partial) tile->kernels->mask_range(tile->bias, count, tile->lanes, lower, upper, sink_upper, (float)sinks);
     if (p->mask_kind != ICECORE_MASK_NONE)
         for (int lane = 0; lane < tile->lanes; lane++)
-            *hidden |= ice_add_mask(p, ice_row_at(p, tile->batch, tile->key_head, tile->first_row + lane), first, count,
-                                    tile->bias + lane, ICE_PANEL);
+            *hidden |= ice_add_mask(p, ice_tile_row(tile, lane), first, count, tile->bias + lane, ICE_PANEL);
     return tile->bias;
 }
 

@@ -5,15 +5,12 @@
 #include "attend/panel.h"
 #include "attend/rows.h"
 
-/* With at most so many rows most lanes of a panel would stand empty, and reading keys and values is all the work:
- * decode steps of the usual head groups, and lists of indices (bench_attend_indices.py --heads). */
-#define FEW_ROWS 8
 /* A run that so many rows of a tile open goes through the panel kernels, with the others hidden; else by the row
  * kernels.  This is where rows are multiplied as float32 (with AVX2 16 is 1 to 2 % slower, 32 at 8k too); kernels for
  * bfloat16 have a number of their own. */
 #define SHARED_LANES 24
 
-static int is_few(const ice_tile *tile) { return tile->lanes <= FEW_ROWS && !tile->packed; }
+static int is_few(const ice_tile *tile) { return tile->lanes <= ICE_FEW_ROWS && !tile->packed; }
 
 int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype) {
     return tile->query_pairs && dtype == ICECORE_BFLOAT16 ? tile->kernels->bf16->panel_lanes : SHARED_LANES;

@@ -7,6 +7,10 @@
 
 #include "attend/tile.h"
 
+/* With at most so many rows most lanes of a panel would stand empty, and reading keys and values is all the work:
+ * decode steps of the usual head groups, and lists of indices (bench_attend_indices.py --heads).  They go by rows. */
+#define ICE_FEW_ROWS 8
+
 /* Neighbouring keys for some rows of a tile. */
 typedef struct {
     uint64_t lanes; /* the rows that attend */

@@ -27,7 +27,8 @@ static double threshold_at(int level) { return exp2(ICE_LOG2_FIRST - ICE_LOG2_ST
 /* The level of a threshold that need not be on the grid. */
 static int nearest_level(float threshold) {
     const double level = (ICE_LOG2_FIRST - log2((double)threshold)) / ICE_LOG2_STEP + 0.5;
-    return level < 0.0 ? 0 : level < ICE_GRID ? (int)level : ICE_GRID - 1;
+    if (level < 0.0) return 0;
+    return level < ICE_GRID ? (int)level : ICE_GRID - 1;
 }
 
 /* By least squares: the one row whose means miss a large key must not spoil the mass of all others, as it would by the

@@ -37,7 +37,8 @@ static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed,
 #define ICE_MOST_PANELS_MEASURED 4
 static inline int64_t ice_panels_measured(float tolerance) {
     const float wanted = 1.0f / (ICE_PANEL * tolerance) + 0.5f;
-    return wanted < 2.0f ? 1 : wanted < ICE_MOST_PANELS_MEASURED ? (int64_t)wanted : ICE_MOST_PANELS_MEASURED;
+    if (wanted < 2.0f) return 1;
+    return wanted < ICE_MOST_PANELS_MEASURED ? (int64_t)wanted : ICE_MOST_PANELS_MEASURED;
 }
 /* And of how many queries: about 32 rows of all query heads together, or 12. */
 #define ICE_MOST_QUERIES_MEASURED 32

@@ -1,8 +1,8 @@
 /* Near/far attention: sealing, measuring and attending as one list of tasks.
  *
- * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A panel of their rows is a
- * task (tree.h).  By tolerance, some rows of a step are measured (measure.h) when the next one is sealed, and say
- * how far that one's open. */
+ * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A tile of their rows is a
+ * task (near_far_tile.h).  By tolerance, some rows of a step are measured (measure.h) when the next one is sealed, and
+ * say how far that one's open. */
 #include <math.h>
 #include <string.h>
 #include <time.h>
@@ -216,7 +216,8 @@ static int all_exact(const ice_rule *rules, int64_t group) {
 static void seal_task(near_far_call *call, int64_t number, int64_t head, void *scratch) {
     sealed *own = &call->sealed[number * call->heads + head], *previous = number ? own - call->heads : NULL;
     if (previous) ice_wait(&previous->ready);
-    own->status = !scratch ? ICECORE_INTERRUPTED : previous ? previous->status : ICECORE_OK;
+    own->status = previous ? previous->status : ICECORE_OK;
+    if (!scratch) own->status = ICECORE_INTERRUPTED;
     const size_t rules = (size_t)ice_group(call->problem) * sizeof *own->rules;
     if (own->rules && previous) memcpy(own->rules, previous->rules, rules);
     const step *own_step = &call->step[number];
@@ -367,7 +368,8 @@ static void run_task(void *context, int64_t index, void *scratch) {
 static int64_t count_steps(const icecore_attention *p, int64_t block) {
     if (!p->causal) return 1;
     int64_t first = p->keys - p->queries, last = p->keys - 1;
-    return last < 0 ? 1 : last / block - (first < 0 ? 0 : first / block) + 1;
+    if (last < 0) return 1;
+    return last / block - (first < 0 ? 0 : first / block) + 1;
 }
 
 /* Fills in the steps; returns the number of tasks. */

@@ -40,7 +40,9 @@ static void find_mounts(const char *root, hierarchy *one, hierarchy *two) {
         const char *rest = strstr(line, " - ");
         if (!rest || sscanf(line, "%*d %*d %*s %4095s %4095s", top, mount) != 2) continue;
         if (sscanf(rest, " - %63s %*s %4095s", type, options) != 2) continue;
-        hierarchy *h = !strcmp(type, "cgroup2") ? two : !strcmp(type, "cgroup") && lists(options, "cpu") ? one : NULL;
+        hierarchy *h = NULL;
+        if (!strcmp(type, "cgroup2")) h = two;
+        else if (!strcmp(type, "cgroup") && lists(options, "cpu")) h = one;
         if (!h || h->is_mounted) continue;
         h->is_mounted = 1;
         strcpy(h->mount, mount);
@@ -59,7 +61,9 @@ static void find_groups(const char *root, hierarchy *one, hierarchy *two) {
         *group++ = '\0';
         group[strcspn(group, "\n")] = '\0';
         controllers++;
-        hierarchy *h = !*controllers ? two : lists(controllers, "cpu") ? one : NULL;
+        hierarchy *h = NULL;
+        if (!*controllers) h = two;
+        else if (lists(controllers, "cpu")) h = one;
         if (h && strlen(group) < sizeof h->own) strcpy(h->own, strcmp(group, "/") ? group : "");
     }
     if (file) fclose(file);

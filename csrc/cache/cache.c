@@ -309,7 +309,8 @@ ice_source ice_cache_source(const icecore_cache *c, const ice_cache_metric *metr
     const int relative = c->offset == ICE_OFFSET_LARGE;
     /* keys that merges round anew: from segments as soon as they are in some, whether open rows still hold them or not
      */
-    const int64_t origin = !c->open ? 0 : relative && c->open->first < sealed ? sealed : c->open->first;
+    int64_t origin = c->open ? c->open->first : 0;
+    if (c->open && relative && origin < sealed) origin = sealed;
     return (ice_source){
         .dtype = ice_open_dtype(o, c->offset),
         .storage = o->dtype,

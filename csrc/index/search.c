@@ -203,7 +203,9 @@ static void plan_search(ice_search_call *call, int threads) {
         call->own_views ? parents : ice_most(call->keep_nodes, f->segments); /* every segment's root is picked */
     /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
     int64_t margin = s->k + s->k / 4 + 8;
-    call->keep = lists ? s->k : call->exact ? margin : ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);
+    call->keep = ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);
+    if (lists) call->keep = s->k;
+    else if (call->exact) call->keep = margin;
     call->keep = ice_least(call->keep, ice_most(call->wanted, 1));
     call->capacity = ice_most(2 * call->keep + SLACK, ice_least(2 * call->keep_nodes + SLACK, parents));
     int64_t cells = f->layers ? f->first[f->layers - 1][f->segments] : 1;

@@ -81,9 +81,11 @@ typedef struct {
 static ALWAYS_INLINE vf dot_score(const float *products, float scale, const float *bias, int64_t j, int64_t count) {
     const __mmask16 present = vf_first_lanes(count - j < 16 ? (int)(count - j) : 16);
     const vf own = products ? vf_mul(_mm512_maskz_loadu_ps(present, products + j), vf_set1(scale)) : vf_zero();
-    const vf score = !bias      ? own
-                     : products ? vf_add(own, _mm512_maskz_loadu_ps(present, bias + j))
-                                : _mm512_maskz_loadu_ps(present, bias + j);
+    vf score = own;
+    if (bias) {
+        const vf added = _mm512_maskz_loadu_ps(present, bias + j);
+        score = products ? vf_add(own, added) : added;
+    }
     return _mm512_mask_mov_ps(vf_set1(-INFINITY), present, score);
 }
 

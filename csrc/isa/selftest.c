@@ -32,9 +32,7 @@ static void compare_all(selftest *t, const ice_comparison *comparison) {
                                 axes & DIM ? LENGTH(dims) : 1,
                                 axes & LANES ? LENGTH(lane_counts) : 1,
                                 axes & GAP ? LENGTH(gaps) : 1,
-                                axes & DTYPE       ? DTYPES
-                                : axes & ROW_DTYPE ? ROW_DTYPES
-                                                   : 1};
+                                (axes & DTYPE ? DTYPES : 1) * (axes & ROW_DTYPE ? ROW_DTYPES : 1)};
     int total = 1;
     for (int i = 0; i < LENGTH(combinations); i++) total *= combinations[i];
     t->failed = 0;

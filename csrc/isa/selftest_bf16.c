@@ -199,7 +199,7 @@ static void compare_bf16_panel_attend(selftest *t) {
     t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, scores);
     for (int i = 0; i < t->count * ICE_PANEL; i++) {
         const float added = bias ? bias[i] : 0.0f;
-        scores[i] = added == -INFINITY ? added : has_keys ? scores[i] * scale + added : added;
+        scores[i] = has_keys && added != -INFINITY ? scores[i] * scale + added : added;
     }
     t->plain->softmax(scores, t->count, t->lanes, state[0][0], state[0][1], state[0][2]);
     t->plain->weighted_sum(scores, t->count, t->lanes, wide, value_dim, value_dim, state[0][2], plain(t, 0));

@@ -28,7 +28,8 @@ static ice_node_facts fill_facts(selftest *t, int count) {
     float *variance = t->list[0], *radius = t->list[1], *log2_count = t->list[2], *log2_weight = t->list[3],
           *half_log2 = t->list[4];
     for (int c = 0; c < count; c++) {
-        variance[c] = t->kind == WIDE ? fabsf(number(t)) : c % 7 == 3 ? 0.0f : fabsf(uniform(t));
+        variance[c] = fabsf(t->kind == WIDE ? number(t) : uniform(t));
+        if (t->kind != WIDE && c % 7 == 3) variance[c] = 0.0f;
         half_log2[c] = 0.5f * log2f(variance[c]);
         radius[c] = 3.0f * sqrtf(variance[c]);
         log2_count[c] = c % 5 ? 8.0f * fabsf(uniform(t)) : 0.0f;
@@ -51,9 +52,8 @@ static void compare_cell_risk(selftest *t) {
     for (int i = 0; i < 2; i++) fill_output(t, i, t->count * ICE_PANEL);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         spread[lane] = t->kind == SPECIAL && lane % 5 == 0 ? INFINITY : 9.0f * fabsf(uniform(t));
-        half_log2[lane] = lane % 7 == 6                         ? -63.0f
-                          : t->kind == SPECIAL && lane % 5 == 1 ? NAN
-                                                                : 0.5f * log2f(spread[lane]);
+        half_log2[lane] = t->kind == SPECIAL && lane % 5 == 1 ? NAN : 0.5f * log2f(spread[lane]);
+        if (lane % 7 == 6) half_log2[lane] = -63.0f;
         norm[lane] = lane % 4 ? 4.0f * sqrtf(spread[lane]) : 0.1f;
         hidden[lane] = lane % 3 ? 0.0f : -INFINITY;
     }

@@ -20,7 +20,8 @@
 
 /* Bytes of a number; of ICECORE_INT8 without its share of the scale. */
 static inline size_t ice_element_size(icecore_dtype dtype) {
-    return dtype == ICECORE_FLOAT32 ? 4 : dtype == ICECORE_INT8 ? 1 : 2;
+    if (dtype == ICECORE_FLOAT32) return 4;
+    return dtype == ICECORE_INT8 ? 1 : 2;
 }
 
 /* Numbers of an ICECORE_INT8 row under one scale (icecore.h).  A row holds `dim` codes, then the scales, as bfloat16 at

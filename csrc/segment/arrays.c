@@ -68,7 +68,8 @@ void ice_lack_memory(ice_reader *r) {
 }
 
 icecore_status ice_reader_status(const ice_reader *r) {
-    return !r->failed ? ICECORE_OK : r->no_memory ? ICECORE_ERROR_MEMORY : ICECORE_ERROR_VALUE;
+    if (!r->failed) return ICECORE_OK;
+    return r->no_memory ? ICECORE_ERROR_MEMORY : ICECORE_ERROR_VALUE;
 }
 
 const icecore_array *ice_find(ice_reader *r, const char *name, char type, int64_t count) {

@@ -8,10 +8,18 @@
 #include "icecore.h"
 
 /* Bytes of an element of an icecore_array's type. */
-static inline size_t ice_size_of(char type) { return type == 'l' ? 8 : type == 'b' ? 1 : type == 'h' ? 2 : 4; }
+static inline size_t ice_size_of(char type) {
+    switch (type) {
+    case 'b': return 1;
+    case 'h': return 2;
+    case 'l': return 8;
+    default: return 4;
+    }
+}
 /* The type of numbers of a dtype. */
 static inline char ice_type_of(icecore_dtype dtype) {
-    return dtype == ICECORE_FLOAT32 ? 'f' : dtype == ICECORE_INT8 ? 'b' : 'h';
+    if (dtype == ICECORE_FLOAT32) return 'f';
+    return dtype == ICECORE_INT8 ? 'b' : 'h';
 }
 
 /* An array of a segment. */

@@ -23,6 +23,13 @@ typedef struct {
     int64_t largest_cell; /* scratch of a sort: twice as many 64-bit keys */
 } build_step;
 
+/* Of one stage: how much there is to do, what a part of it costs (in rows), and by what it is done. */
+typedef struct {
+    int64_t items, cost;
+    size_t scratch;
+    ice_task task;
+} stage_work;
+
 void ice_frame_row(const icecore_segment *s, const float *centre, const float *x, float *framed) {
     for (int64_t t = 0; t < s->dim; t++) framed[t] = (centre ? x[t] - centre[t] : x[t]) * s->scale;
 }
@@ -114,7 +121,8 @@ static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segm
     }
     ice_free(framed);
     double norm = sqrt(largest) * (1.0 + 0x1p-23); /* rounding to float must not put it below a row's norm */
-    *lifting = norm < 0x1p-100 ? 1.0f : norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+    *lifting = norm > 0x1.fffffep127 ? 0x1.fffffep127f : (float)norm;
+    if (norm < 0x1p-100) *lifting = 1.0f;
     return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
 }
 
@@ -162,19 +170,18 @@ icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, i
     build_step step = {.plan = plan, .segment = s, .centre = b->centre, .largest_cell = largest};
     const size_t sorting = 2 * (size_t)largest * sizeof(uint64_t);
     const size_t projecting = (size_t)(s->dim + (int64_t)plan->composites * plan->simples) * sizeof(float);
+    const stage_work work_of[] = {
+        [PROJECT] = {(s->count + PROJECT_BLOCK - 1) / PROJECT_BLOCK, PROJECT_BLOCK, projecting, project_rows},
+        [SORT_FIRST] = {plan->composites, s->count, sorting, sort_first},
+        [SORT_REST] = {(int64_t)plan->composites * (plan->simples - 1), s->count, sorting, sort_rest},
+    };
     while (*work > 0 && b->stage != DONE) {
-        int64_t items = b->stage == PROJECT      ? (s->count + PROJECT_BLOCK - 1) / PROJECT_BLOCK
-                        : b->stage == SORT_FIRST ? plan->composites
-                                                 : (int64_t)plan->composites * (plan->simples - 1);
-        int64_t cost = b->stage == PROJECT ? PROJECT_BLOCK : s->count;
+        const stage_work *now = &work_of[b->stage];
+        const int64_t items = now->items, cost = now->cost;
         int64_t wanted = (*work - 1) / cost + 1;
         if (wanted > items - b->next) wanted = items - b->next;
         step.next = b->next;
-        status = ice_parallel_for(wanted, threads, b->stage == PROJECT ? projecting : sorting,
-                                  b->stage == PROJECT      ? project_rows
-                                  : b->stage == SORT_FIRST ? sort_first
-                                                           : sort_rest,
-                                  &step);
+        status = ice_parallel_for(wanted, threads, now->scratch, now->task, &step);
         if (status != ICECORE_OK) return status;
         *work -= wanted * cost;
         b->next += wanted;

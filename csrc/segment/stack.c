@@ -62,10 +62,11 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     if ((source->moments && !moments) || (source->query_numbers && !sum)) status = ICECORE_ERROR_MEMORY;
     if (status == ICECORE_OK) {
         const int known = moments ? source->moments(source->moments_context, first, end, moments) : 0;
-        status = known < 0 ? ICECORE_ERROR_MEMORY
-                           : ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means,
-                                               known ? moments : NULL, source->cell_size,
-                                               ice_segment_seed(source->seed, start, end - start));
+        if (known < 0) status = ICECORE_ERROR_MEMORY;
+        else
+            status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means,
+                                       known ? moments : NULL, source->cell_size,
+                                       ice_segment_seed(source->seed, start, end - start));
     }
     ice_free(moments);
     if (status == ICECORE_OK) sealing->builder.relative = source->relative;

@@ -47,7 +47,8 @@ static int64_t wanted_cells(const ice_tree_plan *plan, int t, int64_t below) {
     double count = (double)plan->rows.count;
     double promotion = plan->promotion > 0 ? plan->promotion : pow(count, -1.0 / plan->levels);
     double wanted = floor(count * pow(promotion, t + 1) + 0.5);
-    return wanted<1 ? 1 : wanted>(double) below ? below : (int64_t)wanted;
+    if (wanted < 1) return 1;
+    return wanted < (double)below ? (int64_t)wanted : below;
 }
 
 static const float *read_framed(const void *builder, int64_t row, float *buffer) {

@@ -1,13 +1,24 @@
 /* The published rule (IceFormer, arXiv 2405.02842): the keys with the largest scores, the rest dropped. */
-#include "select/top_k.h"
+#include <string.h>
+
 #include "select/selection.h"
+#include "select/top_k.h"
+
+/* Keys whose scores are known, side by side: each as a mean that stands for itself. */
+static void attend_kept(ice_selection *t, int lane, icecore_dtype dtype, int64_t kept) {
+    const int64_t value_dim = t->problem->value_dim;
+    const size_t bytes = ice_row_bytes(dtype, value_dim);
+    char *values = (char *)t->tile.values;
+    for (int64_t first = 0; first < kept; first += ICE_KEY_BLOCK) {
+        const int64_t count = kept - first < ICE_KEY_BLOCK ? kept - first : ICE_KEY_BLOCK;
+        for (int64_t j = 0; j < count; j++) memcpy(values + (size_t)j * bytes, t->visited_value[first + j], bytes);
+        ice_tile_add_means_to(&t->tile, (uint64_t)1 << lane, dtype, t->visited + first, 0, values, count);
+    }
+}
 
 /* With far_field = 0, for one row: the near_keys largest scores of the visited keys; the rest of them is counted as
  * dropped. */
 static void add_largest(ice_selection *t, int lane) {
-    const icecore_attention *p = t->problem;
-    const ice_kernels *kernels = t->kernels;
-    ice_state *state = &t->tile.state[lane];
     icecore_dtype dtype = ICECORE_FLOAT32;
     int64_t visited = 0;
     const ice_mask_row *mask = NULL;
@@ -51,14 +62,11 @@ static void add_largest(ice_selection *t, int lane) {
                 t->visited_copy[j - n] = own;
             }
         }
-        kernels->row_softmax(t->visited_copy, visited - n, &t->dropped_maximum[lane], &t->dropped[lane], &correction);
+        t->kernels->row_softmax(t->visited_copy, visited - n, &t->dropped_maximum[lane], &t->dropped[lane],
+                                &correction);
         kept = n;
     }
-    float correction;
-    kernels->row_softmax(t->visited, kept, &state->maximum, &state->sum, &correction);
-    for (int64_t j = 0; j < kept; j++)
-        kernels->row_weighted_sum(t->visited + j, 1, dtype, t->visited_value[j], p->value_dim, p->value_dim, 1.0f,
-                                  state->accumulator);
+    attend_kept(t, lane, dtype, kept);
     t->near_count[lane] = kept;
 }
 

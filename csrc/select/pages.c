@@ -109,10 +109,10 @@ static void select_pages(const ice_selector_call *call, ice_tile *tile, const vo
     find_bounds(call, tile, digests, &s);
     ice_risk_threshold(call->kernels, s.bound, pages, tile->lanes, s.count, call->near_keys, threshold);
     call->kernels->open_cells(s.other, s.bound, pages, tile->lanes, threshold, s.log2_count, s.open);
+    for (int64_t page = 0; page < pages; page++) s.open[page] &= lanes_seeing(tile, page);
     for (int64_t page = 0, end; page < pages; page = end) {
-        const uint64_t lanes = s.open[page] & lanes_seeing(tile, page);
-        for (end = page + 1; end < pages && (s.open[end] & lanes_seeing(tile, end)) == lanes;) end++;
-        if (lanes) attend_run(tile, page * PAGE, end * PAGE, lanes, near_count);
+        for (end = page + 1; end < pages && s.open[end] == s.open[page];) end++;
+        if (s.open[page]) attend_run(tile, page * PAGE, end * PAGE, s.open[page], near_count);
     }
     for (int lane = 0; lane < tile->lanes; lane++) {
         const int64_t end = tile->visible[lane].end, begin = end - end % PAGE;

@@ -7,9 +7,7 @@
 #include "attend/panel.h"
 #include "base/parallel.h"
 
-/* With at most so many rows on a key head their keys are split: decode steps of the usual head groups. */
-#define FEW_ROWS 8
-/* Tasks wanted then, and the least keys worth a task. */
+/* Tasks wanted where a key head has few rows, and the least keys worth a task. */
 #define WANTED_TASKS 32
 #define LEAST_KEYS 2048
 /* Values are packed once for all tiles of a head, for as many heads at a time as take this many bytes. */
@@ -111,7 +109,7 @@ static void merge_parts(const exact_call *call) {
 static int64_t splits_of(const icecore_attention *p) {
     const int64_t heads = p->batch * p->key_heads, by_keys = p->keys / LEAST_KEYS;
     const int64_t by_tasks = (WANTED_TASKS + heads - 1) / heads, wanted = by_tasks < by_keys ? by_tasks : by_keys;
-    return ice_query_rows(p) > FEW_ROWS || wanted < 1 ? 1 : wanted;
+    return ice_query_rows(p) > ICE_FEW_ROWS || wanted < 1 ? 1 : wanted;
 }
 
 icecore_status icecore_attend_exact(const icecore_attention *problem) {

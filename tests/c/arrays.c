@@ -15,7 +15,14 @@ int is_valid_cache(icecore_cache *cache) {
     return icecore_cache_validate(cache, &fault) == ICECORE_OK && !fault;
 }
 
-size_t size_of(char type) { return type == 'l' ? 8 : type == 'b' ? 1 : type == 'h' ? 2 : 4; }
+size_t size_of(char type) {
+    switch (type) {
+    case 'b': return 1;
+    case 'h': return 2;
+    case 'l': return 8;
+    default: return 4;
+    }
+}
 
 int write_arrays(void *context, const icecore_array *table, int64_t arrays, const void *bytes, int64_t count) {
     file *f = context;

@@ -305,8 +305,8 @@ static void huge_numbers(void) {
     enum { COUNT = 2000, DIM = 7, K = 30 };
     for (int variant = 0; variant < 6; variant++) {
         icecore_index *index = create(options(DIM, (icecore_metric)(variant % 2), 2, variant / 2 == 1));
-        float *rows = random_rows(COUNT, DIM), scores[20 * K];
-        for (int64_t i = 0; i < COUNT * DIM; i++) rows[i] *= variant / 2 == 2 ? 3e38f : i % 3 ? 1e30f : 1e-30f;
+        float *rows = random_rows(COUNT, DIM), scores[20 * K], large = variant / 2 == 2 ? 3e38f : 1e30f;
+        for (int64_t i = 0; i < COUNT * DIM; i++) rows[i] *= i % 3 || variant / 2 == 2 ? large : 1e-30f;
         EXPECT(add(index, rows, 0, COUNT) == ICECORE_OK);
         int64_t ids[20 * K], counts[20];
         const icecore_search searches[] = {{.k = K}, {.k = K, .exact = 1}, {.k = K, .visit = 500, .field_of_view = 9}};

@@ -120,8 +120,10 @@ static void masks(void) {
         uint64_t random = 5;
         for (int i = 0; i < COUNT; i++) {
             uint64_t bits = next_random(&random);
-            keep[i] = pattern == 0 ? bits % 2 : pattern == 1 ? bits % 60 != 0 : i % KEYS < 100;
-            bias[i] = !keep[i] ? -INFINITY : bits % 7 ? 0.0f : random_float(&random);
+            const uint8_t kept[] = {bits % 2, bits % 60 != 0, i % KEYS < 100};
+            keep[i] = kept[pattern];
+            bias[i] = keep[i] ? 0.0f : -INFINITY;
+            if (keep[i] && bits % 7 == 0) bias[i] = random_float(&random);
         }
         for (int broadcast = 0; broadcast < 16; broadcast++)
             for (int kind = ICECORE_MASK_BOOL; kind <= ICECORE_MASK_FLOAT32; kind++) {

@@ -26,7 +26,7 @@ static void one_at_a_time(void) {
                 for (int array = 0; array < 3; array++) {
                     problem s = small((icecore_dtype)dtype, queries);
                     problem_allocate(&s);
-                    const icecore_tensor *tensor = array == 0 ? &s.p.query : array == 1 ? &s.p.key : &s.p.value;
+                    const icecore_tensor *const arrays[] = {&s.p.query, &s.p.key, &s.p.value}, *tensor = arrays[array];
                     int64_t row = array == 0 ? queries / 2 : 120;
                     element_set(tensor, s.p.dtype, element_index(tensor, 0, 0, row, 4), specials[i]);
                     check_at("dtype %d, queries %d, %g in array %d", dtype, queries, (double)specials[i], array);

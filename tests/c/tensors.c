@@ -24,9 +24,8 @@ int64_t element_index(const icecore_tensor *t, int64_t batch, int64_t head, int6
 
 static double half_value(uint16_t bits) {
     int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-    double magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
-                       : exponent == 0 ? ldexp(mantissa, -24)
-                                       : ldexp(1024 + mantissa, exponent - 25);
+    double magnitude = exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+    if (exponent == 31) magnitude = mantissa ? NAN : INFINITY;
     return bits & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -49,9 +48,8 @@ void element_set(const icecore_tensor *t, icecore_dtype dtype, int64_t index, fl
     memcpy(&wide, &value, sizeof wide);
     int special = (wide & 0x7F800000u) == 0x7F800000u;
     uint32_t sign = (wide >> 16) & 0x8000u;
-    uint32_t half = special         ? 0x7C00u | (isnan(value) ? 0x200u : 0u)
-                    : value == 0.0f ? 0u
-                                    : ((wide & 0x7FFFFFFFu) - (112u << 23)) >> 13; /* normal numbers only */
+    uint32_t half = value == 0.0f ? 0u : ((wide & 0x7FFFFFFFu) - (112u << 23)) >> 13; /* normal numbers only */
+    if (special) half = 0x7C00u | (isnan(value) ? 0x200u : 0u);
     ((uint16_t *)t->data)[index] = (uint16_t)(dtype == ICECORE_FLOAT16 ? sign | half : wide >> 16);
 }
 
