@@ -139,11 +139,13 @@ TABLES = {"filters": filters, "removals": removals, "norms": norms, "adds": adds
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", choices=TABLES, default=[*TABLES])
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
+    if not set(given.tables) <= set(TABLES):
+        parser.error(f"tables are {', '.join(TABLES)}; got {' '.join(given.tables)}")
     print(machine())
-    for name in given.tables:
+    for name in given.tables or TABLES:
         TABLES[name](given.rounds)
 
 
