@@ -1,6 +1,6 @@
 """The index with default budgets where they are tried hardest: recall, counts, and time beside exact search.
 
-    PYTHONPATH=. python bench/bench_index_defaults.py [filters removals norms adds] [--rounds 15]
+    python bench/bench_index_defaults.py [filters removals norms adds] [--rounds 15]
 
 filters: a random share of the vectors may be returned.
 removals: a share is removed, at random or nearest to the queries, without `compact`.
