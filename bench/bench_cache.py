@@ -42,7 +42,7 @@ def prefilled(dtype, budget, key, value, end):
 
 def decode(cache, query, key, value, first, steps):
     """Seconds of each step, outputs (heads, steps, dim), and the most bytes held at once for each number stored."""
-    seconds, outs, most = np.empty(steps), [], 0.0
+    seconds, outs, maximum = np.empty(steps), [], 0.0
     for step in range(steps):
         rows = slice(first + step, first + step + 1)
         start = time.perf_counter()
@@ -50,8 +50,8 @@ def decode(cache, query, key, value, first, steps):
         outs.append(cache.attend(query[:, rows]))
         seconds[step] = time.perf_counter() - start
         if step % 8 == 0:
-            most = max(most, cache.nbytes / (key[:, : rows.stop].size + value[:, : rows.stop].size))
-    return seconds, np.concatenate(outs, axis=1), most
+            maximum = max(maximum, cache.nbytes / (key[:, : rows.stop].size + value[:, : rows.stop].size))
+    return seconds, np.concatenate(outs, axis=1), maximum
 
 
 def truth(query, key, value, rows, k=256):
@@ -119,14 +119,14 @@ def compare(length, steps):
         for name, budget in BUDGETS.items():
             cache = prefilled(dtype, budget, key, value, length - steps)
             before = torch_seconds(query, key, value)
-            seconds, outs, most = decode(cache, query, key, value, length - steps, steps)
+            seconds, outs, maximum = decode(cache, query, key, value, length - steps, steps)
             after = torch_seconds(query, key, value)
             share = cache.nbytes / (key.nbytes + value.nbytes)
             ratios = [min(before[t], after[t]) / np.median(seconds) for t in TORCH]
             print(
                 f"| {dtype} | {name} | {np.median(seconds) * 1e3:.3f} | {np.quantile(seconds, 0.99) * 1e3:.3f} | "
                 + " | ".join(f"{ratio:.1f}" for ratio in ratios)
-                + f" | {error(outs[:, rows], exact):.4f} | {cache.nbytes / 1e6:.0f}, {share:.2f} x, {most / 4:.2f} x |",
+                + f" | {error(outs[:, rows], exact):.4f} | {cache.nbytes / 1e6:.0f}, {share:.2f} x, {maximum / 4:.2f} x |",
                 flush=True,
             )
 

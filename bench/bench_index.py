@@ -118,10 +118,10 @@ def turns(runs, what):
 
 def compare(case, keys, queries, metric, targets, threads, tuning_seconds):
     """Rows of one data set, one for each target and method; those that do not reach a recall are left out."""
-    most = max(k for k, _ in targets)
+    maximum = max(k for k, _ in targets)
     tuning, judge = (queries[sampled(len(queries), seed)] for seed in (1, 2))
     rows_judged = sampled(len(queries), 2)
-    tuning, judge = Truth(keys, tuning, metric, most), Truth(keys, judge, metric, most)
+    tuning, judge = Truth(keys, tuning, metric, maximum), Truth(keys, judge, metric, maximum)
     tuned, rows, longest = {}, [], np.inf
     for name, method in EVERY.items():
         if not method.importable():

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import numpy as np
 
-MOST_EF = 4096
+MAX_EF = 4096
 
 
 @dataclass
@@ -104,7 +104,7 @@ def faiss_hnsw(keys, metric, threads, m=16, ef_construction=40):
     index = faiss.IndexHNSWFlat(keys.shape[1], m, _faiss_metric(metric))
     index.hnsw.efConstruction = ef_construction
     index.add(keys)
-    return Searcher(_faiss_search(index, threads), lambda budget: setattr(index.hnsw, "efSearch", budget), (None, MOST_EF))
+    return Searcher(_faiss_search(index, threads), lambda budget: setattr(index.hnsw, "efSearch", budget), (None, MAX_EF))
 
 
 def _faiss_metric(metric):
@@ -137,7 +137,7 @@ def hnswlib_graph(keys, metric, threads, m=16, ef_construction=100):
         except RuntimeError:  # raised where a search finds fewer than k
             return np.full((len(queries), k), -1)
 
-    return Searcher(search, index.set_ef, (None, MOST_EF))
+    return Searcher(search, index.set_ef, (None, MAX_EF))
 
 
 def usearch_graph(keys, metric, threads, m=16, ef_construction=100, dtype="f32"):
@@ -157,7 +157,7 @@ def usearch_graph(keys, metric, threads, m=16, ef_construction=100, dtype="f32")
         found = index.search(stored(queries), k, threads=threads)
         return np.where(np.arange(k) < np.asarray(found.counts)[:, None], found.keys.astype(np.int64), -1)
 
-    return Searcher(search, lambda budget: setattr(index, "expansion_search", budget), (None, MOST_EF))
+    return Searcher(search, lambda budget: setattr(index, "expansion_search", budget), (None, MAX_EF))
 
 
 def _ivf_grid(keys, metric):
@@ -197,21 +197,21 @@ class Truth:
     keys: np.ndarray
     queries: np.ndarray
     metric: str
-    most: int
-    best: np.ndarray = field(init=False)  # (m, most), descending
+    maximum: int
+    best: np.ndarray = field(init=False)  # (m, maximum), descending
 
     def __post_init__(self):
         norms = np.einsum("nd,nd->n", self.keys, self.keys)
-        self.most = min(self.most, len(self.keys))
-        found = np.empty((len(self.queries), self.most), np.int64)
+        self.maximum = min(self.maximum, len(self.keys))
+        found = np.empty((len(self.queries), self.maximum), np.int64)
         for first in range(0, len(found), 128):
             scores = self.queries[first : first + 128] @ self.keys.T
             if self.metric == "l2":
                 scores -= norms / 2
-            found[first : first + 128] = np.argpartition(scores, -self.most, axis=1)[:, -self.most :]
+            found[first : first + 128] = np.argpartition(scores, -self.maximum, axis=1)[:, -self.maximum :]
         self.best = -np.sort(-self.scores(found), axis=1)
-        most = norms.max()
-        self.slack = 2e-6 * (most if self.metric == "l2" else most**0.5 * np.linalg.norm(self.queries, axis=1))
+        maximum = norms.max()
+        self.slack = 2e-6 * (maximum if self.metric == "l2" else maximum**0.5 * np.linalg.norm(self.queries, axis=1))
 
     def scores(self, ids):
         """Float64 scores of keys (m, k), the larger the better; -inf where there is none."""
@@ -225,7 +225,7 @@ class Truth:
         """Mean share of the k best that `ids` (m, k) hold."""
         ids = np.sort(np.asarray(ids), axis=1)
         ids = np.where(np.diff(ids, axis=1, prepend=-1) == 0, -1, ids)
-        k = min(ids.shape[1], self.most)
+        k = min(ids.shape[1], self.maximum)
         good = self.scores(ids) >= (self.best[:, k - 1] - self.slack)[:, None]
         return float(np.minimum(good.sum(axis=1), k).mean() / k)
 
@@ -246,8 +246,8 @@ def smallest_budget(searcher, k, recall, truth, longest=np.inf):
     """The smallest budget that reaches the recall, to five percent; None if it takes longer than `longest`."""
     if searcher.fit:
         return searcher.fit(truth.queries, k, recall)
-    least, most = searcher.limits
-    least = min(k, most) if least is None else least
+    minimum, maximum = searcher.limits
+    minimum = min(k, maximum) if minimum is None else minimum
 
     def reaches(budget):
         nonlocal seconds
@@ -257,14 +257,14 @@ def smallest_budget(searcher, k, recall, truth, longest=np.inf):
         seconds = time.perf_counter() - begin
         return truth.recall(ids) >= recall
 
-    high, seconds = least, 0
+    high, seconds = minimum, 0
     while not reaches(high):
-        if high == most or seconds > longest:
+        if high == maximum or seconds > longest:
             return None
-        least, high = high + 1, min(2 * high, most)
-    while high - least > 0.05 * high:
-        middle = (least + high) // 2
-        least, high = (least, middle) if reaches(middle) else (middle + 1, high)
+        minimum, high = high + 1, min(2 * high, maximum)
+    while high - minimum > 0.05 * high:
+        middle = (minimum + high) // 2
+        minimum, high = (minimum, middle) if reaches(middle) else (middle + 1, high)
     return high
 
 

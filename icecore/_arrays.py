@@ -20,7 +20,7 @@ NATIVE_DTYPES = {
 }
 
 
-def integer(value, name, least):
+def integer(value, name, minimum):
     """`value` as an int of at least `least`, or an error that names the argument. Clipped to what the core's integers hold."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got a bool")
@@ -28,8 +28,8 @@ def integer(value, name, least):
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return min(number, 2**62)
 
 

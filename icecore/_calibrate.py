@@ -11,7 +11,7 @@ from icecore._arrays import check_problem, integer, widened
 from icecore._attention import attention
 from icecore._call import attend_by
 from icecore._metric import query_metric
-from icecore._plan import LEAST_TOLERANCE, LOOSEST_TOLERANCE, HeadPlan, LayerPlan, Plan
+from icecore._plan import LOOSEST_TOLERANCE, MIN_TOLERANCE, HeadPlan, LayerPlan, Plan
 from icecore._runtime import get_num_threads
 from icecore._settings import DEFAULT_SINKS, Settings, check_tolerance, rounds
 
@@ -209,12 +209,12 @@ def _cheapest(options, group, price, size):
     kinds = {}
     for option in options:
         kinds.setdefault((option.path, option.window, option.cell_size), []).append(option)
-    best, least = None, np.inf
+    best, minimum = None, np.inf
     for alike in kinds.values():
         cost = np.array([option.seconds + price * option.distance[:, 0] / size for option in alike])  # (tolerances, group)
         total = cost.min(axis=0).sum() + alike[0].shared
-        if total < least:
-            best, least = [alike[i] for i in cost.argmin(axis=0)], total
+        if total < minimum:
+            best, minimum = [alike[i] for i in cost.argmin(axis=0)], total
     return best
 
 
@@ -234,7 +234,7 @@ def _head_plan(layer, head, own):
     """The plan of a key head of these options: what each query head's error was is its tolerance."""
     distances = [option.distance[i].sum() for i, option in enumerate(own)]
     sizes = layer.size[head * layer.group : (head + 1) * layer.group].sum(axis=1)
-    errors = np.clip(distances / np.maximum(sizes, np.finfo(np.float32).tiny), LEAST_TOLERANCE, LOOSEST_TOLERANCE)
+    errors = np.clip(distances / np.maximum(sizes, np.finfo(np.float32).tiny), MIN_TOLERANCE, LOOSEST_TOLERANCE)
     thresholds = tuple(option.threshold for option in own)
     return HeadPlan(own[0].path, own[0].window, own[0].cell_size, tuple(errors.tolist()), thresholds)
 

@@ -24,9 +24,9 @@ TRIAL = 0.08
 #: Rows of a key head that are measured: causal, in all by the last one's keys (near_far.c); else queries of each head.
 MEASURED_ROWS, MEASURED_QUERIES = 100, 48
 #: At most so many times that where the tolerance is fine (measure.h).
-MOST_TIMES_MEASURED = 4
+MAX_TIMES_MEASURED = 4
 #: Causal, by tolerance: rows are exact until some have been measured that see so many sealed blocks (measure.h).
-LEAST_BLOCKS = 2
+MIN_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def stores_bfloat16(bfloat16, rounding):
 
 def times_measured(tolerance):
     """How many times as many rows a fine tolerance takes: of fewer than 1 / tolerance none may be the one that misses all."""
-    return min(max(int(1 / (MEASURED_QUERIES * tolerance) + 0.5), 1), MOST_TIMES_MEASURED)
+    return min(max(int(1 / (MEASURED_QUERIES * tolerance) + 0.5), 1), MAX_TIMES_MEASURED)
 
 
 @functools.lru_cache(maxsize=1024)  # the layers of a model ask for the same
@@ -258,7 +258,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         pairs = visible * (keys - visible) + visible * (visible + 1) / 2
         segments = sealed_sizes(int(blocks[0]), int(blocks[-1]), window)
         if tolerance is not None:  # rows without a threshold are exact
-            sealed[: np.searchsorted(blocks, LEAST_BLOCKS) + 1] = 0
+            sealed[: np.searchsorted(blocks, MIN_BLOCKS) + 1] = 0
     else:
         seeing, sealed, pairs = np.array([queries]), np.array([max(keys - sinks, 0)]), queries * keys
         segments = sealed

@@ -759,8 +759,8 @@ class _Tuner:
         if stats["cells"] > stats["segments"]:
             budgets["field_of_view"] = self._least(budgets, "field_of_view", 1, max(stats["cells"], 1))
         if lists:
-            most = stats["count"] * self.index._parameters["num_simple"]
-            budgets["visit"] = self._least(budgets, "visit", 1, most)
+            maximum = stats["count"] * self.index._parameters["num_simple"]
+            budgets["visit"] = self._least(budgets, "visit", 1, maximum)
             budgets["retrieve"] = self._least(budgets, "retrieve", 1, stats["count"])
         else:
             budgets["retrieve"] = self._least(budgets, "retrieve", self.k, generous["retrieve"])

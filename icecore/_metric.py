@@ -13,7 +13,7 @@ SAMPLE = 1024
 #: So many at a time: more of them widened would be a twentieth of the memory that a call needs.
 PIECE = 256
 #: Fewer rows, of all query heads of a key head together, say too little.
-LEAST_ROWS = 64
+MIN_ROWS = 64
 
 
 def query_metric(query, num_kv_heads):
@@ -55,7 +55,7 @@ def query_metric(query, num_kv_heads):
         return identity
     step, group = max(1, -(-length // SAMPLE)), heads // num_kv_heads
     rows = query.size // (heads * length * dim) * group * -(-length // step)  # of a key head
-    if rows < LEAST_ROWS:
+    if rows < MIN_ROWS:
         return identity
     moments = np.zeros((num_kv_heads, dim, dim))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -14,9 +14,9 @@ from icecore._settings import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, Settings
 
 FORMAT = 2
 #: Tolerances of heads lie within these. In a cache, exact heads get the least, those of the window alone the loosest.
-LEAST_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
+MIN_TOLERANCE, LOOSEST_TOLERANCE = 1e-6, 0.9
 #: And the thresholds that go with them there: all is opened, or hardly anything.
-LEAST_THRESHOLD, LOOSEST_THRESHOLD = 1e-9, 2.0
+MIN_THRESHOLD, LOOSEST_THRESHOLD = 1e-9, 2.0
 #: Of errors and seconds.
 LARGEST_NUMBER = 1e30
 
@@ -104,10 +104,10 @@ class LayerPlan:
         groups = {len(head.tolerances) for head in self.heads}
         if len(groups) != 1 or 0 in groups:
             raise ValueError("heads must be at least one, each with as many tolerances as the others")
-        for name, least in (("error", 0), ("seconds", 1 / LARGEST_NUMBER), ("exact_seconds", 0)):
+        for name, minimum in (("error", 0), ("seconds", 1 / LARGEST_NUMBER), ("exact_seconds", 0)):
             value = getattr(self, name)
-            if not isinstance(value, (int, float, np.floating)) or not least <= value <= LARGEST_NUMBER:
-                raise ValueError(f"{name} must be a number in {least:g}..{LARGEST_NUMBER:g}, got {value!r}")
+            if not isinstance(value, (int, float, np.floating)) or not minimum <= value <= LARGEST_NUMBER:
+                raise ValueError(f"{name} must be a number in {minimum:g}..{LARGEST_NUMBER:g}, got {value!r}")
         if not self.causal and any(head.window is not None for head in self.heads):
             raise ValueError("heads must have no window where the plan is not causal")
 
@@ -148,7 +148,7 @@ class LayerPlan:
 
     def for_cache(self):
         """(window, keys per cell, tolerance and threshold of each query head): one window and cell size for all."""
-        fixed = {"exact": (LEAST_TOLERANCE, LEAST_THRESHOLD), "window": (LOOSEST_TOLERANCE, LOOSEST_THRESHOLD)}
+        fixed = {"exact": (MIN_TOLERANCE, MIN_THRESHOLD), "window": (LOOSEST_TOLERANCE, LOOSEST_THRESHOLD)}
         windows = [head.window or DEFAULT_WINDOW for head in self.heads]
         sizes = [head.cell_size for head in self.heads if head.path == "near_far"] or [CELL_SIZE]
         pairs = [

@@ -226,7 +226,7 @@ def test_unknown_picture():
 @pytest.mark.parametrize("count, total", [(0, 10), (3, 10), (10, 10), (98, 100)])
 def test_interval_is_clopper_and_pearsons(count, total):
     share = statistics.share(count, total)
-    assert (share.least, share.most) == pytest.approx(tuple(binomtest(count, total).proportion_ci(0.95)))
+    assert (share.minimum, share.maximum) == pytest.approx(tuple(binomtest(count, total).proportion_ci(0.95)))
     assert share.share == count / total
 
 
@@ -261,7 +261,7 @@ def test_shakespeare_may_be_missing(monkeypatch):
 def test_every_task_has_what_run_uses():
     for task in (*run.LANGUAGE.values(), *run.IMAGES.values()):
         assert all(callable(getattr(task, name)) for name in ("cases", "check", "cost", "run", "compare", "overall"))
-        assert min(task.LENGTHS) >= task.LEAST_LENGTH
+        assert min(task.LENGTHS) >= task.MIN_LENGTH
 
 
 def test_near_far_reads_nearly_as_exact_does():

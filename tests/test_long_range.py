@@ -10,7 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "bench" / "long_range"
 #: Least share of 40 sequences that the committed models must get right: what bench/README.md says, less four standard errors.
-LEAST_RIGHT = {"listops": 0.85, "pathfinder": 0.75, "texts": 0.75}
+MIN_RIGHT = {"listops": 0.85, "pathfinder": 0.75, "texts": 0.75}
 #: The best threshold on the distance of Pathfinder's dots is right for 57 % of 600 images.
 BY_DISTANCE = 0.63
 
@@ -146,7 +146,7 @@ def test_documents_are_mostly_of_one_source():
         assert counts[answer] >= np.delete(counts, answer).max() + texts.MARGIN
 
 
-@pytest.mark.parametrize("name", LEAST_RIGHT)
+@pytest.mark.parametrize("name", MIN_RIGHT)
 def test_the_committed_models_are_as_right_as_documented(name):
     long_range = module("long_range")
     if name == "texts" and not module("texts").ARCHIVE.exists():
@@ -158,4 +158,4 @@ def test_the_committed_models_are_as_right_as_documented(name):
     for method in ("exact", "near/far, tolerance 0.05"):
         attention = long_range.Timed(methods[method])
         given = [long_range.answer(task, weights, head, tokens, attention) for tokens in sequences]
-        assert np.mean(given == answers) >= LEAST_RIGHT[name], method
+        assert np.mean(given == answers) >= MIN_RIGHT[name], method

@@ -28,10 +28,10 @@ from icecore.reference.dense import top_k_attention, visible_count, visible_keys
 from icecore.reference.near_far import (
     attend_one,
     exact_and_sealed,
-    least_risk,
     log_mass,
     log_risk,
     log_spread,
+    min_risk,
     query_moments,
     sealed_ranges,
 )
@@ -477,8 +477,8 @@ def test_exact_and_sealed_keys_are_all_that_is_visible(position, block, sinks):
 def test_least_risk():
     risk, count = np.array([-1.0, 0.4, 0.4, 0.9, -2.0]), np.array([5, 6, 7, 8, 9])
     for wanted, expected in [(1, [3]), (8, [3]), (9, [1, 2, 3]), (21, [1, 2, 3]), (22, [0, 1, 2, 3])]:
-        np.testing.assert_array_equal(np.flatnonzero(risk >= least_risk(risk, count, wanted)), expected)
-    assert least_risk(risk, count, 35) == -np.inf
+        np.testing.assert_array_equal(np.flatnonzero(risk >= min_risk(risk, count, wanted)), expected)
+    assert min_risk(risk, count, 35) == -np.inf
 
 
 def test_attend_one_is_the_formula():

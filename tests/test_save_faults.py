@@ -91,7 +91,7 @@ KILLED = """
 one, two = make(1), make(2)
 one.save(path)
 generator = random.Random(int(sys.argv[4]))
-seen, most = [], 0
+seen, maximum = [], 0
 for _ in range(int(sys.argv[3])):
     child = os.fork()
     if not child:
@@ -102,9 +102,9 @@ for _ in range(int(sys.argv[3])):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     seen.append(number_at(path))
-    most = max(most, len(left_over()))
+    maximum = max(maximum, len(left_over()))
 two.save(path)
-print(json.dumps([seen, most, number_at(path), left_over()]))
+print(json.dumps([seen, maximum, number_at(path), left_over()]))
 """
 
 DISK_FULL = """
@@ -139,9 +139,9 @@ def run(code, *arguments):
 @pytest.mark.parametrize("kind", ["index", "cache", "layers", "plan"])
 def test_a_process_killed_while_it_saves_leaves_the_old_or_the_new(tmp_path, kind):
     path = tmp_path / "saved"
-    seen, most, last, left = json.loads(run(KILLED, kind, path, 3 * TEST_FACTOR, os.getpid()))
+    seen, maximum, last, left = json.loads(run(KILLED, kind, path, 3 * TEST_FACTOR, os.getpid()))
     assert set(seen) <= {1, 2}
-    assert most <= 2  # of the last one killed, and of the one before it, which was killed before it had swept
+    assert maximum <= 2  # of the last one killed, and of the one before it, which was killed before it had swept
     assert (last, left) == (2, [])
 
 

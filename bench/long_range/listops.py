@@ -15,7 +15,7 @@ from task import Batch, Task, waves
 OPERATORS = ("[MAX", "[MIN", "[MED")
 MEDIAN = 2  # counts in OPERATORS
 CLOSE = 10 + len(OPERATORS)  # tokens: the digits, the operators, the closing bracket
-MOST_DIGITS = 5  # in an inner list; at least 2
+MAX_DIGITS = 5  # in an inner list; at least 2
 CONTEXT = 2048
 LONGEST = 2000
 #: Until which share of training: shortest and longest.
@@ -44,7 +44,7 @@ def expression(generator, length, outermost=None):
     if outermost is None:
         outermost = int(generator.integers(len(OPERATORS)))
     # All at once, as one by one is slow: numbers of digits of lists, which of the arguments are lists, operators, digits
-    counts = iter(generator.integers(2, MOST_DIGITS + 1, size=length).tolist())
+    counts = iter(generator.integers(2, MAX_DIGITS + 1, size=length).tolist())
     nested = iter((generator.random(length) < lists).tolist())
     operators = iter(generator.choice(len(OPERATORS), p=shares, size=length).tolist())
     digits = iter(generator.choice(10, p=of_digits, size=length).tolist())

@@ -59,8 +59,8 @@ def document(generator, pieces, test=False):
     """Tokens and targets of a document, (1 + pieces * PIECE,) int64 each."""
     while True:
         sources = generator.integers(len(SOURCES), size=pieces)
-        *_, second, most = sorted(np.bincount(sources, minlength=len(SOURCES)))
-        if most - second >= min(MARGIN, pieces):
+        *_, second, maximum = sorted(np.bincount(sources, minlength=len(SOURCES)))
+        if maximum - second >= min(MARGIN, pieces):
             break
     parts = []
     for source in sources:

@@ -160,14 +160,14 @@ static void attend_block(ice_tile *tile, const icecore_attention *source, int64_
 }
 
 /* Milliseconds of work, after which a panel asks whether it is to stop. */
-#define MOST_STRETCH 65536
+#define MAX_STRETCH 65536
 
 /* Where a stretch of keys ends that can be attended to at once: packed values begin and end with whole packs, beyond
  * `end` if need be, and keys that all rows see need no blocks. */
 static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, int64_t seen_begin, int64_t seen_end) {
     const int64_t keys = tile->problem->keys, block = first + ICE_KEY_BLOCK;
     if (!tile->packed) return block < end ? block : end;
-    if (seen_end > first + MOST_STRETCH) seen_end = first + MOST_STRETCH;
+    if (seen_end > first + MAX_STRETCH) seen_end = first + MAX_STRETCH;
     if (tile->problem->mask_kind == ICECORE_MASK_NONE && first >= seen_begin && seen_end > block)
         return seen_end < keys ? seen_end - (seen_end - first) % ICE_PACKED : keys;
     int64_t last = first + (end - first + ICE_PACKED - 1) / ICE_PACKED * ICE_PACKED;

@@ -11,7 +11,7 @@
  * for an error of the output far below the tolerance. */
 #define MASS_SHARE 0.25
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
-#define LEAST_ROWS 8.0
+#define MIN_ROWS 8.0
 /* Rows whose error is so many times the tolerance by the rule in force are of another kind than those before. */
 #define SURPRISE 4.0
 /* Standard errors that are added to an error before it is held against the tolerance.  (With one, 88 to 93 % of
@@ -77,7 +77,7 @@ static double fading_of(const ice_sample *s, const ice_curve *found, int64_t gro
         norm += (double)found[row].norm;
     }
     const int surprised = error > SURPRISE * (double)tolerance * norm;
-    return surprised && m->rows * s->fading > LEAST_ROWS ? LEAST_ROWS / m->rows : s->fading;
+    return surprised && m->rows * s->fading > MIN_ROWS ? MIN_ROWS / m->rows : s->fading;
 }
 
 static void add_masses(ice_measured *m, const ice_curve *row) {
@@ -185,7 +185,7 @@ static int learn(const ice_sample *s, const ice_curve *found, int64_t group, flo
         if (is_usable(&found[row])) add_masses(m, &found[row]);
     for (int64_t row = 0; row < rows; row += group)
         if (is_usable(&found[row])) add_errors(m, &found[row], (double)s->stack->keys);
-    if ((double)s->count < LEAST_ROWS && m->rows < LEAST_ROWS) return 0;
+    if ((double)s->count < MIN_ROWS && m->rows < MIN_ROWS) return 0;
     if (!renew(m, rule, (double)tolerance, s->options)) return 0;
     rule->all_cells = 1;
     rule->exact = 1; /* until enough rows are known that score all cells */

@@ -22,7 +22,7 @@ typedef struct {
 
 /* Rows that see fewer sealed blocks are exact and say nothing: what the next block is about, one need not have met.
  * (Measured from one on, single heads of SmolLM2 had errors of 15 to 50 x the tolerance in the block after.) */
-#define ICE_LEAST_BLOCKS 2
+#define ICE_MIN_BLOCKS 2
 /* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last
  * that were measured thoroughly (then *renews), and others where one block in so many is new: that is a few per cent of
  * a prompt's time.  Decoding measures single queries, the more blocks there are the fewer (cache/attend.c). */
@@ -34,17 +34,17 @@ static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed,
 }
 /* Of fewer rows than 1 / tolerance none may be the one that misses everything: in units of a panel's rows, at most
  * four.  (At 0.005 one panel's left made-up heads at four times the tolerance.) */
-#define ICE_MOST_PANELS_MEASURED 4
+#define ICE_MAX_PANELS_MEASURED 4
 static inline int64_t ice_panels_measured(float tolerance) {
     const float wanted = 1.0f / (ICE_PANEL * tolerance) + 0.5f;
     if (wanted < 2.0f) return 1;
-    return wanted < ICE_MOST_PANELS_MEASURED ? (int64_t)wanted : ICE_MOST_PANELS_MEASURED;
+    return wanted < ICE_MAX_PANELS_MEASURED ? (int64_t)wanted : ICE_MAX_PANELS_MEASURED;
 }
 /* And of how many queries: about 32 rows of all query heads together, or 12. */
-#define ICE_MOST_QUERIES_MEASURED 32
+#define ICE_MAX_QUERIES_MEASURED 32
 static inline int64_t ice_measured_queries(int64_t group, int renews) {
-    const int64_t least = renews ? 8 : 3, wanted = (renews ? ICE_MOST_QUERIES_MEASURED : 12) / group;
-    return wanted < least ? least : wanted;
+    const int64_t minimum = renews ? 8 : 3, wanted = (renews ? ICE_MAX_QUERIES_MEASURED : 12) / group;
+    return wanted < minimum ? minimum : wanted;
 }
 
 /* Scratch for at most `count` queries of a key head over at most so many levels, and cells and parents. */

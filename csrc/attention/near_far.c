@@ -67,15 +67,15 @@ static int64_t now(void) {
  * instead of half a per cent; and pictures need fewer near keys, since the standard error is smaller.) */
 #define QUERIES_AT_ONCE ICE_PANEL
 
-static float least_tolerance(const icecore_near_far *options, int64_t query_heads) {
-    float least = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
+static float min_tolerance(const icecore_near_far *options, int64_t query_heads) {
+    float minimum = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
     for (int64_t h = 1; options->head_tolerance && h < query_heads; h++)
-        least = fminf(least, options->head_tolerance[h]);
-    return least;
+        minimum = fminf(minimum, options->head_tolerance[h]);
+    return minimum;
 }
 
 static void plan_measuring(near_far_call *call) {
-    const int64_t panels = ice_panels_measured(least_tolerance(call->options, call->problem->query_heads));
+    const int64_t panels = ice_panels_measured(min_tolerance(call->options, call->problem->query_heads));
     int64_t last = 0, renewed = 0, since = 0;
     for (int64_t i = 0; i < call->steps; i++) {
         step *s = &call->step[i];
@@ -86,7 +86,7 @@ static void plan_measuring(near_far_call *call) {
             s->renews = 1;
             continue;
         }
-        if (s->blocks < ICE_LEAST_BLOCKS) continue;
+        if (s->blocks < ICE_MIN_BLOCKS) continue;
         since += queries;
         if (!ice_is_measured(s->blocks, last, renewed, ICE_NEW_IN_PROMPT, &s->renews)) continue;
         const int64_t wanted = panels * ice_measured_queries(ice_group(call->problem), s->renews);
@@ -105,7 +105,7 @@ static void measure(near_far_call *call, const step *s, const ice_stack *stack, 
     if (!s->measured) return;
     const int64_t begin = now(), queries = s->end_query - s->first_query, stride = queries / s->measured;
     const int64_t first = s->end_query - 1 - (s->measured - 1) * stride;
-    int64_t position[ICE_MOST_PANELS_MEASURED * QUERIES_AT_ONCE];
+    int64_t position[ICE_MAX_PANELS_MEASURED * QUERIES_AT_ONCE];
     for (int64_t i = 0; i < s->measured; i++) position[i] = p->keys - p->queries + first + i * stride;
     ice_sample sample = {
         .problem = p,
@@ -139,11 +139,11 @@ static int64_t cell_size_of(const icecore_near_far *options, int64_t key_head) {
     return options->head_cell_size ? options->head_cell_size[key_head] : options->cell_size;
 }
 
-static int64_t least_cell_size(const icecore_near_far *options, int64_t key_heads) {
-    int64_t least = cell_size_of(options, 0);
+static int64_t min_cell_size(const icecore_near_far *options, int64_t key_heads) {
+    int64_t minimum = cell_size_of(options, 0);
     for (int64_t h = 1; h < key_heads; h++)
-        if (cell_size_of(options, h) < least) least = cell_size_of(options, h);
-    return least;
+        if (cell_size_of(options, h) < minimum) minimum = cell_size_of(options, h);
+    return minimum;
 }
 
 /* Whose queries a segment's metric is made of. */
@@ -473,9 +473,9 @@ static icecore_status attend(near_far_call *call) {
             memset(call->measured, 0, (size_t)query_heads * sizeof *call->measured);
             plan_measuring(call);
         }
-        const int64_t cell_size = least_cell_size(options, problem->key_heads);
-        int64_t nodes = ice_stack_most_nodes(problem->keys, cell_size);
-        const int64_t levels = problem->causal ? ice_stack_most_levels(problem->keys, options->block) : 1;
+        const int64_t cell_size = min_cell_size(options, problem->key_heads);
+        int64_t nodes = ice_stack_max_nodes(problem->keys, cell_size);
+        const int64_t levels = problem->causal ? ice_stack_max_levels(problem->keys, options->block) : 1;
         int64_t measured = 0; /* queries at once */
         for (int64_t i = 0; i < call->steps && measuring; i++)
             if (call->step[i].measured > measured) measured = call->step[i].measured;
@@ -502,7 +502,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     const int by_threshold = ice_by_threshold(options);
-    if (problem->key_heads > 0 && least_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
+    if (problem->key_heads > 0 && min_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
     if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* their numbers are of 32 bits */
     if (problem->window != -1 || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) ||
         !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||

@@ -6,7 +6,7 @@
 #include "base/parallel.h"
 
 /* Of a long input not every eighth position, but about so many. */
-#define MOST_POSITIONS 2048
+#define MAX_POSITIONS 2048
 
 typedef struct {
     float *rows, *weights, *accumulator; /* rows x dim, rows x ICE_PANEL, dim x ICE_PANEL */
@@ -68,7 +68,7 @@ icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kerne
 icecore_status ice_find_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
                                       int64_t key_head, int64_t first_query, int64_t end_query, float *moments,
                                       int *known) {
-    const int64_t count = end_query - first_query, wide = count / MOST_POSITIONS;
+    const int64_t count = end_query - first_query, wide = count / MAX_POSITIONS;
     const int64_t steps[] = {wide > ICE_MOMENT_STEP ? wide : ICE_MOMENT_STEP, 1};
     *known = 0;
     for (int i = 0; i < 2 && !*known; i++) {
@@ -77,7 +77,7 @@ icecore_status ice_find_query_moments(const icecore_attention *p, const ice_kern
         icecore_status status =
             ice_add_query_moments(p, kernels, batch, key_head, first_query, end_query, steps[i], moments, &rows);
         if (status != ICECORE_OK) return status;
-        if (rows < ICE_LEAST_MOMENT_ROWS) continue;
+        if (rows < ICE_MIN_MOMENT_ROWS) continue;
         *known = 1;
         for (int64_t t = 0; t < p->dim * p->dim; t++) {
             moments[t] /= (float)rows;

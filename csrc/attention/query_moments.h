@@ -8,7 +8,7 @@
  * models' heads). */
 #define ICE_MOMENT_STEP 8
 /* Fewer rows say too little. */
-#define ICE_LEAST_MOMENT_ROWS 64
+#define ICE_MIN_MOMENT_ROWS 64
 
 /* sum (dim x dim) += q q^T over the queries of a key head that stand at positions step - 1, 2 step - 1, ... among
  * first_query .. end_query - 1; *rows grows by their number.  Queries that are not finite are left out. */

@@ -6,7 +6,7 @@
 /* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
  * segment's metric. */
 void ice_bound_far_field(ice_selection *t) {
-    float correction[ICE_PANEL], *most = t->tile.scores;
+    float correction[ICE_PANEL], *maximum = t->tile.scores;
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
         const float *norm = ice_spread_of(t, now->from)->norm;
@@ -16,10 +16,10 @@ void ice_bound_far_field(ice_selection *t) {
                 for (int lane = 0; lane < ICE_PANEL; lane++) {
                     float own = t->scores[(now->row + i + j) * ICE_PANEL +
                                           lane]; /* -inf: opened or hidden, whatever the radius */
-                    most[j * ICE_PANEL + lane] =
+                    maximum[j * ICE_PANEL + lane] =
                         own == -INFINITY ? own : own + norm[lane] * now->nodes->radius[now->node + i + j];
                 }
-            t->kernels->softmax(most, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
+            t->kernels->softmax(maximum, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
         }
     }
 }

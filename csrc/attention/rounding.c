@@ -49,7 +49,7 @@ static void copy_task(void *context, int64_t index, void *scratch) {
  * rounding.) */
 #define CENTRED_KEYS 256
 #define CENTRED_FROM 8.0f
-#define MOST_DRIFT 0.016f
+#define MAX_DRIFT 0.016f
 int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int64_t block, float *centre) {
     int any = 0;
     const int64_t keys = p->causal && block < p->keys ? block : p->keys,
@@ -69,7 +69,7 @@ int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int
         for (int64_t t = 0; t < p->dim; t++) {
             const float size = fabsf(own[t]);
             if (count < 2 ||
-                !(size > CENTRED_FROM * (float)spread[t] && fabsf(half[0][t] - half[1][t]) <= MOST_DRIFT * size))
+                !(size > CENTRED_FROM * (float)spread[t] && fabsf(half[0][t] - half[1][t]) <= MAX_DRIFT * size))
                 own[t] = 0.0f;
             any |= own[t] != 0.0f;
         }

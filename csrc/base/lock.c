@@ -13,8 +13,8 @@ static ice_lock *first;
 
 /* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers
  * that interrupt it. */
-#define MOST_HELD 64
-static _Thread_local ice_lock *held[MOST_HELD];
+#define MAX_HELD 64
+static _Thread_local ice_lock *held[MAX_HELD];
 static _Thread_local int held_count;
 
 static int times_held(const ice_lock *lock) {
@@ -99,7 +99,7 @@ static icecore_status take(ice_lock *lock, int writes, int waits) {
     icecore_status status = ICECORE_OK;
     pthread_mutex_lock(&lock->mutex);
     if (lock->is_lost) status = ICECORE_ERROR_FORKED;
-    else if ((times && (writes || lock->writing)) || held_count == MOST_HELD) status = ICECORE_ERROR_BUSY;
+    else if ((times && (writes || lock->writing)) || held_count == MAX_HELD) status = ICECORE_ERROR_BUSY;
     while (status == ICECORE_OK && !times && !is_free(lock, writes))
         status = waits ? wait_a_while(lock, writes) : ICECORE_ERROR_BUSY;
     if (status == ICECORE_OK) {

@@ -40,7 +40,7 @@ static header *header_of(void *memory) { return (header *)((char *)memory - ICE_
 
 /* Kept arrays from here on are mappings of their own: a call in bfloat16 then needs 1.5 times its keys and values and
  * not 1.7 (bench_near_far.py --memory), for two or three hundredths of its time. */
-#define LEAST_MAPPED ((size_t)128 << 10)
+#define MIN_MAPPED ((size_t)128 << 10)
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) /* which watches the ends of what malloc gives */
 static void *map(size_t bytes) {
@@ -61,7 +61,7 @@ static void unmap(const header *h) { (void)h; }
 void *ice_alloc_kept(int64_t count, size_t size) {
     if (count < 0 || (size != 0 && (uint64_t)count > (SIZE_MAX - 2 * HUGE_PAGE) / size)) return NULL;
     const size_t bytes = ice_round_up((size_t)count * size);
-    void *memory = bytes >= LEAST_MAPPED ? map(bytes) : NULL;
+    void *memory = bytes >= MIN_MAPPED ? map(bytes) : NULL;
     if (memory) return memory;
     char *start = ice_alloc((int64_t)(bytes + ICE_ALIGNMENT), 1);
     if (!start) return NULL;

@@ -105,7 +105,7 @@ static void work(task_list *list, int thread) {
 }
 
 /* More are not started for one loop. */
-#define MOST_NEW_THREADS 256
+#define MAX_NEW_THREADS 256
 
 static void *begin_work(void *list) {
     work(list, 1 + atomic_fetch_add(&((task_list *)list)->threads, 1));
@@ -114,9 +114,9 @@ static void *begin_work(void *list) {
 
 /* On threads of its own, or fewer where the system gives no more. */
 static void work_on_new_threads(task_list *list, int threads) {
-    pthread_t thread[MOST_NEW_THREADS];
+    pthread_t thread[MAX_NEW_THREADS];
     int started = 0;
-    while (started < threads - 1 && started < MOST_NEW_THREADS &&
+    while (started < threads - 1 && started < MAX_NEW_THREADS &&
            !pthread_create(&thread[started], NULL, begin_work, list))
         started++;
     work(list, 0);

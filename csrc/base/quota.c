@@ -90,20 +90,20 @@ static int quota_of(const char *root, const char *folder, int version) {
 }
 
 /* From the process's own group up to the mounted one. */
-static int least_quota(const char *root, const hierarchy *h, int version) {
+static int min_quota(const char *root, const hierarchy *h, int version) {
     char folder[2 * LONGEST_PATH];
     const size_t mount = strlen(h->mount), top = strlen(h->top);
     /* a group that lies outside of what is mounted cannot be looked at */
     const int inside =
         !strncmp(h->own, h->top, top) && (h->own[top] == '/' || h->own[top] == '\0') && !strstr(h->own, "/..");
-    int least = 0;
+    int minimum = 0;
     if (!h->is_mounted) return 0;
     snprintf(folder, sizeof folder, "%s%s", h->mount, inside ? h->own + top : "");
     for (;;) {
         const int quota = quota_of(root, folder, version);
-        if (quota > 0 && (least == 0 || quota < least)) least = quota;
+        if (quota > 0 && (minimum == 0 || quota < minimum)) minimum = quota;
         char *last = strrchr(folder, '/');
-        if (strlen(folder) <= mount || !last) return least;
+        if (strlen(folder) <= mount || !last) return minimum;
         *last = '\0';
     }
 }
@@ -112,7 +112,7 @@ int ice_read_cpu_quota(const char *root) {
     hierarchy one = {0}, two = {0};
     find_mounts(root, &one, &two);
     find_groups(root, &one, &two);
-    const int first = least_quota(root, &one, 1), second = least_quota(root, &two, 2);
+    const int first = min_quota(root, &one, 1), second = min_quota(root, &two, 2);
     return first > 0 && (second == 0 || first < second) ? first : second;
 }
 

@@ -75,7 +75,7 @@ static void plan_measuring(attend_call *call, int by_tolerance) {
     if (!q->known) {
         call->renews = 1;
         call->measured = usable < q->capacity ? usable : q->capacity;
-        if (call->measured >= 8 && call->blocks >= ICE_LEAST_BLOCKS) call->measuring = MEASURED_AFTER;
+        if (call->measured >= 8 && call->blocks >= ICE_MIN_BLOCKS) call->measuring = MEASURED_AFTER;
         return;
     }
     if (seals && ice_is_measured(c->sealed, q->last, q->renewed, ICE_NEW_IN_PROMPT, &call->renews) &&
@@ -95,7 +95,7 @@ static void measure(attend_call *call, int64_t head, void *scratch) {
     const ice_cache_queries *q = &c->queries;
     const int64_t stride = call->usable / call->measured, row = call->problem.query_heads * c->options.dim;
     const int64_t first = call->measured_end - 1 - (call->measured - 1) * stride;
-    int64_t position[ICE_MOST_QUERIES_MEASURED];
+    int64_t position[ICE_MAX_QUERIES_MEASURED];
     for (int64_t i = 0; i < call->measured; i++) position[i] = q->position[first + i * stride];
     icecore_attention problem = call->problem;
     problem.dtype = ICECORE_FLOAT32; /* as queries are kept */
@@ -177,20 +177,20 @@ static void seal_and_attend_task(void *context, int64_t head, void *scratch) {
 }
 
 /* So many that any head's stack of `blocks` has no more. */
-static int64_t most_nodes(const icecore_cache *c, int64_t blocks) {
-    int64_t most = 0;
+static int64_t max_nodes(const icecore_cache *c, int64_t blocks) {
+    int64_t maximum = 0;
     for (int64_t h = 0; h < c->options.heads; h++) {
-        if (c->head[h].sealed < blocks) return ice_stack_most_nodes(blocks * c->options.block, c->options.cell_size);
-        if (c->head[h].stack->nodes > most) most = c->head[h].stack->nodes;
+        if (c->head[h].sealed < blocks) return ice_stack_max_nodes(blocks * c->options.block, c->options.cell_size);
+        if (c->head[h].stack->nodes > maximum) maximum = c->head[h].stack->nodes;
     }
-    return most;
+    return maximum;
 }
 
 static icecore_status attend_block(attend_call *call) {
     const icecore_cache *c = call->cache;
     const int64_t heads = c->options.heads;
-    const int64_t levels = ice_stack_most_levels(c->length, c->options.block);
-    const int64_t nodes = most_nodes(c, call->blocks);
+    const int64_t levels = ice_stack_max_levels(c->length, c->options.block);
+    const int64_t nodes = max_nodes(c, call->blocks);
     const size_t bytes = ice_selection_bytes(&call->problem, &call->options, levels, nodes);
     const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, &call->problem, &call->options, levels,
                                                                  nodes, call->measured)

@@ -117,22 +117,23 @@ icecore_status icecore_cache_fork(icecore_cache *c, icecore_cache **result) {
 
 /* More rows than there are, in a new array: the fewer, the oftener all open ones, of two blocks at most, are copied
  * into the next.  Few tokens of a long block take little memory all the same. */
-static int64_t spare_rows(int64_t rows, int64_t most) { return rows + 16 < most ? rows + 16 : most; }
-static int64_t most_spare(const icecore_cache *c) { return c->options.block / 8 + 16; }
+static int64_t spare_rows(int64_t rows, int64_t maximum) { return rows + 16 < maximum ? rows + 16 : maximum; }
+static int64_t max_spare(const icecore_cache *c) { return c->options.block / 8 + 16; }
 
-static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t rows, int64_t most) {
+static ice_open_rows *new_rows(const icecore_cache *c, int64_t first, int64_t rows, int64_t maximum) {
     const icecore_cache_options *o = &c->options;
     return ice_open_rows_new(o->heads, o->dim, o->value_dim, ice_open_dtype(o, c->offset), first,
-                             rows + spare_rows(rows, most));
+                             rows + spare_rows(rows, maximum));
 }
 
 ice_open_rows *ice_cache_new_rows(const icecore_cache *c, int64_t first, int64_t rows) {
-    return new_rows(c, first, rows, most_spare(c));
+    return new_rows(c, first, rows, max_spare(c));
 }
 
 /* Room for tokens length .. length + count - 1 behind those from `first` on, which are kept, in rows that nobody else
  * will write to. */
-static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count, int64_t most) {
+static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_t first, int64_t count,
+                            int64_t maximum) {
     ice_open_rows *r = *rows;
     const int64_t end = c->length + count;
     if (r && !r->mapped && end <= r->first + r->capacity) {
@@ -141,7 +142,7 @@ static icecore_status claim(const icecore_cache *c, ice_open_rows **rows, int64_
             atomic_store(&r->filled, filled); /* more, if tokens were forgotten */
         if (atomic_compare_exchange_strong(&r->filled, &filled, end)) return ICECORE_OK;
     }
-    ice_open_rows *own = new_rows(c, first, end - first, most);
+    ice_open_rows *own = new_rows(c, first, end - first, maximum);
     if (!own) return ICECORE_ERROR_MEMORY;
     if (r) ice_open_rows_copy(r, own, first, c->length);
     own->filled = end;
@@ -203,7 +204,7 @@ static icecore_status store_tokens(icecore_cache *c, icecore_dtype dtype, icecor
     const int64_t new_sinks = c->length + count < sinks ? count : sinks - c->length;
     icecore_status status = ICECORE_OK;
     if (new_sinks > 0) status = claim(c, &c->sinks, 0, new_sinks, sinks - c->length - new_sinks);
-    if (status == ICECORE_OK) status = claim(c, &c->open, first, count, most_spare(c));
+    if (status == ICECORE_OK) status = claim(c, &c->open, first, count, max_spare(c));
     if (status == ICECORE_OK && new_sinks > 0) status = fill(c, c->sinks, dtype, keys, values, new_sinks);
     return status == ICECORE_OK ? fill(c, c->open, dtype, keys, values, count) : status;
 }
@@ -403,7 +404,7 @@ static int64_t bytes_of(const ice_open_rows *r) {
 static icecore_status state_of(const icecore_cache *c, icecore_cache_state *s) {
     icecore_status status = ICECORE_OK;
     *s = (icecore_cache_state){.length = c->length, .evicted = c->evicted, .sealed = c->sealed * c->options.block};
-    s->first_query = ice_cache_most_sealed(c) * c->options.block;
+    s->first_query = ice_cache_max_sealed(c) * c->options.block;
     if (s->first_query) s->first_query--;
     s->open = c->length - s->sealed;
     s->bytes = bytes_of(c->sinks) + bytes_of(c->open) + ice_queries_bytes(c);

@@ -70,7 +70,7 @@ static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o, ice_o
 ice_open_rows *ice_cache_new_rows(const icecore_cache *cache, int64_t first, int64_t rows);
 
 /* Blocks of the head that has sealed most. */
-int64_t ice_cache_most_sealed(const icecore_cache *cache);
+int64_t ice_cache_max_sealed(const icecore_cache *cache);
 
 /* So many of the first tokens tell the offset, before any is sealed; until they are there rows are float32. */
 static inline int64_t ice_cache_looked_at(const icecore_cache_options *o) { return o->block < 32 ? 2 * o->block : 64; }

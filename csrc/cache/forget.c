@@ -97,15 +97,15 @@ static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) 
     return status;
 }
 
-int64_t ice_cache_most_sealed(const icecore_cache *c) {
-    int64_t most = c->sealed;
+int64_t ice_cache_max_sealed(const icecore_cache *c) {
+    int64_t maximum = c->sealed;
     for (int64_t h = 0; h < c->options.heads; h++)
-        if (c->head[h].sealed > most) most = c->head[h].sealed;
-    return most;
+        if (c->head[h].sealed > maximum) maximum = c->head[h].sealed;
+    return maximum;
 }
 
 static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
-    const int64_t block = c->options.block, sealed = ice_cache_most_sealed(c);
+    const int64_t block = c->options.block, sealed = ice_cache_max_sealed(c);
     const int64_t wanted = length ? ice_wanted_blocks(c, length - 1) : 0;
     if (length > c->length || (length < c->evicted && length > c->options.sinks)) return ICECORE_ERROR_VALUE;
     if (length <= c->options.sinks && length < c->evicted) {

@@ -43,7 +43,7 @@ static void check_header(mapping *m) {
 
 /* Their number and sizes, as far as `order` has room for so many keys: then they are not more than the file has bytes.
  */
-static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
+static const icecore_array *check_shapes(mapping *m, int64_t *max_keys) {
     const icecore_array *shapes = ice_find(&m->reader, "segment", 'l', -1);
     const icecore_array *order = ice_find(&m->reader, "order", 'i', -1);
     m->reader.used--; /* asked for again, with its length */
@@ -53,7 +53,7 @@ static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
     m->segments = shapes->count / ICE_SEGMENT_NUMBERS;
     const int64_t *shape = shapes->data;
     int64_t left = order->count;
-    *most_keys = 0;
+    *max_keys = 0;
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++, shape += ICE_SEGMENT_NUMBERS) {
         if (shape[0] < 1 || shape[0] > left || shape[0] > INT32_MAX ||
             !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size) || shape[3] < 0 ||
@@ -62,7 +62,7 @@ static const icecore_array *check_shapes(mapping *m, int64_t *most_keys) {
             break;
         }
         left -= shape[0];
-        if (shape[0] > *most_keys) *most_keys = shape[0];
+        if (shape[0] > *max_keys) *max_keys = shape[0];
     }
     return m->reader.failed ? NULL : shapes;
 }
@@ -86,8 +86,8 @@ static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
 
 /* The arrays of all segments, by the sums of their sizes. */
 static int64_t find_fields(mapping *m, const icecore_array **array) {
-    ice_field fields[ICE_MOST_ATTENTION_FIELDS];
-    int64_t total[ICE_MOST_ATTENTION_FIELDS] = {0};
+    ice_field fields[ICE_MAX_ATTENTION_FIELDS];
+    int64_t total[ICE_MAX_ATTENTION_FIELDS] = {0};
     icecore_segment none = {.dim = m->options->dim,
                             .value_dim = m->options->value_dim,
                             .dtype = m->options->dtype,
@@ -103,11 +103,11 @@ static int64_t find_fields(mapping *m, const icecore_array **array) {
 }
 
 static void take_fields(mapping *m) {
-    const icecore_array *array[ICE_MOST_ATTENTION_FIELDS];
-    int64_t place[ICE_MOST_ATTENTION_FIELDS] = {0};
+    const icecore_array *array[ICE_MAX_ATTENTION_FIELDS];
+    int64_t place[ICE_MAX_ATTENTION_FIELDS] = {0};
     const int64_t count = find_fields(m, array);
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++) {
-        ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+        ice_field fields[ICE_MAX_ATTENTION_FIELDS];
         ice_attention_fields(m->segment[n], fields);
         for (int64_t f = 0; f < count; f++) {
             const size_t size = ice_size_of(fields[f].type);
@@ -120,11 +120,11 @@ static void take_fields(mapping *m) {
 }
 
 static void map_segments(mapping *m) {
-    int64_t most_keys;
-    const icecore_array *shapes = check_shapes(m, &most_keys);
+    int64_t max_keys;
+    const icecore_array *shapes = check_shapes(m, &max_keys);
     if (!shapes) return;
     m->segment = ice_alloc(m->segments, sizeof *m->segment);
-    uint8_t *seen = ice_alloc(most_keys, 1);
+    uint8_t *seen = ice_alloc(max_keys, 1);
     if (m->segment) memset(m->segment, 0, (size_t)m->segments * sizeof *m->segment);
     if (!m->segment || !seen) no_memory(m);
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++) {

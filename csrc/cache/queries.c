@@ -126,7 +126,7 @@ int ice_cache_moments(const void *context, int64_t first, int64_t end, float *mo
     memset(sum, 0, (size_t)numbers * sizeof *sum);
     ice_add_query_sums(context, first, end, sum);
     const float rows = sum[numbers - 1];
-    const int known = rows >= (float)ICE_LEAST_MOMENT_ROWS;
+    const int known = rows >= (float)ICE_MIN_MOMENT_ROWS;
     const float *next = sum;
     for (int64_t i = 0; i < dim && known; i++)
         for (int64_t j = 0; j <= i; j++) moments[i * dim + j] = moments[j * dim + i] = *next++ / rows;

@@ -4,10 +4,10 @@
 #include "base/memory.h"
 #include "cache/file.h"
 
-#define MOST_ARRAYS (7 + ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
+#define MAX_ARRAYS (7 + ICE_ROW_PARTS + ICE_MAX_ATTENTION_FIELDS)
 
 /* Of the catalogue's sources, behind rows and fields. */
-#define SUMS (ICE_ROW_PARTS + ICE_MOST_ATTENTION_FIELDS)
+#define SUMS (ICE_ROW_PARTS + ICE_MAX_ATTENTION_FIELDS)
 
 typedef struct {
     icecore_cache **cache; /* forks */
@@ -20,8 +20,8 @@ typedef struct {
     float *nothing;                        /* a block's sums of no queries */
     int64_t header[ICE_CACHE_HEADER];
     ice_catalogue arrays;
-    icecore_array table[MOST_ARRAYS];
-    int source[MOST_ARRAYS];
+    icecore_array table[MAX_ARRAYS];
+    int source[MAX_ARRAYS];
 } contents;
 
 /* Blocks from the sealed ones on of which queries are known. */
@@ -131,7 +131,7 @@ static void list_contents(contents *c) {
                             .dtype = o->dtype,
                             .mean_dtype = ice_cache_means(c->cache[0]),
                             .query_numbers = 1};
-    ice_field fields[ICE_MOST_ATTENTION_FIELDS], own[ICE_MOST_ATTENTION_FIELDS];
+    ice_field fields[ICE_MAX_ATTENTION_FIELDS], own[ICE_MAX_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(&none, fields);
     for (int64_t f = 0; f < count; f++) fields[f].count = 0;
     for (int64_t n = 0; n < c->segments; n++) {
@@ -176,7 +176,7 @@ static int give_part(const void *owner, int part, const ice_sink *sink) {
     if (part == SUMS) return give_sums(c, sink);
     if (part < ICE_ROW_PARTS) return give_rows(c, part, sink);
     for (int64_t n = 0; n < c->segments; n++) {
-        ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+        ice_field fields[ICE_MAX_ATTENTION_FIELDS];
         ice_attention_fields(c->segment[n], fields);
         const ice_field *own = &fields[part - ICE_ROW_PARTS];
         if (ice_give(sink, *own->data, own->count * (int64_t)ice_size_of(own->type))) return 1;

@@ -15,7 +15,7 @@ static int32_t *used_slots(const icecore_index *index) {
 
 static int is_compact(const icecore_index *index) {
     int segments = 0;
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) segments += index->sealed[n].segment != NULL;
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) segments += index->sealed[n].segment != NULL;
     return segments <= 1 && index->removed == 0 && (segments == 0 || index->open_count == 0);
 }
 
@@ -25,9 +25,9 @@ static icecore_status seal_all(icecore_index *index, int threads) {
     icecore_segment *segment;
     icecore_status status = ice_index_seal(index, slot, index->used, threads, NULL, NULL, &segment);
     if (status == ICECORE_OK) {
-        int number[ICE_MOST_SEGMENTS], numbers = 0;
+        int number[ICE_MAX_SEGMENTS], numbers = 0;
         ice_merge_drop_all(index);
-        for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
+        for (int n = 0; n < ICE_MAX_SEGMENTS; n++)
             if (index->sealed[n].segment) number[numbers++] = n;
         ice_index_adopt(index, segment);
         for (int i = 0; i < numbers; i++) ice_index_drop(index, number[i]);
@@ -62,7 +62,7 @@ static void renumber(icecore_index *index, const int32_t *name) {
         *ice_slot_state(slots, to) = *ice_slot_state(slots, s);
         *ice_slot_home(slots, to) = *ice_slot_home(slots, s);
     }
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         icecore_segment *segment = index->sealed[n].segment;
         for (int64_t i = 0; segment && i < segment->count; i++) segment->order[i] = name[segment->order[i]];
     }

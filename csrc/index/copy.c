@@ -79,7 +79,7 @@ static icecore_status copy_list(const icecore_segment *from, const int32_t *befo
 
 /* The arrays of a segment whose shape is known. */
 static int allocate(icecore_segment *s, const icecore_index_options *o) {
-    ice_field fields[ICE_MOST_FIELDS];
+    ice_field fields[ICE_MAX_FIELDS];
     const int64_t count = ice_fields_of(s, o, fields);
     for (int64_t i = 0; i < count; i++) {
         *fields[i].data = ice_segment_alloc(s, fields[i].count, ice_size_of(fields[i].type));
@@ -170,7 +170,7 @@ static icecore_status copy_contents(const icecore_index *from, icecore_index *to
     to->open_count = from->open_count;
     to->next_id = from->next_id;
     to->seals = from->seals;
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         if (!ice_used_in(&from->sealed[n])) continue;
         status = ice_index_copy_used(from, &from->sealed[n], name, &to->sealed[n].segment);
         if (status != ICECORE_OK) return status;

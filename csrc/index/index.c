@@ -56,7 +56,7 @@ icecore_status icecore_index_create(const icecore_index_options *o, icecore_inde
 
 void ice_index_drop_contents(icecore_index *index) {
     ice_merge_drop_all(index);
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) icecore_segment_free(index->sealed[n].segment);
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) icecore_segment_free(index->sealed[n].segment);
     memset(index->sealed, 0, sizeof index->sealed);
     ice_slots_end(&index->slots);
     ice_id_map_end(&index->map);
@@ -282,7 +282,7 @@ static icecore_status enter_mapped_ids(icecore_index *index) {
     if (index->map.count != index->used) {
         status = ice_id_map_reserve(&index->map, &index->slots, index->used);
         if (status == ICECORE_OK && !index->slots.chunk->cell) status = ice_slots_reserve_cells(&index->slots);
-        for (int n = 0; status == ICECORE_OK && n < ICE_MOST_SEGMENTS; n++)
+        for (int n = 0; status == ICECORE_OK && n < ICE_MAX_SEGMENTS; n++)
             if (index->sealed[n].segment) ice_index_enter_cells(index, n);
     }
     for (int64_t s = 0; status == ICECORE_OK && index->map.count != index->used; s++) {
@@ -346,7 +346,7 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
                  index->map.capacity * (int64_t)sizeof(int32_t) +
                  (index->directions ? (int64_t)o->composites * o->simples * (o->dim + 1) * (int64_t)sizeof(float) : 0),
     };
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         const ice_sealed *sealed = &index->sealed[n];
         if (!sealed->segment) continue;
         state.segments++;
@@ -354,7 +354,7 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
         state.merging += sealed->merging;
         state.bytes += (int64_t)sizeof *sealed->segment + sealed->segment->bytes;
     }
-    for (int m = 0; m < ICE_MOST_MERGES; m++)
+    for (int m = 0; m < ICE_MAX_MERGES; m++)
         if (index->merge[m].builder)
             state.bytes += (index->merge[m].slot ? index->merge[m].count * (int64_t)sizeof(int32_t) : 0) +
                            ice_tree_bytes(index->merge[m].builder);

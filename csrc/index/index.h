@@ -13,9 +13,9 @@
 /* Numbers of segments fit a byte.  Two or three of each size class exist at a time; more where there is no memory to
  * merge, or in a file that somebody else made: one may hold half of the numbers, so that there is room to go on from
  * it. */
-#define ICE_MOST_SEGMENTS 200
-#define ICE_MOST_SAVED_SEGMENTS (ICE_MOST_SEGMENTS / 2)
-#define ICE_MOST_MERGES 48
+#define ICE_MAX_SEGMENTS 200
+#define ICE_MAX_SAVED_SEGMENTS (ICE_MAX_SEGMENTS / 2)
+#define ICE_MAX_MERGES 48
 
 typedef struct {
     icecore_segment *segment; /* NULL: the number is free.  Its order holds slots */
@@ -30,7 +30,7 @@ typedef struct {
     int32_t *slot;       /* what was not removed when it began; NULL once the builder knows the rows as slots */
     int64_t count, work; /* slots; row visits in all */
     int64_t owed;        /* visits not yet made, or made ahead (negative) */
-    uint8_t from[ICE_MOST_SEGMENTS];
+    uint8_t from[ICE_MAX_SEGMENTS];
     int from_count;
 } ice_merge;
 
@@ -46,8 +46,8 @@ struct icecore_index {
     uint64_t seals; /* segments ever built: part of each one's seed */
     int32_t open[ICE_OPEN_BLOCK];
     int64_t open_count;
-    ice_sealed sealed[ICE_MOST_SEGMENTS];
-    ice_merge merge[ICE_MOST_MERGES];
+    ice_sealed sealed[ICE_MAX_SEGMENTS];
+    ice_merge merge[ICE_MAX_MERGES];
     int read_only;
 };
 

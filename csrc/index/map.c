@@ -90,7 +90,7 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
         }
     }
     if (o->composites) s->lists = (ice_lists){.composites = o->composites, .simples = o->simples};
-    ice_field fields[ICE_MOST_FIELDS];
+    ice_field fields[ICE_MAX_FIELDS];
     int64_t count = ice_fields_of(s, o, fields);
     for (int64_t i = 0; i < count && !r->failed; i++) {
         snprintf(name, sizeof name, "segment%d.%.*s", number, (int)sizeof fields->part, fields[i].part);
@@ -158,14 +158,14 @@ static void map_all(ice_reader *r, icecore_index *index) {
         if (index->open[i] < 0 || index->open[i] >= index->slots.count)
             ice_refuse(r, "open", "names a slot that does not exist");
     int segments = 0;
-    for (int n = 0; n < ICE_MOST_SEGMENTS && !r->failed; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS && !r->failed; n++) {
         char name[48];
         snprintf(name, sizeof name, "segment%d.shape", n);
         int64_t i = 0;
         while (i < r->count && strcmp(r->arrays[i].name, name) != 0) i++;
         if (i == r->count) continue;
         const icecore_array *shape = ice_find(r, name, 'l', -1);
-        if (++segments > ICE_MOST_SAVED_SEGMENTS)
+        if (++segments > ICE_MAX_SAVED_SEGMENTS)
             ice_refuse(r, "the file", "holds more segments than an index ever has");
         else if (shape) map_segment(r, index, n, shape->data, shape->count);
     }

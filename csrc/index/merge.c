@@ -9,7 +9,7 @@
 #include "index/index.h"
 
 /* A segment with more than this share of removed vectors is built anew. */
-#define MOST_REMOVED 0.33
+#define MAX_REMOVED 0.33
 
 static int size_class(const ice_sealed *sealed) {
     int class = 0;
@@ -35,7 +35,7 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
 
 int ice_index_has_room(const icecore_index *index) {
     int unused = 0;
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) unused += !index->sealed[n].segment;
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) unused += !index->sealed[n].segment;
     return unused > 1;
 }
 
@@ -87,15 +87,15 @@ static void end_merge(icecore_index *index, ice_merge *merge) {
 }
 
 void ice_merge_drop_all(icecore_index *index) {
-    for (int m = 0; m < ICE_MOST_MERGES; m++)
+    for (int m = 0; m < ICE_MAX_MERGES; m++)
         if (index->merge[m].builder) end_merge(index, &index->merge[m]);
 }
 
 static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     const ice_kernels *kernels = ice_active_kernels();
     ice_merge *merge = index->merge;
-    while (merge < index->merge + ICE_MOST_MERGES && merge->builder) merge++;
-    if (merge == index->merge + ICE_MOST_MERGES || !kernels) return;
+    while (merge < index->merge + ICE_MAX_MERGES && merge->builder) merge++;
+    if (merge == index->merge + ICE_MAX_MERGES || !kernels) return;
     int64_t count = 0;
     for (int i = 0; i < from_count; i++) count += ice_used_in(&index->sealed[from[i]]);
     merge->slot = ice_alloc(count, sizeof *merge->slot);
@@ -121,7 +121,7 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
 }
 
 static int is_worn(const ice_sealed *sealed) {
-    return (double)sealed->removed > MOST_REMOVED * (double)sealed->segment->count;
+    return (double)sealed->removed > MAX_REMOVED * (double)sealed->segment->count;
 }
 
 /* Whether a segment with much removed fits into the open block, where few vectors belong. */
@@ -141,13 +141,13 @@ static void move_to_open_block(icecore_index *index, int number) {
 }
 
 void ice_merge_begin_due(icecore_index *index) {
-    uint8_t members[ICE_MOST_SEGMENTS];
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    uint8_t members[ICE_MAX_SEGMENTS];
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         ice_sealed *sealed = &index->sealed[n];
         if (!ice_used_in(sealed) || sealed->merging || fits_open_block(index, sealed)) continue;
         int count = 0, class = size_class(sealed);
         members[count++] = (uint8_t)n;
-        for (int other = n + 1; other < ICE_MOST_SEGMENTS; other++) {
+        for (int other = n + 1; other < ICE_MAX_SEGMENTS; other++) {
             const ice_sealed *o = &index->sealed[other];
             if (ice_used_in(o) && !o->merging && size_class(o) == class) members[count++] = (uint8_t)other;
         }
@@ -157,7 +157,7 @@ void ice_merge_begin_due(icecore_index *index) {
 
 static void finish(icecore_index *index, ice_merge *merge) {
     icecore_segment *segment = ice_tree_take(merge->builder);
-    uint8_t from[ICE_MOST_SEGMENTS];
+    uint8_t from[ICE_MAX_SEGMENTS];
     int from_count = merge->from_count;
     memcpy(from, merge->from, (size_t)from_count);
     ice_index_adopt(index, segment);
@@ -166,7 +166,7 @@ static void finish(icecore_index *index, ice_merge *merge) {
 }
 
 icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads) {
-    for (int m = 0; m < ICE_MOST_MERGES; m++) {
+    for (int m = 0; m < ICE_MAX_MERGES; m++) {
         ice_merge *merge = &index->merge[m];
         if (!merge->builder) continue;
         /* a share is a few visits, and those are made by whole panels, so `owed` may run negative */
@@ -183,9 +183,9 @@ icecore_status ice_merge_step(icecore_index *index, int64_t shares, int threads)
 }
 
 void ice_merge_settle(icecore_index *index) {
-    for (int m = 0; m < ICE_MOST_MERGES; m++)
+    for (int m = 0; m < ICE_MAX_MERGES; m++)
         if (index->merge[m].builder && ice_tree_done(index->merge[m].builder)) finish(index, &index->merge[m]);
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         const ice_sealed *sealed = &index->sealed[n];
         if (!sealed->segment || sealed->merging) continue;
         if (!ice_used_in(sealed)) ice_index_drop(index, n);

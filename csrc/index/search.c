@@ -11,9 +11,9 @@
 
 /* Queries of a chunk: enough that a panel of those which open one cell is full, few enough to share between threads and
  * to fit a cache. */
-#define MOST_CHUNK 4096
+#define MAX_CHUNK 4096
 /* Memory of a chunk's collector that is not exceeded while a chunk has more than a panel of queries. */
-#define MOST_COLLECTOR ((int64_t)32 << 20)
+#define MAX_COLLECTOR ((int64_t)32 << 20)
 /* Room beyond what is kept: the larger, the rarer a cut. */
 #define SLACK 64
 
@@ -24,7 +24,7 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     const int64_t chunk = call->chunk, stride = w->stride = (o->dim + 3) & ~(int64_t)3;
     int64_t parents = 1;
     for (int i = 0; i < call->forest.layers; i++)
-        parents = ice_most(parents, call->forest.first[i][call->forest.segments]);
+        parents = ice_max(parents, call->forest.first[i][call->forest.segments]);
     const int64_t listed = o->composites ? call->forest.largest_cell : 0;
     w->collector.capacity = call->capacity;
     w->collector.kernels = call->kernels;
@@ -55,7 +55,7 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->framed = ice_arena_take(&a, o->dim, sizeof(float));
     w->candidates = ice_arena_take(&a, listed * o->composites, sizeof(int32_t));
     w->spare =
-        ice_arena_take(&a, ice_most(ice_most(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
+        ice_arena_take(&a, ice_max(ice_max(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
                        sizeof(uint64_t));
     w->final_scores = ice_arena_take(&a, call->capacity, sizeof(float));
     w->final_slots = ice_arena_take(&a, call->capacity, sizeof(int32_t));
@@ -84,7 +84,7 @@ static void answer(ice_search_space *w, int64_t q) {
     const ice_search_call *call = w->call;
     const int64_t k = call->search->k, row = w->first + q;
     const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
-    int64_t found = ice_least(ice_compare_kept(w, q), k);
+    int64_t found = ice_min(ice_compare_kept(w, q), k);
     for (int64_t i = 0; i < found; i++) {
         call->ids[row * k + i] = *ice_slot_id(&call->index->slots, w->final_slots[i]);
         float score = w->final_scores[i] / w->scale[q];
@@ -102,7 +102,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
     const ice_search_call *call = context;
     if (!scratch) return;
     ice_search_space w = {.call = call, .first = number * call->chunk};
-    w.count = ice_least(call->count - w.first, call->chunk);
+    w.count = ice_min(call->count - w.first, call->chunk);
     lay_out(call, scratch, &w);
     scale_queries(&w);
     memset(w.visited, 0, (size_t)w.count * sizeof *w.visited);
@@ -125,7 +125,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
                 ice_pick_from_roots(&w);
                 continue;
             }
-            ice_collector_clear(&w.collector, w.count, ice_least(call->keep_nodes, below));
+            ice_collector_clear(&w.collector, w.count, ice_min(call->keep_nodes, below));
             ice_scan_leading(&w, layer);
             ice_scan_others(&w, layer);
             ice_pick_parents(&w, layer + 1);
@@ -142,7 +142,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
 
 static void find_forest(const icecore_index *index, ice_forest *f) {
     memset(f, 0, sizeof *f);
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++)
         if (ice_used_in(&index->sealed[n])) f->segment[f->segments++] = index->sealed[n].segment;
     f->layers = index->options.levels;
     for (int layer = 0; layer < f->layers; layer++)
@@ -150,7 +150,7 @@ static void find_forest(const icecore_index *index, ice_forest *f) {
             f->first[layer][n + 1] = f->first[layer][n] + f->segment[n]->layer[layer].parents;
     for (int n = 0; n < f->segments; n++)
         for (int64_t c = 0; c < f->segment[n]->cells; c++)
-            f->largest_cell = ice_most(f->largest_cell, f->segment[n]->offset[c + 1] - f->segment[n]->offset[c]);
+            f->largest_cell = ice_max(f->largest_cell, f->segment[n]->offset[c + 1] - f->segment[n]->offset[c]);
 }
 
 /* The scale of squared distances: the segments' least, since it is the largest distances that must not overflow;
@@ -196,24 +196,24 @@ static void plan_search(ice_search_call *call, int threads) {
     call->exact = s->exact || ice_exact_is_less(call);
     const int lists = call->index->options.composites > 0 && !call->exact;
     int64_t parents = 1;
-    for (int i = 0; i < f->layers; i++) parents = ice_most(parents, f->first[i][f->segments]);
+    for (int i = 0; i < f->layers; i++) parents = ice_max(parents, f->first[i][f->segments]);
     /* parents that hold few that are allowed count for little, so that any number may be needed */
-    call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_least(s->field_of_view, parents) : parents;
+    call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_min(s->field_of_view, parents) : parents;
     call->nodes =
-        call->own_views ? parents : ice_most(call->keep_nodes, f->segments); /* every segment's root is picked */
+        call->own_views ? parents : ice_max(call->keep_nodes, f->segments); /* every segment's root is picked */
     /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
     int64_t margin = s->k + s->k / 4 + 8;
-    call->keep = ice_most(s->k, s->retrieve > 0 ? s->retrieve : margin);
+    call->keep = ice_max(s->k, s->retrieve > 0 ? s->retrieve : margin);
     if (lists) call->keep = s->k;
     else if (call->exact) call->keep = margin;
-    call->keep = ice_least(call->keep, ice_most(call->wanted, 1));
-    call->capacity = ice_most(2 * call->keep + SLACK, ice_least(2 * call->keep_nodes + SLACK, parents));
+    call->keep = ice_min(call->keep, ice_max(call->wanted, 1));
+    call->capacity = ice_max(2 * call->keep + SLACK, ice_min(2 * call->keep_nodes + SLACK, parents));
     int64_t cells = f->layers ? f->first[f->layers - 1][f->segments] : 1;
-    int64_t chunk = ice_most(ICE_PANEL * cells / ice_most(call->keep_nodes, 1), 512);
-    chunk = ice_least(chunk, MOST_CHUNK);
-    chunk = ice_least(chunk, (call->count + threads - 1) / threads);
-    chunk = ice_least(chunk, MOST_COLLECTOR / (8 * call->capacity + 8 * call->nodes));
-    chunk = ice_most(chunk, 1);
+    int64_t chunk = ice_max(ICE_PANEL * cells / ice_max(call->keep_nodes, 1), 512);
+    chunk = ice_min(chunk, MAX_CHUNK);
+    chunk = ice_min(chunk, (call->count + threads - 1) / threads);
+    chunk = ice_min(chunk, MAX_COLLECTOR / (8 * call->capacity + 8 * call->nodes));
+    chunk = ice_max(chunk, 1);
     /* whole panels */
     if (chunk > ICE_PANEL) chunk = (chunk + ICE_PANEL - 1) / ICE_PANEL * ICE_PANEL;
     call->chunk = chunk;

@@ -10,14 +10,14 @@
 
 /* All segments that hold a vector, side by side. */
 typedef struct {
-    const icecore_segment *segment[ICE_MOST_SEGMENTS];
+    const icecore_segment *segment[ICE_MAX_SEGMENTS];
     int segments, layers;
-    int64_t first[ICE_MOST_LAYERS + 1]
-                 [ICE_MOST_SEGMENTS + 1]; /* number of each segment's first parent in a layer; [segments]: how many */
+    int64_t first[ICE_MAX_LAYERS + 1]
+                 [ICE_MAX_SEGMENTS + 1]; /* number of each segment's first parent in a layer; [segments]: how many */
     int64_t largest_cell;
     /* Below each parent of a layer: vectors that are not removed, and those of them that may be returned.  NULL where
      * that is all. */
-    int32_t *used[ICE_MOST_LAYERS], *wanted[ICE_MOST_LAYERS];
+    int32_t *used[ICE_MAX_LAYERS], *wanted[ICE_MAX_LAYERS];
 } ice_forest;
 
 typedef struct {
@@ -30,7 +30,7 @@ typedef struct {
     int64_t keep_nodes, keep; /* parents kept; candidates compared exactly */
     int64_t capacity, nodes;  /* of the collector; parents a query can have picked */
     int own_views, extends; /* whether each segment has a field of view of its own; whether parents beyond it follow */
-    int64_t view[ICE_MOST_SEGMENTS]; /* parents kept of each segment with a view of its own, or [0]: of all */
+    int64_t view[ICE_MAX_SEGMENTS]; /* parents kept of each segment with a view of its own, or [0]: of all */
     ice_forest forest;
     uint8_t *allowed; /* of each slot; NULL: all are */
     int64_t wanted;   /* vectors that may be returned */
@@ -66,8 +66,8 @@ typedef struct {
     int32_t *final_slots, *rank;
 } ice_search_space;
 
-static inline int64_t ice_most(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t ice_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ice_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ice_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Whether a slot's vector may be returned. */
 static inline int ice_is_wanted(const ice_search_call *call, int32_t slot) {

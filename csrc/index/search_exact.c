@@ -7,7 +7,7 @@
 #include "index/search.h"
 
 /* Up to this many are sorted by counting. */
-#define MOST_RANKED 256
+#define MAX_RANKED 256
 /* Rows compared at once. */
 #define EXACT_BLOCK 64
 
@@ -16,7 +16,7 @@ void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *
     const ice_search_call *call = w->call;
     const icecore_index *index = call->index;
     for (int64_t first = 0; first < count; first += EXACT_BLOCK) {
-        const int block = (int)ice_least(count - first, EXACT_BLOCK);
+        const int block = (int)ice_min(count - first, EXACT_BLOCK);
         const void *address[EXACT_BLOCK];
         float scores[EXACT_BLOCK];
         for (int i = 0; i < block; i++) address[i] = ice_slot_row(&index->slots, segment->order[rows[first + i]]);
@@ -61,7 +61,7 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
         }
         for (int64_t first = 0; first < w->count && block; first += ICE_PANEL) {
             if (ice_interrupted()) return;
-            int lanes = (int)ice_least(w->count - first, ICE_PANEL);
+            int lanes = (int)ice_min(w->count - first, ICE_PANEL);
             fill_panel(w, first, lanes);
             for (int lane = 0; lane < ICE_PANEL; lane++)
                 threshold[lane] = lane < lanes ? w->collector.threshold[first + lane] : INFINITY;
@@ -98,7 +98,7 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
     float *scores = w->collector.scores + q * w->collector.capacity;
     int64_t count = w->collector.count[q];
     for (int64_t first = 0; first < count; first += EXACT_BLOCK) {
-        int block = (int)ice_least(count - first, EXACT_BLOCK);
+        int block = (int)ice_min(count - first, EXACT_BLOCK);
         const void *address[EXACT_BLOCK];
         for (int i = 0; i < block; i++) {
             address[i] = ice_slot_row(&index->slots, slots[first + i]);
@@ -109,7 +109,7 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
     }
     /* products of numbers near the end of the range: what is no number comes last */
     for (int64_t i = 0; i < count; i++) scores[i] = scores[i] == scores[i] ? scores[i] : -INFINITY;
-    if (count <= MOST_RANKED) {
+    if (count <= MAX_RANKED) {
         call->kernels->rank(scores, count, w->rank);
     } else {
         for (int64_t i = 0; i < count; i++) w->spare[i] = (uint64_t)~ice_ordered(scores[i]) << 32 | (uint32_t)i;

@@ -87,7 +87,7 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     const int64_t blocks = (end - begin + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK, step = blocks < 16 ? 1 : 8;
     for (int64_t n = 0, place = 0; n < blocks; n++, place += step) {
         if (place >= blocks) place = place % step + 1;
-        const int64_t child = begin + place * ICE_KEY_BLOCK, block = ice_least(end - child, ICE_KEY_BLOCK);
+        const int64_t child = begin + place * ICE_KEY_BLOCK, block = ice_min(end - child, ICE_KEY_BLOCK);
         score_children(w, segment, layer, &p, child, block, lanes, w->scores);
         if (lowest == -INFINITY && !filtered && block > w->collector.keep) {
             /* the first scores of a query: as many as are kept reach this, so nothing below is wanted */
@@ -131,7 +131,7 @@ void ice_pick_parents(ice_search_space *w, int layer) {
         const float *scores = w->collector.scores + q * w->collector.capacity;
         const int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
         int64_t count = w->collector.count[q], keys = 0, picks = 0;
-        double parents[ICE_MOST_SEGMENTS] = {0.0}; /* of each segment with a view of its own, or [0]: of all */
+        double parents[ICE_MAX_SEGMENTS] = {0.0}; /* of each segment with a view of its own, or [0]: of all */
         for (int64_t j = 0; j < count; j++) sorted[j] = (uint64_t)~ice_ordered(scores[j]) << 32 | (uint32_t)numbers[j];
         ice_sort(sorted, sorted + count, count);
         w->leading[q] = 0;
@@ -194,7 +194,7 @@ static void scan_picks(ice_search_space *w, int layer, int leading) {
             if (ice_interrupted()) return;
             for (int64_t i = w->node_begin[node]; i < end; i += ICE_PANEL)
                 scan(w, segment, is_last ? 0 : f->first[layer + 1][n], own, parent, is_last, wanted, w->by_node + i,
-                     (int)ice_least(end - i, ICE_PANEL));
+                     (int)ice_min(end - i, ICE_PANEL));
         }
     }
 }
@@ -207,21 +207,21 @@ void ice_scan_leading(ice_search_space *w, int layer) {
 void ice_scan_others(ice_search_space *w, int layer) { scan_picks(w, layer, 0); }
 
 /* Appends the nodes from `begin` to `end` whose scores reach the threshold to the picks of a panel's queries, up to
- * `most_picks` in all; the leading ones are there already. */
-static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t most_picks,
+ * `max_picks` in all; the leading ones are there already. */
+static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t max_picks,
                        const float *threshold) {
     const ice_search_call *call = w->call;
     const int32_t *wanted = call->forest.wanted[1];
     for (int64_t j = begin; j < end; j += ICE_KEY_BLOCK) {
         float *scores = w->node_scores + j * ICE_PANEL;
         int64_t found =
-            call->kernels->find_at_least(scores, ice_least(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
+            call->kernels->find_at_least(scores, ice_min(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
         for (int64_t i = 0; i < found; i++) {
             int64_t q = first + w->places[i] % ICE_PANEL;
             int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
             int taken = wanted && !wanted[node];
             for (int64_t t = 0; t < w->leading[q] && !taken; t++) taken = w->pick[q * call->nodes + t] == node;
-            if (!taken && w->picks[q] < most_picks) w->pick[q * call->nodes + w->picks[q]++] = node;
+            if (!taken && w->picks[q] < max_picks) w->pick[q * call->nodes + w->picks[q]++] = node;
         }
     }
 }
@@ -236,7 +236,7 @@ static void score_roots(ice_search_space *w, int64_t first, int lanes) {
         panel_of_codes p;
         gather_panel(w, layer, 0, queries, lanes, &p);
         for (int64_t child = 0; child < layer->children; child += ICE_KEY_BLOCK)
-            score_children(w, f->segment[n], layer, &p, child, ice_least(layer->children - child, ICE_KEY_BLOCK), lanes,
+            score_children(w, f->segment[n], layer, &p, child, ice_min(layer->children - child, ICE_KEY_BLOCK), lanes,
                            w->node_scores + (f->first[1][n] + child) * ICE_PANEL);
     }
     for (int lane = 0; lane < lanes; lane++) w->visited[first + lane] += f->first[1][f->segments];
@@ -244,13 +244,13 @@ static void score_roots(ice_search_space *w, int64_t first, int lanes) {
 
 /* Nodes with nothing wanted get the least score of the others. */
 static void put_last(float *scores, const int32_t *wanted, int64_t nodes) {
-    float least[ICE_PANEL];
-    for (int lane = 0; lane < ICE_PANEL; lane++) least[lane] = INFINITY;
+    float minimum[ICE_PANEL];
+    for (int lane = 0; lane < ICE_PANEL; lane++) minimum[lane] = INFINITY;
     for (int64_t node = 0; node < nodes; node++)
         for (int lane = 0; lane < ICE_PANEL && wanted[node]; lane++)
-            least[lane] = fminf(least[lane], scores[node * ICE_PANEL + lane]);
+            minimum[lane] = fminf(minimum[lane], scores[node * ICE_PANEL + lane]);
     for (int64_t node = 0; node < nodes; node++)
-        if (!wanted[node]) memcpy(scores + node * ICE_PANEL, least, sizeof least);
+        if (!wanted[node]) memcpy(scores + node * ICE_PANEL, minimum, sizeof minimum);
 }
 
 /* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.
@@ -263,15 +263,15 @@ void ice_pick_from_roots(ice_search_space *w) {
     const int own_views = call->own_views, ranges = own_views ? f->segments : 1;
     const int32_t *wanted = f->wanted[1];
     const int64_t nodes = f->first[1][f->segments], keys = call->index->used - call->index->open_count;
-    int64_t held = 0, held_in[ICE_MOST_SEGMENTS] = {0}; /* nodes that hold keys, in all and of each range */
+    int64_t held = 0, held_in[ICE_MAX_SEGMENTS] = {0}; /* nodes that hold keys, in all and of each range */
     for (int r = 0; r < ranges; r++) {
         const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
         for (int64_t node = begin; node < end; node++) held_in[r] += !wanted || wanted[node];
         held += held_in[r];
     }
-    const int64_t keep = ice_least(call->keep_nodes, held), lead = ice_most(1, ICE_LEADING * call->keep * held / keys);
+    const int64_t keep = ice_min(call->keep_nodes, held), lead = ice_max(1, ICE_LEADING * call->keep * held / keys);
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
-        int lanes = (int)ice_least(w->count - first, ICE_PANEL);
+        int lanes = (int)ice_min(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
         score_roots(w, first, lanes);
         if (held < nodes) put_last(w->node_scores, wanted, nodes);
@@ -281,13 +281,13 @@ void ice_pick_from_roots(ice_search_space *w) {
             take_picks(w, first, lanes, 0, nodes, lead, threshold);
         }
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
-        int64_t most_picks = own_views ? lead : 0;
+        int64_t max_picks = own_views ? lead : 0;
         for (int r = 0; r < ranges; r++) {
             const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
-            const int64_t view = ice_least(call->view[r], held_in[r]);
-            most_picks += view;
+            const int64_t view = ice_min(call->view[r], held_in[r]);
+            max_picks += view;
             kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, view, threshold);
-            take_picks(w, first, lanes, begin, end, most_picks, threshold);
+            take_picks(w, first, lanes, begin, end, max_picks, threshold);
         }
     }
 }
@@ -332,7 +332,7 @@ void ice_extend(ice_search_space *w) {
     const int64_t nodes = f->first[1][f->segments];
     if (nodes <= w->call->keep_nodes && !w->call->allowed) return; /* all are picked */
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
-        const int lanes = (int)ice_least(w->count - first, ICE_PANEL);
+        const int lanes = (int)ice_min(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
         for (int lane = 0; lane < lanes; lane++) threshold[lane] = kth_best(w, first + lane);
         score_roots(w, first, lanes);

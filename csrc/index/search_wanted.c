@@ -40,8 +40,8 @@ static icecore_status filter(ice_search_call *call) {
     const icecore_index *index = call->index;
     ice_forest *f = &call->forest;
     const int last = f->layers - 1;
-    int64_t place_of[ICE_MOST_SEGMENTS] = {0}; /* of each segment's first cell */
-    for (int n = 0, at = 0; n < ICE_MOST_SEGMENTS; n++)
+    int64_t place_of[ICE_MAX_SEGMENTS] = {0}; /* of each segment's first cell */
+    for (int n = 0, at = 0; n < ICE_MAX_SEGMENTS; n++)
         if (ice_used_in(&index->sealed[n])) place_of[n] = f->first[last][at++];
     call->allowed = ice_alloc(index->slots.count, 1);
     if (!call->allowed) return ICECORE_ERROR_MEMORY;

@@ -41,7 +41,7 @@ static void check_places(const icecore_index *index, uint8_t *seen, report *r) {
             say(r, "slot %d of the open block is not a vector of its own", (int)slot);
         used++;
     }
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         const icecore_segment *s = index->sealed[n].segment;
         int64_t gone = 0;
         for (int64_t i = 0; s && i < s->count && goes_on(r, i); i++) {
@@ -155,7 +155,7 @@ static icecore_status check_contents(const icecore_index *index, const ice_kerne
     report r = {reason, reason_size, ICECORE_OK};
     check_ids(index, &r);
     check_vectors(index, kernels, buffer, &r);
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++)
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++)
         if (index->sealed[n].segment) check_segment(index, kernels, n, buffer, &r);
     return r.status;
 }

@@ -7,7 +7,7 @@
 
 /* For each segment its shape (count, layers, then the parents of each layer), its scale, its lists' lifting and its
  * fields. */
-#define MOST_ARRAYS (6 + ICE_MOST_SEGMENTS * (3 + ICE_MOST_FIELDS))
+#define MAX_ARRAYS (6 + ICE_MAX_SEGMENTS * (3 + ICE_MAX_FIELDS))
 
 /* Arrays over slots lie in chunks and have no address of their own. */
 enum { VECTORS, IDS, STATE, HOME };
@@ -16,12 +16,12 @@ typedef struct {
     const icecore_index *index;
     int32_t *name; /* new numbers of slots */
     int32_t open[ICE_OPEN_BLOCK];
-    icecore_segment *segment[ICE_MOST_SEGMENTS]; /* as they are written */
+    icecore_segment *segment[ICE_MAX_SEGMENTS]; /* as they are written */
     ice_catalogue arrays;
-    icecore_array table[MOST_ARRAYS];
-    int source[MOST_ARRAYS];
+    icecore_array table[MAX_ARRAYS];
+    int source[MAX_ARRAYS];
     int64_t header[ICE_HEADER];
-    int64_t shape[ICE_MOST_SEGMENTS][2 + ICE_MOST_LAYERS];
+    int64_t shape[ICE_MAX_SEGMENTS][2 + ICE_MAX_LAYERS];
 } contents;
 
 /* A segment by the new numbers of its slots; all else is the old one's. */
@@ -48,7 +48,7 @@ static icecore_status prepare(const icecore_index *index, contents *c) {
     c->name = ice_index_names(index);
     icecore_status status = c->name ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     for (int64_t i = 0; i < index->open_count && c->name; i++) c->open[i] = c->name[index->open[i]];
-    for (int n = 0; n < ICE_MOST_SEGMENTS && status == ICECORE_OK; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS && status == ICECORE_OK; n++) {
         const ice_sealed *sealed = &index->sealed[n];
         if (!ice_used_in(sealed)) continue;
         status = sealed->removed ? ice_index_copy_used(index, sealed, c->name, &c->segment[n])
@@ -58,7 +58,7 @@ static icecore_status prepare(const icecore_index *index, contents *c) {
 }
 
 static void release(contents *c) {
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) icecore_segment_free(c->segment[n]);
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) icecore_segment_free(c->segment[n]);
     ice_free(c->name);
     ice_free(c);
 }
@@ -76,7 +76,7 @@ static void list_contents(contents *c) {
     ice_enter(&c->arrays, STATE, "state", 'b', index->used, NULL);
     ice_enter(&c->arrays, HOME, "home", 'b', index->used, NULL);
     ice_enter(&c->arrays, ICE_IN_PLACE, "open", 'i', index->open_count, c->open);
-    for (int n = 0; n < ICE_MOST_SEGMENTS; n++) {
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
         icecore_segment *s = c->segment[n];
         if (!s) continue;
         char name[sizeof c->table->name];
@@ -90,7 +90,7 @@ static void list_contents(contents *c) {
         ice_enter(&c->arrays, ICE_IN_PLACE, name, 'f', 1, &s->scale);
         snprintf(name, sizeof name, "segment%d.lifting", n);
         ice_enter(&c->arrays, ICE_IN_PLACE, name, 'f', 1, &s->lifting);
-        ice_field fields[ICE_MOST_FIELDS];
+        ice_field fields[ICE_MAX_FIELDS];
         int64_t count = ice_fields_of(s, &index->options, fields);
         for (int64_t i = 0; i < count; i++) {
             snprintf(name, sizeof name, "segment%d.%.*s", n, (int)sizeof fields->part, fields[i].part);

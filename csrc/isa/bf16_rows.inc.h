@@ -6,7 +6,7 @@
 #define LAZY 16.0f
 
 /* Rows that go through the keys together, and those whose products share a register tile. */
-#define MOST_ROWS 32
+#define MAX_ROWS 32
 #define ROWS_AT_ONCE 2
 
 /* Products of up to four keys (those missing are read as the last one) with `rows` queries, a compile-time constant. */
@@ -173,8 +173,8 @@ static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_state *const *state
 static void dot_attend_run(const uint16_t *const *query, ice_state *const *state, int rows, int64_t dim, float scale,
                            const uint16_t *keys, const uint16_t *values, int64_t value_dim, int64_t count,
                            const float *const *bias) {
-    dot_row row[MOST_ROWS];
-    float *products[MOST_ROWS];
+    dot_row row[MAX_ROWS];
+    float *products[MAX_ROWS];
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
     if (keys) dot_products(query, rows, dim, keys, dim, count, products);
     for (int r = 0; r < rows; r++) dot_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, bias[r], state[r]);
@@ -201,11 +201,11 @@ static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, c
                             const uint16_t *values, int64_t value_dim, int64_t count, const float *bias,
                             int64_t bias_stride, uint64_t lanes, ice_state *state) {
     while (lanes) {
-        const uint16_t *query[MOST_ROWS];
-        const float *bias_of[MOST_ROWS];
-        ice_state *state_of[MOST_ROWS];
+        const uint16_t *query[MAX_ROWS];
+        const float *bias_of[MAX_ROWS];
+        ice_state *state_of[MAX_ROWS];
         int rows = 0;
-        for (; lanes && rows < MOST_ROWS; lanes &= lanes - 1, rows++) {
+        for (; lanes && rows < MAX_ROWS; lanes &= lanes - 1, rows++) {
             const int lane = __builtin_ctzll(lanes);
             query[rows] = keys ? queries + lane * dim : NULL;
             bias_of[rows] = bias ? bias + lane * bias_stride : NULL;

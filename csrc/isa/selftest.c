@@ -15,10 +15,10 @@
 #include "isa/selftest_harness.h"
 #include "isa/selftest_search.h"
 
-static const int dims[] = {1, 3, 15, 16, 17, 64, 65, MOST_DIM};
-static const int counts[] = {1, 2, 5, 8, 9, 31, MOST_COUNT};
+static const int dims[] = {1, 3, 15, 16, 17, 64, 65, MAX_DIM};
+static const int counts[] = {1, 2, 5, 8, 9, 31, MAX_COUNT};
 static const int lane_counts[] = {1, 3, 16, 17, 33, ICE_PANEL};
-static const int gaps[] = {0, MOST_GAP};
+static const int gaps[] = {0, MAX_GAP};
 
 static const char *const kind_names[] = {"ordinary", "wide", "special"};
 

@@ -28,7 +28,7 @@ static void compare_bf16_scores(selftest *t) {
     const float scale = 0.5f;
     t->dtype = ICECORE_BFLOAT16;
     t->dim = (int)round_up(t->dim, bf16->dim_multiple);
-    if (t->dim > MOST_DIM) return;
+    if (t->dim > MAX_DIM) return;
     fill_panel(t, t->panel, t->dim);
     fill_rows(t, t->count, t->dim);
     fill_output(t, 0, t->count * ICE_PANEL);
@@ -52,7 +52,7 @@ static void compare_bf16_scores(selftest *t) {
 static void compare_bf16_row_scores(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
     const float scale = 0.5f;
-    uint16_t query[MOST_DIM];
+    uint16_t query[MAX_DIM];
     t->dtype = ICECORE_BFLOAT16;
     fill(t, t->panel, t->dim);
     for (int i = 0; i < t->dim; i++) t->panel[i] = ice_bfloat16_to_float(query[i] = ice_float_to_bfloat16(t->panel[i]));
@@ -104,11 +104,11 @@ static void expect_attended(selftest *t, ice_state wanted, ice_state found, int 
 /* All lanes or every other one: each is near the plain one, and what it is alone. */
 static void compare_bf16_rows_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
-    const int value_dim = MOST_DIM - t->gap,
-              stride = t->gap ? MOST_COUNT : 0; /* a multiple of 64, and not; biases of their own, and not */
+    const int value_dim = MAX_DIM - t->gap,
+              stride = t->gap ? MAX_COUNT : 0; /* a multiple of 64, and not; biases of their own, and not */
     const float scale = 0.5f;
-    static uint16_t values[MOST_COUNT * MOST_DIM], queries[ICE_PANEL * MOST_DIM];
-    static float wide[MOST_COUNT * MOST_DIM], biases[ICE_PANEL * MOST_COUNT], alone[MOST_DIM];
+    static uint16_t values[MAX_COUNT * MAX_DIM], queries[ICE_PANEL * MAX_DIM];
+    static float wide[MAX_COUNT * MAX_DIM], biases[ICE_PANEL * MAX_COUNT], alone[MAX_DIM];
     ice_state state[ICE_PANEL], again[ICE_PANEL];
     t->dtype = ICECORE_BFLOAT16;
     t->gap = 0;
@@ -130,7 +130,7 @@ static void compare_bf16_rows_attend(selftest *t) {
     for (int lane = 0; lane < t->lanes; lane++) state[lane] = some_state(t, fast(t, 0) + lane * value_dim);
     bf16->rows_attend(queries, t->dim, scale, keys, values, value_dim, t->count, bias, stride, lanes, state);
     for (int lane = 0; lane < t->lanes; lane++) {
-        float *accumulator = plain(t, 0) + lane * value_dim, scores[MOST_COUNT], correction;
+        float *accumulator = plain(t, 0) + lane * value_dim, scores[MAX_COUNT], correction;
         ice_state wanted = some_state(t, accumulator);
         if (lane % step) {
             if (!same_state(state[lane], wanted, value_dim)) fail(t, "a row was not asked for");
@@ -162,14 +162,14 @@ static ice_state lane_of(const float *maximum, const float *sum, const float *ac
 /* Keys or none, a bias or none, a fresh panel or one on its way. */
 static void compare_bf16_panel_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
-    const int value_dim = t->gap ? 80 : MOST_DIM, room = round_up(t->count, ICE_PACKED), has_keys = t->count % 2 == 0;
+    const int value_dim = t->gap ? 80 : MAX_DIM, room = round_up(t->count, ICE_PACKED), has_keys = t->count % 2 == 0;
     const float scale = t->gap ? -0.5f : 0.5f;
-    static uint16_t values[MOST_COUNT * MOST_DIM];
-    static float wide[MOST_COUNT * MOST_DIM], biases[BLOCK], scores[BLOCK], row[2][MOST_DIM];
+    static uint16_t values[MAX_COUNT * MAX_DIM];
+    static float wide[MAX_COUNT * MAX_DIM], biases[BLOCK], scores[BLOCK], row[2][MAX_DIM];
     float state[2][3][ICE_PANEL]; /* plain and fast: maximum, sum, correction */
     t->dtype = ICECORE_BFLOAT16;
     t->dim = (int)round_up(t->dim, bf16->dim_multiple);
-    if (t->dim > MOST_DIM) return;
+    if (t->dim > MAX_DIM) return;
     fill_panel(t, t->panel, t->dim);
     fill_rows(t, t->count, t->dim);
     fill(t, biases, t->count * ICE_PANEL);
@@ -184,11 +184,11 @@ static void compare_bf16_panel_attend(selftest *t) {
             state[i][1][lane] = t->gap ? 0.0f : 3.0f;
         }
     fill_untouched(t->pairs, GUARD + BLOCK + GUARD);
-    fill_untouched(t->packed, GUARD + MOST_COUNT * MOST_DIM + GUARD);
+    fill_untouched(t->packed, GUARD + MAX_COUNT * MAX_DIM + GUARD);
     bf16->pack_queries(t->panel, t->dim, t->pairs + GUARD);
     expect_pairs(t, t->dim, t->dim);
     bf16->pack_values(values, value_dim, t->count, value_dim, t->packed + GUARD);
-    for (int64_t i = 0; i < GUARD + MOST_COUNT * MOST_DIM + GUARD; i++)
+    for (int64_t i = 0; i < GUARD + MAX_COUNT * MAX_DIM + GUARD; i++)
         if ((i < GUARD || i >= GUARD + room * value_dim) && t->packed[i] != UNTOUCHED)
             fail(t, "packed values outside their room");
     const float *bias = t->count % 8 ? biases : NULL;

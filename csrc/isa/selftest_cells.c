@@ -111,7 +111,7 @@ static void compare_open_cells(selftest *t) {
     t->fast->open_cells(fast(t, 0), t->panel, t->count, t->lanes, threshold, log2_count, t->open[1] + GUARD);
     for (int c = 0; c < t->count; c++)
         for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, 0, c * ICE_PANEL + lane);
-    for (int i = 0; i < GUARD + MOST_COUNT + GUARD; i++) {
+    for (int i = 0; i < GUARD + MAX_COUNT + GUARD; i++) {
         uint64_t differ = t->open[0][i] ^ t->open[1][i];
         int inside = i >= GUARD && i < GUARD + t->count;
         if (inside ? (differ & lanes) || (t->open[1][i] & ~written) : differ) fail(t, "other bits are set");

@@ -12,17 +12,17 @@
 #include "icecore.h"
 #include "kernels/kernels.h"
 
-#define MOST_DIM 128
-#define MOST_COUNT 128
-#define MOST_GAP 9
+#define MAX_DIM 128
+#define MAX_COUNT 128
+#define MAX_GAP 9
 #define GUARD 64
-#define BLOCK (MOST_COUNT * ICE_PANEL)
+#define BLOCK (MAX_COUNT * ICE_PANEL)
 #define OUTPUTS 4
 
 #define U 0x1p-24
 #define EXP_TOLERANCE 4.1e-7
 /* Products below the normal range are rounded to multiples of 2^-149, each by itself. */
-#define SUBNORMAL_ERROR ((MOST_COUNT + 2) * 0x1p-149)
+#define SUBNORMAL_ERROR ((MAX_COUNT + 2) * 0x1p-149)
 
 /* ORDINARY: within [-4, 4).  WIDE: magnitudes from 2^-76 to 2^40.  SPECIAL: ordinary with NaN, inf, -inf and 0 among
  * them. */
@@ -46,11 +46,11 @@ typedef struct {
     int failed; /* the kernel in hand */
     double error;
     char reason[160];
-    float panel[BLOCK], rows[MOST_COUNT * (MOST_DIM + MOST_GAP)], list[5][MOST_COUNT];
-    float raw[MOST_COUNT * (MOST_DIM + MOST_GAP)]; /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
+    float panel[BLOCK], rows[MAX_COUNT * (MAX_DIM + MAX_GAP)], list[5][MAX_COUNT];
+    float raw[MAX_COUNT * (MAX_DIM + MAX_GAP)]; /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
     output out[OUTPUTS];
-    uint64_t open[2][GUARD + MOST_COUNT + GUARD];
-    uint16_t pairs[GUARD + BLOCK + GUARD], packed[GUARD + MOST_COUNT * MOST_DIM + GUARD];
+    uint64_t open[2][GUARD + MAX_COUNT + GUARD];
+    uint16_t pairs[GUARD + BLOCK + GUARD], packed[GUARD + MAX_COUNT * MAX_DIM + GUARD];
 } selftest;
 
 /* ---- Inputs ---- */
@@ -201,11 +201,11 @@ static inline void fill_weights(selftest *t, float *weights, int64_t rows, int64
     }
 }
 
-/* accumulator * correction + weights * values in output 0; `least` joins the scale of the error. */
-static inline void expect_weighted_sum(selftest *t, double least, double tolerance) {
+/* accumulator * correction + weights * values in output 0; `minimum` joins the scale of the error. */
+static inline void expect_weighted_sum(selftest *t, double minimum, double tolerance) {
     for (int i = 0; i < t->dim; i++)
         for (int lane = 0; lane < t->lanes; lane++) {
-            double scale = least + magnitude(before(t, 0)[i * ICE_PANEL + lane], t->list[0][lane]);
+            double scale = minimum + magnitude(before(t, 0)[i * ICE_PANEL + lane], t->list[0][lane]);
             for (int j = 0; j < t->count; j++)
                 scale += magnitude(t->panel[j * ICE_PANEL + lane], t->rows[j * t->dim + i]);
             expect_near(t, 0, i * ICE_PANEL + lane, scale, tolerance);

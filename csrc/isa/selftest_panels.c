@@ -2,7 +2,7 @@
 #include "isa/selftest_harness.h"
 
 static void compare_to_panel(selftest *t) {
-    static float lane[ICE_PANEL][MOST_DIM];
+    static float lane[ICE_PANEL][MAX_DIM];
     const float *rows[ICE_PANEL];
     for (int l = 0; l < ICE_PANEL; l++) fill(t, lane[l], t->dim), rows[l] = lane[l];
     fill_output(t, 0, (int64_t)t->dim * ICE_PANEL);

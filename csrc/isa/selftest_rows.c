@@ -4,10 +4,10 @@
 /* All 16-bit patterns, in runs of t->count. */
 static void compare_to_float32(selftest *t) {
     const int64_t patterns = t->dtype == ICECORE_FLOAT32 ? t->count : 65536;
-    uint16_t half[MOST_COUNT];
-    float wanted[MOST_COUNT], guarded[GUARD + MOST_COUNT + GUARD], *found = guarded + GUARD;
+    uint16_t half[MAX_COUNT];
+    float wanted[MAX_COUNT], guarded[GUARD + MAX_COUNT + GUARD], *found = guarded + GUARD;
     fill(t, t->rows, t->count);
-    for (int i = 0; i < GUARD + MOST_COUNT + GUARD; i++) guarded[i] = 1.0f;
+    for (int i = 0; i < GUARD + MAX_COUNT + GUARD; i++) guarded[i] = 1.0f;
     for (int64_t first = 0; first < patterns; first += t->count) {
         for (int i = 0; i < t->count; i++) half[i] = (uint16_t)(first + i);
         const void *source = t->dtype == ICECORE_FLOAT32 ? (const void *)t->rows : half;
@@ -17,7 +17,7 @@ static void compare_to_float32(selftest *t) {
             if (found[i] != wanted[i] && !(isnan(found[i]) && isnan(wanted[i])))
                 fail(t, "%.9g is not %.9g", (double)found[i], (double)wanted[i]);
     }
-    for (int i = -GUARD; i < MOST_COUNT + GUARD; i++)
+    for (int i = -GUARD; i < MAX_COUNT + GUARD; i++)
         if ((i < 0 || i >= t->count) && found[i] != 1.0f) fail(t, "wrote outside its output");
 }
 
@@ -37,13 +37,13 @@ static float hard_to_round(selftest *t) {
 }
 
 static void compare_from_float32(selftest *t) {
-    uint16_t guarded[2][2 * MOST_COUNT + 2 * GUARD];
+    uint16_t guarded[2][2 * MAX_COUNT + 2 * GUARD];
     const int64_t halves = t->dtype == ICECORE_FLOAT32 ? 2 * t->count : t->count; /* 16-bit units of the result */
     for (int i = 0; i < t->count; i++) t->rows[i] = hard_to_round(t);
-    for (int i = 0; i < 2; i++) fill_untouched(guarded[i], 2 * MOST_COUNT + 2 * GUARD);
+    for (int i = 0; i < 2; i++) fill_untouched(guarded[i], 2 * MAX_COUNT + 2 * GUARD);
     t->plain->from_float32(t->dtype, t->rows, guarded[0] + GUARD, t->count);
     t->fast->from_float32(t->dtype, t->rows, guarded[1] + GUARD, t->count);
-    for (int64_t i = 0; i < 2 * MOST_COUNT + 2 * GUARD; i++) {
+    for (int64_t i = 0; i < 2 * MAX_COUNT + 2 * GUARD; i++) {
         int64_t at = i - GUARD;
         if (at >= 0 && at < t->count && t->dtype != ICECORE_FLOAT32 && isnan(t->rows[at])) {
             float back;
@@ -70,7 +70,7 @@ static void compare_multiply(selftest *t) {
 /* Rows of ICECORE_INT8, to and fro. */
 static void compare_int8_rows(selftest *t) {
     const int64_t bytes = (int64_t)ice_row_bytes(ICECORE_INT8, t->dim);
-    uint8_t row[2][GUARD + 2 * MOST_DIM + GUARD];
+    uint8_t row[2][GUARD + 2 * MAX_DIM + GUARD];
     memset(row, 0xA5, sizeof row);
     fill(t, t->rows, t->dim);
     t->plain->from_float32(ICECORE_INT8, t->rows, row[0] + GUARD, t->dim);
@@ -133,7 +133,7 @@ static void compare_rows_sum(selftest *t, int gathered) {
     begin(t, 1);
     const float correction = number(t);
     if (gathered) {
-        const void *list[MOST_COUNT];
+        const void *list[MAX_COUNT];
         const int64_t bytes = stride * (t->dtype == ICECORE_FLOAT32 ? 4 : 2);
         for (int j = 0; j < t->count; j++) list[j] = (const char *)t->raw + (t->count - 1 - j) * bytes;
         t->plain->gathered_weighted_sum(weights, t->count, t->dtype, list, t->dim, correction, plain(t, 0));

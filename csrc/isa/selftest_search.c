@@ -24,8 +24,8 @@ static const int dims[] = {1, 3, 4, 15, 16, 17, 63, 64, 130};
 static const int counts[] = {1, 2, 7, 8, 9, 31, 100};
 static const int lane_counts[] = {1, 15, 16, 17, 33, ICE_PANEL};
 
-#define MOST_DIM 132
-#define MOST_COUNT 100
+#define MAX_DIM 132
+#define MAX_COUNT 100
 #define PANEL_OF(count) ((count) * ICE_PANEL)
 
 typedef struct {
@@ -66,10 +66,10 @@ static void expect_near(test *t, double wanted, double found, double scale, doub
 
 static void compare_code_scores(test *t) {
     const int64_t stride = (t->dim + 3) & ~3;
-    int8_t quads[MOST_DIM * ICE_PANEL];
-    uint8_t codes[MOST_COUNT * MOST_DIM];
+    int8_t quads[MAX_DIM * ICE_PANEL];
+    uint8_t codes[MAX_COUNT * MAX_DIM];
     int32_t offset[ICE_PANEL];
-    float out[2][PANEL_OF(MOST_COUNT)];
+    float out[2][PANEL_OF(MAX_COUNT)];
     for (int64_t i = 0; i < stride * ICE_PANEL; i++) quads[i] = (int8_t)((int)ice_random_below(&t->random, 255) - 127);
     for (int64_t i = 0; i < t->count * stride; i++) codes[i] = (uint8_t)ice_random_below(&t->random, 256);
     if (t->variant >= 2) { /* the largest sums there are */
@@ -103,7 +103,7 @@ static void compare_code_scores(test *t) {
 }
 
 static void compare_find_at_least(test *t) {
-    int32_t places[2][PANEL_OF(MOST_COUNT)];
+    int32_t places[2][PANEL_OF(MAX_COUNT)];
     float *scores = floats(t, PANEL_OF(t->count)), *threshold = floats(t, ICE_PANEL);
     if (t->variant == 2) scores[PANEL_OF(t->count - 1)] = NAN;
     if (t->variant == 3) threshold[0] = -INFINITY, threshold[t->lanes - 1] = INFINITY;
@@ -139,12 +139,12 @@ static void compare_nth_largest(test *t) {
 
 static void compare_keep_largest(test *t) {
     if (t->count < 2) return;
-    float *scores = floats(t, t->count), copy[2][MOST_COUNT];
-    int32_t numbers[2][MOST_COUNT];
+    float *scores = floats(t, t->count), copy[2][MAX_COUNT];
+    int32_t numbers[2][MAX_COUNT];
     int64_t keep = 1 + (int64_t)ice_random_below(&t->random, (uint64_t)t->count - 1);
     for (int i = 0; i < t->count; i++)
         numbers[0][i] = numbers[1][i] = (int32_t)((i * 37) % 101); /* distinct: 101 is prime */
-    int32_t original[MOST_COUNT];
+    int32_t original[MAX_COUNT];
     memcpy(original, numbers[0], sizeof original);
     float bound[2];
     for (int which = 0; which < 2; which++) {
@@ -171,7 +171,7 @@ static void compare_keep_largest(test *t) {
 
 static void compare_rank(test *t) {
     float *scores = floats(t, t->count);
-    int32_t place[MOST_COUNT];
+    int32_t place[MAX_COUNT];
     t->fast->rank(scores, t->count, place);
     for (int i = 0; i < t->count; i++) {
         int before = 0;
@@ -184,7 +184,7 @@ static void compare_rank(test *t) {
 static void compare_encode(test *t) {
     const int64_t stride = (t->dim + 3) & ~3;
     float *x = floats(t, t->dim), *center = floats(t, t->dim);
-    int8_t code[2][MOST_DIM];
+    int8_t code[2][MAX_DIM];
     if (t->variant == 2) memset(x, 0, (size_t)t->dim * sizeof *x);
     if (t->variant == 2 && t->dim % 2) x[0] = 1e-40f;      /* which has no inverse */
     if (t->variant == 3) x[0] = 3e38f, center[0] = -3e38f; /* the difference overflows */
@@ -204,10 +204,10 @@ static void compare_encode(test *t) {
 }
 
 static void compare_gathered_scores(test *t) {
-    float *query = floats(t, t->dim), out[2][MOST_COUNT], *wide = floats(t, (int64_t)t->count * t->dim);
+    float *query = floats(t, t->dim), out[2][MAX_COUNT], *wide = floats(t, (int64_t)t->count * t->dim);
     const icecore_dtype dtype = (icecore_dtype)(t->variant % 3);
     const size_t bytes = (size_t)t->dim * ice_element_size(dtype);
-    void *row[MOST_COUNT];
+    void *row[MAX_COUNT];
     for (int i = 0; i < t->count; i++) {
         row[i] = ice_alloc(1, bytes);
         t->plain->from_float32(dtype, wide + i * t->dim, row[i], t->dim);
@@ -238,7 +238,7 @@ static void compare_gathered_scores(test *t) {
 static void compare_squared_distances(test *t) {
     const int64_t stride = t->dim + (t->variant % 2) * 5;
     float *panel = floats(t, PANEL_OF(t->dim)), *keys = floats(t, (t->count - 1) * stride + t->dim),
-          out[2][PANEL_OF(MOST_COUNT)];
+          out[2][PANEL_OF(MAX_COUNT)];
     const float scale = t->variant < 2 ? 1.0f : 4.0f;
     t->plain->squared_distances(panel, t->dim, t->lanes, scale, keys, stride, t->count, out[0]);
     t->fast->squared_distances(panel, t->dim, t->lanes, scale, keys, stride, t->count, out[1]);
@@ -260,7 +260,7 @@ static void compare_chebyshev(test *t) {
     const int simples = 1 + t->variant * 3;
     const int64_t stride = t->count + 5;
     float *projection = floats(t, (simples - 1) * stride + t->count), *query = floats(t, simples),
-          out[2][MOST_COUNT + 1];
+          out[2][MAX_COUNT + 1];
     for (int which = 0; which < 2; which++) {
         out[which][t->count] = 7.0f;
         (which ? t->fast : t->plain)->chebyshev(projection, stride, simples, query, t->count, out[which]);

@@ -102,10 +102,10 @@ static void nth_largest(const float *block, int64_t count, int lanes, int64_t wa
 
 /* How many are at least `bound`; those beyond `count` up to a whole vector do not count. */
 static ALWAYS_INLINE int64_t how_many(const float *scores, int64_t count, float bound) {
-    vf least = vf_set1(bound);
+    vf minimum = vf_set1(bound);
     int64_t found = 0, i = 0;
     for (; i + VF_WIDTH <= count; i += VF_WIDTH)
-        found += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + i), least)));
+        found += __builtin_popcount(vm_bits(vf_ge(vf_load(scores + i), minimum)));
     for (; i < count; i++) found += scores[i] >= bound;
     return found;
 }
@@ -197,14 +197,14 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
     }
     if (largest < 127.0f / FLT_MAX) largest = 0.0f; /* it has no inverse */
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    const vf most = vf_set1(127.0f), least = vf_set1(-127.0f), half = vf_set1(0.5f), minus_half = vf_set1(-0.5f);
+    const vf maximum = vf_set1(127.0f), minimum = vf_set1(-127.0f), half = vf_set1(0.5f), minus_half = vf_set1(-0.5f);
     for (int64_t begin = 0; begin < dim; begin += ENCODED) {
         const int count = dim - begin < ENCODED ? (int)(dim - begin) : ENCODED;
         for (int i = 0; i < count; i += VF_WIDTH) {
             const int n = count - i < VF_WIDTH ? count - i : VF_WIDTH;
             vf value = vf_load_n(x + begin + i, n);
             if (center) value = vf_sub(value, vf_load_n(center + begin + i, n));
-            value = vf_max(vf_min(vf_mul(value, vf_set1(inverse)), most), least);
+            value = vf_max(vf_min(vf_mul(value, vf_set1(inverse)), maximum), minimum);
             vf_store(rounded + i, vf_add(value, vf_select(vf_gt(vf_zero(), value), minus_half, half)));
         }
         for (int i = 0; i < count; i++) code[begin + i] = (int8_t)(int)rounded[i];

@@ -180,7 +180,7 @@ icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice
     ice_projection projection = {0};
     if (moments) {
         ice_find_metric(moments, keys.dim, b->metric);
-        projection.rows = b->projection = ice_alloc(ICE_MOST_PROJECTED * keys.dim, sizeof(float));
+        projection.rows = b->projection = ice_alloc(ICE_MAX_PROJECTED * keys.dim, sizeof(float));
         if (!b->projection) return ICECORE_ERROR_MEMORY;
         projection.count = ice_find_projection(moments, &keys, b->projection);
     } else {

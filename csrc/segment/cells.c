@@ -26,7 +26,7 @@ static float bias_of(const float *parent, int64_t width) {
 /* Makes `x` the parent of a cell.  Few parents take the projection on themselves, Px.Py = x.P'Py; for many it pays to
  * project each row. */
 static void place(const ice_cells *c, const float *x, int64_t cell) {
-    float *parent = c->parents + cell * c->width, image[ICE_MOST_PROJECTED];
+    float *parent = c->parents + cell * c->width, image[ICE_MAX_PROJECTED];
     const ice_projection *p = &c->projection;
     if (!p->rows) {
         memcpy(parent, x, (size_t)c->width * sizeof *parent);

@@ -49,7 +49,7 @@ int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
 }
 
 int ice_attention_alloc(icecore_segment *s) {
-    ice_field fields[ICE_MOST_ATTENTION_FIELDS];
+    ice_field fields[ICE_MAX_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(s, fields);
     for (int64_t i = 0; i < count; i++) {
         *fields[i].data = ice_segment_alloc(s, fields[i].count, ice_size_of(fields[i].type));

@@ -5,7 +5,7 @@
 #include "segment/arrays.h"
 #include "segment/segment.h"
 
-#define ICE_MOST_ATTENTION_FIELDS 24
+#define ICE_MAX_ATTENTION_FIELDS 24
 
 /* The arrays of a segment whose counts, widths and dtypes are known; returns how many, always the same. */
 int64_t ice_attention_fields(icecore_segment *segment, ice_field *fields);

@@ -304,10 +304,10 @@ int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *
     float last = INFINITY;
     if (retrieve > 0 && retrieve < found) {
         ice_select_largest(spare, found, retrieve);
-        uint32_t least = UINT32_MAX;
+        uint32_t minimum = UINT32_MAX;
         for (int64_t i = 0; i < retrieve; i++)
-            if ((uint32_t)(spare[i] >> 32) < least) least = (uint32_t)(spare[i] >> 32);
-        last = ice_unordered(~least);
+            if ((uint32_t)(spare[i] >> 32) < minimum) minimum = (uint32_t)(spare[i] >> 32);
+        last = ice_unordered(~minimum);
     }
     int64_t kept = 0;
     for (int64_t i = 0; i < found; i++)

@@ -53,7 +53,7 @@ icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype mea
     s->query_numbers = from->query_numbers;
     s->cell.count = from->cell.count;
     s->parent.count = from->parent.count;
-    ice_field own[ICE_MOST_ATTENTION_FIELDS], old[ICE_MOST_ATTENTION_FIELDS];
+    ice_field own[ICE_MAX_ATTENTION_FIELDS], old[ICE_MAX_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(s, own);
     ice_attention_fields(from, old);
     for (int64_t i = 0; i < count; i++) *own[i].data = *old[i].data;

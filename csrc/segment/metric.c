@@ -108,8 +108,8 @@ int64_t ice_find_projection(const float *moments, const ice_rows *keys, float *p
     }
     if (!(trace > 0.0 && trace <= FLT_MAX)) return 0;
     int64_t count = 0;
-    const int64_t most = dim < ICE_MOST_PROJECTED ? dim : ICE_MOST_PROJECTED;
-    for (remaining = trace; count < most && remaining > LEFT_OUT * trace; count++) {
+    const int64_t maximum = dim < ICE_MAX_PROJECTED ? dim : ICE_MAX_PROJECTED;
+    for (remaining = trace; count < maximum && remaining > LEFT_OUT * trace; count++) {
         int64_t pivot = 0;
         for (int64_t t = 1; t < dim; t++)
             if (left[t] > left[pivot]) pivot = t;

@@ -17,8 +17,8 @@ void ice_find_key_metric(const ice_rows *keys, float *metric);
 
 /* A projection has at most so many rows: wider heads would spend more on it than on distances, and it holds what
  * differs most. */
-#define ICE_MOST_PROJECTED 64
-/* Rows P (count x dim, room for ICE_MOST_PROJECTED x dim) such that |P (key - mean)|^2 is (key - mean)^T M (key -
+#define ICE_MAX_PROJECTED 64
+/* Rows P (count x dim, room for ICE_MAX_PROJECTED x dim) such that |P (key - mean)|^2 is (key - mean)^T M (key -
  * mean), but for 2 % of its mean over the keys: the Cholesky factor of M, pivoted by what a component of the keys
  * contributes.  Returns the count, 0 where M or the keys say nothing. */
 int64_t ice_find_projection(const float *moments, const ice_rows *keys, float *projection);

@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 
 /* Levels of a tree, the keys included. */
-#define ICE_MOST_LAYERS ICECORE_MAX_LEVELS
+#define ICE_MAX_LAYERS ICECORE_MAX_LEVELS
 
 /* One step of a search down the tree: from parents to their children, which lie together.  The first layer has one
  * parent, the root; the children of the last are the keys. */
@@ -67,14 +67,13 @@ struct icecore_segment {
     int32_t *used;   /* cells: keys that are not removed; counted by the index */
     float *mean_key;
     int layers;
-    ice_layer layer[ICE_MOST_LAYERS];
+    ice_layer layer[ICE_MAX_LAYERS];
     ice_lists lists;
     float scale;   /* of the layers' biases and of the lists: a power of two (frame.h) */
     float lifting; /* c of the lists (lifting.h), or 0 where keys are not lifted */
     int64_t bytes; /* in `owned` */
     int owned_count;
-    void
-        *owned[17 + 5 * ICE_MOST_LAYERS]; /* memory to free; arrays not in it belong to somebody else (a mapped file) */
+    void *owned[17 + 5 * ICE_MAX_LAYERS]; /* memory to free; arrays not in it belong to somebody else (a mapped file) */
     icecore_segment *base;                /* or to this segment, which has none, of which it owns a part; NULL: none */
 };
 

@@ -29,13 +29,13 @@ int64_t ice_stack_levels(int64_t blocks, int64_t block) {
 }
 
 /* Of a size that is not the largest there are at most 7 segments: 6 that wait, and one without a second half. */
-int64_t ice_stack_most_levels(int64_t keys, int64_t block) {
-    int64_t most = keys / (ICE_LARGEST_SEGMENT / 2) + 7;
-    for (int64_t size = block; size < ICE_LARGEST_SEGMENT; size *= 2) most += 7;
-    return most < keys / block ? most : keys / block;
+int64_t ice_stack_max_levels(int64_t keys, int64_t block) {
+    int64_t maximum = keys / (ICE_LARGEST_SEGMENT / 2) + 7;
+    for (int64_t size = block; size < ICE_LARGEST_SEGMENT; size *= 2) maximum += 7;
+    return maximum < keys / block ? maximum : keys / block;
 }
 
-int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size) {
+int64_t ice_stack_max_nodes(int64_t keys, int64_t cell_size) {
     /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of
      * a size that is not the largest there are at most 7 segments: 6 that wait, and one without a second half */
     int64_t levels = keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16;

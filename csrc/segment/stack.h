@@ -68,9 +68,9 @@ icecore_status ice_sealing_step(ice_sealing *sealing, int64_t work);
 void ice_sealing_end(ice_sealing *sealing);
 
 /* No stack over `keys` keys in blocks of `block` has more levels; nor, of such cells, more nodes. */
-int64_t ice_stack_most_levels(int64_t keys, int64_t block);
-int64_t ice_stack_most_nodes(int64_t keys, int64_t cell_size);
-/* Whether a segment of `count` keys may have so many cells and parents: ice_stack_most_nodes relies on it. */
+int64_t ice_stack_max_levels(int64_t keys, int64_t block);
+int64_t ice_stack_max_nodes(int64_t keys, int64_t cell_size);
+/* Whether a segment of `count` keys may have so many cells and parents: ice_stack_max_nodes relies on it. */
 int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size);
 
 #endif

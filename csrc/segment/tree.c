@@ -19,9 +19,9 @@ enum { CELLS, SHAPE, CODES, LISTS, DONE };
 struct ice_tree_builder {
     ice_tree_plan plan;
     int stage;
-    int64_t next;                     /* block of rows at which CODES goes on */
-    int inner;                        /* levels between the root and the rows */
-    ice_cells level[ICE_MOST_LAYERS]; /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
+    int64_t next;                    /* block of rows at which CODES goes on */
+    int inner;                       /* levels between the root and the rows */
+    ice_cells level[ICE_MAX_LAYERS]; /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
     icecore_segment *segment;
     float *centre, scale; /* the frame in which cells are found (frame.h) */
     double *work;         /* 2 dim */

@@ -28,12 +28,12 @@ static int any_outside(const icecore_indices *x, int64_t list, int64_t keys) {
         return outside;
     }
     /* index + 1 in 32 bits: from 0 to the number of keys */
-    const uint32_t most = keys <= INT32_MAX ? (uint32_t)keys : (uint32_t)INT32_MAX + 1;
+    const uint32_t maximum = keys <= INT32_MAX ? (uint32_t)keys : (uint32_t)INT32_MAX + 1;
     const int32_t *own = (const int32_t *)x->data + list;
     if (x->index_stride == 1)
-        for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i] + 1 > most;
+        for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i] + 1 > maximum;
     else
-        for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i * x->index_stride] + 1 > most;
+        for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i * x->index_stride] + 1 > maximum;
     return outside;
 }
 
@@ -49,8 +49,8 @@ static void check_task(void *context, int64_t index, void *scratch) {
         if (!any_outside(x, list, call->keys)) continue;
         int64_t i = 0;
         while (i < x->count - 1 && (uint64_t)index_at(x, list + i * x->index_stride) + 1 <= (uint64_t)call->keys) i++;
-        long long found = n * x->count + i, least = atomic_load(&call->first);
-        while (found < least && !atomic_compare_exchange_weak(&call->first, &least, found)) {}
+        long long found = n * x->count + i, minimum = atomic_load(&call->first);
+        while (found < minimum && !atomic_compare_exchange_weak(&call->first, &minimum, found)) {}
         return;
     }
 }

@@ -7,7 +7,7 @@
 #include "select/check_indices.h"
 
 /* Units in a task at most, and tasks wanted where there are fewer units. */
-#define MOST_UNITS 16
+#define MAX_UNITS 16
 #define WANTED_TASKS 64
 
 typedef struct {
@@ -107,7 +107,7 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
     if (indices->member_stride) call.unit_rows = 1;
     call.lots = (group + call.unit_rows - 1) / call.unit_rows;
     const int64_t units = problem->queries * call.lots, by_tasks = heads * units / WANTED_TASKS;
-    call.chunk = by_tasks < MOST_UNITS ? by_tasks : MOST_UNITS;
+    call.chunk = by_tasks < MAX_UNITS ? by_tasks : MAX_UNITS;
     if (call.chunk < 1) call.chunk = 1;
     return ice_parallel_for(heads * ((units + call.chunk - 1) / call.chunk), problem->threads, ice_tile_bytes(problem),
                             attend_task, &call);

@@ -48,14 +48,14 @@ static void add_largest(ice_selection *t, int lane) {
     int64_t kept = visited;
     if (visited > t->options->near_keys) {
         kept = t->options->near_keys;
-        float least = ice_kth_largest(t->visited_copy, visited, kept);
+        float minimum = ice_kth_largest(t->visited_copy, visited, kept);
         int64_t above = 0, n = 0;
         float correction;
-        for (int64_t j = 0; j < visited; j++) above += !(t->visited[j] <= least);
+        for (int64_t j = 0; j < visited; j++) above += !(t->visited[j] <= minimum);
         int64_t ties = kept - above; /* of the keys equal to the least, the first ones */
         for (int64_t j = 0; j < visited; j++) {
             float own = t->visited[j];
-            if (!(own < least) && (own != least || ties-- > 0)) {
+            if (!(own < minimum) && (own != minimum || ties-- > 0)) {
                 t->visited_value[n] = t->visited_value[j];
                 t->visited[n++] = own;
             } else {

@@ -9,9 +9,9 @@
 
 /* Tasks wanted where a key head has few rows, and the least keys worth a task. */
 #define WANTED_TASKS 32
-#define LEAST_KEYS 2048
+#define MIN_KEYS 2048
 /* Values are packed once for all tiles of a head, for as many heads at a time as take this many bytes. */
-#define MOST_PACKED_BYTES ((int64_t)64 << 20)
+#define MAX_PACKED_BYTES ((int64_t)64 << 20)
 
 typedef struct {
     const icecore_attention *problem;
@@ -68,8 +68,8 @@ static icecore_status attend_tiles(exact_call *call) {
     icecore_status status = ICECORE_OK;
     call->heads = heads;
     if (call->tiles > 1 && p->keys > 0 && ice_panel_is_bf16(p, call->kernels)) {
-        const int64_t most = MOST_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
-        if (most < heads) call->heads = most < 1 ? 1 : most;
+        const int64_t maximum = MAX_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
+        if (maximum < heads) call->heads = maximum < 1 ? 1 : maximum;
         call->packed = ice_alloc(call->heads * ice_packed_numbers(p), sizeof *call->packed);
         if (!call->packed) return ICECORE_ERROR_MEMORY;
     }
@@ -107,7 +107,7 @@ static void merge_parts(const exact_call *call) {
 }
 
 static int64_t splits_of(const icecore_attention *p) {
-    const int64_t heads = p->batch * p->key_heads, by_keys = p->keys / LEAST_KEYS;
+    const int64_t heads = p->batch * p->key_heads, by_keys = p->keys / MIN_KEYS;
     const int64_t by_tasks = (WANTED_TASKS + heads - 1) / heads, wanted = by_tasks < by_keys ? by_tasks : by_keys;
     return ice_query_rows(p) > ICE_FEW_ROWS || wanted < 1 ? 1 : wanted;
 }

@@ -15,7 +15,7 @@
 
 /* With a count of near keys: parents are expanded until they hold so many times as many, and at least so many. */
 #define EXPAND_FACTOR 16
-#define LEAST_EXPANDED 2048
+#define MIN_EXPANDED 2048
 
 /* Measures and lays out by the same code. */
 static void lay_out(ice_selection *t, const icecore_attention *p, const icecore_near_far *options, int64_t levels,
@@ -173,8 +173,8 @@ void ice_choose_cells(ice_selection *t) {
     if (t->rules) {
         ice_find_thresholds(t, threshold, expand);
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) ice_raise_doubtful(t, &t->run[r], expand);
-    } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && LEAST_EXPANDED < t->stack->keys) {
-        int64_t reached = wanted * EXPAND_FACTOR > LEAST_EXPANDED ? wanted * EXPAND_FACTOR : LEAST_EXPANDED;
+    } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->stack->keys) {
+        int64_t reached = wanted * EXPAND_FACTOR > MIN_EXPANDED ? wanted * EXPAND_FACTOR : MIN_EXPANDED;
         ice_risk_threshold(t->kernels, t->risk, t->parents, t->tile.lanes, t->count, reached, expand);
     } else {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;

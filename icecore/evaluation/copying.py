@@ -11,10 +11,10 @@ from .perplexity import leading_tokens
 from .questions import compare, overall
 from .watch import Watch
 
-__all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "cost", "overall", "run"]
+__all__ = ["LENGTHS", "MIN_LENGTH", "cases", "check", "compare", "context", "cost", "overall", "run"]
 
 LENGTHS = (6100,)
-LEAST_LENGTH = 1000
+MIN_LENGTH = 1000
 #: Tokens that come again.
 COPIED = 500
 

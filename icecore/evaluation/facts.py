@@ -6,10 +6,10 @@ from .cost import Cost
 from .perplexity import check, leading_tokens
 from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
 
-__all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "cost", "overall", "run"]
+__all__ = ["LENGTHS", "MIN_LENGTH", "cases", "check", "compare", "context", "cost", "overall", "run"]
 
 LENGTHS = (2000, 4000, 8000)
-LEAST_LENGTH = 1000
+MIN_LENGTH = 1000
 #: What is told of what: no word comes twice.
 FACTS = (
     "password of the library", "height of the tower", "price of the painting", "weight of the elephant", "age of the temple",

@@ -10,10 +10,10 @@ from .perplexity import check, leading_tokens
 from .statistics import share
 from .watch import COLUMNS, Watch
 
-__all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "cost", "overall", "run"]
+__all__ = ["LENGTHS", "MIN_LENGTH", "cases", "check", "compare", "cost", "overall", "run"]
 
 LENGTHS = (4000,)
-LEAST_LENGTH = 256
+MIN_LENGTH = 256
 #: Tokens of continuation.
 NEW_TOKENS = 64
 

@@ -15,7 +15,7 @@ from .watch import COLUMNS, Watch
 
 #: Patches of a view, about.
 LENGTHS = (8100,)
-LEAST_LENGTH = 64
+MIN_LENGTH = 64
 #: A patch counts as matched to the right place this near to it, in sides of the view.
 NEAR = 0.05
 EXACT = Method("exact")

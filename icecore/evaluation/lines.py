@@ -8,10 +8,10 @@ from . import texts
 from .cost import Cost
 from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
 
-__all__ = ["LEAST_LENGTH", "LENGTHS", "cases", "check", "compare", "context", "cost", "overall", "run"]
+__all__ = ["LENGTHS", "MIN_LENGTH", "cases", "check", "compare", "context", "cost", "overall", "run"]
 
 LENGTHS = (2000, 4000, 8000)
-LEAST_LENGTH = 1000
+MIN_LENGTH = 1000
 QUESTIONS = 20
 #: What stands before a line's number and after it.
 BEGINNING, END = "line {}: REGISTER_CONTENT is <", ">\n"

@@ -11,7 +11,7 @@ from .cost import Cost
 from .watch import COLUMNS, Watch
 
 LENGTHS = (8100,)
-LEAST_LENGTH = 256
+MIN_LENGTH = 256
 
 
 def cases(lengths, names):

@@ -61,5 +61,5 @@ def overall(pairs):
         "accuracy": share(sum(mine), len(mine)).share,
         "retained": kept.share,
         "retained_of": f"{kept.count} of {kept.total}",
-        "interval": (kept.least, kept.most),
+        "interval": (kept.minimum, kept.maximum),
     }

@@ -67,8 +67,8 @@ def plan(model, tasks, methods, *, lengths=None, inputs=None):
             raise ValueError(f"task must be one of {', '.join(known)} for {model.name}, got {name!r}")
         task = known[name]
         for length in lengths or ():
-            if length < task.LEAST_LENGTH:
-                raise ValueError(f"length must be at least {task.LEAST_LENGTH} for task {name}, got {length}")
+            if length < task.MIN_LENGTH:
+                raise ValueError(f"length must be at least {task.MIN_LENGTH} for task {name}, got {length}")
             if not model.reads_images and length > model.weights.config.context_length:
                 raise ValueError(f"length must be at most {model.weights.config.context_length}, the context, got {length}")
         others = [method for method in methods if method != EXACT]

@@ -13,16 +13,16 @@ class Share(NamedTuple):
     count: int
     total: int
     share: float | None
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
 
 def share(count, total):
     """A `Share` of `count` out of `total`."""
     tail = (1 - CONFIDENCE) / 2
-    least = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
-    most = float(betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
-    return Share(count, total, count / total if total else None, least, most)
+    minimum = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
+    maximum = float(betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
+    return Share(count, total, count / total if total else None, minimum, maximum)
 
 
 def retained(mine, exact):

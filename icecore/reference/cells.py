@@ -57,7 +57,7 @@ EVEN_SHARE = 0.1
 #: Of sampled rows those are left out whose squared norm is above so many times the median: padding may hold anything.
 OUTLYING = 100.0
 #: A projection may lack this share of the mean squared distance between keys, or more where it has so many rows.
-LEFT_OUT, MOST_PROJECTED = 0.02, 64
+LEFT_OUT, MAX_PROJECTED = 0.02, 64
 #: This share of the mean of the moments' diagonal is added to it, for directions in which no sampled query points.
 RIDGE = 2.0**-10
 
@@ -112,7 +112,7 @@ def projection(moments, key):
     columns, trace = [], left.trace()
     if not 0 < trace <= LARGEST:
         return np.diag(moments_scale(moments))
-    while left.trace() > LEFT_OUT * trace and len(columns) < MOST_PROJECTED:
+    while left.trace() > LEFT_OUT * trace and len(columns) < MAX_PROJECTED:
         pivot = left.diagonal().argmax()
         columns.append(left[:, pivot] / np.sqrt(left[pivot, pivot]))
         left = left - np.outer(columns[-1], columns[-1])

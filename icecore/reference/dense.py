@@ -102,6 +102,6 @@ def top_k_attention(query, key, value, *, k, causal=False, window=0, sinks=0, sc
     scores = np.where(visible, scale * (query @ key.swapaxes(-1, -2)), -np.inf)  # (B, H, L, S)
     others = np.where(kept, -np.inf, scores)
     if k < keys:
-        least = np.partition(others, keys - k, axis=-1)[..., keys - k, None]  # the k-th largest
-        others = np.where(others >= least, others, -np.inf)
+        minimum = np.partition(others, keys - k, axis=-1)[..., keys - k, None]  # the k-th largest
+        others = np.where(others >= minimum, others, -np.inf)
     return softmax_sum(np.where(kept, scores, others), value)

@@ -48,7 +48,7 @@ def exact_and_sealed(position, keys, *, causal, block, sinks):
 
 
 #: A segment's moments come from every so many-th position, of long ones from about so many; fewer rows say too little.
-MOMENT_STEP, MOST_POSITIONS, LEAST_MOMENT_ROWS = 8, 2048, 64
+MOMENT_STEP, MAX_POSITIONS, MIN_MOMENT_ROWS = 8, 2048, 64
 
 
 def query_moments(query, first):
@@ -57,19 +57,19 @@ def query_moments(query, first):
     Of every eighth position or, where these are fewer than 64 rows, of all.
     """
     position = first + np.arange(query.shape[1])
-    for step in (max(MOMENT_STEP, len(position) // MOST_POSITIONS), 1):
+    for step in (max(MOMENT_STEP, len(position) // MAX_POSITIONS), 1):
         rows = query[:, position % step == step - 1].reshape(-1, query.shape[2])
         rows = rows[np.isfinite(rows).all(axis=1)]
-        if len(rows) >= LEAST_MOMENT_ROWS:
+        if len(rows) >= MIN_MOMENT_ROWS:
             return rows.T @ rows / len(rows)
     return None
 
 
 #: Parents are expanded at this share of the risk that opens a cell; or until they hold so many times the wanted keys,
 #: and at least so many.
-EXPAND_SHARE, EXPAND_FACTOR, LEAST_EXPANDED = 0.2, 16, 2048
+EXPAND_SHARE, EXPAND_FACTOR, MIN_EXPANDED = 0.2, 16, 2048
 #: A query of nothing but zeros leaves an order of risks.
-LEAST_SPREAD = 2.0**-126
+MIN_SPREAD = 2.0**-126
 #: So much longer may a query be once it is rounded to bfloat16.
 ROUNDED_QUERY = 1.004
 #: All cells are opened where those that a mask cuts leave more than one in so many of the sealed keys.
@@ -94,7 +94,7 @@ def log_spread(query, scale, cells, tree):
     score lies further from z_c than the radius allows.
     """
     own = query / tree.metric
-    x = np.maximum(scale**2 * (own**2 @ tree.component_variance), LEAST_SPREAD) * cells.variance
+    x = np.maximum(scale**2 * (own**2 @ tree.component_variance), MIN_SPREAD) * cells.variance
     log_count = np.log(cells.count)
     h = x / 4 * (1 + x / (12 + x))
     with np.errstate(divide="ignore"):
@@ -107,7 +107,7 @@ def log_mass(query, scale, cells, tree):
     return scale * (cells.mean_key @ (query / tree.metric)) + np.log(cells.count)
 
 
-def least_risk(risk, count, wanted):
+def min_risk(risk, count, wanted):
     """The largest threshold at or above which cells hold `wanted` keys; -inf where all together hold fewer."""
     order = np.argsort(-risk, kind="stable")
     held = np.cumsum(count[order])
@@ -209,14 +209,14 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, all_cells, fa
         exact_score = scores_of(query, key, bias, exact, scale)
         open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks)
         expand_at = open_at + np.log(EXPAND_SHARE)
-    elif far_field and wanted < sealed // EXPAND_FACTOR and LEAST_EXPANDED < sealed:
-        expand_at = least_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, LEAST_EXPANDED))
+    elif far_field and wanted < sealed // EXPAND_FACTOR and MIN_EXPANDED < sealed:
+        expand_at = min_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, MIN_EXPANDED))
     expand_at = -np.inf if all_cells else expand_at
     expanded = [((p >= expand_at) | cut) & ~hidden for (p, _), ((hidden, cut), _) in zip(risks, marks, strict=True)]
     cell_risk = np.concatenate([c[e[t.parent]] for (_, c), e, (_, t) in zip(risks, expanded, trees, strict=True)])
     if threshold is None:
         cell_count = np.concatenate([t.cells.count[e[t.parent]] for e, (_, t) in zip(expanded, trees, strict=True)])
-        open_at = -np.inf if wanted >= sealed else least_risk(cell_risk, cell_count, wanted)
+        open_at = -np.inf if wanted >= sealed else min_risk(cell_risk, cell_count, wanted)
 
     near, mean_score, mean_value = [], [], []
     for (first, tree), mark, (_, risk), expand in zip(trees, marks, risks, expanded, strict=True):

@@ -227,7 +227,7 @@ def _extended_search(level, points, query, k, field_of_view):
     rank = dot(means, query)
     opened = np.isin(np.arange(len(means)), np.argsort(-rank, kind="stable")[:field_of_view])
     scores = best_of(np.flatnonzero(opened[node]), points, query, k, "ip")[1]
-    least = scores[-1] if len(scores) == k else -np.inf
-    opened |= rank + min(1.0, 2.5 / np.sqrt(len(query))) * np.linalg.norm(query) * radius >= least
+    minimum = scores[-1] if len(scores) == k else -np.inf
+    opened |= rank + min(1.0, 2.5 / np.sqrt(len(query))) * np.linalg.norm(query) * radius >= minimum
     reached = np.flatnonzero(opened[node])
     return *best_of(reached, points, query, k, "ip"), len(reached)

@@ -10,19 +10,19 @@
 #include "check.h"
 #include "failures.h"
 
-enum { HEADS = 2, QUERY_HEADS = 4, DIM = 8, VALUE_DIM = 5, MOST_TOKENS = 360, MOST_CACHES = 4, MOST_FILES = 6 };
+enum { HEADS = 2, QUERY_HEADS = 4, DIM = 8, VALUE_DIM = 5, MAX_TOKENS = 360, MAX_CACHES = 4, MAX_FILES = 6 };
 enum { MACHINES = 30, STEPS = 40 };
 
 typedef struct {
     icecore_cache *cache; /* NULL: free */
     int64_t length, evicted;
-    float key[HEADS][MOST_TOKENS][DIM], value[HEADS][MOST_TOKENS][VALUE_DIM];
+    float key[HEADS][MAX_TOKENS][DIM], value[HEADS][MAX_TOKENS][VALUE_DIM];
 } pair;
 
 typedef struct {
     icecore_cache_options options;
-    pair pairs[MOST_CACHES];
-    file files[MOST_FILES]; /* that caches are views of */
+    pair pairs[MAX_CACHES];
+    file files[MAX_FILES]; /* that caches are views of */
     int file_count;
 } machine;
 
@@ -38,7 +38,7 @@ static icecore_tensor tensor_of(float *data, int64_t rows, int64_t width) {
 static void expected_row(const machine *m, const pair *c, int64_t head, const float *query, int64_t position,
                          double *row) {
     double largest = -INFINITY, sum = 0.0;
-    double score[MOST_TOKENS];
+    double score[MAX_TOKENS];
     for (int64_t j = 0; j <= position; j++) {
         score[j] = -INFINITY;
         if (j >= m->options.sinks && j < c->evicted) continue;
@@ -69,15 +69,15 @@ static icecore_cache_state state_of(icecore_cache *cache) {
 
 /* Attends the last `count` tokens' queries; where the call succeeds, out is what it must be. */
 static icecore_status attend(const machine *m, const pair *c, icecore_cache *cache, int64_t count, int threads) {
-    float query[QUERY_HEADS][MOST_TOKENS][DIM], out[QUERY_HEADS][MOST_TOKENS][VALUE_DIM];
+    float query[QUERY_HEADS][MAX_TOKENS][DIM], out[QUERY_HEADS][MAX_TOKENS][VALUE_DIM];
     const icecore_near_far report = {0};
     for (int64_t h = 0; h < QUERY_HEADS; h++)
         for (int64_t i = 0; i < count * DIM; i++) (&query[h][0][0])[i] = some_number();
     const icecore_attention p = {.dtype = ICECORE_FLOAT32,
                                  .query_heads = QUERY_HEADS,
                                  .queries = count,
-                                 .query = tensor_of(&query[0][0][0], MOST_TOKENS, DIM),
-                                 .out = tensor_of(&out[0][0][0], MOST_TOKENS, VALUE_DIM),
+                                 .query = tensor_of(&query[0][0][0], MAX_TOKENS, DIM),
+                                 .out = tensor_of(&out[0][0][0], MAX_TOKENS, VALUE_DIM),
                                  .scale = 1.0f,
                                  .threads = threads};
     const icecore_status status = icecore_cache_attend(cache, &p, &report);
@@ -93,7 +93,7 @@ static icecore_status attend(const machine *m, const pair *c, icecore_cache *cac
 
 /* Each cache holds what its list does.  It is a fork that is asked: caches stay as unfinished as they are. */
 static void expect_tokens(const machine *m) {
-    for (int i = 0; i < MOST_CACHES; i++) {
+    for (int i = 0; i < MAX_CACHES; i++) {
         const pair *c = &m->pairs[i];
         if (!c->cache) continue;
         const icecore_cache_state state = state_of(c->cache);
@@ -111,9 +111,9 @@ static void expect_tokens(const machine *m) {
 /* ---- Calls ---- */
 
 static void append(pair *c, int64_t count) {
-    float query[QUERY_HEADS][MOST_TOKENS][DIM];
+    float query[QUERY_HEADS][MAX_TOKENS][DIM];
     float *key[HEADS], *value[HEADS];
-    if (c->length + count > MOST_TOKENS) return;
+    if (c->length + count > MAX_TOKENS) return;
     for (int64_t h = 0; h < HEADS; h++) {
         key[h] = c->key[h][c->length];
         value[h] = c->value[h][c->length];
@@ -123,11 +123,11 @@ static void append(pair *c, int64_t count) {
     for (int64_t h = 0; h < QUERY_HEADS; h++)
         for (int64_t i = 0; i < count * DIM; i++) (&query[h][0][0])[i] = some_number();
     icecore_tensor queries = {0};
-    if (draw(2)) queries = tensor_of(&query[0][0][0], MOST_TOKENS, DIM);
+    if (draw(2)) queries = tensor_of(&query[0][0][0], MAX_TOKENS, DIM);
     fail_at_random();
     const icecore_status status =
-        icecore_cache_append(c->cache, ICECORE_FLOAT32, tensor_of(key[0], MOST_TOKENS, DIM),
-                             tensor_of(value[0], MOST_TOKENS, VALUE_DIM), queries, QUERY_HEADS, count);
+        icecore_cache_append(c->cache, ICECORE_FLOAT32, tensor_of(key[0], MAX_TOKENS, DIM),
+                             tensor_of(value[0], MAX_TOKENS, VALUE_DIM), queries, QUERY_HEADS, count);
     EXPECT(is_as_expected(status, ICECORE_OK));
     if (status == ICECORE_OK) c->length += count;
 }
@@ -193,7 +193,7 @@ static void fork_cache(machine *m, const pair *c, int place) {
 
 /* Written and opened again, in memory of its own or as a view of the arrays. */
 static void write_and_map(machine *m, const pair *c, int place) {
-    if (m->file_count == MOST_FILES) return;
+    if (m->file_count == MAX_FILES) return;
     file *f = &m->files[m->file_count];
     *f = (file){.count = 0};
     fail_at_random();
@@ -221,7 +221,7 @@ static void validate(const pair *c) {
 }
 
 static void step(machine *m) {
-    const int i = (int)draw(MOST_CACHES), place = (int)draw(MOST_CACHES);
+    const int i = (int)draw(MAX_CACHES), place = (int)draw(MAX_CACHES);
     pair *c = &m->pairs[i];
     if (!c->cache) return;
     switch (draw(12)) {
@@ -246,7 +246,7 @@ static void run(machine *m) {
                                          .dim = DIM,
                                          .value_dim = VALUE_DIM,
                                          .dtype = dtypes[draw(4)],
-                                         .near_keys = by_tolerance ? 0 : MOST_TOKENS,
+                                         .near_keys = by_tolerance ? 0 : MAX_TOKENS,
                                          .tolerance = by_tolerance ? 1e-6f : 0.0f,
                                          .block = blocks[draw(4)],
                                          .sinks = sinks[draw(3)],
@@ -258,7 +258,7 @@ static void run(machine *m) {
         step(m);
         expect_tokens(m);
     }
-    for (int i = 0; i < MOST_CACHES; i++) icecore_cache_free(m->pairs[i].cache);
+    for (int i = 0; i < MAX_CACHES; i++) icecore_cache_free(m->pairs[i].cache);
     for (int i = 0; i < m->file_count; i++) free_arrays(&m->files[i]);
 }
 

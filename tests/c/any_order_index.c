@@ -9,7 +9,7 @@
 #include "check.h"
 #include "failures.h"
 
-enum { DIM = 5, IDS = 12000, MOST_VECTORS = 5000, MOST_ADDED = 1300, QUERIES = 3, MOST_K = 6 };
+enum { DIM = 5, IDS = 12000, MAX_VECTORS = 5000, MAX_ADDED = 1300, QUERIES = 3, MAX_K = 6 };
 enum { MACHINES = 6, STEPS = 40 };
 
 typedef struct {
@@ -102,8 +102,8 @@ static void take_in(machine *m, const int64_t *ids, const float *rows, int64_t c
 }
 
 static void add(machine *m, int64_t count) {
-    int64_t ids[MOST_ADDED], place = 0;
-    float *rows = malloc(MOST_ADDED * DIM * sizeof *rows);
+    int64_t ids[MAX_ADDED], place = 0;
+    float *rows = malloc(MAX_ADDED * DIM * sizeof *rows);
     const int replace = (int)draw(2), by_count = draw(3) == 0 && m->next_id + count <= IDS;
     icecore_status expected = ICECORE_OK;
     some_ids(ids, count);
@@ -129,7 +129,7 @@ static void take_out(machine *m, const int64_t *ids, int64_t count) {
 
 /* Of ids that are there, or that need not be; or of one too many. */
 static void take_some_out(machine *m, int64_t count) {
-    int64_t ids[MOST_ADDED + 1], there = 0, place = 0, before = m->count;
+    int64_t ids[MAX_ADDED + 1], there = 0, place = 0, before = m->count;
     const int absent_too = (int)draw(2);
     some_ids(ids, count);
     if (!absent_too) {
@@ -152,8 +152,8 @@ static void take_some_out(machine *m, int64_t count) {
 }
 
 static void search(const machine *m, int exact) {
-    float queries[QUERIES][DIM], scores[QUERIES][MOST_K];
-    int64_t ids[QUERIES][MOST_K], counts[QUERIES], *named = malloc(2 * IDS * sizeof *named), *excluded = named + IDS;
+    float queries[QUERIES][DIM], scores[QUERIES][MAX_K];
+    int64_t ids[QUERIES][MAX_K], counts[QUERIES], *named = malloc(2 * IDS * sizeof *named), *excluded = named + IDS;
     uint8_t *wanted = malloc(IDS);
     const int filtered = (int)draw(2), excluding = (int)draw(2);
     int64_t allowed = 0, left_out = 0;
@@ -164,7 +164,7 @@ static void search(const machine *m, int exact) {
         wanted[id] = kept && !out;
     }
     for (int q = 0; q < QUERIES; q++) random_row(queries[q]);
-    const icecore_search s = {.k = 1 + (int64_t)draw(MOST_K),
+    const icecore_search s = {.k = 1 + (int64_t)draw(MAX_K),
                               .visit = exact ? 0 : 1000000,
                               .retrieve = exact ? 0 : 1000000,
                               .field_of_view = exact ? 0 : 1000000,
@@ -191,7 +191,7 @@ static void compact(const machine *m) {
 
 static void reserve(const machine *m) {
     fail_at_random();
-    EXPECT(is_as_expected(icecore_index_reserve(m->index, (int64_t)draw(2 * MOST_VECTORS)), ICECORE_OK));
+    EXPECT(is_as_expected(icecore_index_reserve(m->index, (int64_t)draw(2 * MAX_VECTORS)), ICECORE_OK));
 }
 
 static void validate(const machine *m) {
@@ -242,14 +242,14 @@ static void write_and_map(machine *m) {
 }
 
 static void step(machine *m) {
-    if (m->count > MOST_VECTORS || m->next_id > IDS - MOST_ADDED) clear(m);
+    if (m->count > MAX_VECTORS || m->next_id > IDS - MAX_ADDED) clear(m);
     switch (draw(12)) {
-    case 0: add(m, (int64_t)draw(MOST_ADDED)); break;
+    case 0: add(m, (int64_t)draw(MAX_ADDED)); break;
     case 1:
     case 2: add(m, 1024); break;
     case 3: add(m, (int64_t)draw(40)); break;
     case 4: take_some_out(m, (int64_t)draw(20)); break;
-    case 5: take_some_out(m, (int64_t)draw(MOST_ADDED)); break;
+    case 5: take_some_out(m, (int64_t)draw(MAX_ADDED)); break;
     case 6: compact(m); break;
     case 7: copy(m); break;
     case 8: write_and_map(m); break;

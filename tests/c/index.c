@@ -58,9 +58,9 @@ static double score_of(icecore_metric metric, const float *a, const float *b, in
 /* The best score of each query is that of brute force over rows that are present; ids are present ones. */
 static void expect_answers(icecore_index *index, icecore_metric metric, const float *rows, const uint8_t *present,
                            int64_t count, int64_t dim, const icecore_search *search, int must_be_best) {
-    enum { QUERIES = 60, MOST_K = 20 };
-    float *queries = random_rows(QUERIES, dim), scores[QUERIES * MOST_K];
-    int64_t ids[QUERIES * MOST_K], counts[QUERIES], visited[QUERIES], k = search->k, there = 0;
+    enum { QUERIES = 60, MAX_K = 20 };
+    float *queries = random_rows(QUERIES, dim), scores[QUERIES * MAX_K];
+    int64_t ids[QUERIES * MAX_K], counts[QUERIES], visited[QUERIES], k = search->k, there = 0;
     for (int64_t i = 0; i < count; i++) there += present[i];
     EXPECT(icecore_index_search(index, queries, QUERIES, search, ids, scores, counts, visited) == ICECORE_OK);
     for (int64_t q = 0; q < QUERIES; q++) {

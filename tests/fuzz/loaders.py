@@ -294,10 +294,10 @@ TARGETS = {
 # Running -------------------------------------------------------------------------------------------------
 
 
-def fuzz_plainly(seeds, run, mutate, seconds, most, prefix):
+def fuzz_plainly(seeds, run, mutate, seconds, maximum, prefix):
     """Random changes without a look at coverage: the same ones each time."""
     rng, end, runs = np.random.default_rng(0), time.monotonic() + seconds, 0
-    while runs < len(seeds) or (runs < most and time.monotonic() < end):
+    while runs < len(seeds) or (runs < maximum and time.monotonic() < end):
         data = seeds[runs % len(seeds)]
         for _ in range(rng.integers(1, 4) if runs >= len(seeds) else 0):
             data = mutate(data, rng)
