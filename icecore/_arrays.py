@@ -149,6 +149,14 @@ def native_view(array):
     return bits(array if _is_native(array) else np.ascontiguousarray(array))
 
 
+def native_problem(problem, out, lse, scale, **fields):
+    """A checked problem as the core takes it, with four-dimensional `out`; `fields` as of `_native.Problem`."""
+    query, key, value = native_view(problem.query), native_view(problem.key), native_view(problem.value)
+    return _native.Problem(
+        dtype=problem.native_dtype, query=query, key=key, value=value, out=bits(out), lse=lse, scale=scale, **fields,
+    )
+
+
 def native_result(out, problem):
     """What the core writes to: `out` itself where it can, else a new array."""
     return out if out is not None and _is_native(out) else np.empty(problem.out_shape, problem.dtype)

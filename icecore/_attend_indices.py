@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import bits, check_out, check_problem, check_scale, native_result, native_view, plain
+from icecore._arrays import check_out, check_problem, check_scale, native_problem, native_result, plain
 from icecore._runtime import threads_for_call
 
 
@@ -142,9 +142,8 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, r
     if problem.is_double:
         bad = _reference(problem, lists, bool(causal), scale, result, lse)
     else:
-        arrays = (native_view(a) for a in (problem.query, problem.key, problem.value))
-        four = bits(result)[(None,) * (4 - result.ndim)]
-        bad = _native.attend_indices(problem.native_dtype, *arrays, four, lse, scale, bool(causal), lists, threads)
+        own = native_problem(problem, result[(None,) * (4 - result.ndim)], lse, scale, causal=bool(causal), threads=threads)
+        bad = _native.attend_indices(own, lists)
     if bad is not None:
         raise _bad_index(given, lists, bad, problem)
     if out is not None and result is not out:

@@ -22,7 +22,7 @@ from icecore._arrays import (
     plain,
     widened,
 )
-from icecore._info import AttentionInfo, visited_fraction
+from icecore._info import info_of, new_errors, new_report, visited_fraction
 from icecore._metric import check_metric, from_text, to_text
 from icecore._plan import LayerPlan, check_plan
 from icecore._runtime import threads_for_call
@@ -127,7 +127,7 @@ class KVCache:
         self._set(_check_parameters(
             num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, metric, seed, batch,
         ))
-        self._sequences = [_native.Cache.create(*self._native_parameters()) for _ in range(self.batch or 1)]
+        self._sequences = [_native.Cache.create(self._native_options()) for _ in range(self.batch or 1)]
 
     def _set(self, parameters):
         for name, value in parameters.items():
@@ -164,9 +164,12 @@ class KVCache:
         states = [sequence.state() for sequence in self._sequences]
         return states[0] | {"bytes": sum(state["bytes"] for state in states)}
 
-    def _native_parameters(self):
-        return (self.num_kv_heads, self.dim, self.value_dim, DTYPES[self.dtype], self.k or 1, self.tolerance or 0.0,
-                self.window, self.sinks, self._cell_size, self.seed, self.metric)
+    def _native_options(self):
+        return _native.CacheOptions(
+            heads=self.num_kv_heads, dim=self.dim, value_dim=self.value_dim, dtype=DTYPES[self.dtype], near_keys=self.k or 1,
+            tolerance=self.tolerance or 0.0, block=self.window, sinks=self.sinks, cell_size=self._cell_size, seed=self.seed,
+            moments=self.metric,
+        )
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one."""
@@ -304,16 +307,17 @@ class KVCache:
             check_out(out, _Outputs((*outer, self.value_dim), queries.dtype), {"queries": queries})
         result = np.empty((*shape, self.value_dim), queries.dtype)
         lse = np.empty(shape, np.float32) if return_lse else None
-        info = [np.empty(shape, dtype) for dtype in (np.int32, np.float32, np.float32, np.int32)] if return_info else [None] * 4
-        errors = [None] * 3
+        report = new_report(shape) if return_info else {}
         if return_info and self.tolerance is not None:
-            errors = [np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)]
+            report |= new_errors(shape)
+        options = _native.NearFar(head_tolerance=self._head_tolerance, head_threshold=self._head_threshold)
         dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
-            sequence.attend(dtype, queries[one], written[one], None if lse is None else lse[one], scale,
-                            *(None if a is None else a[one] for a in info + errors), self._head_tolerance,
-                            self._head_threshold, threads)
+            problem = _native.Problem(dtype=dtype, query=queries[one], out=written[one], lse=None if lse is None else lse[one],
+                                      scale=scale, threads=threads)
+            own = _native.Report(**{name: array[one] for name, array in report.items()})
+            sequence.attend(problem, options, own)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -321,13 +325,10 @@ class KVCache:
         if return_lse:
             returned.append(lse.reshape(outer))
         if return_info:
-            near, mass, bound, summaries = (a.reshape(outer) for a in info)
-            length = self._length()
+            report = {name: a.reshape(outer[: a.ndim + len(outer) - 3]) for name, a in report.items()}
+            near, summaries, length = report["near_count"], report["summaries"], self._length()
             visited = visited_fraction(near, summaries, length - count, length, True, self.window, self.sinks)
-            measured = [None if a is None else a.reshape(outer[:-1]) for a in errors]
-            names = ("error", "error_standard_error", "error_rows")
-            measured = dict(zip(names, measured, strict=True))
-            returned.append(AttentionInfo("near_far", near, mass, bound, summaries, visited, **measured))
+            returned.append(info_of(report, visited))
         return returned[0] if len(returned) == 1 else tuple(returned)
 
     def truncate(self, n, *, num_threads=None):
@@ -472,7 +473,7 @@ class KVCache:
                 raise _array_file.Refused(f"it is too short for batch={count}")
             new = object.__new__(cls)
             new._set(parameters)
-            new._sequences, reason = _native.Cache.map(*new._native_parameters(), count, arrays, own)
+            new._sequences, reason = _native.Cache.map(new._native_options(), count, arrays, own)
             if reason is None and len({sequence.state()["evicted"] for sequence in new._sequences}) > 1:
                 reason = "its sequences have forgotten different tokens"
             if reason is not None:

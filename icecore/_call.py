@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from icecore import _cost_model, _native
-from icecore._arrays import check_mask, check_problem, check_scale, native_view, widened
-from icecore._info import AttentionInfo, exact_info, visited_fraction
+from icecore._arrays import check_mask, check_problem, check_scale, native_problem, widened
+from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visited_fraction
 from icecore._metric import query_metric
 from icecore._settings import Settings, rounds
 
@@ -77,19 +77,16 @@ class Call:
                 getattr(info, name)[:, :, -count:] = rows
         return info
 
-    def _arrays(self):
-        p = self.problem
-        out = self.out if self.out.dtype == np.float32 else self.out.view(np.uint16)
-        return p.native_dtype, native_view(p.query), native_view(p.key), native_view(p.value), out, self.lse
+    def _native(self, **fields):
+        return native_problem(self.problem, self.out, self.lse, self.scale, causal=self.causal, threads=self.threads, **fields)
 
     def _exact(self, window, sinks, keep, bias):
-        _native.attend_exact(*self._arrays(), self.scale, self.causal, -1 if window is None else window, sinks, keep, bias,
-                             self.threads)
+        _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks, keep=keep, bias=bias))
         return self._exact_info(window, sinks, keep, bias) if self.return_info else None
 
     def _pages(self):
         near = np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
-        _native.attend_pages(*self._arrays(), self.scale, self.causal, self.settings.k, near, self.threads)
+        _native.attend_pages(self._native(), self.settings.k, near)
         return AttentionInfo("pages", near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
 
     def _near_far_pays(self):
@@ -108,37 +105,35 @@ class Call:
 
     def _near_far(self, keep, bias):
         s, shape = self.settings, self.problem.shape[:3]
-        near, mass, bound, summaries, seconds, errors, prices = None, None, None, None, None, [None] * 3, {}
-        if self.return_info:
-            near, summaries = np.empty(shape, np.int32), np.empty(shape, np.int32)
-            mass, bound = np.empty(shape, np.float32), np.empty(shape, np.float32) if s.far_field else None
-            seconds = np.empty(3)
+        report = new_report(shape, s.far_field) | {"seconds": np.empty(3)} if self.return_info else {}
         if self.return_info and s.tolerance is None and self.lse is None:
             self.lse = np.empty(shape, np.float32)  # its error counts, too
         if s.tolerance is not None:
-            errors = [np.empty(shape[:2], dtype) for dtype in (np.float32, np.float32, np.int32)]
-            prices = _cost_model.model_in_force().prices(self._work())
-        rounding = s.far_field and s.rounded and rounds(s.tolerance)
-        _native.attend_near_far(*self._arrays(), self.scale, self.causal, s.sinks, keep, bias, s.k, s.visit, bool(s.far_field),
-                                s.tolerance or 0.0, s.head_tolerance, s.head_threshold, s.metric, bool(rounding), s.window or 1,
-                                s.cell_size, s.head_cell_size, self.seed, near, mass, bound, summaries, seconds, *errors,
-                                self.threads, **prices)
+            report |= new_errors(shape)
+        _native.attend_near_far(self._native(sinks=s.sinks, keep=keep, bias=bias), self._options(), _native.Report(**report))
         if s.tolerance is not None:
-            self._note_errors(*errors)
+            self._note_errors(report["error"], report["standard_error"])
         if not self.return_info:
             return None
         if s.tolerance is None and s.head_threshold is None:
-            errors = self._errors_of_rows(keep, bias)
-        split = dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True))
+            report |= self._errors_of_rows(keep, bias)
         visited = None
         if s.far_field:
-            queries, _, keys = self.problem.shape[2:5]
+            near, summaries, (queries, _, keys) = report["near_count"], report["summaries"], self.problem.shape[2:5]
             visited = visited_fraction(near, summaries, keys - queries, keys, self.causal, s.window, s.sinks)
-        measured = dict(zip(("error", "error_standard_error", "error_rows"), errors, strict=True))
-        return AttentionInfo("near_far", near, mass, bound, summaries, visited, split, **measured)
+        return info_of(report, visited)
+
+    def _options(self):
+        s = self.settings
+        prices = {} if s.tolerance is None else _cost_model.model_in_force().prices(self._work())
+        return _native.NearFar(
+            near_keys=s.k, visit=s.visit, far_field=s.far_field, tolerance=s.tolerance or 0.0, head_tolerance=s.head_tolerance,
+            head_threshold=s.head_threshold, moments=s.metric, rounding=s.far_field and s.rounded and rounds(s.tolerance),
+            block=s.window or 1, cell_size=s.cell_size, head_cell_size=s.head_cell_size, seed=self.seed, **prices,
+        )
 
     def _errors_of_rows(self, keep, bias):
-        """(error, standard error, rows) of each query head, by attending sampled rows exactly; of rows that have far keys."""
+        """As `new_errors`, filled: by attending sampled rows exactly; of rows that have far keys."""
         p, (batch, heads, queries) = self.problem, self.problem.shape[:3]
         offset = p.key.shape[2] - queries
         first = min(max(0, 2 * self.settings.window - offset), queries) if self.causal else 0
@@ -159,9 +154,10 @@ class Call:
         with np.errstate(invalid="ignore", divide="ignore"):
             error = distance.sum(axis=-1) / size.sum(axis=-1)
             standard = np.sqrt(((distance - error[..., None] * size) ** 2).sum(axis=-1)) / size.sum(axis=-1)
-        return error.astype(np.float32), standard.astype(np.float32), np.full((batch, heads), len(rows), np.int32)
+        rows = np.full((batch, heads), len(rows), np.int32)
+        return {"error": error.astype(np.float32), "standard_error": standard.astype(np.float32), "error_rows": rows}
 
-    def _note_errors(self, error, standard_error, rows):
+    def _note_errors(self, error, standard_error):
         s = self.settings
         tolerance = np.broadcast_to(s.tolerance if s.head_tolerance is None else s.head_tolerance, error.shape)
         with np.errstate(invalid="ignore"):

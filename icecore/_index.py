@@ -205,7 +205,7 @@ class Index:
     def __init__(self, dim, *, metric="ip", num_composite=0, num_simple=7, num_levels=2, promotion=None, dtype="float32",
                  seed=0, capacity=0):
         self._parameters = _check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed)
-        self._native = _native.Index.create(*_native_parameters(self._parameters))
+        self._native = _native.Index.create(_native_options(self._parameters))
         if integer(capacity, "capacity", 0):
             self.reserve(capacity)
 
@@ -427,7 +427,7 @@ class Index:
             raise ValueError("the index is empty; add vectors before searching")
         result = _result(out, len(rows), k, single, rows)
         arrays = [np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)]
-        self._search(rows, k, (*budgets, bool(exact)), filters, threads_for_call(num_threads), *arrays, None)
+        self._search(rows, k, budgets | {"exact": bool(exact)}, filters, threads_for_call(num_threads), *arrays, None)
         return result
 
     def search_within(self, queries, bound, *, filter=None, exclude=None, num_threads=None):
@@ -482,7 +482,7 @@ class Index:
             k = min(k, max(len(self), 1))
             own = [[ids[q] for q in pending] if isinstance(ids, list) else ids for ids in filters]
             ids, scores, counts = _result(None, len(pending), k, False, rows)
-            self._search(rows[pending], k, (0, 0, 0, False, True), own, threads, ids, scores, counts, None)
+            self._search(rows[pending], k, {"exact": True}, own, threads, ids, scores, counts, None)
             inside = (scores <= bound if self.metric == "l2" else scores >= bound).sum(axis=1)
             for q, own_ids, own_scores, count in zip(pending, ids, scores, inside, strict=True):
                 found[q] = own_ids[:count].copy(), own_scores[:count].copy()
@@ -498,24 +498,28 @@ class Index:
 
     def _search(self, rows, k, budgets, filters, threads, *arrays):
         """Fills the arrays (ids, scores, counts and visited or None); a filter may be a list of one for each query."""
+
+        def search(allowed, excluded):
+            return _native.Search(k=k, **budgets, allowed=allowed, excluded=excluded, threads=threads)
+
         if not any(isinstance(ids, list) for ids in filters):
-            self._native.search(rows, k, *budgets, *filters, threads, *arrays)
+            self._native.search(rows, search(*filters), *arrays)
             return
         for i in range(len(rows)):
-            own = [ids[i] if isinstance(ids, list) else ids for ids in filters]
+            own = search(*(ids[i] if isinstance(ids, list) else ids for ids in filters))
             part = slice(i, i + 1)
-            self._native.search(rows[part], k, *budgets, *own, threads, *(None if a is None else a[part] for a in arrays))
+            self._native.search(rows[part], own, *(None if a is None else a[part] for a in arrays))
 
     def _budgets(self, k, visit, retrieve, field_of_view):
-        """The core's three budgets, 0 standing for no bound, and whether they may be exceeded."""
-        given = [integer(value, name, 1) if value is not None else 0
-                 for name, value in (("visit", visit), ("retrieve", retrieve), ("field_of_view", field_of_view))]
+        """The core's budgets, 0 standing for no bound, and whether they may be exceeded."""
+        given = {name: integer(value, name, 1) if value is not None else 0
+                 for name, value in (("visit", visit), ("retrieve", retrieve), ("field_of_view", field_of_view))}
         default = visit is None and field_of_view is None
         if default:
-            given[2] = DEFAULT_FIELD_OF_VIEW
+            given["field_of_view"] = DEFAULT_FIELD_OF_VIEW
             if self._parameters["num_composite"] and retrieve is None:
-                given[1] = DEFAULT_CANDIDATES * k
-        return *given, default
+                given["retrieve"] = DEFAULT_CANDIDATES * k
+        return given | {"extend": default}
 
     def tune(self, queries, k, recall=0.95, *, filter=None, exclude=None, num_threads=None):
         """Find the cheapest budgets that reach a recall.
@@ -615,7 +619,7 @@ class Index:
                 parameters = _check_parameters(**parameters)
             except TypeError as error:
                 raise _array_file.Refused(f"its parameters are not those of an index ({error})") from error
-            native, reason = _native.Index.map(*_native_parameters(parameters), arrays)
+            native, reason = _native.Index.map(_native_options(parameters), arrays)
             if native is None:
                 raise _array_file.Refused(reason)
         except ValueError as error:
@@ -682,9 +686,11 @@ def _check_parameters(dim, metric, num_composite, num_simple, num_levels, promot
     return {"dim": dim, "metric": metric, **counts, "promotion": promotion, "dtype": name, "seed": seed}
 
 
-def _native_parameters(p):
-    return (p["dim"], METRICS[p["metric"]], p["num_composite"], p["num_simple"], p["num_levels"], p["promotion"] or 0.0,
-            DTYPES[p["dtype"]], p["seed"])
+def _native_options(p):
+    return _native.IndexOptions(
+        dim=p["dim"], metric=METRICS[p["metric"]], composites=p["num_composite"], simples=p["num_simple"],
+        levels=p["num_levels"], promotion=p["promotion"] or 0.0, dtype=DTYPES[p["dtype"]], seed=p["seed"],
+    )
 
 
 def _shapes(n, k):
@@ -728,8 +734,7 @@ class _Tuner:
         n, k = len(self.queries), self.k
         ids, scores, counts, visited = (np.empty(shape, dtype) for shape, dtype in
                                         (((n, k), np.int64), ((n, k), np.float32), (n, np.int64), (n, np.int64)))
-        core = [*(budgets.get(name, 0) for name in ("visit", "retrieve", "field_of_view")), False, budgets.get("exact", False)]
-        self.index._search(self.queries, k, core, self.filters, self.threads, ids, scores, counts, visited)
+        self.index._search(self.queries, k, budgets, self.filters, self.threads, ids, scores, counts, visited)
         return -scores if self.index.metric == "l2" else scores, visited.mean()
 
     def _try(self, budgets):

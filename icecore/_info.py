@@ -96,6 +96,30 @@ class AttentionInfo:
         return f"expected to take {exact} exact, {near_far} near/far"
 
 
+def new_report(shape, with_bound=True):
+    """Arrays of (batch, heads, queries) for `_native.Report`, by name."""
+    floats = ("captured_mass", "missed_bound") if with_bound else ("captured_mass",)
+    return {name: np.empty(shape, np.int32) for name in ("near_count", "summaries")} | {
+        name: np.empty(shape, np.float32) for name in floats
+    }
+
+
+def new_errors(shape):
+    """Those of (batch, heads)."""
+    types = {"error": np.float32, "standard_error": np.float32, "error_rows": np.int32}
+    return {name: np.empty(shape[:2], dtype) for name, dtype in types.items()}
+
+
+def info_of(report, visited):
+    """The `AttentionInfo` of near/far attention, of what the core has filled."""
+    seconds = report.get("seconds")
+    return AttentionInfo(
+        "near_far", report["near_count"], report["captured_mass"], report.get("missed_bound"), report["summaries"], visited,
+        None if seconds is None else dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True)),
+        error=report.get("error"), error_standard_error=report.get("standard_error"), error_rows=report.get("error_rows"),
+    )
+
+
 def visited_fraction(near, summaries, first, keys, causal, window, sinks):
     """As in `AttentionInfo`; near and summaries (..., L) of queries at position `first` and on."""
     if not causal:

@@ -16,142 +16,99 @@ def set_isa(name: str | None) -> None: ...
 def has_openmp() -> bool: ...
 def default_threads() -> int: ...
 def selftest(isa: str) -> tuple[int, str]: ...
-def attend_exact(
-    dtype: int,
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    out: NDArray,
-    lse: NDArray[np.float32] | None,
-    scale: float,
-    causal: bool,
-    window: int,
-    sinks: int,
-    keep: NDArray[np.uint8] | None,
-    bias: NDArray[np.float32] | None,
-    threads: int,
-) -> None: ...
-def attend_near_far(
-    dtype: int,
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    out: NDArray,
-    lse: NDArray[np.float32] | None,
-    scale: float,
-    causal: bool,
-    sinks: int,
-    keep: NDArray[np.uint8] | None,
-    bias: NDArray[np.float32] | None,
-    near_keys: int,
-    visit: int,
-    far_field: bool,
-    tolerance: float,
-    head_tolerance: NDArray[np.float32] | None,
-    head_threshold: NDArray[np.float32] | None,
-    moments: NDArray[np.float32] | None,
-    rounding: bool,
-    block: int,
-    cell_size: int,
-    head_cell_size: NDArray[np.int64] | None,
-    seed: int,
-    near_count: NDArray[np.int32] | None,
-    captured_mass: NDArray[np.float32] | None,
-    missed_bound: NDArray[np.float32] | None,
-    summaries: NDArray[np.int32] | None,
-    seconds: NDArray[np.float64] | None,
-    error: NDArray[np.float32] | None,
-    standard_error: NDArray[np.float32] | None,
-    error_rows: NDArray[np.int32] | None,
-    threads: int,
-    near_price: float = 0,
-    node_price: float = 0,
-) -> None: ...
-def attend_pages(
-    dtype: int,
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    out: NDArray,
-    lse: NDArray[np.float32] | None,
-    scale: float,
-    causal: bool,
-    near_keys: int,
-    near_count: NDArray[np.int32] | None,
-    threads: int,
-) -> None: ...
-def attend_indices(
-    dtype: int,
-    query: NDArray,
-    key: NDArray,
-    value: NDArray,
-    out: NDArray,
-    lse: NDArray[np.float32] | None,
-    scale: float,
-    causal: bool,
-    indices: NDArray[np.int32] | NDArray[np.int64],
-    threads: int,
-) -> int | None: ...
+
+class Problem:
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        query: NDArray,
+        key: NDArray | None = None,
+        value: NDArray | None = None,
+        out: NDArray,
+        lse: NDArray[np.float32] | None = None,
+        scale: float,
+        causal: bool = False,
+        window: int = -1,
+        sinks: int = 0,
+        keep: NDArray[np.uint8] | None = None,
+        bias: NDArray[np.float32] | None = None,
+        threads: int = 0,
+    ) -> None: ...
+
+class NearFar:
+    def __init__(
+        self,
+        *,
+        near_keys: int = 1,
+        visit: int = 1,
+        far_field: bool = True,
+        tolerance: float = 0,
+        head_tolerance: NDArray[np.float32] | None = None,
+        head_threshold: NDArray[np.float32] | None = None,
+        near_price: float = 0,
+        node_price: float = 0,
+        moments: NDArray[np.float32] | None = None,
+        rounding: bool = False,
+        block: int = 1,
+        cell_size: int = 1,
+        head_cell_size: NDArray[np.int64] | None = None,
+        seed: int = 0,
+    ) -> None: ...
+
+class Report:
+    def __init__(
+        self,
+        *,
+        near_count: NDArray[np.int32] | None = None,
+        captured_mass: NDArray[np.float32] | None = None,
+        missed_bound: NDArray[np.float32] | None = None,
+        summaries: NDArray[np.int32] | None = None,
+        error: NDArray[np.float32] | None = None,
+        standard_error: NDArray[np.float32] | None = None,
+        error_rows: NDArray[np.int32] | None = None,
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None: ...
+
+def attend_exact(problem: Problem) -> None: ...
+def attend_near_far(problem: Problem, options: NearFar, report: Report) -> None: ...
+def attend_pages(problem: Problem, near_keys: int, near_count: NDArray[np.int32] | None) -> None: ...
+def attend_indices(problem: Problem, indices: NDArray[np.int32] | NDArray[np.int64]) -> int | None: ...
 def build_segment(
     keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, moments: NDArray[np.float32] | None, cell_size: int,
     seed: int,
 ) -> dict[str, bytes]: ...
 
+class CacheOptions:
+    def __init__(
+        self,
+        *,
+        heads: int,
+        dim: int,
+        value_dim: int,
+        dtype: int,
+        near_keys: int,
+        tolerance: float,
+        block: int,
+        sinks: int,
+        cell_size: int,
+        seed: int,
+        moments: NDArray[np.float32] | None = None,
+    ) -> None: ...
+
 class Cache:
     @staticmethod
-    def create(
-        heads: int,
-        dim: int,
-        value_dim: int,
-        dtype: int,
-        near_keys: int,
-        tolerance: float,
-        block: int,
-        sinks: int,
-        cell_size: int,
-        seed: int,
-        moments: NDArray[np.float32] | None,
-    ) -> Cache: ...
+    def create(options: CacheOptions) -> Cache: ...
     @staticmethod
     def map(
-        heads: int,
-        dim: int,
-        value_dim: int,
-        dtype: int,
-        near_keys: int,
-        tolerance: float,
-        block: int,
-        sinks: int,
-        cell_size: int,
-        seed: int,
-        moments: NDArray[np.float32] | None,
-        count: int,
-        arrays: list[tuple[str, str, NDArray[np.uint8]]],
-        own: bool,
+        options: CacheOptions, count: int, arrays: list[tuple[str, str, NDArray[np.uint8]]], own: bool
     ) -> tuple[list[Cache] | None, str | None]: ...
     @staticmethod
     def write(
         caches: list[Cache], function: Callable[[list[tuple[str, str, int]] | None, memoryview | None], object]
     ) -> None: ...
     def append(self, dtype: int, keys: NDArray, values: NDArray, queries: NDArray | None) -> None: ...
-    def attend(
-        self,
-        dtype: int,
-        query: NDArray,
-        out: NDArray,
-        lse: NDArray[np.float32] | None,
-        scale: float,
-        near_count: NDArray[np.int32] | None,
-        captured_mass: NDArray[np.float32] | None,
-        missed_bound: NDArray[np.float32] | None,
-        summaries: NDArray[np.int32] | None,
-        error: NDArray[np.float32] | None,
-        standard_error: NDArray[np.float32] | None,
-        error_rows: NDArray[np.int32] | None,
-        head_tolerance: NDArray[np.float32] | None,
-        head_threshold: NDArray[np.float32] | None,
-        threads: int,
-    ) -> None: ...
+    def attend(self, problem: Problem, options: NearFar, report: Report) -> None: ...
     def truncate(self, length: int, threads: int) -> None: ...
     def evictable(self, before: int) -> int: ...
     def evict(self, before: int) -> int: ...
@@ -159,23 +116,31 @@ class Cache:
     def state(self) -> dict[str, int]: ...
     def validate(self) -> str | None: ...
 
+class IndexOptions:
+    def __init__(
+        self, *, dim: int, metric: int, composites: int, simples: int, levels: int, promotion: float, dtype: int, seed: int
+    ) -> None: ...
+
+class Search:
+    def __init__(
+        self,
+        *,
+        k: int,
+        visit: int = 0,
+        retrieve: int = 0,
+        field_of_view: int = 0,
+        extend: bool = False,
+        exact: bool = False,
+        allowed: NDArray[np.int64] | None = None,
+        excluded: NDArray[np.int64] | None = None,
+        threads: int = 0,
+    ) -> None: ...
+
 class Index:
     @staticmethod
-    def create(
-        dim: int, metric: int, composites: int, simples: int, levels: int, promotion: float, dtype: int, seed: int
-    ) -> Index: ...
+    def create(options: IndexOptions) -> Index: ...
     @staticmethod
-    def map(
-        dim: int,
-        metric: int,
-        composites: int,
-        simples: int,
-        levels: int,
-        promotion: float,
-        dtype: int,
-        seed: int,
-        arrays: list[tuple[str, str, NDArray[np.uint8]]],
-    ) -> tuple[Index | None, str | None]: ...
+    def map(options: IndexOptions, arrays: list[tuple[str, str, NDArray[np.uint8]]]) -> tuple[Index | None, str | None]: ...
     def copy(self) -> Index: ...
     def reserve(self, count: int) -> None: ...
     def add(
@@ -192,15 +157,7 @@ class Index:
     def search(
         self,
         queries: NDArray[np.float32],
-        k: int,
-        visit: int,
-        retrieve: int,
-        field_of_view: int,
-        extend: bool,
-        exact: bool,
-        allowed: NDArray[np.int64] | None,
-        excluded: NDArray[np.int64] | None,
-        threads: int,
+        search: Search,
         ids: NDArray[np.int64],
         scores: NDArray[np.float32],
         counts: NDArray[np.int64],

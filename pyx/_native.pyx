@@ -9,10 +9,10 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() noexcept
     object PyBytes_FromStringAndSize(const char *data, Py_ssize_t size)
 
-FLOAT32 = 0
-FLOAT16 = 1
-BFLOAT16 = 2
-INT8 = 3
+FLOAT32 = ICECORE_FLOAT32
+FLOAT16 = ICECORE_FLOAT16
+BFLOAT16 = ICECORE_BFLOAT16
+INT8 = ICECORE_INT8
 
 # Storage: float32 numbers, or 16-bit floats as bit patterns.
 ctypedef fused element:
@@ -20,6 +20,12 @@ ctypedef fused element:
     uint16_t
 
 ctypedef fused index_type:
+    int32_t
+    int64_t
+
+ctypedef fused number:
+    float
+    double
     int32_t
     int64_t
 
@@ -112,9 +118,25 @@ def selftest(str isa):
     return failures, (<bytes>report).decode()
 
 
-# ---- Attention ----
+# ---- Requests ----
+#
+# Each class holds a C struct, filled by keywords of its fields' names, and the arrays that it points to; any of these may be None.
+# A new field: here, in icecore_c.pxd and in _native.pyi.
 
-cdef icecore_tensor tensor(const element[:, :, :, :] array) noexcept:
+# Where a contiguous array begins; NULL for None and where it is empty.
+cdef number *of_list(const number[::1] array) noexcept:
+    return <number *>&array[0] if array is not None and array.size else NULL
+
+
+cdef number *of_matrix(const number[:, ::1] array) noexcept:
+    return <number *>&array[0, 0] if array is not None and array.size else NULL
+
+
+cdef number *of_cube(const number[:, :, ::1] array) noexcept:
+    return <number *>&array[0, 0, 0] if array is not None and array.size else NULL
+
+
+cdef icecore_tensor tensor_of(const element[:, :, :, :] array) noexcept:
     cdef icecore_tensor t
     t.data = <void *>&array[0, 0, 0, 0] if array.size else NULL
     t.batch_stride = array.strides[0] // <Py_ssize_t>sizeof(element)
@@ -123,94 +145,117 @@ cdef icecore_tensor tensor(const element[:, :, :, :] array) noexcept:
     return t
 
 
-cdef icecore_attention problem_of(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
-                                  const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse,
-                                  double scale, bint causal, int64_t window, int64_t sinks, int threads) noexcept:
-    cdef icecore_attention p
-    p.dtype = p.key_dtype = <icecore_dtype>dtype
-    p.batch, p.query_heads, p.queries, p.dim = query.shape[0], query.shape[1], query.shape[2], query.shape[3]
-    p.key_heads, p.keys, p.value_dim = key.shape[1], key.shape[2], value.shape[3]
-    p.query, p.key, p.value = tensor(query), tensor(key), tensor(value)
-    p.out = tensor[element](out)
-    p.lse = &lse[0, 0, 0] if lse is not None and lse.size else NULL
-    p.scale, p.causal, p.window, p.sinks, p.threads = <float>scale, causal, window, sinks, threads
-    p.mask_kind, p.mask = <icecore_mask_kind>0, NULL
-    p.mask_batch_stride = p.mask_head_stride = p.mask_row_stride = p.mask_key_stride = 0
-    return p
+cdef icecore_tensor tensor(array, int dtype) except *:
+    """Of float32 or, for the other dtypes, their bits; without data for None."""
+    cdef icecore_tensor none
+    memset(&none, 0, sizeof(none))
+    if array is None:
+        return none
+    return tensor_of[float](array) if dtype == ICECORE_FLOAT32 else tensor_of[uint16_t](array)
 
 
-cdef void set_mask(icecore_attention *p, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias):
-    """`keep`: bool mask as bytes; `bias`: additive mask; each (batch, heads, queries, keys), either may be None."""
-    if keep is not None and keep.size:
-        p.mask_kind, p.mask = <icecore_mask_kind>1, &keep[0, 0, 0, 0]
-        p.mask_batch_stride, p.mask_head_stride = keep.strides[0], keep.strides[1]
-        p.mask_row_stride, p.mask_key_stride = keep.strides[2], keep.strides[3]
-    elif bias is not None and bias.size:
-        p.mask_kind, p.mask = <icecore_mask_kind>2, &bias[0, 0, 0, 0]
-        p.mask_batch_stride, p.mask_head_stride = bias.strides[0] // 4, bias.strides[1] // 4
-        p.mask_row_stride, p.mask_key_stride = bias.strides[2] // 4, bias.strides[3] // 4
+cdef icecore_tensor written_tensor(array, int dtype) except *:
+    cdef float[:, :, :, :] floats
+    cdef uint16_t[:, :, :, :] bits
+    if dtype == ICECORE_FLOAT32:
+        floats = array
+        return tensor_of[float](floats)
+    bits = array
+    return tensor_of[uint16_t](bits)
 
 
-def attend_exact(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
-                 const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
-                 int64_t window, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int threads):
-    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, window, sinks, threads)
-    set_mask(&p, keep, bias)
+cdef class Problem:
+    """icecore_attention.
+
+    query, key, value, out: (batch, heads, length, width), without key and value where a cache has them; lse: (batch, heads,
+    queries); keep, a bool mask as bytes, or bias, an additive one: (batch, heads, queries, keys).
+    """
+    cdef icecore_attention c
+    cdef tuple arrays
+
+    def __cinit__(self, *, int dtype, query, key=None, value=None, out, float[:, :, ::1] lse=None, float scale,
+                  bint causal=False, int64_t window=-1, int64_t sinks=0, const uint8_t[:, :, :, :] keep=None,
+                  const float[:, :, :, :] bias=None, int threads=0):
+        cdef icecore_attention *c = &self.c
+        self.arrays = query, key, value, out, lse, keep, bias
+        c.dtype = c.key_dtype = <icecore_dtype>dtype
+        c.query, c.key, c.value = tensor(query, dtype), tensor(key, dtype), tensor(value, dtype)
+        c.out = written_tensor(out, dtype)
+        c.batch, c.query_heads, c.queries, c.dim = query.shape
+        if key is not None:
+            c.key_heads, c.keys, c.value_dim = key.shape[1], key.shape[2], value.shape[3]
+        c.lse = of_cube(lse)
+        c.scale, c.causal, c.window, c.sinks, c.threads = scale, causal, window, sinks, threads
+        if keep is not None and keep.size:
+            c.mask_kind, c.mask = ICECORE_MASK_BOOL, &keep[0, 0, 0, 0]
+            c.mask_batch_stride, c.mask_head_stride = keep.strides[0], keep.strides[1]
+            c.mask_row_stride, c.mask_key_stride = keep.strides[2], keep.strides[3]
+        elif bias is not None and bias.size:
+            c.mask_kind, c.mask = ICECORE_MASK_FLOAT32, &bias[0, 0, 0, 0]
+            c.mask_batch_stride, c.mask_head_stride = bias.strides[0] // 4, bias.strides[1] // 4
+            c.mask_row_stride, c.mask_key_stride = bias.strides[2] // 4, bias.strides[3] // 4
+
+
+cdef class NearFar:
+    """icecore_near_far."""
+    cdef icecore_near_far c
+    cdef tuple arrays
+
+    def __cinit__(self, *, int64_t near_keys=1, int64_t visit=1, bint far_field=True, float tolerance=0,
+                  const float[::1] head_tolerance=None, const float[::1] head_threshold=None, float near_price=0, float node_price=0,
+                  const float[:, :, ::1] moments=None, bint rounding=False, int64_t block=1, int64_t cell_size=1,
+                  const int64_t[::1] head_cell_size=None, uint64_t seed=0):
+        cdef icecore_near_far *c = &self.c
+        self.arrays = head_tolerance, head_threshold, moments, head_cell_size
+        c.near_keys, c.visit, c.far_field = near_keys, visit, far_field
+        c.tolerance, c.head_tolerance, c.head_threshold = tolerance, of_list(head_tolerance), of_list(head_threshold)
+        c.near_price, c.node_price = near_price, node_price
+        c.moments, c.rounding, c.block = of_cube(moments), rounding, block
+        c.cell_size, c.head_cell_size, c.seed = cell_size, of_list(head_cell_size), seed
+
+
+cdef class Report:
+    """icecore_report: (batch, heads, queries) each; error, standard_error and error_rows (batch, heads); seconds (3,)."""
+    cdef icecore_report c
+    cdef tuple arrays
+
+    def __cinit__(self, *, int32_t[:, :, ::1] near_count=None, float[:, :, ::1] captured_mass=None,
+                  float[:, :, ::1] missed_bound=None, int32_t[:, :, ::1] summaries=None, float[:, ::1] error=None,
+                  float[:, ::1] standard_error=None, int32_t[:, ::1] error_rows=None, double[::1] seconds=None):
+        cdef icecore_report *c = &self.c
+        self.arrays = near_count, captured_mass, missed_bound, summaries, error, standard_error, error_rows, seconds
+        c.near_count, c.summaries = of_cube(near_count), of_cube(summaries)
+        c.captured_mass, c.missed_bound = of_cube(captured_mass), of_cube(missed_bound)
+        c.error, c.standard_error, c.error_rows = of_matrix(error), of_matrix(standard_error), of_matrix(error_rows)
+        c.seconds = of_list(seconds)
+
+
+# ---- Attention ----
+
+def attend_exact(Problem problem not None):
     cdef icecore_status status
     with nogil:
-        status = icecore_attend_exact(&p)
+        status = icecore_attend_exact(&problem.c)
     check(status)
 
 
-def attend_near_far(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
-                    const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
-                    bint causal, int64_t sinks, const uint8_t[:, :, :, :] keep, const float[:, :, :, :] bias, int64_t near_keys,
-                    int64_t visit, bint far_field, float tolerance, const float[::1] head_tolerance,
-                    const float[::1] head_threshold, const float[:, :, ::1] moments, bint rounding, int64_t block, int64_t cell_size,
-                    const int64_t[::1] head_cell_size, uint64_t seed, int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass,
-                    float[:, :, ::1] missed_bound, int32_t[:, :, ::1] summaries, double[::1] seconds, float[:, ::1] error,
-                    float[:, ::1] standard_error, int32_t[:, ::1] error_rows, int threads, float near_price=0, float node_price=0):
-    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, sinks, threads)
-    set_mask(&p, keep, bias)
-    cdef icecore_near_far options
-    options.near_keys, options.visit, options.far_field = near_keys, visit, far_field
-    options.tolerance, options.rounding = tolerance, rounding
-    options.near_price, options.node_price = near_price, node_price
-    options.head_threshold = &head_threshold[0] if head_threshold is not None and head_threshold.size else NULL
-    options.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
-    options.moments = &moments[0, 0, 0] if moments is not None and moments.size else NULL
-    options.block, options.cell_size, options.seed = block, cell_size, seed
-    options.head_cell_size = &head_cell_size[0] if head_cell_size is not None and head_cell_size.size else NULL
-    options.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
-    options.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
-    options.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
-    options.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
-    options.error = &error[0, 0] if error is not None and error.size else NULL
-    options.standard_error = &standard_error[0, 0] if standard_error is not None and standard_error.size else NULL
-    options.error_rows = &error_rows[0, 0] if error_rows is not None and error_rows.size else NULL
-    options.seconds = &seconds[0] if seconds is not None and seconds.size else NULL
+def attend_near_far(Problem problem not None, NearFar options not None, Report report not None):
     cdef icecore_status status
     with nogil:
-        status = icecore_attend_near_far(&p, &options)
+        status = icecore_attend_near_far(&problem.c, &options.c, &report.c)
     check(status)
 
 
-def attend_pages(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key,
-                 const element[:, :, :, :] value, element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
-                 int64_t near_keys, int32_t[:, :, ::1] near_count, int threads):
-    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, 0, threads)
-    cdef int32_t *counts = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
+def attend_pages(Problem problem not None, int64_t near_keys, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
     cdef icecore_status status
     with nogil:
-        status = icecore_attend_pages(&p, near_keys, counts)
+        status = icecore_attend_pages(&problem.c, near_keys, counts)
     check(status)
 
 
-def attend_indices(int dtype, const element[:, :, :, :] query, const element[:, :, :, :] key, const element[:, :, :, :] value,
-                   element[:, :, :, :] out, float[:, :, ::1] lse, double scale, bint causal,
-                   const index_type[:, :, :, :, :] indices, int threads):
+def attend_indices(Problem problem not None, const index_type[:, :, :, :, :] indices):
     """`indices`: (batch, key_heads, query_heads / key_heads, queries, count).  The place of the first bad one in C order, or None."""
-    cdef icecore_attention p = problem_of(dtype, query, key, value, out, lse, scale, causal, -1, 0, threads)
     cdef icecore_indices x
     cdef int64_t place = 0
     cdef Py_ssize_t size = sizeof(index_type)
@@ -220,7 +265,7 @@ def attend_indices(int dtype, const element[:, :, :, :] query, const element[:, 
     x.row_stride, x.index_stride = indices.strides[3] // size, indices.strides[4] // size
     cdef icecore_status status
     with nogil:
-        status = icecore_attend_indices(&p, &x, &place)
+        status = icecore_attend_indices(&problem.c, &x, &place)
     if status == ICECORE_ERROR_INDEX:
         return place
     check(status)
@@ -290,14 +335,18 @@ cdef class Arrays:
 
 # ---- Cache ----
 
-cdef icecore_cache_options cache_options_of(int64_t heads, int64_t dim, int64_t value_dim, int dtype, int64_t near_keys,
-                                            float tolerance, int64_t block, int64_t sinks, int64_t cell_size,
-                                            uint64_t seed, const float[:, :, ::1] moments) noexcept:
-    cdef icecore_cache_options o
-    o.heads, o.dim, o.value_dim, o.dtype = heads, dim, value_dim, <icecore_dtype>dtype
-    o.near_keys, o.tolerance, o.block, o.sinks, o.cell_size, o.seed = near_keys, tolerance, block, sinks, cell_size, seed
-    o.moments = &moments[0, 0, 0] if moments is not None else NULL
-    return o
+cdef class CacheOptions:
+    """icecore_cache_options."""
+    cdef icecore_cache_options c
+    cdef object moments
+
+    def __cinit__(self, *, int64_t heads, int64_t dim, int64_t value_dim, int dtype, int64_t near_keys, float tolerance,
+                  int64_t block, int64_t sinks, int64_t cell_size, uint64_t seed, const float[:, :, ::1] moments=None):
+        cdef icecore_cache_options *c = &self.c
+        self.moments = moments
+        c.heads, c.dim, c.value_dim, c.dtype = heads, dim, value_dim, <icecore_dtype>dtype
+        c.near_keys, c.tolerance, c.block, c.sinks = near_keys, tolerance, block, sinks
+        c.cell_size, c.seed, c.moments = cell_size, seed, of_cube(moments)
 
 
 cdef class Cache:
@@ -308,19 +357,14 @@ cdef class Cache:
         icecore_cache_free(self.cache)
 
     @staticmethod
-    def create(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed, moments):
-        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed,
-                                                        moments)
+    def create(CacheOptions options not None):
         cdef Cache new = Cache.__new__(Cache)
-        check(icecore_cache_create(&o, &new.cache))
+        check(icecore_cache_create(&options.c, &new.cache))
         return new
 
     @staticmethod
-    def map(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed, moments, int64_t count, list arrays,
-            bint own):
+    def map(CacheOptions options not None, int64_t count, list arrays, bint own):
         """`count` caches of `arrays` (as of Arrays), in memory of their `own` or not. (list, None) or (None, reason)."""
-        cdef icecore_cache_options o = cache_options_of(heads, dim, value_dim, dtype, near_keys, tolerance, block, sinks, cell_size, seed,
-                                                        moments)
         cdef Arrays given = Arrays(arrays)
         cdef Cache new
         cdef char reason[256]
@@ -332,7 +376,7 @@ cdef class Cache:
             raise MemoryError("icecore: out of memory")
         try:
             with nogil:
-                status = icecore_cache_map(&o, given.entries, given.count, own, caches, count, reason, sizeof(reason))
+                status = icecore_cache_map(&options.c, given.entries, given.count, own, caches, count, reason, sizeof(reason))
             if status == ICECORE_ERROR_VALUE:
                 return None, reason.decode(errors="replace")
             check(status)
@@ -369,44 +413,19 @@ cdef class Cache:
             raise error[0]
         check(status)
 
-    def append(self, int dtype, const element[:, :, :, :] keys, const element[:, :, :, :] values, const element[:, :, :, :] queries):
+    def append(self, int dtype, keys not None, values not None, queries):
         """(1, heads, tokens, dim), (1, heads, tokens, value_dim) and (1, query heads, tokens, dim) or None."""
-        cdef icecore_tensor key = tensor(keys), value = tensor(values), query
-        cdef int64_t count = keys.shape[2], query_heads = 0
+        cdef icecore_tensor key = tensor(keys, dtype), value = tensor(values, dtype), query = tensor(queries, dtype)
+        cdef int64_t count = keys.shape[2], query_heads = 0 if queries is None else queries.shape[1]
         cdef icecore_status status
-        memset(&query, 0, sizeof(query))
-        if queries is not None:
-            query, query_heads = tensor(queries), queries.shape[1]
         with nogil:
             status = icecore_cache_append(self.cache, <icecore_dtype>dtype, key, value, query, query_heads, count)
         check(status)
 
-    def attend(self, int dtype, const element[:, :, :, :] query, element[:, :, :, :] out, float[:, :, ::1] lse, double scale,
-               int32_t[:, :, ::1] near_count, float[:, :, ::1] captured_mass, float[:, :, ::1] missed_bound,
-               int32_t[:, :, ::1] summaries, float[:, ::1] error, float[:, ::1] standard_error, int32_t[:, ::1] error_rows,
-               const float[::1] head_tolerance, const float[::1] head_threshold, int threads):
-        """(1, query heads, queries, dim) and (1, query heads, queries, value_dim)."""
-        cdef icecore_attention p
-        cdef icecore_near_far report
-        memset(&p, 0, sizeof(p))
-        memset(&report, 0, sizeof(report))
-        p.dtype = <icecore_dtype>dtype
-        p.query_heads, p.queries = query.shape[1], query.shape[2]
-        p.query, p.out = tensor(query), tensor[element](out)
-        p.lse = &lse[0, 0, 0] if lse is not None and lse.size else NULL
-        p.scale, p.threads = <float>scale, threads
-        report.near_count = &near_count[0, 0, 0] if near_count is not None and near_count.size else NULL
-        report.captured_mass = &captured_mass[0, 0, 0] if captured_mass is not None and captured_mass.size else NULL
-        report.missed_bound = &missed_bound[0, 0, 0] if missed_bound is not None and missed_bound.size else NULL
-        report.summaries = &summaries[0, 0, 0] if summaries is not None and summaries.size else NULL
-        report.error = &error[0, 0] if error is not None and error.size else NULL
-        report.standard_error = &standard_error[0, 0] if standard_error is not None and standard_error.size else NULL
-        report.error_rows = &error_rows[0, 0] if error_rows is not None and error_rows.size else NULL
-        report.head_tolerance = &head_tolerance[0] if head_tolerance is not None and head_tolerance.size else NULL
-        report.head_threshold = &head_threshold[0] if head_threshold is not None and head_threshold.size else NULL
+    def attend(self, Problem problem not None, NearFar options not None, Report report not None):
         cdef icecore_status status
         with nogil:
-            status = icecore_cache_attend(self.cache, &p, &report)
+            status = icecore_cache_attend(self.cache, &problem.c, &options.c, &report.c)
         check(status)
 
     def truncate(self, int64_t length, int threads):
@@ -483,18 +502,20 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
     """
     cdef icecore_segment *segment = NULL
     cdef int64_t count = keys.shape[0], dim = keys.shape[1], value_dim = values.shape[1]
-    cdef const float *key_data = &keys[0, 0] if keys.size else NULL
-    cdef const float *value_data = &values[0, 0] if values.size else NULL
+    cdef icecore_segment_source source
     cdef int64_t key_bytes = 4 * dim if storage == 0 else dim + (dim + 15) // 16 * 2
     cdef int64_t value_bytes = 4 * value_dim if storage == 0 else value_dim + (value_dim + 15) // 16 * 2
     cdef icecore_status status
     cdef const float[:, ::1] given = moments
     if values.shape[0] != count or (moments is not None and (given.shape[0] != dim or given.shape[1] != dim)):
         check(ICECORE_ERROR_VALUE)
-    cdef const float *moments_data = &given[0, 0] if moments is not None else NULL
+    source.dtype, source.storage = ICECORE_FLOAT32, <icecore_dtype>storage
+    source.keys, source.values, source.moments = of_matrix(keys), of_matrix(values), of_matrix(given)
+    source.key_stride = source.dim = dim
+    source.value_stride = source.value_dim = value_dim
+    source.count, source.cell_size, source.seed = count, cell_size, seed
     with nogil:
-        status = icecore_segment_build(<icecore_dtype>0, key_data, dim, value_data, value_dim, count, dim, value_dim,
-                                       <icecore_dtype>storage, moments_data, cell_size, seed, &segment)
+        status = icecore_segment_build(&source, &segment)
     check(status)
     cdef icecore_segment_view view = icecore_segment_get(segment)
     try:
@@ -514,12 +535,33 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
 
 # ---- Index ----
 
-cdef icecore_index_options options_of(int64_t dim, int metric, int composites, int simples, int levels, double promotion, int dtype,
-                                      uint64_t seed) noexcept:
-    cdef icecore_index_options o
-    o.dim, o.metric, o.composites, o.simples, o.levels = dim, <icecore_metric>metric, composites, simples, levels
-    o.promotion, o.dtype, o.seed = promotion, <icecore_dtype>dtype, seed
-    return o
+cdef class IndexOptions:
+    """icecore_index_options."""
+    cdef icecore_index_options c
+
+    def __cinit__(self, *, int64_t dim, int metric, int composites, int simples, int levels, double promotion, int dtype, uint64_t seed):
+        cdef icecore_index_options *c = &self.c
+        c.dim, c.metric, c.composites, c.simples, c.levels = dim, <icecore_metric>metric, composites, simples, levels
+        c.promotion, c.dtype, c.seed = promotion, <icecore_dtype>dtype, seed
+
+
+cdef class Search:
+    """icecore_search."""
+    cdef icecore_search c
+    cdef int64_t none      # where empty lists begin
+    cdef tuple arrays
+
+    def __cinit__(self, *, int64_t k, int64_t visit=0, int64_t retrieve=0, int64_t field_of_view=0, bint extend=False,
+                  bint exact=False, const int64_t[::1] allowed=None, const int64_t[::1] excluded=None, int threads=0):
+        cdef icecore_search *c = &self.c
+        self.arrays = allowed, excluded
+        c.k, c.visit, c.retrieve, c.field_of_view, c.extend = k, visit, retrieve, field_of_view, extend
+        c.exact, c.threads = exact, threads
+        if allowed is not None:
+            c.allowed_count = allowed.shape[0]
+            c.allowed = &allowed[0] if allowed.shape[0] else &self.none
+        if excluded is not None:
+            c.excluded_count, c.excluded = excluded.shape[0], of_list(excluded)
 
 
 cdef class Index:
@@ -530,16 +572,14 @@ cdef class Index:
         icecore_index_free(self.index)
 
     @staticmethod
-    def create(dim, metric, composites, simples, levels, promotion, dtype, seed):
-        cdef icecore_index_options o = options_of(dim, metric, composites, simples, levels, promotion, dtype, seed)
+    def create(IndexOptions options not None):
         cdef Index new = Index.__new__(Index)
-        check(icecore_index_create(&o, &new.index))
+        check(icecore_index_create(&options.c, &new.index))
         return new
 
     @staticmethod
-    def map(dim, metric, composites, simples, levels, promotion, dtype, seed, list arrays):
+    def map(IndexOptions options not None, list arrays):
         """`arrays` as of Arrays. (index, None) or (None, reason)."""
-        cdef icecore_index_options o = options_of(dim, metric, composites, simples, levels, promotion, dtype, seed)
         cdef Index new = Index.__new__(Index)
         cdef Arrays given = Arrays(arrays)
         cdef char reason[256]
@@ -547,7 +587,7 @@ cdef class Index:
             return None, given.fault
         cdef icecore_status status
         with nogil:
-            status = icecore_index_map(&o, given.entries, given.count, &new.index, reason, sizeof(reason))
+            status = icecore_index_map(&options.c, given.entries, given.count, &new.index, reason, sizeof(reason))
         if status == ICECORE_ERROR_VALUE:
             return None, reason.decode(errors="replace")
         check(status)
@@ -571,20 +611,21 @@ cdef class Index:
     def add(self, const float[:, ::1] vectors, const int64_t[::1] ids, bint replace, progress, int threads):
         """`ids` None: counting up, and the first of them is returned."""
         cdef int64_t count = vectors.shape[0], place = 0, none = 0
-        cdef const float *data = &vectors[0, 0] if vectors.size else NULL
-        cdef const int64_t *names = NULL
         cdef list error = []
         cdef callback c
-        cdef icecore_progress told = NULL
+        cdef icecore_addition added
         cdef icecore_status status
+        memset(&added, 0, sizeof(added))
+        added.vectors, added.count, added.replace, added.threads = of_matrix(vectors), count, replace, threads
         if ids is not None:
-            names = &ids[0] if count else &none
+            added.ids = &ids[0] if count else &none
         c.function = <void *>progress
         c.error = <void *>error
+        added.context = &c
         if progress is not None:
-            told = call_progress
+            added.progress = call_progress
         with nogil:
-            status = icecore_index_add(self.index, data, names, count, replace, threads, told, &c, &place)
+            status = icecore_index_add(self.index, &added, &place)
         if error:
             raise error[0]
         check(status, ids[place] if ids is not None and count else None)
@@ -612,31 +653,19 @@ cdef class Index:
             status = icecore_index_clear(self.index)
         check(status)
 
-    def search(self, const float[:, ::1] queries, int64_t k, int64_t visit, int64_t retrieve, int64_t field_of_view, bint extend,
-               bint exact, const int64_t[::1] allowed, const int64_t[::1] excluded, int threads, int64_t[:, ::1] ids,
-               float[:, ::1] scores, int64_t[::1] counts, int64_t[::1] visited):
-        cdef icecore_search s
-        cdef int64_t count = queries.shape[0], none = 0
+    def search(self, const float[:, ::1] queries, Search search not None, int64_t[:, ::1] ids, float[:, ::1] scores,
+               int64_t[::1] counts, int64_t[::1] visited):
+        cdef int64_t count = queries.shape[0]
         if count == 0:
             return
-        s.k, s.visit, s.retrieve, s.field_of_view, s.extend = k, visit, retrieve, field_of_view, extend
-        s.exact, s.threads = exact, threads
-        s.allowed, s.allowed_count = NULL, 0
-        if allowed is not None:
-            s.allowed_count = allowed.shape[0]
-            s.allowed = &allowed[0] if allowed.shape[0] else &none
-        s.excluded, s.excluded_count = NULL, 0
-        if excluded is not None:
-            s.excluded_count = excluded.shape[0]
-            s.excluded = &excluded[0] if excluded.shape[0] else NULL
         cdef const float *query_data = &queries[0, 0]
         cdef int64_t *id_data = &ids[0, 0]
         cdef float *score_data = &scores[0, 0]
         cdef int64_t *count_data = &counts[0]
-        cdef int64_t *visits = &visited[0] if visited is not None else NULL
+        cdef int64_t *visits = of_list(visited)
         cdef icecore_status status
         with nogil:
-            status = icecore_index_search(self.index, query_data, count, &s, id_data, score_data, count_data, visits)
+            status = icecore_index_search(self.index, query_data, count, &search.c, id_data, score_data, count_data, visits)
         check(status)
 
     def get(self, const int64_t[::1] ids, float[:, ::1] vectors):

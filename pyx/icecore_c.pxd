@@ -18,7 +18,10 @@ cdef extern from "icecore.h" nogil:
         ICECORE_ERROR_RANGE
 
     ctypedef enum icecore_dtype:
-        pass
+        ICECORE_FLOAT32
+        ICECORE_FLOAT16
+        ICECORE_BFLOAT16
+        ICECORE_INT8
 
     int icecore_built_isas(const char **names, int capacity)
     int icecore_usable_isas(const char **names, int capacity)
@@ -43,7 +46,9 @@ cdef extern from "icecore.h" nogil:
         int64_t batch_stride, head_stride, row_stride
 
     ctypedef enum icecore_mask_kind:
-        pass
+        ICECORE_MASK_NONE
+        ICECORE_MASK_BOOL
+        ICECORE_MASK_FLOAT32
 
     ctypedef struct icecore_attention:
         icecore_dtype dtype, key_dtype
@@ -73,6 +78,8 @@ cdef extern from "icecore.h" nogil:
         int64_t block, cell_size
         const int64_t *head_cell_size
         uint64_t seed
+
+    ctypedef struct icecore_report:
         int32_t *near_count
         float *captured_mass
         float *missed_bound
@@ -81,7 +88,9 @@ cdef extern from "icecore.h" nogil:
         float *standard_error
         int32_t *error_rows
         double *seconds
-    icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options)
+
+    icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
+                                           const icecore_report *report)
 
     ctypedef struct icecore_indices:
         const void *data
@@ -89,7 +98,8 @@ cdef extern from "icecore.h" nogil:
         int64_t count
         int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
     icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
-    icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place)
+    icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices,
+                                          int64_t *place)
 
     ctypedef struct icecore_cache:
         pass
@@ -107,7 +117,8 @@ cdef extern from "icecore.h" nogil:
     void icecore_cache_free(icecore_cache *cache)
     icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
                                         icecore_tensor queries, int64_t query_heads, int64_t count) nogil
-    icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *report) nogil
+    icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *options,
+                                        const icecore_report *report)
     icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads) nogil
     icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
     icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable) nogil
@@ -142,9 +153,17 @@ cdef extern from "icecore.h" nogil:
         const float *centre
         icecore_nodes_view cell, parent
 
-    icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                         int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim, icecore_dtype storage,
-                                         const float *metric, int64_t cell_size, uint64_t seed, icecore_segment **result)
+    ctypedef struct icecore_segment_source:
+        icecore_dtype dtype
+        const void *keys
+        const void *values
+        int64_t key_stride, value_stride, count, dim, value_dim
+        icecore_dtype storage
+        const float *moments
+        int64_t cell_size
+        uint64_t seed
+
+    icecore_status icecore_segment_build(const icecore_segment_source *source, icecore_segment **result)
     void icecore_segment_free(icecore_segment *segment)
     icecore_segment_view icecore_segment_get(const icecore_segment *segment)
 
@@ -177,11 +196,18 @@ cdef extern from "icecore.h" nogil:
 
     ctypedef int (*icecore_progress)(void *context, double done) noexcept
 
+    ctypedef struct icecore_addition:
+        const float *vectors
+        const int64_t *ids
+        int64_t count
+        int replace, threads
+        icecore_progress progress
+        void *context
+
     icecore_status icecore_index_create(const icecore_index_options *options, icecore_index **result)
     void icecore_index_free(icecore_index *index)
     icecore_status icecore_index_reserve(icecore_index *index, int64_t count)
-    icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count, int replace, int threads,
-                                     icecore_progress progress, void *context, int64_t *place)
+    icecore_status icecore_index_add(icecore_index *index, const icecore_addition *added, int64_t *place)
     icecore_status icecore_index_remove(icecore_index *index, const int64_t *ids, int64_t count, int absent_too, int threads,
                                         int64_t *place)
     icecore_status icecore_index_compact(icecore_index *index, int threads)

@@ -206,37 +206,41 @@ def near_far(
     if attn_mask is not None:
         mask = np.broadcast_to(attn_mask, (*shape, key.shape[2]))
         keep, bias = (mask.view(np.uint8), None) if mask.dtype == np.bool_ else (None, mask)
-    stored = [a if a.dtype == np.float32 else a.view(np.uint16) for a in (query, key, value, out)]
-    _native.attend_near_far(
-        native,
-        *stored,
-        result.lse,
-        1 / np.sqrt(query.shape[-1]) if scale is None else scale,
-        causal,
-        sinks,
-        keep,
-        bias,
-        k,
-        visit or k,
-        far_field,
-        tolerance or 0.0,
-        None if head_tolerance is None else np.asarray(head_tolerance, np.float32),
-        None if threshold is None else np.full(shape[1], threshold, np.float32),
-        None if moments is None else full_moments(moments, 3),
-        rounding,
-        block,
-        cell_size if np.ndim(cell_size) == 0 else 1,
-        None if np.ndim(cell_size) == 0 else np.asarray(cell_size, np.int64),
-        seed,
-        result.near_keys,
-        result.captured_mass,
-        None,
-        None,
-        None,
-        *(measured if return_measured else (None, None, None)),
-        threads,
-        *prices,
+    query, key, value, out = (a if a.dtype == np.float32 else a.view(np.uint16) for a in (query, key, value, out))
+    problem = _native.Problem(
+        dtype=native,
+        query=query,
+        key=key,
+        value=value,
+        out=out,
+        lse=result.lse,
+        scale=1 / np.sqrt(query.shape[-1]) if scale is None else scale,
+        causal=causal,
+        sinks=sinks,
+        keep=keep,
+        bias=bias,
+        threads=threads,
     )
+    options = _native.NearFar(
+        near_keys=k,
+        visit=visit or k,
+        far_field=far_field,
+        tolerance=tolerance or 0.0,
+        head_tolerance=None if head_tolerance is None else np.asarray(head_tolerance, np.float32),
+        head_threshold=None if threshold is None else np.full(shape[1], threshold, np.float32),
+        near_price=prices[0],
+        node_price=prices[1],
+        moments=None if moments is None else full_moments(moments, 3),
+        rounding=rounding,
+        block=block,
+        cell_size=cell_size if np.ndim(cell_size) == 0 else 1,
+        head_cell_size=None if np.ndim(cell_size) == 0 else np.asarray(cell_size, np.int64),
+        seed=seed,
+    )
+    report = {"near_count": result.near_keys, "captured_mass": result.captured_mass}
+    if return_measured:
+        report |= {"error": measured.error, "standard_error": measured.standard_error, "error_rows": measured.rows}
+    _native.attend_near_far(problem, options, _native.Report(**report))
     return (result, measured) if return_measured else result
 
 

@@ -328,8 +328,12 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
                        float *outputs) {
     const ice_sample *s = own->sample;
     const int64_t value_dim = own->problem.value_dim;
-    const ice_head_view view = {
-        .problem = &own->problem, .options = s->options, .rules = rules, .kernels = s->kernels, .stack = s->stack};
+    const ice_head_view view = {.problem = &own->problem,
+                                .options = s->options,
+                                .report = &ice_no_report,
+                                .rules = rules,
+                                .kernels = s->kernels,
+                                .stack = s->stack};
     char *rest;
     ice_selection *t = own->t = ice_selection_lay_out(&view, scratch, &rest);
     float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];

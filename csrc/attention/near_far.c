@@ -46,6 +46,7 @@ typedef struct {
     const float *centre;             /* of each head, which `problem`'s keys lack; NULL: nothing */
     uint16_t *packed;                /* the values of all heads, packed; NULL: each panel packs what it reads */
     const icecore_near_far *options;
+    const icecore_report *report;
     const ice_kernels *kernels;
     int64_t heads, steps;                       /* heads: batch x key heads */
     step *step;                                 /* steps + 1: the last one only ends the task list */
@@ -269,15 +270,15 @@ static int64_t count_seen(const icecore_attention *p, ice_row row, int64_t first
 
 static void report_exact(const near_far_call *call, const step *s, ice_row row, int visible) {
     const icecore_attention *p = call->given;
-    const icecore_near_far *o = call->options;
+    const icecore_report *report = call->report;
     const int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
-    if (o->near_count)
-        o->near_count[at] = (int32_t)(s->exact.open_begin > s->exact.sink_end
-                                          ? count_seen(p, row, s->exact.sink_end, s->exact.open_begin)
-                                          : 0);
-    if (o->captured_mass) o->captured_mass[at] = visible ? 1.0f : 0.0f;
-    if (o->missed_bound) o->missed_bound[at] = 0.0f;
-    if (o->summaries) o->summaries[at] = 0;
+    if (report->near_count)
+        report->near_count[at] = (int32_t)(s->exact.open_begin > s->exact.sink_end
+                                               ? count_seen(p, row, s->exact.sink_end, s->exact.open_begin)
+                                               : 0);
+    if (report->captured_mass) report->captured_mass[at] = visible ? 1.0f : 0.0f;
+    if (report->missed_bound) report->missed_bound[at] = 0.0f;
+    if (report->summaries) report->summaries[at] = 0;
 }
 
 /* Queries first .. first + lanes - 1 of a query head; rounded: on the keys that near/far attention multiplies, else on
@@ -329,6 +330,7 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         const int rounded_first = now->is_first && call->centre; /* also where nothing is measured */
         ice_head_view view = {.problem = call->problem,
                               .options = call->options,
+                              .report = call->report,
                               .rules = seen->rules,
                               .kernels = call->kernels,
                               .stack = seen->stack,
@@ -439,19 +441,19 @@ static void begin_rules(near_far_call *call) {
         }
 }
 
-static void report(const near_far_call *call) {
-    const icecore_near_far *o = call->options;
+static void report_call(const near_far_call *call) {
+    const icecore_report *report = call->report;
     for (int64_t i = 0; i < call->heads * ice_group(call->problem); i++) {
         float error = NAN, standard = NAN;
         if (call->measured) ice_measured_error(&call->measured[i], &error, &standard);
-        if (o->error) o->error[i] = error;
-        if (o->standard_error) o->standard_error[i] = standard;
-        if (o->error_rows) o->error_rows[i] = call->measured ? (int32_t)call->measured[i].tested_rows : 0;
+        if (report->error) report->error[i] = error;
+        if (report->standard_error) report->standard_error[i] = standard;
+        if (report->error_rows) report->error_rows[i] = call->measured ? (int32_t)call->measured[i].tested_rows : 0;
     }
-    if (!o->seconds) return;
-    o->seconds[0] = 1e-9 * (double)(call->sealing - call->measuring);
-    o->seconds[1] = 1e-9 * (double)call->attending;
-    o->seconds[2] = 1e-9 * (double)call->measuring;
+    if (!report->seconds) return;
+    report->seconds[0] = 1e-9 * (double)(call->sealing - call->measuring);
+    report->seconds[1] = 1e-9 * (double)call->attending;
+    report->seconds[2] = 1e-9 * (double)call->measuring;
 }
 
 static icecore_status attend(near_far_call *call) {
@@ -484,7 +486,7 @@ static icecore_status attend(near_far_call *call) {
         if (measured)
             bytes = ice_measure_bytes(problem, call->given, options, levels, nodes, measured); /* more than both */
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, call);
-        report(call);
+        report_call(call);
         /* a failure passes from step to step, so the last one tells */
         for (int64_t head = 0; head < call->heads && status == ICECORE_OK; head++)
             status = call->sealed[(call->steps - 1) * call->heads + head].status;
@@ -498,7 +500,8 @@ static icecore_status attend(near_far_call *call) {
     return status;
 }
 
-icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options) {
+icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
+                                       const icecore_report *report) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
     const int by_threshold = ice_by_threshold(options);
@@ -543,6 +546,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
                           .given = problem,
                           .source = source,
                           .options = &clipped,
+                          .report = report ? report : &ice_no_report,
                           .kernels = kernels,
                           .centre = centre};
     if (status == ICECORE_OK && reads_keys(problem) && problem->keys > 0 && ice_panel_is_bf16(&used, kernels)) {

@@ -21,7 +21,7 @@ static void attend_cells(ice_selection *t) {
         ice_attend_largest(t);
         return;
     }
-    if (t->options->missed_bound) ice_bound_far_field(t);
+    if (t->report->missed_bound) ice_bound_far_field(t);
     ice_add_near_field(t);
     ice_add_far_field(t);
 }

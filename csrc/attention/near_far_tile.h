@@ -17,6 +17,9 @@ void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int lanes
 
 /* ---- report.c ---- */
 
+/* Where nothing is asked for. */
+extern const icecore_report ice_no_report;
+
 /* missed_bound: the most that the far field may stand for, once the cells are chosen and before their scores are lost.
  */
 void ice_bound_far_field(ice_selection *t);

@@ -3,6 +3,8 @@
 
 #include "attention/near_far_tile.h"
 
+const icecore_report ice_no_report = {0};
+
 /* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
  * segment's metric. */
 void ice_bound_far_field(ice_selection *t) {
@@ -41,7 +43,7 @@ static float share_of(float part, float whole) {
 
 void ice_report_row(ice_selection *t, int lane, const float *centre) {
     const icecore_attention *p = t->problem;
-    const icecore_near_far *options = t->options;
+    const icecore_report *report = t->report;
     const ice_row row = ice_tile_row(&t->tile, lane);
     const ice_state *state = &t->tile.state[lane];
     if (t->rules && ice_rule_of(t, lane)->exact) return;
@@ -49,21 +51,21 @@ void ice_report_row(ice_selection *t, int lane, const float *centre) {
     /* what the means lack of the mass they stand for, as measured */
     const float far = far_mass(t, lane, state->maximum),
                 lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
-    if (options->near_count) options->near_count[at] = (int32_t)t->near_count[lane];
-    if (options->captured_mass) {
+    if (report->near_count) report->near_count[at] = (int32_t)t->near_count[lane];
+    if (report->captured_mass) {
         float missed = far + lacking, total = state->sum + lacking;
         if (t->dropped[lane] > 0.0f) {
             missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
             total += missed;
         }
-        options->captured_mass[at] = share_of(total - missed, total);
+        report->captured_mass[at] = share_of(total - missed, total);
     }
-    if (options->summaries) options->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
-    if (options->missed_bound) {
+    if (report->summaries) report->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
+    if (report->missed_bound) {
         float exact = state->sum - far;
         if (exact < 0.0f) exact = 0.0f;
         float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
-        options->missed_bound[at] = missed < INFINITY && exact < INFINITY ? share_of(missed, exact + missed) : 1.0f;
+        report->missed_bound[at] = missed < INFINITY && exact < INFINITY ? share_of(missed, exact + missed) : 1.0f;
     }
     ice_state_write(state, p, t->kernels, row);
     if (p->lse && lacking != 0.0f && state->sum > 0.0f) p->lse[at] += log1pf(lacking / state->sum);

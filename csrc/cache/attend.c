@@ -12,6 +12,7 @@ typedef struct {
     icecore_cache *cache;
     icecore_attention problem, sinks; /* equal but for where keys and values lie */
     icecore_near_far options;
+    const icecore_report *report;
     int64_t first_query, end_query; /* of one block */
     int64_t blocks;                 /* wanted in the stacks */
     int last;                       /* whether the newest token is among them */
@@ -161,6 +162,7 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const int64_t first = call->first_query * group + index / heads * ICE_PANEL, rest = call->end_query * group - first;
     const ice_head_view view = {.problem = &call->problem,
                                 .options = &call->options,
+                                .report = call->report,
                                 .rules = call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
                                 .kernels = ice_active_kernels(),
                                 .stack = c->head[head].stack,
@@ -227,7 +229,7 @@ static void note_measuring(const attend_call *call) {
     if (call->renews) q->renewed = q->last;
 }
 
-static void report_errors(const icecore_cache *c, const icecore_near_far *report) {
+static void report_errors(const icecore_cache *c, const icecore_report *report) {
     const ice_cache_queries *q = &c->queries;
     for (int64_t i = 0; i < c->options.heads * q->group; i++) {
         float error, standard;
@@ -238,9 +240,17 @@ static void report_errors(const icecore_cache *c, const icecore_near_far *report
     }
 }
 
-static icecore_status attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *report) {
+static icecore_status attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *options,
+                             const icecore_report *report) {
     const icecore_cache_options *o = &c->options;
-    attend_call call = {.cache = c, .problem = *problem, .options = *report};
+    attend_call call = {.cache = c,
+                        .problem = *problem,
+                        .options = {.near_keys = o->near_keys,
+                                    .tolerance = o->tolerance,
+                                    .far_field = 1,
+                                    .head_tolerance = options->head_tolerance,
+                                    .head_threshold = options->head_threshold},
+                        .report = report};
     icecore_attention *p = &call.problem;
     p->batch = 1;
     p->key_heads = o->heads;
@@ -259,18 +269,16 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     icecore_status status = ice_check_problem(p);
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     const int64_t first = c->length - p->queries;
-    const int by_tolerance = o->tolerance > 0.0f || report->head_tolerance;
-    if (first < 0 || !ice_all_positive(report->head_tolerance, p->query_heads) ||
-        !ice_all_positive(report->head_threshold, p->query_heads))
+    const int by_tolerance = o->tolerance > 0.0f || options->head_tolerance;
+    if (first < 0 || !ice_all_positive(options->head_tolerance, p->query_heads) ||
+        !ice_all_positive(options->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
         if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
-    call.options.near_keys = o->near_keys;
-    call.options.tolerance = o->tolerance;
-    call.options.far_field = 1;
-    call.by_threshold = by_tolerance || report->head_threshold;
+    call.by_threshold = by_tolerance || options->head_threshold;
     status = ice_queries_begin(c, p->query_heads / o->heads);
-    if (status == ICECORE_OK && report->head_threshold && !c->queries.known) take_thresholds(c, report->head_threshold);
+    if (status == ICECORE_OK && options->head_threshold && !c->queries.known)
+        take_thresholds(c, options->head_threshold);
     for (int64_t position = first; position < c->length && status == ICECORE_OK;) {
         int64_t end = (position / o->block + 1) * o->block;
         if (end > c->length) end = c->length;
@@ -299,12 +307,13 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
     return status;
 }
 
-icecore_status icecore_cache_attend(icecore_cache *c, const icecore_attention *problem,
-                                    const icecore_near_far *report) {
+icecore_status icecore_cache_attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *options,
+                                    const icecore_report *report) {
+    static const icecore_near_far none = {0};
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
     icecore_status status = ice_lock_write(&c->lock);
     if (status != ICECORE_OK) return status;
-    status = attend(c, problem, report);
+    status = attend(c, problem, options ? options : &none, report ? report : &ice_no_report);
     ice_unlock(&c->lock);
     return status;
 }

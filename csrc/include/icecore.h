@@ -201,17 +201,24 @@ typedef struct {
     int64_t cell_size; /* keys per cell, on average; >= 1 */
     const int64_t *head_cell_size; /* NULL, or key_heads: each key head's own, instead */
     uint64_t seed;
-    int32_t *near_count;  /* NULL, or batch x query_heads x queries: keys summed exactly besides sinks and window */
-    float *captured_mass; /* NULL, or same shape: exact mass / (exact + far mass), within [0, 1] */
-    float *missed_bound;  /* NULL, or same shape: no larger a share of the true mass (of rounded inputs, where they are
-                             rounded) lies outside the exact keys; far_field = 1 */
-    int32_t *summaries;   /* NULL, or same shape: cells and parents scored */
-    float *error, *standard_error; /* NULL, or batch x query_heads: as of tolerance, of the rows that were measured
-                                      before their threshold was renewed by them; NaN where none was */
-    int32_t *error_rows;           /* NULL, or same shape: how many they are */
-    double *seconds;               /* NULL, or 3: spent sealing, attending, measuring, all threads together */
 } icecore_near_far;
-icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options);
+
+/* What is to be reported of a call, and where: arrays that the call fills.  NULL: not asked for. */
+typedef struct {
+    int32_t *near_count;           /* batch x query_heads x queries: keys summed exactly besides sinks and window */
+    float *captured_mass;          /* same shape: exact mass / (exact + far mass), within [0, 1] */
+    float *missed_bound;           /* same shape: no larger a share of the true mass (of rounded inputs, where they are
+                                      rounded) lies outside the exact keys; far_field = 1 */
+    int32_t *summaries;            /* same shape: cells and parents scored */
+    float *error, *standard_error; /* batch x query_heads: as of tolerance, of the rows that were measured
+                                      before their threshold was renewed by them; NaN where none was */
+    int32_t *error_rows;           /* same shape: how many they are */
+    double *seconds;               /* 3: spent sealing, attending, measuring, all threads together */
+} icecore_report;
+
+/* report: NULL, or what is asked for. */
+icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
+                                       const icecore_report *report);
 
 /* The keys that each query attends to, as its caller chose them: query i of head key_head * group + member (group =
  * query_heads / key_heads) has the list of indices batch * batch_stride + key_head * key_head_stride + member *
@@ -249,13 +256,21 @@ typedef struct icecore_segment icecore_segment;
 /* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without
  * replacement (count by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves
  * to the mean of its keys (a Lloyd step, for cells two), and the keys are assigned once more.  Empty cells vanish.  Up
- * to 23 cells there is one parent. `keys`: count x dim rows of `dtype`, `values`: count x value_dim.  Both are copied,
- * as `storage`; means are those of what is stored, in that type, of ICECORE_INT8 in float32.  moments (dim x dim, or
- * NULL): as in icecore_near_far. Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
-icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
-                                     icecore_dtype storage, const float *moments, int64_t cell_size, uint64_t seed,
-                                     icecore_segment **result);
+ * to 23 cells there is one parent.  Keys and values are copied, as `storage`; means are those of what is stored, in
+ * that type, of ICECORE_INT8 in float32. */
+typedef struct {
+    icecore_dtype dtype;       /* of keys and values */
+    const void *keys, *values; /* count x dim, count x value_dim; the last axis is contiguous */
+    int64_t key_stride, value_stride;
+    int64_t count, dim, value_dim; /* count: 1 .. INT32_MAX */
+    icecore_dtype storage;
+    const float *moments; /* NULL, or dim x dim: as in icecore_near_far */
+    int64_t cell_size;    /* keys per cell, on average; >= 1 */
+    uint64_t seed;
+} icecore_segment_source;
+
+/* Cost: 4 count (count / (16 cell_size) + 16) dim flops. */
+icecore_status icecore_segment_build(const icecore_segment_source *source, icecore_segment **result);
 void icecore_segment_free(icecore_segment *segment);
 
 /* Cells, or parents.  Mean keys are less the segment's centre.  Where a mean is not finite both are stored as 0.
@@ -326,8 +341,7 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
                                     icecore_tensor values, icecore_tensor queries, int64_t query_heads, int64_t count);
 
 /* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse,
- * scale, threads; of `report` near_count, captured_mass, missed_bound, summaries, error, standard_error, error_rows,
- * head_tolerance, head_threshold.
+ * scale, threads; of `options`, or NULL: head_tolerance, head_threshold; of `report`, or NULL: all but seconds.
  *
  * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens'
  * queries are known a query opens all. A call of at most 64 queries opens as well every cell of which one key may hold
@@ -338,7 +352,7 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
  * ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state: what it must not see is sealed
  * already. */
 icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem,
-                                    const icecore_near_far *report);
+                                    const icecore_near_far *options, const icecore_report *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an
  * eighth of a block beyond it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to
@@ -418,15 +432,24 @@ void icecore_index_free(icecore_index *index);
 /* Room for `count` vectors in all without further allocation of slots. */
 icecore_status icecore_index_reserve(icecore_index *index, int64_t count);
 
-/* Adds `count` rows of float32 (contiguous, finite) under ids that are neither in the index (ICECORE_ERROR_EXISTS) nor
- * repeated (ICECORE_ERROR_REPEATED); *place becomes the row at fault.  With `replace` vectors of ids that are there are
- * replaced.  ids = NULL: counting up from next_id, and *place becomes the first of them.  All or nothing.  `progress`,
- * or NULL, is told from time to time how much of the work is done, in [0, 1]; a non-zero answer ends the call with
- * ICECORE_INTERRUPTED. Cost: amortized O(dim sqrt(n)) a vector with two levels; one vector's share of pending merges at
- * a time. */
+/* Is told from time to time how much of the work is done, in [0, 1]; a non-zero answer ends the call with
+ * ICECORE_INTERRUPTED. */
 typedef int (*icecore_progress)(void *context, double done);
-icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count,
-                                 int replace, int threads, icecore_progress progress, void *context, int64_t *place);
+
+typedef struct {
+    const float *vectors; /* count x dim: contiguous, finite */
+    const int64_t *ids;   /* count; NULL: counting up from next_id */
+    int64_t count;
+    int replace; /* whether vectors of ids that are in the index are replaced */
+    int threads;
+    icecore_progress progress; /* or NULL */
+    void *context;             /* of progress */
+} icecore_addition;
+
+/* Adds vectors under ids that are neither in the index (ICECORE_ERROR_EXISTS, but for `replace`) nor repeated
+ * (ICECORE_ERROR_REPEATED); *place becomes the row at fault, or without ids the first id.  All or nothing.  Cost:
+ * amortized O(dim sqrt(n)) per vector with two levels; one vector's share of pending merges at a time. */
+icecore_status icecore_index_add(icecore_index *index, const icecore_addition *added, int64_t *place);
 /* Removes ids; one that is absent (ICECORE_ERROR_ABSENT) or repeated (ICECORE_ERROR_REPEATED) stops all, and *place
  * becomes its own; with absent_too they are passed over.  In the end *place becomes how many were removed.  Each takes
  * a share of pending merges, as an insertion does; those that a large removal makes due are done in the call. */

@@ -198,17 +198,9 @@ static void retire(icecore_index *index, const int32_t *old, int64_t count) {
     }
 }
 
-typedef struct {
-    const float *vectors;
-    const int64_t *ids;
-    int64_t count;
-    int replace, threads;
-    icecore_progress progress;
-    void *context;
-} addition;
-
 /* `slot`: room for the open block and the new ones; `old`: for those that they replace. */
-static icecore_status put(icecore_index *index, const addition *a, int32_t *slot, int32_t *old, int64_t *place) {
+static icecore_status put(icecore_index *index, const icecore_addition *a, int32_t *slot, int32_t *old,
+                          int64_t *place) {
     const int64_t count = a->count;
     icecore_status status = enter(index, a->vectors, a->ids, count, a->replace, slot + index->open_count, old, place);
     if (status != ICECORE_OK) return status;
@@ -236,7 +228,7 @@ static icecore_status put(icecore_index *index, const addition *a, int32_t *slot
     return ICECORE_OK;
 }
 
-static icecore_status add(icecore_index *index, const addition *a, int64_t *place) {
+static icecore_status add(icecore_index *index, const icecore_addition *a, int64_t *place) {
     if (a->count == 0) return ICECORE_OK;
     icecore_status status =
         ice_merge_step(index, ICE_SHARES_TO_ADD * a->count, a->count < ICE_OPEN_BLOCK ? 1 : a->threads);
@@ -252,7 +244,7 @@ static icecore_status add(icecore_index *index, const addition *a, int64_t *plac
     return status;
 }
 
-static icecore_status add_counting(icecore_index *index, addition a, int64_t *first) {
+static icecore_status add_counting(icecore_index *index, icecore_addition a, int64_t *first) {
     if (index->next_id > INT64_MAX - a.count) return ICECORE_ERROR_VALUE;
     int64_t *ids = ice_alloc(a.count, sizeof *ids), place;
     if (!ids) return ICECORE_ERROR_MEMORY;
@@ -264,12 +256,10 @@ static icecore_status add_counting(icecore_index *index, addition a, int64_t *fi
     return status;
 }
 
-icecore_status icecore_index_add(icecore_index *index, const float *vectors, const int64_t *ids, int64_t count,
-                                 int replace, int threads, icecore_progress progress, void *context, int64_t *place) {
-    const addition a = {vectors, ids, count, replace, threads, progress, context};
+icecore_status icecore_index_add(icecore_index *index, const icecore_addition *added, int64_t *place) {
     icecore_status status = ice_index_write_lock(index);
     if (status != ICECORE_OK) return status;
-    status = ids ? add(index, &a, place) : add_counting(index, a, place);
+    status = added->ids ? add(index, added, place) : add_counting(index, *added, place);
     ice_unlock(&index->lock);
     return status;
 }

@@ -173,16 +173,16 @@ static const float *read_measured(const void *builder, int64_t row, float *buffe
     return buffer;
 }
 
-icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice_rows keys, ice_rows values,
-                                 icecore_dtype storage, icecore_dtype means, const float *moments, int64_t cell_size,
-                                 uint64_t seed) {
-    *b = (ice_builder){.kernels = kernels, .keys = keys, .values = values, .storage = storage, .means = means};
+icecore_status ice_builder_begin(ice_builder *b, const ice_builder_plan *plan) {
+    const ice_rows keys = plan->keys, values = plan->values;
+    *b = (ice_builder){
+        .kernels = plan->kernels, .keys = keys, .values = values, .storage = plan->storage, .means = plan->means};
     ice_projection projection = {0};
-    if (moments) {
-        ice_find_metric(moments, keys.dim, b->metric);
+    if (plan->moments) {
+        ice_find_metric(plan->moments, keys.dim, b->metric);
         projection.rows = b->projection = ice_alloc(ICE_MAX_PROJECTED * keys.dim, sizeof(float));
         if (!b->projection) return ICECORE_ERROR_MEMORY;
-        projection.count = ice_find_projection(moments, &keys, b->projection);
+        projection.count = ice_find_projection(plan->moments, &keys, b->projection);
     } else {
         ice_find_key_metric(&keys, b->metric);
     }
@@ -191,7 +191,8 @@ icecore_status ice_builder_begin(ice_builder *b, const ice_kernels *kernels, ice
     ice_find_centre(&values, mean_value);
     for (int64_t t = 0; t < values.dim; t++) b->mass_weight += (double)mean_value[t] * (double)mean_value[t];
     const ice_rows measured = projection.rows ? keys : (ice_rows){read_measured, b, keys.count, keys.dim, NULL};
-    icecore_status status = ice_groups_begin(&b->groups, kernels, measured, projection, cell_size, seed);
+    icecore_status status =
+        ice_groups_begin(&b->groups, plan->kernels, measured, projection, plan->cell_size, plan->seed);
     if (status != ICECORE_OK) ice_free(b->projection);
     return status;
 }
@@ -260,24 +261,28 @@ void ice_builder_end(ice_builder *b) {
     *b = (ice_builder){0};
 }
 
-icecore_status icecore_segment_build(icecore_dtype dtype, const void *keys, int64_t key_stride, const void *values,
-                                     int64_t value_stride, int64_t count, int64_t dim, int64_t value_dim,
-                                     icecore_dtype storage, const float *moments, int64_t cell_size, uint64_t seed,
-                                     icecore_segment **result) {
+static int is_width(int64_t width) { return width >= 1 && width <= ICECORE_MAX_DIM; }
+
+icecore_status icecore_segment_build(const icecore_segment_source *s, icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
-    if (dtype > ICECORE_BFLOAT16 || storage > ICECORE_INT8 || !keys || !values || count < 1 || count > INT32_MAX ||
-        dim < 1 || dim > ICECORE_MAX_DIM || value_dim < 1 || value_dim > ICECORE_MAX_DIM ||
-        !ice_are_moments(moments, 1, dim) || cell_size < 1)
+    if (s->dtype > ICECORE_BFLOAT16 || s->storage > ICECORE_INT8 || !s->keys || !s->values || s->count < 1 ||
+        s->count > INT32_MAX || !is_width(s->dim) || !is_width(s->value_dim) ||
+        !ice_are_moments(s->moments, 1, s->dim) || s->cell_size < 1)
         return ICECORE_ERROR_VALUE;
-    const ice_array_rows key_rows = {kernels, dtype, keys, key_stride, dim},
-                         value_rows = {kernels, dtype, values, value_stride, value_dim};
+    const ice_array_rows keys = {kernels, s->dtype, s->keys, s->key_stride, s->dim},
+                         values = {kernels, s->dtype, s->values, s->value_stride, s->value_dim};
+    const ice_builder_plan plan = {.kernels = kernels,
+                                   .keys = {ice_read_array_row, &keys, s->count, s->dim, NULL},
+                                   .values = {ice_read_array_row, &values, s->count, s->value_dim, NULL},
+                                   .storage = s->storage,
+                                   .means = s->storage == ICECORE_INT8 ? ICECORE_FLOAT32 : s->storage,
+                                   .moments = s->moments,
+                                   .cell_size = s->cell_size,
+                                   .seed = s->seed};
     int64_t work = INT64_MAX;
     ice_builder b;
-    icecore_status status =
-        ice_builder_begin(&b, kernels, (ice_rows){ice_read_array_row, &key_rows, count, dim, NULL},
-                          (ice_rows){ice_read_array_row, &value_rows, count, value_dim, NULL}, storage,
-                          storage == ICECORE_INT8 ? ICECORE_FLOAT32 : storage, moments, cell_size, seed);
+    icecore_status status = ice_builder_begin(&b, &plan);
     if (status != ICECORE_OK) return status;
     status = ice_builder_step(&b, &work);
     if (status == ICECORE_OK) *result = ice_builder_take(&b);

@@ -23,12 +23,18 @@ typedef struct {
     int64_t next;             /* parent to be stored */
 } ice_builder;
 
-/* A segment over all rows of `keys` and `values`, which must go on giving the same until the end.  moments: dim x dim,
- * of the queries (metric.h); NULL: not known.  The builder must stay where it is.  On failure there is nothing to end.
- */
-icecore_status ice_builder_begin(ice_builder *builder, const ice_kernels *kernels, ice_rows keys, ice_rows values,
-                                 icecore_dtype storage, icecore_dtype means, const float *moments, int64_t cell_size,
-                                 uint64_t seed);
+/* What a segment is made of, and how. */
+typedef struct {
+    const ice_kernels *kernels;
+    ice_rows keys, values; /* must go on giving the same until the end */
+    icecore_dtype storage, means;
+    const float *moments; /* dim x dim, of the queries (metric.h); NULL: not known */
+    int64_t cell_size;
+    uint64_t seed;
+} ice_builder_plan;
+
+/* The builder must stay where it is.  On failure there is nothing to end. */
+icecore_status ice_builder_begin(ice_builder *builder, const ice_builder_plan *plan);
 /* Serial.  Goes on by about `work` units, of which the whole takes about ice_builder_work; *work becomes what is left
  * of it, 0 or less where there is more to do.  When the status is not ICECORE_OK nothing is lost: call again, or end.
  */

@@ -64,9 +64,15 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
         const int known = moments ? source->moments(source->moments_context, first, end, moments) : 0;
         if (known < 0) status = ICECORE_ERROR_MEMORY;
         else
-            status = ice_builder_begin(&sealing->builder, kernels, keys, values, source->storage, source->means,
-                                       known ? moments : NULL, source->cell_size,
-                                       ice_segment_seed(source->seed, start, end - start));
+            status = ice_builder_begin(&sealing->builder,
+                                       &(ice_builder_plan){.kernels = kernels,
+                                                           .keys = keys,
+                                                           .values = values,
+                                                           .storage = source->storage,
+                                                           .means = source->means,
+                                                           .moments = known ? moments : NULL,
+                                                           .cell_size = source->cell_size,
+                                                           .seed = ice_segment_seed(source->seed, start, end - start)});
     }
     ice_free(moments);
     if (status == ICECORE_OK) sealing->builder.relative = source->relative;

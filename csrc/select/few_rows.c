@@ -25,11 +25,11 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
         doubtful |= (uint64_t)(scores[c] + reach * cells->radius[node + c] >= t->doubt[lane]) << c;
     const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
-    if (t->options->missed_bound) {
+    if (t->report->missed_bound) {
         for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + spread->norm[lane] * cells->radius[node + c];
         t->kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);
     }
-    if (t->options->captured_mass || t->options->missed_bound || t->problem->lse) {
+    if (t->report->captured_mass || t->report->missed_bound || t->problem->lse) {
         memcpy(copy, scores, (size_t)count * sizeof *copy);
         t->kernels->row_softmax(copy, count, &t->few_far_maximum[lane], &t->few_far[lane], &correction);
     }

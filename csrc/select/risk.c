@@ -19,7 +19,7 @@ static void add_squares(const ice_tile *tile, const float *weight, int64_t dim, 
 void ice_find_spreads(ice_selection *t) {
     const int64_t dim = t->problem->dim;
     /* a decode step has few; so many as the widest vectors read, and a bound reads all */
-    const int lanes = t->options->missed_bound ? ICE_PANEL : (t->tile.lanes + WIDEST - 1) / WIDEST * WIDEST;
+    const int lanes = t->report->missed_bound ? ICE_PANEL : (t->tile.lanes + WIDEST - 1) / WIDEST * WIDEST;
     float weight[ICECORE_MAX_DIM];
     for (int64_t l = 0; l < t->stack->levels; l++) {
         const icecore_segment *s = t->stack->level[l].segment;

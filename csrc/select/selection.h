@@ -34,6 +34,7 @@ typedef struct {
 typedef struct {
     const icecore_attention *problem;
     const icecore_near_far *options;
+    const icecore_report *report;
     const ice_rule *rules; /* of the key head's query heads; NULL where near_keys says what is opened */
     const ice_kernels *kernels;
     const ice_stack *stack;
@@ -60,6 +61,7 @@ typedef struct {
 typedef struct {
     const icecore_attention *problem;
     const icecore_near_far *options;
+    const icecore_report *report;
     const ice_rule *rules; /* NULL: by near_keys */
     const ice_kernels *kernels;
     const ice_stack *stack;

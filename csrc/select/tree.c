@@ -47,6 +47,7 @@ ice_selection *ice_selection_lay_out(const ice_head_view *view, char *scratch, c
     ice_arena arena = {scratch, 0};
     t->problem = view->problem;
     t->options = view->options;
+    t->report = view->report;
     t->rules = view->rules;
     t->stack = view->stack;
     t->kernels = view->kernels;

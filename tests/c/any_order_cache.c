@@ -70,7 +70,6 @@ static icecore_cache_state state_of(icecore_cache *cache) {
 /* Attends the last `count` tokens' queries; where the call succeeds, out is what it must be. */
 static icecore_status attend(const machine *m, const pair *c, icecore_cache *cache, int64_t count, int threads) {
     float query[QUERY_HEADS][MAX_TOKENS][DIM], out[QUERY_HEADS][MAX_TOKENS][VALUE_DIM];
-    const icecore_near_far report = {0};
     for (int64_t h = 0; h < QUERY_HEADS; h++)
         for (int64_t i = 0; i < count * DIM; i++) (&query[h][0][0])[i] = some_number();
     const icecore_attention p = {.dtype = ICECORE_FLOAT32,
@@ -80,7 +79,7 @@ static icecore_status attend(const machine *m, const pair *c, icecore_cache *cac
                                  .out = tensor_of(&out[0][0][0], MAX_TOKENS, VALUE_DIM),
                                  .scale = 1.0f,
                                  .threads = threads};
-    const icecore_status status = icecore_cache_attend(cache, &p, &report);
+    const icecore_status status = icecore_cache_attend(cache, &p, NULL, NULL);
     for (int64_t h = 0; h < QUERY_HEADS && status == ICECORE_OK; h++)
         for (int64_t i = 0; i < count; i++) {
             double row[VALUE_DIM];

@@ -113,8 +113,11 @@ static void add(machine *m, int64_t count) {
         else if (!replace && m->present[ids[i]]) expected = ICECORE_ERROR_EXISTS;
     }
     fail_at_random();
-    const icecore_status status =
-        icecore_index_add(m->index, rows, by_count ? NULL : ids, count, replace, 1, NULL, NULL, &place);
+    const icecore_status status = icecore_index_add(
+        m->index,
+        &(icecore_addition){
+            .vectors = rows, .ids = by_count ? NULL : ids, .count = count, .replace = replace, .threads = 1},
+        &place);
     EXPECT(is_as_expected(status, expected));
     if (status == ICECORE_OK) take_in(m, ids, rows, count);
     free(rows);

@@ -21,7 +21,7 @@ static void expect_refused(const char *what, void (*change)(icecore_attention *p
     change(&p);
     check_at("%s", what);
     EXPECT(icecore_attend_exact(&p) == ICECORE_ERROR_VALUE);
-    EXPECT(icecore_attend_near_far(&p, &valid_options) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_near_far(&p, &valid_options, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(problem_is_clear(&s));
     problem_free(&s);
 }
@@ -90,11 +90,11 @@ static void near_far_options(void) {
     s.p.causal = 1;
     for (int i = 0; i < 9; i++) {
         check_at("options %d", i);
-        EXPECT(icecore_attend_near_far(&s.p, &wrong[i]) == ICECORE_ERROR_VALUE);
+        EXPECT(icecore_attend_near_far(&s.p, &wrong[i], NULL) == ICECORE_ERROR_VALUE);
     }
     icecore_attention windowed = s.p;
     windowed.window = 5;
-    EXPECT(icecore_attend_near_far(&windowed, &valid_options) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_near_far(&windowed, &valid_options, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(problem_is_clear(&s));
     problem_free(&s);
 }
@@ -120,9 +120,18 @@ static void segments(void) {
     for (int i = 0; i < (int)(sizeof wrong / sizeof *wrong); i++) {
         icecore_segment *segment = NULL;
         check_at("arguments %d", i);
-        EXPECT(icecore_segment_build((icecore_dtype)wrong[i].dtype, wrong[i].no_keys ? NULL : rows, 2, rows, 2,
-                                     wrong[i].count, wrong[i].dim, wrong[i].value_dim, ICECORE_FLOAT32, NULL,
-                                     wrong[i].cell_size, 0, &segment) == ICECORE_ERROR_VALUE);
+        EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = (icecore_dtype)wrong[i].dtype,
+                                                               .keys = wrong[i].no_keys ? NULL : rows,
+                                                               .key_stride = 2,
+                                                               .values = rows,
+                                                               .value_stride = 2,
+                                                               .count = wrong[i].count,
+                                                               .dim = wrong[i].dim,
+                                                               .value_dim = wrong[i].value_dim,
+                                                               .storage = ICECORE_FLOAT32,
+                                                               .cell_size = wrong[i].cell_size,
+                                                               .seed = 0},
+                                     &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }
@@ -130,7 +139,18 @@ static void segments(void) {
     for (int i = 0; i < 2; i++) {
         icecore_segment *segment = NULL;
         check_at("moments %d", i);
-        EXPECT(icecore_segment_build(ICECORE_FLOAT32, rows, 2, rows, 2, 2, 2, 2, ICECORE_FLOAT32, not_finite[i], 1, 0,
+        EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = ICECORE_FLOAT32,
+                                                               .keys = rows,
+                                                               .key_stride = 2,
+                                                               .values = rows,
+                                                               .value_stride = 2,
+                                                               .count = 2,
+                                                               .dim = 2,
+                                                               .value_dim = 2,
+                                                               .storage = ICECORE_FLOAT32,
+                                                               .moments = not_finite[i],
+                                                               .cell_size = 1,
+                                                               .seed = 0},
                                      &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);

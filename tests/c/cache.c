@@ -48,7 +48,6 @@ static icecore_tensor from_row(icecore_tensor t, int64_t row) {
 
 static icecore_status append_and_attend(icecore_cache *cache, const problem *s, int64_t first, int64_t end,
                                         float *lse) {
-    const icecore_near_far report = {0};
     icecore_attention p = s->p;
     icecore_status status = icecore_cache_append(cache, p.dtype, from_row(p.key, first), from_row(p.value, first),
                                                  (icecore_tensor){0}, 0, end - first);
@@ -57,7 +56,7 @@ static icecore_status append_and_attend(icecore_cache *cache, const problem *s, 
     p.out = from_row(p.out, first);
     p.queries = end - first;
     p.lse = lse;
-    return icecore_cache_attend(cache, &p, &report);
+    return icecore_cache_attend(cache, &p, NULL, NULL);
 }
 
 static icecore_cache_state state_of(icecore_cache *cache) {
@@ -194,13 +193,12 @@ static void refused(void) {
         EXPECT(icecore_cache_create(&wrong[i], &cache) == ICECORE_ERROR_VALUE && !cache);
     }
     problem s = all_tokens();
-    const icecore_near_far report = {0};
     icecore_cache *own = create(4, 0, 1);
-    EXPECT(icecore_cache_attend(own, &s.p, &report) == ICECORE_ERROR_VALUE); /* more queries than tokens */
+    EXPECT(icecore_cache_attend(own, &s.p, NULL, NULL) == ICECORE_ERROR_VALUE); /* more queries than tokens */
     go_on(own, &s, 0, 100);
     icecore_attention p = s.p;
     p.queries = 90;
-    EXPECT(icecore_cache_attend(own, &p, &report) == ICECORE_ERROR_VALUE); /* behind what is sealed */
+    EXPECT(icecore_cache_attend(own, &p, NULL, NULL) == ICECORE_ERROR_VALUE); /* behind what is sealed */
     icecore_cache_free(own);
     problem_free(&s);
 }

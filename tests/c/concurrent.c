@@ -43,7 +43,7 @@ static icecore_status attend(const icecore_attention *p, int kind) {
                                       .far_field = 1,
                                       .block = 16,
                                       .cell_size = 4};
-    return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options);
+    return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options, NULL);
 }
 
 static void *attend_again(void *expected) {
@@ -84,8 +84,9 @@ static float rows_of[ROUNDS * ROWS * DIM];
 static void *add_rows(void *index) {
     int64_t place;
     for (int64_t round = 0; round < ROUNDS; round++)
-        HOLDS(icecore_index_add(index, rows_of + round * ROWS * DIM, NULL, ROWS, 0, 2, NULL, NULL, &place) ==
-              ICECORE_OK);
+        HOLDS(icecore_index_add(
+                  index, &(icecore_addition){.vectors = rows_of + round * ROWS * DIM, .count = ROWS, .threads = 2},
+                  &place) == ICECORE_OK);
     return NULL;
 }
 
@@ -132,7 +133,6 @@ static float tokens[TOKENS * DIM]; /* filled by create() */
 /* out: heads x count x DIM. */
 static icecore_status append_and_attend(icecore_cache *cache, int64_t first, int64_t count, float *out) {
     const icecore_tensor row = {tokens + first * DIM, 0, 0, DIM};
-    const icecore_near_far report = {0};
     icecore_status status = icecore_cache_append(cache, ICECORE_FLOAT32, row, row, (icecore_tensor){0}, 0, count);
     icecore_attention p = {.query_heads = HEADS,
                            .queries = count,
@@ -140,7 +140,7 @@ static icecore_status append_and_attend(icecore_cache *cache, int64_t first, int
                            .out = {out, 0, count * DIM, DIM},
                            .scale = 0.3f,
                            .threads = 2};
-    return status == ICECORE_OK ? icecore_cache_attend(cache, &p, &report) : status;
+    return status == ICECORE_OK ? icecore_cache_attend(cache, &p, NULL, NULL) : status;
 }
 
 static icecore_cache *create(void) {
@@ -255,7 +255,9 @@ static void from_within(void) {
     icecore_set_interrupt_check(use_both);
     /* the last question of an addition is asked in any case, with the lock held for writing */
     seen = 0;
-    EXPECT(icecore_index_add(used, many, NULL, 2000, 0, 1, NULL, NULL, &place) == ICECORE_OK && seen > 0);
+    EXPECT(icecore_index_add(used, &(icecore_addition){.vectors = many, .count = 2000, .threads = 1}, &place) ==
+               ICECORE_OK &&
+           seen > 0);
     EXPECT(answers[0] == ICECORE_ERROR_BUSY && answers[1] == ICECORE_ERROR_BUSY && answers[2] == ICECORE_OK &&
            answers[3] == ICECORE_OK);
     for (seen = 0; !seen;)
@@ -283,7 +285,9 @@ static int stay(void *context, double done) {
 static void *add_slowly(void *context) {
     static float many[2000 * DIM];
     int64_t place;
-    HOLDS(icecore_index_add(context, many, NULL, 2000, 0, 1, stay, NULL, &place) == ICECORE_OK);
+    HOLDS(icecore_index_add(context,
+                            &(icecore_addition){.vectors = many, .count = 2000, .threads = 1, .progress = stay},
+                            &place) == ICECORE_OK);
     return NULL;
 }
 
@@ -295,7 +299,8 @@ static void fork_at_work(void) {
     pthread_t thread;
     int64_t place;
     EXPECT(icecore_index_create(&options, &busy) == ICECORE_OK && icecore_index_create(&options, &idle) == ICECORE_OK);
-    EXPECT(icecore_index_add(idle, rows_of, NULL, ROWS, 0, 1, NULL, NULL, &place) == ICECORE_OK);
+    EXPECT(icecore_index_add(idle, &(icecore_addition){.vectors = rows_of, .count = ROWS, .threads = 1}, &place) ==
+           ICECORE_OK);
     atomic_store(&at_work, 0);
     atomic_store(&may_end, 0);
     EXPECT(pthread_create(&thread, NULL, add_slowly, busy) == 0);

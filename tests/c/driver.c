@@ -23,14 +23,24 @@ static void bad_environment(void) {
     const icecore_attention nothing = {.dim = 1, .value_dim = 1, .window = -1};
     EXPECT(icecore_attend_exact(&nothing) == ICECORE_ERROR_ISA);
     const icecore_near_far options = {.near_keys = 1, .far_field = 1, .cell_size = 1};
-    EXPECT(icecore_attend_near_far(&nothing, &options) == ICECORE_ERROR_ISA);
+    EXPECT(icecore_attend_near_far(&nothing, &options, NULL) == ICECORE_ERROR_ISA);
     const icecore_indices none = {.count = 0};
     int64_t place;
     EXPECT(icecore_attend_indices(&nothing, &none, &place) == ICECORE_ERROR_ISA);
     const float key = 1.0f;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(ICECORE_FLOAT32, &key, 1, &key, 1, 1, 1, 1, ICECORE_FLOAT32, NULL, 1, 0, &segment) ==
-           ICECORE_ERROR_ISA);
+    EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = ICECORE_FLOAT32,
+                                                           .keys = &key,
+                                                           .key_stride = 1,
+                                                           .values = &key,
+                                                           .value_stride = 1,
+                                                           .count = 1,
+                                                           .dim = 1,
+                                                           .value_dim = 1,
+                                                           .storage = ICECORE_FLOAT32,
+                                                           .cell_size = 1,
+                                                           .seed = 0},
+                                 &segment) == ICECORE_ERROR_ISA);
     setenv("ICECORE_ISA", "scalar", 1);
     EXPECT(icecore_isa_status() == ICECORE_OK);
     unsetenv("ICECORE_ISA");

@@ -29,7 +29,8 @@ static icecore_index *create(icecore_index_options o) {
 static icecore_status add(icecore_index *index, const float *rows, int64_t first_id, int64_t count) {
     int64_t *ids = malloc((size_t)count * sizeof *ids), place = 0;
     for (int64_t i = 0; i < count; i++) ids[i] = first_id + i;
-    icecore_status status = icecore_index_add(index, rows, ids, count, 0, 2, NULL, NULL, &place);
+    icecore_status status = icecore_index_add(
+        index, &(icecore_addition){.vectors = rows, .ids = ids, .count = count, .threads = 2}, &place);
     free(ids);
     return status;
 }
@@ -165,7 +166,9 @@ static void refusals(void) {
     icecore_index *index = create(options(4, ICECORE_INNER_PRODUCT, 2, 0));
     float *rows = random_rows(3000, 4), vector[8];
     int64_t place = -1, ids[] = {5, 6, 5}, absent[] = {1, 9}, twice[] = {1, 1};
-    EXPECT(icecore_index_add(index, rows, ids, 3, 0, 1, NULL, NULL, &place) == ICECORE_ERROR_REPEATED && place == 2);
+    EXPECT(icecore_index_add(index, &(icecore_addition){.vectors = rows, .ids = ids, .count = 3, .threads = 1},
+                             &place) == ICECORE_ERROR_REPEATED &&
+           place == 2);
     EXPECT(state_of(index).count == 0);
     EXPECT(add(index, rows, 0, 3) == ICECORE_OK);
     EXPECT(icecore_index_remove(index, absent, 2, 0, 1, &place) == ICECORE_ERROR_ABSENT && place == 1);
@@ -245,7 +248,8 @@ static void round_trip(void) {
             int64_t id = 1, place;
             float row[6] = {0};
             EXPECT(icecore_index_remove(mapped, &id, 1, 0, 1, &place) == ICECORE_ERROR_READ_ONLY);
-            EXPECT(icecore_index_add(mapped, row, &id, 1, 0, 1, NULL, NULL, &place) == ICECORE_ERROR_READ_ONLY);
+            EXPECT(icecore_index_add(mapped, &(icecore_addition){.vectors = row, .ids = &id, .count = 1, .threads = 1},
+                                     &place) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_clear(mapped) == ICECORE_ERROR_READ_ONLY &&
                    icecore_index_compact(mapped, 1) == ICECORE_ERROR_READ_ONLY);
             EXPECT(icecore_index_copy(mapped, &copy) == ICECORE_OK);
@@ -333,10 +337,14 @@ static void cancelled(void) {
     for (int64_t i = 0; i < 4000; i++) ids[i] = i;
     EXPECT(add(index, rows, 0, 100) == ICECORE_OK);
     for (int64_t i = 0; i < 3900; i++) ids[i] = 100 + i;
-    EXPECT(icecore_index_add(index, rows, ids, 3900, 0, 2, stop_at_half, NULL, &place) == ICECORE_INTERRUPTED);
+    EXPECT(icecore_index_add(
+               index,
+               &(icecore_addition){.vectors = rows, .ids = ids, .count = 3900, .threads = 2, .progress = stop_at_half},
+               &place) == ICECORE_INTERRUPTED);
     EXPECT(state_of(index).count == 100);
     expect_valid(index);
-    EXPECT(icecore_index_add(index, rows, ids, 3900, 0, 2, NULL, NULL, &place) == ICECORE_OK);
+    EXPECT(icecore_index_add(index, &(icecore_addition){.vectors = rows, .ids = ids, .count = 3900, .threads = 2},
+                             &place) == ICECORE_OK);
     EXPECT(state_of(index).count == 4000);
     expect_valid(index);
     icecore_index_free(index);

@@ -6,30 +6,31 @@
 #include "check.h"
 #include "naive.h"
 
-/* A problem with its options and the arrays of near_count and captured_mass. */
+/* A problem with its options and a report of near_count and captured_mass. */
 typedef struct {
     problem s;
     icecore_near_far options;
+    icecore_report report;
 } near_far;
 
 static near_far allocate(problem s, icecore_near_far options) {
     problem_allocate(&s);
-    options.near_count = malloc((size_t)s.lse_count * sizeof *options.near_count);
-    options.captured_mass = malloc((size_t)s.lse_count * sizeof *options.captured_mass);
-    return (near_far){s, options};
+    const icecore_report report = {.near_count = malloc((size_t)s.lse_count * sizeof *report.near_count),
+                                   .captured_mass = malloc((size_t)s.lse_count * sizeof *report.captured_mass)};
+    return (near_far){s, options, report};
 }
 
 static void release(near_far *c) {
     problem_free(&c->s);
-    free(c->options.near_count);
-    free(c->options.captured_mass);
+    free(c->report.near_count);
+    free(c->report.captured_mass);
 }
 
 static void attend(const near_far *c) {
-    EXPECT(icecore_attend_near_far(&c->s.p, &c->options) == ICECORE_OK);
+    EXPECT(icecore_attend_near_far(&c->s.p, &c->options, &c->report) == ICECORE_OK);
     EXPECT(problem_gaps_are_clear(&c->s));
     for (int64_t i = 0; i < c->s.lse_count; i++)
-        EXPECT(c->options.captured_mass[i] >= 0.0f && c->options.captured_mass[i] <= 1.0f);
+        EXPECT(c->report.captured_mass[i] >= 0.0f && c->report.captured_mass[i] <= 1.0f);
 }
 
 /* Keys that a query sees in cells. */
@@ -82,8 +83,8 @@ static void all_near(void) {
                     attend(&c);
                     expect_attention(&c.s, NULL);
                     for (int64_t row = 0; row < c.s.lse_count; row++) {
-                        EXPECT(c.options.near_count[row] == sealed_keys(&c, row % c.s.p.queries));
-                        EXPECT(c.options.captured_mass[row] == (isinf(c.s.p.lse[row]) ? 0.0f : 1.0f));
+                        EXPECT(c.report.near_count[row] == sealed_keys(&c, row % c.s.p.queries));
+                        EXPECT(c.report.captured_mass[row] == (isinf(c.s.p.lse[row]) ? 0.0f : 1.0f));
                     }
                     release(&c);
                 }
@@ -101,10 +102,10 @@ static void top_k(void) {
                 expect_attention(&c.s, &rule);
                 for (int64_t row = 0; row < c.s.lse_count; row++) {
                     int64_t queries = c.s.p.queries, query = row % queries, sealed = sealed_keys(&c, query);
-                    EXPECT(c.options.near_count[row] == (k < sealed ? k : sealed));
+                    EXPECT(c.report.near_count[row] == (k < sealed ? k : sealed));
                     /* every key was visited, so the captured mass is no estimate */
                     double lse = naive_lse(&c.s.p, row / queries / 4, row / queries % 4, query);
-                    EXPECT(fabs(exp((double)c.s.p.lse[row] - lse) - (double)c.options.captured_mass[row]) < 1e-4);
+                    EXPECT(fabs(exp((double)c.s.p.lse[row] - lse) - (double)c.report.captured_mass[row]) < 1e-4);
                 }
                 release(&c);
             }
@@ -165,7 +166,7 @@ static void budgets(void) {
             attend(&c);
             for (int64_t row = 0; row < c.s.lse_count; row++) {
                 int64_t queries = c.s.p.queries, sealed = sealed_keys(&c, row % queries);
-                EXPECT(c.options.near_count[row] >= (k < sealed ? k : sealed) && c.options.near_count[row] <= sealed);
+                EXPECT(c.report.near_count[row] >= (k < sealed ? k : sealed) && c.report.near_count[row] <= sealed);
                 EXPECT((double)c.s.p.lse[row] <=
                        naive_lse(&c.s.p, row / queries / 4, row / queries % 4, row % queries) + 1e-4);
             }
@@ -229,16 +230,16 @@ static void tolerances(void) {
                 float error[8], standard_error[8], missed[4 * 2 * (KEYS + 50)], threshold[4] = {1, 2, 0.5f, 1e-3f};
                 int32_t rows[8], summaries[4 * 2 * (KEYS + 50)];
                 double seconds[3];
-                if (variant) {
-                    options.error = error;
-                    options.standard_error = standard_error;
-                    options.error_rows = rows;
-                    options.missed_bound = missed;
-                    options.summaries = summaries;
-                    options.seconds = seconds;
-                }
                 if (variant == 3) options.head_threshold = threshold;
                 near_far c = allocate(shapes[i](causal, 3), options);
+                if (variant) {
+                    c.report.error = error;
+                    c.report.standard_error = standard_error;
+                    c.report.error_rows = rows;
+                    c.report.missed_bound = missed;
+                    c.report.summaries = summaries;
+                    c.report.seconds = seconds;
+                }
                 c.s.p.threads = 1 + variant % 2;
                 check_at("shape %d, causal %d, variant %d", i, causal, variant);
                 attend(&c);
@@ -278,13 +279,13 @@ static void chunks(void) {
             p->query.data = (float *)p->query.data + begin * p->query.row_stride;
             p->out.data = (float *)p->out.data + begin * p->out.row_stride;
             check_at("far_field %d, queries %d to %d", far_field, (int)begin, (int)ends[i]);
-            EXPECT(icecore_attend_near_far(p, &part.options) == ICECORE_OK);
+            EXPECT(icecore_attend_near_far(p, &part.options, &part.report) == ICECORE_OK);
             for (int64_t head = 0; head < p->batch * p->query_heads; head++)
                 for (int64_t q = 0; q < p->queries; q++) {
                     int64_t at = head * p->queries + q, in_whole = head * w->queries + begin + q;
                     int64_t row = element_index(&p->out, head / 4, head % 4, q, 0);
                     int64_t row_in_whole = element_index(&w->out, head / 4, head % 4, begin + q, 0);
-                    EXPECT(part.options.near_count[at] == whole.options.near_count[in_whole]);
+                    EXPECT(part.report.near_count[at] == whole.report.near_count[in_whole]);
                     EXPECT(fabsf(lse[at] - w->lse[in_whole]) < 1e-5f);
                     for (int64_t t = 0; t < p->value_dim; t++) {
                         double wanted = element_get(&w->out, w->dtype, row_in_whole + t);
@@ -343,7 +344,7 @@ static void empty(void) {
             s.p.causal = causal;
             near_far c = allocate(s, (icecore_near_far){.near_keys = 1, .far_field = 1, .block = 1, .cell_size = 1});
             check_at("axis %d, causal %d", axis, causal);
-            EXPECT(icecore_attend_near_far(&c.s.p, &c.options) == ICECORE_OK);
+            EXPECT(icecore_attend_near_far(&c.s.p, &c.options, &c.report) == ICECORE_OK);
             if (axis == 1) expect_attention(&c.s, NULL);
             release(&c);
         }

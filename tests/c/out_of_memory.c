@@ -19,7 +19,7 @@ static icecore_status exact(const problem *s) { return icecore_attend_exact(&s->
 
 static icecore_status near_far(const problem *s) {
     const icecore_near_far options = {.near_keys = 4, .visit = 8, .far_field = 1, .block = 8, .cell_size = 2};
-    return icecore_attend_near_far(&s->p, &options);
+    return icecore_attend_near_far(&s->p, &options, NULL);
 }
 
 static icecore_status indexed(const problem *s) {
@@ -32,9 +32,18 @@ static icecore_status indexed(const problem *s) {
 static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
     const icecore_attention *p = &s->p;
-    icecore_status status =
-        icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys,
-                              p->dim, p->value_dim, ICECORE_FLOAT32, NULL, 2, 0, &built);
+    icecore_status status = icecore_segment_build(&(icecore_segment_source){.dtype = p->dtype,
+                                                                            .keys = p->key.data,
+                                                                            .key_stride = p->key.row_stride,
+                                                                            .values = p->value.data,
+                                                                            .value_stride = p->value.row_stride,
+                                                                            .count = p->keys,
+                                                                            .dim = p->dim,
+                                                                            .value_dim = p->value_dim,
+                                                                            .storage = ICECORE_FLOAT32,
+                                                                            .cell_size = 2,
+                                                                            .seed = 0},
+                                                  &built);
     EXPECT((status == ICECORE_OK) == (built != NULL));
     icecore_segment_free(built);
     return status;
@@ -51,7 +60,6 @@ static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
                                      .block = 8,
                                      .sinks = 3,
                                      .cell_size = 2};
-    const icecore_near_far report = {0};
     icecore_attention last = *p;
     icecore_cache *cache = NULL, *fork = NULL;
     icecore_status status = icecore_cache_create(&o, &cache);
@@ -61,7 +69,7 @@ static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
         key.data = (float *)key.data + i * key.row_stride;
         value.data = (float *)value.data + i * value.row_stride;
         status = icecore_cache_append(cache, p->dtype, key, value, i % 2 ? p->query : query, p->query_heads, 1);
-        if (status == ICECORE_OK) status = icecore_cache_attend(cache, &last, &report);
+        if (status == ICECORE_OK) status = icecore_cache_attend(cache, &last, NULL, NULL);
         if (i == 40 && status == ICECORE_OK) status = icecore_cache_fork(cache, &fork);
     }
     file f = {.count = 0};
@@ -103,7 +111,8 @@ static icecore_status index_of(const problem *s) {
     icecore_status status = icecore_index_create(&o, &index);
     for (int part = 0; part < 3 && status == ICECORE_OK; part++) {
         for (int64_t i = 0; i < ROWS; i++) ids[i] = part * ROWS + i;
-        status = icecore_index_add(index, rows, ids, ROWS, 0, 1, NULL, NULL, &place);
+        status = icecore_index_add(index, &(icecore_addition){.vectors = rows, .ids = ids, .count = ROWS, .threads = 1},
+                                   &place);
     }
     const icecore_search search = {.k = 3, .threads = 1};
     if (status == ICECORE_OK) status = icecore_index_remove(index, ids, 900, 0, 1, &place);

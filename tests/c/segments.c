@@ -18,8 +18,18 @@ static problem rows(icecore_dtype dtype, int64_t count, int64_t dim, int64_t val
 static icecore_segment *build(const problem *s, int64_t cell_size, uint64_t seed) {
     const icecore_attention *p = &s->p;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(p->dtype, p->key.data, p->key.row_stride, p->value.data, p->value.row_stride, p->keys,
-                                 p->dim, p->value_dim, ICECORE_FLOAT32, NULL, cell_size, seed, &segment) == ICECORE_OK);
+    EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = p->dtype,
+                                                           .keys = p->key.data,
+                                                           .key_stride = p->key.row_stride,
+                                                           .values = p->value.data,
+                                                           .value_stride = p->value.row_stride,
+                                                           .count = p->keys,
+                                                           .dim = p->dim,
+                                                           .value_dim = p->value_dim,
+                                                           .storage = ICECORE_FLOAT32,
+                                                           .cell_size = cell_size,
+                                                           .seed = seed},
+                                 &segment) == ICECORE_OK);
     return segment;
 }
 

@@ -97,13 +97,9 @@ static void anything_goes(void) {
                 problem s = small(ICECORE_FLOAT32, 140);
                 int32_t near_count[280];
                 float captured_mass[280];
-                icecore_near_far options = {.near_keys = 9,
-                                            .visit = 30,
-                                            .far_field = far_field,
-                                            .block = 12,
-                                            .cell_size = 4,
-                                            .near_count = near_count,
-                                            .captured_mass = captured_mass};
+                icecore_near_far options = {
+                    .near_keys = 9, .visit = 30, .far_field = far_field, .block = 12, .cell_size = 4};
+                const icecore_report report = {.near_count = near_count, .captured_mass = captured_mass};
                 s.p.query_heads = s.p.key_heads = 1;
                 s.p.causal = causal;
                 s.p.sinks = 2;
@@ -113,7 +109,7 @@ static void anything_goes(void) {
                 if (far_field < 0) {
                     EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
                 } else {
-                    EXPECT(icecore_attend_near_far(&s.p, &options) == ICECORE_OK);
+                    EXPECT(icecore_attend_near_far(&s.p, &options, &report) == ICECORE_OK);
                     for (int i = 0; i < 140; i++) {
                         EXPECT(near_count[i] >= 0 && near_count[i] <= 140);
                         EXPECT(captured_mass[i] >= 0.0f && captured_mass[i] <= 1.0f);
@@ -136,7 +132,7 @@ static void nan_in_a_cell(void) {
             const icecore_tensor *tensor = array ? &s.p.value : &s.p.key;
             ((float *)tensor->data)[element_index(tensor, 0, 0, 17, 2)] = NAN;
             check_at("array %d, far_field %d", array, far_field);
-            EXPECT(icecore_attend_near_far(&s.p, &options) == ICECORE_OK);
+            EXPECT(icecore_attend_near_far(&s.p, &options, NULL) == ICECORE_OK);
             int64_t last = element_index(&s.p.out, 0, 0, 139, 2), before = element_index(&s.p.out, 0, 0, 16, 2);
             EXPECT(isnan(element_get(&s.p.out, s.p.dtype, last)));
             EXPECT(isfinite(element_get(&s.p.out, s.p.dtype, before)));
@@ -152,9 +148,18 @@ static void segments(void) {
         fill_wildly(&s, &state, among);
         icecore_segment *segment = NULL;
         check_at("one in %d", among);
-        EXPECT(icecore_segment_build(ICECORE_FLOAT32, s.p.key.data, s.p.key.row_stride, s.p.value.data,
-                                     s.p.value.row_stride, s.p.keys, s.p.dim, s.p.value_dim, ICECORE_FLOAT32, NULL, 4,
-                                     1, &segment) == ICECORE_OK);
+        EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = ICECORE_FLOAT32,
+                                                               .keys = s.p.key.data,
+                                                               .key_stride = s.p.key.row_stride,
+                                                               .values = s.p.value.data,
+                                                               .value_stride = s.p.value.row_stride,
+                                                               .count = s.p.keys,
+                                                               .dim = s.p.dim,
+                                                               .value_dim = s.p.value_dim,
+                                                               .storage = ICECORE_FLOAT32,
+                                                               .cell_size = 4,
+                                                               .seed = 1},
+                                     &segment) == ICECORE_OK);
         if (segment) {
             icecore_segment_view v = icecore_segment_get(segment);
             char seen[140] = {0};

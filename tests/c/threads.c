@@ -25,7 +25,7 @@ static problem decode(void) {
 
 static icecore_status attend(const icecore_attention *p, int kind) {
     icecore_near_far options = {.near_keys = 10, .visit = 60, .far_field = kind == 1, .block = 16, .cell_size = 4};
-    return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options);
+    return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options, NULL);
 }
 
 static problem prefill_bfloat16(void) {

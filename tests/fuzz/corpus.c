@@ -59,8 +59,9 @@ static void save_index(const char *folder, int variant, int64_t sealed, int64_t 
     icecore_index *index = NULL;
     int64_t place;
     must(icecore_index_create(&o, &index));
-    must(icecore_index_add(index, rows, NULL, sealed, 0, 1, NULL, NULL, &place));
-    must(icecore_index_add(index, rows + sealed * o.dim, NULL, open, 0, 1, NULL, NULL, &place));
+    must(icecore_index_add(index, &(icecore_addition){.vectors = rows, .count = sealed, .threads = 1}, &place));
+    must(icecore_index_add(index, &(icecore_addition){.vectors = rows + sealed * o.dim, .count = open, .threads = 1},
+                           &place));
     file f = {.count = 0};
     must(icecore_index_write(index, write_arrays, &f));
     if (open == 7) mark_removed(&f, sealed);
@@ -101,9 +102,8 @@ static void save_cache(const char *folder, int variant, int64_t tokens) {
                                            .out = {out, 0, part * o.value_dim, o.value_dim},
                                            .scale = 0.3f,
                                            .threads = 1};
-        const icecore_near_far report = {0};
         must(icecore_cache_append(caches[0], ICECORE_FLOAT32, k, v, (icecore_tensor){0}, 0, part));
-        must(icecore_cache_attend(caches[0], &problem, &report));
+        must(icecore_cache_attend(caches[0], &problem, NULL, NULL));
     }
     if (variant % 3 == 1) must(icecore_cache_evict(caches[0], tokens / 2, &(int64_t){0}));
     const int64_t count = 1 + option[AT_CACHES];
