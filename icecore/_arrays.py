@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
-from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from icecore import _native
 
 MAX_DIM = 512
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 NATIVE_DTYPES = {
     "float32": _native.FLOAT32,
@@ -33,8 +36,18 @@ def integer(value, name, minimum):
     return min(number, 2**62)
 
 
-@dataclass(frozen=True)
-class Problem:
+def check_seed(seed):
+    integer(seed, "seed", 0)
+    return operator.index(seed) % 2**64
+
+
+@lru_cache(64)
+def native_dtype(dtype):
+    """The core's number of a dtype; None where it has none.  (The name of a dtype takes microseconds to find.)"""
+    return NATIVE_DTYPES.get(dtype.name) if dtype.isnative else None
+
+
+class Problem(NamedTuple):
     """Checked four-dimensional views of the inputs: (batch, heads, length, dim)."""
 
     dtype: np.dtype  # of the query as given
@@ -46,25 +59,25 @@ class Problem:
     def part(self, query_heads, key_heads):
         """The problem of some heads, given as slices."""
         query, key, value = self.query[:, query_heads], self.key[:, key_heads], self.value[:, key_heads]
-        return replace(self, query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
+        return self._replace(query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
 
     def last(self, count):
         """The problem of the last `count` queries."""
         query = self.query[:, :, -count:]
-        return replace(self, query=query, out_shape=(*query.shape[:-1], self.value.shape[-1]))
+        return self._replace(query=query, out_shape=(*query.shape[:-1], self.value.shape[-1]))
 
     def row(self, row, keys):
         """The problem of one query and the first `keys` keys, or all."""
         query, key, value = self.query[:, :, row : row + 1], self.key[:, :, :keys], self.value[:, :, :keys]
-        return replace(self, query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
+        return self._replace(query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
 
     @property
     def native_dtype(self):
-        return NATIVE_DTYPES[self.dtype.name]
+        return native_dtype(self.dtype)
 
     @property
     def is_double(self):
-        return self.dtype == np.float64
+        return self.dtype == FLOAT64
 
     @property
     def shape(self):
@@ -74,6 +87,8 @@ class Problem:
 
 def plain(array, name):
     """`array` as an ndarray. What a masked array hides would be used all the same: refused."""
+    if type(array) is np.ndarray:
+        return array
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; expected a plain array")
     if isinstance(array, (set, frozenset)):
@@ -108,11 +123,11 @@ def refuse_names(function, names):
 
 def _checked_array(array, name):
     array = plain(array, name)
-    if array.dtype.name not in NATIVE_DTYPES and array.dtype != np.float64:
+    if native_dtype(array.dtype) is None and array.dtype != FLOAT64:
+        if array.dtype.name in (*NATIVE_DTYPES, "float64"):
+            raise TypeError(f"{name} has byte order {array.dtype.byteorder!r}; expected the machine's own")
         expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
         raise TypeError(f"{name} has dtype {array.dtype}; expected {expected}")
-    if not array.dtype.isnative:
-        raise TypeError(f"{name} has byte order {array.dtype.byteorder!r}; expected the machine's own")
     if not 2 <= array.ndim <= 4:
         raise ValueError(f"{name} has {array.ndim} dimensions {array.shape}; expected 2 to 4: (..., length, dim)")
     return array
@@ -120,7 +135,7 @@ def _checked_array(array, name):
 
 def bits(array):
     """16-bit floats as uint16, the form in which the core takes them; float32 as it is."""
-    return array if array.dtype == np.float32 else array.view(np.uint16)
+    return array if array.dtype == FLOAT32 else array.view(np.uint16)
 
 
 def widened(array):
@@ -141,7 +156,8 @@ def narrowed(array, dtype):
 
 def _is_native(array):
     """Whether the core can use it as it lies: rows contiguous, strides whole elements."""
-    return array.strides[-1] == array.itemsize and not any(stride % array.itemsize for stride in array.strides)
+    size = array.itemsize
+    return array.flags.c_contiguous or (array.strides[-1] == size and not any(stride % size for stride in array.strides))
 
 
 def native_view(array):
@@ -164,7 +180,7 @@ def native_result(out, problem):
 
 def check_problem(query, key, value):
     """Validate query, key and value and view them as four-dimensional."""
-    query, key, value = (_checked_array(a, n) for a, n in ((query, "query"), (key, "key"), (value, "value")))
+    query, key, value = _checked_array(query, "query"), _checked_array(key, "key"), _checked_array(value, "value")
     for array, name in ((key, "key"), (value, "value")):
         if array.dtype != query.dtype:
             raise TypeError(f"{name} has dtype {array.dtype}, but query has {query.dtype}; expected one dtype")
@@ -219,7 +235,7 @@ def _overlaps_itself(array):
 def check_scale(scale, dim):
     """`scale` as a float, or the default for `dim`."""
     if scale is None:
-        return 1.0 / float(np.sqrt(dim))
+        return 1.0 / math.sqrt(dim)
     if isinstance(scale, np.ndarray) and scale.ndim == 0:
         scale = scale[()]
     if not isinstance(scale, (numbers.Real, np.floating, np.integer)):
@@ -229,10 +245,26 @@ def check_scale(scale, dim):
     return float(scale)
 
 
+class Mask(NamedTuple):
+    """A mask in four dimensions, (batch, heads, queries, keys): `keep` as bytes or `bias` as float32, and as it was `given`
+    where the oracle computes; None where absent."""
+
+    keep: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    given: np.ndarray | None = None
+
+    def part(self, heads=slice(None), queries=slice(None), keys=slice(None)):
+        """What it says of some heads, queries and keys, given as slices."""
+        return self if self is NO_MASK else Mask(*(None if m is None else m[:, heads, queries, keys] for m in self))
+
+
+NO_MASK = Mask()
+
+
 def check_mask(mask, problem):
-    """(keep, bias): a bool mask as bytes or an additive float32 mask, broadcast to four dimensions; None where absent."""
+    """The `Mask` of an argument that broadcasts to (..., L, S)."""
     if mask is None:
-        return None, None
+        return NO_MASK
     mask = plain(mask, "attn_mask")
     keys = problem.key.shape[2]
     shape = (*problem.out_shape[:-1], keys)
@@ -242,8 +274,9 @@ def check_mask(mask, problem):
         raise ValueError(f"attn_mask has shape {mask.shape}; expected one that broadcasts to {shape}") from None
     broadcast = broadcast[(None,) * (4 - broadcast.ndim)]
     if mask.dtype == np.bool_:
-        return broadcast.view(np.uint8), None
+        return Mask(broadcast.view(np.uint8), None, broadcast if problem.is_double else None)
     if mask.dtype.kind == "f" or mask.dtype.name == "bfloat16":
+        given = broadcast if problem.is_double else None
         if mask.dtype != np.float32:
             if mask.dtype.kind == "f" and mask.dtype.itemsize > 4:  # what is finite stays finite
                 largest = np.finfo(np.float32).max
@@ -252,5 +285,5 @@ def check_mask(mask, problem):
             broadcast = np.broadcast_to(small, shape)[(None,) * (4 - len(shape))]
         if any(stride % 4 for stride in broadcast.strides):
             broadcast = np.ascontiguousarray(broadcast)
-        return None, broadcast
+        return Mask(None, broadcast, given)
     raise TypeError(f"attn_mask has dtype {mask.dtype}; expected bool (True keeps) or a float to add to the scores")

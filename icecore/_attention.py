@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
-from icecore._arrays import check_mask, check_out, check_problem, check_scale, integer, native_result, refuse_names
-from icecore._call import Call, mask_of, warn_of_errors
-from icecore._info import join_infos
-from icecore._metric import check_metric
-from icecore._plan import check_plan
-from icecore._runtime import threads_for_call
-from icecore._settings import (
-    DEFAULT_SINKS,
-    DEFAULT_WINDOW,
-    MAX_KEYS,
-    Settings,
-    check_k,
-    check_selector,
-    check_tolerance,
+from icecore._arguments import parts_of
+from icecore._arrays import (
+    check_mask,
+    check_out,
+    check_problem,
+    check_scale,
+    check_seed,
+    integer,
+    native_result,
+    refuse_names,
 )
+from icecore._call import Call, warn_of_errors
+from icecore._info import join_infos
+from icecore._runtime import threads_for_call
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
@@ -137,80 +134,27 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     .. [3] Quest, arXiv 2406.10774 (``selector="pages"``).
     """
     refuse_names("attention", others)
-    k, tolerance = check_k(k), check_tolerance(tolerance)
-    if tolerance is not None and (k is not None or not far_field):
-        raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")
-    if plan is not None:
-        published = None if far_field else far_field
-        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, visit=visit, metric=metric, far_field=published)
-    if selector is not None:
-        check_selector(selector, k, plan=plan, tolerance=tolerance, window=window, sinks=sinks, attn_mask=attn_mask,
-                       visit=visit, metric=metric, far_field=None if far_field else far_field)
-    sparse = k is not None or tolerance is not None
-    window = None if window is None else integer(window, "window", 0)
-    sinks = None if sinks is None else integer(sinks, "sinks", 0)
-    integer(seed, "seed", 0)
-    seed = operator.index(seed) % 2**64
-    if visit is not None:
-        visit = integer(visit, "visit", 1)
-        if k is None or far_field:
-            raise ValueError(f"visit={visit} needs k and far_field=False")
-        if visit < k:
-            raise ValueError(f"visit must be at least k={k}, got {visit}")
-    if sparse and not causal and window is not None:
-        raise ValueError(f"window={window} with k or tolerance needs causal=True")
-    threads = threads_for_call(num_threads) or 0
-    problem = check_problem(query, key, value)
-    if (sparse or plan is not None) and problem.key.shape[2] > MAX_KEYS:
-        raise ValueError(f"key has {problem.key.shape[2]} rows; expected at most {MAX_KEYS} with k, tolerance or a plan")
-    scale = check_scale(scale, problem.query.shape[-1])
-    metric = check_metric(metric, problem.key.shape[1], problem.key.shape[3])
-    last_exact = min(integer(last_exact, "last_exact", 0), problem.shape[2])
-    if metric is not None and not sparse:
-        raise ValueError("metric needs k or tolerance")
-    mask = check_mask(attn_mask, problem)
+    threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
+    problem, causal = check_problem(query, key, value), bool(causal)
+    parts = parts_of(problem, causal=causal, plan=plan, selector=selector, attn_mask=attn_mask, k=k, tolerance=tolerance,
+                     far_field=far_field, window=window, sinks=sinks, visit=visit, metric=metric)
+    scale, mask = check_scale(scale, problem.query.shape[-1]), check_mask(attn_mask, problem)
+    last_exact = min(integer(last_exact, "last_exact", 0), problem.query.shape[2])
     if out is not None:
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
 
-    batch, heads, queries, _, keys, _ = problem.shape
-    every = slice(None)
-    if plan is not None:
-        parts = plan.parts(problem, bool(causal))
-    elif not sparse or (k is not None and far_field and k >= keys):
-        parts = [(every, every, Settings(None, window=None if sparse else window, sinks=0 if sparse else sinks or 0))]
-    elif selector is not None:
-        parts = [(every, every, Settings(k, selector=selector))]
-    else:
-        k = 1 if tolerance is not None else max(1, min(k, keys))  # by tolerance, k counts for nothing
-        parts = [(every, every, Settings(
-            k, tolerance, far_field, max(8 * k, 1024) if visit is None else visit,
-            (DEFAULT_WINDOW if window is None else max(window, 1)) if causal else None,
-            sinks if sinks is not None else DEFAULT_SINKS if causal else 0, metric=metric,
-        ))]
-
     result = native_result(out, problem)
-    as_four = result[(None,) * (4 - result.ndim)]
-    lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
-    infos, calls = [], []
-    for query_heads, key_heads, settings in parts:
-        call = Call(problem.part(query_heads, key_heads), scale, bool(causal), threads, settings, seed, return_info)
-        call.out = as_four[:, query_heads]
-        if return_lse:
-            call.lse = lse if len(parts) == 1 else np.empty((batch, call.out.shape[1], queries), np.float32)
-        infos.append(call.run(*(None if m is None else m[:, query_heads] for m in mask), mask_of(attn_mask, query_heads)))
-        calls.append(call)
-        if last_exact and settings.k is not None:
-            infos[-1] = call.attend_last(last_exact, infos[-1], mask, query_heads, attn_mask)
-        if return_lse and len(parts) > 1:
-            lse[:, query_heads] = call.lse
+    lse = np.empty(problem.query.shape[:3], np.float32) if return_lse else None
+    call = Call(problem, scale, result[(None,) * (4 - result.ndim)], lse, causal=causal, mask=mask, threads=threads, seed=seed,
+                return_info=return_info)
+    infos = call.run_parts(parts, last_exact)
     if out is not None and result is not out:
         out[...] = result
+    warn_of_errors(call.over)
 
-    shape = problem.out_shape[:-1]
-    returned = [out if out is not None else result]
+    returned, shape = [result if out is None else out], problem.out_shape[:-1]
     if return_lse:
         returned.append(lse.reshape(shape))
     if return_info:
         returned.append(join_infos(infos, shape))
-    warn_of_errors(calls)
     return returned[0] if len(returned) == 1 else tuple(returned)

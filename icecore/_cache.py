@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import operator
 import os
 import threading
 
@@ -13,11 +12,12 @@ import numpy as np
 from icecore import _array_file, _native
 from icecore._arrays import (
     MAX_DIM,
-    NATIVE_DTYPES,
     bits,
     check_out,
     check_scale,
+    check_seed,
     integer,
+    native_dtype,
     native_view,
     plain,
     widened,
@@ -234,7 +234,7 @@ class KVCache:
             before = self._length()
             if keys.shape[2] > MAX_TOKENS - before:
                 raise ValueError(f"keys has {keys.shape[2]} tokens, the cache {before}; expected at most {MAX_TOKENS} together")
-            dtype, key_rows, value_rows = NATIVE_DTYPES[keys.dtype.name], native_view(keys), native_view(values)
+            dtype, key_rows, value_rows = native_dtype(keys.dtype), native_view(keys), native_view(values)
             sequences = self._sequences
             if before < _LOOKED_AT and len(sequences) > 1:  # what a sequence rounds as it grows, truncate does not bring back
                 sequences = [sequence.fork() for sequence in sequences]
@@ -311,7 +311,7 @@ class KVCache:
         if return_info and self.tolerance is not None:
             report |= new_errors(shape)
         options = _native.NearFar(head_tolerance=self._head_tolerance, head_threshold=self._head_threshold)
-        dtype, queries, written = NATIVE_DTYPES[queries.dtype.name], native_view(queries), bits(result)
+        dtype, queries, written = native_dtype(queries.dtype), native_view(queries), bits(result)
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             problem = _native.Problem(dtype=dtype, query=queries[one], out=written[one], lse=None if lse is None else lse[one],
@@ -542,7 +542,7 @@ class KVCache:
     def _checked(self, array, name, heads, width):
         """Four-dimensional: (batch, heads, tokens, width)."""
         array = plain(array, name)
-        if array.dtype.name not in NATIVE_DTYPES or not array.dtype.isnative:
+        if native_dtype(array.dtype) is None:
             raise TypeError(f"{name} has dtype {array.dtype}; expected float32, float16 or bfloat16 (or its bits as uint16)")
         leading = 0 if self.batch is None else 1
         expected = f"({'batch, ' * leading}{heads or 'heads'}, tokens, {width})"
@@ -583,10 +583,9 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, w
     for number, name in ((window, "window"), (sinks, "sinks")):
         if number > LARGEST_WINDOW:
             raise ValueError(f"{name} must be at most {LARGEST_WINDOW}, got {number}")
-    integer(seed, "seed", 0)
     return {
         "num_kv_heads": num_kv_heads, "dim": dim, "value_dim": value_dim, "dtype": dtype, "k": k, "tolerance": tolerance,
-        "plan": plan, "window": window, "sinks": sinks, "metric": metric, "seed": operator.index(seed) % 2**64,
+        "plan": plan, "window": window, "sinks": sinks, "metric": metric, "seed": check_seed(seed),
         "batch": None if batch is None else integer(batch, "batch", 1),
         "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance,
         "_head_threshold": head_threshold,

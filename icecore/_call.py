@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from icecore import _cost_model, _native
-from icecore._arrays import check_mask, check_problem, check_scale, native_problem, widened
+from icecore._arrays import NO_MASK, Mask, Problem, check_problem, check_scale, native_problem, widened
 from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visited_fraction
 from icecore._metric import query_metric
-from icecore._settings import Settings, rounds
+from icecore._settings import EXACT, Settings, rounds
 
 #: Rows of which the error is measured for an `AttentionInfo` where k is given.
 MEASURED_QUERIES = 32
@@ -20,69 +20,84 @@ MEASURED_QUERIES = 32
 USUAL_ERROR = 1.3
 
 
-def mask_of(attn_mask, heads):
-    """What a mask of any number of dimensions says of some heads."""
-    if attn_mask is None or np.ndim(attn_mask) < 3 or np.shape(attn_mask)[-3] == 1:
-        return attn_mask
-    return np.asarray(attn_mask)[..., heads, :, :]
-
-
-def _last_rows(attn_mask, count):
-    """The last `count` queries' rows of a mask of any number of dimensions."""
-    if attn_mask is None or np.ndim(attn_mask) < 2 or np.shape(attn_mask)[-2] == 1:
-        return attn_mask
-    return np.asarray(attn_mask)[..., -count:, :]
-
-
+@dataclass
 class Call:
-    """One checked call of some heads on its way to a path; each path fills `out` and `lse`."""
+    """A checked call of some heads on its way to a path, which fills `out` and `lse`; arrays begin with (batch, heads, L)."""
 
-    def __init__(self, problem, scale, causal, threads, settings, seed, return_info):
-        self.problem, self.scale, self.causal, self.threads = problem, scale, causal, threads
-        self.settings, self.seed, self.return_info = settings, seed, return_info
-        self.out = self.lse = None
-        self.over = []  # (measured error, tolerance) of heads that ended above it
+    problem: Problem
+    scale: float
+    out: np.ndarray
+    lse: np.ndarray | None = None
+    causal: bool = False
+    mask: Mask = NO_MASK
+    threads: int = 0
+    seed: int = 0
+    return_info: bool = False
+    settings: Settings = EXACT
+    over: list = field(default_factory=list)  # (measured error, tolerance) of heads that ended above it
 
-    def run(self, keep, bias, attn_mask):
+    def run_parts(self, parts, last_exact=0):
+        """Compute each of `parts` (query heads, key heads, Settings), the last so many queries exactly; an info of each."""
+        if len(parts) == 1:
+            self.settings = parts[0][2]
+            return [self._run_to_end(last_exact)]
+        infos = []
+        for query_heads, key_heads, settings in parts:
+            call = self._part(self.problem.part(query_heads, key_heads), settings, heads=query_heads)
+            infos.append(call._run_to_end(last_exact))
+            if self.lse is not None:
+                self.lse[:, query_heads] = call.lse
+            self.over += call.over
+        return infos
+
+    def _part(self, problem, settings, heads=slice(None), queries=slice(None)):
+        out = self.out[:, heads, queries]
+        lse = None if self.lse is None else np.empty(out.shape[:3], np.float32)
+        mask = self.mask.part(heads, queries)
+        return replace(self, problem=problem, settings=settings, out=out, lse=lse, mask=mask, over=[])
+
+    def _run_to_end(self, last_exact):
+        info = self.run()
+        return self._attend_last(last_exact, info) if last_exact and self.settings.k is not None else info
+
+    def run(self):
         """Take the path that the settings name, or exact attention where near/far does not pay; an `AttentionInfo` or None."""
         s, p, predicted = self.settings, self.problem, None
         if p.is_double:
-            info = self._reference(attn_mask)
+            info = self._reference()
         elif s.k is None:
-            info = self._exact(s.window, s.sinks, keep, bias)
+            info = self._exact(s.window, s.sinks)
         elif s.selector is not None:
             info = self._pages()
         else:
             pays = not s.far_field
             if s.far_field and p.query.size and p.key.size:
                 pays, predicted = self._near_far_pays()
-            info = self._near_far(keep, bias) if pays else self._exact(None, 0, keep, bias)
+            info = self._near_far() if pays else self._exact(None, 0)
         return replace(info, predicted=predicted) if self.return_info else None
 
-    def attend_last(self, count, info, mask, query_heads, attn_mask):
+    def _attend_last(self, count, info):
         """Attend the last `count` queries exactly, in the place of what is there; the info of all."""
-        mask = [None if m is None else m[:, query_heads, -count:] for m in mask]
-        problem, exact = self.problem.last(count), Settings(None)
-        last = Call(problem, self.scale, self.causal, self.threads, exact, self.seed, self.return_info)
-        last.out = self.out[:, :, -count:]
-        last.lse = None if self.lse is None else np.empty(last.out.shape[:3], np.float32)
-        own = last.run(*mask, _last_rows(mask_of(attn_mask, query_heads), count))
+        end = slice(-count, None)
+        last = self._part(self.problem.last(count), EXACT, queries=end)
+        own = last.run()
         if self.lse is not None:
-            self.lse[:, :, -count:] = last.lse
+            self.lse[:, :, end] = last.lse
         if info is None or info.path == own.path:
             return info
         for name, rows in (("near_keys", own.near_keys), ("captured_mass", own.captured_mass), ("missed_mass_bound", 0.0),
                            ("summaries", 0), ("visited_fraction", 1.0)):
             if getattr(info, name) is not None:
-                getattr(info, name)[:, :, -count:] = rows
+                getattr(info, name)[:, :, end] = rows
         return info
 
     def _native(self, **fields):
-        return native_problem(self.problem, self.out, self.lse, self.scale, causal=self.causal, threads=self.threads, **fields)
+        fields |= {"causal": self.causal, "keep": self.mask.keep, "bias": self.mask.bias, "threads": self.threads}
+        return native_problem(self.problem, self.out, self.lse, self.scale, **fields)
 
-    def _exact(self, window, sinks, keep, bias):
-        _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks, keep=keep, bias=bias))
-        return self._exact_info(window, sinks, keep, bias) if self.return_info else None
+    def _exact(self, window, sinks):
+        _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks))
+        return self._exact_info(window, sinks) if self.return_info else None
 
     def _pages(self):
         near = np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
@@ -103,20 +118,20 @@ class Call:
             window=s.window, sinks=s.sinks, cell_size=s.cell_size, threads=self.threads or _native.default_threads(),
         )
 
-    def _near_far(self, keep, bias):
+    def _near_far(self):
         s, shape = self.settings, self.problem.shape[:3]
         report = new_report(shape, s.far_field) | {"seconds": np.empty(3)} if self.return_info else {}
         if self.return_info and s.tolerance is None and self.lse is None:
             self.lse = np.empty(shape, np.float32)  # its error counts, too
         if s.tolerance is not None:
             report |= new_errors(shape)
-        _native.attend_near_far(self._native(sinks=s.sinks, keep=keep, bias=bias), self._options(), _native.Report(**report))
+        _native.attend_near_far(self._native(sinks=s.sinks), self._options(), _native.Report(**report))
         if s.tolerance is not None:
             self._note_errors(report["error"], report["standard_error"])
         if not self.return_info:
             return None
         if s.tolerance is None and s.head_threshold is None:
-            report |= self._errors_of_rows(keep, bias)
+            report |= self._errors_of_rows()
         visited = None
         if s.far_field:
             near, summaries, (queries, _, keys) = report["near_count"], report["summaries"], self.problem.shape[2:5]
@@ -132,7 +147,7 @@ class Call:
             block=s.window or 1, cell_size=s.cell_size, head_cell_size=s.head_cell_size, seed=self.seed, **prices,
         )
 
-    def _errors_of_rows(self, keep, bias):
+    def _errors_of_rows(self):
         """As `new_errors`, filled: by attending sampled rows exactly; of rows that have far keys."""
         p, (batch, heads, queries) = self.problem, self.problem.shape[:3]
         offset = p.key.shape[2] - queries
@@ -142,10 +157,10 @@ class Call:
         for i, row in enumerate(rows):
             one = slice(row, row + 1)
             keys = row + 1 + offset if self.causal else None
-            masks = [None if m is None else m[:, :, one, :keys] for m in (keep, bias)]
-            exact = Call(p.row(row, keys), self.scale, False, self.threads, Settings(None), 0, False)
-            exact.out, exact.lse = np.empty_like(self.out[:, :, one]), np.empty((batch, heads, 1), np.float32)
-            exact.run(*masks, None)
+            out, lse = np.empty_like(self.out[:, :, one]), np.empty((batch, heads, 1), np.float32)
+            mask = self.mask.part(queries=one, keys=slice(keys))
+            exact = Call(p.row(row, keys), self.scale, out, lse, mask=mask, threads=self.threads)
+            exact.run()
             truth, own = (widened(a)[:, :, 0].astype(np.float64) for a in (exact.out, self.out[:, :, one]))
             with np.errstate(invalid="ignore", over="ignore"):
                 mass = np.expm1(np.float64(self.lse[:, :, row]) - exact.lse[:, :, 0])
@@ -164,19 +179,19 @@ class Call:
             over = error - standard_error > USUAL_ERROR * tolerance
         self.over = list(zip(error[over].tolist(), tolerance[over].tolist(), strict=True))
 
-    def _reference(self, attn_mask):
+    def _reference(self):
         """In float64, where nobody waits for speed: a tolerance is kept by exact attention."""
         from icecore import reference
 
         p, s = self.problem, self.settings
-        options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": attn_mask}
+        options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": self.mask.given}
         if s.selector is not None:
             out, lse, near = reference.pages_attention(p.query, p.key, p.value, k=s.k, causal=self.causal, scale=self.scale)
             info = AttentionInfo("reference", near.astype(np.int32), np.full(near.shape, np.nan, np.float32))
         elif s.k is None or s.tolerance is not None:
             window, sinks = (s.window, s.sinks) if s.k is None else (None, 0)
             out, lse = reference.attention(p.query, p.key, p.value, window=window, **options | {"sinks": sinks})
-            info = self._exact_info(window, sinks, *check_mask(attn_mask, p)) if self.return_info else None
+            info = self._exact_info(window, sinks) if self.return_info else None
         else:
             out, lse, near, mass = reference.near_far_attention(
                 p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1,
@@ -194,13 +209,12 @@ class Call:
             return self.settings.metric
         return query_metric(self.problem.query, self.problem.key.shape[1])
 
-    def _exact_info(self, window, sinks, keep, bias):
-        return exact_info(self.problem.shape, self.causal, window, sinks, keep, bias)
+    def _exact_info(self, window, sinks):
+        return exact_info(self.problem.shape, self.causal, window, sinks, self.mask)
 
 
-def warn_of_errors(calls):
+def warn_of_errors(over):
     """One warning where heads ended above their tolerance by more than the measurement can be wrong."""
-    over = [pair for call in calls for pair in call.over]
     if over:
         error, tolerance = max(over, key=lambda pair: pair[0] / pair[1])
         heads = "1 head ended above its tolerance" if len(over) == 1 else f"{len(over)} heads ended above their tolerances"
@@ -213,7 +227,7 @@ def warn_of_errors(calls):
 def attend_by(query, key, value, settings, *, causal, return_info=False):
     """Attention of one sequence by given settings: (out, info); for measurements."""
     problem = check_problem(query, key, value)
-    call = Call(problem, check_scale(None, problem.query.shape[-1]), causal, 0, settings, 0, return_info)
-    call.out = np.empty(problem.out_shape, problem.dtype)[(None,) * (4 - len(problem.out_shape))]
-    info = call.run(None, None, None)
-    return call.out[0], info
+    out = np.empty(problem.out_shape, problem.dtype)[(None,) * (4 - len(problem.out_shape))]
+    scale = check_scale(None, problem.query.shape[-1])
+    call = Call(problem, scale, out, causal=causal, return_info=return_info, settings=settings)
+    return out[0], call.run()

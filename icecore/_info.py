@@ -141,8 +141,9 @@ def _visible_ranges(queries, keys, causal, window, sinks):
     return sink_end, begin, np.maximum(begin, np.minimum(end, np.maximum(0, position + window)))
 
 
-def exact_info(shape, causal, window, sinks, keep, bias):
+def exact_info(shape, causal, window, sinks, mask):
     """Of exact attention: all visible keys are near, and hold all the mass."""
+    keep, bias = mask.keep, mask.bias
     batch, heads, queries, _, keys, _ = shape
     sink_end, begin, end = _visible_ranges(queries, keys, causal, window, sinks)
     near = np.empty((batch, heads, queries), np.int32)

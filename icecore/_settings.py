@@ -48,6 +48,10 @@ class Settings:
     rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
 
 
+#: All visible keys.
+EXACT = Settings(None)
+
+
 def rounds(tolerance):
     """Whether near/far attention may round to bfloat16."""
     return tolerance is None or tolerance >= MIN_ROUNDED_TOLERANCE
