@@ -5,28 +5,29 @@
 /* The exponent bits of a 16-bit type: all set in NaN and inf. */
 static uint16_t exponent_of(icecore_dtype dtype) { return dtype == ICECORE_FLOAT16 ? 0x7C00u : 0x7F80u; }
 
-int ice_all_finite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim) {
+int ice_all_finite(const ice_numbers *rows) {
     uint32_t found = 0;
-    for (int64_t j = 0; j < count; j++) {
-        if (dtype == ICECORE_FLOAT32) {
-            const uint32_t *row = (const uint32_t *)rows + j * stride;
-            for (int64_t t = 0; t < dim; t++) found |= (row[t] & 0x7F800000u) == 0x7F800000u;
+    for (int64_t j = 0; j < rows->count; j++) {
+        if (rows->dtype == ICECORE_FLOAT32) {
+            const uint32_t *row = (const uint32_t *)rows->data + j * rows->stride;
+            for (int64_t t = 0; t < rows->dim; t++) found |= (row[t] & 0x7F800000u) == 0x7F800000u;
         } else {
-            const uint16_t exponent = exponent_of(dtype), *row = (const uint16_t *)rows + j * stride;
-            for (int64_t t = 0; t < dim; t++) found |= (row[t] & exponent) == exponent;
+            const uint16_t exponent = exponent_of(rows->dtype), *row = (const uint16_t *)rows->data + j * rows->stride;
+            for (int64_t t = 0; t < rows->dim; t++) found |= (row[t] & exponent) == exponent;
         }
     }
     return !found;
 }
 
-void ice_copy_finite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim, void *target) {
-    for (int64_t j = 0; j < count; j++) {
-        if (dtype == ICECORE_FLOAT32) {
-            const uint32_t *row = (const uint32_t *)rows + j * stride;
+void ice_copy_finite(const ice_numbers *rows, void *target) {
+    const int64_t dim = rows->dim;
+    for (int64_t j = 0; j < rows->count; j++) {
+        if (rows->dtype == ICECORE_FLOAT32) {
+            const uint32_t *row = (const uint32_t *)rows->data + j * rows->stride;
             uint32_t *copy = (uint32_t *)target + j * dim;
             for (int64_t t = 0; t < dim; t++) copy[t] = (row[t] & 0x7F800000u) == 0x7F800000u ? 0 : row[t];
         } else {
-            const uint16_t exponent = exponent_of(dtype), *row = (const uint16_t *)rows + j * stride;
+            const uint16_t exponent = exponent_of(rows->dtype), *row = (const uint16_t *)rows->data + j * rows->stride;
             uint16_t *copy = (uint16_t *)target + j * dim;
             for (int64_t t = 0; t < dim; t++) copy[t] = (row[t] & exponent) == exponent ? 0 : row[t];
         }
@@ -41,11 +42,11 @@ static float number_at(icecore_dtype dtype, const void *rows, int64_t index) {
     }
 }
 
-void ice_add_nonfinite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim,
-                       const float *weights, int lanes, int64_t lane_step, float *accumulator) {
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t t = 0; t < dim; t++) {
-            float value = number_at(dtype, rows, j * stride + t);
+void ice_add_nonfinite(const ice_numbers *rows, const float *weights, int lanes, int64_t lane_step,
+                       float *accumulator) {
+    for (int64_t j = 0; j < rows->count; j++)
+        for (int64_t t = 0; t < rows->dim; t++) {
+            float value = number_at(rows->dtype, rows->data, j * rows->stride + t);
             if (value - value == 0.0f) continue; /* finite */
             for (int lane = 0; lane < lanes; lane++)
                 if (weights[j * lane_step + lane] != 0.0f)

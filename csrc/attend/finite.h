@@ -10,16 +10,22 @@
 
 #include "icecore.h"
 
-/* 1 if all of count x dim numbers are finite. */
-int ice_all_finite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim);
+/* count x dim numbers; a row begins `stride` numbers after the one before. */
+typedef struct {
+    icecore_dtype dtype;
+    const void *data;
+    int64_t stride, count, dim;
+} ice_numbers;
 
-/* target: count x dim numbers of the same type, contiguous; NaN and inf become 0.  May be `rows` itself when stride ==
- * dim. */
-void ice_copy_finite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim, void *target);
+/* 1 if all are finite. */
+int ice_all_finite(const ice_numbers *rows);
 
-/* accumulator[t * lane_step + lane] += weights[j * lane_step + lane] * rows[j * stride + t] wherever the value is not
- * finite and the weight not 0; lane < lanes.  One query: lanes = lane_step = 1. */
-void ice_add_nonfinite(icecore_dtype dtype, const void *rows, int64_t stride, int64_t count, int64_t dim,
-                       const float *weights, int lanes, int64_t lane_step, float *accumulator);
+/* target: count x dim numbers of the same type, contiguous; NaN and inf become 0.  May be the rows themselves when
+ * stride == dim. */
+void ice_copy_finite(const ice_numbers *rows, void *target);
+
+/* accumulator[t * lane_step + lane] += weights[j * lane_step + lane] * rows[j][t] wherever the value is not finite and
+ * the weight not 0; lane < lanes.  One query: lanes = lane_step = 1. */
+void ice_add_nonfinite(const ice_numbers *rows, const float *weights, int lanes, int64_t lane_step, float *accumulator);
 
 #endif

@@ -13,8 +13,8 @@ static int is_bf16(const ice_tile *tile, icecore_dtype dtype) {
 
 static void attend_in_bf16(ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
-    tile->kernels->bf16->rows_attend(tile->rounded_rows, p->dim, tile->scale, run->keys, run->values, p->value_dim,
-                                     run->count, run->bias, 0, run->lanes, tile->state);
+    const ice_bf16_rows rows = {tile->rounded_rows, p->dim, p->value_dim, tile->scale, tile->state};
+    tile->kernels->bf16->rows_attend(&rows, run->lanes, run->keys, run->values, run->count, run->bias, 0);
 }
 
 /* Block by block, so that a block's rows stay in cache for all queries. */
@@ -70,16 +70,15 @@ static void attend_masked(ice_tile *tile, const icecore_attention *source, int l
     kernels->row_scores(query_of(tile, lane), p->dim, dtype, keys, source->key.row_stride, count, scores);
     const int hidden = ice_add_mask(p, ice_tile_row(tile, lane), first, count, scores, 1);
     kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-    const int cleaned = hidden && !ice_all_finite(dtype, values, stride, count, p->value_dim);
+    const ice_numbers rows = {dtype, values, stride, count, p->value_dim};
+    const int cleaned = hidden && !ice_all_finite(&rows);
     if (cleaned) {
-        ice_copy_finite(dtype, values, stride, count, p->value_dim, tile->values);
+        ice_copy_finite(&rows, tile->values);
         used = tile->values;
         stride = p->value_dim;
     }
     kernels->row_weighted_sum(scores, count, dtype, used, stride, p->value_dim, correction, state->accumulator);
-    if (cleaned)
-        ice_add_nonfinite(dtype, values, source->value.row_stride, count, p->value_dim, scores, 1, 1,
-                          state->accumulator);
+    if (cleaned) ice_add_nonfinite(&rows, scores, 1, 1, state->accumulator);
 }
 
 static void attend_part(ice_tile *tile, const icecore_attention *source, uint64_t lanes, int64_t first, int64_t end) {
@@ -141,8 +140,8 @@ void ice_tile_add_means_to(ice_tile *tile, uint64_t lanes, icecore_dtype dtype, 
                            const void *values, int64_t count) {
     const int64_t value_dim = tile->problem->value_dim;
     if (is_bf16(tile, dtype)) {
-        tile->kernels->bf16->rows_attend(NULL, 0, 0.0f, NULL, values, value_dim, count, scores, stride, lanes,
-                                         tile->state);
+        const ice_bf16_rows rows = {.value_dim = value_dim, .state = tile->state};
+        tile->kernels->bf16->rows_attend(&rows, lanes, NULL, values, count, scores, stride);
         return;
     }
     for (; lanes; lanes &= lanes - 1) {

@@ -19,8 +19,9 @@ int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype) {
 /* Whether a weight of 0 takes a run away from the rows that do not see it. */
 static int can_be_hidden(const ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
-    return !run->unchecked || (ice_all_finite(run->dtype, run->keys, run->key_stride, run->count, p->dim) &&
-                               ice_all_finite(run->dtype, run->values, run->value_stride, run->count, p->value_dim));
+    const ice_numbers keys = {run->dtype, run->keys, run->key_stride, run->count, p->dim},
+                      values = {run->dtype, run->values, run->value_stride, run->count, p->value_dim};
+    return !run->unchecked || (ice_all_finite(&keys) && ice_all_finite(&values));
 }
 
 void ice_tile_attend(ice_tile *tile, const ice_run *run) {

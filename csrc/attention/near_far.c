@@ -175,10 +175,8 @@ static int find_moments(const void *context, int64_t first, int64_t end, float *
     if (first_query < 0) first_query = 0;
     if (end_query > p->queries) end_query = p->queries;
     if (first_query >= end_query) return 0;
-    return ice_find_query_moments(p, call->kernels, batch, key_head, first_query, end_query, moments, &known) ==
-                   ICECORE_OK
-               ? known
-               : -1;
+    const ice_query_range range = {p, call->kernels, batch, key_head, first_query, end_query};
+    return ice_find_query_moments(&range, moments, &known) == ICECORE_OK ? known : -1;
 }
 
 static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,

@@ -36,11 +36,11 @@ static void add_products(const ice_kernels *kernels, const workspace *w, int64_t
     }
 }
 
-icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
-                                     int64_t key_head, int64_t first_query, int64_t end_query, int64_t step, float *sum,
-                                     int64_t *rows) {
-    const int64_t offset = p->keys - p->queries, group = ice_group(p), position = offset + first_query;
-    int64_t query = first_query + (step - 1 - (position % step + step) % step), filled = 0;
+icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step, float *sum, int64_t *rows) {
+    const icecore_attention *p = range->problem;
+    const int64_t offset = p->keys - p->queries, group = ice_group(p), position = offset + range->first;
+    const int64_t end_query = range->end;
+    int64_t query = range->first + (step - 1 - (position % step + step) % step), filled = 0;
     if (query >= end_query) return ICECORE_OK;
     const int64_t all = ((end_query - query + step - 1) / step) * group,
                   room = all < ICE_KEY_BLOCK ? all : ICE_KEY_BLOCK;
@@ -50,32 +50,31 @@ icecore_status ice_add_query_moments(const icecore_attention *p, const ice_kerne
     for (; query < end_query; query += step)
         for (int64_t member = 0; member < group; member++) {
             float *row = w.rows + filled * p->dim;
-            ice_load_query(p, kernels, (ice_row){batch, key_head * group + member, query}, 1.0f, row);
+            const ice_row own = {range->batch, range->key_head * group + member, query};
+            ice_load_query(p, range->kernels, own, 1.0f, row);
             if (!is_finite(row, p->dim)) continue;
             ++*rows;
             if (++filled < room) continue;
-            add_products(kernels, &w, filled, p->dim, sum);
+            add_products(range->kernels, &w, filled, p->dim, sum);
             filled = 0;
             if (!ice_interrupted()) continue;
             ice_free(memory);
             return ICECORE_INTERRUPTED;
         }
-    if (filled) add_products(kernels, &w, filled, p->dim, sum);
+    if (filled) add_products(range->kernels, &w, filled, p->dim, sum);
     ice_free(memory);
     return ICECORE_OK;
 }
 
-icecore_status ice_find_query_moments(const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
-                                      int64_t key_head, int64_t first_query, int64_t end_query, float *moments,
-                                      int *known) {
-    const int64_t count = end_query - first_query, wide = count / MAX_POSITIONS;
+icecore_status ice_find_query_moments(const ice_query_range *range, float *moments, int *known) {
+    const icecore_attention *p = range->problem;
+    const int64_t wide = (range->end - range->first) / MAX_POSITIONS;
     const int64_t steps[] = {wide > ICE_MOMENT_STEP ? wide : ICE_MOMENT_STEP, 1};
     *known = 0;
     for (int i = 0; i < 2 && !*known; i++) {
         int64_t rows = 0;
         memset(moments, 0, (size_t)(p->dim * p->dim) * sizeof *moments);
-        icecore_status status =
-            ice_add_query_moments(p, kernels, batch, key_head, first_query, end_query, steps[i], moments, &rows);
+        icecore_status status = ice_add_query_moments(range, steps[i], moments, &rows);
         if (status != ICECORE_OK) return status;
         if (rows < ICE_MIN_MOMENT_ROWS) continue;
         *known = 1;

@@ -10,16 +10,19 @@
 /* Fewer rows say too little. */
 #define ICE_MIN_MOMENT_ROWS 64
 
-/* sum (dim x dim) += q q^T over the queries of a key head that stand at positions step - 1, 2 step - 1, ... among
- * first_query .. end_query - 1; *rows grows by their number.  Queries that are not finite are left out. */
-icecore_status ice_add_query_moments(const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
-                                     int64_t key_head, int64_t first_query, int64_t end_query, int64_t step, float *sum,
-                                     int64_t *rows);
+/* Queries first .. end - 1 of a key head. */
+typedef struct {
+    const icecore_attention *problem;
+    const ice_kernels *kernels;
+    int64_t batch, key_head, first, end;
+} ice_query_range;
 
-/* moments (dim x dim) = the mean of q q^T over queries first_query .. end_query - 1, of every ICE_MOMENT_STEP-th
- * position or, where these are too few rows, of all; *known: whether there are enough. */
-icecore_status ice_find_query_moments(const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
-                                      int64_t key_head, int64_t first_query, int64_t end_query, float *moments,
-                                      int *known);
+/* sum (dim x dim) += q q^T over those that stand at positions step - 1, 2 step - 1, ...; *rows grows by their number.
+ * Queries that are not finite are left out. */
+icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step, float *sum, int64_t *rows);
+
+/* moments (dim x dim) = the mean of q q^T, of every ICE_MOMENT_STEP-th position or, where these are too few rows, of
+ * all; *known: whether there are enough. */
+icecore_status ice_find_query_moments(const ice_query_range *range, float *moments, int *known);
 
 #endif

@@ -85,8 +85,8 @@ static icecore_status add_sums(icecore_cache *c, const icecore_attention *seen, 
     for (int64_t h = 0; h < c->options.heads && status == ICECORE_OK; h++) {
         int64_t rows = 0;
         memset(square, 0, (size_t)(dim * dim) * sizeof *square);
-        status = ice_add_query_moments(seen, ice_active_kernels(), 0, h, first - offset, end - offset, ICE_MOMENT_STEP,
-                                       square, &rows);
+        const ice_query_range range = {seen, ice_active_kernels(), 0, h, first - offset, end - offset};
+        status = ice_add_query_moments(&range, ICE_MOMENT_STEP, square, &rows);
         if (status == ICECORE_OK) store_triangle(square, dim, (float)rows, added + h * ice_query_numbers(dim));
     }
     for (int64_t i = 0; i < numbers_of(c) && status == ICECORE_OK; i++) sum->number[i] += added[i];

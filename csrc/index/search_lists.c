@@ -61,11 +61,15 @@ void ice_search_lists(ice_search_space *w) {
             /* keys that are not wanted take their part of the pops, so that there are more of them */
             int64_t pops = share(call->search->visit, wanted, whole);
             if (wanted < keys) pops = (int64_t)((double)pops * (double)keys / (double)wanted + 0.999999);
-            for (int l = 0; l < o->composites; l++) {
-                found += ice_lists_candidates(call->kernels, segment, l, cell, projection + l * o->simples, pops,
-                                              share(call->search->retrieve, wanted, whole), is_candidate, call,
-                                              w->candidates + found, w->spare);
-            }
+            const ice_lists_query query = {.kernels = call->kernels,
+                                           .projection = projection,
+                                           .visit = pops,
+                                           .retrieve = share(call->search->retrieve, wanted, whole),
+                                           .wanted = is_candidate,
+                                           .context = call,
+                                           .spare = w->spare};
+            for (int l = 0; l < o->composites; l++)
+                found += ice_lists_candidates(&query, segment, l, cell, w->candidates + found);
             if (o->composites > 1) { /* the union: sorted by 32-bit number, each once */
                 uint64_t *sorted = w->spare;
                 int64_t at = 0;

@@ -64,16 +64,21 @@ static void score_children(ice_search_space *w, const icecore_segment *segment, 
         for (int64_t i = 0; i < count; i++) w->bias[i] = bias[i] * factor * factor;
         bias = w->bias;
     }
-    call->kernels->code_scores(w->quads, lanes, p->base, p->scale, p->offset, layer->code + child * layer->stride,
-                               layer->stride, layer->scale + child, bias, count, scores);
+    const ice_code_panel panel = {w->quads, lanes, p->base, p->scale, p->offset};
+    call->kernels->code_scores(&panel, layer->code + child * layer->stride, layer->stride, layer->scale + child, bias,
+                               count, scores);
 }
 
-/* Scores the children of one parent for a panel of queries and collects them; wanted: how many are below each child, in
- * all layers but the last. */
-static void scan(ice_search_space *w, const icecore_segment *segment, int64_t first_child, const ice_layer *layer,
-                 int64_t parent, int is_last, const int32_t *wanted, const int32_t *queries, int lanes) {
+/* Scores the children of one parent in segment n for a panel of queries and collects them. */
+static void scan(ice_search_space *w, int n, int layer_number, int64_t parent, const int32_t *queries, int lanes) {
     const ice_search_call *call = w->call;
+    const ice_forest *f = &call->forest;
     const ice_kernels *kernels = call->kernels;
+    const icecore_segment *segment = f->segment[n];
+    const ice_layer *layer = &segment->layer[layer_number];
+    const int is_last = layer_number == f->layers - 1;
+    const int32_t *wanted = is_last ? NULL : f->wanted[layer_number + 1]; /* how many are below each child, or NULL */
+    const int64_t first_child = is_last ? 0 : f->first[layer_number + 1][n];
     float threshold[ICE_PANEL];
     panel_of_codes p;
     gather_panel(w, layer, parent, queries, lanes, &p);
@@ -85,7 +90,7 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
     const int filtered = call->allowed || call->index->removed;
     /* neighbours in time are alike: of many blocks every eighth goes first, which raises the threshold sooner */
     const int64_t blocks = (end - begin + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK, step = blocks < 16 ? 1 : 8;
-    for (int64_t n = 0, place = 0; n < blocks; n++, place += step) {
+    for (int64_t i = 0, place = 0; i < blocks; i++, place += step) {
         if (place >= blocks) place = place % step + 1;
         const int64_t child = begin + place * ICE_KEY_BLOCK, block = ice_min(end - child, ICE_KEY_BLOCK);
         score_children(w, segment, layer, &p, child, block, lanes, w->scores);
@@ -99,8 +104,8 @@ static void scan(ice_search_space *w, const icecore_segment *segment, int64_t fi
             lowest = 0.0f;
         }
         int64_t found = kernels->find_at_least(w->scores, block, lanes, threshold, w->places);
-        for (int64_t i = 0; i < found; i++) {
-            const int32_t at = w->places[i], lane = at % ICE_PANEL;
+        for (int64_t k = 0; k < found; k++) {
+            const int32_t at = w->places[k], lane = at % ICE_PANEL;
             int64_t number = child + at / ICE_PANEL;
             if (is_last) {
                 int32_t slot = segment->order[number];
@@ -185,16 +190,11 @@ static void scan_picks(ice_search_space *w, int layer, int leading) {
     const ice_forest *f = &call->forest;
     group_by_parent(w, f->first[layer][f->segments], leading);
     for (int n = 0; n < f->segments; n++) {
-        const icecore_segment *segment = f->segment[n];
-        const ice_layer *own = &segment->layer[layer];
-        const int is_last = layer == f->layers - 1;
-        const int32_t *wanted = is_last ? NULL : f->wanted[layer + 1];
-        for (int64_t parent = 0; parent < own->parents; parent++) {
+        for (int64_t parent = 0; parent < f->segment[n]->layer[layer].parents; parent++) {
             int64_t node = f->first[layer][n] + parent, end = w->node_begin[node + 1];
             if (ice_interrupted()) return;
             for (int64_t i = w->node_begin[node]; i < end; i += ICE_PANEL)
-                scan(w, segment, is_last ? 0 : f->first[layer + 1][n], own, parent, is_last, wanted, w->by_node + i,
-                     (int)ice_min(end - i, ICE_PANEL));
+                scan(w, n, layer, parent, w->by_node + i, (int)ice_min(end - i, ICE_PANEL));
         }
     }
 }

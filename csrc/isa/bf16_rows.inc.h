@@ -170,14 +170,25 @@ static ALWAYS_INLINE void dot_add_64(const dot_row *row, ice_state *const *state
         for (int u = 0; u < 4; u++) vf_store(state[r]->accumulator + t + 16 * u, sum[r][u]);
 }
 
-static void dot_attend_run(const uint16_t *const *query, ice_state *const *state, int rows, int64_t dim, float scale,
-                           const uint16_t *keys, const uint16_t *values, int64_t value_dim, int64_t count,
-                           const float *const *bias) {
+/* Rows that go through keys together. */
+typedef struct {
+    const uint16_t *query[MAX_ROWS];
+    const float *bias[MAX_ROWS];
+    ice_state *state[MAX_ROWS];
+    int rows;
+} dot_group;
+
+static void dot_attend_run(const dot_group *group, const ice_bf16_rows *all, const uint16_t *keys,
+                           const uint16_t *values, int64_t count) {
+    const int rows = group->rows;
+    const int64_t dim = all->dim, value_dim = all->value_dim;
+    ice_state *const *state = group->state;
     dot_row row[MAX_ROWS];
     float *products[MAX_ROWS];
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
-    if (keys) dot_products(query, rows, dim, keys, dim, count, products);
-    for (int r = 0; r < rows; r++) dot_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, bias[r], state[r]);
+    if (keys) dot_products(group->query, rows, dim, keys, dim, count, products);
+    for (int r = 0; r < rows; r++)
+        dot_row_softmax(&row[r], count, keys ? products[r] : NULL, all->scale, group->bias[r], state[r]);
     for (int r = 0; r < rows; r += 4) {
         const dot_row *last = &row[rows - 1];
         float sum[4];
@@ -197,25 +208,22 @@ static void dot_attend_run(const uint16_t *const *query, ice_state *const *state
                               state[r]->accumulator + t);
 }
 
-static void dot_rows_attend(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys,
-                            const uint16_t *values, int64_t value_dim, int64_t count, const float *bias,
-                            int64_t bias_stride, uint64_t lanes, ice_state *state) {
+static void dot_rows_attend(const ice_bf16_rows *all, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
+                            int64_t count, const float *bias, int64_t bias_stride) {
+    const int64_t dim = all->dim, value_dim = all->value_dim;
     while (lanes) {
-        const uint16_t *query[MAX_ROWS];
-        const float *bias_of[MAX_ROWS];
-        ice_state *state_of[MAX_ROWS];
-        int rows = 0;
-        for (; lanes && rows < MAX_ROWS; lanes &= lanes - 1, rows++) {
+        dot_group group;
+        group.rows = 0;
+        for (; lanes && group.rows < MAX_ROWS; lanes &= lanes - 1, group.rows++) {
             const int lane = __builtin_ctzll(lanes);
-            query[rows] = keys ? queries + lane * dim : NULL;
-            bias_of[rows] = bias ? bias + lane * bias_stride : NULL;
-            state_of[rows] = state + lane;
+            group.query[group.rows] = keys ? all->queries + lane * dim : NULL;
+            group.bias[group.rows] = bias ? bias + lane * bias_stride : NULL;
+            group.state[group.rows] = all->state + lane;
         }
         for (int64_t first = 0; first < count; first += KEYS_AT_ONCE) {
-            dot_attend_run(query, state_of, rows, dim, scale, keys ? keys + first * dim : NULL,
-                           values + first * value_dim, value_dim,
-                           count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE, bias_of);
-            for (int r = 0; bias && r < rows; r++) bias_of[r] += KEYS_AT_ONCE;
+            dot_attend_run(&group, all, keys ? keys + first * dim : NULL, values + first * value_dim,
+                           count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE);
+            for (int r = 0; bias && r < group.rows; r++) group.bias[r] += KEYS_AT_ONCE;
         }
     }
 }

@@ -128,7 +128,9 @@ static void compare_bf16_rows_attend(selftest *t) {
     uint64_t lanes = 0;
     for (int lane = 0; lane < t->lanes; lane += step) lanes |= (uint64_t)1 << lane;
     for (int lane = 0; lane < t->lanes; lane++) state[lane] = some_state(t, fast(t, 0) + lane * value_dim);
-    bf16->rows_attend(queries, t->dim, scale, keys, values, value_dim, t->count, bias, stride, lanes, state);
+    const ice_bf16_rows rows = {queries, t->dim, value_dim, scale, state},
+                        alone_rows = {queries, t->dim, value_dim, scale, again};
+    bf16->rows_attend(&rows, lanes, keys, values, t->count, bias, stride);
     for (int lane = 0; lane < t->lanes; lane++) {
         float *accumulator = plain(t, 0) + lane * value_dim, scores[MAX_COUNT], correction;
         ice_state wanted = some_state(t, accumulator);
@@ -138,8 +140,7 @@ static void compare_bf16_rows_attend(selftest *t) {
         }
         memcpy(alone, accumulator, (size_t)value_dim * sizeof *alone);
         again[lane] = some_state(t, alone);
-        bf16->rows_attend(queries, t->dim, scale, keys, values, value_dim, t->count, bias, stride, (uint64_t)1 << lane,
-                          again);
+        bf16->rows_attend(&alone_rows, (uint64_t)1 << lane, keys, values, t->count, bias, stride);
         if (!same_state(state[lane], again[lane], value_dim)) fail(t, "other rows matter");
         t->plain->row_scores(t->panel + lane * t->dim, t->dim, t->dtype, t->raw, t->dim, t->count, scores);
         for (int j = 0; j < t->count; j++)

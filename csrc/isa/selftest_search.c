@@ -84,8 +84,9 @@ static void compare_code_scores(test *t) {
     float *base = floats(t, ICE_PANEL), *query_scale = floats(t, ICE_PANEL), *scale = floats(t, t->count),
           *bias = floats(t, t->count);
     const float *given = t->variant % 2 ? bias : NULL;
-    t->plain->code_scores(quads, t->lanes, base, query_scale, offset, codes, stride, scale, given, t->count, out[0]);
-    t->fast->code_scores(quads, t->lanes, base, query_scale, offset, codes, stride, scale, given, t->count, out[1]);
+    const ice_code_panel panel = {quads, t->lanes, base, query_scale, offset};
+    t->plain->code_scores(&panel, codes, stride, scale, given, t->count, out[0]);
+    t->fast->code_scores(&panel, codes, stride, scale, given, t->count, out[1]);
     for (int j = 0; j < t->count; j++)
         for (int lane = 0; lane < t->lanes; lane++) {
             double sum = 0.0;

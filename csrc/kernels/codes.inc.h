@@ -43,16 +43,16 @@ static ALWAYS_INLINE void code_column(const int8_t *quads, const uint8_t *codes,
                   out + j * ICE_PANEL, 1, vectors);
 }
 
-static void code_scores(const int8_t *quads, int lanes, const float *base, const float *query_scale,
-                        const int32_t *offset, const uint8_t *codes, int64_t stride, const float *scale,
+static void code_scores(const ice_code_panel *panel, const uint8_t *codes, int64_t stride, const float *scale,
                         const float *bias, int64_t count, float *out) {
+    const ice_code_panel p = *panel;
     int lane = 0;
-    for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count,
-                    out + lane, QUERY_VECTORS);
-    for (; lane < lanes; lane += VF_WIDTH)
-        code_column(quads + lane * 4, codes, stride, base + lane, query_scale + lane, offset + lane, scale, bias, count,
-                    out + lane, 1);
+    for (; p.lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
+        code_column(p.quads + lane * 4, codes, stride, p.base + lane, p.scale + lane, p.offset + lane, scale, bias,
+                    count, out + lane, QUERY_VECTORS);
+    for (; lane < p.lanes; lane += VF_WIDTH)
+        code_column(p.quads + lane * 4, codes, stride, p.base + lane, p.scale + lane, p.offset + lane, scale, bias,
+                    count, out + lane, 1);
 }
 
 static int64_t find_at_least(const float *block, int64_t count, int lanes, const float *threshold, int32_t *places) {

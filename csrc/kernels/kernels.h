@@ -1,6 +1,7 @@
 /* The table of kernels: one per instruction set, all with the same meaning.
  *
- * Kernels do not allocate, start threads or fail.  They read and write exactly the elements named here.
+ * Kernels do not allocate, start threads or fail.  They read and write exactly the elements named here.  Like all
+ * functions they take at most eight arguments; only helpers that are inlined always take more, as these cost nothing.
  *
  * A panel holds up to ICE_PANEL queries side by side, transposed: panel[t * ICE_PANEL + lane] is component t of the
  * query in `lane`.  Scores, weights and accumulators are laid out the same way, one row of ICE_PANEL lanes per key or
@@ -74,6 +75,14 @@ typedef struct {
     float *accumulator;                /* value_dim x ICE_PANEL */
 } ice_bf16_panel;
 
+/* Single rows on their way through keys of bfloat16, by lane. */
+typedef struct {
+    const uint16_t *queries; /* a row's: queries + lane * dim */
+    int64_t dim, value_dim;
+    float scale;
+    ice_state *state; /* a row's: state[lane] */
+} ice_bf16_rows;
+
 /* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components
  * (queries) or keys (weights) of one lane side by side: pairs[(i / 2 * ICE_PANEL + lane) * 2 + i % 2]; a missing last
  * one is 0.  All lanes of a panel may be written, whatever `lanes` says. */
@@ -96,14 +105,22 @@ typedef struct {
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
     void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
                        int64_t count, float *scores);
-    /* For the rows that `lanes` has a bit for, with queries + lane * dim, bias + lane * bias_stride and state[lane]:
+    /* For the rows that `lanes` has a bit for, each with bias + lane * bias_stride:
      * row_scores (keys = NULL: 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous keys.
      * The maximum need not be the largest score, but no score is above it by more than 16; weights may be rounded to
      * bfloat16 for the products.  What becomes of a row does not depend on the others. */
-    void (*rows_attend)(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys, const uint16_t *values,
-                        int64_t value_dim, int64_t count, const float *bias, int64_t bias_stride, uint64_t lanes,
-                        ice_state *state);
+    void (*rows_attend)(const ice_bf16_rows *rows, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
+                        int64_t count, const float *bias, int64_t bias_stride);
 } ice_bf16_kernels;
+
+/* Queries of a search in 8-bit codes, side by side.  Their bytes lie in fours: quads[(t / 4 * ICE_PANEL + lane) * 4 + t
+ * % 4], within [-127, 127]; missing ones are 0. */
+typedef struct {
+    const int8_t *quads;
+    int lanes;
+    const float *base, *scale;
+    const int32_t *offset; /* -128 sum_t query[t][lane] */
+} ice_code_panel;
 
 typedef struct {
     const char *isa;
@@ -191,12 +208,10 @@ typedef struct {
 
     /* ---- kernels/codes.inc.h: 8-bit codes, and what a k-NN search does with scores ---- */
 
-    /* scores[j][lane] = base[lane] + query_scale[lane] * scale[j] * sum_t (code[j * stride + t] - 128) query[t][lane] +
-     * bias[j], the sum in integers.  The query's bytes lie in fours: quads[(t / 4 * ICE_PANEL + lane) * 4 + t % 4],
-     * within [-127, 127]; `stride` is the width rounded up to a multiple of 4, at most 65536, and missing query bytes
-     * are 0.  offset[lane] = -128 sum_t query[t][lane]. bias: NULL for 0. */
-    void (*code_scores)(const int8_t *quads, int lanes, const float *base, const float *query_scale,
-                        const int32_t *offset, const uint8_t *codes, int64_t stride, const float *scale,
+    /* scores[j][lane] = base[lane] + panel->scale[lane] * scale[j] * sum_t (codes[j * stride + t] - 128)
+     * query[t][lane] + bias[j], the sum in integers.  `stride` is the width rounded up to a multiple of 4, at most
+     * 65536.  bias: NULL for 0. */
+    void (*code_scores)(const ice_code_panel *panel, const uint8_t *codes, int64_t stride, const float *scale,
                         const float *bias, int64_t count, float *scores);
     /* The places j * ICE_PANEL + lane, ascending, of scores that are at least threshold[lane]; returns how many.  A NaN
      * is not. */

@@ -271,11 +271,13 @@ static int64_t first_at_least(const float *sorted, int64_t count, float value) {
     return low;
 }
 
-int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *s, int composite, int64_t cell,
-                             const float *query, int64_t visit, int64_t retrieve, ice_wanted wanted,
-                             const void *context, int32_t *rows, uint64_t *spare) {
+int64_t ice_lists_candidates(const ice_lists_query *own, const icecore_segment *s, int composite, int64_t cell,
+                             int32_t *rows) {
     const ice_lists *lists = &s->lists;
     const int simples = lists->simples;
+    const float *query = own->projection + composite * simples;
+    const int64_t visit = own->visit, retrieve = own->retrieve;
+    uint64_t *spare = own->spare;
     int64_t first = s->offset[cell], count = s->offset[cell + 1] - first;
     const float *projection = lists->projection + (int64_t)composite * simples * s->count + first;
     const int64_t others = (int64_t)composite * (simples - 1) * s->count + first; /* `sorted` is NULL without any */
@@ -296,10 +298,10 @@ int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *
         end = down.high + within(&up, radius);
     }
     float *distance = (float *)(spare + count);
-    kernels->chebyshev(projection + begin, s->count, simples, query, end - begin, distance);
+    own->kernels->chebyshev(projection + begin, s->count, simples, query, end - begin, distance);
     int64_t found = 0;
     for (int64_t i = begin; i < end; i++)
-        if (distance[i - begin] <= radius && wanted(context, s->order[row[i]]))
+        if (distance[i - begin] <= radius && own->wanted(own->context, s->order[row[i]]))
             spare[found++] = (uint64_t)~ice_ordered(distance[i - begin]) << 32 | (uint32_t)i;
     float last = INFINITY;
     if (retrieve > 0 && retrieve < found) {

@@ -30,12 +30,19 @@ void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float 
 
 /* Whether the row of segment->order may be a candidate. */
 typedef int (*ice_wanted)(const void *context, int32_t row);
-/* The candidates of one composite in one cell: appends numbers of stored rows to `rows` (room for the cell) and returns
- * how many. Rows that are not wanted are no candidates, though they count as pops. `query`: its projections.  visit,
- * retrieve: 0 for no bound.  `spare`: room for ICE_LISTS_SPARE(cell's keys) 64-bit numbers. */
+/* What a query asks of the lists. */
+typedef struct {
+    const ice_kernels *kernels;
+    const float *projection; /* the query's, by all simple indices of all composites */
+    int64_t visit, retrieve; /* of each composite; 0: no bound */
+    ice_wanted wanted;       /* others are no candidates, though they count as pops */
+    const void *context;     /* of wanted */
+    uint64_t *spare;         /* room for ICE_LISTS_SPARE(cell's keys) numbers */
+} ice_lists_query;
 #define ICE_LISTS_SPARE(keys) ((keys) + (keys) / 2 + 2)
-int64_t ice_lists_candidates(const ice_kernels *kernels, const icecore_segment *segment, int composite, int64_t cell,
-                             const float *query, int64_t visit, int64_t retrieve, ice_wanted wanted,
-                             const void *context, int32_t *rows, uint64_t *spare);
+/* The candidates of one composite in one cell: appends numbers of stored rows to `rows` (room for the cell) and returns
+ * how many. */
+int64_t ice_lists_candidates(const ice_lists_query *query, const icecore_segment *segment, int composite, int64_t cell,
+                             int32_t *rows);
 
 #endif

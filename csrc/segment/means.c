@@ -3,9 +3,10 @@
 
 #include "segment/fields.h"
 
-/* `count` rows of one type as another; into `moved`, where it is not NULL, how far each moves in the metric. */
-static void convert(const ice_kernels *kernels, icecore_dtype from, const void *source, icecore_dtype to, void *target,
-                    int64_t count, int64_t dim, const float *metric, float *moved) {
+/* Rows of one type as the segment's means; into `moved`, where it is not NULL, how far each moves in the metric. */
+static void convert(const ice_kernels *kernels, const icecore_segment *s, icecore_dtype from, const void *source,
+                    int64_t count, int64_t dim, void *target, float *moved) {
+    const icecore_dtype to = s->mean_dtype;
     float row[ICECORE_MAX_DIM], stored[ICECORE_MAX_DIM];
     for (int64_t i = 0; i < count; i++) {
         void *place = (char *)target + (size_t)(i * dim) * ice_element_size(to);
@@ -15,7 +16,7 @@ static void convert(const ice_kernels *kernels, icecore_dtype from, const void *
         double squared = 0.0;
         if (!moved) continue;
         for (int64_t t = 0; t < dim; t++) {
-            const double difference = ((double)row[t] - (double)stored[t]) * (double)metric[t];
+            const double difference = ((double)row[t] - (double)stored[t]) * (double)s->metric[t];
             squared += difference * difference;
         }
         moved[i] = (float)sqrt(squared);
@@ -31,8 +32,8 @@ static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype fro
     nodes->mean_value = ice_segment_alloc(s, old.count * s->value_dim, element);
     nodes->radius = ice_segment_alloc(s, old.count, sizeof(float));
     if (!nodes->mean_key || !nodes->mean_value || !nodes->radius) return 0;
-    convert(kernels, from, old.mean_key, s->mean_dtype, nodes->mean_key, old.count, s->dim, s->metric, nodes->radius);
-    convert(kernels, from, old.mean_value, s->mean_dtype, nodes->mean_value, old.count, s->value_dim, NULL, NULL);
+    convert(kernels, s, from, old.mean_key, old.count, s->dim, nodes->mean_key, nodes->radius);
+    convert(kernels, s, from, old.mean_value, old.count, s->value_dim, nodes->mean_value, NULL);
     for (int64_t i = 0; i < old.count; i++) nodes->radius[i] += old.radius[i];
     return 1;
 }

@@ -101,6 +101,14 @@ static void near_far_options(void) {
 
 static void segments(void) {
     const float rows[8] = {0};
+    const icecore_segment_source valid = {.keys = rows,
+                                          .key_stride = 2,
+                                          .values = rows,
+                                          .value_stride = 2,
+                                          .count = 2,
+                                          .dim = 2,
+                                          .value_dim = 2,
+                                          .cell_size = 1};
     static const struct {
         int dtype, no_keys;
         int64_t count, dim, value_dim, cell_size;
@@ -120,18 +128,14 @@ static void segments(void) {
     for (int i = 0; i < (int)(sizeof wrong / sizeof *wrong); i++) {
         icecore_segment *segment = NULL;
         check_at("arguments %d", i);
-        EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = (icecore_dtype)wrong[i].dtype,
-                                                               .keys = wrong[i].no_keys ? NULL : rows,
-                                                               .key_stride = 2,
-                                                               .values = rows,
-                                                               .value_stride = 2,
-                                                               .count = wrong[i].count,
-                                                               .dim = wrong[i].dim,
-                                                               .value_dim = wrong[i].value_dim,
-                                                               .storage = ICECORE_FLOAT32,
-                                                               .cell_size = wrong[i].cell_size,
-                                                               .seed = 0},
-                                     &segment) == ICECORE_ERROR_VALUE);
+        icecore_segment_source source = valid;
+        source.dtype = (icecore_dtype)wrong[i].dtype;
+        if (wrong[i].no_keys) source.keys = NULL;
+        source.count = wrong[i].count;
+        source.dim = wrong[i].dim;
+        source.value_dim = wrong[i].value_dim;
+        source.cell_size = wrong[i].cell_size;
+        EXPECT(icecore_segment_build(&source, &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }
@@ -139,19 +143,9 @@ static void segments(void) {
     for (int i = 0; i < 2; i++) {
         icecore_segment *segment = NULL;
         check_at("moments %d", i);
-        EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = ICECORE_FLOAT32,
-                                                               .keys = rows,
-                                                               .key_stride = 2,
-                                                               .values = rows,
-                                                               .value_stride = 2,
-                                                               .count = 2,
-                                                               .dim = 2,
-                                                               .value_dim = 2,
-                                                               .storage = ICECORE_FLOAT32,
-                                                               .moments = not_finite[i],
-                                                               .cell_size = 1,
-                                                               .seed = 0},
-                                     &segment) == ICECORE_ERROR_VALUE);
+        icecore_segment_source source = valid;
+        source.moments = not_finite[i];
+        EXPECT(icecore_segment_build(&source, &segment) == ICECORE_ERROR_VALUE);
         EXPECT(segment == NULL);
         icecore_segment_free(segment);
     }

@@ -81,12 +81,15 @@ enum { DIM = 8, ROUNDS = 40, ROWS = 100 };
 
 static float rows_of[ROUNDS * ROWS * DIM];
 
-static void *add_rows(void *index) {
+static icecore_status add(icecore_index *index, const float *rows, int64_t count, int threads) {
+    const icecore_addition added = {.vectors = rows, .count = count, .threads = threads};
     int64_t place;
+    return icecore_index_add(index, &added, &place);
+}
+
+static void *add_rows(void *index) {
     for (int64_t round = 0; round < ROUNDS; round++)
-        HOLDS(icecore_index_add(
-                  index, &(icecore_addition){.vectors = rows_of + round * ROWS * DIM, .count = ROWS, .threads = 2},
-                  &place) == ICECORE_OK);
+        HOLDS(add(index, rows_of + round * ROWS * DIM, ROWS, 2) == ICECORE_OK);
     return NULL;
 }
 
@@ -247,7 +250,7 @@ static void from_within(void) {
     const icecore_index_options options = {.dim = DIM, .metric = ICECORE_SQUARED_DISTANCE, .levels = 1, .simples = 4};
     const icecore_search search = {.k = 1, .exact = 1, .threads = 1};
     float many[2000 * DIM], score, out[TOKENS * HEADS * DIM];
-    int64_t id, count, place;
+    int64_t id, count;
     uint64_t seed = 1;
     for (int64_t i = 0; i < 2000 * DIM; i++) many[i] = random_float(&seed);
     EXPECT(icecore_index_create(&options, &used) == ICECORE_OK);
@@ -255,9 +258,7 @@ static void from_within(void) {
     icecore_set_interrupt_check(use_both);
     /* the last question of an addition is asked in any case, with the lock held for writing */
     seen = 0;
-    EXPECT(icecore_index_add(used, &(icecore_addition){.vectors = many, .count = 2000, .threads = 1}, &place) ==
-               ICECORE_OK &&
-           seen > 0);
+    EXPECT(add(used, many, 2000, 1) == ICECORE_OK && seen > 0);
     EXPECT(answers[0] == ICECORE_ERROR_BUSY && answers[1] == ICECORE_ERROR_BUSY && answers[2] == ICECORE_OK &&
            answers[3] == ICECORE_OK);
     for (seen = 0; !seen;)
@@ -297,10 +298,8 @@ static void fork_at_work(void) {
     const icecore_index_options options = {.dim = DIM, .metric = ICECORE_SQUARED_DISTANCE, .levels = 2, .simples = 4};
     icecore_index *busy = NULL, *idle = NULL;
     pthread_t thread;
-    int64_t place;
     EXPECT(icecore_index_create(&options, &busy) == ICECORE_OK && icecore_index_create(&options, &idle) == ICECORE_OK);
-    EXPECT(icecore_index_add(idle, &(icecore_addition){.vectors = rows_of, .count = ROWS, .threads = 1}, &place) ==
-           ICECORE_OK);
+    EXPECT(add(idle, rows_of, ROWS, 1) == ICECORE_OK);
     atomic_store(&at_work, 0);
     atomic_store(&may_end, 0);
     EXPECT(pthread_create(&thread, NULL, add_slowly, busy) == 0);

@@ -29,18 +29,15 @@ static void bad_environment(void) {
     EXPECT(icecore_attend_indices(&nothing, &none, &place) == ICECORE_ERROR_ISA);
     const float key = 1.0f;
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = ICECORE_FLOAT32,
-                                                           .keys = &key,
-                                                           .key_stride = 1,
-                                                           .values = &key,
-                                                           .value_stride = 1,
-                                                           .count = 1,
-                                                           .dim = 1,
-                                                           .value_dim = 1,
-                                                           .storage = ICECORE_FLOAT32,
-                                                           .cell_size = 1,
-                                                           .seed = 0},
-                                 &segment) == ICECORE_ERROR_ISA);
+    const icecore_segment_source source = {.keys = &key,
+                                           .key_stride = 1,
+                                           .values = &key,
+                                           .value_stride = 1,
+                                           .count = 1,
+                                           .dim = 1,
+                                           .value_dim = 1,
+                                           .cell_size = 1};
+    EXPECT(icecore_segment_build(&source, &segment) == ICECORE_ERROR_ISA);
     setenv("ICECORE_ISA", "scalar", 1);
     EXPECT(icecore_isa_status() == ICECORE_OK);
     unsetenv("ICECORE_ISA");

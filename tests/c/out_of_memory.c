@@ -31,19 +31,9 @@ static icecore_status indexed(const problem *s) {
 
 static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
-    const icecore_attention *p = &s->p;
-    icecore_status status = icecore_segment_build(&(icecore_segment_source){.dtype = p->dtype,
-                                                                            .keys = p->key.data,
-                                                                            .key_stride = p->key.row_stride,
-                                                                            .values = p->value.data,
-                                                                            .value_stride = p->value.row_stride,
-                                                                            .count = p->keys,
-                                                                            .dim = p->dim,
-                                                                            .value_dim = p->value_dim,
-                                                                            .storage = ICECORE_FLOAT32,
-                                                                            .cell_size = 2,
-                                                                            .seed = 0},
-                                                  &built);
+    icecore_segment_source source = segment_source(s);
+    source.cell_size = 2;
+    icecore_status status = icecore_segment_build(&source, &built);
     EXPECT((status == ICECORE_OK) == (built != NULL));
     icecore_segment_free(built);
     return status;

@@ -16,20 +16,11 @@ static problem rows(icecore_dtype dtype, int64_t count, int64_t dim, int64_t val
 }
 
 static icecore_segment *build(const problem *s, int64_t cell_size, uint64_t seed) {
-    const icecore_attention *p = &s->p;
+    icecore_segment_source source = segment_source(s);
     icecore_segment *segment = NULL;
-    EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = p->dtype,
-                                                           .keys = p->key.data,
-                                                           .key_stride = p->key.row_stride,
-                                                           .values = p->value.data,
-                                                           .value_stride = p->value.row_stride,
-                                                           .count = p->keys,
-                                                           .dim = p->dim,
-                                                           .value_dim = p->value_dim,
-                                                           .storage = ICECORE_FLOAT32,
-                                                           .cell_size = cell_size,
-                                                           .seed = seed},
-                                 &segment) == ICECORE_OK);
+    source.cell_size = cell_size;
+    source.seed = seed;
+    EXPECT(icecore_segment_build(&source, &segment) == ICECORE_OK);
     return segment;
 }
 

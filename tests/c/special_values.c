@@ -148,18 +148,10 @@ static void segments(void) {
         fill_wildly(&s, &state, among);
         icecore_segment *segment = NULL;
         check_at("one in %d", among);
-        EXPECT(icecore_segment_build(&(icecore_segment_source){.dtype = ICECORE_FLOAT32,
-                                                               .keys = s.p.key.data,
-                                                               .key_stride = s.p.key.row_stride,
-                                                               .values = s.p.value.data,
-                                                               .value_stride = s.p.value.row_stride,
-                                                               .count = s.p.keys,
-                                                               .dim = s.p.dim,
-                                                               .value_dim = s.p.value_dim,
-                                                               .storage = ICECORE_FLOAT32,
-                                                               .cell_size = 4,
-                                                               .seed = 1},
-                                     &segment) == ICECORE_OK);
+        icecore_segment_source source = segment_source(&s);
+        source.cell_size = 4;
+        source.seed = 1;
+        EXPECT(icecore_segment_build(&source, &segment) == ICECORE_OK);
         if (segment) {
             icecore_segment_view v = icecore_segment_get(segment);
             char seen[140] = {0};

@@ -16,6 +16,19 @@ uint64_t next_random(uint64_t *state) { /* xorshift64* */
 
 float random_float(uint64_t *state) { return (float)(int32_t)(next_random(state) >> 32) * 0x1p-30f; }
 
+icecore_segment_source segment_source(const problem *s) {
+    const icecore_attention *p = &s->p;
+    return (icecore_segment_source){.dtype = p->dtype,
+                                    .keys = p->key.data,
+                                    .values = p->value.data,
+                                    .key_stride = p->key.row_stride,
+                                    .value_stride = p->value.row_stride,
+                                    .count = p->keys,
+                                    .dim = p->dim,
+                                    .value_dim = p->value_dim,
+                                    .cell_size = 1};
+}
+
 size_t element_size(icecore_dtype dtype) { return dtype == ICECORE_FLOAT32 ? 4 : 2; }
 
 int64_t element_index(const icecore_tensor *t, int64_t batch, int64_t head, int64_t row, int64_t column) {

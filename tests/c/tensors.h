@@ -34,6 +34,9 @@ int problem_is_clear(const problem *problem);
 /* 1 if the gaps between the rows of the output hold what they held. */
 int problem_gaps_are_clear(const problem *problem);
 
+/* The keys and values of the first head, to be stored as float32 in cells of one key. */
+icecore_segment_source segment_source(const problem *problem);
+
 size_t element_size(icecore_dtype dtype);
 int64_t element_index(const icecore_tensor *tensor, int64_t batch, int64_t head, int64_t row, int64_t column);
 double element_get(const icecore_tensor *tensor, icecore_dtype dtype, int64_t index);

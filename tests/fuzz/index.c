@@ -84,21 +84,20 @@ static void write_and_map(icecore_index *index, const icecore_index_options *o) 
 static void step(icecore_index *index, uint8_t what) {
     int64_t count, place = 0, *ids = all_ids(index, &count), some = 1 + what / 8;
     if (some > count) some = count;
+    icecore_addition counting = {.vectors = rows, .count = 3, .threads = 1};
+    const icecore_addition named = {.vectors = rows, .ids = ids, .count = some, .threads = 1};
+    icecore_addition replacing = named;
+    replacing.replace = 1;
     switch (what % 8) {
-    case 0: icecore_index_add(index, &(icecore_addition){.vectors = rows, .count = 3, .threads = 1}, &place); break;
-    case 1:
-        icecore_index_add(
-            index, &(icecore_addition){.vectors = rows, .ids = ids, .count = some, .replace = 1, .threads = 1}, &place);
-        break;
-    case 2:
-        icecore_index_add(index, &(icecore_addition){.vectors = rows, .ids = ids, .count = some, .threads = 1}, &place);
-        break;
+    case 0: icecore_index_add(index, &counting, &place); break;
+    case 1: icecore_index_add(index, &replacing, &place); break;
+    case 2: icecore_index_add(index, &named, &place); break;
     case 3: icecore_index_remove(index, ids, some, 0, 1, &place); break;
     case 4: icecore_index_remove(index, ids, count / 2, 1, 1, &place); break;
     case 5: icecore_index_compact(index, 1); break;
     case 6: /* enough to seal, now and then */
-        icecore_index_add(index, &(icecore_addition){.vectors = rows, .count = what == 6 ? MAX_ROWS : 20, .threads = 1},
-                          &place);
+        counting.count = what == 6 ? MAX_ROWS : 20;
+        icecore_index_add(index, &counting, &place);
         break;
     default: icecore_index_reserve(index, count + some);
     }
