@@ -22,17 +22,16 @@ def parts_of(problem, *, causal, plan, selector, attn_mask, **how):
 
     how : k, tolerance, far_field, window, sinks, visit and metric, as of `attention`.
     """
-    k, far_field = check_k(how["k"]), how["far_field"]
-    given = how | {"far_field": None if far_field else far_field}  # which says nothing while it is True
+    given = how | {"far_field": None if how["far_field"] else how["far_field"]}  # which says nothing while it is True
     if plan is not None:
         check_plan(plan, **given)
-        _check_keys(problem)
     if selector is not None:
-        given.pop("k")
-        check_selector(selector, k, plan=plan, attn_mask=attn_mask, **given)
+        check_selector(selector, check_k(given.pop("k")), plan=plan, attn_mask=attn_mask, **given)
     if plan is not None:
+        _check_keys(problem)
         return plan.parts(problem, causal)
-    settings = _near_far(problem, causal, **how) if k is not None or how["tolerance"] is not None else _exact(**how)
+    sparse = how["k"] is not None or how["tolerance"] is not None
+    settings = _near_far(problem, causal, **how) if sparse else _exact(**how)
     if selector is not None and settings.k is not None:
         settings = Settings(settings.k, selector=selector)
     return [(slice(None), slice(None), settings)]
@@ -48,10 +47,9 @@ def _exact(*, window, sinks, visit, metric, **others):
 
 
 def _near_far(problem, causal, *, k, tolerance, far_field, window, sinks, visit, metric):
-    tolerance, keys = check_tolerance(tolerance), problem.key.shape[2]
+    k, tolerance, keys = check_k(k), check_tolerance(tolerance), problem.key.shape[2]
     if tolerance is not None and (k is not None or not far_field):
         raise ValueError(f"tolerance={tolerance} replaces k and needs the far field; got k={k}, far_field={far_field}")
-    k = 1 if tolerance is not None else check_k(k)  # by tolerance, k counts for nothing
     if window is not None and not causal:
         raise ValueError(f"window={window} with k or tolerance needs causal=True")
     window = integer(DEFAULT_WINDOW if window is None else window, "window", 0) if causal else None
@@ -59,10 +57,9 @@ def _near_far(problem, causal, *, k, tolerance, far_field, window, sinks, visit,
     visit = _check_visit(visit, k, far_field)
     metric = check_metric(metric, problem.key.shape[1], problem.key.shape[3])
     _check_keys(problem)
-    if tolerance is None and far_field and k >= keys:
+    if k is not None and far_field and k >= keys:
         return EXACT
-    if tolerance is None:
-        k = max(1, min(k, keys))
+    k = 1 if k is None else max(1, min(k, keys))  # by tolerance, k counts for nothing
     return Settings(k, tolerance, far_field, max(8 * k, 1024) if visit is None else visit,
                     None if window is None else max(window, 1), sinks, metric=metric)
 
