@@ -413,7 +413,7 @@ def visited(index, queries):
     """Vectors and means that a query is compared with by default, on average."""
     count, (n, k) = np.empty(len(queries), np.int64), (len(queries), 10)
     arrays = np.empty((n, k), np.int64), np.empty((n, k), np.float32), np.empty(n, np.int64)
-    index._search(queries, k, (*index._budgets(k, None, None, None), False), [None, None], 1, *arrays, count)
+    index._search(queries, k, index._budgets(k, None, None, None), [None, None], 1, *arrays, count)
     return count.mean()
 
 
