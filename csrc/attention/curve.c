@@ -15,22 +15,23 @@ typedef struct {
     const ice_sample *sample;
     icecore_attention problem; /* of the sampled queries alone */
     ice_selection *t;
-    int64_t nodes;        /* of the stack */
+    int levels;           /* traced; cells that would be opened only beyond count as never opened */
     uint8_t *begin, *end; /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
     const void **mean_value; /* of each row of t->scores */
     float *log2_count;
-    ice_state *opened;      /* ICE_PANEL x (ICE_GRID + 1): the keys of the cells that are opened at a level */
-    float *sums;            /* and their accumulators */
+    ice_state *base, *all;  /* ICE_PANEL: the exact keys; all keys */
+    ice_state *opened;      /* ICE_PANEL x ICE_GRID: the keys of the cells that are opened at a level */
+    float *sums;            /* accumulators of `base`, and of `opened` */
     float *weight, *output; /* 2 x nodes; ICE_GRID + 1 x value_dim */
     const void **rows;      /* 2 x nodes */
     int32_t *event;         /* 2 x nodes */
 } tile;
 
-/* The loosest level at which a risk reaches the threshold; ICE_GRID: none. */
-static int level_of(float log2_norm, float risk, float log2_share) {
+/* The loosest level at which a risk reaches the threshold; ICE_GRID: none that is traced. */
+static int level_of(const tile *own, float log2_norm, float risk, float log2_share) {
     const float level = ((float)ICE_LOG2_FIRST + log2_norm + log2_share - risk) * (float)(1.0 / ICE_LOG2_STEP);
     if (!(level > 0.0f)) return 0; /* NaN: opened */
-    if (level > (float)(ICE_GRID - 1)) return ICE_GRID;
+    if (level > (float)(own->levels - 1)) return ICE_GRID;
     return (int)level + (level > (float)(int)level);
 }
 
@@ -52,14 +53,14 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
             const int64_t at = (parents->row + p) * ICE_PANEL + lane, number = parents->number + p;
             const int hidden = is_marked(t, t->mask.hidden, number, lane);
             const int now = rule->all_cells || dense || is_marked(t, t->mask.cut, number, lane);
-            const int expanded = hidden || now ? 0 : level_of(log2_norm, t->risk[at], log2_share);
+            const int expanded = hidden || now ? 0 : level_of(own, log2_norm, t->risk[at], log2_share);
             own->begin[at] = 0;
             own->end[at] = (uint8_t)expanded;
             for (int64_t c = s->parent.offset[p]; c < s->parent.offset[p + 1]; c++) {
                 const int64_t cell = (cells->row + c) * ICE_PANEL + lane, cell_number = cells->number + c;
                 int level = dense || is_marked(t, t->mask.cut, cell_number, lane)
                                 ? 0
-                                : level_of(log2_norm, t->risk[cell], 0.0f);
+                                : level_of(own, log2_norm, t->risk[cell], 0.0f);
                 if (is_marked(t, t->mask.hidden, cell_number, lane)) level = ICE_GRID + 1; /* never */
                 own->begin[cell] = (uint8_t)(level > ICE_GRID ? level : expanded);
                 own->end[cell] = (uint8_t)(level > expanded ? level : expanded);
@@ -68,21 +69,53 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
     }
 }
 
-/* ---- Keys of cells, each for the level that opens it ---- */
+/* ---- Keys ---- */
 
+/* All keys of all cells, for all rows. */
+static void attend_sealed(tile *own, const ice_exact_keys *exact) {
+    ice_tile *tile = &own->t->tile;
+    if (ice_is_masked(own->t) || tile->packed) { /* never of a cache: all keys are the problem's */
+        ice_tile_attend_keys(tile, &own->problem, exact->sink_end, exact->open_begin);
+        return;
+    }
+    for (int64_t r = own->t->parent_runs; r < own->t->runs; r++) {
+        const icecore_segment *s = own->t->run[r].from->segment;
+        /* keys of a relative segment are less the means of their cells */
+        for (int64_t c = 0, end; c < s->cells && !ice_interrupted(); c = end) {
+            end = s->relative ? c + 1 : s->cells;
+            const int64_t first = s->cell.offset[c];
+            const ice_run run = ice_stored_run(tile, s, c, first, s->cell.offset[end] - first, ice_tile_lanes(tile));
+            ice_tile_attend(tile, &run);
+        }
+    }
+}
+
+/* The sums so far of one lane, into an accumulator. */
+static void snapshot(ice_tile *tile, ice_state *states, float *sums) {
+    const int64_t value_dim = tile->problem->value_dim;
+    float *accumulator = tile->values;
+    tile->kernels->from_panel(tile->accumulator, value_dim, accumulator);
+    memcpy(sums, accumulator, (size_t)(tile->lanes * value_dim) * sizeof *sums);
+    for (int lane = 0; lane < tile->lanes; lane++)
+        states[lane] = (ice_state){tile->maximum[lane], tile->sum[lane], sums + lane * value_dim};
+}
+
+/* Cells, each for the level that opens it. */
 static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell,
                             int64_t first, int64_t count, const float *bias) {
-    ice_tile *tile = &own->t->tile; /* its rows' states are free: those of the exact keys are the panel's */
+    ice_tile *tile = &own->t->tile; /* its rows' states are free: those of all keys have been copied */
     ice_run run = ice_stored_run(tile, s, cell, first, count, lanes);
     run.bias = bias;
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        tile->state[lane] = own->opened[lane * (ICE_GRID + 1) + level[lane]];
+        ice_state *opened = &own->opened[lane * ICE_GRID + level[lane]];
+        if (opened->sum == 0.0f) *opened = ice_state_start(opened->accumulator, own->problem.value_dim);
+        tile->state[lane] = *opened;
     }
     ice_rows_attend(tile, &run);
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        own->opened[lane * (ICE_GRID + 1) + level[lane]] = tile->state[lane];
+        own->opened[lane * ICE_GRID + level[lane]] = tile->state[lane];
     }
 }
 
@@ -98,14 +131,21 @@ static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, 
     }
 }
 
+/* The lanes that open a cell at some level. */
+static uint64_t lanes_opening(const tile *own, const uint8_t *level) {
+    uint64_t lanes = 0;
+    for (int lane = 0; lane < own->t->tile.lanes; lane++) lanes |= (uint64_t)(level[lane] < ICE_GRID) << lane;
+    return lanes;
+}
+
 static void attend_cells(tile *own) {
     ice_selection *t = own->t;
-    const uint64_t lanes = ice_tile_lanes(&t->tile);
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const ice_node_run *cells = &t->run[r];
         const icecore_segment *s = cells->from->segment;
         for (int64_t c = 0, end; c < cells->count && !ice_interrupted(); c = end) {
             const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
+            const uint64_t lanes = lanes_opening(own, level);
             uint64_t marked = 0;
             if (ice_is_masked(t))
                 marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
@@ -182,50 +222,48 @@ static void sort_events(const tile *own, int lane, int64_t first[ICE_GRID + 1]) 
     }
 }
 
-static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *found) {
+static void add_scaled(const tile *own, const ice_state *state, float share, float *sum) {
+    const int64_t value_dim = own->problem.value_dim;
+    if (share > 0.0f)
+        own->t->kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, state->accumulator, value_dim, value_dim, 1.0f,
+                                          sum);
+}
+
+/* What a state's sums count relative to `top`. */
+static float share_of(const ice_state *state, float top) {
+    return state->sum > 0.0f ? exp2f(state->maximum - top) : 0.0f;
+}
+
+static void trace_row(tile *own, int lane, ice_curve *found) {
     ice_selection *t = own->t;
     const ice_kernels *kernels = t->kernels;
     const int64_t value_dim = own->problem.value_dim;
-    const ice_state *opened = own->opened + lane * (ICE_GRID + 1);
-    const ice_state base = {t->tile.maximum[lane], t->tile.sum[lane], (float *)accumulator};
-    float top = base.sum > 0.0f ? base.maximum : -INFINITY, *sum = own->output + ICE_GRID * value_dim,
-          squared[ICE_GRID];
+    const ice_state *opened = own->opened + lane * ICE_GRID, *base = &own->base[lane], *all = &own->all[lane];
+    float top = all->sum > 0.0f ? all->maximum : -INFINITY, *exact_output = own->output + ICE_GRID * value_dim,
+          squared[ICE_GRID], running[ICECORE_MAX_DIM] = {0};
     const void *rows[ICE_GRID];
-    double exact, means = 0.0, mass = 0.0;
     int64_t first[ICE_GRID + 1];
-    for (int g = 0; g <= ICE_GRID; g++)
-        if (opened[g].sum > 0.0f && opened[g].maximum > top) top = opened[g].maximum;
+    for (int g = 0; g < own->levels; g++)
+        if (opened[g].sum > 0.0f) top = fmaxf(top, opened[g].maximum);
     for (int64_t i = 0; i < t->rows; i++)
         if (own->begin[i * ICE_PANEL + lane] < own->end[i * ICE_PANEL + lane])
             top = fmaxf(top, t->scores[i * ICE_PANEL + lane] + own->log2_count[i]);
     found->norm = NAN;
     if (!(top > -INFINITY && top < INFINITY)) return;
     /* the exact output, into the place behind the last level's */
-    float share = base.sum > 0.0f ? exp2f(base.maximum - top) : 0.0f;
-    memset(sum, 0, (size_t)value_dim * sizeof *sum);
-    if (share > 0.0f)
-        kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, sum);
-    mass = exact = (double)(share * base.sum);
-    float shares[ICE_GRID + 1];
-    for (int g = 0; g <= ICE_GRID; g++) {
-        shares[g] = opened[g].sum > 0.0f ? exp2f(opened[g].maximum - top) : 0.0f;
-        mass += (double)(shares[g] * opened[g].sum);
-        if (shares[g] > 0.0f)
-            kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f,
-                                      sum);
-    }
+    const float whole = share_of(all, top), share = share_of(base, top);
+    const double mass = (double)(whole * all->sum);
+    double exact = (double)(share * base->sum), means = 0.0, norm = 0.0;
     if (!(mass > 0.0)) return;
-    float output[ICECORE_MAX_DIM], running[ICECORE_MAX_DIM] = {0};
-    double norm = 0.0;
     for (int64_t i = 0; i < value_dim; i++) {
-        output[i] = sum[i] / (float)mass;
-        norm += (double)output[i] * (double)output[i];
+        exact_output[i] = all->accumulator[i] / all->sum;
+        norm += (double)exact_output[i] * (double)exact_output[i];
     }
-    if (share > 0.0f)
-        kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, accumulator, value_dim, value_dim, 1.0f, running);
+    add_scaled(own, base, share, running);
     sort_events(own, lane, first);
     int changes = 0, change_at[ICE_GRID]; /* the levels at which the output becomes another */
     for (int g = 0; g < ICE_GRID; g++) {
+        const float opening = share_of(&opened[g], top);
         int64_t count = 0;
         double change = 0.0;
         for (int64_t e = first[g]; e < first[g + 1]; e++, count++) {
@@ -238,12 +276,10 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
         if (count)
             kernels->gathered_weighted_sum(own->weight, count, t->run[0].from->segment->mean_dtype, own->rows,
                                            value_dim, 1.0f, running);
-        if (shares[g] > 0.0f)
-            kernels->row_weighted_sum(&shares[g], 1, ICECORE_FLOAT32, opened[g].accumulator, value_dim, value_dim, 1.0f,
-                                      running);
+        add_scaled(own, &opened[g], opening, running);
         means += change;
-        exact += (double)(shares[g] * opened[g].sum);
-        if (count || shares[g] > 0.0f || !g) {
+        exact += (double)(opening * opened[g].sum);
+        if (count || opening > 0.0f || !g) {
             const float inverse = means + exact > 0.0 ? (float)(1.0 / (means + exact)) : 0.0f;
             float *row = own->output + g * value_dim;
             for (int64_t i = 0; i < value_dim; i++) row[i] = running[i] * inverse;
@@ -253,13 +289,12 @@ static void trace_row(tile *own, int lane, const float *accumulator, ice_curve *
         found->means[g] = (float)fmax(means / mass, 0.0);
         found->far[g] = (float)fmax(1.0 - exact / mass, 0.0);
     }
-    kernels->gathered_scores(output, value_dim, 1.0f, ICECORE_FLOAT32, rows, changes, squared);
+    kernels->gathered_scores(exact_output, value_dim, 1.0f, ICECORE_FLOAT32, rows, changes, squared);
     for (int g = 0, i = 0; g < ICE_GRID; g++) {
         if (i + 1 < changes && change_at[i + 1] == g) i++;
         found->distance[g] = -2.0f * squared[i];
     }
     count_work(own, lane, found);
-    memcpy(sum, output, (size_t)value_dim * sizeof *sum);
     found->norm = (float)sqrt(norm);
 }
 
@@ -295,7 +330,9 @@ static void lay_out(tile *own, int64_t nodes, int64_t value_dim, ice_arena *a) {
     own->end = ice_arena_take(a, nodes, ICE_PANEL);
     own->mean_value = ice_arena_take(a, nodes, sizeof(void *));
     own->log2_count = ice_arena_take(a, nodes, sizeof(float));
-    own->opened = ice_arena_take(a, ICE_PANEL * (ICE_GRID + 1), sizeof(ice_state));
+    own->base = ice_arena_take(a, ICE_PANEL, sizeof(ice_state));
+    own->all = ice_arena_take(a, ICE_PANEL, sizeof(ice_state));
+    own->opened = ice_arena_take(a, ICE_PANEL * ICE_GRID, sizeof(ice_state));
     own->sums = ice_arena_take(a, ICE_PANEL * (ICE_GRID + 1) * value_dim, sizeof(float));
     own->weight = ice_arena_take(a, 2 * nodes, sizeof(float));
     own->output = ice_arena_take(a, (ICE_GRID + 1) * value_dim, sizeof(float));
@@ -339,27 +376,29 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
     ice_tile_begin(&t->tile, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
     place_rows(&t->tile, s);
+    t->tile.packed = s->exact.packed;
     ice_selection_begin(t);
     ice_exact_keys exact = s->exact;
     if (exact.sinks == s->problem) exact.sinks = &own->problem;
     ice_attend_exact_keys(&t->tile, &exact);
+    snapshot(&t->tile, own->base, own->sums);
     if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, s->stack);
     score_all(own);
     ice_selection_guess(t, log2_norm, log2_mass);
+    attend_sealed(own, &exact);
+    ice_tile_finish(&t->tile);
+    memcpy(own->all, t->tile.state, (size_t)lanes * sizeof *own->all);
     for (int lane = 0; lane < lanes; lane++) {
         find_levels_of(own, lane, log2_norm[lane]);
-        for (int g = 0; g <= ICE_GRID; g++) {
-            const int64_t at = lane * (ICE_GRID + 1) + g;
-            own->opened[at] = (ice_state){-INFINITY, 0.0f, own->sums + at * value_dim};
+        for (int g = 0; g < ICE_GRID; g++) {
+            const int64_t at = lane * ICE_GRID + g;
+            own->opened[at] = (ice_state){-INFINITY, 0.0f, own->sums + (ICE_PANEL + at) * value_dim};
         }
     }
-    memset(own->sums, 0, (size_t)(lanes * (ICE_GRID + 1) * value_dim) * sizeof(float));
     attend_cells(own);
-    float *accumulator = t->tile.values;
-    t->kernels->from_panel(t->tile.accumulator, value_dim, accumulator);
     for (int lane = 0; lane < lanes; lane++) {
         found[lane].rounding = -1.0f;
-        trace_row(own, lane, accumulator + lane * value_dim, &found[lane]);
+        trace_row(own, lane, &found[lane]);
         memcpy(outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
     }
 }
@@ -399,9 +438,10 @@ size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention
            ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
 }
 
-void ice_trace(const ice_sample *s, const ice_rule *rules, ice_curve *found, int with_rounding, void *memory) {
+void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,
+               void *memory) {
     const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
-    tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .nodes = nodes};
+    tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .levels = levels};
     ice_arena arena = {memory, 0};
     lay_out(&own, nodes, s->problem->value_dim, &arena);
     char *scratch = arena.memory + arena.used;

@@ -1,9 +1,9 @@
 /* The error of a row for every threshold: what measure.h chooses by.
  *
- * All keys are attended exactly, cell by cell, and the sums of a cell go to the threshold at which it is opened.
- * Running sums over the thresholds, from the loosest on, then give the output that each would have given: one pass over
- * the keys for the whole curve.  What is replayed is what is shipped: parents that are not expanded count as their
- * means, keys are rounded as they are stored. */
+ * All keys are attended exactly, and cells once more, whose sums go to the threshold at which they are opened.  Running
+ * sums over the thresholds, from the loosest on, then give the output that each would have given.  Few cells are opened
+ * by the looser thresholds: the curve may end with one of them, and is level behind it.  What is replayed is what is
+ * shipped: parents that are not expanded count as their means, keys are rounded as they are stored. */
 #ifndef ICE_CURVE_H
 #define ICE_CURVE_H
 
@@ -43,8 +43,9 @@ typedef struct {
 /* Scratch of tracing over at most so many levels, and cells and parents. */
 size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given,
                        const icecore_near_far *options, int64_t levels, int64_t nodes);
-/* The curves of a sample's rows, query by query and within a query head by head; with_rounding: also how far rounding
- * moves the first of them. */
-void ice_trace(const ice_sample *sample, const ice_rule *rules, ice_curve *found, int with_rounding, void *scratch);
+/* The curves of a sample's rows over the first `levels` thresholds, query by query and within a query head by head;
+ * with_rounding: also how far rounding moves the first of them. */
+void ice_trace(const ice_sample *sample, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,
+               void *scratch);
 
 #endif

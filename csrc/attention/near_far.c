@@ -125,6 +125,7 @@ static void measure(near_far_call *call, const step *s, const ice_stack *stack, 
         .fading = ICE_FADING,
     };
     sample.query.data = ice_address(&p->query, p->dtype, 0, 0, first);
+    if (call->packed) sample.exact.packed = call->packed + head * ice_packed_numbers(p);
     sample.query.row_stride *= stride;
     ice_measure(&sample, call->measured + head * ice_group(p), rules, scratch);
     atomic_fetch_add(&call->measuring, now() - begin);

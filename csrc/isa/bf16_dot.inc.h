@@ -132,6 +132,6 @@ static const ice_bf16_kernels bf16_dot __attribute__((unused)) = {
     .scores = dot_scores,
     .pack_values = dot_pack_values,
     .panel_attend = dot_panel_attend,
-    .row_scores = dot_row_scores,
-    .rows_attend = dot_rows_attend,
+    .row_scores = bf16_row_scores,
+    .rows_attend = bf16_rows_attend,
 };

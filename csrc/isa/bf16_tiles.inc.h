@@ -291,6 +291,6 @@ static const ice_bf16_kernels bf16_tiles = {
     .scores = tile_scores,
     .pack_values = tile_pack_values,
     .panel_attend = tile_panel_attend,
-    .row_scores = dot_row_scores,
-    .rows_attend = dot_rows_attend,
+    .row_scores = bf16_row_scores,
+    .rows_attend = bf16_rows_attend,
 };
