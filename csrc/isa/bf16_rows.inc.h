@@ -122,7 +122,7 @@ typedef struct {
 } bf16_group;
 
 static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, const uint16_t *keys,
-                           const uint16_t *values, int64_t count) {
+                            const uint16_t *values, int64_t count) {
     const int rows = group->rows;
     const int64_t dim = all->dim, value_dim = all->value_dim;
     ice_state *const *state = group->state;
@@ -153,7 +153,7 @@ static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, c
 }
 
 static void bf16_rows_attend(const ice_bf16_rows *all, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
-                            int64_t count, const float *bias, int64_t bias_stride) {
+                             int64_t count, const float *bias, int64_t bias_stride) {
     const int64_t dim = all->dim, value_dim = all->value_dim;
     while (lanes) {
         bf16_group group;
@@ -166,7 +166,7 @@ static void bf16_rows_attend(const ice_bf16_rows *all, uint64_t lanes, const uin
         }
         for (int64_t first = 0; first < count; first += KEYS_AT_ONCE) {
             bf16_attend_run(&group, all, keys ? keys + first * dim : NULL, values + first * value_dim,
-                           count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE);
+                            count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE);
             for (int r = 0; bias && r < group.rows; r++) group.bias[r] += KEYS_AT_ONCE;
         }
     }
