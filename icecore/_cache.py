@@ -326,8 +326,8 @@ class KVCache:
             returned.append(lse.reshape(outer))
         if return_info:
             report = {name: a.reshape(outer[: a.ndim + len(outer) - 3]) for name, a in report.items()}
-            near, summaries, length = report["near_count"], report["summaries"], self._length()
-            visited = visited_fraction(near, summaries, length - count, length, True, self.window, self.sinks)
+            near, summaries = report["near_count"], report["summaries"]
+            visited = visited_fraction(near, summaries, self._length(), True, self.window, self.sinks)
             returned.append(info_of(report, visited))
         return returned[0] if len(returned) == 1 else tuple(returned)
 

@@ -134,8 +134,8 @@ class Call:
             report |= self._errors_of_rows()
         visited = None
         if s.far_field:
-            near, summaries, (queries, _, keys) = report["near_count"], report["summaries"], self.problem.shape[2:5]
-            visited = visited_fraction(near, summaries, keys - queries, keys, self.causal, s.window, s.sinks)
+            near, summaries, keys = report["near_count"], report["summaries"], self.problem.key.shape[2]
+            visited = visited_fraction(near, summaries, keys, self.causal, s.window, s.sinks)
         return info_of(report, visited)
 
     def _options(self):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from icecore import _native, _tuning_file
+from icecore._schedule import near_far_steps
 
 #: Instruction sets that multiply bfloat16: near/far attention rounds to it there.
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
@@ -21,12 +22,8 @@ NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 MARGIN = 1.1
 #: Of exact attention's time: what a call may spend on sealing and measuring to find that a tolerance needs exact attention.
 TRIAL = 0.08
-#: Rows of a key head that are measured: causal, in all by the last one's keys (near_far.c); else queries of each head.
-MEASURED_ROWS, MEASURED_QUERIES = 100, 48
-#: At most so many times that where the tolerance is fine (measure.h).
-MAX_TIMES_MEASURED = 4
-#: Causal, by tolerance: rows are exact until some have been measured that see so many sealed blocks (measure.h).
-MIN_BLOCKS = 2
+#: Causal: what measuring costs a call whose heads turn out to be exact, by rows that are measured once at its end.
+TIMES_MEASURED = 3
 
 
 @dataclass(frozen=True)
@@ -214,30 +211,9 @@ def expected_nodes(sealed, k, tolerance, cell_size):
     return sealed / cell_size * (1 / 16 + cells)
 
 
-def sealed_sizes(first, last, block):
-    """Keys of each segment that is built for a stack of `first` blocks and, from it, of `first` + 1 to `last` (stack.h)."""
-    from icecore.reference.near_far import LARGEST_SEGMENT, MERGED_AT_ONCE, sealed_ranges
-
-    count = np.arange(first + 1, last + 1)
-    ending, waited, size = np.ones(last - first, np.int64), [], 2  # the segment of the newest block; pairs that have waited
-    while size * block <= LARGEST_SEGMENT:
-        at_once = size * block <= MERGED_AT_ONCE
-        ending[(count % size == 0) & (at_once | (count >= 4 * size))] = size
-        if not at_once:
-            waited += [size for place in (0, 2, 4) if first < (7 * size // 2 | 1) + place <= last]
-        size *= 2
-    begun = [end - begin for begin, end in sealed_ranges(first, block, 0)]
-    return np.array([*begun, *block * ending, *(block * each for each in waited)])
-
-
 def stores_bfloat16(bfloat16, rounding):
     """Whether near/far attention multiplies bfloat16: given as such or rounded, where the machine can."""
     return (bfloat16 or rounding) and _native.isa() in NATIVE_BFLOAT16
-
-
-def times_measured(tolerance):
-    """How many times as many rows a fine tolerance takes: of fewer than 1 / tolerance none may be the one that misses all."""
-    return min(max(int(1 / (MEASURED_QUERIES * tolerance) + 0.5), 1), MAX_TIMES_MEASURED)
 
 
 @functools.lru_cache(maxsize=1024)  # the layers of a model ask for the same
@@ -248,22 +224,10 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
     """
     batch, query_heads, queries, dim, keys, value_dim = shape
     heads, group = batch * key_heads, query_heads // key_heads
-    if causal:
-        visible = min(queries, keys)  # queries that see a key
-        block = np.arange((keys - visible) // window, (keys - 1) // window + 1)
-        # the queries of each block
-        seeing = np.minimum((block + 1) * window, keys) - np.maximum(block * window, keys - visible)
-        blocks = np.maximum(block - 1, 0)  # sealed for them
-        sealed = np.maximum(blocks * window - sinks, 0)
-        pairs = visible * (keys - visible) + visible * (visible + 1) / 2
-        segments = sealed_sizes(int(blocks[0]), int(blocks[-1]), window)
-        if tolerance is not None:  # rows without a threshold are exact
-            sealed[: np.searchsorted(blocks, MIN_BLOCKS) + 1] = 0
-    else:
-        seeing, sealed, pairs = np.array([queries]), np.array([max(keys - sinks, 0)]), queries * keys
-        segments = sealed
-    rows, sealed, segments = seeing * float(group * heads), sealed.astype(np.float64), segments.astype(np.float64)
-    pairs *= float(group * heads)
+    steps = near_far_steps(queries, keys, causal=causal, window=window, sinks=sinks, group=group, cell_size=cell_size,
+                           tolerance=tolerance)
+    rows, sealed = steps.queries * float(group * heads), np.where(steps.is_exact, 0.0, steps.sealed_keys)
+    pairs = float(group * heads) * float(steps.pairs.sum())
     return Work(
         width=dim + value_dim,
         dim=dim,
@@ -279,12 +243,11 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         nodes=float(rows @ expected_nodes(sealed, k, tolerance, cell_size)),
         near_pairs=0.0 if tolerance is not None else float(rows @ expected_near_keys(sealed, k, cell_size)),
         sealed_pairs=float(rows @ sealed),
-        measured_pairs=0.0 if tolerance is None else heads * float(sealed.max(initial=0)) * (
-            times_measured(tolerance) * (MEASURED_ROWS if causal else MEASURED_QUERIES * group)
+        measured_pairs=heads * float(sealed.max(initial=0) * steps.measured_rows.max(initial=0)) * (
+            TIMES_MEASURED if causal else 1
         ),
-        # all parents and the 16 cells of one, twice: before and after the Lloyd step
-        distances=heads * float(segments @ (2 * (segments / (16 * cell_size) + 16))),
-        sealed_rows=heads * float(segments.sum()),
+        distances=heads * float(steps.distances.sum()),
+        sealed_rows=heads * float(steps.built_keys.sum()),
     )
 
 

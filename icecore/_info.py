@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from icecore._schedule import near_far_steps
+
 #: Of a mask, when near keys are counted.
 ROWS_AT_ONCE = 256
 
@@ -120,13 +122,12 @@ def info_of(report, visited):
     )
 
 
-def visited_fraction(near, summaries, first, keys, causal, window, sinks):
-    """As in `AttentionInfo`; near and summaries (..., L) of queries at position `first` and on."""
-    if not causal:
-        return ((min(sinks, keys) + near + summaries) / max(keys, 1)).astype(np.float32)
-    seen = np.maximum(first + 1 + np.arange(near.shape[-1]), 0)  # (L,) keys
-    sealed = np.maximum((seen - 1) // window - 1, 0) * window
-    exact = seen - sealed + np.minimum(sinks, sealed)
+def visited_fraction(near, summaries, keys, causal, window, sinks):
+    """As in `AttentionInfo`; near and summaries (..., L) of the last queries, the last of which stands at the last key."""
+    queries = near.shape[-1]
+    steps = near_far_steps(queries, keys, causal=causal, window=window, sinks=sinks)
+    seen = np.maximum(keys - queries + 1 + np.arange(queries), 0) if causal else np.full(queries, keys)  # (L,) keys
+    exact = seen - np.repeat(steps.sealed_keys, steps.queries)
     return ((exact + near + summaries) / np.maximum(seen, 1)).astype(np.float32)
 
 

@@ -246,6 +246,19 @@ def attend_near_far(Problem problem not None, NearFar options not None, Report r
     check(status)
 
 
+def near_far_count(NearFar options not None, int64_t query_heads, int64_t key_heads, int64_t queries, int64_t keys, bint causal,
+                   int64_t sinks):
+    """The steps (icecore_near_far_step) of such a call as bytes."""
+    cdef icecore_attention p
+    memset(&p, 0, sizeof(p))
+    p.query_heads, p.key_heads, p.queries, p.keys, p.causal, p.sinks = query_heads, key_heads, queries, keys, causal, sinks
+    cdef int64_t count = icecore_near_far_count(&p, &options.c, NULL, 0)
+    cdef bytes steps = PyBytes_FromStringAndSize(NULL, count * <Py_ssize_t>sizeof(icecore_near_far_step))
+    cdef char *data = steps
+    icecore_near_far_count(&p, &options.c, <icecore_near_far_step *>data, count)
+    return steps
+
+
 def attend_pages(Problem problem not None, int64_t near_keys, int32_t[:, :, ::1] near_count):
     cdef int32_t *counts = of_cube(near_count)
     cdef icecore_status status

@@ -92,6 +92,12 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
                                            const icecore_report *report)
 
+    ctypedef struct icecore_near_far_step:
+        pass
+
+    int64_t icecore_near_far_count(const icecore_attention *problem, const icecore_near_far *options,
+                                   icecore_near_far_step *steps, int64_t capacity)
+
     ctypedef struct icecore_indices:
         const void *data
         int is_int64

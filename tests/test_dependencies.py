@@ -40,6 +40,9 @@ KERNEL_BODY_ROOMS = {"kernels", "isa"}
 #: Of the package, what knows nothing of attention: every room may use it.
 EVERYBODYS = {"icecore._files"}
 
+#: Where float64 input goes to the oracles; nothing else that is shipped leans on them.
+FLOAT64_DOORS = {"icecore/_call.py", "icecore/_attend_indices.py"}
+
 #: Packages that icecore depends on; every other one is optional and imported where it is used.
 REQUIRED = {"numpy", "scipy"}
 
@@ -151,6 +154,8 @@ def python_violations(package):
                     found.append(say + f"{room} uses icecore's public names")
             elif any(within(full, f"icecore.{name}") for name in BRIDGES):
                 found.append(say + f"only users import {full}")
+            elif room != "reference" and within(full, "icecore.reference") and name not in FLOAT64_DOORS:
+                found.append(say + "the oracles serve float64 input and tests")
             elif room == "reference":
                 if not (standard or top == "numpy" or within(module, "icecore.reference")):
                     found.append(say + "reference uses NumPy only")
@@ -189,6 +194,7 @@ HOUSE = {
     "pyx/_native.pyx": 'from libc.stdint cimport int32_t\ncdef extern from "icecore.h":\n    pass\n',
     "icecore/__init__.py": "from icecore._attention import attention\n__all__ = ['attention']\n",
     "icecore/_attention.py": "import numpy as np\nfrom icecore import _native\n",
+    "icecore/_call.py": "def reference():\n    from icecore import reference\n    return reference\n",
     "icecore/reference/dense.py": "import numpy as np\nfrom icecore.reference.cells import Cells\n",
     "icecore/nn/llama.py": "import icecore\nfrom .layers import linear\nout = icecore.attention\n",
     "icecore/nn/tokenizer.py": "def load():\n    import tokenizers\n    return tokenizers\n",
@@ -241,6 +247,9 @@ def test_the_checker_accepts_a_small_house(tmp_path):
         ("icecore/_attention.py", "def f():\n    from .commands import demo\n    return demo\n"),
         ("icecore/_attention.py", "import torch\n"),
         ("icecore/_attention.py", "try:\n    import gguf\nexcept ImportError:\n    gguf = None\n"),
+        ("icecore/_cost_model.py", "from icecore.reference.near_far import sealed_ranges\n"),
+        ("icecore/_info.py", "def f():\n    from icecore import reference\n    return reference\n"),
+        ("icecore/commands/tune.py", "from icecore import reference\n"),
         ("icecore/commands/demo.py", "import matplotlib.pyplot as plt\n"),
         ("icecore/commands/demo.py", "from importlib import import_module\ntqdm = import_module('tqdm')\n"),
         ("icecore/commands/demo.py", "class Reader:\n    import safetensors\n"),

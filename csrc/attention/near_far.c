@@ -9,26 +9,13 @@
 
 #include "attend/packed_values.h"
 #include "attend/panel.h"
-#include "attention/measure.h"
 #include "attention/near_far_tile.h"
 #include "attention/query_moments.h"
 #include "attention/rounding.h"
+#include "attention/schedule.h"
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
-
-/* The queries of one block, which see the same sealed keys. */
-typedef struct {
-    int64_t first_query, end_query;
-    int64_t blocks; /* sealed for them; -1: one segment over all keys */
-    int is_first;   /* of all blocks: its rows see no key that another block's do not */
-    ice_exact_keys exact;
-    int64_t tiles;      /* panels of rows for each head */
-    int64_t first_task; /* of sealing for this step, then of attending in the step before */
-    int64_t measured;   /* queries of it that are measured, 0: none */
-    int64_t stands_for; /* queries that they stand for: those since the last that were */
-    int renews;         /* as in ice_sample */
-} step;
 
 /* One head's stack at one step.  Whoever needs it holds it; the last to let go frees it. */
 typedef struct {
@@ -49,7 +36,7 @@ typedef struct {
     const icecore_report *report;
     const ice_kernels *kernels;
     int64_t heads, steps;                       /* heads: batch x key heads */
-    step *step;                                 /* steps + 1: the last one only ends the task list */
+    ice_step *step;                             /* steps + 1: the last one only ends the task list */
     sealed *sealed;                             /* steps x heads */
     ice_rule *rules;                            /* steps x heads x query heads of a key head; NULL: by near_keys */
     ice_measured *measured;                     /* heads x query heads of a key head; NULL: nothing is measured */
@@ -64,49 +51,14 @@ static int64_t now(void) {
 
 /* ---- Measuring ---- */
 
-/* Not causal: at once, of each head.  (With 32 instead of 48, 2 % of made-up heads were above 1.3 x the tolerance
- * instead of half a per cent; and pictures need fewer near keys, since the standard error is smaller.) */
-#define QUERIES_AT_ONCE ICE_PANEL
-
-static float min_tolerance(const icecore_near_far *options, int64_t query_heads) {
-    float minimum = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
-    for (int64_t h = 1; options->head_tolerance && h < query_heads; h++)
-        minimum = fminf(minimum, options->head_tolerance[h]);
-    return minimum;
-}
-
-static void plan_measuring(near_far_call *call) {
-    const int64_t panels = ice_panels_measured(min_tolerance(call->options, call->problem->query_heads));
-    int64_t last = 0, renewed = 0, since = 0;
-    for (int64_t i = 0; i < call->steps; i++) {
-        step *s = &call->step[i];
-        const int64_t queries = s->end_query - s->first_query;
-        if (!call->problem->causal) {
-            s->measured = queries < panels * QUERIES_AT_ONCE ? queries : panels * QUERIES_AT_ONCE;
-            s->stands_for = queries;
-            s->renews = 1;
-            continue;
-        }
-        if (s->blocks < ICE_MIN_BLOCKS) continue;
-        since += queries;
-        if (!ice_is_measured(s->blocks, last, renewed, ICE_NEW_IN_PROMPT, &s->renews)) continue;
-        const int64_t wanted = panels * ice_measured_queries(ice_group(call->problem), s->renews);
-        s->measured = queries < wanted ? queries : wanted;
-        s->stands_for = since;
-        since = 0;
-        last = s->blocks;
-        if (s->renews) renewed = s->blocks;
-    }
-}
-
 /* Measures rows of a step, which become the rules of the next. */
-static void measure(near_far_call *call, const step *s, const ice_stack *stack, int64_t head, ice_rule *rules,
+static void measure(near_far_call *call, const ice_step *s, const ice_stack *stack, int64_t head, ice_rule *rules,
                     void *scratch) {
     const icecore_attention *p = call->problem;
     if (!s->measured) return;
     const int64_t begin = now(), queries = s->end_query - s->first_query, stride = queries / s->measured;
     const int64_t first = s->end_query - 1 - (s->measured - 1) * stride;
-    int64_t position[ICE_MAX_PANELS_MEASURED * QUERIES_AT_ONCE];
+    int64_t position[ICE_MAX_PANELS_MEASURED * ICE_PANEL];
     for (int64_t i = 0; i < s->measured; i++) position[i] = p->keys - p->queries + first + i * stride;
     ice_sample sample = {
         .problem = p,
@@ -220,7 +172,7 @@ static void seal_task(near_far_call *call, int64_t number, int64_t head, void *s
     if (!scratch) own->status = ICECORE_INTERRUPTED;
     const size_t rules = (size_t)ice_group(call->problem) * sizeof *own->rules;
     if (own->rules && previous) memcpy(own->rules, previous->rules, rules);
-    const step *own_step = &call->step[number];
+    const ice_step *own_step = &call->step[number];
     if (own->status == ICECORE_OK && call->measured && previous && !previous->lags)
         measure(call, own_step - 1, previous->stack, head, own->rules, scratch);
     /* heads that are exact look again when there are twice as many keys */
@@ -267,7 +219,7 @@ static int64_t count_seen(const icecore_attention *p, ice_row row, int64_t first
     return seen;
 }
 
-static void report_exact(const near_far_call *call, const step *s, ice_row row, int visible) {
+static void report_exact(const near_far_call *call, const ice_step *s, ice_row row, int visible) {
     const icecore_attention *p = call->given;
     const icecore_report *report = call->report;
     const int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
@@ -282,7 +234,7 @@ static void report_exact(const near_far_call *call, const step *s, ice_row row, 
 
 /* Queries first .. first + lanes - 1 of a query head; rounded: on the keys that near/far attention multiplies, else on
  * the caller's. */
-static void attend_exactly(const near_far_call *call, const step *s, int64_t batch, int64_t head, int64_t first,
+static void attend_exactly(const near_far_call *call, const ice_step *s, int64_t batch, int64_t head, int64_t first,
                            int lanes, int rounded, void *scratch) {
     const icecore_attention *p = rounded ? call->problem : call->given, own = only_head(p, batch, head);
     const float *centre =
@@ -304,7 +256,7 @@ static void attend_exactly(const near_far_call *call, const step *s, int64_t bat
 /* The exact query heads of a step, or with no rules all, shared out over its tiles: each takes panels of queries of one
  * head.  Where nothing is known yet, keys are rounded as they will be; the first block's are not, since what is taken
  * off keys before is made of them. */
-static void attend_exact_heads(const near_far_call *call, const step *s, const ice_rule *rules, int64_t head,
+static void attend_exact_heads(const near_far_call *call, const ice_step *s, const ice_rule *rules, int64_t head,
                                int64_t tile, void *scratch) {
     const icecore_attention *p = call->problem;
     const int64_t group = ice_group(p), queries = s->end_query - s->first_query,
@@ -323,7 +275,7 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
     sealed *seen = &call->sealed[number * call->heads + head];
     if (scratch) {
         ice_wait(&seen->ready);
-        const step *now = &call->step[number];
+        const ice_step *now = &call->step[number];
         const int64_t group = ice_group(call->problem), first = now->first_query * group + tile * ICE_PANEL;
         const int64_t rest = now->end_query * group - first;
         const int rounded_first = now->is_first && call->centre; /* also where nothing is measured */
@@ -366,57 +318,26 @@ static void run_task(void *context, int64_t index, void *scratch) {
     atomic_fetch_add(sealing ? &call->sealing : &call->attending, now() - begin);
 }
 
-static int64_t count_steps(const icecore_attention *p, int64_t block) {
-    if (!p->causal) return 1;
-    int64_t first = p->keys - p->queries, last = p->keys - 1;
-    if (last < 0) return 1;
-    return last / block - (first < 0 ? 0 : first / block) + 1;
-}
-
 /* Fills in the steps; returns the number of tasks. */
 static int64_t plan_steps(near_far_call *call) {
-    const icecore_attention *p = call->problem;
-    const int64_t block = call->options->block, offset = p->keys - p->queries;
-    int64_t query = 0, task = 0;
-    for (int64_t i = 0; i < call->steps; i++) {
-        step *now = &call->step[i];
-        now->measured = now->stands_for = now->renews = 0;
-        now->first_query = query;
-        if (p->causal) {
-            int64_t position = offset + query, number = position < 0 ? 0 : position / block;
-            int64_t end = (number + 1) * block - offset; /* the first query of the next block */
-            now->end_query = end < p->queries ? end : p->queries;
-            now->blocks = number > 0 ? number - 1 : 0;
-            now->exact.open_begin = now->blocks * block;
-            if (now->exact.open_begin <= p->sinks) now->exact.open_begin = 0;
-            now->exact.sink_end = now->exact.open_begin ? p->sinks : 0;
-            now->is_first = number == 0;
-        } else {
-            now->is_first = 0;
-            now->end_query = p->queries;
-            now->blocks = -1;
-            now->exact.sink_end = p->sinks < p->keys ? p->sinks : p->keys;
-            now->exact.open_begin = p->keys;
-        }
-        now->exact.sinks = p;
-        now->exact.centre = NULL;
-        now->exact.packed = NULL;
-        query = now->end_query;
-        now->tiles = ((now->end_query - now->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
+    ice_schedule schedule = ice_schedule_begin(call->problem, call->options);
+    int64_t task = 0, tiles = 0;
+    for (ice_step *now = call->step; ice_schedule_next(&schedule, now); now++) {
         now->first_task = task;
-        task += call->heads * (1 + (i ? call->step[i - 1].tiles : 0));
+        task += call->heads * (1 + tiles);
+        tiles = now->tiles;
     }
     call->step[call->steps].first_task = task;
     for (int64_t i = 0; i < call->steps; i++)
         for (int64_t head = 0; head < call->heads; head++) {
             sealed *s = &call->sealed[i * call->heads + head];
             s->stack = NULL;
-            s->rules = call->rules ? call->rules + (i * call->heads + head) * ice_group(p) : NULL;
+            s->rules = call->rules ? call->rules + (i * call->heads + head) * ice_group(call->problem) : NULL;
             atomic_init(&s->ready, 0);
             /* its own sealing, the next step's, and its queries */
             atomic_init(&s->holders, (int)(1 + (i + 1 < call->steps) + call->step[i].tiles));
         }
-    return task + call->heads * call->step[call->steps - 1].tiles;
+    return task + call->heads * tiles;
 }
 
 /* ---- The call ---- */
@@ -459,10 +380,10 @@ static icecore_status attend(near_far_call *call) {
     const icecore_attention *problem = call->problem;
     const icecore_near_far *options = call->options;
     const int64_t query_heads = problem->batch * problem->query_heads;
-    const int measuring = options->tolerance > 0.0f || options->head_tolerance;
+    const int measuring = ice_is_measuring(options);
     icecore_status status = ICECORE_OK;
     call->heads = problem->batch * problem->key_heads;
-    call->steps = count_steps(problem, options->block);
+    call->steps = ice_count_steps(problem, options);
     call->step = ice_alloc(call->steps + 1, sizeof *call->step);
     call->sealed = ice_alloc(call->steps * call->heads, sizeof *call->sealed);
     if (ice_by_threshold(options)) call->rules = ice_alloc(call->steps * query_heads, sizeof *call->rules);
@@ -470,10 +391,7 @@ static icecore_status attend(near_far_call *call) {
     if (call->step && call->sealed && (call->rules || !ice_by_threshold(options)) && (call->measured || !measuring)) {
         int64_t tasks = plan_steps(call);
         begin_rules(call);
-        if (measuring) {
-            memset(call->measured, 0, (size_t)query_heads * sizeof *call->measured);
-            plan_measuring(call);
-        }
+        if (measuring) memset(call->measured, 0, (size_t)query_heads * sizeof *call->measured);
         const int64_t cell_size = min_cell_size(options, problem->key_heads);
         int64_t nodes = ice_stack_max_nodes(problem->keys, cell_size);
         const int64_t levels = problem->causal ? ice_stack_max_levels(problem->keys, options->block) : 1;
@@ -515,9 +433,8 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
         !ice_are_moments(options->moments, problem->key_heads, problem->dim))
         return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
-    /* a block longer than everything never ends; clipped, so that its end cannot overflow */
     icecore_near_far clipped = *options;
-    if (clipped.block > problem->keys + problem->queries) clipped.block = problem->keys + problem->queries;
+    clipped.block = ice_clipped_block(problem, options->block);
     const ice_kernels *kernels = ice_active_kernels();
     icecore_attention used = *problem;
     char *copies = NULL;

@@ -285,7 +285,7 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
         call.first_query = position - first;
         call.end_query = end - first;
         call.last = end == c->length;
-        call.blocks = ice_wanted_blocks(c, position);
+        call.blocks = ice_sealed_blocks(position, c->options.block);
         if (call.blocks < c->sealed) call.blocks = c->sealed;
         p->key = rows_of(c->open, 0); /* they may move when blocks have been sealed */
         p->value = rows_of(c->open, 1);

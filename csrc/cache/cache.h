@@ -46,12 +46,6 @@ struct icecore_cache {
 /* Of options.block and options.sinks: so that sums of a few do not overflow. */
 #define ICE_LARGEST_BLOCK ((int64_t)1 << 31)
 
-/* Blocks that are sealed for a query at `position`. */
-static inline int64_t ice_wanted_blocks(const icecore_cache *c, int64_t position) {
-    int64_t number = position / c->options.block;
-    return number > 0 ? number - 1 : 0;
-}
-
 /* ICECORE_ERROR_VALUE where they are out of range. */
 icecore_status ice_cache_check_options(const icecore_cache_options *options);
 

@@ -63,7 +63,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
 }
 
 static icecore_status reseal_all(icecore_cache *c, int64_t length, int threads) {
-    const int64_t heads = c->options.heads, blocks = length ? ice_wanted_blocks(c, length - 1) : 0,
+    const int64_t heads = c->options.heads, blocks = length ? ice_sealed_blocks(length - 1, c->options.block) : 0,
                   first = blocks * c->options.block;
     reseal_call call = {c,
                         blocks,
@@ -106,7 +106,7 @@ int64_t ice_cache_max_sealed(const icecore_cache *c) {
 
 static icecore_status forget(icecore_cache *c, int64_t length, int threads) {
     const int64_t block = c->options.block, sealed = ice_cache_max_sealed(c);
-    const int64_t wanted = length ? ice_wanted_blocks(c, length - 1) : 0;
+    const int64_t wanted = length ? ice_sealed_blocks(length - 1, c->options.block) : 0;
     if (length > c->length || (length < c->evicted && length > c->options.sinks)) return ICECORE_ERROR_VALUE;
     if (length <= c->options.sinks && length < c->evicted) {
         /* none of what was evicted is left */

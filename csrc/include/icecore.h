@@ -220,6 +220,23 @@ typedef struct {
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
                                        const icecore_report *report);
 
+/* What icecore_attend_near_far does, as far as shapes and options tell: in steps, each of which is the queries that see
+ * the same sealed keys.  Of one key head, masks aside. */
+typedef struct {
+    int64_t queries;       /* of each query head */
+    int64_t pairs;         /* (query, visible key) of each query head */
+    int64_t sealed_keys;   /* that each query sees by cells; all others it sees exactly */
+    int64_t is_exact;      /* 1: these exactly, too, because nothing has been measured yet */
+    int64_t built_keys;    /* of the segments that are built for the step */
+    int64_t distances;     /* of these keys from means, about: 2 n (16 + n / (16 cell_size)) for a segment of n */
+    int64_t measured_rows; /* of all query heads: by which the thresholds of later steps are measured */
+} icecore_near_far_step;
+/* Writes up to `capacity` steps and returns how many there are.  Reads the sizes, causal and sinks of the problem, and
+ * block, cell_size, tolerance, head_tolerance and head_threshold of the options; all must be as icecore_attend_near_far
+ * accepts them. */
+int64_t icecore_near_far_count(const icecore_attention *problem, const icecore_near_far *options,
+                               icecore_near_far_step *steps, int64_t capacity);
+
 /* The keys that each query attends to, as its caller chose them: query i of head key_head * group + member (group =
  * query_heads / key_heads) has the list of indices batch * batch_stride + key_head * key_head_stride + member *
  * member_stride + i * row_stride

@@ -13,8 +13,7 @@ static int64_t merged_from(int64_t first, int64_t size, int64_t block) {
     return ((7 * size) | 1) + first / size;
 }
 
-/* Blocks of the segment at `first` in a stack of `blocks`. */
-static int64_t size_at(int64_t first, int64_t blocks, int64_t block) {
+int64_t ice_stacked_blocks(int64_t first, int64_t blocks, int64_t block) {
     int64_t size = 1;
     while (first % (2 * size) == 0 && 2 * size * block <= ICE_LARGEST_SEGMENT &&
            blocks >= merged_from(first, size, block))
@@ -24,7 +23,7 @@ static int64_t size_at(int64_t first, int64_t blocks, int64_t block) {
 
 int64_t ice_stack_levels(int64_t blocks, int64_t block) {
     int64_t levels = 0;
-    for (int64_t first = 0; first < blocks; levels++) first += size_at(first, blocks, block);
+    for (int64_t first = 0; first < blocks; levels++) first += ice_stacked_blocks(first, blocks, block);
     return levels;
 }
 
@@ -152,7 +151,7 @@ void ice_stack_drop(ice_stack *stack, int64_t end) {
 ice_stack *ice_stack_empty(int64_t blocks, int64_t block) {
     ice_stack *stack = empty_stack(ice_stack_levels(blocks, block));
     for (int64_t first = 0, size; stack && first < blocks; first += size) {
-        size = size_at(first, blocks, block);
+        size = ice_stacked_blocks(first, blocks, block);
         stack->level[stack->levels++] = (ice_stacked){first * block, (first + size) * block, NULL};
     }
     return stack;
@@ -169,8 +168,8 @@ static icecore_status finish(ice_stack *stack, icecore_status status, ice_stack 
 int ice_stack_next_ranges(int64_t blocks, int64_t block, ice_stacked range[ICE_NEXT_RANGES]) {
     int count = 0;
     for (int64_t first = 0, size; first <= blocks; first += size) {
-        size = size_at(first, blocks + 1, block);
-        if (first + size <= blocks && size_at(first, blocks, block) == size) continue;
+        size = ice_stacked_blocks(first, blocks + 1, block);
+        if (first + size <= blocks && ice_stacked_blocks(first, blocks, block) == size) continue;
         range[count++] = (ice_stacked){first * block, (first + size) * block, NULL};
     }
     return count;

@@ -19,6 +19,13 @@
  * of all sizes wait), and from 8k keys on these are a quarter at most. */
 #define ICE_MERGED_AT_ONCE 2048
 
+/* Blocks that are sealed for a query at `position`: its own and the one before are open. */
+static inline int64_t ice_sealed_blocks(int64_t position, int64_t block) {
+    return position < 2 * block ? 0 : position / block - 1;
+}
+/* Blocks of the segment that begins with block `first` in a stack of `blocks`. */
+int64_t ice_stacked_blocks(int64_t first, int64_t blocks, int64_t block);
+
 /* Immutable once made.  Stacks share segments; each owns its part. */
 typedef struct {
     int64_t levels;
