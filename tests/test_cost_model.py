@@ -14,7 +14,7 @@ import pytest
 from helpers import inputs
 
 import icecore
-from icecore import _cost_model, _native, _tuning_file
+from icecore import _cost_model, _native, _tune, _tuning_file
 from icecore.__main__ import main
 from icecore._cost_model import COEFFICIENTS, SHIPPED, CostModel, count_work, expected_near_keys, expected_nodes
 
@@ -418,18 +418,17 @@ def test_tune_writes_a_file_that_is_then_in_force(tuning_file, capsys):
 
 
 def test_fit_finds_the_costs_of_made_up_times():
-    from icecore.commands import tune
-
     cases = []
     for tokens, dim, causal in [(600, 8, False), (900, 24, False), (1700, 8, True), (2100, 24, True), (5000, 16, False)]:
-        arrays = tuple(np.zeros((heads, tokens, dim), np.float32) for heads in (tune.HEADS, tune.KEY_HEADS, tune.KEY_HEADS))
-        for options in [*tune.NEAR_FAR, tune.UNROUNDED]:
+        arrays = tuple(np.zeros((heads, tokens, dim), np.float32) for heads in (_tune.HEADS, _tune.KEY_HEADS, _tune.KEY_HEADS))
+        for options in [*_tune.NEAR_FAR, _tune.UNROUNDED]:
             for stored in (False, True):
-                work = dataclasses.replace(tune.expected_work(arrays, causal, options), stored_bfloat16=stored, bfloat16=stored)
+                work = _tune.expected_work(arrays, causal, options)
+                work = dataclasses.replace(work, stored_bfloat16=stored, bfloat16=stored)
                 near_far = COSTS.near_far_seconds(work)
-                cases.append(tune.Case(arrays, causal, options, work, COSTS.sealing_seconds(work), [near_far]))
-                cases.append(tune.Case(arrays, causal, {}, work, 0.0, [COSTS.exact_seconds(work)]))
-    found = tune.fit(cases)
+                cases.append(_tune.Case(arrays, causal, options, work, COSTS.sealing_seconds(work), [near_far]))
+                cases.append(_tune.Case(arrays, causal, {}, work, 0.0, [COSTS.exact_seconds(work)]))
+    found = _tune.fit(cases)
     for name in COEFFICIENTS:
         assert getattr(found, name) == pytest.approx(getattr(COSTS, name), rel=1e-3), name
 
