@@ -21,9 +21,6 @@ log = logging.getLogger("icecore")
 
 WARNINGS = ["-Wall", "-Wextra"]
 COMMON = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS]
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
 # ICECORE_CFLAGS adds to every compilation and ICECORE_LDFLAGS to the link: sanitizers, -Werror, debugging.
 EXTRA_COMPILE = os.environ.get("ICECORE_CFLAGS", "").split()
 EXTRA_LINK = os.environ.get("ICECORE_LDFLAGS", "").split()
@@ -33,18 +30,15 @@ HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 ROOMS = ("base", "segment", "index", "attend", "select", "attention", "cache")
 SOURCES = sorted(str(path) for room in ROOMS for path in Path("csrc", room).glob("*.c"))
 
-# machine name -> the instruction sets that can exist there: (name, flags)
-ISAS = {
-    "x86_64": [("avx2", AVX2), ("avx512", AVX512), ("avx512_bf16", AVX512_BF16),
-               ("amx", [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"])],
-    "aarch64": [("neon", [])],
-}
-# what to try compiling where including the header of simd/ is not enough
-PROBES = {
-    "avx512_bf16": "#include <immintrin.h>\n__m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }\n",
-    "amx": "#include <immintrin.h>\nvoid f(void) { _tile_dpbf16ps(0, 1, 2); }\n",
-}
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+
+
+def instruction_sets():
+    """(name, compiler flags, code that must compile with them) of each that can exist on this machine, worst first."""
+    lines = [line for line in Path("csrc/isa/sets.txt").read_text().splitlines() if not line.startswith("#")]
+    for name, machine, flags, probe in ([part.strip() for part in line.split("|")] for line in lines):
+        if machine == MACHINE:
+            yield name, flags.split(), probe.replace("\\n", "\n") + "\n"
 
 
 def compiles(compiler, code, compile_flags, link_flags=None):
@@ -87,15 +81,15 @@ class BuildLibraries(build_clib):
 
     def build_libraries(self, libraries):
         openmp, openmp_link = openmp_flags(self.compiler)
-        defines, built = [], []
-        for name, flags in ISAS.get(MACHINE, []):
-            if compiles(self.compiler, PROBES.get(name, f'#include "simd/{name}.h"\n'), [*flags, *(f"-I{d}" for d in INCLUDE)]):
-                defines.append(f"-DICE_BUILD_{name.upper()}")
+        built = []
+        for name, flags, probe in instruction_sets():
+            if compiles(self.compiler, probe, [*flags, *(f"-I{d}" for d in INCLUDE)]):
                 built.append((name, flags))
             else:
                 log.warning("icecore: this compiler cannot build %s kernels, leaving them out", name)
         core = [*SOURCES, "csrc/isa/dispatch.c", *sorted(str(path) for path in Path("csrc/isa").glob("selftest*.c"))]
-        plan = {"icecore_core": (core, [*openmp, *defines])}
+        names = " ".join(f"X({name})" for name, _ in built)
+        plan = {"icecore_core": (core, [*openmp, f"-DICE_BUILT_SETS(X)={names}"])}
         for name, flags in [("scalar", []), *built]:
             plan[f"icecore_{name}"] = ([f"csrc/isa/{name}.c"], flags)
         includes = sorted(str(path) for path in Path("csrc").rglob("*.inc.h"))

@@ -1,6 +1,7 @@
 #include "base/cpu.h"
 
-int ice_cpu_any(void) { return 1; }
+int ice_cpu_scalar(void) { return 1; }
+int ice_cpu_neon(void) { return 1; }
 
 #if defined(__x86_64__)
 

@@ -6,45 +6,22 @@
 #include "base/cpu.h"
 #include "kernels/kernels.h"
 
-extern const ice_kernels ice_kernels_scalar;
-#ifdef ICE_BUILD_AVX2
-extern const ice_kernels ice_kernels_avx2;
+/* X(name) for each instruction set that is built besides the scalar one, worst first (sets.txt). */
+#ifndef ICE_BUILT_SETS
+#define ICE_BUILT_SETS(X)
 #endif
-#ifdef ICE_BUILD_AVX512
-extern const ice_kernels ice_kernels_avx512;
-#endif
-#ifdef ICE_BUILD_AVX512_BF16
-extern const ice_kernels ice_kernels_avx512_bf16;
-#endif
-#ifdef ICE_BUILD_AMX
-extern const ice_kernels ice_kernels_amx;
-#endif
-#ifdef ICE_BUILD_NEON
-extern const ice_kernels ice_kernels_neon;
-#endif
+
+#define DECLARE(name) extern const ice_kernels ice_kernels_##name;
+#define LEVEL(name) {&ice_kernels_##name, ice_cpu_##name},
+
+DECLARE(scalar)
+ICE_BUILT_SETS(DECLARE)
 
 /* Worst first. */
 static const struct {
     const ice_kernels *kernels;
     int (*usable)(void);
-} levels[] = {
-    {&ice_kernels_scalar, ice_cpu_any},
-#ifdef ICE_BUILD_NEON
-    {&ice_kernels_neon, ice_cpu_any},
-#endif
-#ifdef ICE_BUILD_AVX2
-    {&ice_kernels_avx2, ice_cpu_avx2},
-#endif
-#ifdef ICE_BUILD_AVX512
-    {&ice_kernels_avx512, ice_cpu_avx512},
-#endif
-#ifdef ICE_BUILD_AVX512_BF16
-    {&ice_kernels_avx512_bf16, ice_cpu_avx512_bf16},
-#endif
-#ifdef ICE_BUILD_AMX
-    {&ice_kernels_amx, ice_cpu_amx},
-#endif
-};
+} levels[] = {LEVEL(scalar) ICE_BUILT_SETS(LEVEL)};
 #define LEVELS ((int)(sizeof levels / sizeof *levels))
 
 static int list_isas(int only_usable, const char **names, int capacity) {
