@@ -24,9 +24,10 @@ from icecore.reference.cells import (
     summarize_tree,
     trusted,
 )
-from icecore.reference.dense import top_k_attention, visible_count, visible_keys
+from icecore.reference.combine import combine
+from icecore.reference.dense import visible_count, visible_keys
 from icecore.reference.near_far import (
-    attend_one,
+    choose,
     exact_and_sealed,
     log_mass,
     log_risk,
@@ -121,7 +122,7 @@ def test_hidden_keys_contribute_nothing_whatever_they_hold():
 @pytest.mark.parametrize("k", [1, 4, 12, 20])
 def test_top_k_attention(k, window, sinks, causal):
     query, key, value = inputs((1, 2, 9, 3), (1, 1, 12, 3), 5, "float64")
-    out, lse = top_k_attention(query, key, value, k=k, causal=causal, window=window, sinks=sinks)
+    out, lse = reference.top_k_attention(query, key, value, k=k, causal=causal, window=window, sinks=sinks)
     kept = np.zeros((2, 9, 12), bool)
     for h, i in np.ndindex(2, 9):
         seen = [j for j in range(12) if is_visible(9, 12, i, j, causal, None, 0)]
@@ -481,38 +482,40 @@ def test_least_risk():
     assert min_risk(risk, count, 35) == -np.inf
 
 
-def test_attend_one_is_the_formula():
+def test_a_row_is_the_formula():
     """Two cells, one opened: exact keys and its keys one by one, the other as one key of weight n exp(z)."""
     key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
-    out, lse, near, mass, margin = attend_one(
+    choice, margin = choose(
         query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, far_field=True, visit=None, scale=scale
     )
+    out, lse, mass = combine(query, key, value, choice, scale)
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     far = 2 * math.exp(scale * query @ [0, 2])
     total = sum(weight.values()) + far
     expected = (sum(w * value[j] for j, w in weight.items()) + far * (value[2] + value[3]) / 2) / total
     np.testing.assert_allclose(out, expected)
     assert lse == pytest.approx(math.log(total))
-    assert near == 2
+    assert len(choice.keys) - 1 == 2
     assert mass == pytest.approx(1 - far / total)
     # both cells have variance 1/2: their risks differ as their masses do
     assert margin == pytest.approx(scale * query @ [2, 0] - scale * query @ [0, 2])
 
 
-def test_attend_one_by_the_published_rule():
+def test_a_row_by_the_published_rule():
     key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
-    out, lse, near, mass, _ = attend_one(
+    choice, _ = choose(
         query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, far_field=False, visit=2, scale=scale
     )
+    out, lse, mass = combine(query, key, value, choice, scale)
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
     kept = weight[1] + weight[4]  # of the visited keys 0 and 1 the larger, and the exact one
     np.testing.assert_allclose(out, (weight[1] * value[1] + weight[4] * value[4]) / kept)
     assert lse == pytest.approx(math.log(kept))
-    assert near == 1
+    assert len(choice.keys) - 1 == 1
     assert mass == pytest.approx(kept / (kept + weight[0] + 2 * math.exp(scale * query @ [0, 2])))
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from icecore import reference
 from icecore.reference import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
 from icecore.reference.cells import summarize_tree
+from icecore.reference.combine import combine
 from icecore.reference.measure import mass_scale, row_errors
-from icecore.reference.near_far import EXPAND_SHARE, attend_one, exact_and_sealed, log_guess, log_risk, marks_of
+from icecore.reference.near_far import EXPAND_SHARE, choose, exact_and_sealed, log_guess, log_risk, marks_of
 from icecore.reference.random import segment_seed
 
 G, KEYS, CELL_SIZE, SCALE = len(THRESHOLDS), 1400, 8, 0.25
@@ -113,8 +114,9 @@ def test_a_cell_under_a_parent_that_is_not_expanded_stays_closed():
     for all_cells, curve in ((False, hidden), (True, shown)):
         options = {"k": 1, "far_field": True, "visit": None, "scale": SCALE, "all_cells": all_cells}
         for g, threshold in enumerate(THRESHOLDS):
-            out, _, near, _, _ = attend_one(*row, threshold=threshold, **options)
-            assert curve.near[g] == near
+            choice, _ = choose(*row, threshold=threshold, **options)
+            out, _, _ = combine(*row[:3], choice, SCALE)
+            assert curve.near[g] == len(choice.keys)
             np.testing.assert_allclose(curve.out[g], out, atol=1e-12)
 
 

@@ -1,7 +1,7 @@
 """Oracles: float64 NumPy that reads like the formulas. Slow, exact, and what the C core is tested against."""
 
 from icecore.reference.cells import Cells, Tree, build_tree
-from icecore.reference.dense import attention, top_k_attention
+from icecore.reference.dense import attention
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.measure import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
@@ -18,6 +18,7 @@ from icecore.reference.pdci import (
     search_exact,
     tree_search,
 )
+from icecore.reference.top_k import top_k_attention
 
 __all__ = [
     "THRESHOLDS",

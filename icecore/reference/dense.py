@@ -1,4 +1,4 @@
-"""Dense attention and exact top-k attention."""
+"""Dense attention."""
 
 from __future__ import annotations
 
@@ -85,23 +85,3 @@ def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mas
             scores = np.where(visible[chunk], scores, -np.inf)
             out[:, :, chunk], lse[:, :, chunk] = softmax_sum(scores, value)
     return out, lse
-
-
-def top_k_attention(query, key, value, *, k, causal=False, window=0, sinks=0, scale=None):
-    """Exact top-k attention: the k visible keys with the largest scores besides sinks and window, the rest dropped.
-
-    The ceiling of every method that keeps k keys and drops the others. Shapes as in `attention`.
-    """
-    query, key, value = (np.asarray(a).astype(np.float64) for a in (query, key, value))
-    heads, queries, dim = query.shape[1:]
-    keys = key.shape[2]
-    scale = 1.0 / np.sqrt(dim) if scale is None else scale
-    key, value = per_query_head(key, heads), per_query_head(value, heads)
-    visible = visible_keys(queries, keys, causal)
-    kept = visible_keys(queries, keys, causal, window, sinks)  # always exact
-    scores = np.where(visible, scale * (query @ key.swapaxes(-1, -2)), -np.inf)  # (B, H, L, S)
-    others = np.where(kept, -np.inf, scores)
-    if k < keys:
-        minimum = np.partition(others, keys - k, axis=-1)[..., keys - k, None]  # the k-th largest
-        others = np.where(others >= minimum, others, -np.inf)
-    return softmax_sum(np.where(kept, scores, others), value)

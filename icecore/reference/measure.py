@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mass, marks_of, risks_of, scores_of
+from icecore.reference.combine import scores_of
+from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mass, marks_of, risks_of
 
 #: (G,): the grid of thresholds, largest first.
 THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
@@ -40,7 +41,7 @@ def row_curve(query, key, value, bias, trees, exact, *, scale, all_cells=False):
     bias (S,) is its row of the mask. all_cells: every parent is expanded.
     """
     exact, marks = left_by(bias, exact), marks_of(bias, trees)
-    exact_score = scores_of(query, key, bias, exact, scale)
+    exact_score = scores_of(query, key, exact, scale, bias)
     guess = log_guess(query, scale, exact_score, value[exact], trees, marks)
 
     def is_open(risk, cut, share=1.0):
@@ -62,7 +63,7 @@ def row_curve(query, key, value, bias, trees, exact, *, scale, all_cells=False):
         rows = first + np.concatenate(tree.cells.members)
         seen = ~np.isneginf(bias[rows])
         own = np.repeat(opened, tree.cells.count, axis=1)[:, seen]  # (G, keys)
-        keys.append((scores_of(query, key, bias, rows[seen], scale), value[rows[seen]], own))
+        keys.append((scores_of(query, key, rows[seen], scale, bias), value[rows[seen]], own))
         nodes += (~parent_hidden).sum() + reached.sum(axis=1)
 
     (key_score, key_value, key_part), (mean_score, mean_value, mean_part) = (

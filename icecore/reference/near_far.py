@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from icecore.reference.cells import build_tree
+from icecore.reference.combine import Choice, attend_chosen, scores_of
 from icecore.reference.dense import softmax_sum
 from icecore.reference.random import segment_seed
 
@@ -134,11 +133,6 @@ def marked(bias, first, tree):
     return (parent_hidden, parent_cut), (hidden, cut)
 
 
-def scores_of(query, key, bias, rows, scale):
-    """Scores of those rows of key (S, d) that the mask leaves, with what it adds to them."""
-    return scale * (key[rows] @ query) + bias[rows]
-
-
 def left_by(bias, rows):
     """The rows that the mask (S,) leaves."""
     return rows[~np.isneginf(bias[rows])]
@@ -177,28 +171,16 @@ def log_guess(query, scale, exact_score, exact_value, trees, marks):
         return lse[0] + np.log(np.linalg.norm(guess[0]))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a query sums besides its exact keys.
+def choose(query, key, value, bias, trees, exact, *, k, threshold, far_field, visit, scale, all_cells=False):
+    """The Choice of a query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
 
-    near : (N,) int, keys of opened cells; dropped : (D,) int, those that k has no room for (published rule);
-    mean_score : (F,), log masses of the nodes that stay closed; mean_value : (F, dv), their mean values;
-    margin : gap in log risk between what was opened (expanded) last and what was not.
+    bias (S,) is its row of the mask: nodes that it hides stand for nothing; those that it cuts are opened, and all where these
+    leave more than a sixth of the sealed keys. Also returns the gap in log risk between what was opened (expanded) last and
+    what was not.
     """
-
-    near: np.ndarray
-    dropped: np.ndarray
-    mean_score: np.ndarray
-    mean_value: np.ndarray
-    margin: float
-
-
-def choose(query, key, value, bias, trees, exact, *, k, threshold, all_cells, far_field, visit, scale):
-    """The Choice of a query (d,) among trees (a list of (first key, Tree)); arguments as in `attend_one`.
-
-    Nodes that the mask hides stand for nothing; those that it cuts are opened, and all where these leave more than a sixth of
-    the sealed keys.
-    """
+    exact = left_by(bias, exact)
+    if not trees:
+        return Choice(exact), np.inf
     marks = marks_of(bias, trees)
     risks = risks_of(query, scale, trees, marks)
     parent_risk = np.concatenate([p for p, _ in risks])
@@ -206,7 +188,7 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, all_cells, fa
     sealed, wanted = parent_count.sum(), k if far_field else visit
     expand_at = -np.inf
     if threshold is not None:
-        exact_score = scores_of(query, key, bias, exact, scale)
+        exact_score = scores_of(query, key, exact, scale, bias)
         open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks)
         expand_at = open_at + np.log(EXPAND_SHARE)
     elif far_field and wanted < sealed // EXPAND_FACTOR and MIN_EXPANDED < sealed:
@@ -227,44 +209,13 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, all_cells, fa
         for nodes, closed in ((tree.parents, ~expand & ~parent_hidden), (tree.cells, reached & ~opened)):
             mean_score.append(log_mass(query, scale, nodes, tree)[closed])
             mean_value.append(nodes.mean_value[closed])
-    near = left_by(bias, np.concatenate([np.empty(0, int), *near]))
-    kept = np.ones(len(near), bool)
-    if not far_field and len(near) > k:
-        kept[np.argsort(-scores_of(query, key, bias, near, scale), kind="stable")[k:]] = False
+    near, mean_score = left_by(bias, np.concatenate([np.empty(0, int), *near])), np.concatenate(mean_score)
     margin = min(gap(parent_risk, expand_at), gap(cell_risk, open_at))
-    return Choice(near[kept], near[~kept], np.concatenate(mean_score), np.concatenate(mean_value), margin)
-
-
-def combine(query, key, value, bias, exact, choice, *, far_field, scale):
-    """Softmax over the exact keys, the near ones and, with a far field, the means: out (dv,), lse, captured mass."""
-    score, dropped = (scores_of(query, key, bias, rows, scale) for rows in (np.r_[exact, choice.near], choice.dropped))
-    missed = np.concatenate([choice.mean_score, dropped])
-    top = max(score.max(initial=-np.inf), missed.max(initial=-np.inf))
-    top = 0.0 if np.isneginf(top) else top  # nothing is visible
-    summed_mass, missed_mass = np.exp(score - top).sum(), np.exp(missed - top).sum()
-    values = value[np.r_[exact, choice.near]]
     if far_field:
-        score, values = np.concatenate([score, choice.mean_score]), np.concatenate([values, choice.mean_value])
-    out, lse = softmax_sum(score[None], values)
-    total = summed_mass + missed_mass
-    return out[0], lse[0], summed_mass / total if total else 0.0
-
-
-def attend_one(query, key, value, bias, trees, exact, *, k, threshold, far_field, visit, scale, all_cells=False):
-    """One query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
-
-    bias (S,) is its row of the mask. Returns out (dv,), lse, near keys, captured mass and the margin of `Choice`.
-    """
-    exact = left_by(bias, exact)
-    if not trees:
-        out, lse = softmax_sum(scores_of(query, key, bias, exact, scale)[None], value[exact])
-        return out[0], lse[0], 0, 1.0 if len(exact) else 0.0, np.inf
-    choice = choose(
-        query, key, value, bias, trees, exact,
-        k=k, threshold=threshold, all_cells=all_cells, far_field=far_field, visit=visit, scale=scale,
-    )
-    out, lse, mass = combine(query, key, value, bias, exact, choice, far_field=far_field, scale=scale)
-    return out, lse, len(choice.near), mass, choice.margin
+        return Choice(np.r_[exact, near], mean_score, np.concatenate(mean_value)), margin
+    score = scores_of(query, key, near, scale, bias)  # of the visited keys the k largest are kept
+    order = np.argsort(-score, kind="stable")
+    return Choice(np.r_[exact, near[np.sort(order[:k])]], left_out=np.r_[mean_score, score[order[k:]]]), margin
 
 
 def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False, moments=None, far_field=True, causal=False,
@@ -329,24 +280,23 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
             )
         return first, built[b, head, first, end]
 
-    out, lse = np.zeros((batch, heads, queries, value.shape[-1])), np.full((batch, heads, queries), -np.inf)
-    near, mass = np.zeros((batch, heads, queries), np.int32), np.zeros((batch, heads, queries), np.float32)
-    margin = np.full((batch, heads, queries), np.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for b, h, i in np.ndindex(batch, heads, queries):
-            position = keys - queries + i
-            if keys == 0 or (causal and position < 0):
-                continue
-            exact, ranges = exact_and_sealed(position, keys, causal=causal, block=block, sinks=sinks)
-            # where segments would begin without sinks: the queries of these count for their moments
-            whole = {end: start for start, end in exact_and_sealed(position, keys, causal=causal, block=block, sinks=0)[1]}
-            result = attend_one(
-                query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i],
-                [tree(b, h // group, first, end, whole[end]) for first, end in ranges], exact,
-                k=k, threshold=thresholds[h], all_cells=all_cells[h], far_field=far_field, visit=visit, scale=scale,
-            )
-            out[b, h, i], lse[b, h, i], near[b, h, i], mass[b, h, i], margin[b, h, i] = result
-    returned = (out, lse, near, mass)
+    near, margin = np.zeros((batch, heads, queries), np.int32), np.full((batch, heads, queries), np.inf)
+
+    def choice_of(b, h, i):
+        position = keys - queries + i
+        if keys == 0 or (causal and position < 0):
+            return Choice(np.empty(0, int))
+        exact, ranges = exact_and_sealed(position, keys, causal=causal, block=block, sinks=sinks)
+        # where segments would begin without sinks: the queries of these count for their moments
+        whole = {end: start for start, end in exact_and_sealed(position, keys, causal=causal, block=block, sinks=0)[1]}
+        trees = [tree(b, h // group, first, end, whole[end]) for first, end in ranges]
+        choice, margin[b, h, i] = choose(
+            query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i], trees, exact, k=k, threshold=thresholds[h],
+            all_cells=all_cells[h], far_field=far_field, visit=visit, scale=scale,
+        )
+        near[b, h, i] = len(choice.keys) - len(left_by(mask[b, h, i], exact)) if ranges else 0
+        return choice
+
+    out, lse, mass = attend_chosen(query, key, value, choice_of, scale=scale, bias=mask)
+    returned = (out, lse, near, mass.astype(np.float32))
     return (*returned, margin) if return_margin else returned
-
-

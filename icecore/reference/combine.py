@@ -1,0 +1,58 @@
+"""What a query attends to, chosen, and the one softmax over it: every selector shares `combine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icecore.reference.dense import softmax_sum
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a query sums.
+
+    keys : (N,) int, summed exactly; a key that is listed twice counts twice;
+    mean_score : (F,), log masses of the nodes that stand for their keys; mean_value : (F, dv), their mean values;
+    left_out : (G,), log masses of what is known and dropped.
+    """
+
+    keys: np.ndarray
+    mean_score: np.ndarray = ()
+    mean_value: np.ndarray | None = None
+    left_out: np.ndarray = ()
+
+
+def scores_of(query, key, rows, scale, bias=None):
+    """Scores of those rows of key (S, d), with what a row of the mask (S,) adds to them."""
+    return scale * (key[rows] @ query) + (0.0 if bias is None else bias[rows])
+
+
+def combine(query, key, value, choice, scale, bias=None):
+    """Softmax of a query (d,) over the keys and means of a Choice: out (dv,), lse, captured mass.
+
+    Captured mass is the share of the keys in the mass of keys, means and what is left out.
+    """
+    score = scores_of(query, key, choice.keys, scale, bias)
+    mean_value = value[:0] if choice.mean_value is None else choice.mean_value
+    out, lse = softmax_sum(np.r_[score, choice.mean_score][None], np.concatenate([value[choice.keys], mean_value]))
+    summed, missed = (np.logaddexp.reduce(s, initial=-np.inf) for s in (score, np.r_[choice.mean_score, choice.left_out]))
+    total = np.logaddexp(summed, missed)
+    return out[0], lse[0], 0.0 if np.isneginf(total) else np.exp(summed - total)
+
+
+def attend_chosen(query, key, value, choose, *, scale=None, bias=None):
+    """Attention of each query to what ``choose(batch, head, row)``, a Choice, gives it: out, lse, captured mass, by query.
+
+    query (B, H, L, d), key (B, H_k, S, d) and value (B, H_k, S, dv) are float64; bias (B, H, L, S) is optional.
+    """
+    group = query.shape[1] // key.shape[1] if query.shape[1] else 1
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out, (lse, mass) = np.empty((*query.shape[:3], value.shape[-1])), np.empty((2, *query.shape[:3]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for b, h, i in np.ndindex(query.shape[:3]):
+            own = None if bias is None else bias[b, h, i]
+            row = query[b, h, i], key[b, h // group], value[b, h // group]
+            out[b, h, i], lse[b, h, i], mass[b, h, i] = combine(*row, choose(b, h, i), scale, own)
+    return out, lse, mass
