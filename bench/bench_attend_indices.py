@@ -12,6 +12,7 @@ from baselines import torch_array, torch_gather
 from bench_exact import TYPES, storage
 from data import gaussian
 from measure import alternate, machine, relative_error
+from recorded import record
 
 import icecore
 
@@ -93,6 +94,7 @@ def heads():
 
 
 if __name__ == "__main__":
+    record()
     print(machine())
     for part in sys.argv[1:] or ["shapes", "heads"]:
         {"shapes": shapes, "heads": heads}[part]()

@@ -18,6 +18,7 @@ import pytest
 from baselines import torch_sdpa
 from data import decode_heads
 from measure import machine
+from recorded import record
 
 import icecore
 
@@ -220,4 +221,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

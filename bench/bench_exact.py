@@ -11,6 +11,7 @@ import pytest
 from baselines import naive_numpy, torch_array, torch_sdpa
 from data import gaussian
 from measure import alternate, machine, relative_error
+from recorded import record
 
 import icecore
 
@@ -126,4 +127,5 @@ def main(wanted):
 
 
 if __name__ == "__main__":
+    record()
     main(sys.argv[1:] or ["prefill", "decode"])

@@ -24,6 +24,7 @@ import pytest
 from index_baselines import METHODS, Method, Searcher, Truth, timed, tune
 from index_data import SETS, clustered, dinov2, images, intrinsic, smollm2
 from measure import alternate, machine
+from recorded import record
 
 import icecore
 
@@ -430,4 +431,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

@@ -19,6 +19,7 @@ import numpy as np
 from index_baselines import METHODS, hnswlib_graph
 from index_data import NORMS, mixture, normed
 from measure import alternate, machine
+from recorded import record
 
 import icecore
 
@@ -150,4 +151,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

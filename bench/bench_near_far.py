@@ -24,6 +24,7 @@ from baselines import torch_sdpa
 from data import capture, gaussian
 from index_data import dinov2_heads
 from measure import alternate, machine
+from recorded import record
 
 import icecore
 
@@ -302,4 +303,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

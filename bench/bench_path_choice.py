@@ -14,6 +14,7 @@ import numpy as np
 from data import capture
 from index_data import dinov2_heads
 from measure import alternate, machine
+from recorded import record
 
 import icecore
 from icecore import _cost_model
@@ -72,4 +73,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

@@ -24,6 +24,7 @@ import numpy as np
 from baselines import torch_sdpa
 from index_data import cached, normalized_picture
 from measure import alternate, machine, relative_error
+from recorded import record
 
 import icecore
 from icecore import nn
@@ -195,4 +196,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

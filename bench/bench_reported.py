@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from bench_tolerance import FACTOR, ROUNDING, TEXTS, run_layers, truth
+from recorded import record
 
 import icecore
 from icecore import nn
@@ -175,4 +176,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

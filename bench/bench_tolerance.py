@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from index_data import normalized_picture
 from measure import alternate, machine
+from recorded import record
 
 import icecore
 from icecore import nn
@@ -279,4 +280,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

@@ -13,6 +13,7 @@ import argparse
 import time
 
 import numpy as np
+from recorded import record
 
 
 class Timed:
@@ -140,4 +141,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from recorded import record
 
 import icecore
 from icecore import nn
@@ -60,4 +61,5 @@ def main(text):
 
 
 if __name__ == "__main__":
+    record()
     main(Path(sys.argv[1]).read_text(encoding="utf-8") if len(sys.argv) > 1 else manual())

@@ -14,6 +14,7 @@ import mailbox
 from pathlib import Path
 
 import numpy as np
+from recorded import record
 
 from icecore.evaluation import methods, models, questions, texts
 from icecore.evaluation.statistics import retained
@@ -97,4 +98,5 @@ def main():
 
 
 if __name__ == "__main__":
+    record()
     main()

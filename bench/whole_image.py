@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from index_data import normalized_picture
 from measure import alternate, machine, relative_error
+from recorded import record
 
 import icecore
 from icecore import nn
@@ -52,4 +53,5 @@ def main(sides):
 
 
 if __name__ == "__main__":
+    record()
     main([int(argument) for argument in sys.argv[1:]] or [518, 1260])

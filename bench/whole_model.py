@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 from measure import alternate, machine
+from recorded import record
 
 import icecore
 from icecore import nn
@@ -55,4 +56,5 @@ def main(lengths):
 
 
 if __name__ == "__main__":
+    record()
     main([int(argument) for argument in sys.argv[1:]] or [1024, 4096, 8100])

@@ -8,6 +8,7 @@ The last rows show what the tasks need: a window of keys alone, and a window whe
 
 import argparse
 import importlib
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,8 @@ def evaluate(name, count, limit, chosen):
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+    importlib.import_module("recorded").record()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default all")
     parser.add_argument("--count", type=int, default=300, help="sequences of each test; default 300")
