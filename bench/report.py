@@ -28,7 +28,7 @@ def lines_of(run, table, current):
         old = isinstance(row, dict) and row["version"] != current
         yield line_of([f"{first} ({row['version']})" if old else first, *others])
     if run["version"] != current:
-        yield f"\nMeasured with {run['version']}; the current version is {current}."
+        yield f"\nVersion: {run['version']} (now {current})."
 
 
 def written(text, current=None):

@@ -40,7 +40,7 @@ def test_what_an_older_version_measured_is_marked(report):
     table = {"columns": ["a", ""], "rows": rows}
     lines = ["| a | |", "|---|---|", "| x | 1 |", "| y (0) | 2 |", "| z | 3 |"]
     assert list(report.lines_of(run, table, "1")) == lines
-    assert "Measured with 1; the current version is 2." in list(report.lines_of(run, table, "2"))[-1]
+    assert "Version: 1 (now 2)." in list(report.lines_of(run, table, "2"))[-1]
 
 
 def test_json_holds_what_was_printed(report, tmp_path):
