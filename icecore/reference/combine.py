@@ -43,16 +43,19 @@ def combine(query, key, value, choice, scale, bias=None):
 
 
 def attend_chosen(query, key, value, choose, *, scale=None, bias=None):
-    """Attention of each query to what ``choose(batch, head, row)``, a Choice, gives it: out, lse, captured mass, by query.
+    """Attention of each query to what ``choose(batch, head, row)``, a Choice, gives it.
 
-    query (B, H, L, d), key (B, H_k, S, d) and value (B, H_k, S, dv) are float64; bias (B, H, L, S) is optional.
+    query (B, H, L, d), key (B, H_k, S, d) and value (B, H_k, S, dv) are float64; bias (B, H, L, S) is optional. Returns out
+    (B, H, L, dv) and, for each query, lse, captured mass and the number of keys.
     """
     group = query.shape[1] // key.shape[1] if query.shape[1] else 1
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     out, (lse, mass) = np.empty((*query.shape[:3], value.shape[-1])), np.empty((2, *query.shape[:3]))
+    count = np.zeros(query.shape[:3], np.int64)
     with np.errstate(invalid="ignore", over="ignore"):
         for b, h, i in np.ndindex(query.shape[:3]):
-            own = None if bias is None else bias[b, h, i]
+            choice, own = choose(b, h, i), None if bias is None else bias[b, h, i]
             row = query[b, h, i], key[b, h // group], value[b, h // group]
-            out[b, h, i], lse[b, h, i], mass[b, h, i] = combine(*row, choose(b, h, i), scale, own)
-    return out, lse, mass
+            out[b, h, i], lse[b, h, i], mass[b, h, i] = combine(*row, choice, scale, own)
+            count[b, h, i] = len(choice.keys)
+    return out, lse, mass, count

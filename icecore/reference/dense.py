@@ -51,6 +51,12 @@ def softmax_sum(scores, value):
     return summed / np.where(total == 0.0, 1.0, total)[..., None], lse
 
 
+def bias_of(mask):
+    """What a mask adds to scores."""
+    mask = np.asarray(mask)
+    return np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
+
+
 def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, scale=None):
     """Exact attention in float64.
 
@@ -79,8 +85,7 @@ def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mas
             chunk = slice(i, i + rows)
             scores = scale * (query[:, :, chunk] @ key.swapaxes(-1, -2))  # (B, H, rows, S)
             if attn_mask is not None:
-                mask = attn_mask[:, :, chunk]
-                bias = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
+                bias = bias_of(attn_mask[:, :, chunk])
                 scores = np.where(np.isneginf(bias), -np.inf, scores + bias)
             scores = np.where(visible[chunk], scores, -np.inf)
             out[:, :, chunk], lse[:, :, chunk] = softmax_sum(scores, value)

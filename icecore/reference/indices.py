@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icecore.reference.combine import Choice, attend_chosen
+from icecore.reference.dense import visible_count
 
 
 def attend_indices(query, key, value, indices, *, causal=False, scale=None):
@@ -23,11 +24,6 @@ def attend_indices(query, key, value, indices, *, causal=False, scale=None):
     out : (B, H, L, dv) float64; lse : (B, H, L) float64
     """
     query, key, value = (np.asarray(a).astype(np.float64) for a in (query, key, value))
-    queries, keys = query.shape[2], key.shape[2]
-
-    def choose(b, h, i):
-        last = keys - queries + i if causal else keys - 1  # the last key that the query may see
-        listed = indices[b, h, i]
-        return Choice(listed[(listed >= 0) & (listed <= last)])
-
-    return attend_chosen(query, key, value, choose, scale=scale)[:2]
+    end = visible_count(query.shape[2], key.shape[2], causal)[:, None]  # (L, 1)
+    seen = (indices >= 0) & (indices < end)  # (B, H, L, K)
+    return attend_chosen(query, key, value, lambda *row: Choice(indices[row][seen[row]]), scale=scale)[:2]

@@ -6,7 +6,7 @@ import numpy as np
 
 from icecore.reference.cells import build_tree
 from icecore.reference.combine import Choice, attend_chosen, scores_of
-from icecore.reference.dense import softmax_sum
+from icecore.reference.dense import bias_of, softmax_sum
 from icecore.reference.random import segment_seed
 
 #: Keys of the largest segments, unless a block has more; of pairs that are merged as soon as they are complete.
@@ -254,9 +254,7 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
     scale = 1.0 / np.sqrt(dim) if scale is None else scale
-    mask = np.zeros(()) if attn_mask is None else np.asarray(attn_mask)
-    mask = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
-    mask = np.broadcast_to(mask, (batch, heads, queries, keys))
+    mask = np.broadcast_to(0.0 if attn_mask is None else bias_of(attn_mask), (batch, heads, queries, keys))
     group = heads // key.shape[1] if heads else 1
     thresholds = [None] * heads if threshold is None else np.broadcast_to(threshold, heads)
     all_cells = np.broadcast_to(all_cells, heads)
@@ -294,9 +292,9 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
             query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i], trees, exact, k=k, threshold=thresholds[h],
             all_cells=all_cells[h], far_field=far_field, visit=visit, scale=scale,
         )
-        near[b, h, i] = len(choice.keys) - len(left_by(mask[b, h, i], exact)) if ranges else 0
+        near[b, h, i] = len(choice.keys) - len(left_by(mask[b, h, i], exact))
         return choice
 
-    out, lse, mass = attend_chosen(query, key, value, choice_of, scale=scale, bias=mask)
+    out, lse, mass, _ = attend_chosen(query, key, value, choice_of, scale=scale, bias=mask)
     returned = (out, lse, near, mass.astype(np.float32))
     return (*returned, margin) if return_margin else returned

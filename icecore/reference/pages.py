@@ -46,13 +46,10 @@ def pages_attention(query, key, value, *, k, causal=False, scale=None):
     """
     query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    group, ends = query.shape[1] // key.shape[1], visible_count(query.shape[2], key.shape[2], causal)
-    near = np.zeros(query.shape[:3], int)
+    group, end = query.shape[1] // key.shape[1], visible_count(query.shape[2], key.shape[2], causal)
 
     def choose(b, h, i):
-        choice = Choice(choose_pages(scale * query[b, h, i], key[b, h // group, : ends[i]], k))
-        near[b, h, i] = len(choice.keys)
-        return choice
+        return Choice(choose_pages(scale * query[b, h, i], key[b, h // group, : end[i]], k))
 
-    out, lse, _ = attend_chosen(query, key, value, choose, scale=scale)
+    out, lse, _, near = attend_chosen(query, key, value, choose, scale=scale)
     return out, lse, near
