@@ -43,8 +43,6 @@ METHODS = {
     "k=256": {"k": 256},
     "tolerance 0.15, metric of the queries": {"tolerance": 0.15, "of_queries": True},
     "k=256, metric of the queries": {"k": 256, "of_queries": True},
-    "published, k=64": {"k": 64, "far_field": False},
-    "published, k=256": {"k": 256, "far_field": False},
 }
 #: Options that calls which are not causal have no use for, or have by themselves.
 OF_CAUSAL_CALLS = {"window", "of_queries"}
@@ -121,7 +119,6 @@ def compare(name, with_torch=True, chosen=tuple(METHODS)):
     source, query, key, value, options = workload(name)
     length, group = query.shape[2], query.shape[1] // key.shape[1]
     methods = {method: METHODS[method] for method in chosen if options["causal"] or not OF_CAUSAL_CALLS & {*METHODS[method]}}
-    methods = {method: o for method, o in methods.items() if length <= 8192 or "far_field" not in o}  # these take minutes there
     calls = {method: lambda o=o: near_far(query, key, value, **options, **o) for method, o in methods.items()}
     factor = {}
     if length <= 32768:
@@ -158,7 +155,7 @@ def compare(name, with_torch=True, chosen=tuple(METHODS)):
 
 
 #: What belongs together in a figure.
-KINDS = (("tolerance", "o-", "near/far by tolerance"), ("k=", "s-", "near/far by k"), ("published", "^-", "the rest dropped"))
+KINDS = (("tolerance", "o-", "near/far by tolerance"), ("k=", "s-", "near/far by k"))
 
 
 def figure(rows, path):

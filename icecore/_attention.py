@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from icecore._arguments import parts_of
@@ -20,9 +22,9 @@ from icecore._info import join_infos
 from icecore._runtime import threads_for_call
 
 
-def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_field=True, causal=False, window=None, sinks=None,
-              scale=None, attn_mask=None, visit=None, metric=None, last_exact=0, selector=None, return_lse=False,
-              return_info=False, out=None, num_threads=None, seed=0, **others):
+def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal=False, window=None, sinks=None, scale=None,
+              attn_mask=None, metric=None, last_exact=0, selector=None, visit=None, return_lse=False, return_info=False,
+              out=None, num_threads=None, seed=0, far_field=None, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -48,9 +50,6 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         `AttentionInfo.error`, and a warning says so where it ends well above the tolerance. 0.05 is a good start.
     plan : LayerPlan, optional
         Instead of k, tolerance, window and sinks: what `calibrate` found for this layer, ``plan[layer]``.
-    far_field : bool, default True
-        Every unopened cell contributes through its mean key and mean value. False is the published rule of IceFormer: the k
-        visited keys with the largest scores, the rest dropped.
     causal : bool, default False
         Query i sees keys up to S - L + i (aligned bottom-right, as a cache needs it).
     window : int, optional
@@ -66,9 +65,6 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
         finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
         near/far attention hidden keys count neither near nor far; cells of which some keys are hidden or biased are opened, so
         that scattered masks leave little to gain, while padding, documents and windows leave most.
-    visit : int, optional
-        With far_field=False: keys to visit per query, at least k; default ``max(8 * k, 1024)``. ``visit=S`` finds the exact
-        top k.
     metric : array_like, (H_k, d, d) or (H_k, d), optional
         With k or tolerance: second moments of queries (`query_metric`), or their diagonals, which say which keys are near one
         another; no score changes. Default: with causal=True those of the queries that stand at the keys of each sealed segment,
@@ -78,10 +74,16 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     last_exact : int, default 0
         With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one
         key, which an error that is a mean over many rows does not protect.
-    selector : {"pages"}, optional
-        With k: another method of choosing keys, for comparisons. ``"pages"`` is Quest's: of pages of 16 keys those that could
-        hold the largest scores, by their componentwise maxima and minima, until they hold k keys, and the page that a query
-        sees a part of; the rest is dropped. It always runs where k < S, and takes no tolerance, window, sinks, mask or metric.
+    selector : {"pages", "pdci"}, optional
+        With k: another method of choosing keys, for comparisons; all other keys are dropped. ``"pages"`` is Quest's: of pages
+        of 16 keys those that could hold the largest scores, by their componentwise maxima and minima, until they hold k keys,
+        and the page that a query sees a part of. ``"pdci"`` is IceFormer's: the k keys with the largest scores among those
+        that Prioritized DCI visits (two composite indices of seven projections, in trees of two levels; with causal=True of
+        whole blocks of 512 keys, and the newest keys are compared besides). They always run where k < S, and take no
+        tolerance, window, sinks, mask or metric.
+    visit : int, optional
+        With ``selector="pdci"``: keys that each composite index visits per query, at least k; default ``max(8 * k, 1024)``.
+        With ``visit=S`` the k keys are those with the largest scores of all.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance half its error
         counts as one more component of the output's, whether it is returned or not: it is an estimate, off by up to twice the
@@ -93,7 +95,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     num_threads : int, optional
         For this call; default as in `get_num_threads`.
     seed : int, default 0
-        Of the cells' sampled parents. The same seed gives the same bits for any number of threads.
+        Of the cells' sampled parents, and of projections. The same seed gives the same bits for any number of threads.
+    far_field : bool, optional
+        Deprecated: False is ``selector="pdci"``, and warns.
 
     Returns
     -------
@@ -116,14 +120,16 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     -----
     A query that sees no key gives 0 and lse -inf, never NaN. A key that is not visible contributes nothing, whatever it holds.
     NaN and inf in visible inputs propagate as IEEE arithmetic has it; by way of cell means they reach every query that uses the
-    cell, and an inf may come out as NaN.
+    cell, and an inf may come out as NaN. With a selector keys that are not finite reach the queries that choose them, and a NaN
+    score is always chosen.
 
-    With a far field, queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively, unless
-    the tolerance is below 0.01; sums are in float32.
+    In near/far attention queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively,
+    unless the tolerance is below 0.01; sums are in float32.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
     O(L (window + k + S / 256 + cells of expanded parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of
-    keys and values (of 16 bits where they are rounded, and then one more).
+    keys and values (of 16 bits where they are rounded, and then one more). ``selector="pdci"``: about
+    O(L (sqrt(S) d + visit (projections + d))) time, and about 60 log2(S / 512) bytes per key when causal, else 120.
 
     Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
 
@@ -132,12 +138,15 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
     .. [3] Quest, arXiv 2406.10774 (``selector="pages"``).
+    .. [4] Prioritized DCI, arXiv 1703.00440 (with [1]: ``selector="pdci"``).
     """
     refuse_names("attention", others)
+    if far_field is not None:
+        selector = _selector_of(far_field, selector)
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
     problem, causal = check_problem(query, key, value), bool(causal)
     parts = parts_of(problem, causal=causal, plan=plan, selector=selector, attn_mask=attn_mask, k=k, tolerance=tolerance,
-                     far_field=far_field, window=window, sinks=sinks, visit=visit, metric=metric)
+                     window=window, sinks=sinks, visit=visit, metric=metric)
     scale, mask = check_scale(scale, problem.query.shape[-1]), check_mask(attn_mask, problem)
     last_exact = min(integer(last_exact, "last_exact", 0), problem.query.shape[2])
     if out is not None:
@@ -158,3 +167,13 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, far_fi
     if return_info:
         returned.append(join_infos(infos, shape))
     return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+def _selector_of(far_field, selector):
+    """What the deprecated `far_field` says of the selector."""
+    warnings.warn("far_field is deprecated; far_field=False is selector='pdci' now", FutureWarning, stacklevel=3)
+    if far_field:
+        return selector
+    if selector not in (None, "pdci"):
+        raise ValueError(f"far_field=False is selector='pdci'; got selector={selector!r} as well")
+    return "pdci"

@@ -68,10 +68,10 @@ class Call:
         elif s.k is None:
             info = self._exact(s.window, s.sinks)
         elif s.selector is not None:
-            info = self._pages()
+            info = self._selected()
         else:
-            pays = not s.far_field
-            if s.far_field and p.query.size and p.key.size:
+            pays = False
+            if p.query.size and p.key.size:
                 pays, predicted = self._near_far_pays()
             info = self._near_far() if pays else self._exact(None, 0)
         return replace(info, predicted=predicted) if self.return_info else None
@@ -99,10 +99,13 @@ class Call:
         _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks))
         return self._exact_info(window, sinks) if self.return_info else None
 
-    def _pages(self):
-        near = np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
-        _native.attend_pages(self._native(), self.settings.k, near)
-        return AttentionInfo("pages", near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
+    def _selected(self):
+        s, near = self.settings, np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
+        if s.selector == "pages":
+            _native.attend_pages(self._native(), s.k, near)
+        else:
+            _native.attend_pdci(self._native(), s.k, s.visit, self.seed, near)
+        return AttentionInfo(s.selector, near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
 
     def _near_far_pays(self):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
@@ -120,7 +123,7 @@ class Call:
 
     def _near_far(self):
         s, shape = self.settings, self.problem.shape[:3]
-        report = new_report(shape, s.far_field) | {"seconds": np.empty(3)} if self.return_info else {}
+        report = new_report(shape) | {"seconds": np.empty(3)} if self.return_info else {}
         if self.return_info and s.tolerance is None and self.lse is None:
             self.lse = np.empty(shape, np.float32)  # its error counts, too
         if s.tolerance is not None:
@@ -132,18 +135,16 @@ class Call:
             return None
         if s.tolerance is None and s.head_threshold is None:
             report |= self._errors_of_rows()
-        visited = None
-        if s.far_field:
-            near, summaries, keys = report["near_count"], report["summaries"], self.problem.key.shape[2]
-            visited = visited_fraction(near, summaries, keys, self.causal, s.window, s.sinks)
+        near, summaries, keys = report["near_count"], report["summaries"], self.problem.key.shape[2]
+        visited = visited_fraction(near, summaries, keys, self.causal, s.window, s.sinks)
         return info_of(report, visited)
 
     def _options(self):
         s = self.settings
         prices = {} if s.tolerance is None else _cost_model.model_in_force().prices(self._work())
         return _native.NearFar(
-            near_keys=s.k, visit=s.visit, far_field=s.far_field, tolerance=s.tolerance or 0.0, head_tolerance=s.head_tolerance,
-            head_threshold=s.head_threshold, moments=s.metric, rounding=s.far_field and s.rounded and rounds(s.tolerance),
+            near_keys=s.k, tolerance=s.tolerance or 0.0, head_tolerance=s.head_tolerance,
+            head_threshold=s.head_threshold, moments=s.metric, rounding=s.rounded and rounds(s.tolerance),
             block=s.window or 1, cell_size=s.cell_size, head_cell_size=s.head_cell_size, seed=self.seed, **prices,
         )
 
@@ -186,7 +187,11 @@ class Call:
         p, s = self.problem, self.settings
         options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": self.mask.given}
         if s.selector is not None:
-            out, lse, near = reference.pages_attention(p.query, p.key, p.value, k=s.k, causal=self.causal, scale=self.scale)
+            own = {"k": s.k, "causal": self.causal, "scale": self.scale}
+            if s.selector == "pages":
+                out, lse, near = reference.pages_attention(p.query, p.key, p.value, **own)
+            else:
+                out, lse, near = reference.pdci_attention(p.query, p.key, p.value, **own, visit=s.visit, seed=self.seed)
             info = AttentionInfo("reference", near.astype(np.int32), np.full(near.shape, np.nan, np.float32))
         elif s.k is None or s.tolerance is not None:
             window, sinks = (s.window, s.sinks) if s.k is None else (None, 0)
@@ -194,8 +199,8 @@ class Call:
             info = self._exact_info(window, sinks) if self.return_info else None
         else:
             out, lse, near, mass = reference.near_far_attention(
-                p.query, p.key, p.value, k=s.k, moments=self._moments(), far_field=s.far_field, block=s.window or 1,
-                visit=s.visit, seed=self.seed, cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size,
+                p.query, p.key, p.value, k=s.k, moments=self._moments(), block=s.window or 1, seed=self.seed,
+                cell_size=s.cell_size if s.head_cell_size is None else s.head_cell_size,
                 **options,
             )
             info = AttentionInfo("reference", near, mass)

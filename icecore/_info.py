@@ -98,12 +98,10 @@ class AttentionInfo:
         return f"expected to take {exact} exact, {near_far} near/far"
 
 
-def new_report(shape, with_bound=True):
+def new_report(shape):
     """Arrays of (batch, heads, queries) for `_native.Report`, by name."""
-    floats = ("captured_mass", "missed_bound") if with_bound else ("captured_mass",)
-    return {name: np.empty(shape, np.int32) for name in ("near_count", "summaries")} | {
-        name: np.empty(shape, np.float32) for name in floats
-    }
+    types = {"near_count": np.int32, "summaries": np.int32, "captured_mass": np.float32, "missed_bound": np.float32}
+    return {name: np.empty(shape, dtype) for name, dtype in types.items()}
 
 
 def new_errors(shape):

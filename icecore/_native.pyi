@@ -41,8 +41,6 @@ class NearFar:
         self,
         *,
         near_keys: int = 1,
-        visit: int = 1,
-        far_field: bool = True,
         tolerance: float = 0,
         head_tolerance: NDArray[np.float32] | None = None,
         head_threshold: NDArray[np.float32] | None = None,
@@ -76,6 +74,7 @@ def near_far_count(
     options: NearFar, query_heads: int, key_heads: int, queries: int, keys: int, causal: bool, sinks: int
 ) -> bytes: ...
 def attend_pages(problem: Problem, near_keys: int, near_count: NDArray[np.int32] | None) -> None: ...
+def attend_pdci(problem: Problem, near_keys: int, visit: int, seed: int, near_count: NDArray[np.int32] | None) -> None: ...
 def attend_indices(problem: Problem, indices: NDArray[np.int32] | NDArray[np.int64]) -> int | None: ...
 def build_segment(
     keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, moments: NDArray[np.float32] | None, cell_size: int,

@@ -20,7 +20,7 @@ CELL_SIZE = 16
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
 MIN_ROUNDED_TOLERANCE = 0.015
 #: Methods besides near/far attention.
-SELECTORS = ("pages",)
+SELECTORS = ("pages", "pdci")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class Settings:
 
     k: int | None
     tolerance: float | None = None
-    far_field: bool = True
-    visit: int = 1
     window: int | None = None
     sinks: int = 0
     cell_size: int = CELL_SIZE
@@ -45,6 +43,7 @@ class Settings:
     head_cell_size: np.ndarray | None = None
     metric: np.ndarray | None = None
     selector: str | None = None  # with k: another method
+    visit: int = 1  # of the selector pdci
     rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
 
 
@@ -80,12 +79,14 @@ def check_tolerance(tolerance):
     return float(tolerance)
 
 
-def check_selector(selector, k, **others):
-    """That `selector` is one, and comes with k and nothing else."""
+def check_selector(selector, *, k, visit, **others):
+    """That `selector` is one, and comes with what it takes: k, and visit if it is pdci."""
     if selector not in SELECTORS:
         raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, got {selector!r}")
     if k is None:
         raise ValueError(f"selector={selector!r} needs k=, the keys to attend to")
+    if visit is not None and selector != "pdci":
+        raise ValueError(f"visit={visit} needs selector='pdci'")
     given = [name for name, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"selector={selector!r} takes k alone; got {', '.join(given)} as well")
+        raise ValueError(f"selector={selector!r} takes no {', '.join(given)}")

@@ -201,13 +201,13 @@ cdef class NearFar:
     cdef icecore_near_far c
     cdef tuple arrays
 
-    def __cinit__(self, *, int64_t near_keys=1, int64_t visit=1, bint far_field=True, float tolerance=0,
+    def __cinit__(self, *, int64_t near_keys=1, float tolerance=0,
                   const float[::1] head_tolerance=None, const float[::1] head_threshold=None, float near_price=0, float node_price=0,
                   const float[:, :, ::1] moments=None, bint rounding=False, int64_t block=1, int64_t cell_size=1,
                   const int64_t[::1] head_cell_size=None, uint64_t seed=0):
         cdef icecore_near_far *c = &self.c
         self.arrays = head_tolerance, head_threshold, moments, head_cell_size
-        c.near_keys, c.visit, c.far_field = near_keys, visit, far_field
+        c.near_keys = near_keys
         c.tolerance, c.head_tolerance, c.head_threshold = tolerance, of_list(head_tolerance), of_list(head_threshold)
         c.near_price, c.node_price = near_price, node_price
         c.moments, c.rounding, c.block = of_cube(moments), rounding, block
@@ -264,6 +264,14 @@ def attend_pages(Problem problem not None, int64_t near_keys, int32_t[:, :, ::1]
     cdef icecore_status status
     with nogil:
         status = icecore_attend_pages(&problem.c, near_keys, counts)
+    check(status)
+
+
+def attend_pdci(Problem problem not None, int64_t near_keys, int64_t visit, uint64_t seed, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_pdci(&problem.c, near_keys, visit, seed, counts)
     check(status)
 
 

@@ -67,8 +67,7 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_attend_exact(const icecore_attention *problem)
 
     ctypedef struct icecore_near_far:
-        int64_t near_keys, visit
-        int far_field
+        int64_t near_keys
         float tolerance
         const float *head_tolerance
         const float *head_threshold
@@ -104,6 +103,8 @@ cdef extern from "icecore.h" nogil:
         int64_t count
         int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
     icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
+    icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
+                                       int32_t *near_count) nogil
     icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices,
                                           int64_t *place)
 

@@ -172,11 +172,9 @@ def near_far(
     head_tolerance=None,
     moments=None,
     rounding=False,
-    far_field=True,
     causal=False,
     block=1,
     sinks=0,
-    visit=None,
     attn_mask=None,
     cell_size=32,
     scale=None,
@@ -223,8 +221,6 @@ def near_far(
     )
     options = _native.NearFar(
         near_keys=k,
-        visit=visit or k,
-        far_field=far_field,
         tolerance=tolerance or 0.0,
         head_tolerance=None if head_tolerance is None else np.asarray(head_tolerance, np.float32),
         head_threshold=None if threshold is None else np.full(shape[1], threshold, np.float32),

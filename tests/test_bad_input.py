@@ -100,11 +100,12 @@ BAD_OPTIONS = [
     ({"sinks": "4"}, TypeError, "sinks must be an integer, got str"),
     ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     ({"seed": 0.5}, TypeError, "seed must be an integer, got float"),
-    ({"visit": 100}, ValueError, "visit=100 needs k and far_field=False"),
-    ({"k": 4, "visit": 100}, ValueError, "visit=100 needs k and far_field=False"),
-    ({"k": 4, "far_field": False, "visit": 3}, ValueError, "visit must be at least k=4, got 3"),
-    ({"k": 4, "far_field": False, "visit": 0}, ValueError, "visit must be at least 1, got 0"),
-    ({"k": 4, "far_field": False, "visit": 4.0}, TypeError, "visit must be an integer, got float"),
+    ({"visit": 100}, ValueError, "visit=100 needs selector='pdci'"),
+    ({"k": 4, "visit": 100}, ValueError, "visit=100 needs selector='pdci'"),
+    ({"k": 4, "selector": "pages", "visit": 100}, ValueError, "visit=100 needs selector='pdci'"),
+    ({"k": 4, "selector": "pdci", "visit": 3}, ValueError, "visit must be at least k=4, got 3"),
+    ({"k": 4, "selector": "pdci", "visit": 0}, ValueError, "visit must be at least 1, got 0"),
+    ({"k": 4, "selector": "pdci", "visit": 4.0}, TypeError, "visit must be an integer, got float"),
     ({"k": 4, "window": 7}, ValueError, "window=7 with k or tolerance needs causal=True"),
     ({"scale": np.nan}, ValueError, "scale must be finite, got nan"),
     ({"scale": -np.inf}, ValueError, "scale must be finite, got -inf"),
@@ -139,10 +140,10 @@ def test_options(options, error, message):
     fails(error, message, **options)
 
 
-@pytest.mark.parametrize("far_field", [False, True])
+@pytest.mark.parametrize("selector", [None, "pages", "pdci"])
 @pytest.mark.parametrize("k", [2**59, 2**61, 2**80])
-def test_any_large_k_is_all_keys(k, far_field):
-    out = icecore.attention(QUERY, KEY, VALUE, k=k, far_field=far_field)
+def test_any_large_k_is_all_keys(k, selector):
+    out = icecore.attention(QUERY, KEY, VALUE, k=k, selector=selector)
     np.testing.assert_allclose(out, icecore.attention(QUERY, KEY, VALUE), atol=1e-6)
 
 
@@ -217,14 +218,14 @@ def repeated(length, dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"causal": True}, {"k": 4}, {"k": 4, "far_field": False}], ids=describe
+    "options", [{}, {"causal": True}, {"k": 4}, {"k": 4, "selector": "pdci"}], ids=describe
 )
 def test_more_queries_than_memory(options):
     with pytest.raises((MemoryError, ValueError)):
         icecore.attention(repeated(2**55), repeated(10), repeated(10), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 4, "far_field": False}], ids=describe)
+@pytest.mark.parametrize("options", [{}, {"k": 4, "selector": "pdci"}], ids=describe)
 def test_more_keys_than_memory_in_float64(options):
     row = np.ones((1, 8))
     with pytest.raises((MemoryError, ValueError)):
@@ -233,10 +234,11 @@ def test_more_keys_than_memory_in_float64(options):
 
 @pytest.mark.parametrize("keys", [2**40, 2**55])
 @pytest.mark.parametrize("causal", [False, True])
-def test_more_keys_than_a_segment_takes(keys, causal):
+@pytest.mark.parametrize("selector", [None, "pdci"])
+def test_more_keys_than_a_segment_takes(keys, causal, selector):
     query = np.ones((3, 8), np.float32)
     with pytest.raises((MemoryError, ValueError)):
-        icecore.attention(query, repeated(keys), repeated(keys), k=4, far_field=False, causal=causal)
+        icecore.attention(query, repeated(keys), repeated(keys), k=4, selector=selector, causal=causal)
 
 
 def test_empty_arrays_of_huge_shapes():

@@ -231,7 +231,7 @@ def test_a_tolerance_is_tried_where_that_costs_little():
             assert icecore.attention(*arrays, return_info=True, k=20)[1].path == "near_far"
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 300}, {"k": 20, "far_field": False}])
+@pytest.mark.parametrize("options", [{}, {"k": 300}, {"k": 20, "selector": "pdci"}])
 def test_no_prediction_where_there_is_no_choice(options):
     arrays = inputs((2, 300, 8), (1, 300, 8), 8)
     with _cost_model.use(Says(0.0, 1.0)):
@@ -271,7 +271,7 @@ def test_visited_fraction_counts_what_is_read():
     with _cost_model.use(_cost_model.NearFarAlways()):
         _, info = icecore.attention(*arrays, **options)
         _, causal = icecore.attention(*arrays, causal=True, window=50, sinks=3, **options)
-        assert icecore.attention(*arrays, k=20, far_field=False, return_info=True)[1].visited_fraction is None
+        assert icecore.attention(*arrays, k=20, selector="pdci", return_info=True)[1].visited_fraction is None
     np.testing.assert_allclose(info.visited_fraction, (info.near_keys + info.summaries) / 500, rtol=1e-6)
     cache = icecore.KVCache(1, 8, tolerance=0.2, window=50, sinks=3)
     cache.append(*arrays[1:])

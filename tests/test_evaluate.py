@@ -160,7 +160,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, line, message):
         (["--tolerance", "0.1"], ["near_far:tolerance=0.1,window=768"]),
         (["--k", "64"], ["near_far:k=64,window=768"]),
         (["--method", "near_far", "top_k", "--tolerance", "0.1", "--k", "64"],
-         ["near_far:tolerance=0.1,window=768", "top_k:k=64,window=768"]),
+         ["near_far:tolerance=0.1,window=768", "top_k:k=64"]),
         (["--method", "near_far:k=8", "near_far", "exact", "--tolerance", "0.1", "--window", "99"],
          ["near_far:k=8,window=99", "near_far:tolerance=0.1,window=99", "exact"]),
     ],
@@ -182,7 +182,7 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
     [
         (["--task", "poetry"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'poetry'"),
         (["--task", "image"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'image'"),
-        (["--method", "magic"], "method must be one of exact, near_far, top_k, published, window, plan, got 'magic'"),
+        (["--method", "magic"], "method must be one of exact, near_far, top_k, pdci, pages, window, plan, got 'magic'"),
         (["--tolerance", "2"], "tolerance must be above 0 and below 1, got 2.0"),
         (["--tolerance", "0.1", "--method", "window"], "--tolerance 0.1: none of the methods window takes it"),
         (["--method", "plan"], "method plan needs the file of a plan: plan:file=plan.json"),

@@ -18,8 +18,9 @@ CALLS = {  # method -> what it says to icecore.attention, on 2048 keys
     "exact": {},
     "near_far": {"tolerance": 0.02, "window": 768},
     "near_far:k=40,window=256": {"k": 40, "window": 256},
-    "top_k:k=40,window=128": {"k": 40, "window": 128, "far_field": False, "visit": 2048},
-    "published:k=100,window=128": {"k": 100, "window": 128, "far_field": False, "visit": 1024},
+    "top_k:k=40": {"k": 40, "selector": "pdci", "visit": 2048},
+    "pdci:k=100": {"k": 100, "selector": "pdci", "visit": 1024},
+    "pages:k=100": {"k": 100, "selector": "pages"},
     "window:window=300": {"window": 300, "sinks": 16},
 }
 
@@ -49,14 +50,11 @@ def test_layers_with_their_own_window_are_exact(arrays, name):
 
 def test_top_k_sums_the_largest_scores(capture):
     arrays = [array[:, :400] for array in capture]
-    out = methods.method("top_k", k=20, window=1).causal(*arrays, layer=0)
+    out = methods.method("top_k", k=20).causal(*arrays, layer=0)
     scores = np.einsum("hld,sd->hls", arrays[0].astype(np.float64), arrays[1][0]) / 8  # d = 64
     for query in (150, 399):
-        fixed = [*range(16), query - 1, query]  # sinks, and one to two windows of one
-        others = np.setdiff1d(np.arange(query + 1), fixed)
         for head in range(3):
-            best = others[np.argsort(-scores[head, query, others])[:20]]
-            kept = np.concatenate([fixed, best])
+            kept = np.argsort(-scores[head, query, : query + 1])[:20]
             weights = np.exp(scores[head, query, kept] - scores[head, query, kept].max())
             expected = weights @ arrays[2][0][kept] / weights.sum()
             np.testing.assert_allclose(out[head, query], expected, atol=1e-5)
@@ -92,14 +90,14 @@ def test_k_replaces_near_fars_tolerance():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("nearfar", "method must be one of exact, near_far, top_k, published, window, plan, got 'nearfar'"),
+        ("nearfar", "method must be one of exact, near_far, top_k, pdci, pages, window, plan, got 'nearfar'"),
         ("near_far:tolerance=1", "tolerance must be above 0 and below 1, got 1.0"),
         ("near_far:decode=0", "decode must be above 0 and below 1, got 0.0"),
         ("window:decode=0.1", "method window takes window, got decode=0.1"),
         ("near_far:tolerance=0.1,k=3", "takes tolerance or k, got tolerance=0.1 and k=3"),
         ("top_k:k=0", "k must be at least 1, got 0"),
         ("top_k:k=many", "k must be a number, got 'many'"),
-        ("top_k:tolerance=0.1", "method top_k takes k and window, got tolerance=0.1"),
+        ("top_k:tolerance=0.1", "method top_k takes k, got tolerance=0.1"),
         ("exact:k=3", "method exact takes no options, got k=3"),
         ("window:window=0", "window must be at least 1, got 0"),
         ("window:size=3", "option must be one of tolerance, k, window, file, decode, got 'size=3'"),

@@ -164,7 +164,7 @@ def test_finite_numbers_of_any_size_never_hide_and_never_give_nan(isa, queries, 
 
 
 @pytest.mark.parametrize(
-    "options", [{"k": 40}, {"threshold": 0.01}, {"tolerance": 0.05}, {"k": 3000, "far_field": False, "visit": 3000}], ids=str
+    "options", [{"k": 40}, {"threshold": 0.01}, {"tolerance": 0.05}, {"k": 3000}], ids=str
 )
 def test_finite_numbers_of_any_size_in_near_far_attention(isa, options):
     query, key, value = inputs((2, 60, DIM), (2, 3000, DIM), DIM)

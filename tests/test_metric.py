@@ -65,7 +65,7 @@ def test_queries_that_say_nothing_give_the_identity():
     assert icecore.query_metric(query[:, :32], 1)[0, 7, 7] > 1000  # two heads of 32 rows each
 
 
-BUDGETS = ({"k": 40}, {"tolerance": 0.1}, {"k": 40, "far_field": False, "visit": 80})
+BUDGETS = ({"k": 40}, {"tolerance": 0.1})
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -80,7 +80,7 @@ def test_components_that_no_query_uses_do_no_harm(budget, causal):
     assert not metric[:, 3:7].any()
     given, own = (near_far(query, key, value, causal=causal, metric=m, **budget) for m in (metric, None))
     errors = [mean_row_error(out, exact) for out in (given, own)]
-    assert max(errors) < (0.5 if budget.get("far_field", True) else np.inf)
+    assert max(errors) < 0.5
     assert max(errors) < 1.5 * min(errors) + 0.02
 
 

@@ -31,15 +31,14 @@ from icecore.reference.random import segment_seed
 
 CAUSAL = {"causal": True, "block": 32, "sinks": 4, "cell_size": 8, "k": 24}
 BOTH_WAYS = {"sinks": 4, "cell_size": 8, "k": 24}
-PUBLISHED = {"far_field": False, "visit": 60}  # the rule of the paper: the tail is dropped
-SETTINGS = [CAUSAL, BOTH_WAYS, CAUSAL | PUBLISHED, BOTH_WAYS | PUBLISHED]
+SETTINGS = [CAUSAL, BOTH_WAYS]
 RISKY = {"k": 1, "threshold": 0.02}  # instead of a count
 #: Second moments of queries, for two key heads.
 DIAGONAL = np.stack([np.diag(4.0 ** np.random.default_rng((4, head)).integers(-3, 4, 16)) for head in range(2)])
 MIXED = np.random.default_rng(5).standard_normal((2, 16, 16)) * np.exp2(np.linspace(-2, 2, 16))
 MOMENTS = MIXED.swapaxes(1, 2) @ MIXED / 16
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
-each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both", "causal, drop", "both, drop"])
+each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both"])
 #: Measured thresholds, in the metric that a call finds itself.
 MEASURED = [CAUSAL | {"k": 1, "tolerance": 0.1}, BOTH_WAYS | {"k": 1, "tolerance": 0.1}]
 
@@ -58,8 +57,6 @@ def clustered(query_shape, key_shape, value_dim, dtype="float32", seed=0):
 ORACLE_CASES = {
     "causal": ((1, 3, 200, 16), (1, 1, 200, 16), 16, CAUSAL),
     "both ways": ((1, 3, 150, 16), (1, 1, 200, 16), 16, BOTH_WAYS),
-    "causal, published": ((1, 3, 200, 16), (1, 1, 200, 16), 16, CAUSAL | PUBLISHED),
-    "both ways, published": ((1, 3, 150, 16), (1, 1, 200, 16), 16, BOTH_WAYS | PUBLISHED),
     "batch, heads, other value dim": ((2, 4, 90, 9), (2, 2, 170, 9), 21, CAUSAL | {"scale": 0.2}),
     "values wider than panels": ((1, 2, 60, 5), (1, 2, 170, 5), 130, BOTH_WAYS | {"scale": -0.5}),
     "more queries than keys": ((1, 1, 250, 16), (1, 1, 200, 16), 16, CAUSAL),
@@ -80,17 +77,14 @@ ORACLE_CASES = {
     "diagonal moments": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"moments": DIAGONAL}),
     "moments": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"moments": MOMENTS}),
     "moments, causal, by threshold": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"moments": MOMENTS}),
-    "moments, published": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | PUBLISHED | {"moments": MOMENTS}),
     "queries of the last tokens alone": ((1, 2, 30, 16), (1, 1, 400, 16), 16, CAUSAL),
     "k of one": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"k": 1}),
 }
 
 
 def assert_equals_oracle(result, query, key, value, options):
-    """Where cells are clearly told apart; nearly equal risks, or scores at the edge of k, may swap."""
-    expected = reference.near_far_attention(
-        query, key, value, tree_of=core_tree, return_margin=True, **{"visit": None, **options}
-    )
+    """Where cells are clearly told apart; nearly equal risks may swap."""
+    expected = reference.near_far_attention(query, key, value, tree_of=core_tree, return_margin=True, **options)
     decided = expected[4] > 1e-4
     assert decided.mean() > 0.99
     expected = NearFar(*expected[:4])
@@ -100,7 +94,7 @@ def assert_equals_oracle(result, query, key, value, options):
         same &= (np.abs(result.lse - expected.lse) <= 1e-5) | (result.lse == expected.lse)
     same &= np.abs(result.captured_mass - expected.captured_mass) <= 1e-5
     same &= result.near_keys == expected.near_keys
-    assert np.mean(decided & ~same) <= (0 if options.get("far_field", True) else 0.002)
+    assert not np.any(decided & ~same)
 
 
 @pytest.mark.parametrize("case", ORACLE_CASES)
@@ -148,8 +142,6 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 @each_setting
 def test_masks_equal_the_float64_oracle(isa, options, mask, risky):
-    if risky and "far_field" in options:
-        pytest.skip("a threshold needs the far field")
     query, key, value = clustered((1, 3, 150, 16), (1, 1, 400, 16), 16)
     options = options | risky | {"attn_mask": MASKS[mask](150, 400)}
     assert_equals_oracle(near_far(query, key, value, **options), query, key, value, options)
@@ -171,7 +163,7 @@ def test_what_hidden_keys_hold_does_no_harm(isa, options, garbage):
 
 
 @pytest.mark.parametrize("where", ["key", "value"])
-@pytest.mark.parametrize("options", [{"k": 24}, RISKY, {"k": 24, "far_field": False, "visit": 100}], ids=str)
+@pytest.mark.parametrize("options", [{"k": 24}, RISKY], ids=str)
 def test_a_nan_that_some_queries_see_stays_with_them(isa, options, where):
     """Queries of two documents side by side, whose keys lie in different cells."""
     query, key, value = clustered((1, 1, 240, 16), (1, 1, 400, 16), 16)
@@ -189,7 +181,8 @@ def test_masks_broadcast_as_on_the_exact_path(dtype, shape):
     mask = np.random.default_rng(1).random(shape) < 0.7
     for attn_mask in (mask, np.where(mask, np.linspace(0, 1, 300), -np.inf)):
         options = {"attn_mask": attn_mask, "return_lse": True}
-        out, lse = icecore.attention(query, key, value, k=300, far_field=False, visit=300, **options)
+        with _cost_model.use(_cost_model.NearFarAlways()):  # all keys are near, or a cell of one is its mean
+            out, lse = icecore.attention(query, key, value, k=299, **options)
         expected, expected_lse = icecore.attention(query, key, value, **options)
         np.testing.assert_allclose(decode(out), decode(expected), atol=2e-2 if dtype == "bfloat16" else 1e-5)
         np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
@@ -242,35 +235,6 @@ def test_float64_is_computed_by_the_oracle():
 # ---- Limits in which the answer is known ----
 
 
-def test_visiting_all_keys_finds_the_exact_top_k(isa):
-    query, key, value = clustered((4, 100, 16), (2, 300, 16), 24)
-    out, lse = icecore.attention(query, key, value, k=7, far_field=False, visit=300, return_lse=True)
-    expected, expected_lse = reference.top_k_attention(query[None], key[None], value[None], k=7)
-    np.testing.assert_allclose(out, expected[0], atol=1e-5)
-    np.testing.assert_allclose(lse, expected_lse[0], atol=1e-5)
-
-
-def test_visiting_all_keys_finds_the_exact_top_k_besides_sinks_and_blocks(isa):
-    query, key, value = clustered((1, 2, 300, 16), (1, 1, 300, 16), 16)
-    result = near_far(query, key, value, **CAUSAL | {"far_field": False, "visit": 300})
-    for i in range(7, 300, 31):
-        rows = key[:, :, : i + 1], value[:, :, : i + 1]
-        window = i + 1 - max(i // 32 - 1, 0) * 32  # its own block and the one before
-        expected, _ = reference.top_k_attention(query[:, :, i : i + 1], *rows, k=24, window=window, sinks=4)
-        np.testing.assert_allclose(result.out[:, :, i], expected[:, :, 0], atol=1e-5)
-
-
-def test_of_equal_scores_as_many_are_kept_as_k_says(isa):
-    """Every key four times, and one value for all: the top seven scores are four equal ones and three of the next."""
-    query, key, _ = clustered((1, 2, 60, 16), (1, 1, 50, 16), 16)
-    key, value = np.repeat(key, 4, axis=2), np.ones((1, 1, 200, 3), np.float32)
-    result = near_far(query, key, value, k=7, far_field=False, visit=200, cell_size=8)
-    scores = np.sort((query / 4) @ key.swapaxes(-1, -2), axis=-1)[..., -7:]
-    assert np.all(result.near_keys == 7)
-    np.testing.assert_allclose(result.out, 1, atol=1e-6)
-    np.testing.assert_allclose(result.lse, np.log(np.exp(scores).sum(axis=-1)), atol=1e-5)
-
-
 @pytest.mark.parametrize("options", [{}, {"causal": True}], ids=str)
 def test_k_of_all_keys_is_exact(isa, options):
     query, key, value = inputs((4, 100, 16), (2, 300, 16), 24)
@@ -280,25 +244,23 @@ def test_k_of_all_keys_is_exact(isa, options):
         assert info.path == "exact"
         assert_same_bits(out, exact[0])
         assert_same_bits(lse, exact[1])
-    dropping_nothing = icecore.attention(query, key, value, k=300, far_field=False, return_lse=True, **options)
-    assert_exact(dropping_nothing, query, key, value, **options)
 
 
 @each_setting
 def test_opening_all_cells_is_exact(isa, options):
     query, key, value = inputs((1, 4, 100, 16), (1, 2, 300, 16), 24)
-    result = near_far(query, key, value, **options | {"k": 300, "visit": 300})
+    result = near_far(query, key, value, **options | {"k": 300})
     assert_exact(result[:2], query, key, value, causal=options.get("causal", False))
     np.testing.assert_allclose(result.captured_mass, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("far_field", [True, False])
+@pytest.mark.parametrize("selector", [None, "pages", "pdci"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("shapes", [((0, 8), (5, 8)), ((5, 8), (0, 8)), ((5, 8), (1, 8))], ids=str)
-def test_few_or_no_keys_and_queries(shapes, causal, far_field):
+def test_few_or_no_keys_and_queries(shapes, causal, selector):
     query, key, value = inputs(*shapes, 3)
     options = {"causal": causal, "return_lse": True}
-    result = icecore.attention(query, key, value, k=4, far_field=far_field, **options)
+    result = icecore.attention(query, key, value, k=4, selector=selector, **options)
     for actual, expected in zip(result, icecore.attention(query, key, value, **options), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
@@ -316,7 +278,7 @@ def test_queries_before_the_first_key_give_zero():
 # ---- Causality ----
 
 
-@pytest.mark.parametrize("options", [CAUSAL, CAUSAL | RISKY, CAUSAL | PUBLISHED], ids=["far field", "threshold", "published"])
+@pytest.mark.parametrize("options", [CAUSAL, CAUSAL | RISKY], ids=["k", "threshold"])
 @pytest.mark.parametrize("chunk", [1, 29, 64])
 def test_prefill_in_chunks_equals_prefill_at_once(isa, chunk, options):
     """With moments: of the queries of its own positions a chunk does not know all."""
@@ -344,9 +306,9 @@ def with_other_keys(first, options, seed):
 
 
 @settings(max_examples=20)
-@given(first=st.integers(0, 199), published=st.booleans(), seed=st.integers(0, 100))
-def test_later_keys_change_nothing(first, published, seed):
-    before, after = with_other_keys(first, CAUSAL | (PUBLISHED if published else {}), seed)
+@given(first=st.integers(0, 199), seed=st.integers(0, 100))
+def test_later_keys_change_nothing(first, seed):
+    before, after = with_other_keys(first, CAUSAL, seed)
     for name in NearFar._fields:
         assert_same_bits(getattr(after, name), getattr(before, name))
 
@@ -372,7 +334,7 @@ LATER = {
 @settings(max_examples=25)
 @given(
     first=st.integers(0, 299), what=st.sampled_from(sorted(LATER)), rounding=st.booleans(), seed=st.integers(0, 100),
-    budget=st.sampled_from([{"tolerance": 0.1}, {"tolerance": 0.01}, RISKY, {}, PUBLISHED]),
+    budget=st.sampled_from([{"tolerance": 0.1}, {"tolerance": 0.01}, RISKY, {}]),
 )
 def test_rows_of_earlier_blocks_keep_their_bits(first, what, rounding, seed, budget):
     """Whatever comes later: no metric, no centre and no threshold of theirs is made of it."""
@@ -445,10 +407,6 @@ class TestOnALanguageModel:
         # measured 0.18, 0.43 and 0.64 of it
         assert self.near_far(capture, k) < 0.8 * self.top_k(capture, k)
 
-    @pytest.mark.parametrize("k", [16, 64, 256])
-    def test_the_far_field_beats_dropping_the_same_cells(self, capture, k):
-        # measured 0.6 of it
-        assert self.near_far(capture, k) < 0.75 * self.near_far(capture, k, far_field=False, visit=k)
 
 
 def test_input_without_structure_stays_sane(isa):
@@ -456,7 +414,8 @@ def test_input_without_structure_stays_sane(isa):
     query, key, value = inputs((1, 1, 256, 64), (1, 1, 2048, 64), 64)
     exact, exact_lse = icecore.attention(query, key, value, return_lse=True)
     far = near_far(query, key, value, k=64, cell_size=16)
-    dropped = near_far(query, key, value, k=64, cell_size=16, far_field=False, visit=2048)
+    top = icecore.attention(query, key, value, k=64, selector="pdci", visit=2048, return_lse=True)
+    dropped = NearFar(*top, None, None)
     assert relative_error(far.out, decode(exact)) < 1  # 0.79 measured
     assert relative_error(dropped.out, decode(exact)) > 2  # 3.4 measured
     for result in (far, dropped):
@@ -662,9 +621,8 @@ def test_tolerances_that_cannot_be(bad):
 
 def test_tolerance_stands_alone():
     query, key, value = inputs((5, 8), (5, 8), 3)
-    for other in ({"k": 3}, {"far_field": False}):
-        with pytest.raises(ValueError, match=r"tolerance=0\.1 replaces k"):
-            icecore.attention(query, key, value, tolerance=0.1, **other)
+    with pytest.raises(ValueError, match=r"tolerance=0\.1 replaces k"):
+        icecore.attention(query, key, value, tolerance=0.1, k=3)
     with pytest.raises(TypeError, match="tolerance must be a number, got str"):
         icecore.attention(query, key, value, tolerance="0.1")
 
@@ -693,7 +651,7 @@ def test_the_bound_on_missed_mass_holds(seed, size, outlier, tolerance):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("budget", [{"k": 16}, {"k": 64}, {"tolerance": 0.1}, {"k": 64, "far_field": False}], ids=str)
+@pytest.mark.parametrize("budget", [{"k": 16}, {"k": 64}, {"tolerance": 0.1}], ids=str)
 def test_the_info_says_about_how_large_the_error_is(budget, causal):
     """Of the output, and half that of the mass; with k of 32 rows."""
     query, key, value = clustered((2, 4, 1500, 16), (2, 2, 1500, 16), 16)
@@ -726,7 +684,7 @@ def test_there_is_no_warning_where_a_tolerance_is_met():
 
 
 @pytest.mark.parametrize("last", [0, 1, 37, 300, 5000])
-@pytest.mark.parametrize("options", [{"k": 10}, {"tolerance": 0.2}, {"k": 10, "far_field": False}], ids=str)
+@pytest.mark.parametrize("options", [{"k": 10}, {"tolerance": 0.2}], ids=str)
 def test_the_last_queries_may_attend_exactly(last, options):
     query, key, value = clustered((2, 4, 300, 16), (2, 2, 700, 16), 16)
     mask = np.random.default_rng(0).random((2, 1, 300, 700)) < 0.9
@@ -755,16 +713,11 @@ def test_the_last_queries_may_attend_exactly(last, options):
 def test_info_says_what_was_summed(isa, options):
     query, key, value = clustered((1, 4, 300, 16), (1, 2, 300, 16), 16)
     result = near_far(query, key, value, **options)
-    exact_lse = icecore.attention(query, key, value, causal=options.get("causal", False), return_lse=True)[1]
     assert np.all((result.captured_mass >= 0) & (result.captured_mass <= 1))
     sealed = np.full(300, 300 - options["sinks"])
     if "causal" in options:  # all up to the block before the query's own
         sealed = np.maximum(np.maximum(np.arange(300) // 32 - 1, 0) * 32 - options["sinks"], 0)
     assert np.all(result.near_keys >= np.minimum(options["k"], sealed))
-    if "far_field" in options:
-        assert np.all(result.near_keys == np.minimum(options["k"], sealed))
-        # what was summed holds exp(lse) of the mass; what it missed is estimated from below
-        assert np.all(result.captured_mass >= np.exp(result.lse - exact_lse) - 1e-5)
     assert np.all(result.near_keys <= sealed)
     assert np.all(result.captured_mass[..., sealed == 0] == 1)
 
@@ -828,19 +781,11 @@ def test_16_bit_inputs(isa, options, dtype):
 @pytest.mark.parametrize("causal", [True, False])
 def test_strides_and_out(causal, dtype):
     arrays = clustered((2, 4, 70, 16), (2, 2, 300, 16), 16, dtype)
-    options = {"k": 8, "far_field": False, "visit": 40, "causal": causal, "window": 32 if causal else None}
+    options = {"k": 8, "selector": "pdci", "visit": 40, "causal": causal}
     expected, info = icecore.attention(*arrays, return_info=True, **options)
-    assert info.path == "near_far"
+    assert info.path == "pdci"
     views = [np.ascontiguousarray(a.swapaxes(1, 2)[..., ::-1]).swapaxes(1, 2)[..., ::-1] for a in arrays]
     assert_same_bits(icecore.attention(*views, **options), expected)
     out = np.zeros_like(expected).transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
     assert icecore.attention(*views, out=out, **options) is out
     assert_same_bits(out, expected)
-
-
-def test_the_usual_number_of_visited_keys():
-    query, key, value = clustered((2, 50, 16), (1, 3000, 16), 16)
-    usual = icecore.attention(query, key, value, k=200, far_field=False)
-    assert_same_bits(usual, icecore.attention(query, key, value, k=200, far_field=False, visit=1600))
-    usual = icecore.attention(query, key, value, k=20, far_field=False)
-    assert_same_bits(usual, icecore.attention(query, key, value, k=20, far_field=False, visit=1024))

@@ -187,7 +187,6 @@ def test_masks_of_heads_reach_their_heads():
         (skewed(9), {"causal": False}, "plan was calibrated with causal=True; the call has causal=False"),
         (skewed(9), {"k": 3}, "plan replaces k, tolerance, window, sinks, visit and metric; got k=3"),
         (skewed(9), {"tolerance": 0.1, "window": 4}, "got tolerance=0.1, window=4"),
-        (skewed(9), {"far_field": False}, "got far_field=False"),
     ],
 )
 def test_a_plan_refuses_other_calls(arrays, options, message):

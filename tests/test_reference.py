@@ -488,7 +488,7 @@ def test_a_row_is_the_formula():
     query, scale = np.array([1.0, 0.2]), 0.5
     trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
     choice, margin = choose(
-        query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, far_field=True, visit=None, scale=scale
+        query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, scale=scale
     )
     out, lse, mass = combine(query, key, value, choice, scale)
     weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
@@ -501,22 +501,6 @@ def test_a_row_is_the_formula():
     assert mass == pytest.approx(1 - far / total)
     # both cells have variance 1/2: their risks differ as their masses do
     assert margin == pytest.approx(scale * query @ [2, 0] - scale * query @ [0, 2])
-
-
-def test_a_row_by_the_published_rule():
-    key, value = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3], [-1, -1]]), np.arange(10.0).reshape(5, 2)
-    query, scale = np.array([1.0, 0.2]), 0.5
-    trees = [(0, summarize_tree(key, value, [np.array([0, 1]), np.array([2, 3])], [0, 0], np.ones(2)))]
-    choice, _ = choose(
-        query, key, value, np.zeros(5), trees, np.array([4]), k=1, threshold=None, far_field=False, visit=2, scale=scale
-    )
-    out, lse, mass = combine(query, key, value, choice, scale)
-    weight = {j: math.exp(scale * query @ key[j]) for j in (0, 1, 4)}
-    kept = weight[1] + weight[4]  # of the visited keys 0 and 1 the larger, and the exact one
-    np.testing.assert_allclose(out, (weight[1] * value[1] + weight[4] * value[4]) / kept)
-    assert lse == pytest.approx(math.log(kept))
-    assert len(choice.keys) - 1 == 1
-    assert mass == pytest.approx(kept / (kept + weight[0] + 2 * math.exp(scale * query @ [0, 2])))
 
 
 def test_query_moments():
@@ -570,19 +554,7 @@ def test_cells_are_found_by_the_moments_of_the_queries_that_stand_at_the_keys(ca
 def test_near_far_attention_with_all_cells_open_is_exact(causal):
     query, key, value = inputs((1, 4, 40, 3), (1, 2, 60, 3), 5, "float64")
     expected = reference.attention(query, key, value, causal=causal)
-    for far_field in (True, False):
-        out, lse, _, mass = reference.near_far_attention(
-            query,
-            key,
-            value,
-            k=60,
-            visit=60,
-            far_field=far_field,
-            causal=causal,
-            block=8,
-            sinks=3,
-            cell_size=4,
-        )
-        np.testing.assert_allclose(out, expected[0], atol=1e-12)
-        np.testing.assert_allclose(lse, expected[1], atol=1e-12)
-        np.testing.assert_allclose(mass, 1)
+    out, lse, _, mass = reference.near_far_attention(query, key, value, k=60, causal=causal, block=8, sinks=3, cell_size=4)
+    np.testing.assert_allclose(out, expected[0], atol=1e-12)
+    np.testing.assert_allclose(lse, expected[1], atol=1e-12)
+    np.testing.assert_allclose(mass, 1)

@@ -112,7 +112,7 @@ def test_a_cell_under_a_parent_that_is_not_expanded_stays_closed():
     assert (hidden.near[:9] == 0).all()
     assert (shown.near[:9] == 2).all()
     for all_cells, curve in ((False, hidden), (True, shown)):
-        options = {"k": 1, "far_field": True, "visit": None, "scale": SCALE, "all_cells": all_cells}
+        options = {"k": 1, "scale": SCALE, "all_cells": all_cells}
         for g, threshold in enumerate(THRESHOLDS):
             choice, _ = choose(*row, threshold=threshold, **options)
             out, _, _ = combine(*row[:3], choice, SCALE)

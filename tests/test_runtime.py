@@ -141,7 +141,7 @@ def test_calls_from_several_threads_at_once():
     problems = [inputs((2, 100, 16), (1, 400, 16), 16, seed=seed) for seed in range(24)]
 
     def solve(arrays):
-        published = {"k": 20, "far_field": False, "visit": 100}
+        published = {"k": 20, "selector": "pdci", "visit": 100}
         return icecore.attention(*arrays, num_threads=2), icecore.attention(
             *arrays, **published, num_threads=2
         )
@@ -193,7 +193,7 @@ import numpy as np
 import icecore
 icecore.show_config()
 x = np.ones((2, 4), np.float32)
-for options in ({}, {"k": 1, "far_field": False}):
+for options in ({}, {"k": 1, "selector": "pdci"}):
     try:
         icecore.attention(x, x, x, **options)
     except RuntimeError as error:
@@ -229,7 +229,7 @@ INTERRUPTED = """
 import os, signal, threading
 import numpy as np
 import icecore
-from icecore import _native
+from icecore import _cost_model, _native
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests were started in the background
 out = np.full((60000, 64), np.nan, np.float32)
 x = np.random.default_rng(0).standard_normal((60000, 64), np.float32)
@@ -253,8 +253,9 @@ def test_ctrl_c_ends_a_long_call(threads):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_ctrl_c_ends_a_long_near_far_call():
-    call = "icecore.attention(x, x, x, out=out, k=8000, far_field=False, visit=16000, causal=True)"
+@pytest.mark.parametrize("options", ["k=8000", "k=8000, selector='pdci'", "k=8000, selector='pdci', visit=60000"])
+def test_ctrl_c_ends_a_long_call_of_few_keys(options):
+    call = f"with _cost_model.use(_cost_model.NearFarAlways()): icecore.attention(x, x, x, out=out, causal=True, {options})"
     done = run_python(INTERRUPTED.format(call=call))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "interrupted True\nTrue\n"

@@ -48,7 +48,7 @@ def methods(task):
             return icecore.attention(query, key, value, **options)
 
     def top(query, key, value, k):
-        return icecore.attention(query, key, value, k=k, far_field=False, visit=key.shape[1])
+        return icecore.attention(query, key, value, k=k, selector="pdci", visit=key.shape[1])
 
     def around_and_answer(query, key, value):
         index = np.arange(query.shape[1])
@@ -61,7 +61,7 @@ def methods(task):
         **{f"near/far, tolerance {each}": partial(near_far, tolerance=each) for each in (0.02, 0.05, 0.1, 0.2)},
         "near/far, k=64": partial(near_far, k=64),
         **{f"exact top-{each}": partial(top, k=each) for each in (16, 64)},
-        "published rule, k=64": partial(icecore.attention, k=64, far_field=False),
+        "published method, k=64": partial(icecore.attention, k=64, selector="pdci"),
         f"window of {WINDOW}": partial(icecore.attention, window=WINDOW),
         f"window of {WINDOW}, the answer sees all": around_and_answer,
     }

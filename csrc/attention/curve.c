@@ -423,18 +423,18 @@ static void measure_rounding(const ice_sample *s, int lanes, const float *output
 }
 
 /* Scratch: the tile's own arrays, the selection's or a tile's of what was given, and outputs of a tile. */
-static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given,
-                         const icecore_near_far *options, int64_t levels, int64_t nodes) {
-    const size_t exact = ice_tile_bytes(given), tree = ice_selection_bytes(problem, options, levels, nodes);
+static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
+                         int64_t nodes) {
+    const size_t exact = ice_tile_bytes(given), tree = ice_selection_bytes(problem, levels, nodes);
     return ice_round_up(tree < exact ? exact : tree);
 }
 
-size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given,
-                       const icecore_near_far *options, int64_t levels, int64_t nodes) {
+size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
+                       int64_t nodes) {
     tile none;
     ice_arena arena = {NULL, 0};
     lay_out(&none, nodes, problem->value_dim, &arena);
-    return arena.used + tree_bytes(problem, given, options, levels, nodes) +
+    return arena.used + tree_bytes(problem, given, levels, nodes) +
            ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
 }
 
@@ -445,7 +445,7 @@ void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve
     ice_arena arena = {memory, 0};
     lay_out(&own, nodes, s->problem->value_dim, &arena);
     char *scratch = arena.memory + arena.used;
-    float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->options, s->stack->levels, nodes));
+    float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->stack->levels, nodes));
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {
         const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
         trace_tile(&own, rules, row, lanes, scratch, found + row, output);

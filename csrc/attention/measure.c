@@ -182,12 +182,11 @@ static int renew(const ice_measured *m, ice_rule *rule, double tolerance, const 
     return 0;
 }
 
-size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given,
-                         const icecore_near_far *options, int64_t levels, int64_t nodes, int64_t count) {
+size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
+                         int64_t nodes, int64_t count) {
     const size_t group = (size_t)ice_group(problem);
-    return ice_trace_bytes(problem, given, options, levels, nodes) +
-           ice_round_up((size_t)count * group * sizeof(ice_curve)) + ice_round_up(group * sizeof(ice_rule)) +
-           ice_round_up(group * sizeof(ice_measured)) + ice_round_up(group);
+    return ice_trace_bytes(problem, given, levels, nodes) + ice_round_up((size_t)count * group * sizeof(ice_curve)) +
+           ice_round_up(group * sizeof(ice_rule)) + ice_round_up(group * sizeof(ice_measured)) + ice_round_up(group);
 }
 
 /* What a head's rows are traced for once more. */

@@ -398,10 +398,9 @@ static icecore_status attend(near_far_call *call) {
         int64_t measured = 0; /* queries at once */
         for (int64_t i = 0; i < call->steps && measuring; i++)
             if (call->step[i].measured > measured) measured = call->step[i].measured;
-        size_t bytes = ice_selection_bytes(problem, options, levels, nodes), exact = ice_tile_bytes(call->given);
+        size_t bytes = ice_selection_bytes(problem, levels, nodes), exact = ice_tile_bytes(call->given);
         if (bytes < exact) bytes = exact;
-        if (measured)
-            bytes = ice_measure_bytes(problem, call->given, options, levels, nodes, measured); /* more than both */
+        if (measured) bytes = ice_measure_bytes(problem, call->given, levels, nodes, measured); /* more than both */
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, call);
         report_call(call);
         /* a failure passes from step to step, so the last one tells */
@@ -426,9 +425,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* their numbers are of 32 bits */
     if (problem->window != -1 || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) ||
         !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||
-        (!by_threshold && options->near_keys < 1) || (by_threshold && !options->far_field) ||
-        (!options->far_field && options->visit < options->near_keys) ||
-        !ice_all_positive(options->head_tolerance, problem->query_heads) ||
+        (!by_threshold && options->near_keys < 1) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
         !ice_all_positive(options->head_threshold, problem->query_heads) ||
         !ice_are_moments(options->moments, problem->key_heads, problem->dim))
         return ICECORE_ERROR_VALUE;

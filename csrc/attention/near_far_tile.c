@@ -17,10 +17,6 @@ static void attend_all(ice_selection *t, const ice_exact_keys *exact) {
 
 static void attend_cells(ice_selection *t) {
     ice_choose_cells(t);
-    if (!t->options->far_field) {
-        ice_attend_largest(t);
-        return;
-    }
     if (t->report->missed_bound) ice_bound_far_field(t);
     ice_add_near_field(t);
     ice_add_far_field(t);
@@ -37,7 +33,7 @@ void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int lanes
     ice_attend_exact_keys(&t->tile, &view->exact);
     if (view->stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, view->stack);
     if (view->stack->nodes) {
-        if (view->options->far_field && t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t, &view->exact);
+        if (t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t, &view->exact);
         else attend_cells(t);
     }
     ice_tile_finish(&t->tile);

@@ -53,12 +53,8 @@ void ice_report_row(ice_selection *t, int lane, const float *centre) {
                 lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
     if (report->near_count) report->near_count[at] = (int32_t)t->near_count[lane];
     if (report->captured_mass) {
-        float missed = far + lacking, total = state->sum + lacking;
-        if (t->dropped[lane] > 0.0f) {
-            missed = t->dropped[lane] * exp2f(t->dropped_maximum[lane] - state->maximum);
-            total += missed;
-        }
-        report->captured_mass[at] = share_of(total - missed, total);
+        const float total = state->sum + lacking;
+        report->captured_mass[at] = share_of(total - (far + lacking), total);
     }
     if (report->summaries) report->summaries[at] = (int32_t)(t->rows + t->few_scored[lane]);
     if (report->missed_bound) {

@@ -1,4 +1,7 @@
 /* Attention by a selector (select/selector.h): digests of all heads, then tiles of all heads. */
+#include <stdatomic.h>
+#include <string.h>
+
 #include "base/parallel.h"
 #include "select/selector.h"
 
@@ -8,13 +11,19 @@ typedef struct {
     char *digests; /* of each head */
     size_t digest_bytes, scratch_bytes;
     int64_t heads;
+    atomic_int status; /* of digests: the last failure */
     int32_t *near_count;
 } selected_call;
 
+static void *digests_of(const selected_call *own, int64_t head) {
+    return own->digests + (size_t)head * own->digest_bytes;
+}
+
 static void digest_task(void *context, int64_t head, void *scratch) {
     if (!scratch) return;
-    const selected_call *own = context;
-    own->selector->digest(&own->call, head, own->digests + (size_t)head * own->digest_bytes);
+    selected_call *own = context;
+    const icecore_status status = own->selector->digest(&own->call, head, digests_of(own, head));
+    if (status != ICECORE_OK) atomic_store(&own->status, (int)status);
 }
 
 static void attend_task(void *context, int64_t index, void *scratch) {
@@ -26,7 +35,7 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     ice_tile tile;
     ice_tile_begin(&tile, p, own->call.kernels, head / p->key_heads, head % p->key_heads, first,
                    rest < ICE_PANEL ? (int)rest : ICE_PANEL, (char *)scratch + own->scratch_bytes);
-    own->selector->select(&own->call, &tile, own->digests + (size_t)head * own->digest_bytes, scratch, near_count);
+    own->selector->select(&own->call, &tile, digests_of(own, head), scratch, near_count);
     ice_tile_write(&tile);
     for (int lane = 0; own->near_count && lane < tile.lanes; lane++) {
         const ice_row row = ice_tile_row(&tile, lane);
@@ -34,29 +43,46 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     }
 }
 
-icecore_status ice_attend_selected(const icecore_attention *p, const ice_selector *selector, int64_t near_keys,
-                                   int32_t *near_count) {
+static icecore_status digest_and_attend(selected_call *own) {
+    const icecore_attention *p = own->call.problem;
+    const int64_t tiles = (ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL;
+    icecore_status status = ice_parallel_for(own->heads, p->threads, 1, digest_task, own);
+    if (status == ICECORE_OK) status = (icecore_status)atomic_load(&own->status);
+    if (status != ICECORE_OK) return status;
+    return ice_parallel_for(own->heads * tiles, p->threads, own->scratch_bytes + ice_tile_bytes(p), attend_task, own);
+}
+
+icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count) {
+    const icecore_attention *p = call->problem;
     icecore_status status = ice_check_problem(p);
     if (status != ICECORE_OK) return status;
-    if (p->window >= 0 || p->mask_kind != ICECORE_MASK_NONE || near_keys < 1) return ICECORE_ERROR_VALUE;
+    if (p->window >= 0 || p->mask_kind != ICECORE_MASK_NONE || call->near_keys < 1) return ICECORE_ERROR_VALUE;
     if (ice_is_empty(p)) return ICECORE_OK;
-    selected_call own = {.call = {p, ice_active_kernels(), near_keys},
-                         .selector = selector,
-                         .heads = p->batch * p->key_heads,
-                         .near_count = near_count};
+    selected_call own = {
+        .call = *call, .selector = selector, .heads = p->batch * p->key_heads, .near_count = near_count};
+    own.call.kernels = ice_active_kernels();
     own.digest_bytes = ice_round_up(selector->digest_bytes(&own.call));
     own.scratch_bytes = ice_round_up(selector->scratch_bytes(&own.call));
     own.digests = ice_alloc(own.heads, own.digest_bytes ? own.digest_bytes : 1);
     if (!own.digests) return ICECORE_ERROR_MEMORY;
-    const int64_t tiles = (ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL;
-    status = ice_parallel_for(own.heads, p->threads, 1, digest_task, &own);
-    if (status == ICECORE_OK)
-        status =
-            ice_parallel_for(own.heads * tiles, p->threads, own.scratch_bytes + ice_tile_bytes(p), attend_task, &own);
+    memset(own.digests, 0, (size_t)own.heads * own.digest_bytes);
+    status = digest_and_attend(&own);
+    for (int64_t head = 0; selector->release && head < own.heads; head++)
+        selector->release(&own.call, digests_of(&own, head));
     ice_free(own.digests);
     return status;
 }
 
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
-    return ice_attend_selected(problem, &ice_pages, near_keys, near_count);
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys};
+    return ice_attend_selected(&call, &ice_pages, near_count);
+}
+
+icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
+                                   int32_t *near_count) {
+    const int64_t keys = problem->keys;
+    const ice_selector_call call = {
+        .problem = problem, .near_keys = near_keys, .visit = visit < keys ? visit : keys, .seed = seed};
+    if (visit < near_keys || keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* keys have numbers of 32 bits */
+    return ice_attend_selected(&call, &ice_pdci, near_count);
 }

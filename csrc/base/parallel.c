@@ -166,7 +166,21 @@ static void give_scratch_back(char *scratch) {
     ice_free(block);
 }
 
+/* The interrupts of the loop around it are its own. */
+static icecore_status run_within_task(int64_t count, size_t scratch_bytes, ice_task task, void *context) {
+    void *scratch = ice_alloc(1, scratch_bytes ? scratch_bytes : 1);
+    if (!scratch) return ICECORE_ERROR_MEMORY;
+    int stopped = 0;
+    for (int64_t i = 0; i < count && !stopped; i++) {
+        task(context, i, scratch);
+        stopped = ice_interrupted();
+    }
+    ice_free(scratch);
+    return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
+}
+
 icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
+    if (threads == ICE_WITHIN_TASK) return run_within_task(count, scratch_bytes, task, context);
     if (threads <= 0) threads = icecore_default_threads();
     if (threads > count) threads = (int)count;
     if (threads < 1) threads = 1;

@@ -2,6 +2,7 @@
 #ifndef ICE_PARALLEL_H
 #define ICE_PARALLEL_H
 
+#include <limits.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,7 +17,9 @@ typedef void (*ice_task)(void *context, int64_t index, void *scratch);
  * handed out one by one in ascending order, so a task may wait (ice_wait) for one with a smaller index; where nobody
  * waits, put the long ones first.  A task's result must depend on its index alone. Returns ICECORE_ERROR_MEMORY before
  * any task starts, ICECORE_INTERRUPTED when the interrupt check said stop, else ICECORE_OK. In a forked process, and
- * without OpenMP, it starts threads of its own each time: OpenMP's do not survive a fork. */
+ * without OpenMP, it starts threads of its own each time: OpenMP's do not survive a fork.  threads = ICE_WITHIN_TASK:
+ * serial, for callers that are tasks themselves. */
+#define ICE_WITHIN_TASK INT_MIN
 icecore_status ice_parallel_for(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context);
 
 /* Whether the call shall end: asks the interrupt check when it has not been asked for a while, on the caller's thread;

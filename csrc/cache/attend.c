@@ -193,10 +193,9 @@ static icecore_status attend_block(attend_call *call) {
     const int64_t heads = c->options.heads;
     const int64_t levels = ice_stack_max_levels(c->length, c->options.block);
     const int64_t nodes = max_nodes(c, call->blocks);
-    const size_t bytes = ice_selection_bytes(&call->problem, &call->options, levels, nodes);
-    const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, &call->problem, &call->options, levels,
-                                                                 nodes, call->measured)
-                                             : 1;
+    const size_t bytes = ice_selection_bytes(&call->problem, levels, nodes);
+    const size_t measuring =
+        call->measuring ? ice_measure_bytes(&call->problem, &call->problem, levels, nodes, call->measured) : 1;
     icecore_status status;
     call->tiles = ((call->end_query - call->first_query) * ice_group(&call->problem) + ICE_PANEL - 1) / ICE_PANEL;
     if (call->tiles == 1) {
@@ -247,7 +246,6 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
                         .problem = *problem,
                         .options = {.near_keys = o->near_keys,
                                     .tolerance = o->tolerance,
-                                    .far_field = 1,
                                     .head_tolerance = options->head_tolerance,
                                     .head_threshold = options->head_threshold},
                         .report = report};

@@ -180,14 +180,9 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * leave it more than a sixth of the sealed keys.  Reading the mask costs a look at every key for each different row of
  * it.
  *
- * far_field = 0 is the published rule (IceFormer): of all cells those are opened, in order of risk, that hold at least
- * `visit` keys, of these the near_keys with the largest scores are kept, and all the rest is dropped.
- *
  * Uses of icecore_attention's fields: window must be absent (-1); sinks as said here. */
 typedef struct {
-    int64_t near_keys; /* >= 1; used where there is neither a tolerance nor a threshold */
-    int64_t visit;     /* used when far_field = 0; >= near_keys */
-    int far_field;
+    int64_t near_keys;           /* >= 1; used where there is neither a tolerance nor a threshold */
     float tolerance;             /* >= 0; 0: none */
     const float *head_tolerance; /* NULL, or query_heads: each head's own, above 0, instead */
     const float *head_threshold; /* NULL, or query_heads, above 0: where measuring starts; without a tolerance they stay
@@ -208,7 +203,7 @@ typedef struct {
     int32_t *near_count;           /* batch x query_heads x queries: keys summed exactly besides sinks and window */
     float *captured_mass;          /* same shape: exact mass / (exact + far mass), within [0, 1] */
     float *missed_bound;           /* same shape: no larger a share of the true mass (of rounded inputs, where they are
-                                      rounded) lies outside the exact keys; far_field = 1 */
+                                      rounded) lies outside the exact keys */
     int32_t *summaries;            /* same shape: cells and parents scored */
     float *error, *standard_error; /* batch x query_heads: as of tolerance, of the rows that were measured
                                       before their threshold was renewed by them; NaN where none was */
@@ -263,6 +258,19 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
  * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks and
  * near_keys below 1.  The same bits for any number of threads. */
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
+
+/* The published method (IceFormer, arXiv 2405.02842): of the keys that Prioritized DCI visits, a query attends to the
+ * near_keys with the largest scores; the rest is dropped.  Two composite indices of seven simple ones, in trees of two
+ * levels: each composite yields `visit` of the keys below the parents that a query opens, in order of the largest
+ * difference of their projections from the query's, and all of these are compared exactly.  Causal: trees are made of
+ * whole blocks of 512 keys that the query sees, each visited by its share; the keys behind them are compared besides.
+ * With visit >= keys it is exact top-k attention, the first keys among equals.  Keys of a tree of which one is not
+ * finite are all compared; a NaN score is kept and makes the row NaN.  near_count: NULL, or batch x query_heads x
+ * queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1, visit below near_keys and
+ * more than INT32_MAX keys.  The same bits for any number of threads; no row depends on a later key.  Memory: about 60
+ * log2(keys / 512) bytes per key of a head when causal, else 120. */
+icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
+                                   int32_t *near_count);
 
 /* ---- Segments ------------------------------------------------------------------------------------------ */
 

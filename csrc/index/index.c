@@ -1,35 +1,20 @@
 #include "index/index.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
 #include "base/parallel.h"
-#include "base/random.h"
+#include "segment/lists.h"
 
 /* ---- Life ---- */
 
-/* Unit vectors uniform on the sphere: normal numbers by Box and Muller, normalized. */
 static int make_directions(icecore_index *index) {
     const icecore_index_options *o = &index->options;
-    int64_t width = o->dim + (o->metric == ICECORE_INNER_PRODUCT), rows = (int64_t)o->composites * o->simples;
+    const int64_t width = o->dim + (o->metric == ICECORE_INNER_PRODUCT), rows = (int64_t)o->composites * o->simples;
     if (!rows) return 1;
     index->directions = ice_alloc(rows * width, sizeof(float));
-    if (!index->directions) return 0;
-    uint64_t state = o->seed;
-    for (int64_t r = 0; r < rows; r++) {
-        float *direction = index->directions + r * width;
-        double squared = 0.0;
-        for (int64_t t = 0; t < width; t++) {
-            double a = ((double)(ice_random(&state) >> 11) + 1.0) * 0x1p-53,
-                   b = (double)(ice_random(&state) >> 11) * 0x1p-53;
-            double x = sqrt(-2.0 * log(a)) * cos(6.283185307179586 * b);
-            direction[t] = (float)x;
-            squared += x * x;
-        }
-        for (int64_t t = 0; t < width; t++) direction[t] = (float)(direction[t] / sqrt(squared));
-    }
-    return 1;
+    if (index->directions) ice_lists_directions(o->seed, rows, width, index->directions);
+    return index->directions != NULL;
 }
 
 icecore_status icecore_index_create(const icecore_index_options *o, icecore_index **result) {

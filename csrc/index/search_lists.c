@@ -1,6 +1,4 @@
 /* P-DCI at the picked parents, query by query: the union of the composites' candidates, compared exactly. */
-#include <math.h>
-
 #include "base/order.h"
 #include "base/parallel.h"
 #include "index/search.h"
@@ -14,29 +12,19 @@ static int64_t share(int64_t budget, int64_t part, int64_t whole) {
     return own < 1 ? 1 : own;
 }
 
-/* |q|, by which a query is lifted; 1 for a zero query. */
-static float query_norm(const float *query, int64_t dim) {
-    double squared = 0.0;
-    for (int64_t t = 0; t < dim; t++) squared += (double)query[t] * query[t];
-    float norm = (float)sqrt(squared);
-    return norm > 0.0f ? norm : 1.0f;
-}
-
 /* For distances a query is taken in the segment's frame, as its rows are; for inner products, where the centre adds the
  * same to all, as it is. */
 static void project_query(ice_search_space *w, int64_t q, const icecore_segment *segment, float *projection) {
     const ice_search_call *call = w->call;
     const icecore_index_options *o = &call->index->options;
     const float *query = ice_scaled_query(w, q);
-    float norm = 0.0f;
-    if (o->metric == ICECORE_SQUARED_DISTANCE) {
-        ice_frame_row(segment, segment->layer[0].mean, call->queries + (w->first + q) * o->dim, w->framed);
-        query = w->framed;
-    } else {
-        norm = query_norm(query, o->dim);
+    const int simples = o->composites * o->simples;
+    if (o->metric == ICECORE_INNER_PRODUCT) {
+        ice_project_query(call->kernels, query, o->dim, call->index->directions, simples, projection);
+        return;
     }
-    ice_project(call->kernels, query, o->dim, norm, 0.0f, call->index->directions, o->composites * o->simples,
-                projection);
+    ice_frame_row(segment, segment->layer[0].mean, call->queries + (w->first + q) * o->dim, w->framed);
+    ice_project(call->kernels, w->framed, o->dim, 0.0f, 0.0f, call->index->directions, simples, projection);
 }
 
 void ice_search_lists(ice_search_space *w) {

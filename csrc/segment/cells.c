@@ -163,19 +163,6 @@ static void sort_by_cell(ice_cells *c) {
     c->next = 0;
 }
 
-static icecore_status run(int64_t count, int threads, size_t scratch_bytes, ice_task task, void *context) {
-    if (threads != ICE_WITHIN_TASK) return ice_parallel_for(count, threads, scratch_bytes, task, context);
-    void *scratch = ice_alloc(1, scratch_bytes);
-    if (!scratch) return ICECORE_ERROR_MEMORY;
-    int stopped = 0;
-    for (int64_t i = 0; i < count && !stopped; i++) {
-        task(context, i, scratch);
-        stopped = ice_interrupted();
-    }
-    ice_free(scratch);
-    return stopped ? ICECORE_INTERRUPTED : ICECORE_OK;
-}
-
 int ice_cells_done(const ice_cells *c) { return c->stage == DONE; }
 
 icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
@@ -187,8 +174,8 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
         int64_t wanted = (*work - 1) / cost + 1, left = items - c->next;
         if (wanted > left) wanted = left;
         icecore_status status =
-            run(wanted, threads, assigning ? panel_bytes(c) : (size_t)(2 * widest(c)) * sizeof(float),
-                assigning ? assign_panel : mean_of_cell, c);
+            ice_parallel_for(wanted, threads, assigning ? panel_bytes(c) : (size_t)(2 * widest(c)) * sizeof(float),
+                             assigning ? assign_panel : mean_of_cell, c);
         if (status != ICECORE_OK) return status;
         *work -= wanted * cost;
         c->next += wanted;

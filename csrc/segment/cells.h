@@ -38,8 +38,6 @@ typedef struct {
  * leaves nothing to end. */
 icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection,
                                int64_t cells, int steps, int means, uint64_t seed);
-/* Serial: for callers that are tasks themselves. */
-#define ICE_WITHIN_TASK (-1)
 /* Goes on by about `work` visits of a row (the whole takes 3 a row, with `means` 4, and a sort); *work becomes what is
  * left of it, 0 or less where there is more to do: call again.  When the status is not ICECORE_OK nothing is lost: call
  * again, or end. */

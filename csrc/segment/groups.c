@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/parallel.h"
 
 /* Some of the rows, by their numbers. */
 typedef struct {

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/order.h"
 #include "base/parallel.h"
+#include "base/random.h"
 #include "segment/lifting.h"
 
 /* ---- Building ---- */
@@ -41,6 +42,29 @@ void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float 
     if (lifting > 0)
         for (int j = 0; j < simples; j++)
             projection[j] = projection[j] / lifting + last_coordinate * directions[j * width + dim];
+}
+
+void ice_project_query(const ice_kernels *kernels, const float *query, int64_t dim, const float *directions,
+                       int simples, float *projection) {
+    double squared = 0.0;
+    for (int64_t t = 0; t < dim; t++) squared += (double)query[t] * query[t];
+    const float norm = (float)sqrt(squared);
+    ice_project(kernels, query, dim, norm > 0.0f ? norm : 1.0f, 0.0f, directions, simples, projection);
+}
+
+/* Normal numbers by Box and Muller, normalized. */
+void ice_lists_directions(uint64_t seed, int64_t rows, int64_t width, float *directions) {
+    for (float *direction = directions; direction < directions + rows * width; direction += width) {
+        double squared = 0.0;
+        for (int64_t t = 0; t < width; t++) {
+            double a = ((double)(ice_random(&seed) >> 11) + 1.0) * 0x1p-53,
+                   b = (double)(ice_random(&seed) >> 11) * 0x1p-53;
+            double x = sqrt(-2.0 * log(a)) * cos(6.283185307179586 * b);
+            direction[t] = (float)x;
+            squared += x * x;
+        }
+        for (int64_t t = 0; t < width; t++) direction[t] = (float)(direction[t] / sqrt(squared));
+    }
 }
 
 static void project_rows(void *context, int64_t index, void *scratch) {

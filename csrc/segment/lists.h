@@ -23,10 +23,14 @@ int ice_lists_done(const ice_lists_builder *builder);
 
 /* scale (x - centre), with the segment's scale: what the lists project.  centre: NULL for 0. */
 void ice_frame_row(const icecore_segment *segment, const float *centre, const float *x, float *framed);
-/* <T(x), u> for some directions, dim + 1 wide where lifted.  A query's T(q) = [ q / |q| ; 0 ] is lifting = |q|,
- * last_coordinate = 0. */
+/* <T(x), u> for some directions, dim + 1 wide where lifted. */
 void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate,
                  const float *directions, int simples, float *projection);
+/* The same of a query that is lifted, T(q) = [ q / |q| ; 0 ]; a zero query stays zero. */
+void ice_project_query(const ice_kernels *kernels, const float *query, int64_t dim, const float *directions,
+                       int simples, float *projection);
+/* Unit vectors uniform on the sphere: rows x width. */
+void ice_lists_directions(uint64_t seed, int64_t rows, int64_t width, float *directions);
 
 /* Whether the row of segment->order may be a candidate. */
 typedef int (*ice_wanted)(const void *context, int32_t row);

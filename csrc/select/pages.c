@@ -25,7 +25,7 @@ static void widen(float *high, float *low, const float *key, int64_t dim) {
     }
 }
 
-static void digest(const ice_selector_call *call, int64_t head, void *digests) {
+static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const icecore_attention *p = call->problem;
     const int64_t pages = pages_of(call), dim = p->dim;
     float *high = digests, *low = high + pages * dim, key[ICECORE_MAX_DIM];
@@ -39,6 +39,7 @@ static void digest(const ice_selector_call *call, int64_t head, void *digests) {
             widen(high, low, key, dim);
         }
     }
+    return ICECORE_OK;
 }
 
 typedef struct {
@@ -120,4 +121,4 @@ static void select_pages(const ice_selector_call *call, ice_tile *tile, const vo
     }
 }
 
-const ice_selector ice_pages = {digest_bytes, scratch_bytes, digest, select_pages};
+const ice_selector ice_pages = {digest_bytes, scratch_bytes, digest, NULL, select_pages};

@@ -72,11 +72,9 @@ typedef struct {
     float *count;          /* rows: keys; with a count of near keys only */
     ice_node_run *run;     /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
-    ice_node_mask mask;            /* with a mask only */
-    ice_spread *spread;            /* of each of the stack's levels */
-    float *guess;                  /* value_dim x ICE_PANEL */
-    float *visited, *visited_copy; /* far_field = 0: scores of a row's visited keys */
-    const void **visited_value;
+    ice_node_mask mask;     /* with a mask only */
+    ice_spread *spread;     /* of each of the stack's levels */
+    float *guess;           /* value_dim x ICE_PANEL */
     int doubts;             /* whether single keys are looked for: some rule has a key_share */
     float doubt[ICE_PANEL]; /* the score from which on a key would hold it; inf for a row that looks for none */
     float far[ICE_PANEL];   /* of the panel's sum */
@@ -84,7 +82,6 @@ typedef struct {
         few_far_maximum[ICE_PANEL]; /* few_rows.c: the same of the near field's sum, where it is asked for */
     int64_t few_scored[ICE_PANEL];  /* and the cells scored there */
     float bound[ICE_PANEL], bound_maximum[ICE_PANEL]; /* missed_bound: the most that the far field can stand for */
-    float dropped[ICE_PANEL], dropped_maximum[ICE_PANEL];
     int64_t near_count[ICE_PANEL];
 } ice_selection;
 
@@ -151,8 +148,7 @@ static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const ice
 /* ---- tree.c ---- */
 
 /* Scratch of a selection and its tile over at most so many levels, and cells and parents. */
-size_t ice_selection_bytes(const icecore_attention *problem, const icecore_near_far *options, int64_t levels,
-                           int64_t nodes);
+size_t ice_selection_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes);
 /* *rest: the tile's scratch. */
 ice_selection *ice_selection_lay_out(const ice_head_view *view, char *scratch, char **rest);
 /* Once the tile has begun: everything else as it is before the first key. */
@@ -197,11 +193,5 @@ void ice_raise_doubtful(ice_selection *t, const ice_node_run *nodes, const float
  * are lost. */
 void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
                              const float *threshold);
-
-/* ---- largest.c ---- */
-
-/* With far_field = 0: of the keys of opened cells, each row attends to the near_keys with the largest scores; all else
- * is dropped. */
-void ice_attend_largest(ice_selection *t);
 
 #endif

@@ -12,23 +12,26 @@ typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
     int64_t near_keys; /* for each row, about */
+    int64_t visit;     /* pdci: keys that each composite index yields, at least near_keys and at most all */
+    uint64_t seed;     /* pdci */
 } ice_selector_call;
 
 typedef struct {
     /* Bytes of one head's digests, and of a tile's scratch. */
     size_t (*digest_bytes)(const ice_selector_call *call);
     size_t (*scratch_bytes)(const ice_selector_call *call);
-    /* head: batch * key_heads + key head. */
-    void (*digest)(const ice_selector_call *call, int64_t head, void *digests);
+    /* head: batch * key_heads + key head.  The digests are zero before. */
+    icecore_status (*digest)(const ice_selector_call *call, int64_t head, void *digests);
+    /* Frees what digests hold, also where digesting has failed or was never begun; NULL: they hold nothing. */
+    void (*release)(const ice_selector_call *call, void *digests);
     /* Attends; near_count[lane]: the keys that were chosen for it. */
     void (*select)(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
                    int64_t near_count[ICE_PANEL]);
 } ice_selector;
 
-extern const ice_selector ice_pages;
+extern const ice_selector ice_pages, ice_pdci;
 
 /* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
-icecore_status ice_attend_selected(const icecore_attention *problem, const ice_selector *selector, int64_t near_keys,
-                                   int32_t *near_count);
+icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count);
 
 #endif

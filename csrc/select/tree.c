@@ -18,9 +18,7 @@
 #define MIN_EXPANDED 2048
 
 /* Measures and lays out by the same code. */
-static void lay_out(ice_selection *t, const icecore_attention *p, const icecore_near_far *options, int64_t levels,
-                    int64_t nodes, ice_arena *a) {
-    const int64_t keys = options->far_field ? 0 : p->keys;
+static void lay_out(ice_selection *t, const icecore_attention *p, int64_t levels, int64_t nodes, ice_arena *a) {
     t->scores = ice_arena_take(a, nodes * ICE_PANEL, sizeof(float));
     t->risk = ice_arena_take(a, nodes * ICE_PANEL, sizeof(float));
     t->open = ice_arena_take(a, nodes, sizeof(uint64_t));
@@ -30,15 +28,12 @@ static void lay_out(ice_selection *t, const icecore_attention *p, const icecore_
     t->run = ice_arena_take(a, nodes, sizeof(ice_node_run));
     t->spread = ice_arena_take(a, levels, sizeof(ice_spread));
     t->guess = ice_arena_take(a, p->value_dim * ICE_PANEL, sizeof(float));
-    t->visited = ice_arena_take(a, keys, sizeof(float));
-    t->visited_copy = ice_arena_take(a, keys, sizeof(float));
-    t->visited_value = ice_arena_take(a, keys, sizeof(void *));
 }
 
-size_t ice_selection_bytes(const icecore_attention *p, const icecore_near_far *options, int64_t levels, int64_t nodes) {
+size_t ice_selection_bytes(const icecore_attention *p, int64_t levels, int64_t nodes) {
     ice_selection none;
     ice_arena arena = {NULL, 0};
-    lay_out(&none, p, options, levels, nodes, &arena);
+    lay_out(&none, p, levels, nodes, &arena);
     return ice_round_up(sizeof(ice_selection)) + arena.used + ice_tile_bytes(p);
 }
 
@@ -51,7 +46,7 @@ ice_selection *ice_selection_lay_out(const ice_head_view *view, char *scratch, c
     t->rules = view->rules;
     t->stack = view->stack;
     t->kernels = view->kernels;
-    lay_out(t, view->problem, view->options, view->stack->levels, view->stack->nodes, &arena);
+    lay_out(t, view->problem, view->stack->levels, view->stack->nodes, &arena);
     *rest = scratch + arena.used;
     return t;
 }
@@ -62,9 +57,8 @@ void ice_selection_begin(ice_selection *t) {
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         t->near_count[lane] = 0;
         t->few_scored[lane] = 0;
-        t->far[lane] = t->few_far[lane] = t->dropped[lane] = 0.0f;
-        t->few_far_maximum[lane] = t->dropped_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
-        t->bound[lane] = 0.0f;
+        t->far[lane] = t->few_far[lane] = t->bound[lane] = 0.0f;
+        t->few_far_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
     }
     t->rows = t->runs = t->parent_runs = 0;
     t->mask.dense = 0;
@@ -167,14 +161,13 @@ static void open_nodes(ice_selection *t, int64_t first_run, int64_t end_run, con
 }
 
 void ice_choose_cells(ice_selection *t) {
-    const icecore_near_far *options = t->options;
+    const int64_t wanted = t->options->near_keys;
     float threshold[ICE_PANEL], expand[ICE_PANEL];
     ice_selection_score_parents(t);
-    int64_t wanted = options->far_field ? options->near_keys : options->visit;
     if (t->rules) {
         ice_find_thresholds(t, threshold, expand);
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) ice_raise_doubtful(t, &t->run[r], expand);
-    } else if (options->far_field && wanted < t->stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->stack->keys) {
+    } else if (wanted < t->stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > MIN_EXPANDED ? wanted * EXPAND_FACTOR : MIN_EXPANDED;
         ice_risk_threshold(t->kernels, t->risk, t->parents, t->tile.lanes, t->count, reached, expand);
     } else {

@@ -13,8 +13,9 @@ SINKS = 16
 DEFAULTS = {
     "exact": {},
     "near_far": {"tolerance": 0.02, "window": 768},
-    "top_k": {"k": 256, "window": 768},
-    "published": {"k": 256, "window": 768},
+    "top_k": {"k": 256},
+    "pdci": {"k": 256},
+    "pages": {"k": 256},
     "window": {"window": 1024},
     "plan": {"file": None},
 }
@@ -29,9 +30,9 @@ class Method:
     Attributes
     ----------
     name : str
-        exact; near_far; top_k: the k keys with the largest scores besides sinks and window, which no other choice of k keys
-        surpasses by much; published: IceFormer's rule, the best k of the visited keys; window: sinks and window only; plan:
-        what `icecore.calibrate` found, kept in a file.
+        exact; near_far; top_k: the k keys with the largest scores, which no other choice of k keys surpasses by much; pdci and
+        pages: the selectors of `icecore.attention`, IceFormer's and Quest's; window: sinks and window only; plan: what
+        `icecore.calibrate` found, kept in a file.
     options : dict of str to number or str
         ``tolerance``, ``k`` and ``window`` as of `icecore.attention`; ``decode``, the tolerance of the cache that goes on where
         it is to be another than the prompt's; the ``file`` of a plan. A window counts in causal attention only.
@@ -49,8 +50,8 @@ class Method:
             return self._attend(layer, query, key, value, causal=True, window=window)
         if self.name == "plan":
             return self._attend(layer, query, key, value, causal=True, plan=self.plan[layer])
-        options = {"window": self.options["window"], "sinks": SINKS} | self._budget(key)
-        return self._attend(layer, query, key, value, causal=True, **options)
+        local = {"window": self.options["window"], "sinks": SINKS} if "window" in self.options else {}
+        return self._attend(layer, query, key, value, causal=True, **local, **self._budget(key))
 
     def bidirectional(self, query, key, value, *, layer):
         """Attention for encoders: what `nn.encode_image` and `nn.encode_tokens` take."""
@@ -84,8 +85,8 @@ class Method:
     def _budget(self, key):
         """The options of `icecore.attention` that say how many keys are near."""
         options = {name: self.options[name] for name in ("tolerance", "k") if name in self.options}
-        if self.name in ("top_k", "published"):
-            options["far_field"] = False
+        if self.name in ("top_k", "pdci", "pages"):
+            options["selector"] = "pages" if self.name == "pages" else "pdci"
         if self.name == "top_k":
             options["visit"] = max(key.shape[1], self.options["k"])
         return options
@@ -108,9 +109,9 @@ def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None)
     tolerance : float, optional
         Of near_far, above 0 and below 1.
     k : int, optional
-        Of top_k and published; of near_far in place of a tolerance. At least 1.
+        Of top_k, pdci and pages; of near_far in place of a tolerance. At least 1.
     window : int, optional
-        Of all but exact and plan. At least 1.
+        Of near_far and window. At least 1.
     file : path-like, optional
         Of plan: where it was saved.
     decode : float, optional

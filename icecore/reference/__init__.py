@@ -2,6 +2,7 @@
 
 from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention
+from icecore.reference.iceformer import pdci_attention
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.measure import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
@@ -37,6 +38,7 @@ __all__ = [
     "lift_query",
     "near_far_attention",
     "pages_attention",
+    "pdci_attention",
     "pdci_candidates",
     "pdci_candidates_by_radius",
     "pdci_search",

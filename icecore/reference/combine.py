@@ -14,14 +14,12 @@ class Choice:
     """What a query sums.
 
     keys : (N,) int, summed exactly; a key that is listed twice counts twice;
-    mean_score : (F,), log masses of the nodes that stand for their keys; mean_value : (F, dv), their mean values;
-    left_out : (G,), log masses of what is known and dropped.
+    mean_score : (F,), log masses of the nodes that stand for their keys; mean_value : (F, dv), their mean values.
     """
 
     keys: np.ndarray
     mean_score: np.ndarray = ()
     mean_value: np.ndarray | None = None
-    left_out: np.ndarray = ()
 
 
 def scores_of(query, key, rows, scale, bias=None):
@@ -32,12 +30,12 @@ def scores_of(query, key, rows, scale, bias=None):
 def combine(query, key, value, choice, scale, bias=None):
     """Softmax of a query (d,) over the keys and means of a Choice: out (dv,), lse, captured mass.
 
-    Captured mass is the share of the keys in the mass of keys, means and what is left out.
+    Captured mass is the share of the keys in the mass of keys and means.
     """
     score = scores_of(query, key, choice.keys, scale, bias)
     mean_value = value[:0] if choice.mean_value is None else choice.mean_value
     out, lse = softmax_sum(np.r_[score, choice.mean_score][None], np.concatenate([value[choice.keys], mean_value]))
-    summed, missed = (np.logaddexp.reduce(s, initial=-np.inf) for s in (score, np.r_[choice.mean_score, choice.left_out]))
+    summed, missed = (np.logaddexp.reduce(s, initial=-np.inf) for s in (score, choice.mean_score))
     total = np.logaddexp(summed, missed)
     return out[0], lse[0], 0.0 if np.isneginf(total) else np.exp(summed - total)
 

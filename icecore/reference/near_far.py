@@ -171,7 +171,7 @@ def log_guess(query, scale, exact_score, exact_value, trees, marks):
         return lse[0] + np.log(np.linalg.norm(guess[0]))
 
 
-def choose(query, key, value, bias, trees, exact, *, k, threshold, far_field, visit, scale, all_cells=False):
+def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_cells=False):
     """The Choice of a query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
 
     bias (S,) is its row of the mask: nodes that it hides stand for nothing; those that it cuts are opened, and all where these
@@ -185,20 +185,20 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, far_field, vi
     risks = risks_of(query, scale, trees, marks)
     parent_risk = np.concatenate([p for p, _ in risks])
     parent_count = np.concatenate([tree.parents.count for _, tree in trees])
-    sealed, wanted = parent_count.sum(), k if far_field else visit
+    sealed = parent_count.sum()
     expand_at = -np.inf
     if threshold is not None:
         exact_score = scores_of(query, key, exact, scale, bias)
         open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks)
         expand_at = open_at + np.log(EXPAND_SHARE)
-    elif far_field and wanted < sealed // EXPAND_FACTOR and MIN_EXPANDED < sealed:
-        expand_at = min_risk(parent_risk, parent_count, max(EXPAND_FACTOR * wanted, MIN_EXPANDED))
+    elif k < sealed // EXPAND_FACTOR and MIN_EXPANDED < sealed:
+        expand_at = min_risk(parent_risk, parent_count, max(EXPAND_FACTOR * k, MIN_EXPANDED))
     expand_at = -np.inf if all_cells else expand_at
     expanded = [((p >= expand_at) | cut) & ~hidden for (p, _), ((hidden, cut), _) in zip(risks, marks, strict=True)]
     cell_risk = np.concatenate([c[e[t.parent]] for (_, c), e, (_, t) in zip(risks, expanded, trees, strict=True)])
     if threshold is None:
         cell_count = np.concatenate([t.cells.count[e[t.parent]] for e, (_, t) in zip(expanded, trees, strict=True)])
-        open_at = -np.inf if wanted >= sealed else min_risk(cell_risk, cell_count, wanted)
+        open_at = -np.inf if k >= sealed else min_risk(cell_risk, cell_count, k)
 
     near, mean_score, mean_value = [], [], []
     for (first, tree), mark, (_, risk), expand in zip(trees, marks, risks, expanded, strict=True):
@@ -211,15 +211,11 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, far_field, vi
             mean_value.append(nodes.mean_value[closed])
     near, mean_score = left_by(bias, np.concatenate([np.empty(0, int), *near])), np.concatenate(mean_score)
     margin = min(gap(parent_risk, expand_at), gap(cell_risk, open_at))
-    if far_field:
-        return Choice(np.r_[exact, near], mean_score, np.concatenate(mean_value)), margin
-    score = scores_of(query, key, near, scale, bias)  # of the visited keys the k largest are kept
-    order = np.argsort(-score, kind="stable")
-    return Choice(np.r_[exact, near[np.sort(order[:k])]], left_out=np.r_[mean_score, score[order[k:]]]), margin
+    return Choice(np.r_[exact, near], mean_score, np.concatenate(mean_value)), margin
 
 
-def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False, moments=None, far_field=True, causal=False,
-                       block=512, sinks=0, visit=None, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None,
+def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False, moments=None, causal=False,
+                       block=512, sinks=0, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None,
                        return_margin=False):
     """Near/far attention in float64, query by query.
 
@@ -290,7 +286,7 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
         trees = [tree(b, h // group, first, end, whole[end]) for first, end in ranges]
         choice, margin[b, h, i] = choose(
             query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i], trees, exact, k=k, threshold=thresholds[h],
-            all_cells=all_cells[h], far_field=far_field, visit=visit, scale=scale,
+            all_cells=all_cells[h], scale=scale,
         )
         near[b, h, i] = len(choice.keys) - len(left_by(mask[b, h, i], exact))
         return choice

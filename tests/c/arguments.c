@@ -12,7 +12,7 @@ static problem valid(void) {
     return s;
 }
 
-static const icecore_near_far valid_options = {.near_keys = 2, .visit = 4, .far_field = 1, .block = 4, .cell_size = 2};
+static const icecore_near_far valid_options = {.near_keys = 2, .block = 4, .cell_size = 2};
 
 /* Both functions refuse the problem with `change` applied. */
 static void expect_refused(const char *what, void (*change)(icecore_attention *p)) {
@@ -73,28 +73,31 @@ static void problems(void) {
 }
 
 static void near_far_options(void) {
-    static const float zero[64] = {0}, infinite[64] = {INFINITY}, fine[64] = {1, 1};
+    static const float zero[64] = {0}, infinite[64] = {INFINITY};
     static const int64_t empty[1] = {0};
     static const icecore_near_far wrong[] = {
-        {.near_keys = 0, .far_field = 1, .block = 4, .cell_size = 2},
-        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 0},
-        {.near_keys = 1, .far_field = 1, .block = 0, .cell_size = 2},
-        {.near_keys = 5, .visit = 4, .far_field = 0, .block = 4, .cell_size = 2},
-        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .head_tolerance = zero},
-        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .head_threshold = zero},
-        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .moments = infinite},
-        {.near_keys = 1, .far_field = 1, .block = 4, .cell_size = 2, .head_cell_size = empty},
-        {.near_keys = 1, .visit = 1, .far_field = 0, .block = 4, .cell_size = 2, .head_tolerance = fine},
+        {.near_keys = 0, .block = 4, .cell_size = 2},
+        {.near_keys = 1, .block = 4, .cell_size = 0},
+        {.near_keys = 1, .block = 0, .cell_size = 2},
+        {.near_keys = 1, .block = 4, .cell_size = 2, .head_tolerance = zero},
+        {.near_keys = 1, .block = 4, .cell_size = 2, .head_threshold = zero},
+        {.near_keys = 1, .block = 4, .cell_size = 2, .moments = infinite},
+        {.near_keys = 1, .block = 4, .cell_size = 2, .head_cell_size = empty},
     };
     problem s = valid();
     s.p.causal = 1;
-    for (int i = 0; i < 9; i++) {
+    for (int i = 0; i < 7; i++) {
         check_at("options %d", i);
         EXPECT(icecore_attend_near_far(&s.p, &wrong[i], NULL) == ICECORE_ERROR_VALUE);
     }
     icecore_attention windowed = s.p;
     windowed.window = 5;
     EXPECT(icecore_attend_near_far(&windowed, &valid_options, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_pages(&windowed, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_pages(&s.p, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_pdci(&windowed, 1, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_pdci(&s.p, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_pdci(&s.p, 3, 2, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(problem_is_clear(&s));
     problem_free(&s);
 }

@@ -84,7 +84,7 @@ static void all_near(void) {
                 icecore_cache *cache = create(block, sinks, TOKENS);
                 for (int64_t first = 0; first < TOKENS; first += chunk)
                     go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
-                expect_attention(&s, NULL);
+                expect_attention(&s, 0);
                 icecore_cache_free(cache);
                 problem_free(&s);
             }
@@ -113,7 +113,7 @@ static void int8_holds_them(void) {
             go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
         EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && is_valid_cache(cache));
         for (int64_t first = 70; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
-        expect_attention(&s, NULL);
+        expect_attention(&s, 0);
         icecore_cache_free(cache);
         problem_free(&s);
     }
@@ -136,7 +136,7 @@ static void forks_and_truncation(void) {
     int64_t evicted = 0;
     icecore_cache_free(fork);
     go_on(cache, &s, 90, TOKENS);
-    expect_attention(&s, NULL);
+    expect_attention(&s, 0);
     EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128 && is_valid_cache(cache));
     EXPECT(icecore_cache_truncate(cache, 50, 1) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_cache_truncate(cache, 2, 1) == ICECORE_OK && is_valid_cache(cache));
@@ -166,7 +166,7 @@ static void queries_of_tokens(void) {
         EXPECT(icecore_cache_fork(cache, &fork) == ICECORE_OK);
         for (int64_t first = 100; first < TOKENS; first++) go_on(cache, &s, first, first + 1);
         for (int64_t first = 100; first < TOKENS; first += 25) go_on(fork, &s, first, first + 25);
-        if (!appended) expect_attention(&s, NULL);
+        if (!appended) expect_attention(&s, 0);
         icecore_cache_free(fork);
         icecore_cache_free(cache);
         problem_free(&s);

@@ -37,12 +37,8 @@ static problem prefill(void) {
 }
 
 static icecore_status attend(const icecore_attention *p, int kind) {
-    const icecore_near_far options = {.tolerance = kind == 2 ? 0.1f : 0.0f,
-                                      .near_keys = 10,
-                                      .visit = 60,
-                                      .far_field = 1,
-                                      .block = 16,
-                                      .cell_size = 4};
+    const icecore_near_far options = {
+        .tolerance = kind == 2 ? 0.1f : 0.0f, .near_keys = 10, .block = 16, .cell_size = 4};
     return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options, NULL);
 }
 

@@ -22,7 +22,7 @@ static void bad_environment(void) {
     EXPECT(icecore_isa_status() == ICECORE_ERROR_ISA);
     const icecore_attention nothing = {.dim = 1, .value_dim = 1, .window = -1};
     EXPECT(icecore_attend_exact(&nothing) == ICECORE_ERROR_ISA);
-    const icecore_near_far options = {.near_keys = 1, .far_field = 1, .cell_size = 1};
+    const icecore_near_far options = {.near_keys = 1, .cell_size = 1};
     EXPECT(icecore_attend_near_far(&nothing, &options, NULL) == ICECORE_ERROR_ISA);
     const icecore_indices none = {.count = 0};
     int64_t place;
@@ -50,6 +50,7 @@ static const struct {
     {"instruction_sets", instruction_set_tests},
     {"exact", exact_tests},
     {"near_far", near_far_tests},
+    {"selectors", selector_tests},
     {"indices", indices_tests},
     {"segments", segment_tests},
     {"index", index_tests},

@@ -12,7 +12,7 @@ static void expect_exact(const problem *s) {
              (int)p->dtype, (int)p->batch, (int)p->query_heads, (int)p->key_heads, (int)p->queries, (int)p->keys,
              (int)p->dim, (int)p->value_dim, p->causal, (long long)p->window, (long long)p->sinks);
     EXPECT(icecore_attend_exact(p) == ICECORE_OK);
-    expect_attention(s, NULL);
+    expect_attention(s, 0);
 }
 
 static void expect_exact_of(problem s) {

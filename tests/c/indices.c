@@ -76,7 +76,7 @@ static void expect_listed(listed *l) {
     p->mask_kind = ICECORE_MASK_FLOAT32, p->mask = mask;
     p->mask_key_stride = 1, p->mask_row_stride = p->keys, p->mask_head_stride = p->keys * p->queries;
     p->mask_batch_stride = p->mask_head_stride * p->query_heads;
-    expect_attention(&l->s, NULL);
+    expect_attention(&l->s, 0);
     *p = before;
     free(mask);
 }

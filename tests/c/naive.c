@@ -45,23 +45,16 @@ static int descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-static void keep_largest(const icecore_attention *p, const naive_top_k *options, int64_t query, double *scores,
-                         char *hidden) {
-    int64_t position = p->keys - p->queries + query, open = p->keys;
-    if (options->block) {
-        open = (position / options->block - 1) * options->block;
-        if (open <= p->sinks) open = 0;
-    }
-    double *others = malloc((size_t)p->keys * sizeof *others);
+static void keep_largest(const icecore_attention *p, int64_t keep, const double *scores, char *hidden) {
+    double *visible = malloc((size_t)(p->keys + 1) * sizeof *visible);
     int64_t count = 0;
-    for (int64_t j = p->sinks; j < open; j++)
-        if (!hidden[j]) others[count++] = scores[j];
-    if (count > options->keep) {
-        qsort(others, (size_t)count, sizeof *others, descending);
-        for (int64_t j = p->sinks; j < open; j++)
-            if (scores[j] < others[options->keep - 1]) hidden[j] = 1;
+    for (int64_t j = 0; j < p->keys; j++)
+        if (!hidden[j]) visible[count++] = scores[j];
+    if (count > keep) {
+        qsort(visible, (size_t)count, sizeof *visible, descending);
+        for (int64_t j = 0; j < p->keys; j++) hidden[j] |= scores[j] < visible[keep - 1];
     }
-    free(others);
+    free(visible);
 }
 
 /* The mean over the keys that are not hidden, and the mean of the absolute values; returns the lse. */
@@ -105,7 +98,7 @@ static int close_to(double found, double wanted, double allowed) {
     return found == wanted || fabs(found - wanted) <= allowed;
 }
 
-void expect_attention(const problem *s, const naive_top_k *options) {
+void expect_attention(const problem *s, int64_t keep) {
     const icecore_attention *p = &s->p;
     double *scores = malloc((size_t)(p->keys + 1) * sizeof *scores), out[ICECORE_MAX_DIM], absolute[ICECORE_MAX_DIM];
     char *hidden = malloc((size_t)p->keys + 1);
@@ -114,7 +107,7 @@ void expect_attention(const problem *s, const naive_top_k *options) {
         for (int64_t h = 0; h < p->query_heads; h++)
             for (int64_t i = 0; i < p->queries; i++) {
                 row_scores(p, b, h, i, scores, hidden);
-                if (options) keep_largest(p, options, i, scores, hidden);
+                if (keep) keep_largest(p, keep, scores, hidden);
                 double wanted = softmax_mean(p, b, h, scores, hidden, out, absolute);
                 int64_t row = element_index(&p->out, b, h, i, 0);
                 for (int64_t t = 0; t < p->value_dim; t++)

@@ -74,38 +74,15 @@ static problem (*const shapes[])(int, int64_t) = {self_attention, decode, more_q
 static void all_near(void) {
     for (int i = 0; i < 3; i++)
         for (int causal = 0; causal < 2; causal++)
-            for (int sinks = 0; sinks <= 21; sinks += 7)
-                for (int far_field = 0; far_field < 2; far_field++) {
-                    icecore_near_far options = {
-                        .near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20, .cell_size = 8};
-                    near_far c = allocate(shapes[i](causal, sinks), options);
-                    check_at("shape %d, causal %d, sinks %d, far_field %d", i, causal, sinks, far_field);
-                    attend(&c);
-                    expect_attention(&c.s, NULL);
-                    for (int64_t row = 0; row < c.s.lse_count; row++) {
-                        EXPECT(c.report.near_count[row] == sealed_keys(&c, row % c.s.p.queries));
-                        EXPECT(c.report.captured_mass[row] == (isinf(c.s.p.lse[row]) ? 0.0f : 1.0f));
-                    }
-                    release(&c);
-                }
-}
-
-static void top_k(void) {
-    for (int causal = 0; causal < 2; causal++)
-        for (int k = 1; k <= 40; k += 39)
-            for (int sinks = 0; sinks <= 5; sinks += 5) {
-                icecore_near_far options = {.near_keys = k, .visit = KEYS, .block = 32, .cell_size = 8};
-                near_far c = allocate(self_attention(causal, sinks), options);
-                naive_top_k rule = {.keep = k, .block = causal ? 32 : 0};
-                check_at("causal %d, k %d, sinks %d", causal, k, sinks);
+            for (int sinks = 0; sinks <= 21; sinks += 7) {
+                icecore_near_far options = {.near_keys = KEYS, .block = 20, .cell_size = 8};
+                near_far c = allocate(shapes[i](causal, sinks), options);
+                check_at("shape %d, causal %d, sinks %d", i, causal, sinks);
                 attend(&c);
-                expect_attention(&c.s, &rule);
+                expect_attention(&c.s, 0);
                 for (int64_t row = 0; row < c.s.lse_count; row++) {
-                    int64_t queries = c.s.p.queries, query = row % queries, sealed = sealed_keys(&c, query);
-                    EXPECT(c.report.near_count[row] == (k < sealed ? k : sealed));
-                    /* every key was visited, so the captured mass is no estimate */
-                    double lse = naive_lse(&c.s.p, row / queries / 4, row / queries % 4, query);
-                    EXPECT(fabs(exp((double)c.s.p.lse[row] - lse) - (double)c.report.captured_mass[row]) < 1e-4);
+                    EXPECT(c.report.near_count[row] == sealed_keys(&c, row % c.s.p.queries));
+                    EXPECT(c.report.captured_mass[row] == (isinf(c.s.p.lse[row]) ? 0.0f : 1.0f));
                 }
                 release(&c);
             }
@@ -135,20 +112,17 @@ static void masks(void) {
                 s.p.mask_head_stride = broadcast & 2 ? 0 : QUERIES * KEYS;
                 s.p.mask_row_stride = broadcast & 4 ? 0 : KEYS;
                 s.p.mask_key_stride = broadcast & 8 ? 0 : 1;
-                for (int far_field = 0; far_field < 2; far_field++) {
-                    check_at("pattern %d, broadcast %d, kind %d, far field %d", pattern, broadcast, kind, far_field);
-                    icecore_near_far options = {
-                        .near_keys = KEYS, .visit = KEYS, .far_field = far_field, .block = 20, .cell_size = 8};
-                    near_far all = allocate(s, options);
-                    attend(&all);
-                    expect_attention(&all.s, NULL);
-                    release(&all);
-                    options.near_keys = options.visit = 20;
-                    near_far few = allocate(s, options);
-                    attend(&few);
-                    for (int64_t i = 0; i < few.s.lse_count; i++) EXPECT(!isnan(few.s.p.lse[i]));
-                    release(&few);
-                }
+                check_at("pattern %d, broadcast %d, kind %d", pattern, broadcast, kind);
+                icecore_near_far options = {.near_keys = KEYS, .block = 20, .cell_size = 8};
+                near_far all = allocate(s, options);
+                attend(&all);
+                expect_attention(&all.s, 0);
+                release(&all);
+                options.near_keys = 20;
+                near_far few = allocate(s, options);
+                attend(&few);
+                for (int64_t i = 0; i < few.s.lse_count; i++) EXPECT(!isnan(few.s.p.lse[i]));
+                release(&few);
             }
     }
     free(keep);
@@ -160,7 +134,7 @@ static void masks(void) {
 static void budgets(void) {
     for (int causal = 0; causal < 2; causal++)
         for (int k = 1; k <= 100; k += 49) {
-            icecore_near_far options = {.near_keys = k, .far_field = 1, .block = 16, .cell_size = 8};
+            icecore_near_far options = {.near_keys = k, .block = 16, .cell_size = 8};
             near_far c = allocate(self_attention(causal, 3), options);
             check_at("causal %d, k %d", causal, k);
             attend(&c);
@@ -177,7 +151,7 @@ static void budgets(void) {
 /* Where all keys of a cell are the same, its mean stands for it exactly. */
 static void equal_keys(void) {
     for (int causal = 0; causal < 2; causal++) {
-        icecore_near_far options = {.near_keys = 1, .far_field = 1, .block = 16, .cell_size = 8};
+        icecore_near_far options = {.near_keys = 1, .block = 16, .cell_size = 8};
         near_far c = allocate(self_attention(causal, 3), options);
         const icecore_attention *p = &c.s.p;
         for (int64_t b = 0; b < p->batch; b++)
@@ -186,34 +160,32 @@ static void equal_keys(void) {
                     for (int64_t t = 0; t < p->dim; t++)
                         element_set(&p->key, p->dtype, element_index(&p->key, b, h, j, t), 0.25f * (float)(t - h));
         attend(&c);
-        expect_attention(&c.s, NULL);
+        expect_attention(&c.s, 0);
         release(&c);
     }
 }
 
 /* Weights sum to 1. */
 static void equal_values(void) {
-    for (int causal = 0; causal < 2; causal++)
-        for (int far_field = 0; far_field < 2; far_field++) {
-            icecore_near_far options = {
-                .near_keys = 5, .visit = 40, .far_field = far_field, .block = 16, .cell_size = 8};
-            near_far c = allocate(self_attention(causal, 0), options);
-            const icecore_attention *p = &c.s.p;
-            for (int64_t b = 0; b < p->batch; b++)
-                for (int64_t h = 0; h < p->key_heads; h++)
-                    for (int64_t j = 0; j < p->keys; j++)
-                        for (int64_t t = 0; t < p->value_dim; t++)
-                            element_set(&p->value, p->dtype, element_index(&p->value, b, h, j, t), (float)(t + 1));
-            attend(&c);
-            for (int64_t b = 0; b < p->batch; b++)
-                for (int64_t h = 0; h < p->query_heads; h++)
-                    for (int64_t i = 0; i < p->queries; i++)
-                        for (int64_t t = 0; t < p->value_dim; t++) {
-                            double found = element_get(&p->out, p->dtype, element_index(&p->out, b, h, i, t));
-                            EXPECT(fabs(found - (double)(t + 1)) < 1e-5 * (double)(t + 1));
-                        }
-            release(&c);
-        }
+    for (int causal = 0; causal < 2; causal++) {
+        icecore_near_far options = {.near_keys = 5, .block = 16, .cell_size = 8};
+        near_far c = allocate(self_attention(causal, 0), options);
+        const icecore_attention *p = &c.s.p;
+        for (int64_t b = 0; b < p->batch; b++)
+            for (int64_t h = 0; h < p->key_heads; h++)
+                for (int64_t j = 0; j < p->keys; j++)
+                    for (int64_t t = 0; t < p->value_dim; t++)
+                        element_set(&p->value, p->dtype, element_index(&p->value, b, h, j, t), (float)(t + 1));
+        attend(&c);
+        for (int64_t b = 0; b < p->batch; b++)
+            for (int64_t h = 0; h < p->query_heads; h++)
+                for (int64_t i = 0; i < p->queries; i++)
+                    for (int64_t t = 0; t < p->value_dim; t++) {
+                        double found = element_get(&p->out, p->dtype, element_index(&p->out, b, h, i, t));
+                        EXPECT(fabs(found - (double)(t + 1)) < 1e-5 * (double)(t + 1));
+                    }
+        release(&c);
+    }
 }
 
 /* By a tolerance that random keys only keep where nearly all are opened, it is exact attention; by a loose one it
@@ -222,11 +194,8 @@ static void tolerances(void) {
     for (int i = 0; i < 3; i++)
         for (int causal = 0; causal < 2; causal++)
             for (int variant = 0; variant < 4; variant++) {
-                icecore_near_far options = {.far_field = 1,
-                                            .tolerance = variant ? 0.3f : 1e-7f,
-                                            .block = 20,
-                                            .cell_size = 4,
-                                            .rounding = variant == 2};
+                icecore_near_far options = {
+                    .tolerance = variant ? 0.3f : 1e-7f, .block = 20, .cell_size = 4, .rounding = variant == 2};
                 float error[8], standard_error[8], missed[4 * 2 * (KEYS + 50)], threshold[4] = {1, 2, 0.5f, 1e-3f};
                 int32_t rows[8], summaries[4 * 2 * (KEYS + 50)];
                 double seconds[3];
@@ -243,7 +212,7 @@ static void tolerances(void) {
                 c.s.p.threads = 1 + variant % 2;
                 check_at("shape %d, causal %d, variant %d", i, causal, variant);
                 attend(&c);
-                if (!variant) expect_attention(&c.s, NULL);
+                if (!variant) expect_attention(&c.s, 0);
                 for (int64_t head = 0; variant && head < 8; head++)
                     EXPECT(rows[head] ? error[head] >= 0.0f && standard_error[head] >= 0.0f : isnan(error[head]));
                 for (int64_t row = 0; variant && row < c.s.lse_count; row++)
@@ -259,80 +228,68 @@ static void chunks(void) {
     for (int h = 0; h < 2; h++)
         for (int t = 0; t < 12; t++) moments[(h * 12 + t) * 12 + t] = (float)(1 + t);
     static const int64_t ends[] = {1, 2, 17, 60, 61, 64, 128, 150, KEYS};
-    for (int far_field = 0; far_field < 2; far_field++) {
-        icecore_near_far options = {.near_keys = 9,
-                                    .visit = 40,
-                                    .far_field = far_field,
-                                    .block = 16,
-                                    .cell_size = 8,
-                                    .moments = moments,
-                                    .seed = 99};
-        near_far whole = allocate(self_attention(1, 2), options);
-        const icecore_attention *w = &whole.s.p;
-        attend(&whole);
-        for (int64_t i = 0, begin = 0; i < 9; begin = ends[i++]) {
-            near_far part = allocate(self_attention(1, 2), options);
-            icecore_attention *p = &part.s.p;
-            float *lse = p->lse;
-            p->queries = ends[i] - begin;
-            p->keys = ends[i];
-            p->query.data = (float *)p->query.data + begin * p->query.row_stride;
-            p->out.data = (float *)p->out.data + begin * p->out.row_stride;
-            check_at("far_field %d, queries %d to %d", far_field, (int)begin, (int)ends[i]);
-            EXPECT(icecore_attend_near_far(p, &part.options, &part.report) == ICECORE_OK);
-            for (int64_t head = 0; head < p->batch * p->query_heads; head++)
-                for (int64_t q = 0; q < p->queries; q++) {
-                    int64_t at = head * p->queries + q, in_whole = head * w->queries + begin + q;
-                    int64_t row = element_index(&p->out, head / 4, head % 4, q, 0);
-                    int64_t row_in_whole = element_index(&w->out, head / 4, head % 4, begin + q, 0);
-                    EXPECT(part.report.near_count[at] == whole.report.near_count[in_whole]);
-                    EXPECT(fabsf(lse[at] - w->lse[in_whole]) < 1e-5f);
-                    for (int64_t t = 0; t < p->value_dim; t++) {
-                        double wanted = element_get(&w->out, w->dtype, row_in_whole + t);
-                        EXPECT(fabs(element_get(&p->out, p->dtype, row + t) - wanted) < 1e-5);
-                    }
+    icecore_near_far options = {.near_keys = 9, .block = 16, .cell_size = 8, .moments = moments, .seed = 99};
+    near_far whole = allocate(self_attention(1, 2), options);
+    const icecore_attention *w = &whole.s.p;
+    attend(&whole);
+    for (int64_t i = 0, begin = 0; i < 9; begin = ends[i++]) {
+        near_far part = allocate(self_attention(1, 2), options);
+        icecore_attention *p = &part.s.p;
+        float *lse = p->lse;
+        p->queries = ends[i] - begin;
+        p->keys = ends[i];
+        p->query.data = (float *)p->query.data + begin * p->query.row_stride;
+        p->out.data = (float *)p->out.data + begin * p->out.row_stride;
+        check_at("queries %d to %d", (int)begin, (int)ends[i]);
+        EXPECT(icecore_attend_near_far(p, &part.options, &part.report) == ICECORE_OK);
+        for (int64_t head = 0; head < p->batch * p->query_heads; head++)
+            for (int64_t q = 0; q < p->queries; q++) {
+                int64_t at = head * p->queries + q, in_whole = head * w->queries + begin + q;
+                int64_t row = element_index(&p->out, head / 4, head % 4, q, 0);
+                int64_t row_in_whole = element_index(&w->out, head / 4, head % 4, begin + q, 0);
+                EXPECT(part.report.near_count[at] == whole.report.near_count[in_whole]);
+                EXPECT(fabsf(lse[at] - w->lse[in_whole]) < 1e-5f);
+                for (int64_t t = 0; t < p->value_dim; t++) {
+                    double wanted = element_get(&w->out, w->dtype, row_in_whole + t);
+                    EXPECT(fabs(element_get(&p->out, p->dtype, row + t) - wanted) < 1e-5);
                 }
-            p->query.data = (float *)p->query.data - begin * p->query.row_stride;
-            p->out.data = (float *)p->out.data - begin * p->out.row_stride;
-            release(&part);
-        }
-        release(&whole);
+            }
+        p->query.data = (float *)p->query.data - begin * p->query.row_stride;
+        p->out.data = (float *)p->out.data - begin * p->out.row_stride;
+        release(&part);
     }
+    release(&whole);
 }
 
 static void dtypes_and_dims(void) {
     static const int64_t dims[] = {1, 40, ICECORE_MAX_DIM};
     for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++)
-        for (int i = 0; i < 3; i++)
-            for (int far_field = 0; far_field < 2; far_field++) {
-                problem s = one_head(60, 70, dims[i], dims[2 - i]);
-                s.p.dtype = (icecore_dtype)dtype;
-                s.p.causal = 1;
-                s.pad = 2;
-                icecore_near_far options = {
-                    .near_keys = 70, .visit = 70, .far_field = far_field, .block = 10, .cell_size = 4};
-                near_far c = allocate(s, options);
-                check_at("dtype %d, dim %d, far_field %d", dtype, (int)dims[i], far_field);
-                attend(&c);
-                expect_attention(&c.s, NULL);
-                release(&c);
-            }
+        for (int i = 0; i < 3; i++) {
+            problem s = one_head(60, 70, dims[i], dims[2 - i]);
+            s.p.dtype = (icecore_dtype)dtype;
+            s.p.causal = 1;
+            s.pad = 2;
+            icecore_near_far options = {.near_keys = 70, .block = 10, .cell_size = 4};
+            near_far c = allocate(s, options);
+            check_at("dtype %d, dim %d", dtype, (int)dims[i]);
+            attend(&c);
+            expect_attention(&c.s, 0);
+            release(&c);
+        }
 }
 
 /* Options far beyond the number of keys are as good as the number of keys. */
 static void huge_options(void) {
     for (int i = 0; i < 3; i++)
-        for (int causal = 0; causal < 2; causal++)
-            for (int far_field = 0; far_field < 2; far_field++) {
-                const int64_t huge = INT64_MAX;
-                icecore_near_far options = {
-                    .near_keys = huge, .visit = huge, .far_field = far_field, .block = huge, .cell_size = huge};
-                near_far c = allocate(shapes[i](causal, huge), options);
-                check_at("shape %d, causal %d, far_field %d", i, causal, far_field);
-                attend(&c);
-                expect_attention(&c.s, NULL);
-                release(&c);
-            }
+        for (int causal = 0; causal < 2; causal++) {
+            const int64_t huge = INT64_MAX;
+            icecore_near_far options = {.near_keys = huge, .block = huge, .cell_size = huge};
+            near_far c = allocate(shapes[i](causal, huge), options);
+            check_at("shape %d, causal %d", i, causal);
+            attend(&c);
+            expect_attention(&c.s, 0);
+            release(&c);
+        }
 }
 
 static void empty(void) {
@@ -342,17 +299,16 @@ static void empty(void) {
             s.p.batch = axis != 2;
             s.p.query_heads = axis != 3;
             s.p.causal = causal;
-            near_far c = allocate(s, (icecore_near_far){.near_keys = 1, .far_field = 1, .block = 1, .cell_size = 1});
+            near_far c = allocate(s, (icecore_near_far){.near_keys = 1, .block = 1, .cell_size = 1});
             check_at("axis %d, causal %d", axis, causal);
             EXPECT(icecore_attend_near_far(&c.s.p, &c.options, &c.report) == ICECORE_OK);
-            if (axis == 1) expect_attention(&c.s, NULL);
+            if (axis == 1) expect_attention(&c.s, 0);
             release(&c);
         }
 }
 
 void near_far_tests(void) {
     check_run("near/far: near_keys >= keys is exact attention", all_near);
-    check_run("near/far: without a far field, visiting all keys, it is the exact top k", top_k);
     check_run("near/far: masks", masks);
     check_run("near/far: the budget is kept, and the far field is a lower bound", budgets);
     check_run("near/far: cells of equal keys are exact", equal_keys);

@@ -18,9 +18,11 @@ static problem some_keys(int causal, int64_t queries) {
 static icecore_status exact(const problem *s) { return icecore_attend_exact(&s->p); }
 
 static icecore_status near_far(const problem *s) {
-    const icecore_near_far options = {.near_keys = 4, .visit = 8, .far_field = 1, .block = 8, .cell_size = 2};
+    const icecore_near_far options = {.near_keys = 4, .block = 8, .cell_size = 2};
     return icecore_attend_near_far(&s->p, &options, NULL);
 }
+
+static icecore_status pdci(const problem *s) { return icecore_attend_pdci(&s->p, 4, 8, 0, NULL); }
 
 static icecore_status indexed(const problem *s) {
     const int32_t list[3] = {5, -1, 7};
@@ -151,6 +153,7 @@ static void exact_attention(void) {
 static void near_far_attention(void) {
     expect_errors(near_far, 0, 50);
     expect_errors(near_far, 1, 50);
+    expect_errors(pdci, 0, 50);
 }
 
 static void listed_keys(void) { expect_errors(indexed, 1, 50); }
@@ -170,7 +173,7 @@ static void indices(void) {
 
 void out_of_memory_tests(void) {
     check_run("out of memory: exact attention", exact_attention);
-    check_run("out of memory: near/far attention", near_far_attention);
+    check_run("out of memory: near/far attention and P-DCI", near_far_attention);
     check_run("out of memory: listed keys", listed_keys);
     check_run("out of memory: segments", segments);
     check_run("out of memory: indices", indices);

@@ -31,7 +31,7 @@ static void one_at_a_time(void) {
                     element_set(tensor, s.p.dtype, element_index(tensor, 0, 0, row, 4), specials[i]);
                     check_at("dtype %d, queries %d, %g in array %d", dtype, queries, (double)specials[i], array);
                     EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
-                    expect_attention(&s, NULL);
+                    expect_attention(&s, 0);
                     problem_free(&s);
                 }
 }
@@ -64,7 +64,7 @@ static void hidden(void) {
                     }
                     check_at("dtype %d, queries %d, mask %d, %g", dtype, queries, kind, (double)specials[i]);
                     EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
-                    expect_attention(&s, NULL);
+                    expect_attention(&s, 0);
                     int64_t last = element_index(&s.p.out, 0, 1, queries - 1, 0);
                     EXPECT(isfinite(element_get(&s.p.out, s.p.dtype, last)));
                     problem_free(&s);
@@ -93,28 +93,24 @@ static void anything_goes(void) {
     uint64_t state = 61;
     for (int among = 1; among <= 1000; among *= 10)
         for (int causal = 0; causal < 2; causal++)
-            for (int far_field = -1; far_field < 2; far_field++) {
+            for (int kind = 0; kind < 4; kind++) {
                 problem s = small(ICECORE_FLOAT32, 140);
                 int32_t near_count[280];
                 float captured_mass[280];
-                icecore_near_far options = {
-                    .near_keys = 9, .visit = 30, .far_field = far_field, .block = 12, .cell_size = 4};
+                const icecore_near_far options = {.near_keys = 9, .block = 12, .cell_size = 4};
                 const icecore_report report = {.near_count = near_count, .captured_mass = captured_mass};
                 s.p.query_heads = s.p.key_heads = 1;
                 s.p.causal = causal;
                 s.p.sinks = 2;
                 problem_allocate(&s);
                 fill_wildly(&s, &state, among);
-                check_at("one in %d, causal %d, far_field %d", among, causal, far_field);
-                if (far_field < 0) {
-                    EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
-                } else {
-                    EXPECT(icecore_attend_near_far(&s.p, &options, &report) == ICECORE_OK);
-                    for (int i = 0; i < 140; i++) {
-                        EXPECT(near_count[i] >= 0 && near_count[i] <= 140);
-                        EXPECT(captured_mass[i] >= 0.0f && captured_mass[i] <= 1.0f);
-                    }
-                }
+                check_at("one in %d, causal %d, kind %d", among, causal, kind);
+                if (kind == 0) EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
+                if (kind == 1) EXPECT(icecore_attend_near_far(&s.p, &options, &report) == ICECORE_OK);
+                if (kind == 2) EXPECT(icecore_attend_pages(&s.p, 9, near_count) == ICECORE_OK);
+                if (kind == 3) EXPECT(icecore_attend_pdci(&s.p, 9, 30, 0, near_count) == ICECORE_OK);
+                for (int i = 0; i < 140 && kind; i++) EXPECT(near_count[i] >= 0 && near_count[i] <= 140);
+                for (int i = 0; i < 140 && kind == 1; i++) EXPECT(captured_mass[i] >= 0.0f && captured_mass[i] <= 1.0f);
                 EXPECT(problem_gaps_are_clear(&s));
                 problem_free(&s);
             }
@@ -122,22 +118,19 @@ static void anything_goes(void) {
 
 /* A NaN that a query sees only through a cell shows in its result. */
 static void nan_in_a_cell(void) {
-    for (int array = 0; array < 2; array++)
-        for (int far_field = 0; far_field < 2; far_field++) {
-            problem s = small(ICECORE_FLOAT32, 140);
-            icecore_near_far options = {
-                .near_keys = 140, .visit = 140, .far_field = far_field, .block = 12, .cell_size = 4};
-            if (far_field) options.near_keys = 4;
-            problem_allocate(&s);
-            const icecore_tensor *tensor = array ? &s.p.value : &s.p.key;
-            ((float *)tensor->data)[element_index(tensor, 0, 0, 17, 2)] = NAN;
-            check_at("array %d, far_field %d", array, far_field);
-            EXPECT(icecore_attend_near_far(&s.p, &options, NULL) == ICECORE_OK);
-            int64_t last = element_index(&s.p.out, 0, 0, 139, 2), before = element_index(&s.p.out, 0, 0, 16, 2);
-            EXPECT(isnan(element_get(&s.p.out, s.p.dtype, last)));
-            EXPECT(isfinite(element_get(&s.p.out, s.p.dtype, before)));
-            problem_free(&s);
-        }
+    for (int array = 0; array < 2; array++) {
+        problem s = small(ICECORE_FLOAT32, 140);
+        const icecore_near_far options = {.near_keys = 4, .block = 12, .cell_size = 4};
+        problem_allocate(&s);
+        const icecore_tensor *tensor = array ? &s.p.value : &s.p.key;
+        ((float *)tensor->data)[element_index(tensor, 0, 0, 17, 2)] = NAN;
+        check_at("array %d", array);
+        EXPECT(icecore_attend_near_far(&s.p, &options, NULL) == ICECORE_OK);
+        int64_t last = element_index(&s.p.out, 0, 0, 139, 2), before = element_index(&s.p.out, 0, 0, 16, 2);
+        EXPECT(isnan(element_get(&s.p.out, s.p.dtype, last)));
+        EXPECT(isfinite(element_get(&s.p.out, s.p.dtype, before)));
+        problem_free(&s);
+    }
 }
 
 static void segments(void) {

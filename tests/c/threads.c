@@ -24,8 +24,9 @@ static problem decode(void) {
 }
 
 static icecore_status attend(const icecore_attention *p, int kind) {
-    icecore_near_far options = {.near_keys = 10, .visit = 60, .far_field = kind == 1, .block = 16, .cell_size = 4};
-    return kind == 0 ? icecore_attend_exact(p) : icecore_attend_near_far(p, &options, NULL);
+    const icecore_near_far options = {.near_keys = 10, .block = 16, .cell_size = 4};
+    if (kind == 0) return icecore_attend_exact(p);
+    return kind == 1 ? icecore_attend_near_far(p, &options, NULL) : icecore_attend_pdci(p, 10, 60, 0, NULL);
 }
 
 static problem prefill_bfloat16(void) {

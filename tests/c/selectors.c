@@ -1,0 +1,63 @@
+/* Selectors by what must hold whatever they choose. */
+#include <math.h>
+
+#include "check.h"
+#include "naive.h"
+
+/* Trees of several sizes when causal, one otherwise, and keys behind them. */
+enum { KEYS = 1600, QUERIES = 130 };
+
+static problem some_rows(int causal) {
+    problem s = one_head(QUERIES, KEYS, 12, 9);
+    s.p.key_heads = 2;
+    s.p.query_heads = 4;
+    s.p.causal = causal;
+    s.layout = ROWS_FIRST;
+    s.pad = 3;
+    return s;
+}
+
+static void top_k(void) {
+    for (int causal = 0; causal < 2; causal++)
+        for (int k = 1; k <= 40; k += 39) {
+            problem s = some_rows(causal);
+            int32_t near_count[4 * QUERIES];
+            problem_allocate(&s);
+            check_at("causal %d, k %d", causal, k);
+            EXPECT(icecore_attend_pdci(&s.p, k, KEYS, 0, near_count) == ICECORE_OK);
+            expect_attention(&s, k);
+            for (int i = 0; i < 4 * QUERIES; i++) EXPECT(near_count[i] == k);
+            problem_free(&s);
+        }
+}
+
+/* As many keys as asked for are found, and weights sum to 1. */
+static void few_visited(void) {
+    for (int causal = 0; causal < 2; causal++)
+        for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++) {
+            problem s = some_rows(causal);
+            int32_t near_count[4 * QUERIES];
+            s.p.dtype = (icecore_dtype)dtype;
+            problem_allocate(&s);
+            for (int64_t h = 0; h < 2; h++)
+                for (int64_t j = 0; j < KEYS; j++)
+                    for (int64_t t = 0; t < 9; t++)
+                        element_set(&s.p.value, s.p.dtype, element_index(&s.p.value, 0, h, j, t), (float)(t + 1));
+            check_at("causal %d, dtype %d", causal, dtype);
+            EXPECT(icecore_attend_pdci(&s.p, 20, 70, 7, near_count) == ICECORE_OK);
+            EXPECT(problem_gaps_are_clear(&s));
+            for (int64_t row = 0; row < 4 * QUERIES; row++) {
+                EXPECT(near_count[row] == 20);
+                for (int64_t t = 0; t < 9; t++) {
+                    int64_t place = element_index(&s.p.out, 0, row / QUERIES, row % QUERIES, t);
+                    EXPECT(fabs(element_get(&s.p.out, s.p.dtype, place) - (double)(t + 1)) < 0.01 * (double)(t + 1));
+                }
+            }
+            problem_free(&s);
+        }
+}
+
+void selector_tests(void) {
+    check_run("selectors: visiting all keys, pdci is the exact top k", top_k);
+    check_run("selectors: pdci finds as many keys as it is asked for", few_visited);
+}
