@@ -22,7 +22,7 @@ DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _n
 #: The largest magnitude that does not round to infinity.
 LARGEST = {"float32": math.inf, "float16": 65519.0, "bfloat16": 3.396e38}
 MAX_DIM = 16384
-FILE = _array_file.Format("icecore.index", "an index", 2, {"vectors": "dim"})
+FILE = _array_file.Format("icecore.index", "an index", 3, {"vectors": "dim"})
 #: Parents kept at each level when a search names no budget.
 DEFAULT_FIELD_OF_VIEW = 16
 #: P-DCI lists: candidates of each composite for each neighbour asked for, when a search names no budget.
@@ -381,9 +381,10 @@ class Index:
             each of the `k` when no other budget is given.
         field_of_view : int, optional
             Parents kept at each level; with a filter each counts by the share of its vectors that may be returned. Default: 16
-            when `visit` is not given either; with two levels, each segment has one of its own: 16 for inner products and
-            cosines, and others follow where a vector may be among the `k` best by its norm (not with P-DCI lists); for squared
-            distances ``16 * sqrt(m / n)`` in a segment of m of the n vectors.
+            when `visit` is not given either. With two levels (and no P-DCI lists) the default is ``sum(sqrt(m / n))`` times as
+            much, over segments of m of all n vectors; by inner product and cosine half as many follow, those whose
+            typical vectors may score most; and so does every other parent of which a vector may be among the `k` best, if directions
+            from its mean are random.
         exact : bool
             Compare all vectors instead, in float32.
         filter : (m,) array of int or bool, or (n, m), optional
@@ -408,8 +409,8 @@ class Index:
         Notes
         -----
         Among equal scores that were compared exactly the smaller id comes first. `tune` finds budgets for a wanted recall.
-        Default budgets suit vectors with some structure. Independent directions of equal length have none, and less than half
-        of the best may be found.
+        With two levels default budgets adapt to the vectors and to each query. Independent directions of equal length have no
+        structure that a tree could use: nearly all are compared then, in 8 bits.
 
         Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or
         as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite.

@@ -77,6 +77,29 @@ def c_violations(csrc):
     return found
 
 
+def include_circles(csrc):
+    """Modules of a room, a header and its source file, that include one another in a circle."""
+    included = {}
+    for file in sorted(p for p in csrc.rglob("*") if p.suffix in (".c", ".h")):
+        name = f"{file.parent.name}/{file.name.split('.')[0]}"
+        headers = re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE)
+        own = {header.split(".")[0] for header in headers if header.split("/")[0] == file.parent.name}
+        included.setdefault(name, set()).update(own - {name})
+    found, done = [], set()
+
+    def visit(name, path):
+        if name in path:
+            found.append(" -> ".join([*path[path.index(name) :], name]) + ": a circle of includes")
+        elif name not in done:
+            for other in sorted(included.get(name, ())):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in included:
+        visit(name, [])
+    return found
+
+
 def pyx_violations(pyx):
     """Lines of pyx that use more than the C interface."""
     found = []
@@ -177,7 +200,7 @@ def python_violations(package):
 
 
 def violations(root):
-    return [*c_violations(root / "csrc"), *pyx_violations(root / "pyx"), *python_violations(root / "icecore")]
+    return [*c_violations(root / "csrc"), *include_circles(root / "csrc"), *pyx_violations(root / "pyx"), *python_violations(root / "icecore")]
 
 
 def test_the_arrows_point_one_way():
@@ -211,6 +234,16 @@ def build(root, files):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
+
+
+def test_the_checker_sees_a_circle_of_includes(tmp_path):
+    files = {
+        "csrc/index/search.h": "",
+        "csrc/index/search.c": '#include "index/search.h"\n#include "index/tree.h"\n',
+        "csrc/index/tree.h": "",
+        "csrc/index/tree.c": '#include "index/tree.h"\n#include "index/search.h"\n',
+    }
+    assert include_circles(build(tmp_path, files) / "csrc") == ["index/search -> index/tree -> index/search: a circle of includes"]
 
 
 def test_the_checker_accepts_a_small_house(tmp_path):

@@ -388,15 +388,18 @@ def test_inner_products_of_widely_varying_norms_are_found_with_default_budgets(n
     assert recall(index.search(queries, 10).ids, index.search(queries, 10, exact=True).ids) >= 0.95
 
 
+@pytest.mark.parametrize("clustered", [True, False], ids=["clustered", "iid"])
 @pytest.mark.parametrize("norms", NORMS)
-def test_the_default_opens_the_parents_that_the_oracle_opens(isa, norms):
-    vectors, queries = of_norms(norms, 3000, 16, clustered=True)
-    index = filled(vectors)
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_default_opens_the_parents_that_the_oracle_opens(isa, metric, norms, clustered):
+    vectors, queries = of_norms(norms, 3000, 16, clustered)
+    index = filled(vectors, metric=metric)
     levels, ids = tree_of(index)
     found = index.search(queries, 10, retrieve=300).ids
-    search = partial(reference.tree_search, levels, vectors[ids], k=10, metric="ip", field_of_view=16, extend=True)
-    oracle = [search(query=query)[0] for query in queries]
+    search = partial(reference.tree_search, levels, vectors[ids], k=10, metric=metric, field_of_view=16, extend=True)
+    oracle, _, points = zip(*[search(query=query) for query in queries], strict=True)
     assert recall(found, ids[np.array(oracle)]) > 0.99
+    assert visited(index, queries) == pytest.approx(np.mean(points), rel=0.05, abs=3 * len(levels[0].means))
 
 
 @pytest.mark.parametrize("norms", ["equal", "lognormal"])

@@ -492,11 +492,11 @@ typedef struct {
     int64_t
         retrieve; /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
     int64_t field_of_view; /* parents kept at each level; 0: no bound */
-    int extend; /* scan mode in two levels: each segment has a field of view of its own.  Of squared distances, one of m
-                   of all n keys keeps sqrt(m / n) of field_of_view; inner products keep all of it and then open every
-                   other parent as well of which a key may be among the k best: the mean's score + min(1, 2.5 /
-                   sqrt(dim)) |query| radius reaches the k-th best so far; at random a direction has so large a cosine
-                   once in 160 times */
+    int extend; /* scan mode in two levels: field_of_view grows with the number of segments, by the sum of sqrt(m / n)
+                   over segments of m of all n keys; and every other parent is opened as well of which a key may be
+                   among the k best if directions are random, by the spread and the radius of its keys
+                   (index/search_reach.h).  By inner product half as many as the view are added by what their typical
+                   keys may score, not by their mean */
     int exact;  /* compare all, in float32; the budgets are not used */
     const int64_t *allowed; /* NULL, or ids: all others are left out; absent ones do not matter */
     int64_t allowed_count;

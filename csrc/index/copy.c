@@ -35,8 +35,10 @@ static icecore_status copy_layer(const icecore_segment *from, const int32_t *bef
     for (int64_t p = 0; p < source->parents; p++) {
         if (!staying(from, before, layer, p)) continue;
         memcpy(to->mean + parent * from->dim, source->mean + p * from->dim, width * sizeof(float));
-        if (source->radius)
-            to->radius[parent] = source->radius[p]; /* none is farther, though the farthest may have gone */
+        if (source->radius) { /* as they were: none is farther, though the farthest may have gone */
+            to->radius[parent] = source->radius[p];
+            to->spread[parent] = source->spread[p];
+        }
         for (int64_t c = source->offset[p]; c < source->offset[p + 1]; c++) {
             if (stops_at(c)) return ICECORE_INTERRUPTED;
             if (!staying(from, before, layer + 1, c)) continue;

@@ -7,8 +7,7 @@ int64_t ice_fields_of(icecore_segment *s, const icecore_index_options *o, ice_fi
     fields[n++] = (ice_field){"order", 'i', s->count, (void **)&s->order};
     for (int i = 0; i < s->layers; i++) {
         ice_layer *layer = &s->layer[i];
-        int coded = i + 1 < s->layers || o->composites == 0,
-            wide = i + 1 == s->layers && coded && o->metric == ICECORE_INNER_PRODUCT;
+        const int is_last = i + 1 == s->layers, coded = !is_last || o->composites == 0;
         struct {
             const char *name;
             char type;
@@ -20,9 +19,10 @@ int64_t ice_fields_of(icecore_segment *s, const icecore_index_options *o, ice_fi
             {"code", 'b', coded ? layer->children * layer->stride : 0, (void **)&layer->code},
             {"scale", 'f', coded ? layer->children : 0, (void **)&layer->scale},
             {"bias", 'f', coded && o->metric == ICECORE_SQUARED_DISTANCE ? layer->children : 0, (void **)&layer->bias},
-            {"radius", 'f', wide ? layer->parents : 0, (void **)&layer->radius},
+            {"radius", 'f', is_last && coded ? layer->parents : 0, (void **)&layer->radius},
+            {"spread", 'f', is_last && coded ? layer->parents : 0, (void **)&layer->spread},
         };
-        for (int k = 0; k < 6; k++) {
+        for (int k = 0; k < 7; k++) {
             if (!own[k].count) continue;
             fields[n] = (ice_field){"", own[k].type, own[k].count, own[k].data};
             snprintf(fields[n++].part, sizeof fields->part, "layer%d.%s", i, own[k].name);

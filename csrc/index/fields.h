@@ -5,7 +5,7 @@
 #include "index/index.h"
 #include "segment/arrays.h"
 
-#define ICE_MAX_FIELDS (2 + 5 * ICE_MAX_LAYERS + 3)
+#define ICE_MAX_FIELDS (3 + 5 * ICE_MAX_LAYERS + 3)
 /* Numbers of the array "header": used, removed, next_id, seals, open_count, slots. */
 #define ICE_HEADER 6
 

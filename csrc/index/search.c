@@ -5,7 +5,11 @@
 
 #include "base/arena.h"
 #include "base/parallel.h"
-#include "index/search.h"
+#include "index/search_exact.h"
+#include "index/search_lists.h"
+#include "index/search_reach.h"
+#include "index/search_tree.h"
+#include "index/search_wanted.h"
 #include "segment/frame.h"
 #include "segment/lists.h"
 
@@ -34,6 +38,7 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->collector.threshold = ice_arena_take(&a, chunk, sizeof(float));
     w->query = ice_arena_take(&a, chunk * o->dim, sizeof(float));
     w->scale = ice_arena_take(&a, chunk, sizeof(float));
+    w->norm = ice_arena_take(&a, chunk, sizeof(float));
     w->pick = ice_arena_take(&a, chunk * call->nodes, sizeof(int32_t));
     w->by_node = ice_arena_take(&a, chunk * call->nodes, sizeof(int32_t));
     w->picks = ice_arena_take(&a, chunk, sizeof(int64_t));
@@ -113,6 +118,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
     } else {
         const int lists = call->index->options.composites > 0;
         if (call->index->options.metric == ICECORE_INNER_PRODUCT) ice_encode_queries(&w);
+        if (call->reach) ice_find_norms(&w);
         if (f->segments) ice_pick_all(&w, 0);
         for (int layer = 0; f->segments && layer + 1 < f->layers; layer++) {
             const int64_t below = f->first[layer + 1][f->segments];
@@ -135,22 +141,9 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
         ice_scan_exactly(&w, call->index->open, call->index->open_count); /* few of which pass the threshold by now */
         if (f->segments && !lists) ice_scan_others(&w, f->layers - 1);
         if (f->segments && lists) ice_search_lists(&w);
-        if (f->segments && call->extends) ice_extend(&w);
+        if (f->segments && call->reach) ice_extend(&w);
     }
     for (int64_t q = 0; q < w.count && !ice_interrupted(); q++) answer(&w, q);
-}
-
-static void find_forest(const icecore_index *index, ice_forest *f) {
-    memset(f, 0, sizeof *f);
-    for (int n = 0; n < ICE_MAX_SEGMENTS; n++)
-        if (ice_used_in(&index->sealed[n])) f->segment[f->segments++] = index->sealed[n].segment;
-    f->layers = index->options.levels;
-    for (int layer = 0; layer < f->layers; layer++)
-        for (int n = 0; n < f->segments; n++)
-            f->first[layer][n + 1] = f->first[layer][n] + f->segment[n]->layer[layer].parents;
-    for (int n = 0; n < f->segments; n++)
-        for (int64_t c = 0; c < f->segment[n]->cells; c++)
-            f->largest_cell = ice_max(f->largest_cell, f->segment[n]->offset[c + 1] - f->segment[n]->offset[c]);
 }
 
 /* The scale of squared distances: the segments' least, since it is the largest distances that must not overflow;
@@ -172,35 +165,29 @@ static icecore_status find_scale(ice_search_call *call) {
     return ICECORE_OK;
 }
 
-/* Of segments of their own views, each keeps the field of view that is asked for where inner products are wanted.  Of
- * squared distances, a segment of n_i of all n keys keeps sqrt(n_i / n) of it: about the share of its parents that one
- * segment of all would. */
-static void find_views(ice_search_call *call) {
+/* Parents that are kept.  By default, of segments of n_i of all n keys, the sum of sqrt(n_i / n) times as many as of
+ * one segment: their cells are smaller, and by about that factor more in all. */
+static int64_t find_view(const ice_search_call *call) {
     const ice_forest *f = &call->forest;
-    int64_t keys = 0;
-    call->view[0] = call->search->field_of_view > 0 ? call->search->field_of_view : INT64_MAX;
-    const int64_t whole = call->view[0];
-    for (int n = 0; n < f->segments; n++) keys += f->segment[n]->count;
-    for (int n = 0; call->own_views && n < f->segments; n++) {
-        const double share = call->extends ? 1.0 : sqrt((double)f->segment[n]->count / (double)keys);
-        call->view[n] = share < 1.0 ? (int64_t)ceil(share * (double)whole) : whole;
-    }
+    const int64_t view = call->search->field_of_view > 0 ? call->search->field_of_view : INT64_MAX;
+    if (!call->search->extend || view == INT64_MAX) return view;
+    double keys = 0.0, factor = 0.0;
+    for (int n = 0; n < f->segments; n++) keys += (double)f->segment[n]->count;
+    for (int n = 0; n < f->segments; n++) factor += sqrt((double)f->segment[n]->count / keys);
+    return ice_max(view, (int64_t)ceil(factor * (double)view));
 }
 
 static void plan_search(ice_search_call *call, int threads) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;
-    call->own_views = s->extend && f->layers == 2 && !call->index->options.composites;
-    call->extends = call->own_views && call->index->options.metric == ICECORE_INNER_PRODUCT;
-    find_views(call);
+    call->view = find_view(call);
     call->exact = s->exact || ice_exact_is_less(call);
     const int lists = call->index->options.composites > 0 && !call->exact;
     int64_t parents = 1;
     for (int i = 0; i < f->layers; i++) parents = ice_max(parents, f->first[i][f->segments]);
     /* parents that hold few that are allowed count for little, so that any number may be needed */
-    call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_min(s->field_of_view, parents) : parents;
-    call->nodes =
-        call->own_views ? parents : ice_max(call->keep_nodes, f->segments); /* every segment's root is picked */
+    call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_min(call->view, parents) : parents;
+    call->nodes = call->reach ? parents : ice_max(call->keep_nodes, f->segments); /* every segment's root is picked */
     /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
     int64_t margin = s->k + s->k / 4 + 8;
     call->keep = ice_max(s->k, s->retrieve > 0 ? s->retrieve : margin);
@@ -223,9 +210,10 @@ static icecore_status search_locked(ice_search_call *call) {
     const icecore_search *s = call->search;
     const int threads = s->threads > 0 ? s->threads : icecore_default_threads();
     if (call->count == 0) return ICECORE_OK;
-    find_forest(call->index, &call->forest);
+    ice_forest_find(call->index, &call->forest);
     icecore_status status = ice_find_wanted(call);
     if (status == ICECORE_OK) status = find_scale(call);
+    if (status == ICECORE_OK) status = ice_find_reach(call);
     if (status != ICECORE_OK) return status;
     plan_search(call, threads);
     ice_search_space unused;
@@ -258,6 +246,7 @@ icecore_status icecore_index_search(icecore_index *index, const float *queries, 
         ice_unlock(&index->lock);
     }
     ice_free(call->allowed);
+    ice_free(call->reach);
     ice_free(call->below);
     ice_free(call);
     return status;

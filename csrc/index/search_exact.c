@@ -4,7 +4,7 @@
 
 #include "base/order.h"
 #include "base/parallel.h"
-#include "index/search.h"
+#include "index/search_exact.h"
 
 /* Up to this many are sorted by counting. */
 #define MAX_RANKED 256

@@ -1,7 +1,8 @@
 /* P-DCI at the picked parents, query by query: the union of the composites' candidates, compared exactly. */
 #include "base/order.h"
 #include "base/parallel.h"
-#include "index/search.h"
+#include "index/search_exact.h"
+#include "index/search_lists.h"
 #include "segment/lists.h"
 
 static int is_candidate(const void *call, int32_t slot) { return ice_is_wanted(call, slot); }

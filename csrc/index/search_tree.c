@@ -6,11 +6,9 @@
 
 #include "base/order.h"
 #include "base/parallel.h"
-#include "index/search.h"
+#include "index/search_reach.h"
+#include "index/search_tree.h"
 #include "segment/codes.h"
-
-/* By sqrt(dim): a cosine that one of 160 random directions exceeds. */
-#define RARE_COSINE 2.5
 
 void ice_encode_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
@@ -94,6 +92,8 @@ static void scan(ice_search_space *w, int n, int layer_number, int64_t parent, c
         if (place >= blocks) place = place % step + 1;
         const int64_t child = begin + place * ICE_KEY_BLOCK, block = ice_min(end - child, ICE_KEY_BLOCK);
         score_children(w, segment, layer, &p, child, block, lanes, w->scores);
+        if (!is_last && ice_ranks_by_reach(call))
+            ice_add_reach(w, call->reach + first_child + child, block, 1, queries, lanes, w->scores);
         if (lowest == -INFINITY && !filtered && block > w->collector.keep) {
             /* the first scores of a query: as many as are kept reach this, so nothing below is wanted */
             float bound[ICE_PANEL];
@@ -122,10 +122,10 @@ static void scan(ice_search_space *w, int n, int layer_number, int64_t parent, c
     for (int lane = 0; lane < lanes; lane++) w->visited[queries[lane]] += end - begin;
 }
 
-/* What the collector holds becomes each query's picks in `layer`: the best field_of_view, by default of each segment
- * its view, or fewer once they hold `visit` keys.  With a filter a parent counts by the share of its keys that is
- * allowed, and so do its keys.  The best come first, until they hold ICE_LEADING times the keys that are wanted: done
- * before the others, they set a threshold that few of those pass. */
+/* What the collector holds becomes each query's picks in `layer`: the best `view`, or fewer once they hold `visit`
+ * keys.  With a filter a parent counts by the share of its keys that is allowed, and so do its keys.  The best come
+ * first, until they hold ICE_LEADING times the keys that are wanted: done before the others, they set a threshold that
+ * few of those pass. */
 void ice_pick_parents(ice_search_space *w, int layer) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
@@ -136,18 +136,16 @@ void ice_pick_parents(ice_search_space *w, int layer) {
         const float *scores = w->collector.scores + q * w->collector.capacity;
         const int32_t *numbers = w->collector.numbers + q * w->collector.capacity;
         int64_t count = w->collector.count[q], keys = 0, picks = 0;
-        double parents[ICE_MAX_SEGMENTS] = {0.0}; /* of each segment with a view of its own, or [0]: of all */
+        double parents = 0.0;
         for (int64_t j = 0; j < count; j++) sorted[j] = (uint64_t)~ice_ordered(scores[j]) << 32 | (uint32_t)numbers[j];
         ice_sort(sorted, sorted + count, count);
         w->leading[q] = 0;
-        for (int64_t i = 0; i < count && keys < visit; i++) {
+        for (int64_t i = 0; i < count && keys < visit && parents < (double)call->view; i++) {
             int32_t node = (int32_t)(uint32_t)sorted[i];
-            int view = call->own_views ? ice_forest_segment(f, layer, node) : 0;
-            if (parents[view] >= (double)call->view[view]) continue;
             w->pick[q * call->nodes + picks++] = node;
             w->leading[q] += keys < enough;
             keys += ice_wanted_below(f, layer, node);
-            parents[view] += call->allowed ? (double)f->wanted[layer][node] / (double)f->used[layer][node] : 1.0;
+            parents += call->allowed ? (double)f->wanted[layer][node] / (double)f->used[layer][node] : 1.0;
         }
         w->picks[q] = picks;
     }
@@ -206,16 +204,16 @@ void ice_scan_leading(ice_search_space *w, int layer) {
 
 void ice_scan_others(ice_search_space *w, int layer) { scan_picks(w, layer, 0); }
 
-/* Appends the nodes from `begin` to `end` whose scores reach the threshold to the picks of a panel's queries, up to
- * `max_picks` in all; the leading ones are there already. */
-static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t begin, int64_t end, int64_t max_picks,
-                       const float *threshold) {
+/* Appends the nodes whose scores reach the threshold to the picks of a panel's queries, up to `max_picks` in all; the
+ * leading ones are there already. */
+static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t max_picks, const float *threshold) {
     const ice_search_call *call = w->call;
     const int32_t *wanted = call->forest.wanted[1];
-    for (int64_t j = begin; j < end; j += ICE_KEY_BLOCK) {
+    const int64_t nodes = call->forest.first[1][call->forest.segments];
+    for (int64_t j = 0; j < nodes; j += ICE_KEY_BLOCK) {
         float *scores = w->node_scores + j * ICE_PANEL;
         int64_t found =
-            call->kernels->find_at_least(scores, ice_min(end - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
+            call->kernels->find_at_least(scores, ice_min(nodes - j, ICE_KEY_BLOCK), lanes, threshold, w->places);
         for (int64_t i = 0; i < found; i++) {
             int64_t q = first + w->places[i] % ICE_PANEL;
             int32_t node = (int32_t)(j + w->places[i] / ICE_PANEL);
@@ -226,8 +224,9 @@ static void take_picks(ice_search_space *w, int64_t first, int lanes, int64_t be
     }
 }
 
-/* Scores of the first layer's nodes for a panel of queries, those of all segments, in w->node_scores. */
-static void score_roots(ice_search_space *w, int64_t first, int lanes) {
+/* Scores of the first layer's nodes for a panel of queries, those of all segments, in w->node_scores; with_reach: what
+ * keys below them may score. */
+static void score_roots(ice_search_space *w, int64_t first, int lanes, int lines) {
     const ice_forest *f = &w->call->forest;
     int32_t queries[ICE_PANEL];
     for (int lane = 0; lane < lanes; lane++) queries[lane] = (int32_t)(first + lane);
@@ -235,9 +234,12 @@ static void score_roots(ice_search_space *w, int64_t first, int lanes) {
         const ice_layer *layer = &f->segment[n]->layer[0];
         panel_of_codes p;
         gather_panel(w, layer, 0, queries, lanes, &p);
-        for (int64_t child = 0; child < layer->children; child += ICE_KEY_BLOCK)
-            score_children(w, f->segment[n], layer, &p, child, ice_min(layer->children - child, ICE_KEY_BLOCK), lanes,
-                           w->node_scores + (f->first[1][n] + child) * ICE_PANEL);
+        for (int64_t child = 0; child < layer->children; child += ICE_KEY_BLOCK) {
+            const int64_t node = f->first[1][n] + child, count = ice_min(layer->children - child, ICE_KEY_BLOCK);
+            float *scores = w->node_scores + node * ICE_PANEL;
+            score_children(w, f->segment[n], layer, &p, child, count, lanes, scores);
+            if (lines) ice_add_reach(w, w->call->reach + node, count, lines, queries, lanes, scores);
+        }
     }
     for (int lane = 0; lane < lanes; lane++) w->visited[first + lane] += f->first[1][f->segments];
 }
@@ -253,42 +255,51 @@ static void put_last(float *scores, const int32_t *wanted, int64_t nodes) {
         if (!wanted[node]) memcpy(scores + node * ICE_PANEL, minimum, sizeof minimum);
 }
 
+/* By inner product: the nodes whose typical keys may score most, half as many as the view. */
+static void pick_by_reach(ice_search_space *w, int64_t first, int lanes, int64_t held, int64_t keep) {
+    const ice_search_call *call = w->call;
+    const int32_t *wanted = call->forest.wanted[1];
+    const int64_t nodes = call->forest.first[1][call->forest.segments];
+    float threshold[ICE_PANEL];
+    int32_t queries[ICE_PANEL];
+    int64_t leading[ICE_PANEL];
+    for (int lane = 0; lane < lanes; lane++) {
+        queries[lane] = (int32_t)(first + lane);
+        leading[lane] = w->leading[first + lane];
+        w->leading[first + lane] = w->picks[first + lane]; /* not to be taken twice */
+    }
+    ice_add_reach(w, call->reach, nodes, 1, queries, lanes, w->node_scores);
+    if (held < nodes) put_last(w->node_scores, wanted, nodes);
+    call->kernels->nth_largest(w->node_scores, nodes, lanes, (keep + 1) / 2, threshold);
+    take_picks(w, first, lanes, keep + (keep + 1) / 2, threshold);
+    for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = leading[lane];
+}
+
 /* The first layer, where all queries meet all nodes: a panel's scores lie together, and its lanes choose side by side.
- * By default each segment has a field of view of its own: cells of a small segment are mixed, and their means would
- * lose against those of a large one. */
+ */
 void ice_pick_from_roots(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const ice_kernels *kernels = call->kernels;
-    const int own_views = call->own_views, ranges = own_views ? f->segments : 1;
     const int32_t *wanted = f->wanted[1];
     const int64_t nodes = f->first[1][f->segments], keys = call->index->used - call->index->open_count;
-    int64_t held = 0, held_in[ICE_MAX_SEGMENTS] = {0}; /* nodes that hold keys, in all and of each range */
-    for (int r = 0; r < ranges; r++) {
-        const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
-        for (int64_t node = begin; node < end; node++) held_in[r] += !wanted || wanted[node];
-        held += held_in[r];
-    }
+    int64_t held = 0; /* nodes that hold keys */
+    for (int64_t node = 0; node < nodes; node++) held += !wanted || wanted[node];
     const int64_t keep = ice_min(call->keep_nodes, held), lead = ice_max(1, ICE_LEADING * call->keep * held / keys);
     for (int64_t first = 0; first < w->count; first += ICE_PANEL) {
         int lanes = (int)ice_min(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
-        score_roots(w, first, lanes);
+        score_roots(w, first, lanes, 0);
         if (held < nodes) put_last(w->node_scores, wanted, nodes);
         for (int lane = 0; lane < lanes; lane++) w->picks[first + lane] = w->leading[first + lane] = 0;
         if (lead < keep) {
             kernels->nth_largest(w->node_scores, nodes, lanes, lead, threshold);
-            take_picks(w, first, lanes, 0, nodes, lead, threshold);
+            take_picks(w, first, lanes, lead, threshold);
         }
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
-        int64_t max_picks = own_views ? lead : 0;
-        for (int r = 0; r < ranges; r++) {
-            const int64_t begin = own_views ? f->first[1][r] : 0, end = own_views ? f->first[1][r + 1] : nodes;
-            const int64_t view = ice_min(call->view[r], held_in[r]);
-            max_picks += view;
-            kernels->nth_largest(w->node_scores + begin * ICE_PANEL, end - begin, lanes, view, threshold);
-            take_picks(w, first, lanes, begin, end, max_picks, threshold);
-        }
+        kernels->nth_largest(w->node_scores, nodes, lanes, keep, threshold);
+        take_picks(w, first, lanes, keep, threshold);
+        if (ice_ranks_by_reach(call)) pick_by_reach(w, first, lanes, held, keep);
     }
 }
 
@@ -305,28 +316,6 @@ static float kth_best(ice_search_space *w, int64_t q) {
     return w->collector.kernels->keep_largest(w->final_scores, w->final_slots, count, k);
 }
 
-/* How far the score of a key at distance 1 from a mean may exceed the mean's: |q|, times a cosine that few directions
- * exceed. */
-static float reach_of(const float *query, int64_t dim) {
-    double squared = 0.0;
-    for (int64_t t = 0; t < dim; t++) squared += (double)query[t] * (double)query[t];
-    return (float)(fmin(1.0, RARE_COSINE / sqrt((double)dim)) * sqrt(squared));
-}
-
-/* Adds to the scores of the last layer's parents what their keys may exceed them by. */
-static void add_reach(ice_search_space *w, int64_t first, int lanes) {
-    const ice_forest *f = &w->call->forest;
-    const int64_t dim = w->call->index->options.dim;
-    float reach[ICE_PANEL] = {0.0f};
-    for (int lane = 0; lane < lanes; lane++) reach[lane] = reach_of(ice_scaled_query(w, first + lane), dim);
-    for (int n = 0; n < f->segments; n++)
-        for (int64_t p = 0; p < f->segment[n]->layer[1].parents; p++) {
-            const float radius = f->segment[n]->layer[1].radius[p];
-            float *scores = w->node_scores + (f->first[1][n] + p) * ICE_PANEL;
-            for (int lane = 0; lane < ICE_PANEL; lane++) scores[lane] += reach[lane] * radius;
-        }
-}
-
 void ice_extend(ice_search_space *w) {
     const ice_forest *f = &w->call->forest;
     const int64_t nodes = f->first[1][f->segments];
@@ -335,10 +324,9 @@ void ice_extend(ice_search_space *w) {
         const int lanes = (int)ice_min(w->count - first, ICE_PANEL);
         float threshold[ICE_PANEL];
         for (int lane = 0; lane < lanes; lane++) threshold[lane] = kth_best(w, first + lane);
-        score_roots(w, first, lanes);
-        add_reach(w, first, lanes);
+        score_roots(w, first, lanes, 2);
         for (int lane = 0; lane < lanes; lane++) w->leading[first + lane] = w->picks[first + lane];
-        take_picks(w, first, lanes, 0, nodes, nodes, threshold);
+        take_picks(w, first, lanes, nodes, threshold);
     }
     scan_picks(w, 1, 0);
 }

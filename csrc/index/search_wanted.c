@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "index/search.h"
+#include "index/search_wanted.h"
 
 /* Parents of a layer in all segments. */
 static int64_t parents_in(const ice_forest *f, int layer) { return f->first[layer][f->segments]; }
@@ -97,9 +97,7 @@ static double visits(const ice_search_call *call) {
     }
     if (cells == 0.0) return 0.0;
     double opened = cells;
-    double views = (double)call->view[0];
-    for (int n = 1; call->own_views && n < f->segments; n++) views += (double)call->view[n];
-    if (s->field_of_view > 0) opened = fmin(opened, views * cells / shares);
+    if (s->field_of_view > 0) opened = fmin(opened, (double)call->view * cells / shares);
     if (call->index->options.composites) {
         double candidates = opened / cells * wanted, lists = (double)call->index->options.composites;
         if (s->visit > 0) candidates = fmin(candidates, (double)s->visit * lists);

@@ -21,8 +21,8 @@ typedef struct {
     uint8_t *code;   /* children x stride: 128 + (child - mean) / scale, rounded; NULL where lists serve instead */
     float *scale;    /* children */
     float *bias;     /* children, for squared distances; NULL for inner products */
-    float *radius;   /* parents: the largest distance of a child from the mean; NULL but for inner products, in the last
-                        layer */
+    float *radius;   /* parents: the largest distance of a child from the mean; NULL but in the last layer with codes */
+    float *spread;   /* parents: the root mean square of these distances; as radius */
 } ice_layer;
 
 /* The sorted lists of P-DCI over the children of the last layer's parents: for each composite, the keys of each cell in

@@ -1,7 +1,6 @@
 #include "segment/tree.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -25,6 +24,7 @@ struct ice_tree_builder {
     icecore_segment *segment;
     float *centre, scale; /* the frame in which cells are found (frame.h) */
     double *work;         /* 2 dim */
+    float *squared;       /* of each row, in the segment's order: its squared distance from its parent's mean */
     ice_lists_builder lists;
 };
 
@@ -39,6 +39,7 @@ void ice_tree_end(ice_tree_builder *b) {
     icecore_segment_free(b->segment);
     ice_free(b->centre);
     ice_free(b->work);
+    ice_free(b->squared);
     ice_free(b);
 }
 
@@ -110,16 +111,16 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
     return ICECORE_OK;
 }
 
-static int allocate_layer(icecore_segment *s, ice_layer *layer, int with_codes, int with_radii, icecore_metric metric) {
+static int allocate_layer(icecore_segment *s, ice_layer *layer, int with_codes, int is_last, icecore_metric metric) {
     layer->stride = (s->dim + 3) & ~(int64_t)3;
     layer->offset = ice_segment_alloc(s, layer->parents + 1, sizeof(int64_t));
     layer->mean = ice_segment_alloc(s, layer->parents * s->dim, sizeof(float));
     if (!layer->offset || !layer->mean) return 0;
     if (!with_codes) return 1;
-    if (with_radii) {
+    if (is_last) {
         layer->radius = ice_segment_alloc(s, layer->parents, sizeof(float));
-        if (!layer->radius) return 0;
-        memset(layer->radius, 0, (size_t)layer->parents * sizeof *layer->radius);
+        layer->spread = ice_segment_alloc(s, layer->parents, sizeof(float));
+        if (!layer->radius || !layer->spread) return 0;
     }
     layer->code = ice_segment_alloc(s, layer->children * layer->stride, 1);
     layer->scale = ice_segment_alloc(s, layer->children, sizeof(float));
@@ -141,8 +142,7 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
         ice_layer *layer = &s->layer[i];
         layer->parents = i == 0 ? 1 : b->level[b->inner - i].cells;
         layer->children = i == b->inner ? s->count : b->level[b->inner - i - 1].cells;
-        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0,
-                               i == b->inner && b->plan.metric == ICECORE_INNER_PRODUCT, b->plan.metric);
+        whole = allocate_layer(s, layer, i < b->inner || b->plan.composites == 0, i == b->inner, b->plan.metric);
     }
     if (whole) {
         s->cells = s->layer[b->inner].parents;
@@ -183,6 +183,8 @@ static void put_in_order(ice_tree_builder *b) {
 static icecore_status shape(ice_tree_builder *b, int threads) {
     icecore_status status = group_cells(b, threads);
     if (status != ICECORE_OK) return status;
+    if (!b->plan.composites && !b->squared) b->squared = ice_alloc(b->plan.rows.count, sizeof *b->squared);
+    if (!b->plan.composites && !b->squared) return ICECORE_ERROR_MEMORY;
     b->segment = allocate_segment(b);
     if (!b->segment) return ICECORE_ERROR_MEMORY;
     put_in_order(b);
@@ -202,11 +204,20 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
 
 /* ---- Codes of the rows ---- */
 
-/* A parent's children may lie in the blocks of several threads. */
-static void widen(ice_layer *layer, int64_t parent, float radius) {
-    _Atomic float *place = (_Atomic float *)&layer->radius[parent];
-    float known = atomic_load(place);
-    while (known < radius && !atomic_compare_exchange_weak(place, &known, radius)) {}
+/* A parent's children may lie in the blocks of several threads, so their distances are summed up afterwards. */
+static void find_spreads(const ice_tree_builder *b) {
+    const ice_layer *layer = &b->segment->layer[b->segment->layers - 1];
+    const double scale = b->segment->scale;
+    for (int64_t p = 0; p < layer->parents; p++) {
+        double sum = 0.0, largest = 0.0;
+        for (int64_t i = layer->offset[p]; i < layer->offset[p + 1]; i++) {
+            sum += (double)b->squared[i];
+            largest = fmax(largest, (double)b->squared[i]);
+        }
+        const int64_t children = layer->offset[p + 1] - layer->offset[p];
+        layer->radius[p] = (float)(sqrt(largest) / scale);
+        layer->spread[p] = children ? (float)(sqrt(sum / (double)children) / scale) : 0.0f;
+    }
 }
 
 static void encode_rows(void *context, int64_t index, void *scratch) {
@@ -216,14 +227,10 @@ static void encode_rows(void *context, int64_t index, void *scratch) {
     ice_layer *layer = &s->layer[s->layers - 1];
     int64_t first = (b->next + index) * CODE_BLOCK, end = first + CODE_BLOCK < s->count ? first + CODE_BLOCK : s->count;
     int64_t parent = ice_parent_of(layer, first);
-    for (int64_t i = first; i < end;) {
+    for (int64_t i = first; i < end; i++) {
         while (i >= layer->offset[parent + 1]) parent++;
-        float largest = 0.0f;
-        for (; i < end && i < layer->offset[parent + 1]; i++) {
-            const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
-            largest = fmaxf(largest, ice_encode(b->plan.kernels, s, layer, parent, i, x, (float *)scratch + s->dim));
-        }
-        if (layer->radius) widen(layer, parent, sqrtf(largest) / s->scale);
+        const float *x = b->plan.rows.read(b->plan.rows.context, s->order[i], scratch);
+        b->squared[i] = ice_encode(b->plan.kernels, s, layer, parent, i, x, (float *)scratch + s->dim);
     }
 }
 
@@ -235,7 +242,10 @@ static icecore_status code(ice_tree_builder *b, int64_t *work, int threads) {
     if (status != ICECORE_OK) return status;
     *work -= wanted * CODE_BLOCK;
     b->next += wanted;
-    if (b->next == items) b->stage = DONE;
+    if (b->next == items) {
+        find_spreads(b);
+        b->stage = DONE;
+    }
     return ICECORE_OK;
 }
 
@@ -261,7 +271,7 @@ icecore_status ice_tree_step(ice_tree_builder *b, int64_t *work, int threads) {
 }
 
 int64_t ice_tree_bytes(const ice_tree_builder *b) {
-    int64_t bytes = b->segment ? b->segment->bytes : 0;
+    int64_t bytes = (b->segment ? b->segment->bytes : 0) + (b->squared ? b->plan.rows.count * 4 : 0);
     for (int t = 0; t < b->inner; t++) {
         const ice_cells *c = &b->level[t];
         bytes += c->cells * (c->width * (int64_t)sizeof(float) + 12) + c->rows.count * 8;

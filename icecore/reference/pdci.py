@@ -196,9 +196,8 @@ def tree_search(levels, points, query, k, *, metric, field_of_view, extend=False
     k, metric
         As in `search_exact`.
     extend : bool
-        Of inner products and one level: then the points of other nodes are scored as well, if one may be among the k best. Its
-        score may exceed that of the mean by |query| times the largest distance of a point from the mean, times a cosine that
-        directions at random exceed once in 160 times, 2.5 / sqrt(d).
+        Of one level: then the points of other nodes are scored as well, if by `reach` one may be among the k best. Where the
+        metric is 'ip', so are, half as many as `field_of_view`, the nodes of largest reach at the root mean square distance.
 
     Returns
     -------
@@ -208,7 +207,7 @@ def tree_search(levels, points, query, k, *, metric, field_of_view, extend=False
     query = np.asarray(query).astype(np.float64)
     reached = np.arange(len(levels[0].means) if levels else len(points))
     if extend:
-        return _extended_search(*levels, points, query, k, field_of_view)
+        return _extended_search(*levels, points, query, k, metric, field_of_view)
     for level in levels:
         means = np.asarray(level.means).astype(np.float64)[reached]
         rank = dot(means, query) - (0.5 * (means**2).sum(axis=1) if metric == "l2" else 0.0)
@@ -218,16 +217,49 @@ def tree_search(levels, points, query, k, *, metric, field_of_view, extend=False
     return *best_of(reached, points, query, k, metric), len(reached)
 
 
-def _extended_search(level, points, query, k, field_of_view):
-    """`tree_search` by inner products in one level, with `extend`."""
+def reach(level, points, query, k, metric):
+    """What the best points below each of N nodes may score, (N,), if their directions from the mean are random.
+
+    Points x = m + r score s + w.r ('ip': w = q, and s the mean's score) or s + w.r - |r|^2/2 ('l2': w = q - m, in scores of
+    -|q - x|^2/2). Of random directions, w.r exceeds z |w| |r| / sqrt(d) with a probability of about exp(-z^2/2) / 2 at most. z
+    is such that N nodes of n points each hold fewer than k points beyond it: exp(-z^2/2) / 2 = k / (n N). Distances |r| are
+    taken as all equal to their root mean square, or as either the largest one or 0, whichever may score more.
+    """
+    typical, farthest = _reach(level, points, query, k, metric)
+    return np.maximum(typical, farthest)
+
+
+def _reach(level, points, query, k, metric):
+    """`reach` of all points at the root mean square distance, and of as many as can be at the largest one."""
+    means = np.asarray(level.means).astype(np.float64)
+    count = np.diff(level.offset)
+    squared = ((points - np.repeat(means, count, axis=0)) ** 2).sum(axis=1)
+    groups = np.split(squared, level.offset[1:-1])
+    distance = np.sqrt(((query - means) ** 2).sum(axis=1))
+    score, length = (-(distance**2) / 2, distance) if metric == "l2" else (dot(means, query), np.linalg.norm(query))
+
+    def at(lengths, points_there):
+        z = np.sqrt(2 * np.log(np.maximum(points_there * len(means) / (2 * k), 1)))
+        gain = np.minimum(1, z / np.sqrt(len(query))) * length * lengths
+        return gain - lengths**2 / 2 if metric == "l2" else gain
+
+    spread = np.sqrt([group.mean() if len(group) else 0 for group in groups])
+    radius = np.sqrt([group.max(initial=0) for group in groups])
+    at_radius = count * (spread / np.where(radius, radius, 1)) ** 2  # so many, if all others are at the mean
+    return score + at(spread, count), score + at(radius, at_radius)
+
+
+def _extended_search(level, points, query, k, metric, field_of_view):
+    """`tree_search` in one level, with `extend`."""
     means = np.asarray(level.means).astype(np.float64)
     node = np.repeat(np.arange(len(means)), np.diff(level.offset))  # (n,)
-    distance = np.linalg.norm(points - means[node], axis=1)
-    radius = np.array([distance[node == i].max(initial=0.0) for i in range(len(means))])
-    rank = dot(means, query)
+    typical, farthest = _reach(level, points, query, k, metric)
+    rank = dot(means, query) if metric == "ip" else -((query - means) ** 2).sum(axis=1)
     opened = np.isin(np.arange(len(means)), np.argsort(-rank, kind="stable")[:field_of_view])
-    scores = best_of(np.flatnonzero(opened[node]), points, query, k, "ip")[1]
-    minimum = scores[-1] if len(scores) == k else -np.inf
-    opened |= rank + min(1.0, 2.5 / np.sqrt(len(query))) * np.linalg.norm(query) * radius >= minimum
+    if metric == "ip":
+        opened[np.argsort(-typical, kind="stable")[: (field_of_view + 1) // 2]] = True
+    scores = best_of(np.flatnonzero(opened[node]), points, query, k, metric)[1]
+    kth = (scores[-1] if metric == "ip" else -scores[-1] / 2) if len(scores) == k else -np.inf
+    opened |= np.maximum(typical, farthest) >= kth
     reached = np.flatnonzero(opened[node])
-    return *best_of(reached, points, query, k, "ip"), len(reached)
+    return *best_of(reached, points, query, k, metric), len(reached)
