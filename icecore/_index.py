@@ -382,9 +382,9 @@ class Index:
         field_of_view : int, optional
             Parents kept at each level; with a filter each counts by the share of its vectors that may be returned. Default: 16
             when `visit` is not given either. With two levels (and no P-DCI lists) the default is ``sum(sqrt(m / n))`` times as
-            much, over segments of m of all n vectors; by inner product and cosine half as many follow, those whose
-            typical vectors may score most; and so does every other parent of which a vector may be among the `k` best, if directions
-            from its mean are random.
+            much, over segments of m of all n vectors. By inner product and cosine half as many follow, whose typical vectors
+            may score most. So does every other parent of which a vector may be among the `k` best, if directions from its mean
+            are random.
         exact : bool
             Compare all vectors instead, in float32.
         filter : (m,) array of int or bool, or (n, m), optional

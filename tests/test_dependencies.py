@@ -37,6 +37,9 @@ OPENMP_FILE = "base/parallel.c"
 #: Kernel bodies are compiled once for each instruction set, nowhere else.
 KERNEL_BODY_ROOMS = {"kernels", "isa"}
 
+#: Rooms whose modules do not include one another in a circle.
+WITHOUT_CIRCLES = ["attention", "base", "index", "isa", "kernels", "select", "simd"]
+
 #: Of the package, what knows nothing of attention: every room may use it.
 EVERYBODYS = {"icecore._files"}
 
@@ -78,9 +81,9 @@ def c_violations(csrc):
 
 
 def include_circles(csrc):
-    """Modules of a room, a header and its source file, that include one another in a circle."""
+    """Modules, a header and its source file, that include one another in a circle."""
     included = {}
-    for file in sorted(p for p in csrc.rglob("*") if p.suffix in (".c", ".h")):
+    for file in sorted(p for room in WITHOUT_CIRCLES for p in (csrc / room).glob("*.[ch]")):
         name = f"{file.parent.name}/{file.name.split('.')[0]}"
         headers = re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE)
         own = {header.split(".")[0] for header in headers if header.split("/")[0] == file.parent.name}
@@ -200,7 +203,8 @@ def python_violations(package):
 
 
 def violations(root):
-    return [*c_violations(root / "csrc"), *include_circles(root / "csrc"), *pyx_violations(root / "pyx"), *python_violations(root / "icecore")]
+    csrc, package = root / "csrc", root / "icecore"
+    return [*c_violations(csrc), *include_circles(csrc), *pyx_violations(root / "pyx"), *python_violations(package)]
 
 
 def test_the_arrows_point_one_way():
@@ -243,7 +247,8 @@ def test_the_checker_sees_a_circle_of_includes(tmp_path):
         "csrc/index/tree.h": "",
         "csrc/index/tree.c": '#include "index/tree.h"\n#include "index/search.h"\n',
     }
-    assert include_circles(build(tmp_path, files) / "csrc") == ["index/search -> index/tree -> index/search: a circle of includes"]
+    (found,) = include_circles(build(tmp_path, files) / "csrc")
+    assert found == "index/search -> index/tree -> index/search: a circle of includes"
 
 
 def test_the_checker_accepts_a_small_house(tmp_path):

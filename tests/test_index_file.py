@@ -201,7 +201,7 @@ def test_any_safetensors_reader_opens_it(tmp_path):
     with safe_open(tmp_path / "a.safetensors", "numpy") as file:
         metadata = file.metadata()
     assert metadata["format"] == "icecore.index"
-    assert metadata["version"] == "2"
+    assert metadata["version"] == "3"
     assert json.loads(metadata["parameters"]) == index._parameters
     assert arrays["vectors"].shape == (3490, DIM)
     assert arrays["vectors"].dtype == np.float16
@@ -514,7 +514,7 @@ def test_foreign_files(tmp_path, opener):
 @pytest.mark.parametrize("version", ["0", "1", "10", "", 2])
 def test_other_versions(tmp_path, opener, version):
     data = resealed(index_bytes(sample()), lambda header: header["__metadata__"].update(version=version))
-    refuses(data, tmp_path / "a", opener, match=f"of version {version!r}; this icecore reads version 2")
+    refuses(data, tmp_path / "a", opener, match=f"of version {version!r}; this icecore reads version 3")
 
 
 def edits_of_header():
@@ -689,6 +689,7 @@ def edits_of_arrays():
         yield f"lifting is {value}", scan, put("segment0.lifting", 0, value)
     yield "radius is shorter", scan, resize("segment0.layer1.radius", 3)
     yield "radius is missing", scan, lambda arrays: arrays.pop("segment0.layer1.radius")
+    yield "spread is shorter", scan, resize("segment0.layer1.spread", 3)
     yield "lifting is none", scan, resize("segment0.lifting", 0)
     for value in (1.0, np.nan, np.inf):
         yield f"lifting of distances is {value}", three, put("segment0.lifting", 0, value)
@@ -824,7 +825,8 @@ def one_vector_segments(count):
         arrays += [(f"segment{n}.shape", "l", np.array([1, 1, 1])), (f"segment{n}.layer0.offset", "l", np.array([0, 1]))]
     for n in range(count):
         arrays += [(f"segment{n}.order", "i", np.array([n], np.int32)), (f"segment{n}.layer0.mean", "f", vectors[n].copy())]
-        arrays += [(f"segment{n}.{name}", "f", np.zeros(1, np.float32)) for name in ("layer0.scale", "layer0.bias", "lifting")]
+        numbers = "layer0.scale", "layer0.bias", "layer0.radius", "layer0.spread", "lifting"
+        arrays += [(f"segment{n}.{name}", "f", np.zeros(1, np.float32)) for name in numbers]
         arrays += [(f"segment{n}.scale", "f", np.ones(1, np.float32))]
         arrays += [(f"segment{n}.layer0.code", "b", np.full(8, 128, np.uint8)[: -(-DIM // 4) * 4])]
     arrays += [("open", "i", np.empty(0, np.int32)), ("state", "b", np.ones(count, np.uint8))]
