@@ -511,7 +511,7 @@ def test_foreign_files(tmp_path, opener):
 
 
 @opens
-@pytest.mark.parametrize("version", ["0", "1", "10", "", 2])
+@pytest.mark.parametrize("version", ["0", "1", "2", "10", "", 3])
 def test_other_versions(tmp_path, opener, version):
     data = resealed(index_bytes(sample()), lambda header: header["__metadata__"].update(version=version))
     refuses(data, tmp_path / "a", opener, match=f"of version {version!r}; this icecore reads version 3")
