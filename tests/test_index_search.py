@@ -412,6 +412,36 @@ def test_many_small_adds_find_what_one_finds(norms, metric):
     assert recall(many.search(queries, 10).ids, exact) > recall(one.search(queries, 10).ids, exact) - 0.02
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_default_budgets_find_what_is_left_where_the_nearest_were_removed(metric, share):
+    """Queries are far from all vectors then, and many parents are about as good as the best."""
+    vectors = clusters(0, 20000, 64, centers=300)
+    queries = vectors[:100] + normal(1, 100, 64) * np.float32(0.2)
+    index = filled(vectors, metric=metric)
+    scores = queries @ vectors.T - ((vectors**2).sum(axis=1) / 2 if metric == "l2" else 0)
+    near = np.argsort(-(scores - scores.max(axis=1, keepdims=True)).max(axis=0))[: round(share * len(vectors))]
+    index.remove(near)
+    assert recall(index.search(queries, 10).ids, index.search(queries, 10, exact=True).ids) > 0.95
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_default_budgets_find_independent_vectors_of_equal_length(metric):
+    """A tree has nothing to tell: nearly all parents are opened."""
+    vectors, queries = normal(0, 10000, 64), normal(1, 100, 64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = filled(vectors, metric=metric)
+    assert recall(index.search(queries, 10).ids, index.search(queries, 10, exact=True).ids) > 0.95
+
+
+@pytest.mark.parametrize("parts", [2, 7])
+def test_few_adds_of_inner_products_keep_the_recall(parts):
+    vectors = clusters(0, 30000, 64, centers=300)
+    queries = vectors[:100] + normal(1, 100, 64) * np.float32(0.2)
+    index = in_parts(vectors, [30000 // parts] * parts)
+    assert recall(index.search(queries, 10).ids, index.search(queries, 10, exact=True).ids) > 0.95
+
+
 def visited(index, queries):
     """Vectors and means that a query is compared with by default, on average."""
     count, (n, k) = np.empty(len(queries), np.int64), (len(queries), 10)
