@@ -165,11 +165,11 @@ def native_view(array):
     return bits(array if _is_native(array) else np.ascontiguousarray(array))
 
 
-def native_problem(problem, out, lse, scale, **fields):
+def native_problem(problem, out, lse, scores, **fields):
     """A checked problem as the core takes it, with four-dimensional `out`; `fields` as of `_native.Problem`."""
     query, key, value = native_view(problem.query), native_view(problem.key), native_view(problem.value)
     return _native.Problem(
-        dtype=problem.native_dtype, query=query, key=key, value=value, out=bits(out), lse=lse, scale=scale, **fields,
+        dtype=problem.native_dtype, query=query, key=key, value=value, out=bits(out), lse=lse, **scores.fields(), **fields,
     )
 
 
@@ -243,6 +243,60 @@ def check_scale(scale, dim):
     if not abs(scale) <= float(np.finfo(np.float32).max):
         raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
+
+
+#: Soft caps and sink logits lie within what float32 holds in any unit, and so do their inverses.
+MIN_SCORE, MAX_SCORE = 1e-30, 1e30
+
+
+def _check_softcap(softcap):
+    if softcap is None:
+        return None
+    if isinstance(softcap, np.ndarray) and softcap.ndim == 0:
+        softcap = softcap[()]
+    if isinstance(softcap, (bool, np.bool_)) or not isinstance(softcap, (numbers.Real, np.floating, np.integer)):
+        raise TypeError(f"softcap must be a number, got {type(softcap).__name__}")
+    if not MIN_SCORE <= softcap <= MAX_SCORE:
+        raise ValueError(f"softcap must lie from {MIN_SCORE:g} to {MAX_SCORE:g}, or be None for no cap; got {softcap}")
+    return float(softcap)
+
+
+def _check_sink_logits(logits, query_heads):
+    if logits is None:
+        return None
+    logits = plain(logits, "sink_logits")
+    if logits.dtype.kind != "f" and logits.dtype.name != "bfloat16":
+        raise TypeError(f"sink_logits has dtype {logits.dtype}; expected a float for each query head")
+    if logits.shape != (query_heads,):
+        raise ValueError(f"sink_logits has shape {logits.shape}; expected ({query_heads},), one for each query head")
+    with np.errstate(over="ignore"):
+        own = np.ascontiguousarray(logits, np.float32)
+    bad = np.flatnonzero((logits != -np.inf) & ~(np.abs(own) <= np.float32(MAX_SCORE)))
+    if bad.size:
+        found = logits[bad[0]]
+        raise ValueError(f"sink_logits[{bad[0]}] is {found}; expected magnitudes up to {MAX_SCORE:g}, or -inf for none")
+    return own
+
+
+class Scores(NamedTuple):
+    """How products become scores, checked: their scale, a soft cap or None, and sink logits (H,), float32, or None."""
+
+    scale: float
+    softcap: float | None = None
+    sink_logits: np.ndarray | None = None
+
+    def part(self, heads):
+        """That of some query heads, given as a slice."""
+        return self if self.sink_logits is None else self._replace(sink_logits=self.sink_logits[heads])
+
+    def fields(self):
+        """As of `_native.Problem`."""
+        return self._asdict() | {"softcap": self.softcap or 0.0}
+
+
+def check_scores(scale, softcap, sink_logits, query_heads, dim):
+    """The `Scores` of a call's arguments."""
+    return Scores(check_scale(scale, dim), _check_softcap(softcap), _check_sink_logits(sink_logits, query_heads))
 
 
 class Mask(NamedTuple):

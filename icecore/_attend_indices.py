@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import check_out, check_problem, check_scale, native_problem, native_result, plain
+from icecore._arrays import check_out, check_problem, check_scores, native_problem, native_result, plain
 from icecore._runtime import threads_for_call
 
 
@@ -56,7 +56,7 @@ def _bad_index(given, lists, place, problem):
     return ValueError(f"indices[{at}] is {given[where]}; expected -1 (ignored){expected}")
 
 
-def _reference(problem, lists, causal, scale, out, lse):
+def _reference(problem, lists, causal, scores, out, lse):
     """The oracle, for float64."""
     from icecore import reference
 
@@ -64,14 +64,15 @@ def _reference(problem, lists, causal, scale, out, lse):
     if bad.size:
         return int(bad[0])
     four = lists.reshape(*problem.shape[:3], lists.shape[-1])
-    o, s = reference.attend_indices(problem.query, problem.key, problem.value, four, causal=causal, scale=scale)
+    o, s = reference.attend_indices(problem.query, problem.key, problem.value, four, causal=causal, **scores._asdict())
     out[...] = o.reshape(problem.out_shape)
     if lse is not None:
         lse[...] = s
     return None
 
 
-def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, return_lse=False, out=None, num_threads=None):
+def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, softcap=None, sink_logits=None, return_lse=False,
+                   out=None, num_threads=None):
     """Softmax attention of each query over the keys that the caller chose for it, on the CPU.
 
     ``out[i] = sum_n softmax_n(scale * query[i] . key[indices[i, n]]) value[indices[i, n]]``: for the choices
@@ -95,6 +96,8 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, r
         Listed keys later than S - L + i are ignored for query i.
     scale : float, optional
         Default ``1 / sqrt(d)``.
+    softcap, sink_logits
+        As in `attention`.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials, float32, shape (..., L).
     out : ndarray, optional
@@ -120,8 +123,9 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, r
 
     Notes
     -----
-    A query that sees no key gives 0 and lse -inf, never NaN. A key that is not listed, or is later than causality allows,
-    contributes nothing, whatever it holds. NaN and inf in listed visible keys propagate as IEEE arithmetic has it.
+    A query that sees no key gives 0 and lse -inf (its sink logit if it has one), never NaN. A key that is not listed, or is
+    later than causality allows, contributes nothing, whatever it holds. NaN and inf in listed visible keys propagate as IEEE
+    arithmetic has it.
 
     O(L K (d + d_v)) time, whatever S; extra memory under 2 MB a thread.
 
@@ -129,7 +133,7 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, r
     """
     threads = threads_for_call(num_threads) or 0
     problem = check_problem(query, key, value)
-    scale = check_scale(scale, problem.query.shape[-1])
+    scores = check_scores(scale, softcap, sink_logits, problem.query.shape[1], problem.query.shape[-1])
     given = plain(indices, "indices")
     indices = _as_integers(given)
     lists = _broadcast_indices(indices, problem)
@@ -140,9 +144,9 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, r
     result = native_result(out, problem)
     lse = np.empty(problem.shape[:3], np.float32) if return_lse else None
     if problem.is_double:
-        bad = _reference(problem, lists, bool(causal), scale, result, lse)
+        bad = _reference(problem, lists, bool(causal), scores, result, lse)
     else:
-        own = native_problem(problem, result[(None,) * (4 - result.ndim)], lse, scale, causal=bool(causal), threads=threads)
+        own = native_problem(problem, result[(None,) * (4 - result.ndim)], lse, scores, causal=bool(causal), threads=threads)
         bad = _native.attend_indices(own, lists)
     if bad is not None:
         raise _bad_index(given, lists, bad, problem)

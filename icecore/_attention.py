@@ -11,7 +11,7 @@ from icecore._arrays import (
     check_mask,
     check_out,
     check_problem,
-    check_scale,
+    check_scores,
     check_seed,
     integer,
     native_result,
@@ -23,8 +23,8 @@ from icecore._runtime import threads_for_call
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal=False, window=None, sinks=None, scale=None,
-              attn_mask=None, metric=None, last_exact=0, selector=None, visit=None, return_lse=False, return_info=False,
-              out=None, num_threads=None, seed=0, far_field=None, **others):
+              softcap=None, sink_logits=None, attn_mask=None, metric=None, last_exact=0, selector=None, visit=None,
+              return_lse=False, return_info=False, out=None, num_threads=None, seed=0, far_field=None, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -60,6 +60,13 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         First keys that are always exact and visible in spite of a window. Default 16 with k and causal, else 0.
     scale : float, optional
         Default ``1 / sqrt(d)``.
+    softcap : float, optional
+        Scores become ``softcap * tanh(scores / softcap)`` after scaling, before masks and softmax (Gemma 2 [4]_): 1e-30 to
+        1e30. None: no cap. On every path; near/far attention caps the scores of keys and of cells' means alike.
+    sink_logits : array_like of float, shape (H,), optional
+        Of each query head the score of one more key that every query sees and that has no value (gpt-oss [5]_): it joins the
+        denominator of the softmax and the lse. Neither scaled, capped nor masked; magnitudes up to 1e30, or -inf for none. On
+        every path. (`sinks` are keys; these are not.)
     attn_mask : array_like, optional
         Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest
         finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
@@ -85,7 +92,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         With ``selector="pdci"``: keys that each composite index visits per query, at least k; default ``max(8 * k, 1024)``.
         With ``visit=S`` the k keys are those with the largest scores of all.
     return_lse : bool, default False
-        Also return the natural logarithm of the sum of exponentials, float32, shape (..., L). With a tolerance half its error
+        Also return the natural logarithm of the sum of exponentials (sink logits included: of what the result was divided by),
+        float32, shape (..., L). With a tolerance half its error
         counts as one more component of the output's, whether it is returned or not: it is an estimate, off by up to twice the
         tolerance on average, and by more in single rows.
     return_info : bool, default False
@@ -118,10 +126,11 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
 
     Notes
     -----
-    A query that sees no key gives 0 and lse -inf, never NaN. A key that is not visible contributes nothing, whatever it holds.
-    NaN and inf in visible inputs propagate as IEEE arithmetic has it; by way of cell means they reach every query that uses the
-    cell, and an inf may come out as NaN. With a selector keys that are not finite reach the queries that choose them, and a NaN
-    score is always chosen.
+    A query that sees no key gives 0 and lse -inf (its sink logit if it has one), never NaN. A key that is not visible
+    contributes nothing, whatever it holds. NaN and inf in visible inputs propagate as IEEE arithmetic has it (a soft cap makes
+    an inf score softcap, and -inf -softcap); by way of cell means they reach every query that uses the cell, and an inf may
+    come out as NaN. With a selector keys that are not finite reach the queries that choose them, and a NaN score is always
+    chosen.
 
     In near/far attention queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively,
     unless the tolerance is below 0.01; sums are in float32.
@@ -139,6 +148,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
     .. [3] Quest, arXiv 2406.10774 (``selector="pages"``).
     .. [4] Prioritized DCI, arXiv 1703.00440 (with [1]: ``selector="pdci"``).
+    .. [5] Gemma 2, arXiv 2408.00118, section 2.
+    .. [6] gpt-oss-120b & gpt-oss-20b Model Card, arXiv 2508.10925, section 2.
     """
     refuse_names("attention", others)
     if far_field is not None:
@@ -147,14 +158,15 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     problem, causal = check_problem(query, key, value), bool(causal)
     parts = parts_of(problem, causal=causal, plan=plan, selector=selector, attn_mask=attn_mask, k=k, tolerance=tolerance,
                      window=window, sinks=sinks, visit=visit, metric=metric)
-    scale, mask = check_scale(scale, problem.query.shape[-1]), check_mask(attn_mask, problem)
+    scores = check_scores(scale, softcap, sink_logits, problem.query.shape[1], problem.query.shape[-1])
+    mask = check_mask(attn_mask, problem)
     last_exact = min(integer(last_exact, "last_exact", 0), problem.query.shape[2])
     if out is not None:
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
 
     result = native_result(out, problem)
     lse = np.empty(problem.query.shape[:3], np.float32) if return_lse else None
-    call = Call(problem, scale, result[(None,) * (4 - result.ndim)], lse, causal=causal, mask=mask, threads=threads, seed=seed,
+    call = Call(problem, scores, result[(None,) * (4 - result.ndim)], lse, causal=causal, mask=mask, threads=threads, seed=seed,
                 return_info=return_info)
     infos = call.run_parts(parts, last_exact)
     if out is not None and result is not out:

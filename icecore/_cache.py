@@ -14,7 +14,7 @@ from icecore._arrays import (
     MAX_DIM,
     bits,
     check_out,
-    check_scale,
+    check_scores,
     check_seed,
     integer,
     native_dtype,
@@ -251,7 +251,8 @@ class KVCache:
                 raise
             self._sequences = sequences
 
-    def attend(self, queries, *, scale=None, return_lse=False, return_info=False, out=None, num_threads=None):
+    def attend(self, queries, *, scale=None, softcap=None, sink_logits=None, return_lse=False, return_info=False, out=None,
+               num_threads=None):
         """Attention of the newest tokens' queries to all tokens up to their own.
 
         Parameters
@@ -260,6 +261,8 @@ class KVCache:
             Of the last n tokens appended; H a multiple of num_kv_heads. float32, float16 or bfloat16 (or its bits as uint16).
         scale : float, optional
             Default ``1 / sqrt(dim)``.
+        softcap, sink_logits
+            As in `attention`; with a tolerance the same in all calls, since earlier ones measure for later ones.
         return_lse, return_info, out, num_threads
             As in `attention`.
 
@@ -284,12 +287,12 @@ class KVCache:
         """
         threads = threads_for_call(num_threads) or 0
         queries = self._checked(queries, "queries", None, self.dim)
-        scale = check_scale(scale, self.dim)
+        scores = check_scores(scale, softcap, sink_logits, queries.shape[1], self.dim)
         self._check_heads(queries)
         with self._alone():
-            return self._attend(queries, scale, return_lse, return_info, out, threads)
+            return self._attend(queries, scores, return_lse, return_info, out, threads)
 
-    def _attend(self, queries, scale, return_lse, return_info, out, threads):
+    def _attend(self, queries, scores, return_lse, return_info, out, threads):
         batch, heads, count, _ = queries.shape
         for sequence in self._sequences:
             state = sequence.state()
@@ -315,7 +318,7 @@ class KVCache:
         for i, sequence in enumerate(self._sequences):
             one = slice(i, i + 1)
             problem = _native.Problem(dtype=dtype, query=queries[one], out=written[one], lse=None if lse is None else lse[one],
-                                      scale=scale, threads=threads)
+                                      threads=threads, **scores.fields())
             own = _native.Report(**{name: array[one] for name, array in report.items()})
             sequence.attend(problem, options, own)
         result = result.reshape(*outer, self.value_dim)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from icecore import _cost_model, _native
-from icecore._arrays import NO_MASK, Mask, Problem, check_problem, check_scale, native_problem, widened
+from icecore._arrays import NO_MASK, Mask, Problem, Scores, check_problem, check_scale, native_problem, widened
 from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visited_fraction
 from icecore._metric import query_metric
 from icecore._settings import EXACT, Settings, rounds
@@ -25,7 +25,7 @@ class Call:
     """A checked call of some heads on its way to a path, which fills `out` and `lse`; arrays begin with (batch, heads, L)."""
 
     problem: Problem
-    scale: float
+    scores: Scores
     out: np.ndarray
     lse: np.ndarray | None = None
     causal: bool = False
@@ -53,8 +53,8 @@ class Call:
     def _part(self, problem, settings, heads=slice(None), queries=slice(None)):
         out = self.out[:, heads, queries]
         lse = None if self.lse is None else np.empty(out.shape[:3], np.float32)
-        mask = self.mask.part(heads, queries)
-        return replace(self, problem=problem, settings=settings, out=out, lse=lse, mask=mask, over=[])
+        mask, scores = self.mask.part(heads, queries), self.scores.part(heads)
+        return replace(self, problem=problem, scores=scores, settings=settings, out=out, lse=lse, mask=mask, over=[])
 
     def _run_to_end(self, last_exact):
         info = self.run()
@@ -93,7 +93,7 @@ class Call:
 
     def _native(self, **fields):
         fields |= {"causal": self.causal, "keep": self.mask.keep, "bias": self.mask.bias, "threads": self.threads}
-        return native_problem(self.problem, self.out, self.lse, self.scale, **fields)
+        return native_problem(self.problem, self.out, self.lse, self.scores, **fields)
 
     def _exact(self, window, sinks):
         _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks))
@@ -160,7 +160,7 @@ class Call:
             keys = row + 1 + offset if self.causal else None
             out, lse = np.empty_like(self.out[:, :, one]), np.empty((batch, heads, 1), np.float32)
             mask = self.mask.part(queries=one, keys=slice(keys))
-            exact = Call(p.row(row, keys), self.scale, out, lse, mask=mask, threads=self.threads)
+            exact = Call(p.row(row, keys), self.scores, out, lse, mask=mask, threads=self.threads)
             exact.run()
             truth, own = (widened(a)[:, :, 0].astype(np.float64) for a in (exact.out, self.out[:, :, one]))
             with np.errstate(invalid="ignore", over="ignore"):
@@ -185,9 +185,10 @@ class Call:
         from icecore import reference
 
         p, s = self.problem, self.settings
-        options = {"causal": self.causal, "scale": self.scale, "sinks": s.sinks, "attn_mask": self.mask.given}
+        scores = self.scores._asdict() | {"causal": self.causal}
+        options = scores | {"sinks": s.sinks, "attn_mask": self.mask.given}
         if s.selector is not None:
-            own = {"k": s.k, "causal": self.causal, "scale": self.scale}
+            own = {"k": s.k} | scores
             if s.selector == "pages":
                 out, lse, near = reference.pages_attention(p.query, p.key, p.value, **own)
             else:
@@ -233,6 +234,6 @@ def attend_by(query, key, value, settings, *, causal, return_info=False):
     """Attention of one sequence by given settings: (out, info); for measurements."""
     problem = check_problem(query, key, value)
     out = np.empty(problem.out_shape, problem.dtype)[(None,) * (4 - len(problem.out_shape))]
-    scale = check_scale(None, problem.query.shape[-1])
-    call = Call(problem, scale, out, causal=causal, return_info=return_info, settings=settings)
+    scores = Scores(check_scale(None, problem.query.shape[-1]))
+    call = Call(problem, scores, out, causal=causal, return_info=return_info, settings=settings)
     return out[0], call.run()

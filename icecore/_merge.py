@@ -30,7 +30,8 @@ def merge_states(outs, lses):
     Notes
     -----
     ``lse = log sum_n exp(lse_n)``, ``out = sum_n exp(lse_n - lse) out_n``: associative and commutative up to rounding. Where
-    every part saw no key (lse -inf) the result is 0 and -inf.
+    every part saw no key (lse -inf) the result is 0 and -inf. `sink_logits` belong to one of the parts, no matter which: each
+    part that is given them counts them.
     """
     outs, lses = [np.asarray(o) for o in outs], [np.asarray(s) for s in lses]
     if not outs or len(outs) != len(lses):

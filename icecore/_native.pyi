@@ -28,6 +28,8 @@ class Problem:
         out: NDArray,
         lse: NDArray[np.float32] | None = None,
         scale: float,
+        softcap: float = 0,
+        sink_logits: NDArray[np.float32] | None = None,
         causal: bool = False,
         window: int = -1,
         sinks: int = 0,

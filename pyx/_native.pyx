@@ -168,23 +168,23 @@ cdef class Problem:
     """icecore_attention.
 
     query, key, value, out: (batch, heads, length, width), without key and value where a cache has them; lse: (batch, heads,
-    queries); keep, a bool mask as bytes, or bias, an additive one: (batch, heads, queries, keys).
+    queries); sink_logits: (heads,); keep, a bool mask as bytes, or bias, an additive one: (batch, heads, queries, keys).
     """
     cdef icecore_attention c
     cdef tuple arrays
 
     def __cinit__(self, *, int dtype, query, key=None, value=None, out, float[:, :, ::1] lse=None, float scale,
-                  bint causal=False, int64_t window=-1, int64_t sinks=0, const uint8_t[:, :, :, :] keep=None,
+                  float softcap=0, const float[::1] sink_logits=None, bint causal=False, int64_t window=-1, int64_t sinks=0, const uint8_t[:, :, :, :] keep=None,
                   const float[:, :, :, :] bias=None, int threads=0):
         cdef icecore_attention *c = &self.c
-        self.arrays = query, key, value, out, lse, keep, bias
+        self.arrays = query, key, value, out, lse, sink_logits, keep, bias
         c.dtype = c.key_dtype = <icecore_dtype>dtype
         c.query, c.key, c.value = tensor(query, dtype), tensor(key, dtype), tensor(value, dtype)
         c.out = written_tensor(out, dtype)
         c.batch, c.query_heads, c.queries, c.dim = query.shape
         if key is not None:
             c.key_heads, c.keys, c.value_dim = key.shape[1], key.shape[2], value.shape[3]
-        c.lse = of_cube(lse)
+        c.lse, c.sink_logits, c.softcap = of_cube(lse), of_list(sink_logits), softcap
         c.scale, c.causal, c.window, c.sinks, c.threads = scale, causal, window, sinks, threads
         if keep is not None and keep.size:
             c.mask_kind, c.mask = ICECORE_MASK_BOOL, &keep[0, 0, 0, 0]

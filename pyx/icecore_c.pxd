@@ -55,7 +55,8 @@ cdef extern from "icecore.h" nogil:
         int64_t batch, query_heads, key_heads, queries, keys, dim, value_dim
         icecore_tensor query, key, value, out
         float *lse
-        float scale
+        float scale, softcap
+        const float *sink_logits
         int causal
         int64_t window
         int64_t sinks

@@ -89,12 +89,13 @@ def assert_same_bits(actual, expected):
     assert same.all(), f"{np.count_nonzero(~same)} of {same.size} numbers differ"
 
 
-def rounding_bound(query, key, value, weight_roundoff=0.0, attn_mask=None, scale=None, **options):
+def rounding_bound(query, key, value, weight_roundoff=0.0, attn_mask=None, scale=None, softcap=None, **options):
     """Bounds on the error of exact attention in float32: of out (B, H, L, dv) and of lse (B, H, L).
 
     With u the roundoff of float32, a score, which is a sum of d products scale q_t k_t, is wrong by about
     u sqrt(d) times the sum of their magnitudes (rounding errors are independent and add as a random walk); a
-    mask adds one rounding. An error e in every score changes each weight by the factor exp(e) and so the
+    mask adds one rounding, and a soft cap, which brings scores nearer to one another, 3e-7 of the smaller of score and
+    cap. An error e in every score changes each weight by the factor exp(e) and so the
     result by at most 2 e sum_j p_j |v_j|. The sums over S keys add u sqrt(S) of that, the exponential a few
     u, and weights that are rounded to a shorter type their `weight_roundoff`.
     """
@@ -103,9 +104,14 @@ def rounding_bound(query, key, value, weight_roundoff=0.0, attn_mask=None, scale
     size = abs(scale) * np.abs(query) @ np.abs(per_query_head(key, query.shape[1])).swapaxes(-1, -2)
     if attn_mask is not None and attn_mask.dtype != np.bool_:
         size = size + np.where(np.isfinite(attn_mask), np.abs(decode(attn_mask)), 0.0)
-    score = FLOAT32_ROUNDOFF * (np.sqrt(dim) + 4) * size.max(axis=-1, initial=0.0)  # (B, H, L)
+    size = size.max(axis=-1, initial=0.0)  # (B, H, L)
+    score = FLOAT32_ROUNDOFF * (np.sqrt(dim) + 4) * size
+    if softcap is not None:
+        score += 3e-7 * np.minimum(size, softcap)
+    if (sinks := options.get("sink_logits")) is not None:  # one more score, rounded in units of log2
+        score += 4 * FLOAT32_ROUNDOFF * np.abs(np.where(np.isfinite(sinks), sinks, 0.0))[:, None]
     sums = FLOAT32_ROUNDOFF * (np.sqrt(keys) + 16)
-    total, lse = reference.attention(query, key, np.abs(value), attn_mask=attn_mask, scale=scale, **options)
+    total, lse = reference.attention(query, key, np.abs(value), attn_mask=attn_mask, scale=scale, softcap=softcap, **options)
     on_lse = score + sums + FLOAT32_ROUNDOFF * np.abs(np.where(np.isfinite(lse), lse, 0.0))
     return (2 * score + sums + weight_roundoff)[..., None] * total, on_lse
 
@@ -178,6 +184,8 @@ def near_far(
     attn_mask=None,
     cell_size=32,
     scale=None,
+    softcap=None,
+    sink_logits=None,
     seed=0,
     threads=0,
     prices=(0, 0),
@@ -213,6 +221,8 @@ def near_far(
         out=out,
         lse=result.lse,
         scale=1 / np.sqrt(query.shape[-1]) if scale is None else scale,
+        softcap=softcap or 0.0,
+        sink_logits=None if sink_logits is None else np.asarray(sink_logits, np.float32),
         causal=causal,
         sinks=sinks,
         keep=keep,

@@ -78,6 +78,12 @@ ORACLE_CASES = {
     "moments": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"moments": MOMENTS}),
     "moments, causal, by threshold": ((2, 4, 200, 16), (2, 2, 200, 16), 16, CAUSAL | RISKY | {"moments": MOMENTS}),
     "queries of the last tokens alone": ((1, 2, 30, 16), (1, 1, 400, 16), 16, CAUSAL),
+    "a soft cap": ((1, 4, 100, 16), (1, 2, 400, 16), 16, BOTH_WAYS | {"softcap": 5.0}),
+    "a soft cap, causal, by threshold": ((1, 3, 200, 16), (1, 1, 200, 16), 16, CAUSAL | RISKY | {"softcap": 2.0}),
+    "a soft cap, parents, by threshold": ((1, 3, 60, 16), (1, 1, 2000, 16), 16, BOTH_WAYS | RISKY | {"softcap": 8.0}),
+    "sink logits": ((2, 3, 100, 16), (2, 1, 400, 16), 16, BOTH_WAYS | {"sink_logits": (3.0, -np.inf, 9.0)}),
+    "sink logits, causal, by threshold": ((1, 2, 200, 16), (1, 1, 200, 16), 16, CAUSAL | RISKY | {"sink_logits": (3.0, 9.0)}),
+    "both, causal": ((1, 2, 250, 16), (1, 1, 200, 16), 16, CAUSAL | {"softcap": 5.0, "sink_logits": (3.0, 5.0)}),
     "k of one": ((1, 2, 90, 16), (1, 1, 90, 16), 16, BOTH_WAYS | {"k": 1}),
 }
 
@@ -467,7 +473,7 @@ def test_a_tolerance_is_met_where_there_is_nothing_to_exploit(isa, tolerance):
     assert head_error(result.out, icecore.attention(query, key, value)).max() < 1.3 * tolerance
 
 
-def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size):
+def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size, softcap=None, sink_logits=None):
     """Thresholds (H,), whether all cells are scored (H,), and the curves of each head's rows, which all are measured."""
     (_, heads, _, dim), keys = query.shape, key.shape[2]
     moments = query_moments(query[0].astype(np.float64), keys - query.shape[2])
@@ -476,7 +482,8 @@ def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size):
     thresholds, all_cells, curves = np.empty(heads), np.zeros(heads, bool), []
     for h in range(heads):
         for scored in (False, True):
-            rows = [reference.row_curve(q, *arrays, scale=dim**-0.5, all_cells=scored) for q in query[0, h].astype(np.float64)]
+            scores = {"scale": dim**-0.5, "softcap": softcap, "sink": -np.inf if sink_logits is None else sink_logits[h]}
+            rows = [reference.row_curve(q, *arrays, all_cells=scored, **scores) for q in query[0, h].astype(np.float64)]
             found = reference.choose_threshold(*reference.head_error(rows), tolerance)
             if found:
                 break
@@ -485,12 +492,13 @@ def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size):
     return thresholds, all_cells, curves
 
 
+@pytest.mark.parametrize("scores", [{}, {"softcap": 6.0}, {"sink_logits": (4.0, 8.0, -np.inf)}], ids=["", "softcap", "sinks"])
 @pytest.mark.parametrize("tolerance", [0.1, 0.03])
 @pytest.mark.parametrize("seed", [0, 1, 3])  # with 2 a key lies as near to one cell as to another, and rounding decides
-def test_the_threshold_is_the_one_that_the_oracle_measures(isa, seed, tolerance):
+def test_the_threshold_is_the_one_that_the_oracle_measures(isa, seed, tolerance, scores):
     """Of 32 queries all are measured; their masses are corrected by what the means lack in them together."""
     query, key, value = clustered((1, 3, 32, 16), (1, 1, 2000, 16), 16, seed=seed)
-    query, options = query / 2, {"sinks": 4, "cell_size": 8}
+    query, options = query / 2, {"sinks": 4, "cell_size": 8} | scores
     result = near_far(query, key, value, tolerance=tolerance, **options)
     thresholds, all_cells, curves = measured_by_the_oracle(query, key, value, tolerance, **options)
     out, _, near, _ = reference.near_far_attention(
@@ -498,7 +506,7 @@ def test_the_threshold_is_the_one_that_the_oracle_measures(isa, seed, tolerance)
     )
     levels = np.array([np.flatnonzero(THRESHOLDS == threshold)[0] for threshold in thresholds])
     mass = np.array([[c.summed_mass + mass_scale(rows) * c.mean_mass for c in rows] for rows in curves])  # (H, L, G)
-    _, exact_lse = reference.attention(query, key, value)
+    _, exact_lse = reference.attention(query, key, value, **scores)
     lse = exact_lse[0] + np.log(np.take_along_axis(mass, levels[:, None, None], axis=2)[..., 0])
     same = result.near_keys == near  # nearly equal risks may swap
     assert same.mean() > 0.98

@@ -15,7 +15,7 @@ from transformers_models import FAMILIES, small_model, text_inputs, tokens  # no
 from icecore.transformers import attention, calls, masks, register, report  # noqa: E402
 
 #: What these models refuse sdpa for.
-EAGER = {"gemma2": "softcap is not computed", "gpt_oss": None}
+EAGER = ("gemma2", "gpt_oss")
 #: Exact attention in float32, through two layers; T5 does not scale its scores.
 CLOSE = {"t5": 5e-4}
 
@@ -58,10 +58,7 @@ def test_a_family_gives_its_own_result(family):
     assert model.config._attn_implementation == "icecore"
     assert (result - expected).abs().max() < CLOSE.get(family, 5e-5)
     counts = report()
-    if EAGER.get(family):
-        assert counts["fallbacks"] == {EAGER[family]: counts["calls"]}
-    else:
-        assert counts["exact"] == counts["calls"] > 0
+    assert counts["exact"] == counts["calls"] > 0
 
 
 @pytest.mark.parametrize("padding", paddings())
@@ -240,14 +237,41 @@ def test_the_gradients_of_training_are_sdpas_and_a_warning_says_why():
     assert len(said) == 1 and "transformers' sdpa function, not by icecore: a gradient is wanted" in said[0]
 
 
-def test_sinks_by_logits_are_kept_where_sdpa_would_ignore_them():
-    model = small_model("gpt_oss", "eager").train()
+@pytest.mark.parametrize("family", EAGER)
+def test_sinks_and_soft_caps_are_kept_where_sdpa_would_ignore_them(family):
+    model = small_model(family, "eager").train()
     expected = model(tokens(2, 40)).logits
     model.set_attn_implementation("icecore")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.equal(model(tokens(2, 40)).logits, expected)  # with gradients: by the model's eager function
     assert all("gradient" in reason for reason in report()["fallbacks"])
+
+
+@pytest.mark.parametrize("family", EAGER)
+def test_sinks_and_soft_caps_that_are_ignored_would_show(family):
+    model, inputs = small_model(family, "icecore"), text_inputs(family)
+    own = outputs(model, "icecore", **inputs)
+    for layer in model.model.layers:
+        if family == "gemma2":
+            layer.self_attn.attn_logit_softcapping = 0.01
+        else:
+            torch.nn.init.constant_(layer.self_attn.sinks, 9.0)
+    changed = outputs(model, "icecore", **inputs)
+    assert (changed - own).abs().max() > 1e-3
+    assert (changed - outputs(model, "eager", **inputs)).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize("softcap", [None, 0.0, 0.7])
+def test_a_soft_cap_of_a_call(softcap):
+    query, key = torch.randn(2, 4, 9, 16), torch.randn(2, 2, 9, 16)
+    with torch.inference_mode():
+        attend = transformers.AttentionInterface()["icecore"]
+        out = attend(Attention(), query, key, key, None, is_causal=False, softcap=softcap)[0]
+    scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) / 4
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    expected = torch.softmax(scores, -1) @ key.repeat_interleave(2, 1)
+    assert torch.allclose(out, expected.transpose(1, 2), atol=1e-6)
 
 
 def test_a_keyword_that_is_not_known_is_an_error():
@@ -259,9 +283,9 @@ def test_a_keyword_that_is_not_known_is_an_error():
         call(a_new_keyword=None, sliding_window=4, position_ids=torch.arange(9))
 
 
-def test_a_soft_cap_without_an_eager_function_is_an_error():
-    with pytest.raises(ValueError, match="Attention: softcap is not computed by icecore, and its file has no eager_attention"):
-        call(softcap=30.0)
+def test_what_no_eager_function_computes_is_an_error():
+    with pytest.raises(ValueError, match="Attention: block_indices is not computed by icecore, and its file has no eager"):
+        call(block_indices=torch.zeros(1))
 
 
 def test_ignored_indices_would_show():

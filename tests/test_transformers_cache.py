@@ -121,14 +121,15 @@ def test_encoders_and_decoders_generate():
         assert torch.equal(generated(model, "icecore", cache, input_ids=tokens(2, 40), num_beams=2), expected)
 
 
-def test_a_soft_cap_reads_the_dense_tensors():
-    model = small_model("gemma2", "eager")
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
+def test_soft_caps_and_sinks_are_attended_from_it(family, storage):
+    model = small_model(family, "eager")
     model.config.layer_types = ["sliding_attention", "full_attention"]
     expected = model.generate(**left_padded(), do_sample=False, max_new_tokens=12)
-    for storage in ({}, {"keep_dense": False}):
-        with pytest.warns(UserWarning, match="softcap is not computed"):
-            assert torch.equal(generated(model, "icecore", near_far(model, **storage), **left_padded()), expected)
-        calls._warned.clear()
+    assert torch.equal(generated(model, "icecore", near_far(model, **storage), **left_padded()), expected)
+    counts = report()
+    assert counts["cache"] >= 11 and not counts["fallbacks"]
 
 
 def test_indexed_models_keep_their_own_layers():

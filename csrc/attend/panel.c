@@ -82,6 +82,7 @@ static const float *float_rows(ice_tile *tile, const icecore_attention *p, const
 static void find_weights(ice_tile *tile, const float *keys, int64_t stride, int64_t count, const float *bias) {
     const ice_kernels *kernels = tile->kernels;
     kernels->scores(tile->queries, tile->problem->dim, tile->lanes, keys, stride, count, tile->scores);
+    ice_tile_cap(tile, tile->scores, count);
     for (int64_t i = 0; bias && i < count * ICE_PANEL; i++) /* what hides a key hides a NaN too */
         tile->scores[i] = bias[i] == -INFINITY ? -INFINITY : tile->scores[i] + bias[i];
     kernels->softmax(tile->scores, count, tile->lanes, tile->maximum, tile->sum, tile->correction);
@@ -111,9 +112,16 @@ static void attend_in_float32(ice_tile *tile, const icecore_attention *p, int64_
 /* By the bfloat16 kernels.  keys NULL: the scores are the bias. */
 static void attend_by_bf16(ice_tile *tile, const uint16_t *keys, int64_t stride, const uint16_t *packed_values,
                            int64_t count, const float *bias) {
-    const ice_bf16_panel own = {tile->query_pairs, tile->problem->dim, tile->problem->value_dim,
-                                tile->lanes,       tile->scale,        tile->maximum,
-                                tile->sum,         tile->correction,   tile->accumulator};
+    const ice_bf16_panel own = {.queries = tile->query_pairs,
+                                .dim = tile->problem->dim,
+                                .value_dim = tile->problem->value_dim,
+                                .lanes = tile->lanes,
+                                .scale = tile->scale,
+                                .cap = tile->cap,
+                                .maximum = tile->maximum,
+                                .sum = tile->sum,
+                                .correction = tile->correction,
+                                .accumulator = tile->accumulator};
     tile->kernels->bf16->panel_attend(&own, keys, stride, packed_values, count, bias);
 }
 
@@ -121,6 +129,7 @@ static void attend_by_bf16(ice_tile *tile, const uint16_t *keys, int64_t stride,
 static void recall_weights(ice_tile *tile, const uint16_t *keys, int64_t stride, int64_t count, const float *bias) {
     tile->kernels->bf16->scores(tile->query_pairs, tile->problem->dim, tile->lanes, tile->scale, keys, stride, count,
                                 tile->scores);
+    ice_tile_cap(tile, tile->scores, count);
     for (int64_t j = 0; j < count; j++)
         for (int lane = 0; lane < tile->lanes; lane++) {
             float *score = &tile->scores[j * ICE_PANEL + lane];

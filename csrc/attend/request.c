@@ -3,6 +3,18 @@
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* So that these numbers in log2 units, and their inverses, are normal ones. */
+#define MIN_SCORE 1e-30f
+#define MAX_SCORE 1e30f
+
+static int is_softcap(float cap) { return cap == 0.0f || (cap >= MIN_SCORE && cap <= MAX_SCORE); }
+
+static int are_sink_logits(const float *logits, int64_t heads) {
+    for (int64_t h = 0; logits && h < heads; h++)
+        if (logits[h] != -INFINITY && !(fabsf(logits[h]) <= MAX_SCORE)) return 0;
+    return 1;
+}
+
 icecore_status ice_check_problem(const icecore_attention *p) {
     if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
     int sizes = p->batch >= 0 && p->query_heads >= 0 && p->key_heads >= 0 && p->queries >= 0 && p->keys >= 0;
@@ -11,7 +23,9 @@ icecore_status ice_check_problem(const icecore_attention *p) {
     int kinds =
         p->dtype <= ICECORE_BFLOAT16 && p->key_dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
     int options = p->window >= -1 && p->sinks >= 0 && (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
-    if (!kinds || !sizes || !dims || !heads || !options) return ICECORE_ERROR_VALUE;
+    if (!kinds || !sizes || !dims || !heads || !options || !is_softcap(p->softcap) ||
+        !are_sink_logits(p->sink_logits, p->query_heads))
+        return ICECORE_ERROR_VALUE;
     if (!ice_is_empty(p) && (!p->query.data || !p->out.data || (p->keys > 0 && (!p->key.data || !p->value.data))))
         return ICECORE_ERROR_VALUE;
     return ICECORE_OK;

@@ -13,12 +13,13 @@ static int is_bf16(const ice_tile *tile, icecore_dtype dtype) {
 
 static void attend_in_bf16(ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
-    const ice_bf16_rows rows = {tile->rounded_rows, p->dim, p->value_dim, tile->scale, tile->state};
+    const ice_bf16_rows rows = {tile->rounded_rows, p->dim, p->value_dim, tile->scale, tile->cap, tile->state};
     tile->kernels->bf16->rows_attend(&rows, run->lanes, run->keys, run->values, run->count, run->bias, 0);
 }
 
-/* Block by block, so that a block's rows stay in cache for all queries. */
-static void attend_in_float32(ice_tile *tile, const ice_run *run) {
+/* Block by block, so that a block's rows stay in cache for all queries.  base: of each lane the score of what all keys
+ * lack, which a cap has to see; NULL: 0. */
+static void attend_in_float32(ice_tile *tile, const ice_run *run, const float *base) {
     const icecore_attention *p = tile->problem;
     const ice_kernels *kernels = tile->kernels;
     const int64_t size = (int64_t)ice_element_size(run->dtype);
@@ -31,6 +32,8 @@ static void attend_in_float32(ice_tile *tile, const ice_run *run) {
             ice_state *state = &tile->state[lane];
             float scores[ICE_KEY_BLOCK], correction;
             kernels->row_scores(query_of(tile, lane), p->dim, run->dtype, keys, run->key_stride, count, scores);
+            for (int64_t j = 0; base && j < count; j++) scores[j] += base[lane];
+            ice_tile_cap_row(tile, scores, count);
             for (int64_t j = 0; run->bias && j < count; j++) scores[j] += run->bias[first + j];
             kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
             kernels->row_weighted_sum(scores, count, run->dtype, values, run->value_stride, p->value_dim, correction,
@@ -39,20 +42,32 @@ static void attend_in_float32(ice_tile *tile, const ice_run *run) {
     }
 }
 
-/* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile. */
+static void find_base_scores(const ice_tile *tile, const ice_run *run, float score[ICE_PANEL]) {
+    const int64_t dim = tile->problem->dim;
+    for (uint64_t left = run->lanes; left; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        tile->kernels->row_scores(query_of(tile, lane), dim, ICECORE_FLOAT32, run->base, dim, 1, &score[lane]);
+    }
+}
+
+static void add_to_maxima(ice_tile *tile, uint64_t lanes, const float score[ICE_PANEL], float factor) {
+    for (; lanes; lanes &= lanes - 1)
+        tile->state[__builtin_ctzll(lanes)].maximum += factor * score[__builtin_ctzll(lanes)];
+}
+
+/* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile, unless there
+ * is a cap. */
 void ice_rows_attend(ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
     const int contiguous = run->key_stride == p->dim && run->value_stride == p->value_dim;
     float score[ICE_PANEL];
-    for (uint64_t left = run->base ? run->lanes : 0; left; left &= left - 1) {
-        const int lane = __builtin_ctzll(left);
-        tile->kernels->row_scores(query_of(tile, lane), p->dim, ICECORE_FLOAT32, run->base, p->dim, 1, &score[lane]);
-        tile->state[lane].maximum -= score[lane];
-    }
-    if (is_bf16(tile, run->dtype) && contiguous) attend_in_bf16(tile, run);
-    else attend_in_float32(tile, run);
-    for (uint64_t left = run->base ? run->lanes : 0; left; left &= left - 1)
-        tile->state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
+    const float *capped_base = run->base && tile->cap > 0.0f ? score : NULL;
+    const uint64_t lowered = run->base && !capped_base ? run->lanes : 0;
+    if (run->base) find_base_scores(tile, run, score);
+    add_to_maxima(tile, lowered, score, -1.0f);
+    if (is_bf16(tile, run->dtype) && contiguous && !capped_base) attend_in_bf16(tile, run);
+    else attend_in_float32(tile, run, capped_base);
+    add_to_maxima(tile, lowered, score, 1.0f);
 }
 
 /* ---- Keys of the problem ---- */
@@ -68,6 +83,7 @@ static void attend_masked(ice_tile *tile, const icecore_attention *source, int l
     int64_t stride = source->value.row_stride;
     float scores[ICE_KEY_BLOCK], correction;
     kernels->row_scores(query_of(tile, lane), p->dim, dtype, keys, source->key.row_stride, count, scores);
+    ice_tile_cap_row(tile, scores, count);
     const int hidden = ice_add_mask(p, ice_tile_row(tile, lane), first, count, scores, 1);
     kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
     const ice_numbers rows = {dtype, values, stride, count, p->value_dim};
@@ -120,6 +136,7 @@ void ice_rows_attend_gathered(ice_tile *tile, const void *const *keys, const voi
     for (int lane = 0; lane < tile->lanes; lane++) {
         ice_state *state = &tile->state[lane];
         kernels->gathered_scores(query_of(tile, lane), p->dim, 0.0f, p->key_dtype, keys, count, scores);
+        ice_tile_cap_row(tile, scores, count);
         kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
         kernels->gathered_weighted_sum(scores, count, p->key_dtype, values, p->value_dim, correction,
                                        state->accumulator);

@@ -41,6 +41,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->first_row = first_row;
     tile->lanes = lanes;
     tile->scale = (float)(p->scale * ICE_LOG2_E);
+    tile->cap = (float)(p->softcap * ICE_LOG2_E);
     tile->has_panel = 0;
     tile->packed = NULL;
     ice_key_block_begin(&tile->pending);
@@ -49,6 +50,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, row.query);
         tile->state[lane] = ice_state_start(tile->state_accumulators + lane * p->value_dim, p->value_dim);
+        if (p->sink_logits) ice_state_add_sink(&tile->state[lane], p->sink_logits[row.head]);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
     }
     /* rounded before scaling: a bfloat16 query goes in as it is */
@@ -97,10 +99,14 @@ void ice_tile_begin_panel(ice_tile *tile) {
 
 void ice_tile_move_to_panel(ice_tile *tile) {
     const int64_t value_dim = tile->problem->value_dim;
+    float column[ICECORE_MAX_DIM];
     ice_tile_begin_panel(tile);
     for (int lane = 0; lane < tile->lanes; lane++) {
         ice_state *state = &tile->state[lane];
         if (state->sum == 0.0f) continue;
+        for (int64_t i = 0; i < value_dim; i++) column[i] = tile->accumulator[i * ICE_PANEL + lane];
+        const ice_state summed = {tile->maximum[lane], tile->sum[lane], column};
+        ice_state_merge(state, value_dim, &summed);
         tile->maximum[lane] = state->maximum;
         tile->sum[lane] = state->sum;
         for (int64_t i = 0; i < value_dim; i++) tile->accumulator[i * ICE_PANEL + lane] = state->accumulator[i];

@@ -24,6 +24,7 @@ typedef struct {
     int64_t batch, key_head, first_row;
     int lanes;
     float scale; /* scale * log2(e) */
+    float cap;   /* softcap * log2(e); 0: none */
     ice_visible visible[ICE_PANEL];
 
     /* by rows */
@@ -45,10 +46,18 @@ typedef struct {
     ice_key_block pending;
 } ice_tile;
 
+/* The problem's soft cap, on whole scores to which no mask has been added yet: count x ICE_PANEL, or of one row. */
+static inline void ice_tile_cap(const ice_tile *tile, float *scores, int64_t count) {
+    if (tile->cap > 0.0f) tile->kernels->softcap(scores, count, tile->lanes, tile->cap);
+}
+static inline void ice_tile_cap_row(const ice_tile *tile, float *scores, int64_t count) {
+    if (tile->cap > 0.0f) tile->kernels->softcap(scores, 1, count, tile->cap);
+}
+
 /* Scratch of a tile. */
 size_t ice_tile_bytes(const icecore_attention *problem);
 
-/* Loads rows first_row .. first_row + lanes - 1 of a key head. */
+/* Loads rows first_row .. first_row + lanes - 1 of a key head.  Their states start with the problem's sink logits. */
 void ice_tile_begin(ice_tile *tile, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
                     int64_t key_head, int64_t first_row, int lanes, void *scratch);
 
@@ -66,7 +75,7 @@ ice_visible ice_tile_visible(const ice_tile *tile);
 /* Sets up what the panel kernels read and write, if nobody has. */
 void ice_tile_begin_panel(ice_tile *tile);
 
-/* What the rows' states hold becomes the panel's; only before the panel has summed anything. */
+/* What the rows' states hold is added to the panel's, and they start anew; not while short runs wait. */
 void ice_tile_move_to_panel(ice_tile *tile);
 
 /* Merges the panel's state into the rows' states, which then are the rows' results. */

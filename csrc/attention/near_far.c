@@ -200,6 +200,7 @@ static icecore_attention only_head(const icecore_attention *p, int64_t batch, in
     own.value.data = ice_address(&p->value, p->key_dtype, batch, head / ice_group(p), 0);
     own.out.data = ice_address(&p->out, p->dtype, batch, head, 0);
     if (p->lse) own.lse = p->lse + (batch * p->query_heads + head) * p->queries;
+    if (p->sink_logits) own.sink_logits = p->sink_logits + head;
     if (p->mask_kind == ICECORE_MASK_BOOL) own.mask = (const uint8_t *)p->mask + mask;
     if (p->mask_kind == ICECORE_MASK_FLOAT32) own.mask = (const float *)p->mask + mask;
     return own;
@@ -441,9 +442,11 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     const icecore_attention *source = problem;
     used.key_dtype = problem->key_dtype;
     if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype && problem->keys > 0) {
-        centre = ice_alloc(problem->batch * problem->key_heads * problem->dim, sizeof *centre);
-        if (!centre) return ICECORE_ERROR_MEMORY;
-        if (!ice_find_centres(problem, kernels, clipped.block, centre)) {
+        if (!problem->softcap && !problem->sink_logits) { /* these need whole scores */
+            centre = ice_alloc(problem->batch * problem->key_heads * problem->dim, sizeof *centre);
+            if (!centre) return ICECORE_ERROR_MEMORY;
+        }
+        if (centre && !ice_find_centres(problem, kernels, clipped.block, centre)) {
             ice_free(centre);
             centre = NULL;
         }

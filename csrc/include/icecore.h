@@ -105,14 +105,17 @@ typedef struct {
 
 typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } icecore_mask_kind;
 
-/* One attention problem:  out[i] = sum_j softmax_j(scale * query[i].key[j] + mask[i][j]) value[j].
+/* One attention problem:  out[i] = sum_j softmax_j(cap(scale * query[i].key[j]) + mask[i][j]) value[j].
  *
+ * cap(s) = softcap * tanh(s / softcap), or s where softcap is 0.  An inf score becomes softcap, -inf -softcap.
  * Query head h reads key head h / (query_heads / key_heads).  Query i stands at position keys - queries + i.
  * causal: key j is visible to a query at position p when j <= p.
  * window >= 0: key j is visible only when |p - j| < window or j < sinks (and causality holds).
  * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes, finite numbers
  * never.  A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse
- * -inf.  NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it. */
+ * -inf.  NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it.
+ * sink_logits: as if each query head had one more key, of that score (neither scaled nor capped) and without a value:
+ * it joins the denominator of the softmax, and lse, which is the logarithm of that denominator. */
 typedef struct {
     icecore_dtype dtype;     /* of query and out */
     icecore_dtype key_dtype; /* of key and value */
@@ -121,6 +124,8 @@ typedef struct {
     icecore_tensor out;               /* must not overlap an input */
     float *lse; /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
     float scale;
+    float softcap;            /* 0: none; else from 1e-30 to 1e30 */
+    const float *sink_logits; /* NULL, or query_heads: of magnitudes up to 1e30, or -inf for none */
     int causal;
     int64_t window; /* -1: no window */
     int64_t sinks;  /* first keys, visible in spite of the window (causality still holds) */
@@ -366,7 +371,8 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
                                     icecore_tensor values, icecore_tensor queries, int64_t query_heads, int64_t count);
 
 /* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse,
- * scale, threads; of `options`, or NULL: head_tolerance, head_threshold; of `report`, or NULL: all but seconds.
+ * scale, softcap, sink_logits, threads; of `options`, or NULL: head_tolerance, head_threshold; of `report`, or NULL:
+ * all but seconds.
  *
  * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens'
  * queries are known a query opens all. A call of at most 64 queries opens as well every cell of which one key may hold

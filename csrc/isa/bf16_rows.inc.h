@@ -121,6 +121,12 @@ typedef struct {
     int rows;
 } bf16_group;
 
+/* Products become scores, capped. */
+static void bf16_cap(float *products, int64_t count, float scale, float cap) {
+    for (int64_t j = 0; j < count; j++) products[j] *= scale;
+    softcap(products, 1, count, cap);
+}
+
 static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, const uint16_t *keys,
                             const uint16_t *values, int64_t count) {
     const int rows = group->rows;
@@ -130,8 +136,14 @@ static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, c
     float *products[MAX_ROWS];
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
     if (keys) bf16_products(group->query, rows, dim, keys, dim, count, products);
-    for (int r = 0; r < rows; r++)
-        bf16_row_softmax(&row[r], count, keys ? products[r] : NULL, all->scale, group->bias[r], state[r]);
+    for (int r = 0; r < rows; r++) {
+        float scale = all->scale;
+        if (keys && all->cap > 0.0f) {
+            bf16_cap(products[r], count, scale, all->cap);
+            scale = 1.0f;
+        }
+        bf16_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, group->bias[r], state[r]);
+    }
     for (int r = 0; r < rows; r += 4) {
         const bf16_row *last = &row[rows - 1];
         float sum[4];

@@ -227,6 +227,13 @@ static ALWAYS_INLINE tile_unit tile_unit_after(tile_unit unit, int lanes) {
     return unit.lane < lanes ? unit : (tile_unit){unit.first + UNIT_KEYS, 0};
 }
 
+/* The products of 32 keys become scores, capped. */
+static __attribute__((noinline)) void tile_cap(float *products, float scale, float cap) {
+    const vf factor = vf_set1(scale), limit = vf_set1(cap), inverse = vf_set1(1.0f / cap);
+    for (int64_t i = 0; i < TILE_PAIRED * TILE; i += TILE)
+        vf_store(products + i, capped(vf_mul(vf_load(products + i), factor), limit, inverse));
+}
+
 /* The scores of 32 keys of a unit; returns by what they are still to be multiplied: the same whether a bias hides keys
  * from other lanes or not. */
 static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride,
@@ -235,10 +242,14 @@ static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint1
     const int64_t first = unit.first + step * TILE_PAIRED,
                   present = count - first < TILE_PAIRED ? count - first : TILE_PAIRED;
     const uint16_t *queries = p->queries + 2 * unit.lane;
-    const float now = p->scale > SMALLEST_SCALE ? 1.0f : p->scale, later = keys && now == 1.0f ? p->scale : 1.0f;
+    float now = p->scale > SMALLEST_SCALE ? 1.0f : p->scale, later = keys && now == 1.0f ? p->scale : 1.0f;
     if (keys && present == TILE_PAIRED) tile_products(queries, p->dim, keys + first * stride, stride, out);
     else if (keys) tile_products_of_last(queries, p->dim, keys + first * stride, stride, present, out);
     else memset(out, 0, TILE_PAIRED * TILE * sizeof *out);
+    if (keys && p->cap > 0.0f) {
+        tile_cap(out, p->scale, p->cap);
+        now = later = 1.0f;
+    }
     if (bias || present < TILE_PAIRED || now != 1.0f)
         tile_add_bias(out, now, bias ? bias + first * ICE_PANEL + unit.lane : NULL, 1.0f / later, present);
     return later;

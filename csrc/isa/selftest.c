@@ -5,8 +5,8 @@
  *
  * Tolerances, with u = 2^-24 the rounding error of one operation.  A sum of n terms in any order, fused or not, is
  * within n u of the truth relative to the sum of the terms' absolute values, so two of them are within 2 n u.  vf_exp2
- * is within 2e-7 of the truth, and its argument is rounded alike everywhere.  What only adds, compares and selects
- * agrees exactly. */
+ * is within 2e-7 of the truth, and its argument is rounded alike everywhere; a soft cap is held against tanh itself.
+ * What only adds, compares and selects agrees exactly. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

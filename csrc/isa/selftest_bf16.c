@@ -5,6 +5,8 @@
 #define BF16_TOLERANCE(terms) (4 * ((terms) + 2) * U)
 /* What lies below 2^-126 counts as 0 there: added to the scale, this gives n u 2^-100 > n 2^-126. */
 #define FLUSHED 0x1p-100
+/* Of scores within about 16. */
+#define CAP 2.5f
 
 /* Rounds t->panel to bfloat16 and checks that the packed pairs hold it, and that nothing past `room` numbers a lane was
  * written. */
@@ -106,7 +108,7 @@ static void compare_bf16_rows_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
     const int value_dim = MAX_DIM - t->gap,
               stride = t->gap ? MAX_COUNT : 0; /* a multiple of 64, and not; biases of their own, and not */
-    const float scale = 0.5f;
+    const float scale = 0.5f, cap = t->lanes % 2 ? CAP : 0.0f;
     static uint16_t values[MAX_COUNT * MAX_DIM], queries[ICE_PANEL * MAX_DIM];
     static float wide[MAX_COUNT * MAX_DIM], biases[ICE_PANEL * MAX_COUNT], alone[MAX_DIM];
     ice_state state[ICE_PANEL], again[ICE_PANEL];
@@ -128,8 +130,8 @@ static void compare_bf16_rows_attend(selftest *t) {
     uint64_t lanes = 0;
     for (int lane = 0; lane < t->lanes; lane += step) lanes |= (uint64_t)1 << lane;
     for (int lane = 0; lane < t->lanes; lane++) state[lane] = some_state(t, fast(t, 0) + lane * value_dim);
-    const ice_bf16_rows rows = {queries, t->dim, value_dim, scale, state},
-                        alone_rows = {queries, t->dim, value_dim, scale, again};
+    const ice_bf16_rows rows = {queries, t->dim, value_dim, scale, cap, state},
+                        alone_rows = {queries, t->dim, value_dim, scale, cap, again};
     bf16->rows_attend(&rows, lanes, keys, values, t->count, bias, stride);
     for (int lane = 0; lane < t->lanes; lane++) {
         float *accumulator = plain(t, 0) + lane * value_dim, scores[MAX_COUNT], correction;
@@ -143,8 +145,9 @@ static void compare_bf16_rows_attend(selftest *t) {
         bf16->rows_attend(&alone_rows, (uint64_t)1 << lane, keys, values, t->count, bias, stride);
         if (!same_state(state[lane], again[lane], value_dim)) fail(t, "other rows matter");
         t->plain->row_scores(t->panel + lane * t->dim, t->dim, t->dtype, t->raw, t->dim, t->count, scores);
-        for (int j = 0; j < t->count; j++)
-            scores[j] = (keys ? scores[j] * scale : 0.0f) + (bias ? bias[lane * stride + j] : 0.0f);
+        for (int j = 0; j < t->count; j++) scores[j] = keys ? scores[j] * scale : 0.0f;
+        if (keys && cap > 0.0f) t->plain->softcap(scores, 1, t->count, cap);
+        for (int j = 0; j < t->count; j++) scores[j] += bias ? bias[lane * stride + j] : 0.0f;
         t->plain->row_softmax(scores, t->count, &wanted.maximum, &wanted.sum, &correction);
         t->plain->row_weighted_sum(scores, t->count, ICECORE_FLOAT32, wide, value_dim, value_dim, correction,
                                    accumulator);
@@ -164,7 +167,7 @@ static ice_state lane_of(const float *maximum, const float *sum, const float *ac
 static void compare_bf16_panel_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
     const int value_dim = t->gap ? 80 : MAX_DIM, room = round_up(t->count, ICE_PACKED), has_keys = t->count % 2 == 0;
-    const float scale = t->gap ? -0.5f : 0.5f;
+    const float scale = t->gap ? -0.5f : 0.5f, cap = t->lanes % 2 ? CAP : 0.0f;
     static uint16_t values[MAX_COUNT * MAX_DIM];
     static float wide[MAX_COUNT * MAX_DIM], biases[BLOCK], scores[BLOCK], row[2][MAX_DIM];
     float state[2][3][ICE_PANEL]; /* plain and fast: maximum, sum, correction */
@@ -193,14 +196,16 @@ static void compare_bf16_panel_attend(selftest *t) {
         if ((i < GUARD || i >= GUARD + room * value_dim) && t->packed[i] != UNTOUCHED)
             fail(t, "packed values outside their room");
     const float *bias = t->count % 8 ? biases : NULL;
-    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim,      value_dim,   t->lanes,  scale,
+    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim,      value_dim,   t->lanes,  scale, cap,
                                   state[1][0],      state[1][1], state[1][2], fast(t, 0)};
     bf16->panel_attend(&panel, has_keys ? (const uint16_t *)t->raw : NULL, t->dim + t->gap, t->packed + GUARD, t->count,
                        bias);
     t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, scores);
+    for (int i = 0; i < t->count * ICE_PANEL; i++) scores[i] *= scale;
+    if (cap > 0.0f) t->plain->softcap(scores, t->count, t->lanes, cap);
     for (int i = 0; i < t->count * ICE_PANEL; i++) {
         const float added = bias ? bias[i] : 0.0f;
-        scores[i] = has_keys && added != -INFINITY ? scores[i] * scale + added : added;
+        scores[i] = has_keys && added != -INFINITY ? scores[i] + added : added;
     }
     t->plain->softmax(scores, t->count, t->lanes, state[0][0], state[0][1], state[0][2]);
     t->plain->weighted_sum(scores, t->count, t->lanes, wide, value_dim, value_dim, state[0][2], plain(t, 0));

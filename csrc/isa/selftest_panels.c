@@ -40,6 +40,28 @@ static void compare_scores(selftest *t) {
     expect_panel_untouched(t, 0, t->count);
 }
 
+/* Against tanh itself: what both kernels promise. */
+static void expect_softcap(selftest *t, int64_t index, float cap) {
+    const double score = (double)before(t, 0)[index], limit = (double)cap;
+    const double size = fmin(fabs(score), limit), wanted = limit * tanh(score / limit);
+    if (!(fabs((double)plain(t, 0)[index] - wanted) <= 3e-7 * size + SUBNORMAL_ERROR) && !isnan(score))
+        fail(t, "softcap of %.9g by %.9g", score, limit);
+    expect_near(t, 0, index, size, 6e-7);
+}
+
+static void compare_softcap(selftest *t) {
+    static const float caps[] = {1e-30f, 0.3f, 5.0f, 72.0f, 2e30f};
+    fill_output(t, 0, t->count * ICE_PANEL);
+    for (int i = 0; i < 5; i++) {
+        begin(t, 1);
+        t->plain->softcap(plain(t, 0), t->count, t->lanes, caps[i]);
+        t->fast->softcap(fast(t, 0), t->count, t->lanes, caps[i]);
+        for (int j = 0; j < t->count; j++)
+            for (int lane = 0; lane < t->lanes; lane++) expect_softcap(t, j * ICE_PANEL + lane, caps[i]);
+        expect_untouched(t, 0, t->count, ICE_PANEL, t->lanes);
+    }
+}
+
 static void compare_mask_range(selftest *t) {
     float *lower = t->list[0], *upper = t->list[1], *sink_upper = t->list[2];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
@@ -87,6 +109,7 @@ static void compare_weighted_sum(selftest *t) {
 const ice_comparison ice_selftest_panels[] = {
     {"to_panel", compare_to_panel, DIM},
     {"scores", compare_scores, DIM | LANES | GAP},
+    {"softcap", compare_softcap, LANES},
     {"mask_range", compare_mask_range, LANES},
     {"softmax", compare_softmax, LANES},
     {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},

@@ -70,7 +70,7 @@ typedef struct {
     const uint16_t *queries; /* pairs, as pack_queries makes them */
     int64_t dim, value_dim;
     int lanes;
-    float scale;
+    float scale, cap;                  /* cap: of the keys' scores, as of `softcap` below; 0: none */
     float *maximum, *sum, *correction; /* as in `softmax` below; the correction of all keys of the call together */
     float *accumulator;                /* value_dim x ICE_PANEL */
 } ice_bf16_panel;
@@ -79,7 +79,7 @@ typedef struct {
 typedef struct {
     const uint16_t *queries; /* a row's: queries + lane * dim */
     int64_t dim, value_dim;
-    float scale;
+    float scale, cap; /* as of ice_bf16_panel */
     ice_state *state; /* a row's: state[lane] */
 } ice_bf16_rows;
 
@@ -97,18 +97,19 @@ typedef struct {
     /* Values in this set's own order; room for `count` rounded up to ICE_PACKED rows of value_dim, and what follows a
      * multiple of ICE_PACKED rows begins so many times value_dim numbers further on. */
     void (*pack_values)(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed);
-    /* `scores` plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any number of keys.  keys
-     * = NULL: the scores are the bias.  A bias of -inf hides a key whatever its score.  The maximum need not be the
-     * largest score, but no score is above it by more than 16; weights are rounded to bfloat16 for the products. */
+    /* `scores`, capped, plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any number of
+     * keys.  keys = NULL: the scores are the bias.  A bias of -inf hides a key whatever its score.  The maximum need
+     * not be the largest score, but no score is above it by more than 16; weights are rounded to bfloat16 for the
+     * products. */
     void (*panel_attend)(const ice_bf16_panel *panel, const uint16_t *keys, int64_t stride,
                          const uint16_t *packed_values, int64_t count, const float *bias);
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
     void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
                        int64_t count, float *scores);
     /* For the rows that `lanes` has a bit for, each with bias + lane * bias_stride:
-     * row_scores (keys = NULL: 0) plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over contiguous keys.
-     * The maximum need not be the largest score, but no score is above it by more than 16; weights may be rounded to
-     * bfloat16 for the products.  What becomes of a row does not depend on the others. */
+     * row_scores (keys = NULL: 0), capped, plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over
+     * contiguous keys. The maximum need not be the largest score, but no score is above it by more than 16; weights may
+     * be rounded to bfloat16 for the products.  What becomes of a row does not depend on the others. */
     void (*rows_attend)(const ice_bf16_rows *rows, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
                         int64_t count, const float *bias, int64_t bias_stride);
 } ice_bf16_kernels;
@@ -135,6 +136,13 @@ typedef struct {
     void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
     /* product[i] = x[i] * factor[i]; x may be the product. */
     void (*multiply)(const float *x, const float *factor, int64_t count, float *product);
+
+    /* ---- kernels/softcap.inc.h ---- */
+
+    /* scores[j][lane] = cap tanh(scores[j][lane] / cap), for `lanes` lanes and no more: of a panel, or with count = 1
+     * of one query as many as it has keys.  cap: from 1e-30 to 2e30.  Within 3e-7 of the smaller of |score| and cap.
+     * inf gives cap, -inf -cap, NaN stays. */
+    void (*softcap)(float *scores, int64_t count, int64_t lanes, float cap);
 
     /* ---- kernels/panel.inc.h ---- */
 

@@ -23,6 +23,7 @@
 
 #include "kernels/int8.inc.h"
 #include "kernels/convert.inc.h"
+#include "kernels/softcap.inc.h"
 #include "kernels/panel.inc.h"
 #include "kernels/rows.inc.h"
 #include "kernels/gather.inc.h"
@@ -44,6 +45,7 @@ const ice_kernels KERNEL_TABLE = {
     .to_float32 = to_float32,
     .from_float32 = from_float32,
     .multiply = multiply,
+    .softcap = softcap,
     .to_panel = to_panel,
     .from_panel = from_panel,
     .scores = scores,

@@ -17,6 +17,7 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     ice_tile_score_row(&t->tile, lane, s->mean_dtype, ice_row_of(s->mean_dtype, cells->mean_key, node, s->dim), count,
                        scores);
     for (int64_t c = 0; c < count; c++) scores[c] += spread->shift[lane];
+    ice_tile_cap_row(&t->tile, scores, count);
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
     const float reach = ice_reach(s->dim) * spread->norm[lane];

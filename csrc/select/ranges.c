@@ -15,6 +15,7 @@
 
 typedef struct {
     const icecore_attention *problem;
+    icecore_attention without_sinks; /* the same but for its sink logits, which count in the first split alone */
     const ice_kernels *kernels;
     int64_t tiles;             /* per key head */
     int64_t first_head, heads; /* batch x key heads in hand */
@@ -46,8 +47,8 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const int64_t first_row = (call->tiles - 1 - rest % call->tiles) * ICE_PANEL;
     const int64_t rows = ice_query_rows(p) - first_row;
     ice_tile tile;
-    ice_tile_begin(&tile, p, call->kernels, head / p->key_heads, head % p->key_heads, first_row,
-                   rows < ICE_PANEL ? (int)rows : ICE_PANEL, scratch);
+    ice_tile_begin(&tile, split ? &call->without_sinks : p, call->kernels, head / p->key_heads, head % p->key_heads,
+                   first_row, rows < ICE_PANEL ? (int)rows : ICE_PANEL, scratch);
     if (call->packed) tile.packed = call->packed + number * ice_packed_numbers(p);
     const ice_visible visible = ice_tile_visible(&tile);
     attend_split(call, &tile, split, 0, visible.sink_end);
@@ -117,9 +118,11 @@ icecore_status icecore_attend_exact(const icecore_attention *problem) {
     if (status != ICECORE_OK) return status;
     if (ice_is_empty(problem)) return ICECORE_OK;
     exact_call call = {.problem = problem,
+                       .without_sinks = *problem,
                        .kernels = ice_active_kernels(),
                        .tiles = (ice_query_rows(problem) + ICE_PANEL - 1) / ICE_PANEL,
                        .splits = splits_of(problem)};
+    call.without_sinks.sink_logits = NULL;
     if (call.splits > 1 && !begin_parts(&call)) status = ICECORE_ERROR_MEMORY;
     if (status == ICECORE_OK) status = attend_tiles(&call);
     if (status == ICECORE_OK && call.splits > 1) merge_parts(&call);

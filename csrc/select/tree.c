@@ -79,6 +79,14 @@ static void leave_out_marked(ice_selection *t, int64_t number, int64_t count, fl
     }
 }
 
+/* Of means, whose scores lack those of the segment's centre. */
+static void cap_scores(const ice_selection *t, const ice_node_run *now, float *scores) {
+    const float *shift = ice_spread_of(t, now->from)->shift;
+    for (int64_t i = 0; i < now->count; i++)
+        for (int lane = 0; lane < ICE_PANEL; lane++) scores[i * ICE_PANEL + lane] += shift[lane];
+    ice_tile_cap(&t->tile, scores, now->count);
+}
+
 void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lanes) {
     const ice_nodes *nodes = now->nodes;
     const icecore_segment *s = now->from->segment;
@@ -87,8 +95,10 @@ void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lan
     const ice_spreads rows = {spread->variance, spread->half_log2, spread->norm};
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL, added[ICE_PANEL];
     ice_panel_hiding(lanes | ~ice_tile_lanes(&t->tile), added);
-    for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
     ice_tile_score(&t->tile, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), now->count, scores);
+    if (t->tile.cap > 0.0f) cap_scores(t, now, scores);
+    else
+        for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
     t->kernels->cell_risk(scores, now->count, t->tile.lanes, &facts, &rows, added, risk);
     if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icecore.reference.dense import softmax_sum
+from icecore.reference.dense import capped, softmax_sum
 
 
 @dataclass(frozen=True)
@@ -22,38 +22,44 @@ class Choice:
     mean_value: np.ndarray | None = None
 
 
-def scores_of(query, key, rows, scale, bias=None):
-    """Scores of those rows of key (S, d), with what a row of the mask (S,) adds to them."""
-    return scale * (key[rows] @ query) + (0.0 if bias is None else bias[rows])
+def scores_of(query, key, rows, scale, bias=None, softcap=None):
+    """Scores of those rows of key (S, d), capped, with what a row of the mask (S,) adds to them."""
+    return capped(scale * (key[rows] @ query), softcap) + (0.0 if bias is None else bias[rows])
 
 
-def combine(query, key, value, choice, scale, bias=None):
+def with_sink(score, values, sink):
+    """Scores (N,) and values (N, dv) of exact keys and of one more, of score `sink`, whose value is 0."""
+    return np.append(score, sink), np.concatenate([values, np.zeros((1, values.shape[1]))])
+
+
+def combine(query, key, value, choice, scale, bias=None, softcap=None, sink=-np.inf):
     """Softmax of a query (d,) over the keys and means of a Choice: out (dv,), lse, captured mass.
 
-    Captured mass is the share of the keys in the mass of keys and means.
+    A key of score `sink` without a value joins the keys. Captured mass is their share in the mass of keys and means.
     """
-    score = scores_of(query, key, choice.keys, scale, bias)
+    score, values = with_sink(scores_of(query, key, choice.keys, scale, bias, softcap), value[choice.keys], sink)
     mean_value = value[:0] if choice.mean_value is None else choice.mean_value
-    out, lse = softmax_sum(np.r_[score, choice.mean_score][None], np.concatenate([value[choice.keys], mean_value]))
+    out, lse = softmax_sum(np.r_[score, choice.mean_score][None], np.concatenate([values, mean_value]))
     summed, missed = (np.logaddexp.reduce(s, initial=-np.inf) for s in (score, choice.mean_score))
     total = np.logaddexp(summed, missed)
     return out[0], lse[0], 0.0 if np.isneginf(total) else np.exp(summed - total)
 
 
-def attend_chosen(query, key, value, choose, *, scale=None, bias=None):
+def attend_chosen(query, key, value, choose, *, scale=None, bias=None, softcap=None, sink_logits=None):
     """Attention of each query to what ``choose(batch, head, row)``, a Choice, gives it.
 
-    query (B, H, L, d), key (B, H_k, S, d) and value (B, H_k, S, dv) are float64; bias (B, H, L, S) is optional. Returns out
-    (B, H, L, dv) and, for each query, lse, captured mass and the number of keys.
+    query (B, H, L, d), key (B, H_k, S, d) and value (B, H_k, S, dv) are float64; bias (B, H, L, S) and sink_logits (H,)
+    are optional. Returns out (B, H, L, dv) and, for each query, lse, captured mass and the number of keys.
     """
     group = query.shape[1] // key.shape[1] if query.shape[1] else 1
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     out, (lse, mass) = np.empty((*query.shape[:3], value.shape[-1])), np.empty((2, *query.shape[:3]))
     count = np.zeros(query.shape[:3], np.int64)
+    sinks = np.full(query.shape[1], -np.inf) if sink_logits is None else np.asarray(sink_logits, np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         for b, h, i in np.ndindex(query.shape[:3]):
             choice, own = choose(b, h, i), None if bias is None else bias[b, h, i]
             row = query[b, h, i], key[b, h // group], value[b, h // group]
-            out[b, h, i], lse[b, h, i], mass[b, h, i] = combine(*row, choice, scale, own)
+            out[b, h, i], lse[b, h, i], mass[b, h, i] = combine(*row, choice, scale, own, softcap, sinks[h])
             count[b, h, i] = len(choice.keys)
     return out, lse, mass, count

@@ -57,13 +57,26 @@ def bias_of(mask):
     return np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
 
 
-def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, scale=None):
+def capped(scores, softcap):
+    """softcap tanh(scores / softcap); None: as they are."""
+    return scores if softcap is None else softcap * np.tanh(scores / softcap)
+
+
+def add_sink(out, lse, logit):
+    """One more key of score `logit`, without a value, joins softmaxes: out (..., dv), lse (...)."""
+    with_sink = np.logaddexp(lse, logit)
+    share = np.exp(lse - np.where(np.isneginf(with_sink), 0.0, with_sink))
+    return out * share[..., None], with_sink
+
+
+def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, scale=None, softcap=None,
+              sink_logits=None):
     """Exact attention in float64.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    causal, window, sinks, attn_mask, scale
+    causal, window, sinks, attn_mask, scale, softcap, sink_logits
         As in `icecore.attention`.
 
     Returns
@@ -83,10 +96,10 @@ def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mas
     with np.errstate(invalid="ignore", over="ignore"):
         for i in range(0, queries, rows):
             chunk = slice(i, i + rows)
-            scores = scale * (query[:, :, chunk] @ key.swapaxes(-1, -2))  # (B, H, rows, S)
+            scores = capped(scale * (query[:, :, chunk] @ key.swapaxes(-1, -2)), softcap)  # (B, H, rows, S)
             if attn_mask is not None:
                 bias = bias_of(attn_mask[:, :, chunk])
                 scores = np.where(np.isneginf(bias), -np.inf, scores + bias)
             scores = np.where(visible[chunk], scores, -np.inf)
             out[:, :, chunk], lse[:, :, chunk] = softmax_sum(scores, value)
-    return out, lse
+    return (out, lse) if sink_logits is None else add_sink(out, lse, np.asarray(sink_logits, np.float64)[:, None])

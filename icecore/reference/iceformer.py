@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icecore.reference.cells import cluster
-from icecore.reference.dense import per_query_head, softmax_sum, visible_count
+from icecore.reference.dense import add_sink, capped, per_query_head, softmax_sum, visible_count
 from icecore.reference.pdci import dot, lift_keys, lift_query
 from icecore.reference.random import random_directions, segment_seed
 
@@ -113,13 +113,14 @@ def choose_nearest(query, key, k, visit, directions, seed, causal=False):
     return chosen, margin
 
 
-def pdci_attention(query, key, value, *, k, visit, causal=False, scale=None, seed=0, return_margin=False):
+def pdci_attention(query, key, value, *, k, visit, causal=False, scale=None, softcap=None, sink_logits=None, seed=0,
+                   return_margin=False):
     """Attention to the k keys with the largest scores among those that P-DCI visits, in float64.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    k, visit, causal, scale, seed
+    k, visit, causal, scale, softcap, sink_logits, seed
         As in `icecore.attention` with ``selector="pdci"``.
 
     Returns
@@ -140,6 +141,8 @@ def pdci_attention(query, key, value, *, k, visit, causal=False, scale=None, see
     for b, h in np.ndindex(*query.shape[:2]):
         chosen[b, h], margin[b, h] = choose_nearest(scale * query[b, h], key[b, h], k, visit, directions, seed, causal)
     with np.errstate(invalid="ignore", over="ignore"):
-        out, lse = softmax_sum(np.where(chosen, scale * query @ key.swapaxes(-1, -2), -np.inf), value)
+        out, lse = softmax_sum(np.where(chosen, capped(scale * query @ key.swapaxes(-1, -2), softcap), -np.inf), value)
+    if sink_logits is not None:
+        out, lse = add_sink(out, lse, np.asarray(sink_logits, np.float64)[:, None])
     returned = (out, lse, chosen.sum(axis=-1))
     return (*returned, margin) if return_margin else returned

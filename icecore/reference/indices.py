@@ -8,7 +8,7 @@ from icecore.reference.combine import Choice, attend_chosen
 from icecore.reference.dense import visible_count
 
 
-def attend_indices(query, key, value, indices, *, causal=False, scale=None):
+def attend_indices(query, key, value, indices, *, causal=False, scale=None, softcap=None, sink_logits=None):
     """Softmax attention of each query over the keys it lists, in float64.
 
     Parameters
@@ -16,7 +16,7 @@ def attend_indices(query, key, value, indices, *, causal=False, scale=None):
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
     indices : (B, H, L, K) integers
         -1 is ignored; an index that is listed twice counts twice.
-    causal, scale
+    causal, scale, softcap, sink_logits
         As in `icecore.attend_indices`.
 
     Returns
@@ -26,4 +26,5 @@ def attend_indices(query, key, value, indices, *, causal=False, scale=None):
     query, key, value = (np.asarray(a).astype(np.float64) for a in (query, key, value))
     end = visible_count(query.shape[2], key.shape[2], causal)[:, None]  # (L, 1)
     seen = (indices >= 0) & (indices < end)  # (B, H, L, K)
-    return attend_chosen(query, key, value, lambda *row: Choice(indices[row][seen[row]]), scale=scale)[:2]
+    return attend_chosen(query, key, value, lambda *row: Choice(indices[row][seen[row]]), scale=scale,
+                         softcap=softcap, sink_logits=sink_logits)[:2]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icecore.reference.combine import scores_of
+from icecore.reference.combine import scores_of, with_sink
 from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mass, marks_of, risks_of
 
 #: (G,): the grid of thresholds, largest first.
@@ -35,43 +35,44 @@ class Curve:
     nodes: np.ndarray
 
 
-def row_curve(query, key, value, bias, trees, exact, *, scale, all_cells=False):
+def row_curve(query, key, value, bias, trees, exact, *, scale, all_cells=False, softcap=None, sink=-np.inf):
     """The Curve of a query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
 
-    bias (S,) is its row of the mask. all_cells: every parent is expanded.
+    bias (S,) is its row of the mask. all_cells: every parent is expanded. sink: the head's sink logit.
     """
     exact, marks = left_by(bias, exact), marks_of(bias, trees)
-    exact_score = scores_of(query, key, exact, scale, bias)
-    guess = log_guess(query, scale, exact_score, value[exact], trees, marks)
+    exact_score, exact_value = with_sink(scores_of(query, key, exact, scale, bias, softcap), value[exact], sink)
+    guess = log_guess(query, scale, exact_score, exact_value, trees, marks, softcap)
 
     def is_open(risk, cut, share=1.0):
         """(G, N): which nodes of log risk (N,) are opened (expanded)."""
         return (risk >= (np.log(THRESHOLDS) + guess + np.log(share))[:, None]) | cut
 
     # terms of both sums: log masses (N,), values (N, dv) and at which thresholds they take part (G, N)
-    keys = [(exact_score, value[exact], np.ones((len(THRESHOLDS), len(exact)), bool))]
+    keys = [(exact_score, exact_value, np.ones((len(THRESHOLDS), len(exact_score)), bool))]
     means = [(np.empty(0), value[:0], np.empty((len(THRESHOLDS), 0), bool))]
     nodes = np.zeros(len(THRESHOLDS), int)
-    for (first, tree), mark, (parent_risk, cell_risk) in zip(trees, marks, risks_of(query, scale, trees, marks), strict=True):
+    risks = risks_of(query, scale, trees, marks, softcap)
+    for (first, tree), mark, (parent_risk, cell_risk) in zip(trees, marks, risks, strict=True):
         (parent_hidden, parent_cut), (hidden, cut) = mark
         expanded = (is_open(parent_risk, parent_cut, EXPAND_SHARE) | all_cells) & ~parent_hidden  # (G, P)
         reached = expanded[:, tree.parent] & ~hidden  # (G, C)
         opened = reached & is_open(cell_risk, cut)
         for closed, part in ((tree.parents, ~expanded & ~parent_hidden), (tree.cells, reached & ~opened)):
             used = part.any(axis=0)  # what hidden keys hold must not matter
-            means.append((log_mass(query, scale, closed, tree)[used], closed.mean_value[used], part[:, used]))
+            means.append((log_mass(query, scale, closed, tree, softcap)[used], closed.mean_value[used], part[:, used]))
         rows = first + np.concatenate(tree.cells.members)
         seen = ~np.isneginf(bias[rows])
         own = np.repeat(opened, tree.cells.count, axis=1)[:, seen]  # (G, keys)
-        keys.append((scores_of(query, key, rows[seen], scale, bias), value[rows[seen]], own))
+        keys.append((scores_of(query, key, rows[seen], scale, bias, softcap), value[rows[seen]], own))
         nodes += (~parent_hidden).sum() + reached.sum(axis=1)
 
     (key_score, key_value, key_part), (mean_score, mean_value, mean_part) = (
         (np.concatenate(scores), np.concatenate(values), np.concatenate(parts, axis=1))
         for scores, values, parts in (zip(*each, strict=True) for each in (keys, means))
     )
-    near = key_part.sum(axis=1) - len(exact)
-    if not len(key_score):  # nothing is visible: the answer is 0, and no mass is missing
+    near = key_part.sum(axis=1) - len(exact_score)
+    if np.isneginf(key_score).all():  # nothing is visible: the answer is 0, and no mass is missing
         zero = np.zeros((len(THRESHOLDS), value.shape[1]))
         return Curve(zero[0], zero, np.ones(len(THRESHOLDS)), np.zeros(len(THRESHOLDS)), near, nodes)
     top = max(key_score.max(), mean_score.max(initial=-np.inf))

@@ -6,7 +6,7 @@ import numpy as np
 
 from icecore.reference.cells import build_tree
 from icecore.reference.combine import Choice, attend_chosen, scores_of
-from icecore.reference.dense import bias_of, softmax_sum
+from icecore.reference.dense import bias_of, capped, softmax_sum
 from icecore.reference.random import segment_seed
 
 #: Keys of the largest segments, unless a block has more; of pairs that are merged as soon as they are complete.
@@ -75,14 +75,16 @@ ROUNDED_QUERY = 1.004
 DENSE_SHARE = 6
 
 
-def log_risk(query, scale, cells, tree):
+def log_risk(query, scale, cells, tree, softcap=None):
     """(C,): log of n_c exp(z_c) exp(F_c) w_c, the error of replacing each cell of a tree by its mean.
 
+    A soft cap brings scores nearer to one another, so F_c is then an upper estimate.
     w_c: what values differ by from their mean; the mass counts as one more component, as large as the segment's mean value.
     """
     squared_weight = cells.value_variance + (tree.mean_value**2).sum()
     with np.errstate(divide="ignore"):
-        return log_mass(query, scale, cells, tree) + log_spread(query, scale, cells, tree) + 0.5 * np.log(squared_weight)
+        log_weight = 0.5 * np.log(squared_weight)
+        return log_mass(query, scale, cells, tree, softcap) + log_spread(query, scale, cells, tree) + log_weight
 
 
 def log_spread(query, scale, cells, tree):
@@ -101,9 +103,9 @@ def log_spread(query, scale, cells, tree):
     return np.minimum(spread, ROUNDED_QUERY * abs(scale) * np.linalg.norm(own) * cells.radius)
 
 
-def log_mass(query, scale, cells, tree):
+def log_mass(query, scale, cells, tree, softcap=None):
     """(C,): log of n_c exp(z_c), what the mean of a cell of a tree stands for."""
-    return scale * (cells.mean_key @ (query / tree.metric)) + np.log(cells.count)
+    return capped(scale * (cells.mean_key @ (query / tree.metric)), softcap) + np.log(cells.count)
 
 
 def min_risk(risk, count, wanted):
@@ -150,19 +152,19 @@ def marks_of(bias, trees):
     return marks
 
 
-def risks_of(query, scale, trees, marks):
+def risks_of(query, scale, trees, marks, softcap=None):
     """For each tree `log_risk` of its parents and of its cells; -inf for those that the mask hides or cuts."""
     return [
-        tuple(np.where(hidden | cut, -np.inf, log_risk(query, scale, nodes, tree))
+        tuple(np.where(hidden | cut, -np.inf, log_risk(query, scale, nodes, tree, softcap))
               for nodes, (hidden, cut) in zip((tree.parents, tree.cells), mark, strict=True))
         for (_, tree), mark in zip(trees, marks, strict=True)
     ]
 
 
-def log_guess(query, scale, exact_score, exact_value, trees, marks):
+def log_guess(query, scale, exact_score, exact_value, trees, marks, softcap=None):
     """Log of |sum_j exp(z_j) value_j| over the exact keys and, by their means, all parents that the mask does not cut."""
     masses = [
-        np.where(hidden | cut, -np.inf, log_mass(query, scale, tree.parents, tree))
+        np.where(hidden | cut, -np.inf, log_mass(query, scale, tree.parents, tree, softcap))
         for (_, tree), ((hidden, cut), _) in zip(trees, marks, strict=True)
     ]
     values = [exact_value, *(tree.parents.mean_value for _, tree in trees)]
@@ -171,7 +173,7 @@ def log_guess(query, scale, exact_score, exact_value, trees, marks):
         return lse[0] + np.log(np.linalg.norm(guess[0]))
 
 
-def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_cells=False):
+def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_cells=False, softcap=None):
     """The Choice of a query (d,) over key (S, d), value (S, dv): exact keys plus trees (a list of (first key, Tree)).
 
     bias (S,) is its row of the mask: nodes that it hides stand for nothing; those that it cuts are opened, and all where these
@@ -182,14 +184,14 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_ce
     if not trees:
         return Choice(exact), np.inf
     marks = marks_of(bias, trees)
-    risks = risks_of(query, scale, trees, marks)
+    risks = risks_of(query, scale, trees, marks, softcap)
     parent_risk = np.concatenate([p for p, _ in risks])
     parent_count = np.concatenate([tree.parents.count for _, tree in trees])
     sealed = parent_count.sum()
     expand_at = -np.inf
     if threshold is not None:
-        exact_score = scores_of(query, key, exact, scale, bias)
-        open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks)
+        exact_score = scores_of(query, key, exact, scale, bias, softcap)
+        open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks, softcap)
         expand_at = open_at + np.log(EXPAND_SHARE)
     elif k < sealed // EXPAND_FACTOR and MIN_EXPANDED < sealed:
         expand_at = min_risk(parent_risk, parent_count, max(EXPAND_FACTOR * k, MIN_EXPANDED))
@@ -207,7 +209,7 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_ce
         opened = reached & ((risk >= open_at) | cut)
         near += [first + tree.cells.members[c] for c in np.flatnonzero(opened)]
         for nodes, closed in ((tree.parents, ~expand & ~parent_hidden), (tree.cells, reached & ~opened)):
-            mean_score.append(log_mass(query, scale, nodes, tree)[closed])
+            mean_score.append(log_mass(query, scale, nodes, tree, softcap)[closed])
             mean_value.append(nodes.mean_value[closed])
     near, mean_score = left_by(bias, np.concatenate([np.empty(0, int), *near])), np.concatenate(mean_score)
     margin = min(gap(parent_risk, expand_at), gap(cell_risk, open_at))
@@ -216,7 +218,7 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_ce
 
 def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False, moments=None, causal=False,
                        block=512, sinks=0, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None,
-                       return_margin=False):
+                       return_margin=False, softcap=None, sink_logits=None):
     """Near/far attention in float64, query by query.
 
     Parameters
@@ -239,6 +241,8 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
     tree_of : callable (key, value, cell_size, seed, moments) -> Tree, optional
         Builds a segment's tree by its moments (d, d), or None; default `build_tree`. Pass one that returns the C core's to
         compare the rest alone.
+    softcap, sink_logits
+        As in `icecore.attention`; a cell's mean is capped as a key is.
     return_margin : bool
         Also return how clearly each query's opened cells are separated from the others (log risk).
 
@@ -286,11 +290,13 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
         trees = [tree(b, h // group, first, end, whole[end]) for first, end in ranges]
         choice, margin[b, h, i] = choose(
             query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i], trees, exact, k=k, threshold=thresholds[h],
-            all_cells=all_cells[h], scale=scale,
+            all_cells=all_cells[h], scale=scale, softcap=softcap,
         )
         near[b, h, i] = len(choice.keys) - len(left_by(mask[b, h, i], exact))
         return choice
 
-    out, lse, mass, _ = attend_chosen(query, key, value, choice_of, scale=scale, bias=mask)
+    out, lse, mass, _ = attend_chosen(
+        query, key, value, choice_of, scale=scale, bias=mask, softcap=softcap, sink_logits=sink_logits
+    )
     returned = (out, lse, near, mass.astype(np.float32))
     return (*returned, margin) if return_margin else returned

@@ -29,13 +29,13 @@ def choose_pages(query, key, k):
     return np.flatnonzero(np.r_[opened, np.ones(len(key) - len(opened), bool)])
 
 
-def pages_attention(query, key, value, *, k, causal=False, scale=None):
+def pages_attention(query, key, value, *, k, causal=False, scale=None, softcap=None, sink_logits=None):
     """Attention to the pages with the largest bounds, in float64.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    k, causal, scale
+    k, causal, scale, softcap, sink_logits
         As in `icecore.attention` with ``selector="pages"``.
 
     Returns
@@ -51,5 +51,5 @@ def pages_attention(query, key, value, *, k, causal=False, scale=None):
     def choose(b, h, i):
         return Choice(choose_pages(scale * query[b, h, i], key[b, h // group, : end[i]], k))
 
-    out, lse, _, near = attend_chosen(query, key, value, choose, scale=scale)
+    out, lse, _, near = attend_chosen(query, key, value, choose, scale=scale, softcap=softcap, sink_logits=sink_logits)
     return out, lse, near

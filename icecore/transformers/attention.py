@@ -18,9 +18,9 @@ HARMLESS = {
     "use_cache",
 }
 #: Those that icecore computes.
-COMPUTED = {"indices", "position_bias", "s_aux"}
+COMPUTED = {"indices", "position_bias", "s_aux", "softcap"}
 #: Those that the model's own eager function computes.
-EAGER = {"block_indices", "sinks", "softcap"}
+EAGER = {"block_indices", "sinks"}
 #: Those of packed sequences, which only flash attention reads.
 REFUSED = {"cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "seq_idx"}
 
@@ -86,7 +86,7 @@ def attend(module, query, key, value, attention_mask=None, dropout=0.0, scaling=
         return call.by_eager(f"{', '.join(sorted(given.keys() & EAGER))} is not computed")
     reason = call.reason_for_torch()
     if reason is not None:
-        return call.by_eager(reason) if "s_aux" in given else call.by_sdpa(reason)
+        return call.by_eager(reason) if given.keys() & {"s_aux", "softcap"} else call.by_sdpa(reason)  # sdpa has neither
     if torch.compiler.is_compiling():
         return call.compiled()
     return call.run(), None
@@ -195,13 +195,18 @@ class _Call:
         firsts = None if layer is None else self._firsts()
         if firsts is not None and layer.attends(self.queries, firsts):
             count("cache")
-            out, lse = layer.attend(self.query, firsts, self.scaling, "s_aux" in self.given, self.settings.num_threads)
-        else:
-            self._refuse_dropped_keys("the mask hides more than the beginning of a row")
-            out, lse = self._attend()
-            if firsts is not None:
-                layer.remember(self.query, firsts)
-        return self._with_sink_logits(out, lse)
+            return layer.attend(self.query, firsts, self._scores(), self.settings.num_threads)
+        self._refuse_dropped_keys("the mask hides more than the beginning of a row")
+        out = self._attend()
+        if firsts is not None:
+            layer.remember(self.query, firsts)
+        return out
+
+    def _scores(self):
+        """How products become scores: keywords of icecore's functions."""
+        sinks = self.given.get("s_aux")  # a logit of each head
+        logits = None if sinks is None else as_array(sinks.float().reshape(-1), "s_aux")
+        return {"scale": self.scaling, "softcap": self.given.get("softcap") or None, "sink_logits": logits}
 
     def _firsts(self):
         """The first key of each row where queries are the last tokens, and see all keys from there to their own; else None."""
@@ -211,49 +216,45 @@ class _Call:
         return [0] * len(self.key) if aligned else None
 
     def _attend(self):
-        """(out, lse or None) of key and value as they are."""
+        """The result for key and value as they are."""
         batch, heads, queries, _ = self.query.shape
         out = self.query.new_empty(batch, queries, heads, self.value.shape[-1])
-        lse = torch.full((batch, heads, queries), -torch.inf) if "s_aux" in self.given else None
         exact = self.given.keys() & {"indices", "position_bias"} or self.keys < self.settings.min_keys
         count("near_far" if self.settings.near_far and not exact else "exact")
         if "indices" in self.given:
-            self._by_indices(out.transpose(1, 2), lse)
+            self._by_indices(out.transpose(1, 2))
         elif "position_bias" in self.given:
-            self._part(out.transpose(1, 2), lse, mask=self._bias(), near_far=False)
+            self._part(out.transpose(1, 2), mask=self._bias(), near_far=False)
         elif isinstance(self.mask, CompactMask):
-            self._padded(out.transpose(1, 2), lse)
+            self._padded(out.transpose(1, 2))
         elif self.mask is not None:
-            self._part(out.transpose(1, 2), lse, mask=self.mask)
+            self._part(out.transpose(1, 2), mask=self.mask)
         else:
             causal = bool(self.is_causal) and queries > 1
             last = queries if causal and self.keys > queries else self.keys  # a static cache that is being filled
-            self._part(out.transpose(1, 2), lse, keys=slice(0, last), causal=causal)
-        return out, lse
+            self._part(out.transpose(1, 2), keys=slice(0, last), causal=causal)
+        return out
 
-    def _padded(self, out, lse):
+    def _padded(self, out):
         """Each row by itself where its keys lie together, so that it does not depend on the others' lengths."""
         mask = self.mask
         if mask.spans is None or (mask.causal and mask.firsts is None):
-            self._part(out, lse, mask=mask.keep[:, None, None, :], causal=mask.causal)
+            self._part(out, mask=mask.keep[:, None, None, :], causal=mask.causal)
         elif all(span == (0, self.keys) for span in mask.spans):
-            self._part(out, lse, causal=mask.causal)
+            self._part(out, causal=mask.causal)
         else:
             for row, (first, last) in enumerate(mask.spans):
                 own = min(self.queries, last - first) if mask.causal else self.queries
                 out[row, :, : self.queries - own] = 0
                 tokens = slice(self.queries - own, None)
-                self._part(out, lse, slice(row, row + 1), tokens, slice(first, last), causal=mask.causal)
+                self._part(out, slice(row, row + 1), tokens, slice(first, last), causal=mask.causal)
 
-    def _part(self, out, lse, rows=slice(None), queries=slice(None), keys=slice(None), *, mask=None, causal=False,
+    def _part(self, out, rows=slice(None), queries=slice(None), keys=slice(None), *, mask=None, causal=False,
               near_far=True):
-        """Some rows, queries and keys of the call, into their places of out and lse (B, H, L, ...)."""
+        """Some rows, queries and keys of the call, into their place of out (B, H, L, d_v)."""
         query, key, value = self.query[rows, :, queries], self.key[rows, :, keys], self.value[rows, :, keys]
         options = self.settings.options(key.shape[2] if near_far else -1, causal)
-        result = attention(query, key, value, attn_mask=mask, causal=causal, scale=self.scaling, out=out[rows, :, queries],
-                           return_lse=lse is not None, **options)
-        if lse is not None:
-            lse[rows, :, queries] = result[1]
+        attention(query, key, value, attn_mask=mask, causal=causal, out=out[rows, :, queries], **self._scores(), **options)
 
     def _bias(self):
         """position_bias and the mask in one that is added to the scores."""
@@ -262,7 +263,7 @@ class _Call:
             return bias
         return torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else bias + mask
 
-    def _by_indices(self, out, lse):
+    def _by_indices(self, out):
         """Attention to the keys that the model's indexer chose; hidden ones are -1."""
         indices, mask = self.given["indices"].long(), self._explicit_mask()
         if mask is not None:
@@ -270,14 +271,4 @@ class _Call:
             keep = keep[:, 0].expand(len(indices), -1, -1).gather(-1, indices.clamp(min=0))
             indices = indices.masked_fill(~keep, -1)
         arrays = [as_array(tensor) for tensor in (self.query, self.key, self.value, indices[:, None])]
-        result = icecore.attend_indices(*arrays, scale=self.scaling, return_lse=True, out=as_array(out),
-                                        num_threads=self.settings.num_threads)
-        if lse is not None:
-            lse.copy_(torch.from_numpy(result[1]))
-
-    def _with_sink_logits(self, out, lse):
-        """As if each head had one more key of score s_aux and value 0."""
-        if lse is None:
-            return out
-        share = torch.sigmoid(lse - self.given["s_aux"].float().reshape(1, -1, 1))
-        return out.mul_(share.transpose(1, 2)[..., None].to(out.dtype))
+        icecore.attend_indices(*arrays, out=as_array(out), num_threads=self.settings.num_threads, **self._scores())

@@ -134,23 +134,19 @@ class NearFarLayer(CacheLayerMixin):
                              "NearFarCache with keep_dense=True")
         return True
 
-    def attend(self, query, firsts, scale, return_lse, num_threads):
-        """(out (B, L, H, d_v), lse (B, H, L) or None) of the last L tokens' queries, (B, H, L, d)."""
+    def attend(self, query, firsts, scores, num_threads):
+        """The result (B, L, H, d_v) of the last L tokens' queries, (B, H, L, d); scores: keywords of `KVCache.attend`."""
         self._catch_up(firsts)
         batch, heads, queries, _ = query.shape
         out = query.new_empty(batch, queries, heads, self._buffers[1].shape[3])
-        lse = torch.full((batch, heads, queries), -torch.inf) if return_lse else None
         for i, row in enumerate(self._rows):
             own = min(queries, len(row))
             out[i, : queries - own] = 0
             if own:
                 written = as_array(out[i, queries - own :].transpose(0, 1))
-                result = row.attend(as_array(query[i, :, queries - own :]), scale=scale, return_lse=True, out=written,
-                                    num_threads=num_threads)
-                if return_lse:
-                    lse[i, :, queries - own :] = torch.from_numpy(result[1])
+                row.attend(as_array(query[i, :, queries - own :]), out=written, num_threads=num_threads, **scores)
         self._drop()
-        return out, lse
+        return out
 
     def remember(self, query, firsts):
         """Take in a prompt whose queries have attended already, where it is long enough."""

@@ -41,6 +41,13 @@ REFUSED(zero_value_dim, p->value_dim = 0)
 REFUSED(large_value_dim, p->value_dim = ICECORE_MAX_DIM + 1)
 REFUSED(negative_window, p->window = -2)
 REFUSED(negative_sinks, p->sinks = -1)
+REFUSED(negative_softcap, p->softcap = -1.0f)
+REFUSED(tiny_softcap, p->softcap = 1e-31f)
+REFUSED(infinite_softcap, p->softcap = INFINITY)
+REFUSED(nan_softcap, p->softcap = NAN)
+static const float bad_logits[2][2] = {{0.0f, NAN}, {-2e30f, 0.0f}};
+REFUSED(nan_sink_logit, p->sink_logits = bad_logits[0])
+REFUSED(large_sink_logit, p->sink_logits = bad_logits[1])
 REFUSED(no_query, p->query.data = NULL)
 REFUSED(no_key, p->key.data = NULL)
 REFUSED(no_value, p->value.data = NULL)
@@ -63,6 +70,12 @@ static void problems(void) {
     expect_refused("a large value_dim", large_value_dim);
     expect_refused("window -2", negative_window);
     expect_refused("negative sinks", negative_sinks);
+    expect_refused("a negative soft cap", negative_softcap);
+    expect_refused("a soft cap below 1e-30", tiny_softcap);
+    expect_refused("an infinite soft cap", infinite_softcap);
+    expect_refused("a NaN as soft cap", nan_softcap);
+    expect_refused("a NaN among sink logits", nan_sink_logit);
+    expect_refused("a sink logit below -1e30", large_sink_logit);
     expect_refused("no query array", no_query);
     expect_refused("no key array", no_key);
     expect_refused("no value array", no_value);

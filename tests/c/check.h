@@ -14,6 +14,7 @@ int check_result(void);
 
 /* Each of these runs the tests of the file of its name. */
 void exact_tests(void);
+void caps_and_sinks_tests(void);
 void near_far_tests(void);
 void selector_tests(void);
 void indices_tests(void);

@@ -49,6 +49,7 @@ static const struct {
 } groups[] = {
     {"instruction_sets", instruction_set_tests},
     {"exact", exact_tests},
+    {"caps_and_sinks", caps_and_sinks_tests},
     {"near_far", near_far_tests},
     {"selectors", selector_tests},
     {"indices", indices_tests},

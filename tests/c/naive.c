@@ -21,6 +21,7 @@ static double score(const icecore_attention *p, int64_t batch, int64_t head, int
     for (int64_t t = 0; t < p->dim; t++)
         sum += element_get(&p->query, p->dtype, q + t) * element_get(&p->key, p->dtype, k + t);
     sum *= p->scale;
+    if (p->softcap > 0.0f) sum = p->softcap * tanh(sum / p->softcap);
     int64_t mask = batch * p->mask_batch_stride + head * p->mask_head_stride + query * p->mask_row_stride +
                    key * p->mask_key_stride;
     if (p->mask_kind == ICECORE_MASK_BOOL) return ((const uint8_t *)p->mask)[mask] ? sum : -INFINITY;
@@ -60,8 +61,9 @@ static void keep_largest(const icecore_attention *p, int64_t keep, const double 
 /* The mean over the keys that are not hidden, and the mean of the absolute values; returns the lse. */
 static double softmax_mean(const icecore_attention *p, int64_t batch, int64_t head, const double *scores,
                            const char *hidden, double *out, double *absolute) {
-    double top = -INFINITY, sum = 0.0;
-    int any = 0;
+    const double sink = p->sink_logits ? (double)p->sink_logits[head] : -INFINITY;
+    double top = sink, sum = 0.0;
+    int any = sink > -INFINITY;
     for (int64_t t = 0; t < p->value_dim; t++) out[t] = absolute[t] = 0.0;
     for (int64_t j = 0; j < p->keys; j++)
         if (!hidden[j]) {
@@ -69,6 +71,7 @@ static double softmax_mean(const icecore_attention *p, int64_t batch, int64_t he
             if (!(scores[j] <= top)) top = scores[j];
         }
     if (!any) return -INFINITY;
+    if (sink > -INFINITY) sum = exp(sink - top);
     for (int64_t j = 0; j < p->keys; j++) {
         if (hidden[j]) continue;
         double weight = exp(scores[j] - top);
