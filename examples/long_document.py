@@ -35,7 +35,7 @@ def main(arguments=None):
         cache = NearFarCache.view(folder, model.config)
         print(f"{cache.get_seq_length()} tokens opened in {1e3 * (time.perf_counter() - start):.0f} ms")
     else:
-        cache = NearFarCache(model.config, tolerance=0.02, keep_dense=False)
+        cache = NearFarCache(model.config, tolerance=0.02)
         with torch.inference_mode():
             model(document, cache=cache, logits_to_keep=1)
         cache.save(folder)

@@ -61,6 +61,12 @@ class Problem(NamedTuple):
         query, key, value = self.query[:, query_heads], self.key[:, key_heads], self.value[:, key_heads]
         return self._replace(query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
 
+    def entry(self, entry):
+        """The problem of an `Entry` of the batch."""
+        query = self.query[entry.batch, :, entry.queries]
+        key, value = (array[entry.batch, :, entry.keys] for array in (self.key, self.value))
+        return self._replace(query=query, key=key, value=value, out_shape=(*query.shape[:-1], value.shape[-1]))
+
     def last(self, count):
         """The problem of the last `count` queries."""
         query = self.query[:, :, -count:]
@@ -307,9 +313,9 @@ class Mask(NamedTuple):
     bias: np.ndarray | None = None
     given: np.ndarray | None = None
 
-    def part(self, heads=slice(None), queries=slice(None), keys=slice(None)):
-        """What it says of some heads, queries and keys, given as slices."""
-        return self if self is NO_MASK else Mask(*(None if m is None else m[:, heads, queries, keys] for m in self))
+    def part(self, heads=slice(None), queries=slice(None), keys=slice(None), batch=slice(None)):
+        """What it says of some heads, queries, keys and entries of the batch, given as slices."""
+        return self if self is NO_MASK else Mask(*(None if m is None else m[batch, heads, queries, keys] for m in self))
 
 
 NO_MASK = Mask()

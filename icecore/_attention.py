@@ -19,12 +19,14 @@ from icecore._arrays import (
 )
 from icecore._call import Call, warn_of_errors
 from icecore._info import join_infos
+from icecore._lengths import entries_of
 from icecore._runtime import threads_for_call
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal=False, window=None, sinks=None, scale=None,
-              softcap=None, sink_logits=None, attn_mask=None, metric=None, last_exact=0, selector=None, visit=None,
-              return_lse=False, return_info=False, out=None, num_threads=None, seed=0, far_field=None, **others):
+              softcap=None, sink_logits=None, attn_mask=None, lengths=None, padding_side="right", metric=None, last_exact=0,
+              selector=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0,
+              far_field=None, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -72,6 +74,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
         near/far attention hidden keys count neither near nor far; cells of which some keys are hidden or biased are opened, so
         that scattered masks leave little to gain, while padding, documents and windows leave most.
+    lengths : array_like of integers, shape (B,), optional
+        How many of its S keys each entry of a batch has; the others are padding, which costs nothing. Each entry attends by
+        itself, as in a call of its own with its own keys: the bits are the same, whatever its neighbours' lengths. With
+        causal=True its queries are at most as many as its keys, and its last query stands at its last key.
+    padding_side : {"right", "left"}
+        Where the padding of keys lies, and of causal queries: behind an entry's own, or before them.
     metric : array_like, (H_k, d, d) or (H_k, d), optional
         With k or tolerance: second moments of queries (`query_metric`), or their diagonals, which say which keys are near one
         another; no score changes. Default: with causal=True those of the queries that stand at the keys of each sealed segment,
@@ -122,7 +130,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     ValueError
         Shapes that do not fit, numbers out of range, `out` read-only or overlapping an input, a plan of other heads or widths.
     MemoryError
-        Nothing was written then.
+        Nothing was written then, with `lengths` or a plan but entries or heads that were done.
 
     Notes
     -----
@@ -156,8 +164,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         selector = _selector_of(far_field, selector)
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
     problem, causal = check_problem(query, key, value), bool(causal)
-    parts = parts_of(problem, causal=causal, plan=plan, selector=selector, attn_mask=attn_mask, k=k, tolerance=tolerance,
-                     window=window, sinks=sinks, visit=visit, metric=metric)
+
+    def parts_of_entry(problem):
+        return parts_of(problem, causal=causal, plan=plan, selector=selector, attn_mask=attn_mask, k=k, tolerance=tolerance,
+                        window=window, sinks=sinks, visit=visit, metric=metric)
+
+    parts, entries = parts_of_entry(problem), entries_of(lengths, padding_side, problem, causal)
     scores = check_scores(scale, softcap, sink_logits, problem.query.shape[1], problem.query.shape[-1])
     mask = check_mask(attn_mask, problem)
     last_exact = min(integer(last_exact, "last_exact", 0), problem.query.shape[2])
@@ -168,7 +180,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     lse = np.empty(problem.query.shape[:3], np.float32) if return_lse else None
     call = Call(problem, scores, result[(None,) * (4 - result.ndim)], lse, causal=causal, mask=mask, threads=threads, seed=seed,
                 return_info=return_info)
-    infos = call.run_parts(parts, last_exact)
+    infos = call.run_parts(parts, last_exact) if entries is None else call.run_entries(entries, parts_of_entry, last_exact)
     if out is not None and result is not out:
         out[...] = result
     warn_of_errors(call.over)
@@ -177,7 +189,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     if return_lse:
         returned.append(lse.reshape(shape))
     if return_info:
-        returned.append(join_infos(infos, shape))
+        returned.append(join_infos(infos, problem.query.shape[:3], shape))
     return returned[0] if len(returned) == 1 else tuple(returned)
 
 

@@ -188,8 +188,9 @@ class KVCache:
 
     @property
     def stats(self):
-        """A dictionary: ``length``, ``evicted``, ``first_query`` (queries may stand at this token and after it), ``sealed``
-        (tokens before this one lie in segments), ``segments`` of a head, ``open`` tokens (attended exactly), ``bytes``."""
+        """A dictionary: ``length``, ``evicted``, ``held`` tokens (not evicted), ``first_query`` (queries may stand at this
+        token and after it), ``sealed`` (tokens before this one lie in segments), ``segments`` of a head, ``open`` tokens
+        (attended exactly), ``bytes``."""
         with self._alone():
             return self._state()
 
@@ -333,6 +334,35 @@ class KVCache:
             visited = visited_fraction(near, summaries, self._length(), True, self.window, self.sinks)
             returned.append(info_of(report, visited))
         return returned[0] if len(returned) == 1 else tuple(returned)
+
+    def keys(self):
+        """The keys of all tokens held, in their order.
+
+        Returns
+        -------
+        ndarray of float32, ([batch,] num_kv_heads, stats["held"], dim)
+            A copy, O(n). Row i is token i; behind evicted tokens the sinks come first, then the tokens from
+            ``stats["evicted"]`` on. float32 storage gives the bits that were appended, shorter storage what it rounded
+            them to: sealed tokens to `dtype` (with a large offset less the mean of their cell), the others as Notes say.
+
+        Raises
+        ------
+        MemoryError
+            The cache is as it was.
+        """
+        return self._stored("keys", self.dim)
+
+    def values(self):
+        """The values of all tokens held, ([batch,] num_kv_heads, stats["held"], value_dim): as `keys`."""
+        return self._stored("values", self.value_dim)
+
+    def _stored(self, part, width):
+        with self._alone():
+            held = self._sequences[0].state()["held"]
+            stored = np.empty((len(self._sequences), self.num_kv_heads, held, width), np.float32)
+            for sequence, rows in zip(self._sequences, stored, strict=True):
+                sequence.read(**{"keys": None, "values": None, part: rows})
+        return stored[0] if self.batch is None else stored
 
     def truncate(self, n, *, num_threads=None):
         """Forget all tokens but the first n: roll rejected ones back.

@@ -36,15 +36,35 @@ class Call:
     settings: Settings = EXACT
     over: list = field(default_factory=list)  # (measured error, tolerance) of heads that ended above it
 
+    def run_entries(self, entries, parts_of, last_exact=0):
+        """Compute each `Entry` of the batch by itself, in the parts that `parts_of` says of its problem; as `run_parts`."""
+        self.out[...] = 0
+        if self.lse is not None:
+            self.lse[...] = -np.inf
+        infos = []
+        for entry in entries:
+            problem, out = self.problem.entry(entry), self.out[entry.batch, :, entry.queries]
+            lse = None if self.lse is None else np.empty(out.shape[:3], np.float32)
+            mask = self.mask.part(queries=entry.queries, keys=entry.keys, batch=entry.batch)
+            call = replace(self, problem=problem, out=out, lse=lse, mask=mask, over=[])
+            own = call.run_parts(parts_of(problem), min(last_exact, out.shape[2]))
+            infos += [((entry.batch, heads, entry.queries), info) for (_, heads, _), info in own]
+            if lse is not None:
+                self.lse[entry.batch, :, entry.queries] = lse
+            self.over += call.over
+        return infos
+
     def run_parts(self, parts, last_exact=0):
-        """Compute each of `parts` (query heads, key heads, Settings), the last so many queries exactly; an info of each."""
+        """Compute each of `parts` (query heads, key heads, Settings), the last so many queries exactly; an info of each, behind
+        its place in the arrays of all."""
+        every = slice(None)
         if len(parts) == 1:
             self.settings = parts[0][2]
-            return [self._run_to_end(last_exact)]
+            return [((every, every, every), self._run_to_end(last_exact))]
         infos = []
         for query_heads, key_heads, settings in parts:
             call = self._part(self.problem.part(query_heads, key_heads), settings, heads=query_heads)
-            infos.append(call._run_to_end(last_exact))
+            infos.append(((every, query_heads, every), call._run_to_end(last_exact)))
             if self.lse is not None:
                 self.lse[:, query_heads] = call.lse
             self.over += call.over

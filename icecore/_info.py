@@ -159,12 +159,21 @@ def exact_info(shape, causal, window, sinks, mask):
     return AttentionInfo("exact", near, (near > 0).astype(np.float32))
 
 
-def join_infos(infos, shape):
-    """One `AttentionInfo` of those of all parts, whose arrays are (batch, heads, L); its arrays are of `shape`."""
+def join_infos(parts, size, shape):
+    """One `AttentionInfo` of those of all parts, whose arrays lie in ones of `size`, (batch, heads, L), which are 0 elsewhere;
+    its arrays are of `shape`.
 
-    def arrays(name, shape):
-        parts = [getattr(info, name) for info in infos]
-        return None if any(part is None for part in parts) else np.concatenate(parts, axis=1).reshape(shape)
+    parts : [(batch, heads and queries as slices, AttentionInfo)]
+    """
+    infos = [info for _, info in parts]
+
+    def arrays(name, axes, shape):
+        if any(getattr(info, name) is None for info in infos):
+            return None
+        joined = np.zeros(size[:axes], getattr(infos[0], name).dtype)
+        for where, info in parts:
+            joined[where[:axes]] = getattr(info, name)
+        return joined.reshape(shape)
 
     def sums(name):
         parts = [getattr(info, name) for info in infos if getattr(info, name) is not None]
@@ -173,7 +182,8 @@ def join_infos(infos, shape):
     paths = {info.path for info in infos}
     return AttentionInfo(
         paths.pop() if len(paths) == 1 else "mixed",
-        *(arrays(name, shape) for name in ("near_keys", "captured_mass", "missed_mass_bound", "summaries", "visited_fraction")),
+        *(arrays(name, 3, shape)
+          for name in ("near_keys", "captured_mass", "missed_mass_bound", "summaries", "visited_fraction")),
         *map(sums, ("seconds", "predicted")),
-        *(arrays(name, shape[:-1]) for name in ("error", "error_standard_error", "error_rows")),
+        *(arrays(name, 2, shape[:-1]) for name in ("error", "error_standard_error", "error_rows")),
     )

@@ -488,6 +488,16 @@ cdef class Cache:
         check(status)
         return s
 
+    def read(self, float[:, :, ::1] keys, float[:, :, ::1] values):
+        """(heads, tokens held, dim) and (heads, tokens held, value_dim); either may be None."""
+        cdef float *key = &keys[0, 0, 0] if keys is not None and keys.size else NULL
+        cdef float *value = &values[0, 0, 0] if values is not None and values.size else NULL
+        cdef int64_t count = keys.shape[1] if keys is not None else values.shape[1]
+        cdef icecore_status status
+        with nogil:
+            status = icecore_cache_read(self.cache, key, value, count)
+        check(status)
+
     def validate(self):
         cdef const char *fault
         cdef icecore_status status

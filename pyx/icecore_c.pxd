@@ -120,7 +120,7 @@ cdef extern from "icecore.h" nogil:
         uint64_t seed
         const float *moments
     ctypedef struct icecore_cache_state:
-        int64_t length, evicted, first_query, sealed, segments, open, bytes
+        int64_t length, evicted, first_query, sealed, segments, open, held, bytes
     icecore_status icecore_cache_create(const icecore_cache_options *options, icecore_cache **result)
     void icecore_cache_free(icecore_cache *cache)
     icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
@@ -135,6 +135,7 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_cache_write(icecore_cache **caches, int64_t count, icecore_write write, void *context) nogil
     icecore_status icecore_cache_map(const icecore_cache_options *options, const icecore_array *arrays, int64_t count, int own,
                                      icecore_cache **caches, int64_t cache_count, char *reason, int64_t reason_size) nogil
+    icecore_status icecore_cache_read(icecore_cache *cache, float *keys, float *values, int64_t count) nogil
     icecore_status icecore_cache_validate(icecore_cache *cache, const char **fault) nogil
 
     ctypedef struct icecore_segment:

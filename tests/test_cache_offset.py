@@ -120,6 +120,16 @@ def test_sealed_keys_are_rounded_less_the_mean_of_their_cell(dtype):
     assert np.abs(stored - np.concatenate(rows)).mean() < step / 100  # another mean's last digits may round the other way
 
 
+@pytest.mark.parametrize("dtype", SHORT)
+def test_what_is_read_back_is_nearer_to_the_keys_than_rounded_ones(dtype):
+    """Each merge rounds a key's difference from the mean of its cell; open keys are the bits that came."""
+    cache, (_, key, _) = sampled(dtype=dtype, k=64)
+    key, sealed, stored = key[:, :800], cache.stats["sealed"], cache.keys()
+    assert_same_bits(stored[:, sealed:], key[:, sealed:])
+    rounded = decode(key.astype(STORED.get(dtype, ml_dtypes.bfloat16)))
+    assert np.abs(stored - key).mean() < 0.5 * np.abs(rounded - key).mean()
+
+
 @pytest.mark.parametrize("size", [0, 3, 8, 40, 300])
 @pytest.mark.parametrize("turns", [False, True])
 def test_what_counts_as_an_offset_is_what_the_oracle_says(size, turns):

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers_models import FAMILIES, small_model, text_inputs, tokens  # noqa: E402
+from transformers_models import CACHE, FAMILIES, small_model, text_inputs, tokens  # noqa: E402
 
-from icecore.transformers import attention, calls, masks, register, report  # noqa: E402
+from icecore.transformers import attention, calls, masks, register, release, report  # noqa: E402
 
 #: What these models refuse sdpa for.
 EAGER = ("gemma2", "gpt_oss")
@@ -62,7 +62,7 @@ def test_a_family_gives_its_own_result(family):
 
 
 @pytest.mark.parametrize("padding", paddings())
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2", "bert", "modernbert", "t5"])
+@pytest.mark.parametrize("family", ["llama", "llama4", "mistral", "gemma2", "gpt_oss", "gpt2", "bert", "modernbert", "t5"])
 def test_padding_is_hidden_as_by_the_familys_own_attention(family, padding):
     own, mask = "eager" if family in EAGER else "sdpa", paddings()[padding]
     model, inputs = small_model(family, own), text_inputs(family)
@@ -179,7 +179,7 @@ def test_a_static_cache_that_is_filled_is_aligned_top_left():
         results = []
         for name in ("sdpa", "icecore"):
             cache = transformers.StaticCache(config=model.config, max_cache_len=64)
-            results.append(outputs(model, name, **inputs, cache=cache))
+            results.append(outputs(model, name, **inputs, **{CACHE: cache}))
         seen = inputs.get("attention_mask", torch.ones(2, 40)).bool()
         assert (results[0] - results[1])[seen].abs().max() < 5e-5
 
@@ -359,6 +359,23 @@ def test_compiled_models_keep_icecores_operator():
         seen = inputs.get("attention_mask", torch.ones(2, 40)).bool()
         assert (result - expected)[seen].abs().max() < 5e-5
     assert targets.count(torch.ops.icecore.scaled_dot_product_attention.default) == 4
+
+
+# ---- Releases ----
+
+
+def test_a_release_that_is_too_old_is_refused_by_name():
+    with pytest.raises(ImportError, match=r"needs transformers 5.20 or later, but 5.19.0 is installed; expected pip install"):
+        release.check_release("5.19.0")
+    with pytest.raises(ImportError, match=r"but 4\.57\.6 is installed"):
+        release.check_release("4.57.6")
+    for version in ("5.20.0", "5.24.0.dev0", "6.0.0rc1", transformers.__version__):
+        release.check_release(version)
+
+
+def test_the_package_asks_for_the_release_that_it_accepts():
+    requirements = Path(__file__).parents[1] / "pyproject.toml"
+    assert f'"transformers>={".".join(map(str, release.OLDEST))},<6"' in requirements.read_text()
 
 
 # ---- Arguments ----

@@ -8,10 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers_models import small_model, tokens  # noqa: E402
+from transformers_models import CACHE, small_model, tokens  # noqa: E402
 
 from icecore.transformers import NearFarCache, calls, register, report  # noqa: E402
 from icecore.transformers.near_far_layer import NearFarLayer  # noqa: E402
+from icecore.transformers.stored_states import StoredStates  # noqa: E402
 
 #: So fine that tokens do not change; small enough that rows have sealed windows after 90 tokens.
 FINE = {"tolerance": 1e-3, "window": 16, "sinks": 4, "min_length": 40}
@@ -38,7 +39,7 @@ def left_padded(length=90):
 def generated(model, attention, cache=None, new=12, **options):
     model.set_attn_implementation(attention)
     options = {"do_sample": False, "max_new_tokens": new, **options}
-    return model.generate(**options, **({} if cache is None else {"cache": cache}))
+    return model.generate(**options, **({} if cache is None else {CACHE: cache}))
 
 
 def near_far(model, **options):
@@ -58,7 +59,6 @@ def assert_same_tokens(model, cache=None, from_cache=1, **options):
 # ---- generate() ----
 
 
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
 @pytest.mark.parametrize(
     "options",
     [
@@ -70,24 +70,22 @@ def assert_same_tokens(model, cache=None, from_cache=1, **options):
     ],
     ids=str,
 )
-def test_tokens_are_those_of_sdpa(model, options, storage):
-    assert_same_tokens(model, near_far(model, **storage), 22, input_ids=tokens(1, 90), **options)
+def test_tokens_are_those_of_sdpa(model, options):
+    assert_same_tokens(model, near_far(model), 22, input_ids=tokens(1, 90), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
-def test_tokens_of_left_padded_batches_are_those_of_sdpa(model, options, storage):
-    assert_same_tokens(model, near_far(model, **storage), 22, **left_padded(), **options)
+def test_tokens_of_left_padded_batches_are_those_of_sdpa(model, options):
+    assert_same_tokens(model, near_far(model), 22, **left_padded(), **options)
 
 
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
-def test_guessed_tokens_are_those_of_sdpa(model, storage):
+def test_guessed_tokens_are_those_of_sdpa(model):
     prompt = tokens(1, 30).repeat(1, 3)
-    assert_same_tokens(model, near_far(model, **storage), 4, input_ids=prompt, prompt_lookup_num_tokens=4, new=24)
+    assert_same_tokens(model, near_far(model), 4, input_ids=prompt, prompt_lookup_num_tokens=4, new=24)
     assistant = small_model("llama")
     with torch.no_grad():
         assistant.lm_head.weight.mul_(torch.linspace(0.9, 1.1, 100)[:, None])
-    assert_same_tokens(model, near_far(model, **storage), 4, input_ids=prompt, assistant_model=assistant, new=24)
+    assert_same_tokens(model, near_far(model), 4, input_ids=prompt, assistant_model=assistant, new=24)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "mixtral", "gpt_oss", "gpt2"])
@@ -99,12 +97,11 @@ def test_other_families_decode_from_it(family):
     assert report()["cache"] >= 11
 
 
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
-def test_keys_that_a_model_makes_of_cached_ones_are_attended_as_they_are(storage):
+def test_keys_that_a_model_makes_of_cached_ones_are_attended_as_they_are():
     model = small_model("deepseek_v3")
     expected = generated(model, "sdpa", **left_padded())
     report(reset=True)
-    assert torch.equal(generated(model, "icecore", near_far(model, **storage), **left_padded()), expected)
+    assert torch.equal(generated(model, "icecore", near_far(model), **left_padded()), expected)
     assert report()["cache"] == 0 and report()["exact"] > 0
 
 
@@ -122,12 +119,11 @@ def test_encoders_and_decoders_generate():
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
-def test_soft_caps_and_sinks_are_attended_from_it(family, storage):
+def test_soft_caps_and_sinks_are_attended_from_it(family):
     model = small_model(family, "eager")
     model.config.layer_types = ["sliding_attention", "full_attention"]
     expected = model.generate(**left_padded(), do_sample=False, max_new_tokens=12)
-    assert torch.equal(generated(model, "icecore", near_far(model, **storage), **left_padded()), expected)
+    assert torch.equal(generated(model, "icecore", near_far(model), **left_padded()), expected)
     counts = report()
     assert counts["cache"] >= 11 and not counts["fallbacks"]
 
@@ -144,23 +140,22 @@ def test_other_attention_reads_it_as_a_dynamic_cache(model):
 
 
 def test_a_chat_goes_on_with_its_cache(model):
-    for storage in ({}, {"keep_dense": False}):
-        cache = near_far(model, **storage)
-        first = generated(model, "icecore", cache, input_ids=tokens(1, 90))
-        second = torch.cat([first, tokens(1, 30, seed=5)], dim=1)
-        expected = generated(model, "sdpa", input_ids=second)
-        report(reset=True)
-        assert torch.equal(generated(model, "icecore", cache, input_ids=second), expected)
-        assert report()["cache"] == report()["calls"]
+    cache = near_far(model)
+    first = generated(model, "icecore", cache, input_ids=tokens(1, 90))
+    second = torch.cat([first, tokens(1, 30, seed=5)], dim=1)
+    expected = generated(model, "sdpa", input_ids=second)
+    report(reset=True)
+    assert torch.equal(generated(model, "icecore", cache, input_ids=second), expected)
+    assert report()["cache"] == report()["calls"]
 
 
 def test_it_is_used_in_and_out_of_inference_mode(model):
     cache, prompt = near_far(model), tokens(1, 90)
     model.set_attn_implementation("icecore")
     with torch.inference_mode():
-        model(prompt[:, :60], cache=cache)
+        model(prompt[:, :60], **{CACHE: cache})
     with torch.no_grad():
-        model(prompt[:, 60:85], cache=cache)
+        model(prompt[:, 60:85], **{CACHE: cache})
     expected = generated(model, "sdpa", input_ids=prompt)
     assert torch.equal(generated(model, "icecore", cache, input_ids=prompt), expected)
 
@@ -171,8 +166,8 @@ def test_gradients_go_through_it_as_through_a_dynamic_cache():
         model = small_model("llama")
         model.set_attn_implementation("sdpa")
         cache = make(model.config)
-        first = model(tokens(1, 50), cache=cache).logits.square().mean()
-        (first + model(tokens(1, 10, seed=3), cache=cache).logits.square().mean()).backward()
+        first = model(tokens(1, 50), **{CACHE: cache}).logits.square().mean()
+        (first + model(tokens(1, 10, seed=3), **{CACHE: cache}).logits.square().mean()).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True))
 
@@ -183,7 +178,7 @@ def test_gradients_go_through_it_as_through_a_dynamic_cache():
 def continued(model, cache, ids, **options):
     model.set_attn_implementation("icecore" if isinstance(cache, NearFarCache) else "sdpa")
     with torch.no_grad():
-        return model(ids, cache=cache, **options).logits
+        return model(ids, **{CACHE: cache}, **options).logits
 
 
 def filled(model, batch=2, length=90, **options):
@@ -195,7 +190,6 @@ def filled(model, batch=2, length=90, **options):
     return caches
 
 
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}), ids=str)
 @pytest.mark.parametrize(
     "change",
     [
@@ -211,8 +205,8 @@ def filled(model, batch=2, length=90, **options):
         lambda cache: cache.reset(),
     ],
 )
-def test_what_is_done_to_it_is_done_as_to_a_dynamic_cache(model, change, storage):
-    dynamic, own = filled(model, **storage)
+def test_what_is_done_to_it_is_done_as_to_a_dynamic_cache(model, change):
+    dynamic, own = filled(model)
     for cache in (dynamic, own):
         change(cache)
     assert own.get_seq_length() == dynamic.get_seq_length()
@@ -252,29 +246,70 @@ def test_values_that_a_model_changes_after_the_cache_are_attended_as_they_are(mo
     assert torch.allclose(changed, expected, atol=1e-3) and report()["cache"] == 1 and report()["exact"] == 1
 
 
-def test_dense_tensors_are_those_of_a_dynamic_cache_and_grow_seldom(model):
+def test_keys_and_values_are_those_of_a_dynamic_cache(model):
     dynamic, own = filled(model)
     for layer, other in zip(own.layers, dynamic.layers, strict=True):
         assert torch.allclose(layer.keys, other.keys, atol=1e-5) and torch.allclose(layer.values, other.values, atol=1e-5)
-    places = set()
-    for _ in range(100):
-        continued(model, own, tokens(2, 1))
-        places.add(own.layers[0].keys.data_ptr())
-    assert len(places) <= 4
 
 
-def test_dense_tensors_that_are_dropped_take_no_memory_and_are_missed_loudly(model):
-    dense, own = filled(model)[1], filled(model, keep_dense=False)[1]
-    assert own.nbytes < 0.75 * dense.nbytes
-    assert own.layers[0].keys.shape == (2, 2, 95, 16) and own.layers[0].keys.isnan().all()
-    holes = torch.ones(2, 96, dtype=torch.long)
-    holes[:, 40] = 0
-    with pytest.raises(ValueError, match=r"the mask hides more than the beginning of a row.*expected keep_dense=True"):
-        continued(model, own, tokens(2, 1), attention_mask=holes)
-    padded = torch.ones(2, 97, dtype=torch.long)
-    padded[0, :3] = 0
-    with pytest.raises(ValueError, match="rows begin at tokens"):
-        continued(model, filled(model, keep_dense=False)[1], tokens(2, 2), attention_mask=padded)
+def test_what_is_read_back_is_what_came(model):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        layer, dynamic = near_far(model).layers[0], transformers.DynamicCache(config=model.config).layers[0]
+        for length in (60, 1, 1, 30):
+            states = [torch.randn(2, 2, length, 16).to(dtype) for _ in range(2)]
+            held = [cache.update(*states)[0] for cache in (layer, dynamic)]
+            layer.attend(torch.randn(2, 4, length, 16).to(dtype), [0, 7], {}, None)
+            assert held[0].shape == held[1].shape and held[0].dtype == held[1].dtype
+        for own, other in ((layer.keys, dynamic.keys), (layer.values, dynamic.values)):
+            assert torch.equal(own[0], other[0]) and torch.equal(own[1, :, 7:], other[1, :, 7:]) and not own[1, :, :7].any()
+
+
+def test_what_anybody_does_with_keys_that_are_not_read_back_is_done_with_those_that_are(model):
+    own = filled(model)[1]
+    keys, values = own.layers[0].update(*(torch.ones(2, 2, 1, 16) for _ in range(2)))
+    held = own.nbytes
+    assert type(keys) is StoredStates and keys.shape == (2, 2, 96, 16) and keys.dtype == torch.float32
+    assert len(keys.shape) == keys.ndim and not keys.requires_grad and keys.device == torch.device("cpu")
+    assert keys.to(torch.bfloat16).dtype == torch.bfloat16 and own.nbytes == held
+    plain = own.layers[0].keys
+    assert type(plain) is torch.Tensor and own.nbytes > held
+    for change in (lambda states: 2 * states, lambda states: states[:, :, 3:9], lambda states: states.transpose(1, 2),
+                   lambda states: torch.cat([states, states], dim=2), lambda states: states.to(torch.bfloat16) + 1):
+        assert torch.equal(change(keys), change(plain)) and type(change(keys)) is torch.Tensor
+    assert torch.equal(values + 0, own.layers[0].values)
+
+
+def test_keys_and_values_are_kept_once(model):
+    own = near_far(model, min_length=256, window=64)
+    continued(model, own, tokens(1, 4096))
+    once = 2 * 2 * 2 * 4096 * 16 * 4  # keys and values, layers, heads
+    continued(model, own, tokens(1, 1))
+    assert once < own.nbytes < 1.5 * once
+    own.layers[0].keys  # noqa: B018 (reads back)
+    assert own.nbytes > 1.4 * once
+    continued(model, own, tokens(1, 1))
+    assert own.nbytes < 1.5 * once
+
+
+def test_another_attention_in_the_midst_of_decoding_reads_what_is_there(model):
+    """And from then on appends to it, as to a DynamicCache."""
+    dynamic, own = filled(model)
+    for name in ("sdpa", "eager", "icecore", "sdpa"):
+        for length in (1, 1, 4):
+            ids = tokens(2, length, seed=9)
+            expected = continued(model, dynamic, ids)
+            model.set_attn_implementation(name)
+            with torch.no_grad():
+                assert torch.allclose(model(ids, **{CACHE: own}).logits, expected, atol=0.03)
+
+
+def test_autocast_decodes_from_it(model):
+    results = []
+    for cache in filled(model):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results += [continued(model, cache, tokens(2, length, seed=8)).float() for length in (1, 3)]
+    report(reset=True)
+    assert torch.allclose(results[0], results[2], atol=0.2) and torch.allclose(results[1], results[3], atol=0.2)
 
 
 def test_holes_and_padding_that_changes_are_attended_rightly(model):
@@ -286,12 +321,20 @@ def test_holes_and_padding_that_changes_are_attended_rightly(model):
         assert torch.allclose(*results, atol=0.03)
 
 
+def test_tokens_that_were_padding_cannot_be_seen_later(model):
+    own, padded = near_far(model), left_padded()
+    continued(model, own, padded["input_ids"], attention_mask=padded["attention_mask"])
+    continued(model, own, tokens(2, 1), attention_mask=torch.cat([padded["attention_mask"], torch.ones(2, 1).long()], dim=1))
+    with pytest.raises(ValueError, match=r"rows begin at tokens \[0, 0\] now, and began at \[23, 0\]; expected no token that"):
+        continued(model, own, tokens(2, 1), attention_mask=torch.ones(2, 92, dtype=torch.long))
+
+
 # ---- Files ----
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("opener", ("load", "view"))
-@pytest.mark.parametrize("storage", ({}, {"keep_dense": False}, {"dtype": "bfloat16"}, {"min_length": 1000}), ids=str)
+@pytest.mark.parametrize("storage", ({}, {"dtype": "bfloat16"}, {"min_length": 1000}), ids=str)
 def test_a_saved_cache_goes_on_as_the_one_that_was_saved(tmp_path, family, opener, storage):
     model = small_model(family)
     own = filled(model, **storage)[1]

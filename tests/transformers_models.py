@@ -1,9 +1,13 @@
 """Small random models of transformers' families, for tests without a download."""
 
+import inspect
+
 import torch
 import transformers
 
 VOCABULARY = 100
+#: The keyword by which a model and `generate` take a cache.
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
 _DECODER = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "pad_token_id": 0, "bos_token_id": 1,
@@ -37,6 +41,8 @@ FAMILIES = {
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**_DECODER, "num_local_experts": 4}),
     "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", {**_DECODER, "sliding_window": 8, "num_local_experts": 4,
                 "num_experts_per_tok": 2}),
+    "llama4": ("Llama4ForCausalLM", "Llama4TextConfig", {**_DECODER, "attention_chunk_size": 8, "intermediate_size_mlp": 96,
+               "num_local_experts": 2, "num_experts_per_tok": 1}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4,
              "n_positions": 512, "bos_token_id": 1, "eos_token_id": None}),
     "deepseek_v3": ("DeepseekV3ForCausalLM", "DeepseekV3Config",

@@ -407,6 +407,7 @@ static icecore_status state_of(const icecore_cache *c, icecore_cache_state *s) {
     s->first_query = ice_cache_max_sealed(c) * c->options.block;
     if (s->first_query) s->first_query--;
     s->open = c->length - s->sealed;
+    s->held = ice_cache_held(c);
     s->bytes = bytes_of(c->sinks) + bytes_of(c->open) + ice_queries_bytes(c);
     for (int64_t h = 0; h < c->options.heads; h++) {
         const ice_stack *stack = c->head[h].stack;

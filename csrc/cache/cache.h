@@ -46,6 +46,18 @@ struct icecore_cache {
 /* Of options.block and options.sinks: so that sums of a few do not overflow. */
 #define ICE_LARGEST_BLOCK ((int64_t)1 << 31)
 
+/* The sinks are held, and the tokens from here on. */
+static inline int64_t ice_cache_first_held(const icecore_cache *c) {
+    const int64_t first = c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
+    return first < c->length ? first : c->length;
+}
+
+/* Tokens that are not forgotten. */
+static inline int64_t ice_cache_held(const icecore_cache *c) {
+    const int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
+    return sinks + c->length - ice_cache_first_held(c);
+}
+
 /* ICECORE_ERROR_VALUE where they are out of range. */
 icecore_status ice_cache_check_options(const icecore_cache_options *options);
 

@@ -406,9 +406,15 @@ typedef struct {
     int64_t sealed,
         segments;  /* tokens in segments (of one head, sinks and evicted ones included), segments of a head */
     int64_t open;  /* tokens kept as they came */
+    int64_t held;  /* tokens that are not forgotten */
     int64_t bytes; /* memory held, shared parts included, mapped files not counted */
 } icecore_cache_state;
 icecore_status icecore_cache_get_state(icecore_cache *cache, icecore_cache_state *state);
+
+/* The tokens held, in order, as float32: `keys` is heads x count x dim, `values` heads x count x value_dim, either may
+ * be NULL.  ICECORE_ERROR_VALUE where count is not `held` of the state.  float32 storage gives back what was appended,
+ * shorter storage what it was rounded to.  Cost: a copy. */
+icecore_status icecore_cache_read(icecore_cache *cache, float *keys, float *values, int64_t count);
 
 /* Caches of equal heads, widths, dtype, block, sinks and cell_size as named arrays, for files; each is written as it is
  * when the call begins. Segments that they share are written once.  Segments in the making are left out: they begin

@@ -7,8 +7,14 @@
     model.generate(**inputs, cache=icecore.transformers.NearFarCache(model.config))
 """
 
-from icecore.transformers.calls import report
-from icecore.transformers.near_far_cache import NearFarCache
-from icecore.transformers.registry import register
+import transformers
+
+from icecore.transformers.release import check_release
+
+check_release(transformers.__version__)  # before what an older release lacks
+
+from icecore.transformers.calls import report  # noqa: E402
+from icecore.transformers.near_far_cache import NearFarCache  # noqa: E402
+from icecore.transformers.registry import register  # noqa: E402
 
 __all__ = ["NearFarCache", "register", "report"]

@@ -100,8 +100,8 @@ class _Call:
     """One call on its way to what computes it; `layer` is the cache's layer that key and value are of, or None."""
 
     def __init__(self, module, query, key, value, mask, dropout, scaling, is_causal, given, settings, layer):
-        if len(query) != len(key):  # learned queries that all rows of the batch share, or keys that all do
-            batch = max(len(query), len(key))
+        if query.shape[0] != key.shape[0]:  # learned queries that all rows of the batch share, or keys that all do
+            batch = max(query.shape[0], key.shape[0])
             query, key, value = (tensor.expand(batch, -1, -1, -1) for tensor in (query, key, value))
         self.module, self.query, self.key, self.value, self.mask = module, query, key, value, mask
         self.dropout, self.scaling, self.is_causal, self.given, self.settings = dropout, scaling, is_causal, given, settings
@@ -163,12 +163,6 @@ class _Call:
     def _count(self, reason, way):
         if not torch.compiler.is_compiling():
             count_fallback(reason, self.module, way)
-        self._refuse_dropped_keys(reason)
-
-    def _refuse_dropped_keys(self, reason):
-        if self.layer is not None and self.layer.has_dropped:
-            raise ValueError(f"{reason}, which needs the keys that a NearFarCache(keep_dense=False) has dropped; expected "
-                             "keep_dense=True")
 
     def _explicit_mask(self):
         """With a row for each query, causality of the module included; None where nothing is hidden."""
@@ -193,10 +187,9 @@ class _Call:
         """(B, L, H, d_v), by icecore."""
         layer = None if self.given.keys() & {"indices", "position_bias"} else self.layer
         firsts = None if layer is None else self._firsts()
-        if firsts is not None and layer.attends(self.queries, firsts):
+        if firsts is not None and layer.attends(self.queries):
             count("cache")
             return layer.attend(self.query, firsts, self._scores(), self.settings.num_threads)
-        self._refuse_dropped_keys("the mask hides more than the beginning of a row")
         out = self._attend()
         if firsts is not None:
             layer.remember(self.query, firsts)
@@ -213,7 +206,7 @@ class _Call:
         if self.mask is not None:
             return self.mask.firsts if isinstance(self.mask, CompactMask) and self.mask.causal else None
         aligned = self.queries == 1 or (self.is_causal and self.queries == self.keys)
-        return [0] * len(self.key) if aligned else None
+        return [0] * self.key.shape[0] if aligned else None
 
     def _attend(self):
         """The result for key and value as they are."""

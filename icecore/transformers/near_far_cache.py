@@ -12,16 +12,18 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 import icecore
 from icecore.transformers.near_far_layer import NearFarLayer
 
-VERSION = 1
+VERSION = 2
 
 
 class NearFarCache(Cache):
     """Keys and values of a decoder, attended by near/far attention once they are many.
 
-    For models whose attention is one that `register` has named; any other reads the dense tensors, as of a `DynamicCache`. A
-    prompt attends as its name says. Later tokens attend from an `icecore.KVCache` for each row of the batch; padding at the
-    beginning of a row never enters it. Layers with a sliding window are transformers' own, and keys that a model makes of the
-    cached ones (latent attention) are attended as they are.
+    For models whose attention is one that `register` has named. A prompt attends as its name says. Later tokens attend from an
+    `icecore.KVCache` for each row of the batch; padding at the beginning of a row never enters it. Layers with a sliding window
+    are transformers' own, and keys that a model makes of the cached ones (latent attention) are attended as they are.
+
+    Keys and values are kept once. What else needs them (another attention, masks with holes, rows whose padding changes) reads
+    them back from the rows' caches, and they stay until tokens attend from there again.
 
     Parameters
     ----------
@@ -33,9 +35,6 @@ class NearFarCache(Cache):
         Storage of the rows' caches; default the model's.
     min_length : int
         Up to here layers attend exactly.
-    keep_dense : bool
-        Keep keys and values as they came beside the rows' caches. False halves the memory; what needs them is then an error:
-        attention that icecore does not compute, masks with holes, and rows whose padding changes.
 
     Raises
     ------
@@ -43,22 +42,21 @@ class NearFarCache(Cache):
         Arguments that `icecore.KVCache` would refuse; a model without a layer of full attention.
     """
 
-    def __init__(self, config, *, tolerance=None, k=None, window=None, sinks=None, dtype=None, min_length=2048,
-                 keep_dense=True):
+    def __init__(self, config, *, tolerance=None, k=None, window=None, sinks=None, dtype=None, min_length=2048):
         options = {"tolerance": tolerance, "k": k, "window": window, "sinks": sinks, "dtype": dtype}
         options = {name: value for name, value in options.items() if value is not None}
         icecore.KVCache(1, 1, **options)
         if isinstance(min_length, bool) or not isinstance(min_length, int) or min_length < 1:
             raise ValueError(f"min_length must be an integer of at least 1, got {min_length!r}")
         layers = [
-            NearFarLayer(options, min_length, bool(keep_dense)) if type(layer) is DynamicLayer else layer
+            NearFarLayer(options, min_length) if type(layer) is DynamicLayer else layer
             for layer in DynamicCache(config=config).layers
         ]
         if not any(isinstance(layer, NearFarLayer) for layer in layers):
             kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
             raise ValueError(f"the model has no layer of full attention, only {kinds}; expected a DynamicCache")
         super().__init__(layers=layers)
-        self._arguments = {**options, "min_length": min_length, "keep_dense": bool(keep_dense)}
+        self._arguments = {**options, "min_length": min_length}
 
     @property
     def nbytes(self):

@@ -1,4 +1,4 @@
-"""One layer of a `NearFarCache`: the keys as they came, and an `icecore.KVCache` for each row of the batch."""
+"""One layer of a `NearFarCache`: an `icecore.KVCache` for each row of the batch, and the tokens that are not in it yet."""
 
 import copy
 
@@ -7,6 +7,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 import icecore
 from icecore.torch import as_array
+from icecore.transformers.stored_states import StoredStates
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -15,15 +16,16 @@ class NearFarLayer(CacheLayerMixin):
     """A layer of full attention; what transformers' `DynamicLayer` does, and more.
 
     The tensors that `update` returns carry the layer as their attribute `icecore_layer`: by that the attention function finds
-    it. Rows of a batch are caches of their own, so that padding never enters and lengths may differ.
+    it. Rows of a batch are caches of their own, so that padding never enters and lengths may differ. Once they have taken the
+    tokens, these are in no other place, and are read back where somebody asks for `keys` or `values`.
     """
 
     is_compileable = False
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, options, min_length, keep_dense):
-        self._options, self.min_length, self.keep_dense = options, min_length, keep_dense
+    def __init__(self, options, min_length):
+        self._options, self.min_length = options, min_length
         self.reset()
 
     # ---- What transformers asks of a layer ----
@@ -32,8 +34,8 @@ class NearFarLayer(CacheLayerMixin):
         """Forget all tokens."""
         self.is_initialized = False
         self._length = 0
-        self._dropped = 0  # tokens before this one are in the rows' caches only
-        self._buffers = None  # [keys, values], each (B, H, capacity, width), from token `_dropped` on
+        self._moved = 0  # tokens before this one are in the rows' caches only
+        self._buffers = None  # [keys, values], each (B, H, capacity, width), from token `_moved` on
         self._rows = self._firsts = None  # KVCache of each row of the batch, and the token it begins at
 
     def lazy_initialization(self, key_states, value_states):
@@ -44,7 +46,7 @@ class NearFarLayer(CacheLayerMixin):
 
     @property
     def keys(self):
-        """(B, H, tokens, d), or None; numbers that were dropped are NaN."""
+        """(B, H, tokens, d), or None; what the rows' caches hold as they have rounded it, and padding before it 0."""
         return self._dense(0)
 
     @property
@@ -56,10 +58,13 @@ class NearFarLayer(CacheLayerMixin):
         """Add tokens; all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        held = self._length - self._dropped
+        held = self._length - self._moved
         for i, states in enumerate((key_states, value_states)):
             self._buffers[i] = _extended(self._buffers[i], held, states)
         self._length += key_states.shape[2]
+        if self._moved:
+            return tuple(StoredStates(self, part, (*buffer.shape[:2], self._length, buffer.shape[3]), self.dtype)
+                         for part, buffer in zip(("keys", "values"), self._buffers, strict=True))
         keys, values = self.keys, self.values
         keys.icecore_layer = values.icecore_layer = self
         return keys, values
@@ -97,7 +102,7 @@ class NearFarLayer(CacheLayerMixin):
         length = max(0, self._length + tokens_to_remove)
         for row, first in zip(self._rows or [], self._firsts or [], strict=True):
             row.truncate(min(len(row), max(0, length - first)))
-        self._length, self._dropped = length, min(self._dropped, length)
+        self._length, self._moved = length, min(self._moved, length)
         if not length:
             self._rows = self._firsts = None
 
@@ -117,22 +122,10 @@ class NearFarLayer(CacheLayerMixin):
 
     # ---- What the attention function asks ----
 
-    @property
-    def has_dropped(self):
-        """Whether keys are in the rows' caches only."""
-        return self._dropped > 0
-
-    def attends(self, queries, firsts):
-        """Whether the last so many tokens' queries attend from here, rows beginning at these tokens.
-
-        Not the first ones: a prompt attends as one call, and is `remember`-ed.
-        """
-        if not self.has_dropped and (self._length < self.min_length or (self._rows is None and queries == self._length)):
-            return False
-        if self._firsts != firsts and self.has_dropped:
-            raise ValueError(f"rows begin at tokens {firsts} now, and began at {self._firsts}; expected the same padding, or a "
-                             "NearFarCache with keep_dense=True")
-        return True
+    def attends(self, queries):
+        """Whether the last so many tokens' queries attend from here: not the first ones, since a prompt attends as one call and
+        is `remember`-ed."""
+        return self._length >= self.min_length and queries < self._length
 
     def attend(self, query, firsts, scores, num_threads):
         """The result (B, L, H, d_v) of the last L tokens' queries, (B, H, L, d); scores: keywords of `KVCache.attend`."""
@@ -145,41 +138,58 @@ class NearFarLayer(CacheLayerMixin):
             if own:
                 written = as_array(out[i, queries - own :].transpose(0, 1))
                 row.attend(as_array(query[i, :, queries - own :]), out=written, num_threads=num_threads, **scores)
-        self._drop()
+        self._move()
         return out
 
     def remember(self, query, firsts):
         """Take in a prompt whose queries have attended already, where it is long enough."""
         if self._rows is None and query.shape[2] == self._length >= self.min_length:
             self._catch_up(firsts, query)
-            self._drop()
+            self._move()
 
     # ---- Tokens ----
 
     def _dense(self, i):
-        if not self.is_initialized:
-            return None
-        if not self._dropped:
-            return self._buffers[i][:, :, : self._length]
-        batch, heads, _, width = self._buffers[i].shape
-        return self._buffers[i].new_full((1, 1, 1, 1), torch.nan).expand(batch, heads, self._length, width)
+        if self._moved:
+            self._read_back()
+        return self._buffers[i][:, :, : self._length] if self.is_initialized else None
+
+    def _read_back(self):
+        """Have all tokens in the buffers again."""
+        buffers = [_empty(buffer, self._length) for buffer in self._buffers]
+        for buffer, newest, read in zip(buffers, self._buffers, (icecore.KVCache.keys, icecore.KVCache.values), strict=True):
+            buffer[:, :, self._moved :] = newest[:, :, : self._length - self._moved]
+            for states, row, first in zip(buffer, self._rows, self._firsts, strict=True):
+                padding = min(first, self._moved)
+                states[:, :padding] = 0
+                states[:, padding : self._moved] = torch.from_numpy(read(row))[:, : self._moved - padding]
+        self._buffers, self._moved = buffers, 0
 
     def _catch_up(self, firsts, query=None):
         """Give the rows' caches the tokens they lack."""
         if self._firsts != firsts:
-            self._rows, self._firsts = [self._new_row() for _ in firsts], list(firsts)
+            self._begin_rows(firsts)
         for i, (row, first) in enumerate(zip(self._rows, self._firsts, strict=True)):
-            start = first + len(row) - self._dropped
-            tokens = slice(start, self._length - self._dropped)
+            start = first + len(row) - self._moved
+            tokens = slice(start, self._length - self._moved)
             if start < tokens.stop:
                 keys, values = (as_array(buffer[i, :, tokens].to(self.dtype)) for buffer in self._buffers)
                 queries = None if query is None else as_array(query[i, :, tokens].to(self.dtype))
                 row.append(keys, values, queries)
 
-    def _drop(self):
-        if not self.keep_dense:
-            self._dropped = self._length
-            self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
+    def _begin_rows(self, firsts):
+        """New caches of rows that begin at these tokens."""
+        if self._moved:
+            if any(new < old for new, old in zip(firsts, self._firsts, strict=True)):
+                raise ValueError(f"rows begin at tokens {firsts} now, and began at {self._firsts}; expected no token that was "
+                                 "padding before")
+            self._read_back()
+        self._rows, self._firsts = [self._new_row() for _ in firsts], list(firsts)
+
+    def _move(self):
+        """Once the rows' caches have all tokens, let go of them here."""
+        self._moved = self._length
+        self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
 
     def _new_row(self):
         keys, values = self._buffers
@@ -212,10 +222,10 @@ class NearFarLayer(CacheLayerMixin):
 
     def content(self):
         """(what a file says of the layer, its tensors, the rows' caches)."""
-        about = {"length": self._length, "dropped": self._dropped, "firsts": self._firsts, "initialized": self.is_initialized}
+        about = {"length": self._length, "moved": self._moved, "firsts": self._firsts, "initialized": self.is_initialized}
         tensors = {}
         if self.is_initialized:
-            held = self._length - self._dropped
+            held = self._length - self._moved
             keys, values = (buffer[:, :, :held].contiguous() for buffer in self._buffers)
             tensors = {"keys": keys, "values": values}
         return about, tensors, self._rows or []
@@ -232,15 +242,17 @@ class NearFarLayer(CacheLayerMixin):
             return
         buffers, firsts = [tensors["keys"], tensors["values"]], about["firsts"]
         self.lazy_initialization(*buffers)
-        self._buffers, self._length, self._dropped = buffers, about["length"], about["dropped"]
-        if buffers[0].shape[:3] != buffers[1].shape[:3] or buffers[0].shape[2] != self._length - self._dropped:
+        self._buffers, self._length, self._moved = buffers, about["length"], about["moved"]
+        if buffers[0].shape[:3] != buffers[1].shape[:3] or buffers[0].shape[2] != self._length - self._moved:
             raise ValueError(f"keys and values have shapes {tuple(buffers[0].shape)} and {tuple(buffers[1].shape)}; expected "
-                             f"{self._length - self._dropped} tokens")
+                             f"{self._length - self._moved} tokens")
+        if firsts is None and self._moved:
+            raise ValueError(f"{self._moved} tokens are in rows' caches, of which there are none")
         if firsts is not None:
             if len(rows) != len(firsts) or len(rows) != len(buffers[0]):
                 raise ValueError(f"there are {len(rows)} rows' caches; expected {len(buffers[0])}")
             self._rows, self._firsts = rows, firsts
-            if any(first + len(row) > max(self._length, first) or first + len(row) < min(self._dropped, self._length)
+            if any(first + len(row) > max(self._length, first) or first + len(row) < min(self._moved, self._length)
                    for row, first in zip(rows, firsts, strict=True)):
                 raise ValueError("a row's cache has other tokens than the layer")
 

@@ -90,6 +90,21 @@ static icecore_status attend(const machine *m, const pair *c, icecore_cache *cac
     return status;
 }
 
+/* What is read back of a head is the bits of its list where storage holds them. */
+static void expect_stored(const machine *m, const pair *c) {
+    static float keys[HEADS * MAX_TOKENS * DIM], values[HEADS * MAX_TOKENS * VALUE_DIM];
+    const int64_t held = state_of(c->cache).held;
+    EXPECT(icecore_cache_read(c->cache, keys, values, held) == ICECORE_OK);
+    if (m->options.dtype == ICECORE_INT8) return;
+    for (int64_t h = 0; h < HEADS; h++)
+        for (int64_t j = 0, row = h * held; j < c->length; j++) {
+            if (j >= m->options.sinks && j < c->evicted) continue;
+            EXPECT(memcmp(keys + row * DIM, c->key[h][j], DIM * sizeof *keys) == 0);
+            EXPECT(memcmp(values + row * VALUE_DIM, c->value[h][j], VALUE_DIM * sizeof *values) == 0);
+            row++;
+        }
+}
+
 /* Each cache holds what its list does.  It is a fork that is asked: caches stay as unfinished as they are. */
 static void expect_tokens(const machine *m) {
     for (int i = 0; i < MAX_CACHES; i++) {
@@ -98,6 +113,7 @@ static void expect_tokens(const machine *m) {
         const icecore_cache_state state = state_of(c->cache);
         EXPECT(state.length == c->length && state.evicted == c->evicted);
         EXPECT(is_valid_cache(c->cache));
+        expect_stored(m, c);
         if (!c->length || draw(3)) continue;
         icecore_cache *fork = NULL;
         EXPECT(icecore_cache_fork(c->cache, &fork) == ICECORE_OK);

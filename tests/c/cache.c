@@ -173,6 +173,44 @@ static void queries_of_tokens(void) {
     }
 }
 
+/* Tokens first .. end - 1 of all heads, as they came, from row `row` on of arrays of `count` rows. */
+static void expect_rows(const problem *s, const float *keys, const float *values, int64_t count, int64_t row,
+                        int64_t first, int64_t end) {
+    for (int64_t h = 0; h < HEADS; h++)
+        for (int64_t j = first; j < end; j++) {
+            const float *key = (const float *)s->p.key.data + h * s->p.key.head_stride + j * s->p.key.row_stride;
+            const float *value =
+                (const float *)s->p.value.data + h * s->p.value.head_stride + j * s->p.value.row_stride;
+            const int64_t at = h * count + row + j - first;
+            EXPECT(!keys || memcmp(keys + at * DIM, key, DIM * sizeof *key) == 0);
+            EXPECT(!values || memcmp(values + at * VALUE_DIM, value, VALUE_DIM * sizeof *value) == 0);
+        }
+}
+
+static void read_back(void) {
+    static float keys[HEADS * TOKENS * DIM], values[HEADS * TOKENS * VALUE_DIM];
+    problem s = all_tokens();
+    icecore_cache *cache = create(8, 3, TOKENS);
+    EXPECT(icecore_cache_read(cache, NULL, NULL, 0) == ICECORE_OK);
+    for (int64_t first = 0; first < TOKENS; first += 25) {
+        go_on(cache, &s, first, first + 25);
+        EXPECT(icecore_cache_read(cache, keys, values, first + 25) == ICECORE_OK);
+        expect_rows(&s, keys, values, first + 25, 0, 0, first + 25);
+    }
+    EXPECT(icecore_cache_read(cache, keys, values, TOKENS - 1) == ICECORE_ERROR_VALUE);
+    int64_t evicted;
+    EXPECT(icecore_cache_evict(cache, 130, &evicted) == ICECORE_OK && evicted == 128);
+    const int64_t held = 3 + TOKENS - evicted;
+    EXPECT(state_of(cache).held == held);
+    EXPECT(icecore_cache_read(cache, keys, values, TOKENS) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_cache_read(cache, keys, NULL, held) == ICECORE_OK);
+    EXPECT(icecore_cache_read(cache, NULL, values, held) == ICECORE_OK);
+    expect_rows(&s, keys, values, held, 0, 0, 3);
+    expect_rows(&s, keys, values, held, 3, evicted, TOKENS);
+    icecore_cache_free(cache);
+    problem_free(&s);
+}
+
 static void refused(void) {
     const icecore_cache_options good = {
         .heads = 1, .dim = 4, .value_dim = 4, .near_keys = 1, .block = 1, .cell_size = 1};
@@ -221,6 +259,15 @@ static file some_caches(const icecore_cache_options *o, const problem *s, int64_
     return f;
 }
 
+static void read_all(icecore_cache *cache) {
+    const int64_t held = state_of(cache).held;
+    float *keys = malloc((size_t)(HEADS * held * DIM + 1) * sizeof *keys);
+    float *values = malloc((size_t)(HEADS * held * VALUE_DIM + 1) * sizeof *values);
+    EXPECT(keys && values && icecore_cache_read(cache, keys, values, held) == ICECORE_OK);
+    free(keys);
+    free(values);
+}
+
 /* Everything that a caller can do with a cache that was accepted. */
 static void use(icecore_cache *cache, const problem *s) {
     static float lse[HEADS * GROUP * TOKENS];
@@ -234,6 +281,8 @@ static void use(icecore_cache *cache, const problem *s) {
     append_and_attend(fork, s, 0, 1, lse);
     icecore_cache_evict(fork, length, &evicted);
     append_and_attend(fork, s, 0, 10, lse);
+    read_all(cache);
+    read_all(fork);
     icecore_cache_free(fork);
     is_valid_cache(cache);
 }
@@ -310,6 +359,7 @@ void cache_tests(void) {
     check_run("cache: 8 bits of numbers that they hold are the numbers", int8_holds_them);
     check_run("cache: forks, truncation, eviction", forks_and_truncation);
     check_run("cache: queries come with tokens or with calls", queries_of_tokens);
+    check_run("cache: what is read back is what came", read_back);
     check_run("cache: bad options and calls", refused);
     check_run("cache: arrays and back", round_trip);
     check_run("cache: arrays that lie", lying_arrays);
