@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import icecore
 from icecore import reference
+from icecore.reference.dense import visible_count
+from icecore.reference.pages import PAGE, page_bounds
 
 
 def arrays(rng, heads, key_heads, queries, keys, dim, value_dim):
@@ -16,15 +18,29 @@ def arrays(rng, heads, key_heads, queries, keys, dim, value_dim):
             for shape in ((1, heads, queries, dim), (1, key_heads, keys, dim), (1, key_heads, keys, value_dim))]
 
 
+def are_clear(query, key, k, causal):
+    """(H, L): whether rounding cannot change which pages a row opens."""
+    end, wanted = visible_count(query.shape[2], key.shape[2], causal), -(-k // PAGE)
+    clear = np.ones(query.shape[1:3], bool)
+    for h, i in np.ndindex(clear.shape):
+        bounds = np.sort(page_bounds(query[0, h, i], key[0, h // (len(clear) // key.shape[1]), : end[i]].astype(np.float64)))
+        if wanted < len(bounds):
+            gap = bounds[-wanted] - bounds[-wanted - 1]
+            clear[h, i] = gap > 1e-5 * np.abs(bounds).max()
+    return clear
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 1), (3, 1), (4, 2)]), st.integers(1, 130), st.integers(0, 200),
-       st.sampled_from([1, 7, 32, 64]), st.integers(1, 100), st.booleans())
-def test_pages_equal_their_oracle(seed, heads, queries, more, dim, k, causal):
+       st.sampled_from([1, 7, 32, 64]), st.integers(1, 100), st.booleans(), st.sampled_from([None, 0.5, 30.0]), st.booleans())
+def test_pages_equal_their_oracle(seed, heads, queries, more, dim, k, causal, softcap, with_sinks):
     q, k_, v = arrays(np.random.default_rng(seed), *heads, queries, queries + more, dim, 24)
-    out, lse, info = icecore.attention(q, k_, v, k=k, selector="pages", causal=causal, return_lse=True, return_info=True)
-    expected, expected_lse, near = reference.pages_attention(q, k_, v, k=k, causal=causal)
-    np.testing.assert_array_equal(info.near_keys, near)
-    np.testing.assert_allclose(out, expected, atol=2e-5)
-    np.testing.assert_allclose(lse, expected_lse, atol=2e-5)
+    options = {"k": k, "causal": causal, "softcap": softcap, "sink_logits": np.arange(heads[0]) - 1.0 if with_sinks else None}
+    out, lse, info = icecore.attention(q, k_, v, selector="pages", return_lse=True, return_info=True, **options)
+    expected, expected_lse, near = reference.pages_attention(q, k_, v, **options)
+    clear = are_clear(q, k_, k, causal)[None]
+    np.testing.assert_array_equal(info.near_keys[clear], near[clear])
+    np.testing.assert_allclose(out[clear], expected[clear], atol=2e-5)
+    np.testing.assert_allclose(lse[clear], expected_lse[clear], atol=2e-5)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "tokens before heads"])
@@ -91,6 +107,7 @@ PDCI_CASES = {
     "another seed and scale": ((2, 1, 30, 1500, 9), {"k": 20, "visit": 100, "seed": 2**64 - 1, "scale": -0.3}),
     "more queries than keys": ((1, 1, 700, 600, 8), {"k": 20, "visit": 100, "causal": True}),
     "an offset": ((1, 1, 30, 1500, 16), {"k": 20, "visit": 100}),
+    "a soft cap and sink logits": ((2, 1, 30, 1500, 16), {"k": 20, "visit": 100, "softcap": 2.0, "sink_logits": (0.5, -2.0)}),
 }
 
 

@@ -213,22 +213,31 @@ static const char *key_at(const ice_tile *tile, const icecore_tensor *rows, int6
     return ice_address(rows, tile->problem->key_dtype, tile->batch, tile->key_head, key);
 }
 
-/* Scores of the keys found, of which near_keys are kept: the largest, the first keys among equals.  A NaN counts as
+static void score_found(const ice_selector_call *call, const ice_tile *tile, const float *query, space *s) {
+    const void *key[ICE_KEY_BLOCK];
+    for (int64_t first = 0; first < s->found; first += ICE_KEY_BLOCK) {
+        const int64_t count = s->found - first < ICE_KEY_BLOCK ? s->found - first : ICE_KEY_BLOCK;
+        for (int64_t j = 0; j < count; j++) key[j] = key_at(tile, &tile->problem->key, s->number[first + j]);
+        call->kernels->gathered_scores(query, tile->problem->dim, 0.0f, tile->problem->key_dtype, key, count,
+                                       s->score + first);
+    }
+}
+
+/* Of the keys found near_keys are kept: those with the largest scores, the first keys among equals.  A NaN counts as
  * infinite: it is kept, and makes the row NaN. */
 static void keep_nearest(const ice_selector_call *call, const ice_tile *tile, const float *query, space *s) {
-    const void *key[ICE_KEY_BLOCK];
-    for (int64_t i = 0; i < s->found; i++) {
-        s->is_found[s->number[i]] = 0;
-        key[i % ICE_KEY_BLOCK] = key_at(tile, &tile->problem->key, s->number[i]);
-        if (i % ICE_KEY_BLOCK == ICE_KEY_BLOCK - 1 || i == s->found - 1)
-            call->kernels->gathered_scores(query, tile->problem->dim, 0.0f, tile->problem->key_dtype, key,
-                                           i % ICE_KEY_BLOCK + 1, s->score + i - i % ICE_KEY_BLOCK);
-    }
+    for (int64_t i = 0; i < s->found; i++) s->is_found[s->number[i]] = 0;
+    score_found(call, tile, query, s);
     for (int64_t i = 0; i < s->found; i++)
         if (s->score[i] != s->score[i]) s->score[i] = INFINITY;
-    if (s->found <= call->near_keys) return;
-    call->kernels->keep_largest(s->score, s->number, s->found, call->near_keys);
-    s->found = call->near_keys;
+    if (s->found > call->near_keys) {
+        call->kernels->keep_largest(s->score, s->number, s->found, call->near_keys);
+        s->found = call->near_keys;
+    }
+    if (tile->cap > 0.0f) { /* inf and NaN differ then */
+        score_found(call, tile, query, s);
+        ice_tile_cap_row(tile, s->score, s->found);
+    }
 }
 
 /* Their scores are known: each is a mean that stands for itself. */

@@ -19,7 +19,7 @@ static void expect_exact(problem s) {
              (int)p->queries, (int)p->keys, (int)p->dim, p->causal, (int)p->window, (double)p->softcap,
              p->sink_logits ? (double)p->sink_logits[0] : NAN);
     EXPECT(icecore_attend_exact(p) == ICECORE_OK);
-    expect_attention(&s, NULL);
+    expect_attention(&s, 0);
     problem_free(&s);
 }
 
@@ -139,7 +139,7 @@ static void special_values(void) {
                         check_at("dtype %d, queries %d, %g in array %d, hidden %d", dtype, queries, (double)specials[i],
                                  array, hidden);
                         EXPECT(icecore_attend_exact(&s.p) == ICECORE_OK);
-                        expect_attention(&s, NULL);
+                        expect_attention(&s, 0);
                         problem_free(&s);
                     }
 }
@@ -164,7 +164,7 @@ static void listed(void) {
                 problem_allocate(&s);
                 check_at("dtype %d, group %d, sinks %d", dtype, group, sinks);
                 EXPECT(icecore_attend_indices(&s.p, &all, &place) == ICECORE_OK);
-                expect_attention(&s, NULL);
+                expect_attention(&s, 0);
                 problem_free(&s);
             }
 }
@@ -182,17 +182,16 @@ static void expect_near_far(problem s, icecore_near_far options, int equal_keys)
              (double)p->softcap, p->sink_logits ? (double)p->sink_logits[0] : NAN, (int)options.near_keys,
              (double)options.tolerance, options.rounding, equal_keys);
     EXPECT(icecore_attend_near_far(p, &options, &report) == ICECORE_OK);
-    expect_attention(&s, NULL);
+    expect_attention(&s, 0);
     problem_free(&s);
 }
 
 /* Where all keys are near; where a tolerance needs all; and where means stand for equal keys. */
 static void near_far(void) {
-    const icecore_near_far all = {.near_keys = 200, .visit = 200, .far_field = 1, .block = 20, .cell_size = 8},
-                           published = {.near_keys = 200, .visit = 200, .block = 20, .cell_size = 8},
-                           fine = {.tolerance = 1e-7f, .far_field = 1, .block = 20, .cell_size = 4},
-                           few = {.near_keys = 1, .far_field = 1, .block = 16, .cell_size = 8},
-                           loose = {.tolerance = 0.3f, .far_field = 1, .block = 16, .cell_size = 8};
+    const icecore_near_far all = {.near_keys = 200, .block = 20, .cell_size = 8},
+                           fine = {.tolerance = 1e-7f, .block = 20, .cell_size = 4},
+                           few = {.near_keys = 1, .block = 16, .cell_size = 8},
+                           loose = {.tolerance = 0.3f, .block = 16, .cell_size = 8};
     for (int causal = 0; causal < 2; causal++)
         for (int cap = 0; cap < CAPS; cap++)
             for (int sinks = -1; sinks < 3; sinks++) {
@@ -204,11 +203,26 @@ static void near_far(void) {
                 s.p.softcap = caps[cap];
                 s.p.sink_logits = sinks < 0 ? NULL : logits[sinks];
                 expect_near_far(s, all, 0);
-                expect_near_far(s, published, 0);
                 expect_near_far(s, fine, 0);
                 expect_near_far(s, few, 1);
                 expect_near_far(s, loose, 1);
             }
+}
+
+/* The published method where it visits all keys: the largest scores are the largest capped ones. */
+static void selected(void) {
+    for (int causal = 0; causal < 2; causal++)
+        for (int sinks = -1; sinks < 3; sinks++) {
+            problem s = four_heads(60, 150, 12, 9);
+            s.p.causal = causal;
+            s.p.softcap = 4.0f;
+            s.p.sink_logits = sinks < 0 ? NULL : logits[sinks];
+            problem_allocate(&s);
+            check_at("causal %d, sinks %d", causal, sinks);
+            EXPECT(icecore_attend_pdci(&s.p, 20, 150, 7, NULL) == ICECORE_OK);
+            expect_attention(&s, 20);
+            problem_free(&s);
+        }
 }
 
 void caps_and_sinks_tests(void) {
@@ -220,4 +234,5 @@ void caps_and_sinks_tests(void) {
     check_run("soft caps and sink logits: NaN and inf", special_values);
     check_run("soft caps and sink logits: listed keys", listed);
     check_run("soft caps and sink logits: near/far attention", near_far);
+    check_run("soft caps and sink logits: a selector", selected);
 }
