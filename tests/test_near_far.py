@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icecore
-from icecore import _cost_model, reference
+from icecore import _cost_model, _native, reference
 from icecore._settings import CELL_SIZE
 from icecore.reference import THRESHOLDS
 from icecore.reference.measure import mass_scale
@@ -190,8 +190,9 @@ def test_masks_broadcast_as_on_the_exact_path(dtype, shape):
         with _cost_model.use(_cost_model.NearFarAlways()):  # all keys are near, or a cell of one is its mean
             out, lse = icecore.attention(query, key, value, k=299, **options)
         expected, expected_lse = icecore.attention(query, key, value, **options)
-        np.testing.assert_allclose(decode(out), decode(expected), atol=2e-2 if dtype == "bfloat16" else 1e-5)
-        np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
+        rounded = dtype == "float32" and _native.isa() in _cost_model.NATIVE_BFLOAT16
+        np.testing.assert_allclose(decode(out), decode(expected), atol=2e-2 if rounded or dtype == "bfloat16" else 1e-5)
+        np.testing.assert_allclose(lse, expected_lse, atol=5e-2 if rounded else 1e-5)
 
 
 def test_a_mask_that_keeps_all_changes_no_bit(isa):
