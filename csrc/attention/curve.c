@@ -90,7 +90,7 @@ static void attend_sealed(tile *own, const ice_exact_keys *exact) {
     }
 }
 
-/* The sums so far of one lane, into an accumulator. */
+/* The panel's states so far, with accumulators in `sums`: lanes x value_dim. */
 static void snapshot(ice_tile *tile, ice_state *states, float *sums) {
     const int64_t value_dim = tile->problem->value_dim;
     float *accumulator = tile->values;

@@ -18,7 +18,8 @@
  * SmolLM2's heads at 8k are within 1.3 x a tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
 #define CAUTION 2.0
 /* Curves are traced down to so small a part of the tolerance, and whole where no threshold up to there passes.  (Of
- * SmolLM2's heads at 8k one threshold in fifty lies beyond; a sixth of the pairs of rows and cells does not.) */
+ * the thresholds chosen for SmolLM2 at 8k none lies beyond, at 32k one in fifty; of the pairs of rows and cells a sixth
+ * does not.) */
 #define TRACED 64.0f
 
 static float tolerance_of(const icecore_near_far *options, int64_t head) {

@@ -89,15 +89,15 @@ static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t
 /* The trees that some row sees; none where all keys are visited. */
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const icecore_attention *p = call->problem;
-    const int64_t block = block_of(p), fewest = ice_visible_keys(p, 0).end / block,
-                  most = ice_visible_keys(p, p->queries - 1).end / block;
+    const int64_t block = block_of(p), min_blocks = ice_visible_keys(p, 0).end / block,
+                  max_blocks = ice_visible_keys(p, p->queries - 1).end / block;
     icecore_status status = ICECORE_OK;
     forest f;
     lay_out_forest(call, digests, &f);
     ice_lists_directions(call->seed, DIRECTIONS, p->dim + 1, f.direction);
-    for (int64_t last = 1; last <= most && call->visit < p->keys && status == ICECORE_OK; last++) {
+    for (int64_t last = 1; last <= max_blocks && call->visit < p->keys && status == ICECORE_OK; last++) {
         const int64_t blocks = last & -last;
-        if (last + blocks > fewest)
+        if (last + blocks > min_blocks)
             status = plant(call, head, (last - blocks) * block, blocks * block, f.direction, &f.tree[last - 1]);
     }
     return status;
