@@ -27,7 +27,7 @@ EXTRA_LINK = os.environ.get("ICECORE_LDFLAGS", "").split()
 
 INCLUDE = ["csrc", "csrc/include"]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
-ROOMS = ("base", "segment", "index", "attend", "select", "attention", "cache")
+ROOMS = ("base", "cluster", "segment", "tree", "index", "attend", "select", "attention", "cache")
 SOURCES = sorted(str(path) for room in ROOMS for path in Path("csrc", room).glob("*.c"))
 
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())

@@ -6,7 +6,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "segment/metric.h"
-#include "segment/rows.h"
+#include "cluster/rows.h"
 
 typedef struct {
     const icecore_attention *problem;

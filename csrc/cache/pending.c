@@ -84,10 +84,10 @@ icecore_status ice_pending_finish(ice_pending *p, icecore_segment **segment) {
 icecore_status ice_pending_bytes(ice_pending *p, int64_t *bytes) {
     icecore_status status = ice_lock_read(&p->lock);
     if (status != ICECORE_OK) return status == ICECORE_ERROR_FORKED ? ICECORE_OK : status;
-    if (p->segment) *bytes += p->segment->bytes;
+    if (p->segment) *bytes += p->segment->owned.bytes;
     if (p->stack) {
         const ice_builder *b = &p->sealing.builder;
-        *bytes += b->segment ? b->segment->bytes : b->keys.count * 4 * (int64_t)sizeof(int32_t);
+        *bytes += b->segment ? b->segment->owned.bytes : b->keys.count * 4 * (int64_t)sizeof(int32_t);
         *bytes += p->sealing.rows.sealed * (p->sealing.rows.base ? 3 : 2) * (int64_t)sizeof(void *);
     }
     ice_unlock(&p->lock);

@@ -22,7 +22,7 @@ static int is_compact(const icecore_index *index) {
 static icecore_status seal_all(icecore_index *index, int threads) {
     int32_t *slot = used_slots(index);
     if (!slot) return ICECORE_ERROR_MEMORY;
-    icecore_segment *segment;
+    ice_tree *segment;
     icecore_status status = ice_index_seal(index, slot, index->used, threads, NULL, NULL, &segment);
     if (status == ICECORE_OK) {
         int number[ICE_MAX_SEGMENTS], numbers = 0;
@@ -63,7 +63,7 @@ static void renumber(icecore_index *index, const int32_t *name) {
         *ice_slot_home(slots, to) = *ice_slot_home(slots, s);
     }
     for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
-        icecore_segment *segment = index->sealed[n].segment;
+        ice_tree *segment = index->sealed[n].segment;
         for (int64_t i = 0; segment && i < segment->count; i++) segment->order[i] = name[segment->order[i]];
     }
     for (int64_t i = 0; i < index->open_count; i++) index->open[i] = name[index->open[i]];

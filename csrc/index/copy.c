@@ -18,7 +18,7 @@ static int stops_at(int64_t row) { return row % ICE_UNASKED == 0 && ice_interrup
 
 /* Rows below node `node` of a layer that stay; before[r]: how many stay of the rows before row r.  What is below a node
  * lies together. */
-static int32_t staying(const icecore_segment *s, const int32_t *before, int layer, int64_t node) {
+static int32_t staying(const ice_tree *s, const int32_t *before, int layer, int64_t node) {
     int64_t low = node, high = node + 1;
     for (; layer < s->layers; layer++) {
         low = s->layer[layer].offset[low];
@@ -27,7 +27,7 @@ static int32_t staying(const icecore_segment *s, const int32_t *before, int laye
     return before[high] - before[low];
 }
 
-static icecore_status copy_layer(const icecore_segment *from, const int32_t *before, int layer, ice_layer *to) {
+static icecore_status copy_layer(const ice_tree *from, const int32_t *before, int layer, ice_layer *to) {
     const ice_layer *source = &from->layer[layer];
     const size_t stride = (size_t)source->stride, width = (size_t)from->dim;
     int64_t parent = 0, child = 0;
@@ -53,7 +53,7 @@ static icecore_status copy_layer(const icecore_segment *from, const int32_t *bef
 }
 
 /* One composite; spare: 2 * count numbers. */
-static icecore_status copy_list(const icecore_segment *from, const int32_t *before, int composite, icecore_segment *to,
+static icecore_status copy_list(const ice_tree *from, const int32_t *before, int composite, ice_tree *to,
                                 uint64_t *spare) {
     const int simples = from->lists.simples;
     const int32_t *row = from->lists.row + composite * from->count;
@@ -80,21 +80,21 @@ static icecore_status copy_list(const icecore_segment *from, const int32_t *befo
 }
 
 /* The arrays of a segment whose shape is known. */
-static int allocate(icecore_segment *s, const icecore_index_options *o) {
+static int allocate(ice_tree *s, const icecore_index_options *o) {
     ice_field fields[ICE_MAX_FIELDS];
     const int64_t count = ice_fields_of(s, o, fields);
     for (int64_t i = 0; i < count; i++) {
-        *fields[i].data = ice_segment_alloc(s, fields[i].count, ice_size_of(fields[i].type));
+        *fields[i].data = ice_owned_alloc(&s->owned, fields[i].count, ice_size_of(fields[i].type));
         if (!*fields[i].data) return 0;
     }
     s->offset = s->layer[s->layers - 1].offset;
     s->mean_key = s->layer[s->layers - 1].mean;
-    s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
+    s->used = ice_owned_alloc(&s->owned, s->cells, sizeof(int32_t));
     return s->used != NULL;
 }
 
 /* What is left of the shape of a segment. */
-static void shape_without_removed(const icecore_segment *from, const int32_t *before, icecore_segment *s) {
+static void shape_without_removed(const ice_tree *from, const int32_t *before, ice_tree *s) {
     s->count = before[from->count];
     s->dim = from->dim;
     s->scale = from->scale;
@@ -111,8 +111,8 @@ static void shape_without_removed(const icecore_segment *from, const int32_t *be
     s->lists = (ice_lists){.composites = from->lists.composites, .simples = from->lists.simples};
 }
 
-static icecore_status copy_without_removed(const icecore_segment *from, const icecore_index_options *o,
-                                           const int32_t *before, icecore_segment *s) {
+static icecore_status copy_without_removed(const ice_tree *from, const icecore_index_options *o, const int32_t *before,
+                                           ice_tree *s) {
     shape_without_removed(from, before, s);
     uint64_t *spare = ice_alloc(s->lists.composites ? 2 * s->count : 0, sizeof *spare);
     icecore_status status = spare && allocate(s, o) ? ICECORE_OK : ICECORE_ERROR_MEMORY;
@@ -123,10 +123,10 @@ static icecore_status copy_without_removed(const icecore_segment *from, const ic
 }
 
 icecore_status ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name,
-                                   icecore_segment **copy) {
-    const icecore_segment *from = sealed->segment;
+                                   ice_tree **copy) {
+    const ice_tree *from = sealed->segment;
     int32_t *before = ice_alloc(from->count + 1, sizeof *before);
-    icecore_segment *s = ice_segment_new();
+    ice_tree *s = ice_tree_new();
     icecore_status status = before && s ? ICECORE_OK : ICECORE_ERROR_MEMORY;
     if (status == ICECORE_OK) {
         before[0] = 0;
@@ -139,7 +139,7 @@ icecore_status ice_index_copy_used(const icecore_index *index, const ice_sealed 
         for (int64_t c = 0; c < s->cells; c++) s->used[c] = (int32_t)(s->offset[c + 1] - s->offset[c]);
         *copy = s;
     } else {
-        icecore_segment_free(s);
+        ice_tree_free(s);
     }
     ice_free(before);
     return status;

@@ -2,7 +2,7 @@
 
 #include <stdio.h>
 
-int64_t ice_fields_of(icecore_segment *s, const icecore_index_options *o, ice_field *fields) {
+int64_t ice_fields_of(ice_tree *s, const icecore_index_options *o, ice_field *fields) {
     int64_t n = 0;
     fields[n++] = (ice_field){"order", 'i', s->count, (void **)&s->order};
     for (int i = 0; i < s->layers; i++) {

@@ -5,7 +5,7 @@
 #include "index/index.h"
 
 typedef struct {
-    const icecore_segment *segment[ICE_MAX_SEGMENTS];
+    const ice_tree *segment[ICE_MAX_SEGMENTS];
     int segments, layers;
     int64_t first[ICE_MAX_LAYERS + 1]
                  [ICE_MAX_SEGMENTS + 1]; /* number of each segment's first parent in a layer; [segments]: how many */
@@ -26,7 +26,7 @@ static inline int ice_forest_segment(const ice_forest *f, int layer, int64_t nod
 }
 
 /* Keys below a segment's own parent: descendants of a node lie together. */
-static inline int64_t ice_keys_below(const icecore_segment *segment, int layer, int64_t parent) {
+static inline int64_t ice_keys_below(const ice_tree *segment, int layer, int64_t parent) {
     int64_t low = parent, high = parent + 1;
     for (; layer < segment->layers; layer++) {
         low = segment->layer[layer].offset[low];

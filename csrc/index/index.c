@@ -4,7 +4,7 @@
 
 #include "base/memory.h"
 #include "base/parallel.h"
-#include "segment/lists.h"
+#include "tree/lists.h"
 
 /* ---- Life ---- */
 
@@ -41,7 +41,7 @@ icecore_status icecore_index_create(const icecore_index_options *o, icecore_inde
 
 void ice_index_drop_contents(icecore_index *index) {
     ice_merge_drop_all(index);
-    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) icecore_segment_free(index->sealed[n].segment);
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) ice_tree_free(index->sealed[n].segment);
     memset(index->sealed, 0, sizeof index->sealed);
     ice_slots_end(&index->slots);
     ice_id_map_end(&index->map);
@@ -99,7 +99,7 @@ static icecore_status build(ice_tree_builder *builder, int64_t whole, int thread
 }
 
 icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads,
-                              icecore_progress progress, void *context, icecore_segment **segment) {
+                              icecore_progress progress, void *context, ice_tree **segment) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
     const ice_slot_rows rows = {kernels, &index->slots, slot};
@@ -196,7 +196,7 @@ static icecore_status put(icecore_index *index, const icecore_addition *a, int32
     if (held + count < ICE_OPEN_BLOCK) {
         fill_open_block(index, slot, held + count);
     } else {
-        icecore_segment *segment;
+        ice_tree *segment;
         status = ice_index_seal(index, slot, held + count, a->threads, a->progress, a->context, &segment);
         if (status != ICECORE_OK) {
             leave(index, slot + held, old, count);
@@ -327,7 +327,7 @@ icecore_status icecore_index_get_state(icecore_index *index, icecore_index_state
         state.segments++;
         state.cells += sealed->segment->cells;
         state.merging += sealed->merging;
-        state.bytes += (int64_t)sizeof *sealed->segment + sealed->segment->bytes;
+        state.bytes += (int64_t)sizeof *sealed->segment + sealed->segment->owned.bytes;
     }
     for (int m = 0; m < ICE_MAX_MERGES; m++)
         if (index->merge[m].builder)

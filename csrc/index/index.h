@@ -5,8 +5,7 @@
 #include "base/lock.h"
 #include "index/id_map.h"
 #include "index/slots.h"
-#include "segment/segment.h"
-#include "segment/tree.h"
+#include "tree/build.h"
 
 /* Vectors that are compared exactly before they are sealed. */
 #define ICE_OPEN_BLOCK 1024
@@ -18,9 +17,9 @@
 #define ICE_MAX_MERGES 48
 
 typedef struct {
-    icecore_segment *segment; /* NULL: the number is free.  Its order holds slots */
-    int64_t removed;          /* of its slots */
-    int merging;              /* a merge reads it */
+    ice_tree *segment; /* NULL: the number is free.  Its order holds slots */
+    int64_t removed;   /* of its slots */
+    int merging;       /* a merge reads it */
 } ice_sealed;
 
 /* Segments on their way to become one.  They serve until it is done. */
@@ -60,7 +59,7 @@ static inline int64_t ice_used_in(const ice_sealed *sealed) {
 
 /* A segment over these slots, whose count is at least 1; its order holds slots. */
 icecore_status ice_index_seal(icecore_index *index, const int32_t *slot, int64_t count, int threads,
-                              icecore_progress progress, void *context, icecore_segment **segment);
+                              icecore_progress progress, void *context, ice_tree **segment);
 /* All that clear takes out. */
 void ice_index_drop_contents(icecore_index *index);
 
@@ -87,11 +86,11 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
  * parts are dropped. */
 int ice_index_has_room(const icecore_index *index);
 /* Puts a built segment in force: the slots in its order learn where they are.  There must be a free number. */
-void ice_index_adopt(icecore_index *index, icecore_segment *segment);
+void ice_index_adopt(icecore_index *index, ice_tree *segment);
 /* Tells the slots of segment `number` their cells. */
 void ice_index_enter_cells(icecore_index *index, int number);
 /* Counts the vectors of a segment's cells that are not removed; returns how many are. */
-int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segment);
+int64_t ice_index_count_used(const icecore_index *index, ice_tree *segment);
 /* Takes segment `number` out of force; removed slots that only it names are given back. */
 void ice_index_drop(icecore_index *index, int number);
 
@@ -106,7 +105,7 @@ void ice_index_count_removed(icecore_index *index, int32_t slot, int change);
 int32_t *ice_index_names(const icecore_index *index);
 /* A copy of a segment without removed vectors and the cells that held nothing else; its order holds names. */
 icecore_status ice_index_copy_used(const icecore_index *index, const ice_sealed *sealed, const int32_t *name,
-                                   icecore_segment **copy);
+                                   ice_tree **copy);
 
 /* ---- validate.c ---- */
 

@@ -7,7 +7,7 @@
 #include "index/fields.h"
 
 /* A composite's list holds each row of a cell once: what copies the rows that stay has room for so many. */
-static void check_lists(ice_reader *r, const icecore_segment *s, const char *name) {
+static void check_lists(ice_reader *r, const ice_tree *s, const char *name) {
     int *seen_in = ice_alloc(s->count, sizeof *seen_in); /* the last composite that named the row, from 1 on */
     if (!seen_in) {
         ice_lack_memory(r);
@@ -27,7 +27,7 @@ static void check_lists(ice_reader *r, const icecore_segment *s, const char *nam
 }
 
 /* Every number of a segment that leads to memory. */
-static void check_segment(ice_reader *r, const icecore_segment *s, int number, const ice_slots *slots) {
+static void check_segment(ice_reader *r, const ice_tree *s, int number, const ice_slots *slots) {
     char name[48];
     snprintf(name, sizeof name, "segment%d", number);
     for (int i = 0; i < s->layers; i++) {
@@ -50,7 +50,7 @@ static float number_of(ice_reader *r, int number, const char *what) {
     return a ? *(const float *)a->data : NAN;
 }
 
-static void map_scales(ice_reader *r, icecore_segment *s, int number, const icecore_index_options *o) {
+static void map_scales(ice_reader *r, ice_tree *s, int number, const icecore_index_options *o) {
     char name[48];
     snprintf(name, sizeof name, "segment%d", number);
     s->scale = number_of(r, number, "scale");
@@ -70,7 +70,7 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
         ice_refuse(r, name, "is not a shape of this index");
         return;
     }
-    icecore_segment *s = ice_segment_new();
+    ice_tree *s = ice_tree_new();
     if (!s) {
         ice_lack_memory(r);
         return;
@@ -103,7 +103,7 @@ static void map_segment(ice_reader *r, icecore_index *index, int number, const i
     s->mean_key = s->layer[s->layers - 1].mean;
     if (!r->failed) check_segment(r, s, number, &index->slots);
     if (r->failed) return;
-    s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
+    s->used = ice_owned_alloc(&s->owned, s->cells, sizeof(int32_t));
     if (s->used) index->sealed[number].removed = ice_index_count_used(index, s);
     else ice_lack_memory(r);
 }

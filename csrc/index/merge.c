@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/random.h"
 #include "index/index.h"
 
 /* A segment with more than this share of removed vectors is built anew. */
@@ -29,7 +30,7 @@ ice_tree_plan ice_index_plan(const icecore_index *index, const ice_kernels *kern
         .composites = o->composites,
         .simples = o->simples,
         .directions = index->directions,
-        .seed = ice_segment_seed(o->seed, (int64_t)index->seals, count),
+        .seed = ice_range_seed(o->seed, (int64_t)index->seals, count),
     };
 }
 
@@ -39,7 +40,7 @@ int ice_index_has_room(const icecore_index *index) {
     return unused > 1;
 }
 
-void ice_index_adopt(icecore_index *index, icecore_segment *segment) {
+void ice_index_adopt(icecore_index *index, ice_tree *segment) {
     int number = 0;
     while (index->sealed[number].segment) number++;
     for (int64_t i = 0; i < segment->count; i++) *ice_slot_home(&index->slots, segment->order[i]) = (uint8_t)number;
@@ -49,13 +50,13 @@ void ice_index_adopt(icecore_index *index, icecore_segment *segment) {
 }
 
 void ice_index_enter_cells(icecore_index *index, int number) {
-    const icecore_segment *segment = index->sealed[number].segment;
+    const ice_tree *segment = index->sealed[number].segment;
     for (int64_t c = 0; c < segment->cells; c++)
         for (int64_t i = segment->offset[c]; i < segment->offset[c + 1]; i++)
             *ice_slot_cell(&index->slots, segment->order[i]) = (int32_t)c;
 }
 
-int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segment) {
+int64_t ice_index_count_used(const icecore_index *index, ice_tree *segment) {
     int64_t removed = segment->count;
     for (int64_t c = 0; c < segment->cells; c++) {
         segment->used[c] = 0;
@@ -67,7 +68,7 @@ int64_t ice_index_count_used(const icecore_index *index, icecore_segment *segmen
 }
 
 void ice_index_drop(icecore_index *index, int number) {
-    icecore_segment *segment = index->sealed[number].segment;
+    ice_tree *segment = index->sealed[number].segment;
     for (int64_t i = 0; i < segment->count; i++) {
         int32_t slot = segment->order[i];
         if (*ice_slot_home(&index->slots, slot) != number || *ice_slot_state(&index->slots, slot) != ICE_SLOT_REMOVED)
@@ -75,7 +76,7 @@ void ice_index_drop(icecore_index *index, int number) {
         ice_slots_give(&index->slots, slot);
         index->removed--;
     }
-    icecore_segment_free(segment);
+    ice_tree_free(segment);
     index->sealed[number] = (ice_sealed){0};
 }
 
@@ -102,7 +103,7 @@ static void begin(icecore_index *index, const uint8_t *from, int from_count) {
     if (!merge->slot) return;
     merge->count = 0;
     for (int i = 0; i < from_count; i++) {
-        const icecore_segment *segment = index->sealed[from[i]].segment;
+        const ice_tree *segment = index->sealed[from[i]].segment;
         for (int64_t j = 0; j < segment->count; j++)
             if (*ice_slot_state(&index->slots, segment->order[j]) == ICE_SLOT_USED)
                 merge->slot[merge->count++] = segment->order[j];
@@ -130,7 +131,7 @@ static int fits_open_block(const icecore_index *index, const ice_sealed *sealed)
 }
 
 static void move_to_open_block(icecore_index *index, int number) {
-    const icecore_segment *segment = index->sealed[number].segment;
+    const ice_tree *segment = index->sealed[number].segment;
     for (int64_t i = 0; i < segment->count; i++) {
         const int32_t slot = segment->order[i];
         if (*ice_slot_state(&index->slots, slot) != ICE_SLOT_USED) continue;
@@ -156,7 +157,7 @@ void ice_merge_begin_due(icecore_index *index) {
 }
 
 static void finish(icecore_index *index, ice_merge *merge) {
-    icecore_segment *segment = ice_tree_take(merge->builder);
+    ice_tree *segment = ice_tree_take(merge->builder);
     uint8_t from[ICE_MAX_SEGMENTS];
     int from_count = merge->from_count;
     memcpy(from, merge->from, (size_t)from_count);

@@ -10,8 +10,8 @@
 #include "index/search_reach.h"
 #include "index/search_tree.h"
 #include "index/search_wanted.h"
-#include "segment/frame.h"
-#include "segment/lists.h"
+#include "tree/frame.h"
+#include "tree/lists.h"
 
 /* Queries of a chunk: enough that a panel of those which open one cell is full, few enough to share between threads and
  * to fit a cache. */

@@ -11,8 +11,7 @@
 /* Rows compared at once. */
 #define EXACT_BLOCK 64
 
-void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows,
-                         int64_t count) {
+void ice_compare_exactly(ice_search_space *w, int64_t q, const ice_tree *segment, const int32_t *rows, int64_t count) {
     const ice_search_call *call = w->call;
     const icecore_index *index = call->index;
     for (int64_t first = 0; first < count; first += EXACT_BLOCK) {

@@ -7,8 +7,7 @@
 /* Some slots, or all with slots = NULL, against all queries of the chunk, in float32. */
 void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count);
 /* Stored rows of a segment against one query. */
-void ice_compare_exactly(ice_search_space *w, int64_t q, const icecore_segment *segment, const int32_t *rows,
-                         int64_t count);
+void ice_compare_exactly(ice_search_space *w, int64_t q, const ice_tree *segment, const int32_t *rows, int64_t count);
 /* What was collected for a query, best first, into w->final_scores and w->final_slots; returns how many. */
 int64_t ice_compare_kept(ice_search_space *w, int64_t q);
 

@@ -3,7 +3,7 @@
 #include "base/parallel.h"
 #include "index/search_exact.h"
 #include "index/search_lists.h"
-#include "segment/lists.h"
+#include "tree/lists.h"
 
 static int is_candidate(const void *call, int32_t slot) { return ice_is_wanted(call, slot); }
 
@@ -15,7 +15,7 @@ static int64_t share(int64_t budget, int64_t part, int64_t whole) {
 
 /* For distances a query is taken in the segment's frame, as its rows are; for inner products, where the centre adds the
  * same to all, as it is. */
-static void project_query(ice_search_space *w, int64_t q, const icecore_segment *segment, float *projection) {
+static void project_query(ice_search_space *w, int64_t q, const ice_tree *segment, float *projection) {
     const ice_search_call *call = w->call;
     const icecore_index_options *o = &call->index->options;
     const float *query = ice_scaled_query(w, q);
@@ -41,7 +41,7 @@ void ice_search_lists(ice_search_space *w) {
         int projected = -1; /* the segment in whose frame the query is projected */
         for (int64_t i = 0; i < w->picks[q]; i++) {
             int n = ice_forest_segment(f, last, pick[i]);
-            const icecore_segment *segment = f->segment[n];
+            const ice_tree *segment = f->segment[n];
             if (n != projected) project_query(w, q, segment, projection);
             projected = n;
             const int64_t cell = pick[i] - f->first[last][n], wanted = ice_wanted_below(f, last, pick[i]);

@@ -8,7 +8,7 @@
 #include "base/parallel.h"
 #include "index/search_reach.h"
 #include "index/search_tree.h"
-#include "segment/codes.h"
+#include "tree/codes.h"
 
 void ice_encode_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
@@ -53,7 +53,7 @@ static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t pa
 }
 
 /* Scores of a block of children; those of the parent's mean are the panel's base. */
-static void score_children(ice_search_space *w, const icecore_segment *segment, const ice_layer *layer,
+static void score_children(ice_search_space *w, const ice_tree *segment, const ice_layer *layer,
                            const panel_of_codes *p, int64_t child, int64_t count, int lanes, float *scores) {
     const ice_search_call *call = w->call;
     const float *bias = layer->bias ? layer->bias + child : NULL;
@@ -72,7 +72,7 @@ static void scan(ice_search_space *w, int n, int layer_number, int64_t parent, c
     const ice_search_call *call = w->call;
     const ice_forest *f = &call->forest;
     const ice_kernels *kernels = call->kernels;
-    const icecore_segment *segment = f->segment[n];
+    const ice_tree *segment = f->segment[n];
     const ice_layer *layer = &segment->layer[layer_number];
     const int is_last = layer_number == f->layers - 1;
     const int32_t *wanted = is_last ? NULL : f->wanted[layer_number + 1]; /* how many are below each child, or NULL */

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "icecore.h"
-#include "segment/rows.h"
+#include "cluster/rows.h"
 
 #define ICE_SLOT_CHUNK 1024
 

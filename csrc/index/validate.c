@@ -42,7 +42,7 @@ static void check_places(const icecore_index *index, uint8_t *seen, report *r) {
         used++;
     }
     for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
-        const icecore_segment *s = index->sealed[n].segment;
+        const ice_tree *s = index->sealed[n].segment;
         int64_t gone = 0;
         for (int64_t i = 0; s && i < s->count && goes_on(r, i); i++) {
             int32_t slot = s->order[i];
@@ -100,8 +100,8 @@ static void check_vectors(const icecore_index *index, const ice_kernels *kernels
 }
 
 /* Codes are within half a step of what they stand for; the smallest differences count as none (kernels->encode). */
-static void check_codes(const icecore_segment *s, int number, const ice_layer *layer, const ice_rows *children,
-                        float *buffer, report *r) {
+static void check_codes(const ice_tree *s, int number, const ice_layer *layer, const ice_rows *children, float *buffer,
+                        report *r) {
     for (int64_t p = 0; p < layer->parents; p++)
         for (int64_t c = layer->offset[p]; c < layer->offset[p + 1] && goes_on(r, c); c++) {
             const float *x = children->read(children->context, c, buffer), *mean = layer->mean + p * s->dim;
@@ -115,7 +115,7 @@ static void check_codes(const icecore_segment *s, int number, const ice_layer *l
         }
 }
 
-static void check_lists(const icecore_segment *s, int number, report *r) {
+static void check_lists(const ice_tree *s, int number, report *r) {
     const ice_lists *lists = &s->lists;
     for (int l = 0; l < lists->composites; l++)
         for (int j = 0; j < lists->simples; j++) {
@@ -130,14 +130,14 @@ static void check_lists(const icecore_segment *s, int number, report *r) {
 
 static const float *read_mean(const void *context, int64_t row, float *buffer) {
     (void)buffer;
-    const icecore_segment *const *s = context; /* the layer is in the second place */
+    const ice_tree *const *s = context; /* the layer is in the second place */
     const ice_layer *layer = (const ice_layer *)s[1];
     return layer->mean + row * s[0]->dim;
 }
 
 static void check_segment(const icecore_index *index, const ice_kernels *kernels, int number, float *buffer,
                           report *r) {
-    const icecore_segment *s = index->sealed[number].segment;
+    const ice_tree *s = index->sealed[number].segment;
     const ice_slot_rows slot_rows = {kernels, &index->slots, s->order};
     for (int i = 0; i < s->layers; i++) {
         const ice_layer *layer = &s->layer[i];

@@ -16,7 +16,7 @@ typedef struct {
     const icecore_index *index;
     int32_t *name; /* new numbers of slots */
     int32_t open[ICE_OPEN_BLOCK];
-    icecore_segment *segment[ICE_MAX_SEGMENTS]; /* as they are written */
+    ice_tree *segment[ICE_MAX_SEGMENTS]; /* as they are written */
     ice_catalogue arrays;
     icecore_array table[MAX_ARRAYS];
     int source[MAX_ARRAYS];
@@ -25,16 +25,15 @@ typedef struct {
 } contents;
 
 /* A segment by the new numbers of its slots; all else is the old one's. */
-static icecore_status rename_slots(icecore_segment *from, const int32_t *name, icecore_segment **result) {
-    icecore_segment *s = ice_segment_new();
+static icecore_status rename_slots(ice_tree *from, const int32_t *name, ice_tree **result) {
+    ice_tree *s = ice_tree_new();
     if (!s) return ICECORE_ERROR_MEMORY;
     memcpy(s, from, sizeof *s);
-    s->owners = 1;
-    s->bytes = s->owned_count = 0;
-    s->base = ice_segment_share(from);
-    s->order = ice_segment_alloc(s, s->count, sizeof *s->order);
+    s->owned = (ice_owned){.owners = 1};
+    s->base = ice_tree_share(from);
+    s->order = ice_owned_alloc(&s->owned, s->count, sizeof *s->order);
     if (!s->order) {
-        icecore_segment_free(s);
+        ice_tree_free(s);
         return ICECORE_ERROR_MEMORY;
     }
     for (int64_t i = 0; i < s->count; i++) s->order[i] = name[from->order[i]];
@@ -58,7 +57,7 @@ static icecore_status prepare(const icecore_index *index, contents *c) {
 }
 
 static void release(contents *c) {
-    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) icecore_segment_free(c->segment[n]);
+    for (int n = 0; n < ICE_MAX_SEGMENTS; n++) ice_tree_free(c->segment[n]);
     ice_free(c->name);
     ice_free(c);
 }
@@ -77,7 +76,7 @@ static void list_contents(contents *c) {
     ice_enter(&c->arrays, HOME, "home", 'b', index->used, NULL);
     ice_enter(&c->arrays, ICE_IN_PLACE, "open", 'i', index->open_count, c->open);
     for (int n = 0; n < ICE_MAX_SEGMENTS; n++) {
-        icecore_segment *s = c->segment[n];
+        ice_tree *s = c->segment[n];
         if (!s) continue;
         char name[sizeof c->table->name];
         int64_t *shape = c->shape[n];

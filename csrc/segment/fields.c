@@ -52,7 +52,7 @@ int ice_attention_alloc(icecore_segment *s) {
     ice_field fields[ICE_MAX_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(s, fields);
     for (int64_t i = 0; i < count; i++) {
-        *fields[i].data = ice_segment_alloc(s, fields[i].count, ice_size_of(fields[i].type));
+        *fields[i].data = ice_owned_alloc(&s->owned, fields[i].count, ice_size_of(fields[i].type));
         if (!*fields[i].data) return 0;
     }
     return 1;

@@ -2,7 +2,7 @@
 #ifndef ICE_SEGMENT_FIELDS_H
 #define ICE_SEGMENT_FIELDS_H
 
-#include "segment/arrays.h"
+#include "base/arrays.h"
 #include "segment/segment.h"
 
 #define ICE_MAX_ATTENTION_FIELDS 24

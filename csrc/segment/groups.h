@@ -7,7 +7,7 @@
 #ifndef ICE_GROUPS_H
 #define ICE_GROUPS_H
 
-#include "segment/cells.h"
+#include "cluster/cells.h"
 
 #define ICE_CELLS_PER_PARENT 16
 

@@ -28,9 +28,9 @@ static void convert(const ice_kernels *kernels, const icecore_segment *s, icecor
 static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype from, const ice_kernels *kernels) {
     const ice_nodes old = *nodes;
     const size_t element = ice_element_size(s->mean_dtype);
-    nodes->mean_key = ice_segment_alloc(s, old.count * s->dim, element);
-    nodes->mean_value = ice_segment_alloc(s, old.count * s->value_dim, element);
-    nodes->radius = ice_segment_alloc(s, old.count, sizeof(float));
+    nodes->mean_key = ice_owned_alloc(&s->owned, old.count * s->dim, element);
+    nodes->mean_value = ice_owned_alloc(&s->owned, old.count * s->value_dim, element);
+    nodes->radius = ice_owned_alloc(&s->owned, old.count, sizeof(float));
     if (!nodes->mean_key || !nodes->mean_value || !nodes->radius) return 0;
     convert(kernels, s, from, old.mean_key, old.count, s->dim, nodes->mean_key, nodes->radius);
     convert(kernels, s, from, old.mean_value, old.count, s->value_dim, nodes->mean_value, NULL);

@@ -6,7 +6,7 @@
 #ifndef ICE_METRIC_H
 #define ICE_METRIC_H
 
-#include "segment/rows.h"
+#include "cluster/cells.h"
 #include "segment/segment.h"
 
 /* Factors of key components (dim): the root of the diagonal of M, dim x dim, relative to its geometric mean.  All 1
@@ -15,9 +15,6 @@ void ice_find_metric(const float *moments, int64_t dim, float *metric);
 /* The same from the root mean square of the keys, where no queries are known. */
 void ice_find_key_metric(const ice_rows *keys, float *metric);
 
-/* A projection has at most so many rows: wider heads would spend more on it than on distances, and it holds what
- * differs most. */
-#define ICE_MAX_PROJECTED 64
 /* Rows P (count x dim, room for ICE_MAX_PROJECTED x dim) such that |P (key - mean)|^2 is (key - mean)^T M (key -
  * mean), but for 2 % of its mean over the keys: the Cholesky factor of M, pivoted by what a component of the keys
  * contributes.  Returns the count, 0 where M or the keys say nothing. */

@@ -3,7 +3,7 @@
 #ifndef ICE_SOURCE_H
 #define ICE_SOURCE_H
 
-#include "segment/rows.h"
+#include "cluster/rows.h"
 #include "segment/segment.h"
 
 /* Keys first .. end - 1 of a head, held by a segment; NULL where the range is empty. */

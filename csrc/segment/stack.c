@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/random.h"
 
 /* How many blocks there must be for the `size` blocks at `first` and as many behind them to be one segment; `first` is
  * a multiple of twice the size.  Pairs that wait become one segment after an odd number of blocks, when nothing else
@@ -71,7 +72,7 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
                                                            .means = source->means,
                                                            .moments = known ? moments : NULL,
                                                            .cell_size = source->cell_size,
-                                                           .seed = ice_segment_seed(source->seed, start, end - start)});
+                                                           .seed = ice_range_seed(source->seed, start, end - start)});
     }
     ice_free(moments);
     if (status == ICECORE_OK) sealing->builder.relative = source->relative;

@@ -1,8 +1,8 @@
 /* The published method: IceFormer (arXiv 2405.02842).  A row attends to the keys with the largest scores among those
  * that Prioritized DCI (arXiv 1703.00440) visits; the rest is dropped.
  *
- * Maximum inner product becomes nearest neighbour by lifting (segment/lifting.h).  Keys lie in trees of two levels
- * (segment/tree.h): promoted keys, moved to the mean of the keys next to them, are parents.  A row opens the parents
+ * Maximum inner product becomes nearest neighbour by lifting (tree/lifting.h).  Keys lie in trees of two levels
+ * (tree/tree.h): promoted keys, moved to the mean of the keys next to them, are parents.  A row opens the parents
  * with the largest scores until the keys below come to FIELD_OF_VIEW times `visit`; each composite index yields `visit`
  * of these, in order of the largest difference of their projections from the row's.  All that are found are compared.
  *
@@ -16,8 +16,10 @@
 #include "attend/finite.h"
 #include "base/order.h"
 #include "base/parallel.h"
-#include "segment/lists.h"
+#include "base/random.h"
 #include "select/selector.h"
+#include "tree/build.h"
+#include "tree/lists.h"
 
 /* As published; the share of promoted keys is n^(-1 / LEVELS). */
 #define COMPOSITES 2
@@ -33,8 +35,8 @@
 /* ---- Digests: the trees of a head ---- */
 
 typedef struct {
-    float *direction;       /* DIRECTIONS x (dim + 1) */
-    icecore_segment **tree; /* of each block, the one that ends with it; NULL: its keys are compared one by one */
+    float *direction; /* DIRECTIONS x (dim + 1) */
+    ice_tree **tree;  /* of each block, the one that ends with it; NULL: its keys are compared one by one */
 } forest;
 
 static int64_t block_of(const icecore_attention *p) { return p->causal || p->keys < 1 ? BLOCK : p->keys; }
@@ -43,7 +45,7 @@ static size_t lay_out_forest(const ice_selector_call *call, void *digests, fores
     const icecore_attention *p = call->problem;
     ice_arena a = {digests, 0};
     f->direction = ice_arena_take(&a, DIRECTIONS * (p->dim + 1), sizeof(float));
-    f->tree = ice_arena_take(&a, p->keys / block_of(p), sizeof(icecore_segment *));
+    f->tree = ice_arena_take(&a, p->keys / block_of(p), sizeof(ice_tree *));
     return a.used;
 }
 
@@ -58,7 +60,7 @@ static int are_finite(const float *numbers, int64_t count) {
 
 /* A tree over count keys of a head, or none where a key or a projection is not finite. */
 static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t first, int64_t count,
-                            const float *direction, icecore_segment **tree) {
+                            const float *direction, ice_tree **tree) {
     const icecore_attention *p = call->problem;
     const ice_array_rows keys = {call->kernels, p->key_dtype,
                                  ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, first),
@@ -70,7 +72,7 @@ static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t
                                 .composites = COMPOSITES,
                                 .simples = SIMPLES,
                                 .directions = direction,
-                                .seed = ice_segment_seed(call->seed, first, count)};
+                                .seed = ice_range_seed(call->seed, first, count)};
     int64_t work = INT64_MAX;
     ice_tree_builder *builder;
     if (!ice_all_finite(&(ice_numbers){p->key_dtype, keys.data, keys.stride, count, p->dim})) return ICECORE_OK;
@@ -80,7 +82,7 @@ static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t
     if (status == ICECORE_OK) *tree = ice_tree_take(builder);
     ice_tree_end(builder);
     if (*tree && !are_finite((*tree)->lists.projection, DIRECTIONS * count)) {
-        icecore_segment_free(*tree);
+        ice_tree_free(*tree);
         *tree = NULL;
     }
     return status;
@@ -106,7 +108,7 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
 static void release(const ice_selector_call *call, void *digests) {
     forest f;
     lay_out_forest(call, digests, &f);
-    for (int64_t i = 0; i < call->problem->keys / block_of(call->problem); i++) icecore_segment_free(f.tree[i]);
+    for (int64_t i = 0; i < call->problem->keys / block_of(call->problem); i++) ice_tree_free(f.tree[i]);
 }
 
 /* ---- What a row visits ---- */
@@ -150,8 +152,8 @@ static void find_all(space *s, int64_t first, int64_t end) {
 }
 
 /* Opens parents, the best first in s->order, until they hold as many keys as wanted, or all; returns how many. */
-static int64_t open_parents(const ice_selector_call *call, const float *query, const icecore_segment *tree,
-                            int64_t wanted, space *s) {
+static int64_t open_parents(const ice_selector_call *call, const float *query, const ice_tree *tree, int64_t wanted,
+                            space *s) {
     int64_t opened = 0, held = 0;
     call->kernels->row_scores(query, tree->dim, ICECORE_FLOAT32, tree->mean_key, tree->dim, tree->cells, s->score);
     for (int64_t c = 0; c < tree->cells; c++) s->order[c] = (uint64_t)~ice_ordered(s->score[c]) << 32 | (uint64_t)c;
@@ -164,8 +166,8 @@ static int64_t open_parents(const ice_selector_call *call, const float *query, c
 }
 
 /* The keys below a parent with their radius r = max |<x - q, u>| over the directions of a composite, in whose order the
- * published queue completes them (segment/lists.h), behind `count` others in s->nearest; returns how many there are. */
-static int64_t add_radii(const ice_selector_call *call, const icecore_segment *tree, int64_t parent, int composite,
+ * published queue completes them (tree/lists.h), behind `count` others in s->nearest; returns how many there are. */
+static int64_t add_radii(const ice_selector_call *call, const ice_tree *tree, int64_t parent, int composite,
                          const float *projection, int64_t count, space *s) {
     const int64_t first = tree->offset[parent], keys = tree->offset[parent + 1] - first;
     const float *projected = tree->lists.projection + composite * SIMPLES * tree->count + first;
@@ -177,8 +179,8 @@ static int64_t add_radii(const ice_selector_call *call, const icecore_segment *t
 }
 
 /* Of the keys below opened parents, each composite yields `visit`, the smaller one first among equals. */
-static void visit_tree(const ice_selector_call *call, const float *query, const float *projection,
-                       const icecore_segment *tree, int64_t first_key, int64_t visit, space *s) {
+static void visit_tree(const ice_selector_call *call, const float *query, const float *projection, const ice_tree *tree,
+                       int64_t first_key, int64_t visit, space *s) {
     const int64_t opened = open_parents(call, query, tree, FIELD_OF_VIEW * visit, s);
     for (int composite = 0; composite < COMPOSITES; composite++) {
         int64_t count = 0;
@@ -200,7 +202,7 @@ static void find_nearest(const ice_selector_call *call, const float *query, int6
     }
     find_all(s, sealed, end);
     for (int64_t last = end / block; last > 0; last -= last & -last) {
-        const icecore_segment *tree = s->forest.tree[last - 1];
+        const ice_tree *tree = s->forest.tree[last - 1];
         const int64_t keys = (last & -last) * block, first = last * block - keys;
         if (tree) visit_tree(call, query, projection, tree, first, (call->visit * keys + sealed - 1) / sealed, s);
         else find_all(s, first, first + keys);

@@ -1,4 +1,4 @@
-#include "segment/arrays.h"
+#include "base/arrays.h"
 
 #include <stdio.h>
 #include <string.h>

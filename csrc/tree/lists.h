@@ -1,4 +1,4 @@
-/* P-DCI: the sorted projection lists of a segment, and the candidates they give (Li & Malik, arXiv 1703.00440).
+/* P-DCI: the sorted projection lists of a tree, and the candidates they give (Li & Malik, arXiv 1703.00440).
  *
  * Composite l of a cell yields its keys in ascending order of r_l(x) = max_j |<x - q, u_jl>|, which is the order in
  * which the published queue over its simple indices completes them.  A budget of `visit` pops ends at the visit-th
@@ -9,7 +9,7 @@
 #ifndef ICE_LISTS_H
 #define ICE_LISTS_H
 
-#include "segment/tree.h"
+#include "tree/tree.h"
 
 /* Building, in steps. */
 typedef struct {
@@ -17,12 +17,12 @@ typedef struct {
     int64_t next;
     const float *centre; /* the root's mean; NULL for 0, where inner products are lifted by less so */
 } ice_lists_builder;
-icecore_status ice_lists_step(ice_lists_builder *builder, const ice_tree_plan *plan, icecore_segment *segment,
-                              int64_t *work, int threads);
+icecore_status ice_lists_step(ice_lists_builder *builder, const ice_tree_plan *plan, ice_tree *tree, int64_t *work,
+                              int threads);
 int ice_lists_done(const ice_lists_builder *builder);
 
-/* scale (x - centre), with the segment's scale: what the lists project.  centre: NULL for 0. */
-void ice_frame_row(const icecore_segment *segment, const float *centre, const float *x, float *framed);
+/* scale (x - centre), with the tree's scale: what the lists project.  centre: NULL for 0. */
+void ice_frame_row(const ice_tree *tree, const float *centre, const float *x, float *framed);
 /* <T(x), u> for some directions, dim + 1 wide where lifted. */
 void ice_project(const ice_kernels *kernels, const float *x, int64_t dim, float lifting, float last_coordinate,
                  const float *directions, int simples, float *projection);
@@ -32,7 +32,7 @@ void ice_project_query(const ice_kernels *kernels, const float *query, int64_t d
 /* Unit vectors uniform on the sphere: rows x width. */
 void ice_lists_directions(uint64_t seed, int64_t rows, int64_t width, float *directions);
 
-/* Whether the row of segment->order may be a candidate. */
+/* Whether the row of tree->order may be a candidate. */
 typedef int (*ice_wanted)(const void *context, int32_t row);
 /* What a query asks of the lists. */
 typedef struct {
@@ -46,7 +46,7 @@ typedef struct {
 #define ICE_LISTS_SPARE(keys) ((keys) + (keys) / 2 + 2)
 /* The candidates of one composite in one cell: appends numbers of stored rows to `rows` (room for the cell) and returns
  * how many. */
-int64_t ice_lists_candidates(const ice_lists_query *query, const icecore_segment *segment, int composite, int64_t cell,
+int64_t ice_lists_candidates(const ice_lists_query *query, const ice_tree *tree, int composite, int64_t cell,
                              int32_t *rows);
 
 #endif

@@ -1,4 +1,4 @@
-#include "segment/lists.h"
+#include "tree/lists.h"
 
 #include <math.h>
 #include <string.h>
@@ -7,7 +7,7 @@
 #include "base/order.h"
 #include "base/parallel.h"
 #include "base/random.h"
-#include "segment/lifting.h"
+#include "tree/lifting.h"
 
 /* ---- Building ---- */
 
@@ -18,7 +18,7 @@ enum { PROJECT, SORT_FIRST, SORT_REST, DONE };
 
 typedef struct {
     const ice_tree_plan *plan;
-    icecore_segment *segment;
+    ice_tree *tree;
     const float *centre;
     int64_t next;
     int64_t largest_cell; /* scratch of a sort: twice as many 64-bit keys */
@@ -31,7 +31,7 @@ typedef struct {
     ice_task task;
 } stage_work;
 
-void ice_frame_row(const icecore_segment *s, const float *centre, const float *x, float *framed) {
+void ice_frame_row(const ice_tree *s, const float *centre, const float *x, float *framed) {
     for (int64_t t = 0; t < s->dim; t++) framed[t] = (centre ? x[t] - centre[t] : x[t]) * s->scale;
 }
 
@@ -71,7 +71,7 @@ static void project_rows(void *context, int64_t index, void *scratch) {
     const build_step *step = context;
     if (!scratch) return;
     const ice_tree_plan *plan = step->plan;
-    icecore_segment *s = step->segment;
+    ice_tree *s = step->tree;
     ice_lists *lists = &s->lists;
     int64_t width = s->dim + (s->lifting > 0), all = (int64_t)lists->composites * lists->simples;
     float *framed = scratch, *projection = framed + s->dim;
@@ -91,7 +91,7 @@ static void project_rows(void *context, int64_t index, void *scratch) {
 static void sort_first(void *context, int64_t index, void *scratch) {
     const build_step *step = context;
     if (!scratch) return;
-    icecore_segment *s = step->segment;
+    ice_tree *s = step->tree;
     int64_t composite = step->next + index;
     float *projection = s->lists.projection + composite * s->lists.simples * s->count;
     int32_t *row = s->lists.row + composite * s->count;
@@ -112,7 +112,7 @@ static void sort_first(void *context, int64_t index, void *scratch) {
 static void sort_rest(void *context, int64_t index, void *scratch) {
     const build_step *step = context;
     if (!scratch) return;
-    icecore_segment *s = step->segment;
+    ice_tree *s = step->tree;
     int rest = s->lists.simples - 1;
     int64_t composite = (step->next + index) / rest, j = (step->next + index) % rest;
     float *projection = s->lists.projection + (composite * s->lists.simples + j + 1) * s->count;
@@ -130,8 +130,7 @@ static void sort_rest(void *context, int64_t index, void *scratch) {
 }
 
 /* c of the lifting: at least the largest norm, above 0. */
-static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segment *s, const float *centre,
-                                   float *lifting) {
+static icecore_status find_lifting(const ice_tree_plan *plan, const ice_tree *s, const float *centre, float *lifting) {
     float *framed = ice_alloc(s->dim, sizeof *framed);
     if (!framed) return ICECORE_ERROR_MEMORY;
     double largest = 0.0;
@@ -152,7 +151,7 @@ static icecore_status find_lifting(const ice_tree_plan *plan, const icecore_segm
 
 /* The centre adds the same to all inner products with a query; what is lifted by less is nearer to what it stands for.
  */
-static icecore_status find_frame(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s) {
+static icecore_status find_frame(ice_lists_builder *b, const ice_tree_plan *plan, ice_tree *s) {
     b->centre = s->layer[0].mean;
     if (plan->metric != ICECORE_INNER_PRODUCT) return ICECORE_OK;
     float plain, centred;
@@ -164,12 +163,12 @@ static icecore_status find_frame(ice_lists_builder *b, const ice_tree_plan *plan
     return ICECORE_OK;
 }
 
-static icecore_status allocate_lists(const ice_tree_plan *plan, icecore_segment *s) {
+static icecore_status allocate_lists(const ice_tree_plan *plan, ice_tree *s) {
     const int composites = plan->composites, simples = plan->simples;
     ice_lists *lists = &s->lists;
-    lists->row = ice_segment_alloc(s, (int64_t)composites * s->count, sizeof(int32_t));
-    lists->projection = ice_segment_alloc(s, (int64_t)composites * simples * s->count, sizeof(float));
-    lists->sorted = ice_segment_alloc(s, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
+    lists->row = ice_owned_alloc(&s->owned, (int64_t)composites * s->count, sizeof(int32_t));
+    lists->projection = ice_owned_alloc(&s->owned, (int64_t)composites * simples * s->count, sizeof(float));
+    lists->sorted = ice_owned_alloc(&s->owned, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
     if (!lists->row || !lists->projection || !lists->sorted) return ICECORE_ERROR_MEMORY;
     lists->composites = composites;
     lists->simples = simples;
@@ -177,21 +176,21 @@ static icecore_status allocate_lists(const ice_tree_plan *plan, icecore_segment 
 }
 
 /* Where this is interrupted or fails it can be begun again. */
-static icecore_status begin_lists(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s) {
+static icecore_status begin_lists(ice_lists_builder *b, const ice_tree_plan *plan, ice_tree *s) {
     icecore_status status = find_frame(b, plan, s);
     return status == ICECORE_OK ? allocate_lists(plan, s) : status;
 }
 
 int ice_lists_done(const ice_lists_builder *b) { return b->stage == DONE; }
 
-icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, icecore_segment *s, int64_t *work,
+icecore_status ice_lists_step(ice_lists_builder *b, const ice_tree_plan *plan, ice_tree *s, int64_t *work,
                               int threads) {
     icecore_status status = s->lists.composites ? ICECORE_OK : begin_lists(b, plan, s);
     if (status != ICECORE_OK) return status;
     int64_t largest = 0;
     for (int64_t c = 0; c < s->cells; c++)
         if (s->offset[c + 1] - s->offset[c] > largest) largest = s->offset[c + 1] - s->offset[c];
-    build_step step = {.plan = plan, .segment = s, .centre = b->centre, .largest_cell = largest};
+    build_step step = {.plan = plan, .tree = s, .centre = b->centre, .largest_cell = largest};
     const size_t sorting = 2 * (size_t)largest * sizeof(uint64_t);
     const size_t projecting = (size_t)(s->dim + (int64_t)plan->composites * plan->simples) * sizeof(float);
     const stage_work work_of[] = {
@@ -295,7 +294,7 @@ static int64_t first_at_least(const float *sorted, int64_t count, float value) {
     return low;
 }
 
-int64_t ice_lists_candidates(const ice_lists_query *own, const icecore_segment *s, int composite, int64_t cell,
+int64_t ice_lists_candidates(const ice_lists_query *own, const ice_tree *s, int composite, int64_t cell,
                              int32_t *rows) {
     const ice_lists *lists = &s->lists;
     const int simples = lists->simples;

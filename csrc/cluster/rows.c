@@ -1,4 +1,4 @@
-#include "segment/rows.h"
+#include "cluster/rows.h"
 
 const float *ice_read_array_row(const void *array_rows, int64_t row, float *buffer) {
     const ice_array_rows *a = array_rows;

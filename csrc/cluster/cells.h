@@ -8,8 +8,11 @@
 #ifndef ICE_CELLS_H
 #define ICE_CELLS_H
 
-#include "segment/rows.h"
+#include "cluster/rows.h"
 
+/* A projection has at most so many rows: wider heads would spend more on it than on distances, and it holds what
+ * differs most. */
+#define ICE_MAX_PROJECTED 64
 /* A linear map of rows: count x dim numbers; NULL: none. */
 typedef struct {
     const float *rows;

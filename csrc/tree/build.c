@@ -1,14 +1,14 @@
-#include "segment/tree.h"
+#include "tree/build.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
 #include "base/parallel.h"
-#include "segment/cells.h"
-#include "segment/codes.h"
-#include "segment/frame.h"
-#include "segment/lists.h"
+#include "cluster/cells.h"
+#include "tree/codes.h"
+#include "tree/frame.h"
+#include "tree/lists.h"
 
 enum { CELLS, SHAPE, CODES, LISTS, DONE };
 
@@ -21,10 +21,10 @@ struct ice_tree_builder {
     int64_t next;                    /* block of rows at which CODES goes on */
     int inner;                       /* levels between the root and the rows */
     ice_cells level[ICE_MAX_LAYERS]; /* [0]: cells of rows; [t]: cells of the parents of level t - 1 */
-    icecore_segment *segment;
+    ice_tree *tree;
     float *centre, scale; /* the frame in which cells are found (frame.h) */
     double *work;         /* 2 dim */
-    float *squared;       /* of each row, in the segment's order: its squared distance from its parent's mean */
+    float *squared;       /* of each row, in the tree's order: its squared distance from its parent's mean */
     ice_lists_builder lists;
 };
 
@@ -36,7 +36,7 @@ int64_t ice_tree_work(const ice_tree_plan *plan) {
 void ice_tree_end(ice_tree_builder *b) {
     if (!b) return;
     for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
-    icecore_segment_free(b->segment);
+    ice_tree_free(b->tree);
     ice_free(b->centre);
     ice_free(b->work);
     ice_free(b->squared);
@@ -111,32 +111,33 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
     return ICECORE_OK;
 }
 
-static int allocate_layer(icecore_segment *s, ice_layer *layer, int with_codes, int is_last, icecore_metric metric) {
+static int allocate_layer(ice_tree *s, ice_layer *layer, int with_codes, int is_last, icecore_metric metric) {
     layer->stride = (s->dim + 3) & ~(int64_t)3;
-    layer->offset = ice_segment_alloc(s, layer->parents + 1, sizeof(int64_t));
-    layer->mean = ice_segment_alloc(s, layer->parents * s->dim, sizeof(float));
+    layer->offset = ice_owned_alloc(&s->owned, layer->parents + 1, sizeof(int64_t));
+    layer->mean = ice_owned_alloc(&s->owned, layer->parents * s->dim, sizeof(float));
     if (!layer->offset || !layer->mean) return 0;
     if (!with_codes) return 1;
     if (is_last) {
-        layer->radius = ice_segment_alloc(s, layer->parents, sizeof(float));
-        layer->spread = ice_segment_alloc(s, layer->parents, sizeof(float));
+        layer->radius = ice_owned_alloc(&s->owned, layer->parents, sizeof(float));
+        layer->spread = ice_owned_alloc(&s->owned, layer->parents, sizeof(float));
         if (!layer->radius || !layer->spread) return 0;
     }
-    layer->code = ice_segment_alloc(s, layer->children * layer->stride, 1);
-    layer->scale = ice_segment_alloc(s, layer->children, sizeof(float));
-    layer->bias = metric == ICECORE_SQUARED_DISTANCE ? ice_segment_alloc(s, layer->children, sizeof(float)) : NULL;
+    layer->code = ice_owned_alloc(&s->owned, layer->children * layer->stride, 1);
+    layer->scale = ice_owned_alloc(&s->owned, layer->children, sizeof(float));
+    layer->bias =
+        metric == ICECORE_SQUARED_DISTANCE ? ice_owned_alloc(&s->owned, layer->children, sizeof(float)) : NULL;
     return layer->code && layer->scale && (layer->bias || metric != ICECORE_SQUARED_DISTANCE);
 }
 
 /* The layers' arrays; level t, from the rows, are the parents of layer inner - t. */
-static icecore_segment *allocate_segment(const ice_tree_builder *b) {
-    icecore_segment *s = ice_segment_new();
+static ice_tree *allocate_tree(const ice_tree_builder *b) {
+    ice_tree *s = ice_tree_new();
     if (!s) return NULL;
     s->count = b->plan.rows.count;
     s->dim = b->plan.rows.dim;
     s->scale = b->scale;
     s->layers = b->inner + 1;
-    s->order = ice_segment_alloc(s, s->count, sizeof(int32_t));
+    s->order = ice_owned_alloc(&s->owned, s->count, sizeof(int32_t));
     int whole = s->order != NULL;
     for (int i = 0; i < s->layers && whole; i++) {
         ice_layer *layer = &s->layer[i];
@@ -148,17 +149,17 @@ static icecore_segment *allocate_segment(const ice_tree_builder *b) {
         s->cells = s->layer[b->inner].parents;
         s->offset = s->layer[b->inner].offset;
         s->mean_key = s->layer[b->inner].mean;
-        s->used = ice_segment_alloc(s, s->cells, sizeof(int32_t));
+        s->used = ice_owned_alloc(&s->owned, s->cells, sizeof(int32_t));
         if (s->used) return s;
     }
-    icecore_segment_free(s);
+    ice_tree_free(s);
     return NULL;
 }
 
 /* Numbers the nodes of each level so that children of one parent lie together, from the top down; `place`: where each
  * node goes. */
 static void put_in_order(ice_tree_builder *b) {
-    icecore_segment *s = b->segment;
+    ice_tree *s = b->tree;
     s->layer[0].offset[0] = 0;
     s->layer[0].offset[1] = s->layer[0].children;
     for (int t = b->inner - 1; t >= 0; t--) {
@@ -185,16 +186,16 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
     if (status != ICECORE_OK) return status;
     if (!b->plan.composites && !b->squared) b->squared = ice_alloc(b->plan.rows.count, sizeof *b->squared);
     if (!b->plan.composites && !b->squared) return ICECORE_ERROR_MEMORY;
-    b->segment = allocate_segment(b);
-    if (!b->segment) return ICECORE_ERROR_MEMORY;
+    b->tree = allocate_tree(b);
+    if (!b->tree) return ICECORE_ERROR_MEMORY;
     put_in_order(b);
-    memcpy(b->segment->layer[0].mean, b->centre, (size_t)b->segment->dim * sizeof *b->centre);
+    memcpy(b->tree->layer[0].mean, b->centre, (size_t)b->tree->dim * sizeof *b->centre);
     for (int i = 0; i < b->inner; i++) {
-        ice_layer *layer = &b->segment->layer[i];
+        ice_layer *layer = &b->tree->layer[i];
         for (int64_t child = 0, parent = 0; child < layer->children; child++) {
             while (child >= layer->offset[parent + 1]) parent++;
-            ice_encode(b->plan.kernels, b->segment, layer, parent, child,
-                       b->segment->layer[i + 1].mean + child * b->segment->dim, (float *)b->work);
+            ice_encode(b->plan.kernels, b->tree, layer, parent, child,
+                       b->tree->layer[i + 1].mean + child * b->tree->dim, (float *)b->work);
         }
     }
     for (int t = 0; t < b->inner; t++) ice_cells_end(&b->level[t]);
@@ -206,8 +207,8 @@ static icecore_status shape(ice_tree_builder *b, int threads) {
 
 /* A parent's children may lie in the blocks of several threads, so their distances are summed up afterwards. */
 static void find_spreads(const ice_tree_builder *b) {
-    const ice_layer *layer = &b->segment->layer[b->segment->layers - 1];
-    const double scale = b->segment->scale;
+    const ice_layer *layer = &b->tree->layer[b->tree->layers - 1];
+    const double scale = b->tree->scale;
     for (int64_t p = 0; p < layer->parents; p++) {
         double sum = 0.0, largest = 0.0;
         for (int64_t i = layer->offset[p]; i < layer->offset[p + 1]; i++) {
@@ -223,7 +224,7 @@ static void find_spreads(const ice_tree_builder *b) {
 static void encode_rows(void *context, int64_t index, void *scratch) {
     ice_tree_builder *b = context;
     if (!scratch) return;
-    icecore_segment *s = b->segment;
+    ice_tree *s = b->tree;
     ice_layer *layer = &s->layer[s->layers - 1];
     int64_t first = (b->next + index) * CODE_BLOCK, end = first + CODE_BLOCK < s->count ? first + CODE_BLOCK : s->count;
     int64_t parent = ice_parent_of(layer, first);
@@ -235,10 +236,9 @@ static void encode_rows(void *context, int64_t index, void *scratch) {
 }
 
 static icecore_status code(ice_tree_builder *b, int64_t *work, int threads) {
-    int64_t items = (b->segment->count + CODE_BLOCK - 1) / CODE_BLOCK, wanted = (*work - 1) / CODE_BLOCK + 1;
+    int64_t items = (b->tree->count + CODE_BLOCK - 1) / CODE_BLOCK, wanted = (*work - 1) / CODE_BLOCK + 1;
     if (wanted > items - b->next) wanted = items - b->next;
-    icecore_status status =
-        ice_parallel_for(wanted, threads, 2 * (size_t)b->segment->dim * sizeof(float), encode_rows, b);
+    icecore_status status = ice_parallel_for(wanted, threads, 2 * (size_t)b->tree->dim * sizeof(float), encode_rows, b);
     if (status != ICECORE_OK) return status;
     *work -= wanted * CODE_BLOCK;
     b->next += wanted;
@@ -263,7 +263,7 @@ icecore_status ice_tree_step(ice_tree_builder *b, int64_t *work, int threads) {
             break;
         case CODES: status = code(b, work, threads); break;
         default:
-            status = ice_lists_step(&b->lists, &b->plan, b->segment, work, threads);
+            status = ice_lists_step(&b->lists, &b->plan, b->tree, work, threads);
             if (status == ICECORE_OK && ice_lists_done(&b->lists)) b->stage = DONE;
         }
     }
@@ -271,7 +271,7 @@ icecore_status ice_tree_step(ice_tree_builder *b, int64_t *work, int threads) {
 }
 
 int64_t ice_tree_bytes(const ice_tree_builder *b) {
-    int64_t bytes = (b->segment ? b->segment->bytes : 0) + (b->squared ? b->plan.rows.count * 4 : 0);
+    int64_t bytes = (b->tree ? b->tree->owned.bytes : 0) + (b->squared ? b->plan.rows.count * 4 : 0);
     for (int t = 0; t < b->inner; t++) {
         const ice_cells *c = &b->level[t];
         bytes += c->cells * (c->width * (int64_t)sizeof(float) + 12) + c->rows.count * 8;
@@ -280,15 +280,15 @@ int64_t ice_tree_bytes(const ice_tree_builder *b) {
 }
 
 int ice_tree_rename(ice_tree_builder *b, const int32_t *name) {
-    if (!b->segment) return 0;
-    for (int64_t i = 0; i < b->segment->count; i++) b->segment->order[i] = name[b->segment->order[i]];
+    if (!b->tree) return 0;
+    for (int64_t i = 0; i < b->tree->count; i++) b->tree->order[i] = name[b->tree->order[i]];
     return 1;
 }
 
 int ice_tree_done(const ice_tree_builder *b) { return b->stage == DONE; }
 
-icecore_segment *ice_tree_take(ice_tree_builder *b) {
-    icecore_segment *s = b->segment;
-    b->segment = NULL;
+ice_tree *ice_tree_take(ice_tree_builder *b) {
+    ice_tree *s = b->tree;
+    b->tree = NULL;
     return s;
 }

@@ -4,7 +4,7 @@
 #ifndef ICE_FRAME_H
 #define ICE_FRAME_H
 
-#include "segment/rows.h"
+#include "cluster/rows.h"
 
 /* The mean of rows whose largest component is at most 16 times the median of these.  work: 2 dim doubles. */
 void ice_frame_centre(const ice_rows *rows, double *work, float *centre);

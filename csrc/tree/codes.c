@@ -1,4 +1,4 @@
-#include "segment/codes.h"
+#include "tree/codes.h"
 
 int64_t ice_parent_of(const ice_layer *layer, int64_t child) {
     int64_t low = 0, high = layer->parents;
@@ -10,7 +10,7 @@ int64_t ice_parent_of(const ice_layer *layer, int64_t child) {
     return low;
 }
 
-float ice_encode(const ice_kernels *kernels, const icecore_segment *s, ice_layer *layer, int64_t parent, int64_t child,
+float ice_encode(const ice_kernels *kernels, const ice_tree *s, ice_layer *layer, int64_t parent, int64_t child,
                  const float *x, float *work) {
     const int64_t dim = s->dim;
     const float *mean = layer->mean + parent * dim;

@@ -1,6 +1,6 @@
 /* Rows are the panel's lanes and parents its "keys": |x - p|^2 is smallest where x.p - |p|^2 / 2 is largest, so
  * assignment is the score kernel and a running maximum. */
-#include "segment/cells.h"
+#include "cluster/cells.h"
 
 #include <math.h>
 #include <string.h>
@@ -8,7 +8,6 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "base/random.h"
-#include "segment/metric.h"
 
 /* Twice: assign all rows, sort them by cell, move the parents to the means (the second time only if that is wanted). */
 enum { ASSIGN, MEANS, ASSIGN_AGAIN, MEANS_AGAIN, DONE };

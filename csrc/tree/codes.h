@@ -2,18 +2,18 @@
 #ifndef ICE_CODES_H
 #define ICE_CODES_H
 
-#include "segment/segment.h"
+#include "tree/tree.h"
 
 /* The parent of a child. */
 int64_t ice_parent_of(const ice_layer *layer, int64_t child);
 
-/* Writes code and scale of `child`, and its bias where the layer has one; returns |x - m|^2 in the segment's scale.
+/* Writes code and scale of `child`, and its bias where the layer has one; returns |x - m|^2 in the tree's scale.
  * With mean m of the parent and r = x - m
  *   q.x = q.m + q.r   and   -|q - x|^2 / 2 = -|q - m|^2 / 2 + (q - m).r - |r|^2 / 2;
- * the last term, in the segment's scale, is the bias.  Inner products thus take the query's own code, squared distances
+ * the last term, in the tree's scale, is the bias.  Inner products thus take the query's own code, squared distances
  * that of its difference from m.  work: dim floats. */
-float ice_encode(const ice_kernels *kernels, const icecore_segment *segment, ice_layer *layer, int64_t parent,
-                 int64_t child, const float *x, float *work);
+float ice_encode(const ice_kernels *kernels, const ice_tree *tree, ice_layer *layer, int64_t parent, int64_t child,
+                 const float *x, float *work);
 
 /* Bytes (stride of them, the last ones 0) of query - mean, their scale and -128 times their sum.  mean: NULL for inner
  * products. */

@@ -1,4 +1,4 @@
-#include "segment/frame.h"
+#include "tree/frame.h"
 
 #include <math.h>
 #include <string.h>
