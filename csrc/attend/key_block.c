@@ -67,7 +67,7 @@ void ice_key_block_add(ice_tile *tile, const ice_run *run) {
     while (rest.count > 0) {
         const int64_t room = ICE_KEY_BLOCK - tile->pending.count, now = rest.count < room ? rest.count : room;
         put(tile, &rest, now);
-        if (tile->pending.count == ICE_KEY_BLOCK) ice_key_block_flush(tile);
+        if (tile->pending.count == ICE_KEY_BLOCK) ice_tile_flush(tile);
         rest.keys = row_behind(rest.keys, rest.dtype, now, dim);
         rest.values = row_behind(rest.values, rest.dtype, now, value_dim);
         rest.count -= now;
@@ -75,7 +75,7 @@ void ice_key_block_add(ice_tile *tile, const ice_run *run) {
 }
 
 /* What hides each piece's keys from the lanes that are left out of it; NULL: nothing. */
-static const float *find_bias(const ice_tile *tile) {
+static float *find_bias(const ice_tile *tile) {
     const ice_key_block *block = &tile->pending;
     float hiding[ICE_PANEL], *bias = tile->bias;
     int any = 0;
@@ -87,8 +87,8 @@ static const float *find_bias(const ice_tile *tile) {
     return any ? tile->bias : NULL;
 }
 
-void ice_key_block_flush(ice_tile *tile) {
+void ice_tile_flush(ice_tile *tile) {
     ice_key_block *block = &tile->pending;
     if (block->count) ice_panel_attend_rows(tile, block->keys, block->values, block->count, find_bias(tile));
-    ice_key_block_begin(block);
+    block->count = block->pieces = 0;
 }

@@ -5,15 +5,13 @@
 #ifndef ICE_KEY_BLOCK_H
 #define ICE_KEY_BLOCK_H
 
-#include "attend/run.h"
-
-static inline void ice_key_block_begin(ice_key_block *block) { block->count = block->pieces = 0; }
+#include "attend/tile.h"
 
 /* Contiguous rows; hidden lanes get the products with weight 0, so that keys and values must be finite where some lanes
  * are left out.  Uses the tile's buffers until the flush. */
 void ice_key_block_add(ice_tile *tile, const ice_run *run);
 
-/* Attends to the keys that wait. */
-void ice_key_block_flush(ice_tile *tile);
+/* Attends to the keys that wait: afterwards the tile's sums are of all that it has attended to. */
+void ice_tile_flush(ice_tile *tile);
 
 #endif

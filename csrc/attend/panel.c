@@ -3,20 +3,7 @@
 #include <string.h>
 
 #include "attend/finite.h"
-#include "attend/key_block.h"
 #include "base/parallel.h"
-
-int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
-    const ice_bf16_kernels *bf16 = kernels->bf16;
-    return bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 &&
-           p->value_dim % bf16->value_dim_multiple == 0;
-}
-
-/* Whoever sums by panel first sums the keys of short runs that wait. */
-static void begin(ice_tile *tile) {
-    ice_tile_begin_panel(tile);
-    ice_key_block_flush(tile);
-}
 
 /* The keys that all rows of a tile see, but for a mask: [begin, end). */
 static void find_seen_by_all(const ice_tile *tile, int64_t *begin, int64_t *end) {
@@ -187,7 +174,6 @@ static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, 
 
 void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t from, int64_t to) {
     int64_t seen_begin, seen_end, first = tile->packed ? from - from % ICE_PACKED : from;
-    begin(tile);
     find_seen_by_all(tile, &seen_begin, &seen_end);
     if (seen_begin < from) seen_begin = from;
     if (seen_end > to) seen_end = to;
@@ -199,16 +185,18 @@ void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int6
     }
 }
 
-void ice_panel_attend_rows(ice_tile *tile, const void *keys, const void *values, int64_t count, const float *bias) {
+void ice_panel_attend_rows(ice_tile *tile, const void *keys, const void *values, int64_t count, float *bias) {
+    const ice_kernels *kernels = tile->kernels;
     const int64_t dim = tile->problem->dim, value_dim = tile->problem->value_dim;
     if (tile->query_pairs) {
-        tile->kernels->bf16->pack_values(values, value_dim, count, value_dim, tile->packed_values);
+        kernels->bf16->pack_values(values, value_dim, count, value_dim, tile->packed_values);
         attend_by_bf16(tile, keys, dim, tile->packed_values, count, bias);
-    } else {
-        find_weights(tile, keys, dim, count, bias);
-        tile->kernels->weighted_sum(tile->scores, count, tile->lanes, values, value_dim, value_dim, tile->correction,
-                                    tile->accumulator);
+        return;
     }
+    if (keys) find_weights(tile, keys, dim, count, bias);
+    else kernels->softmax(bias, count, tile->lanes, tile->maximum, tile->sum, tile->correction);
+    kernels->weighted_sum(keys ? tile->scores : bias, count, tile->lanes, values, value_dim, value_dim,
+                          tile->correction, tile->accumulator);
 }
 
 /* Rows side by side, as the panel wants them: as they are or widened to float32. */
@@ -223,7 +211,6 @@ static void copy_rows(const ice_tile *tile, const void *const *rows, int64_t cou
 }
 
 void ice_panel_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count) {
-    begin(tile);
     copy_rows(tile, keys, count, tile->problem->dim, tile->keys);
     copy_rows(tile, values, count, tile->problem->value_dim, tile->values);
     ice_panel_attend_rows(tile, tile->keys, tile->values, count, NULL);
@@ -235,19 +222,6 @@ void ice_tile_score(ice_tile *tile, const void *means, int64_t count, float *sco
     if (tile->query_pairs)
         tile->kernels->bf16->scores(tile->query_pairs, dim, tile->lanes, tile->scale, means, dim, count, scores);
     else tile->kernels->scores(tile->queries, dim, tile->lanes, means, dim, count, scores);
-}
-
-void ice_tile_add_means(ice_tile *tile, float *scores, int64_t count, const void *values) {
-    const int64_t value_dim = tile->problem->value_dim;
-    begin(tile);
-    if (tile->query_pairs) {
-        tile->kernels->bf16->pack_values(values, value_dim, count, value_dim, tile->packed_values);
-        attend_by_bf16(tile, NULL, 0, tile->packed_values, count, scores);
-    } else {
-        tile->kernels->softmax(scores, count, tile->lanes, tile->maximum, tile->sum, tile->correction);
-        tile->kernels->weighted_sum(scores, count, tile->lanes, values, value_dim, value_dim, tile->correction,
-                                    tile->accumulator);
-    }
 }
 
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {

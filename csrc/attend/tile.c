@@ -2,9 +2,6 @@
 
 #include <string.h>
 
-#include "attend/key_block.h"
-#include "attend/panel.h"
-
 static void lay_out(ice_tile *tile, const icecore_attention *p, ice_arena *a) {
     const int64_t pairs = p->key_dtype == ICECORE_BFLOAT16;
     tile->state_accumulators = ice_arena_take(a, ICE_PANEL * p->value_dim, sizeof(float));
@@ -44,7 +41,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->cap = (float)(p->softcap * ICE_LOG2_E);
     tile->has_panel = 0;
     tile->packed = NULL;
-    ice_key_block_begin(&tile->pending);
+    tile->pending.count = tile->pending.pieces = 0;
     if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
@@ -112,24 +109,6 @@ void ice_tile_move_to_panel(ice_tile *tile) {
         for (int64_t i = 0; i < value_dim; i++) tile->accumulator[i * ICE_PANEL + lane] = state->accumulator[i];
         *state = ice_state_start(state->accumulator, value_dim);
     }
-}
-
-void ice_tile_finish(ice_tile *tile) {
-    _Static_assert(ICE_PANEL <= ICE_KEY_BLOCK, "a block of values leaves room for the rows");
-    const int64_t value_dim = tile->problem->value_dim;
-    if (!tile->has_panel) return;
-    ice_key_block_flush(tile);
-    tile->kernels->from_panel(tile->accumulator, value_dim, tile->values);
-    for (int lane = 0; lane < tile->lanes; lane++) {
-        const ice_state summed = {tile->maximum[lane], tile->sum[lane], tile->values + lane * value_dim};
-        ice_state_merge(&tile->state[lane], value_dim, &summed);
-    }
-}
-
-void ice_tile_write(ice_tile *tile) {
-    ice_tile_finish(tile);
-    for (int lane = 0; lane < tile->lanes; lane++)
-        ice_state_write(&tile->state[lane], tile->problem, tile->kernels, ice_tile_row(tile, lane));
 }
 
 void ice_add_centre(const ice_tile *tile, int lane, const float *centre, float *lse) {

@@ -78,13 +78,45 @@ void ice_tile_begin_panel(ice_tile *tile);
 /* What the rows' states hold is added to the panel's, and they start anew; not while short runs wait. */
 void ice_tile_move_to_panel(ice_tile *tile);
 
-/* Merges the panel's state into the rows' states, which then are the rows' results. */
-void ice_tile_finish(ice_tile *tile);
-
-/* Finishes and writes all rows. */
-void ice_tile_write(ice_tile *tile);
-
 /* *lse grows by the score of `centre`, which was taken off all keys, with a lane's query. */
 void ice_add_centre(const ice_tile *tile, int lane, const float *centre, float *lse);
+
+/* ---- Runs ---- */
+
+/* Neighbouring keys for some rows of a tile. */
+typedef struct {
+    uint64_t lanes; /* the rows that attend */
+    icecore_dtype dtype;
+    const void *keys, *values; /* must stay until the tile is finished */
+    int64_t key_stride, value_stride;
+    int64_t count;
+    const float *bias; /* of each key, added to its scores (log2 units); NULL: 0 */
+    const float *base; /* dim numbers that all keys lack; NULL: 0 */
+    int unchecked;     /* may hold NaN or inf and rows that must not see them */
+} ice_run;
+
+/* Rows without gaps. */
+static inline ice_run ice_run_of(const ice_tile *tile, icecore_dtype dtype, const void *keys, const void *values,
+                                 int64_t count, uint64_t lanes) {
+    return (ice_run){.lanes = lanes,
+                     .dtype = dtype,
+                     .keys = keys,
+                     .values = values,
+                     .key_stride = ice_row_stride(dtype, tile->problem->dim),
+                     .value_stride = ice_row_stride(dtype, tile->problem->value_dim),
+                     .count = count};
+}
+
+/* Keys first .. end - 1 of `source` (see ice_tile_attend_keys). */
+static inline ice_run ice_run_of_keys(const ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end,
+                                      uint64_t lanes) {
+    return (ice_run){.lanes = lanes,
+                     .dtype = source->key_dtype,
+                     .keys = ice_address(&source->key, source->key_dtype, tile->batch, tile->key_head, first),
+                     .values = ice_address(&source->value, source->key_dtype, tile->batch, tile->key_head, first),
+                     .key_stride = source->key.row_stride,
+                     .value_stride = source->value.row_stride,
+                     .count = end - first};
+}
 
 #endif

@@ -1,47 +1,8 @@
-/* The cache's parts; its meaning is in icecore.h.
- *
- * Of each head: the first keys (sinks) and the newest (open rows) as they came, all between in a stack of sealed
- * segments (stack.h).  With `sealed` blocks in the stack, open rows begin at sealed * block.  The stack that the next
- * block's queries will need is built a little at each call (pending.h), from parts that do not change meanwhile. */
+/* What the parts of the cache do for one another (contents.h). */
 #ifndef ICE_CACHE_H
 #define ICE_CACHE_H
 
-#include "attend/panel.h"
-#include "base/lock.h"
-#include "cache/open_rows.h"
-#include "cache/pending.h"
 #include "cache/queries.h"
-#include "segment/stack.h"
-
-/* One key head. */
-typedef struct {
-    ice_stack *stack; /* of cache->sealed blocks, or one step further after a failure */
-    int64_t sealed;   /* blocks of its stack */
-    ice_pending *
-        pending[ICE_NEXT_RANGES]; /* what the stack of one block more will need; NULL: not begun, or nothing to build */
-} ice_cache_head;
-
-/* Whether keys differ little from one another for their size (offset.c): ICE_OFFSET_SMALL also where rows are float32
- * anyway. */
-typedef enum { ICE_OFFSET_UNKNOWN, ICE_OFFSET_SMALL, ICE_OFFSET_LARGE } ice_offset;
-
-/* Second moments that the caller gave, shared by forks. */
-typedef struct {
-    atomic_int owners;
-    float number[]; /* heads x dim x dim */
-} ice_given_moments;
-
-struct icecore_cache {
-    ice_lock lock; /* one call at a time */
-    icecore_cache_options options;
-    int64_t length, evicted;     /* tokens; those forgotten at the front, sinks aside */
-    int64_t sealed;              /* blocks in every head's stack */
-    ice_offset offset;           /* of any head's keys */
-    ice_open_rows *sinks, *open; /* NULL before the first token */
-    ice_cache_head *head;        /* options.heads */
-    ice_given_moments *moments;  /* NULL: those of the queries seen */
-    ice_cache_queries queries;
-};
 
 /* Of options.block and options.sinks: so that sums of a few do not overflow. */
 #define ICE_LARGEST_BLOCK ((int64_t)1 << 31)

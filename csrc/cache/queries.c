@@ -4,7 +4,6 @@
 
 #include "attention/query_moments.h"
 #include "base/memory.h"
-#include "cache/cache.h"
 
 /* ---- Sums ---- */
 

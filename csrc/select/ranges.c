@@ -4,7 +4,7 @@
  * keys are split as well, and the parts are merged in order.  The split depends on the shapes alone, so results do not
  * depend on the threads. */
 #include "attend/packed_values.h"
-#include "attend/panel.h"
+#include "attend/run.h"
 #include "base/parallel.h"
 
 /* Tasks wanted where a key head has few rows, and the least keys worth a task. */
