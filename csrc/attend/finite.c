@@ -19,7 +19,7 @@ int ice_all_finite(const ice_numbers *rows) {
     return !found;
 }
 
-void ice_copy_finite(const ice_numbers *rows, void *target) {
+static void copy_finite(const ice_numbers *rows, void *target) {
     const int64_t dim = rows->dim;
     for (int64_t j = 0; j < rows->count; j++) {
         if (rows->dtype == ICECORE_FLOAT32) {
@@ -32,6 +32,14 @@ void ice_copy_finite(const ice_numbers *rows, void *target) {
             for (int64_t t = 0; t < dim; t++) copy[t] = (row[t] & exponent) == exponent ? 0 : row[t];
         }
     }
+}
+
+int ice_clean(ice_numbers *rows, int hidden, void *target) {
+    if (!hidden || ice_all_finite(rows)) return 0;
+    copy_finite(rows, target);
+    rows->data = target;
+    rows->stride = rows->dim;
+    return 1;
 }
 
 static float number_at(icecore_dtype dtype, const void *rows, int64_t index) {

@@ -20,9 +20,9 @@ typedef struct {
 /* 1 if all are finite. */
 int ice_all_finite(const ice_numbers *rows);
 
-/* target: count x dim numbers of the same type, contiguous; NaN and inf become 0.  May be the rows themselves when
- * stride == dim. */
-void ice_copy_finite(const ice_numbers *rows, void *target);
+/* Where some keys are `hidden` and not all values are finite: replaces the rows by a copy in `target` (contiguous, of
+ * the same type) in which NaN and inf are 0, and returns 1. */
+int ice_clean(ice_numbers *rows, int hidden, void *target);
 
 /* accumulator[t * lane_step + lane] += weights[j * lane_step + lane] * rows[j][t] wherever the value is not finite and
  * the weight not 0; lane < lanes.  One query: lanes = lane_step = 1. */

@@ -81,15 +81,10 @@ static void attend_in_float32(ice_tile *tile, const icecore_attention *p, int64_
     const float *keys = float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &key_stride);
     find_weights(tile, keys, key_stride, count, bias);
     const float *values = float_rows(tile, p, &p->value, p->value_dim, first, count, tile->values, &value_stride);
-    const ice_numbers rows = {ICECORE_FLOAT32, values, value_stride, count, p->value_dim};
-    const int cleaned = hidden && !ice_all_finite(&rows);
-    if (cleaned) {
-        ice_copy_finite(&rows, tile->values);
-        values = tile->values;
-        value_stride = p->value_dim;
-    }
-    tile->kernels->weighted_sum(tile->scores, count, tile->lanes, values, value_stride, p->value_dim, tile->correction,
-                                tile->accumulator);
+    ice_numbers rows = {ICECORE_FLOAT32, values, value_stride, count, p->value_dim};
+    const int cleaned = ice_clean(&rows, hidden, tile->values);
+    tile->kernels->weighted_sum(tile->scores, count, tile->lanes, rows.data, rows.stride, p->value_dim,
+                                tile->correction, tile->accumulator);
     if (!cleaned) return;
     const void *given = ice_address(&p->value, p->key_dtype, tile->batch, tile->key_head, first);
     ice_add_nonfinite(&(ice_numbers){p->key_dtype, given, p->value.row_stride, count, p->value_dim}, tile->scores,
@@ -129,23 +124,17 @@ static void attend_in_bf16(ice_tile *tile, const icecore_attention *p, int64_t f
                            int hidden) {
     const ice_bf16_kernels *bf16 = tile->kernels->bf16;
     const uint16_t *keys = ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, first);
-    const uint16_t *values = ice_address(&p->value, p->key_dtype, tile->batch, tile->key_head, first),
-                   *packed = tile->packed_values;
-    const ice_numbers rows = {ICECORE_BFLOAT16, values, p->value.row_stride, count, p->value_dim};
-    const int cleaned = hidden && !ice_all_finite(&rows);
-    if (cleaned) {
-        uint16_t *finite = (uint16_t *)tile->values;
-        ice_copy_finite(&rows, finite);
-        bf16->pack_values(finite, p->value_dim, count, p->value_dim, tile->packed_values);
-    } else if (tile->packed) {
-        packed = tile->packed + first * p->value_dim;
-    } else {
-        bf16->pack_values(values, p->value.row_stride, count, p->value_dim, tile->packed_values);
-    }
+    const uint16_t *packed = tile->packed_values;
+    const void *values = ice_address(&p->value, p->key_dtype, tile->batch, tile->key_head, first);
+    const ice_numbers given = {ICECORE_BFLOAT16, values, p->value.row_stride, count, p->value_dim};
+    ice_numbers rows = given;
+    const int cleaned = ice_clean(&rows, hidden, tile->values);
+    if (tile->packed && !cleaned) packed = tile->packed + first * p->value_dim;
+    else bf16->pack_values(rows.data, rows.stride, count, p->value_dim, tile->packed_values);
     attend_by_bf16(tile, keys, p->key.row_stride, packed, count, bias);
     if (!cleaned) return;
     recall_weights(tile, keys, p->key.row_stride, count, bias);
-    ice_add_nonfinite(&rows, tile->scores, tile->lanes, ICE_PANEL, tile->accumulator);
+    ice_add_nonfinite(&given, tile->scores, tile->lanes, ICE_PANEL, tile->accumulator);
 }
 
 static void attend_block(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t count, int64_t from,

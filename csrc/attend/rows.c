@@ -9,6 +9,15 @@ static int is_bf16(const ice_tile *tile, icecore_dtype dtype) {
     return tile->rounded_rows && dtype == ICECORE_BFLOAT16;
 }
 
+/* Adds keys of these scores, which are lost, to a row. */
+static void add_values(ice_tile *tile, int lane, float *scores, const ice_numbers *values) {
+    ice_state *state = &tile->state[lane];
+    float correction;
+    tile->kernels->row_softmax(scores, values->count, &state->maximum, &state->sum, &correction);
+    tile->kernels->row_weighted_sum(scores, values->count, values->dtype, values->data, values->stride, values->dim,
+                                    correction, state->accumulator);
+}
+
 /* ---- Runs ---- */
 
 static void attend_in_bf16(ice_tile *tile, const ice_run *run) {
@@ -26,18 +35,16 @@ static void attend_in_float32(ice_tile *tile, const ice_run *run, const float *b
     for (int64_t first = 0; first < run->count; first += ICE_KEY_BLOCK) {
         const int64_t count = run->count - first < ICE_KEY_BLOCK ? run->count - first : ICE_KEY_BLOCK;
         const char *keys = (const char *)run->keys + first * run->key_stride * size;
-        const char *values = (const char *)run->values + first * run->value_stride * size;
+        const ice_numbers values = {run->dtype, (const char *)run->values + first * run->value_stride * size,
+                                    run->value_stride, count, p->value_dim};
         for (uint64_t left = run->lanes; left; left &= left - 1) {
             const int lane = __builtin_ctzll(left);
-            ice_state *state = &tile->state[lane];
-            float scores[ICE_KEY_BLOCK], correction;
+            float scores[ICE_KEY_BLOCK];
             kernels->row_scores(query_of(tile, lane), p->dim, run->dtype, keys, run->key_stride, count, scores);
             for (int64_t j = 0; base && j < count; j++) scores[j] += base[lane];
             ice_tile_cap_row(tile, scores, count);
             for (int64_t j = 0; run->bias && j < count; j++) scores[j] += run->bias[first + j];
-            kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-            kernels->row_weighted_sum(scores, count, run->dtype, values, run->value_stride, p->value_dim, correction,
-                                      state->accumulator);
+            add_values(tile, lane, scores, &values);
         }
     }
 }
@@ -75,26 +82,18 @@ void ice_rows_attend(ice_tile *tile, const ice_run *run) {
 /* Keys first .. first + count - 1, at most ICE_KEY_BLOCK, for one row under a mask. */
 static void attend_masked(ice_tile *tile, const icecore_attention *source, int lane, int64_t first, int64_t count) {
     const icecore_attention *p = tile->problem;
-    const ice_kernels *kernels = tile->kernels;
     const icecore_dtype dtype = source->key_dtype;
     const void *keys = ice_address(&source->key, dtype, tile->batch, tile->key_head, first);
-    const void *values = ice_address(&source->value, dtype, tile->batch, tile->key_head, first), *used = values;
-    ice_state *state = &tile->state[lane];
-    int64_t stride = source->value.row_stride;
-    float scores[ICE_KEY_BLOCK], correction;
-    kernels->row_scores(query_of(tile, lane), p->dim, dtype, keys, source->key.row_stride, count, scores);
+    const void *values = ice_address(&source->value, dtype, tile->batch, tile->key_head, first);
+    const ice_numbers given = {dtype, values, source->value.row_stride, count, p->value_dim};
+    ice_numbers rows = given;
+    float scores[ICE_KEY_BLOCK];
+    tile->kernels->row_scores(query_of(tile, lane), p->dim, dtype, keys, source->key.row_stride, count, scores);
     ice_tile_cap_row(tile, scores, count);
     const int hidden = ice_add_mask(p, ice_tile_row(tile, lane), first, count, scores, 1);
-    kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-    const ice_numbers rows = {dtype, values, stride, count, p->value_dim};
-    const int cleaned = hidden && !ice_all_finite(&rows);
-    if (cleaned) {
-        ice_copy_finite(&rows, tile->values);
-        used = tile->values;
-        stride = p->value_dim;
-    }
-    kernels->row_weighted_sum(scores, count, dtype, used, stride, p->value_dim, correction, state->accumulator);
-    if (cleaned) ice_add_nonfinite(&rows, scores, 1, 1, state->accumulator);
+    const int cleaned = ice_clean(&rows, hidden, tile->values);
+    add_values(tile, lane, scores, &rows);
+    if (cleaned) ice_add_nonfinite(&given, scores, 1, 1, tile->state[lane].accumulator);
 }
 
 static void attend_part(ice_tile *tile, const icecore_attention *source, uint64_t lanes, int64_t first, int64_t end) {
@@ -161,12 +160,9 @@ void ice_tile_add_means_to(ice_tile *tile, uint64_t lanes, icecore_dtype dtype, 
         tile->kernels->bf16->rows_attend(&rows, lanes, NULL, values, count, scores, stride);
         return;
     }
+    const ice_numbers means = {dtype, values, ice_row_stride(dtype, value_dim), count, value_dim};
     for (; lanes; lanes &= lanes - 1) {
         const int lane = __builtin_ctzll(lanes);
-        ice_state *state = &tile->state[lane];
-        float *weights = scores + lane * stride, correction;
-        tile->kernels->row_softmax(weights, count, &state->maximum, &state->sum, &correction);
-        tile->kernels->row_weighted_sum(weights, count, dtype, values, ice_row_stride(dtype, value_dim), value_dim,
-                                        correction, state->accumulator);
+        add_values(tile, lane, scores + lane * stride, &means);
     }
 }

@@ -1,6 +1,16 @@
 #include "base/owned.h"
 
+#include <string.h>
+
 #include "base/memory.h"
+
+void *ice_owned_new(size_t size) {
+    ice_owned *owned = ice_alloc(1, size);
+    if (!owned) return NULL;
+    memset(owned, 0, size);
+    owned->owners = 1;
+    return owned;
+}
 
 void *ice_owned_alloc(ice_owned *owned, int64_t count, size_t size) {
     if (owned->count == ICE_MAX_OWNED) return NULL;

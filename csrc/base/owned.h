@@ -16,6 +16,9 @@ typedef struct {
     void *array[ICE_MAX_OWNED];
 } ice_owned;
 
+/* A struct of `size` bytes that begins with an ice_owned, of one owner and nothing yet, and is 0 otherwise; NULL on
+ * failure.  ice_free frees it. */
+void *ice_owned_new(size_t size);
 /* count * size bytes more; NULL on failure. */
 void *ice_owned_alloc(ice_owned *owned, int64_t count, size_t size);
 /* Gives up one owner.  Whether it was the last one: then the arrays are freed. */

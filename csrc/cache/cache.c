@@ -97,10 +97,8 @@ static icecore_status copy_of(const icecore_cache *c, icecore_cache **result) {
     copy->evicted = c->evicted;
     copy->sealed = c->sealed;
     copy->offset = c->offset;
-    copy->sinks = c->sinks;
-    copy->open = c->open;
-    if (c->sinks) ice_open_rows_share(c->sinks, 1);
-    if (c->open) ice_open_rows_share(c->open, 1);
+    copy->sinks = ice_open_rows_share(c->sinks);
+    copy->open = ice_open_rows_share(c->open);
     *result = copy;
     return ICECORE_OK;
 }
@@ -241,9 +239,7 @@ static icecore_status append(icecore_cache *c, icecore_dtype dtype, icecore_tens
 static icecore_status append_with(icecore_cache *c, ice_offset offset, icecore_dtype dtype, icecore_tensor keys,
                                   icecore_tensor values, icecore_tensor queries, int64_t query_heads, int64_t count) {
     const ice_offset before = c->offset;
-    ice_open_rows *sinks = c->sinks, *open = c->open;
-    if (sinks) ice_open_rows_share(sinks, 1);
-    if (open) ice_open_rows_share(open, 1);
+    ice_open_rows *sinks = ice_open_rows_share(c->sinks), *open = ice_open_rows_share(c->open);
     icecore_status status = ice_cache_set_offset(c, offset);
     if (status == ICECORE_OK) status = append(c, dtype, keys, values, queries, query_heads, count);
     if (status != ICECORE_OK) {

@@ -9,15 +9,15 @@ static ice_open_rows *without_arrays(int64_t heads, int64_t dim, int64_t value_d
                                      int64_t capacity) {
     ice_open_rows *r = ice_alloc(1, sizeof *r);
     if (!r) return NULL;
-    memset(r, 0, sizeof *r);
-    r->owners = r->writers = 1;
-    r->filled = first;
-    r->heads = heads;
-    r->dim = dim;
-    r->value_dim = value_dim;
-    r->dtype = dtype;
-    r->first = first;
-    r->capacity = capacity;
+    *r = (ice_open_rows){.owners = 1,
+                         .writers = 1,
+                         .filled = first,
+                         .heads = heads,
+                         .dim = dim,
+                         .value_dim = value_dim,
+                         .dtype = dtype,
+                         .first = first,
+                         .capacity = capacity};
     return r;
 }
 
@@ -47,15 +47,17 @@ ice_open_rows *ice_open_rows_map(int64_t heads, int64_t dim, int64_t value_dim, 
     return r;
 }
 
-void ice_open_rows_share(ice_open_rows *r, int writes) {
+ice_open_rows *ice_open_rows_share(ice_open_rows *r) {
+    if (!r) return NULL;
     atomic_fetch_add(&r->owners, 1);
-    if (writes) atomic_fetch_add(&r->writers, 1);
+    atomic_fetch_add(&r->writers, 1);
+    return r;
 }
 
 void ice_open_rows_share_reading(ice_open_rows *r, int64_t end) {
     int64_t before = atomic_load(&r->read_end);
     while (before < end && !atomic_compare_exchange_weak(&r->read_end, &before, end)) {}
-    ice_open_rows_share(r, 0);
+    atomic_fetch_add(&r->owners, 1);
 }
 
 void ice_open_rows_release(ice_open_rows *r, int writes) {

@@ -27,7 +27,8 @@ ice_open_rows *ice_open_rows_new(int64_t heads, int64_t dim, int64_t value_dim, 
 /* Rows first .. first + count - 1 where they lie. */
 ice_open_rows *ice_open_rows_map(int64_t heads, int64_t dim, int64_t value_dim, icecore_dtype dtype, int64_t first,
                                  int64_t count, const void *keys, const void *values);
-void ice_open_rows_share(ice_open_rows *rows, int writes);
+/* For another cache; NULL: NULL. */
+ice_open_rows *ice_open_rows_share(ice_open_rows *rows);
 /* For a sealing that reads rows before `end`. */
 void ice_open_rows_share_reading(ice_open_rows *rows, int64_t end);
 void ice_open_rows_release(ice_open_rows *rows, int writes); /* NULL: nothing */

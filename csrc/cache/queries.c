@@ -257,14 +257,16 @@ icecore_status ice_queries_copy(const icecore_cache *from, icecore_cache *to) {
         memcpy(own->rule, q->rule, (size_t)heads * sizeof *q->rule);
         memcpy(own->applied, q->applied, (size_t)heads * sizeof *q->applied);
         memcpy(own->measured, q->measured, (size_t)heads * sizeof *q->measured);
-        own->kept = q->kept;
-        own->unmeasured = q->unmeasured;
     }
-    own->known = q->known;
-    own->last = q->last;
-    own->renewed = q->renewed;
-    own->noted = q->noted;
-    own->first = q->first;
+    const ice_cache_queries arrays = *own;
+    *own = *q;
+    own->position = arrays.position;
+    own->query = arrays.query;
+    own->rule = arrays.rule;
+    own->applied = arrays.applied;
+    own->measured = arrays.measured;
+    own->sum = NULL;
+    own->sums = 0;
     if (!q->sums) return ICECORE_OK;
     own->sum = ice_alloc(q->sums, sizeof *own->sum);
     if (!own->sum) return ICECORE_ERROR_MEMORY;

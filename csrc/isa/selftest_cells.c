@@ -1,6 +1,14 @@
 /* Selftest: nearest centres, and risks and opening of cells. */
 #include "isa/selftest_harness.h"
 
+/* Both outputs, a number for each lane. */
+static void expect_equal_lanes(selftest *t) {
+    for (int i = 0; i < 2; i++) {
+        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, i, lane);
+        expect_panel_untouched(t, i, 1);
+    }
+}
+
 static void compare_nearest(selftest *t) {
     const int64_t first = 1000;
     for (int i = 0; i < 2; i++) fill_output(t, i, ICE_PANEL);
@@ -17,10 +25,7 @@ static void compare_nearest(selftest *t) {
     begin(t, 2);
     t->plain->nearest(t->panel, t->count, t->lanes, t->list[0], first, plain(t, 0), plain(t, 1));
     t->fast->nearest(t->panel, t->count, t->lanes, t->list[0], first, fast(t, 0), fast(t, 1));
-    for (int i = 0; i < 2; i++) {
-        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, i, lane);
-        expect_panel_untouched(t, i, 1);
-    }
+    expect_equal_lanes(t);
 }
 
 /* Facts of nodes in t->list. */
@@ -93,10 +98,7 @@ static void compare_count_at_least(selftest *t) {
     begin(t, 2);
     t->plain->count_at_least(t->panel, t->count, t->lanes, t->list[0], threshold, plain(t, 0), plain(t, 1));
     t->fast->count_at_least(t->panel, t->count, t->lanes, t->list[0], threshold, fast(t, 0), fast(t, 1));
-    for (int i = 0; i < 2; i++) {
-        for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, i, lane);
-        expect_panel_untouched(t, i, 1);
-    }
+    expect_equal_lanes(t);
 }
 
 static void compare_open_cells(selftest *t) {

@@ -1,7 +1,7 @@
 /* Means in the dtype that the instruction set in force multiplies: a file may come from another machine. */
 #include <math.h>
 
-#include "segment/fields.h"
+#include "segment/segment.h"
 
 /* Rows of one type as the segment's means; into `moved`, where it is not NULL, how far each moves in the metric. */
 static void convert(const ice_kernels *kernels, const icecore_segment *s, icecore_dtype from, const void *source,
@@ -41,23 +41,9 @@ static int convert_nodes(icecore_segment *s, ice_nodes *nodes, icecore_dtype fro
 icecore_segment *ice_segment_with_means(icecore_segment *from, icecore_dtype means, const ice_kernels *kernels) {
     if (from->base) from = from->base;
     if (from->mean_dtype == means) return ice_segment_share(from);
-    icecore_segment *s = ice_segment_new();
+    icecore_segment *s = ice_segment_over(from);
     if (!s) return NULL;
-    s->base = ice_segment_share(from);
-    s->count = from->count;
-    s->cells = from->cells;
-    s->dim = from->dim;
-    s->value_dim = from->value_dim;
-    s->dtype = from->dtype;
-    s->relative = from->relative;
     s->mean_dtype = means;
-    s->query_numbers = from->query_numbers;
-    s->cell.count = from->cell.count;
-    s->parent.count = from->parent.count;
-    ice_field own[ICE_MAX_ATTENTION_FIELDS], old[ICE_MAX_ATTENTION_FIELDS];
-    int64_t count = ice_attention_fields(s, own);
-    ice_attention_fields(from, old);
-    for (int64_t i = 0; i < count; i++) *own[i].data = *old[i].data;
     if (convert_nodes(s, &s->cell, from->mean_dtype, kernels) &&
         convert_nodes(s, &s->parent, from->mean_dtype, kernels))
         return s;

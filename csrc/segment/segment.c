@@ -4,13 +4,7 @@
 
 #include "base/memory.h"
 
-icecore_segment *ice_segment_new(void) {
-    icecore_segment *s = ice_alloc(1, sizeof *s);
-    if (!s) return NULL;
-    memset(s, 0, sizeof *s);
-    s->owned.owners = 1;
-    return s;
-}
+icecore_segment *ice_segment_new(void) { return ice_owned_new(sizeof(icecore_segment)); }
 
 void icecore_segment_free(icecore_segment *s) {
     if (!s || !ice_owned_release(&s->owned)) return;
@@ -20,6 +14,15 @@ void icecore_segment_free(icecore_segment *s) {
 
 icecore_segment *ice_segment_share(icecore_segment *s) {
     if (s) atomic_fetch_add(&s->owned.owners, 1);
+    return s;
+}
+
+icecore_segment *ice_segment_over(icecore_segment *from) {
+    icecore_segment *s = ice_segment_new();
+    if (!s) return NULL;
+    const size_t own = sizeof s->owned; /* others may share and release `from` meanwhile */
+    memcpy((char *)s + own, (const char *)from + own, sizeof *s - own);
+    s->base = ice_segment_share(from);
     return s;
 }
 

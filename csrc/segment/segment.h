@@ -25,7 +25,7 @@ static inline ice_node_facts ice_facts_of(const ice_nodes *nodes, int64_t first)
 }
 
 struct icecore_segment {
-    ice_owned owned; /* arrays not in it belong to somebody else: a mapped file, or `base` */
+    ice_owned owned; /* first; arrays not in it belong to somebody else: a mapped file, or `base` */
     int64_t count, cells, dim, value_dim;
     int32_t *order;
     icecore_dtype dtype, mean_dtype; /* of keys and values, of means */
@@ -45,6 +45,9 @@ static inline const float *ice_base_of(const icecore_segment *s, int64_t cell) {
 
 /* A segment without arrays; NULL when out of memory. */
 icecore_segment *ice_segment_new(void);
+/* Another segment of the same arrays, which owns the old one and none of them; NULL when out of memory. */
+icecore_segment *ice_segment_over(icecore_segment *segment);
+
 /* Memory that it holds, that of the segment it goes back to included. */
 int64_t ice_segment_bytes(const icecore_segment *segment);
 
