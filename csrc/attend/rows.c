@@ -128,11 +128,13 @@ void ice_rows_attend_keys(ice_tile *tile, const icecore_attention *source, int64
     }
 }
 
-void ice_rows_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count) {
+void ice_rows_attend_gathered(ice_tile *tile, uint64_t lanes, const void *const *keys, const void *const *values,
+                              int64_t count) {
     const icecore_attention *p = tile->problem;
     const ice_kernels *kernels = tile->kernels;
     float scores[ICE_KEY_BLOCK], correction;
-    for (int lane = 0; lane < tile->lanes; lane++) {
+    for (; lanes; lanes &= lanes - 1) {
+        const int lane = __builtin_ctzll(lanes);
         ice_state *state = &tile->state[lane];
         kernels->gathered_scores(query_of(tile, lane), p->dim, 0.0f, p->key_dtype, keys, count, scores);
         ice_tile_cap_row(tile, scores, count);

@@ -6,7 +6,9 @@
 
 void ice_rows_attend(ice_tile *tile, const ice_run *run);
 void ice_rows_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end);
-void ice_rows_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count);
+/* Attends the rows in `lanes` to at most ICE_KEY_BLOCK keys that lie anywhere, all visible. */
+void ice_rows_attend_gathered(ice_tile *tile, uint64_t lanes, const void *const *keys, const void *const *values,
+                              int64_t count);
 
 /* The scores of neighbouring rows of `dtype` with one lane's query: count. */
 void ice_tile_score_row(const ice_tile *tile, int lane, icecore_dtype dtype, const void *means, int64_t count,

@@ -48,7 +48,7 @@ void ice_tile_attend_keys(ice_tile *tile, const icecore_attention *source, int64
 
 void ice_tile_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count) {
     if (is_few(tile)) {
-        ice_rows_attend_gathered(tile, keys, values, count);
+        ice_rows_attend_gathered(tile, ice_tile_lanes(tile), keys, values, count);
     } else {
         begin_panel(tile);
         ice_panel_attend_gathered(tile, keys, values, count);

@@ -85,6 +85,8 @@ static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t
         ice_tree_free(*tree);
         *tree = NULL;
     }
+    for (int64_t i = 0; *tree && i < COMPOSITES * count; i++) /* from stored rows to keys */
+        (*tree)->lists.row[i] = (*tree)->order[(*tree)->lists.row[i]];
     return status;
 }
 
@@ -115,10 +117,9 @@ static void release(const ice_selector_call *call, void *digests) {
 
 typedef struct {
     forest forest;
-    float *score;            /* of parents, later of found keys */
+    float *score;            /* of parents, then of the keys below them, in the end of found keys */
     uint64_t *order, *spare; /* parents, best first */
-    float *radius;           /* of one parent's keys */
-    uint64_t *nearest;       /* of one composite: the radius, and the key from the tree's first on */
+    int32_t *below;          /* keys below opened parents, from the tree's first on */
     uint8_t *is_found;       /* of each key */
     int32_t *number;         /* found keys */
     int64_t found;
@@ -130,8 +131,7 @@ static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
     s->score = ice_arena_take(&a, keys, sizeof(float));
     s->order = ice_arena_take(&a, keys, sizeof(uint64_t));
     s->spare = ice_arena_take(&a, keys, sizeof(uint64_t));
-    s->radius = ice_arena_take(&a, keys, sizeof(float));
-    s->nearest = ice_arena_take(&a, keys, sizeof(uint64_t));
+    s->below = ice_arena_take(&a, keys, sizeof(int32_t));
     s->is_found = ice_arena_take(&a, keys, 1);
     s->number = ice_arena_take(&a, keys, sizeof(int32_t));
     return a.used;
@@ -142,116 +142,92 @@ static size_t scratch_bytes(const ice_selector_call *call) {
     return lay_out(call, NULL, &none);
 }
 
-static void find(space *s, int64_t key) {
-    if (!s->is_found[key]) s->number[s->found++] = (int32_t)key;
-    s->is_found[key] = 1;
-}
-
-static void find_all(space *s, int64_t first, int64_t end) {
-    for (int64_t key = first; key < end; key++) find(s, key);
-}
-
-/* Opens parents, the best first in s->order, until they hold as many keys as wanted, or all; returns how many. */
-static int64_t open_parents(const ice_selector_call *call, const float *query, const ice_tree *tree, int64_t wanted,
-                            space *s) {
-    int64_t opened = 0, held = 0;
-    call->kernels->row_scores(query, tree->dim, ICECORE_FLOAT32, tree->mean_key, tree->dim, tree->cells, s->score);
-    for (int64_t c = 0; c < tree->cells; c++) s->order[c] = (uint64_t)~ice_ordered(s->score[c]) << 32 | (uint64_t)c;
-    ice_sort(s->order, s->spare, tree->cells);
-    for (; opened < tree->cells && held < wanted; opened++) {
-        const int64_t *offset = tree->offset + (uint32_t)s->order[opened];
-        held += offset[1] - offset[0];
+static void find(space *s, int64_t first, int64_t end) {
+    for (int64_t key = first; key < end; key++) {
+        if (!s->is_found[key]) s->number[s->found++] = (int32_t)key;
+        s->is_found[key] = 1;
     }
-    return opened;
 }
 
-/* The keys below a parent with their radius r = max |<x - q, u>| over the directions of a composite, in whose order the
- * published queue completes them (tree/lists.h), behind `count` others in s->nearest; returns how many there are. */
-static int64_t add_radii(const ice_selector_call *call, const ice_tree *tree, int64_t parent, int composite,
+/* The keys below a parent, behind `count` others, with the negative of r = max |<x - q, u>| over the directions of a
+ * composite as their score: the published queue completes them in the order of r (tree/lists.h).  Returns how many
+ * there are. */
+static int64_t add_below(const ice_selector_call *call, const ice_tree *tree, int64_t parent, int composite,
                          const float *projection, int64_t count, space *s) {
     const int64_t first = tree->offset[parent], keys = tree->offset[parent + 1] - first;
     const float *projected = tree->lists.projection + composite * SIMPLES * tree->count + first;
-    const int32_t *row = tree->lists.row + composite * tree->count + first;
-    call->kernels->chebyshev(projected, tree->count, SIMPLES, projection + composite * SIMPLES, keys, s->radius);
-    for (int64_t j = 0; j < keys; j++)
-        s->nearest[count++] = (uint64_t)~ice_ordered(s->radius[j]) << 32 | (uint32_t)~tree->order[row[j]];
-    return count;
+    float *score = s->score + count;
+    call->kernels->chebyshev(projected, tree->count, SIMPLES, projection + composite * SIMPLES, keys, score);
+    for (int64_t j = 0; j < keys; j++) score[j] = -score[j];
+    memcpy(s->below + count, tree->lists.row + composite * tree->count + first, (size_t)keys * sizeof *s->below);
+    return count + keys;
 }
 
-/* Of the keys below opened parents, each composite yields `visit`, the smaller one first among equals. */
+/* Opens parents, the best first, until they hold enough keys; of these each composite yields `visit`, the smaller one
+ * first among equals. */
 static void visit_tree(const ice_selector_call *call, const float *query, const float *projection, const ice_tree *tree,
                        int64_t first_key, int64_t visit, space *s) {
-    const int64_t opened = open_parents(call, query, tree, FIELD_OF_VIEW * visit, s);
+    call->kernels->row_scores(query, tree->dim, ICECORE_FLOAT32, tree->mean_key, tree->dim, tree->cells, s->score);
+    for (int64_t c = 0; c < tree->cells; c++) s->order[c] = (uint64_t)~ice_ordered(s->score[c]) << 32 | (uint64_t)c;
+    ice_sort(s->order, s->spare, tree->cells);
     for (int composite = 0; composite < COMPOSITES; composite++) {
         int64_t count = 0;
-        for (int64_t i = 0; i < opened; i++)
-            count = add_radii(call, tree, (uint32_t)s->order[i], composite, projection, count, s);
-        ice_select_largest(s->nearest, count, visit);
-        for (int64_t i = 0; i < visit && i < count; i++) find(s, first_key + (int64_t)(uint32_t)~s->nearest[i]);
+        for (int64_t i = 0; i < tree->cells && count < FIELD_OF_VIEW * visit; i++)
+            count = add_below(call, tree, (uint32_t)s->order[i], composite, projection, count, s);
+        if (count > visit) call->kernels->keep_largest(s->score, s->below, count, visit);
+        for (int64_t i = 0; i < visit && i < count; i++) find(s, first_key + s->below[i], first_key + s->below[i] + 1);
     }
 }
 
 static void find_nearest(const ice_selector_call *call, const float *query, int64_t end, space *s) {
     const icecore_attention *p = call->problem;
-    const int64_t block = block_of(p), sealed = end - end % block;
     float projection[DIRECTIONS];
     ice_project_query(call->kernels, query, p->dim, s->forest.direction, DIRECTIONS, projection);
-    if (call->visit >= end || !are_finite(projection, DIRECTIONS)) {
-        find_all(s, 0, end);
-        return;
-    }
-    find_all(s, sealed, end);
-    for (int64_t last = end / block; last > 0; last -= last & -last) {
+    const int visits_all = call->visit >= end || !are_finite(projection, DIRECTIONS);
+    const int64_t block = block_of(p), sealed = visits_all ? 0 : end - end % block;
+    find(s, sealed, end);
+    for (int64_t last = sealed / block; last > 0; last -= last & -last) {
         const ice_tree *tree = s->forest.tree[last - 1];
         const int64_t keys = (last & -last) * block, first = last * block - keys;
         if (tree) visit_tree(call, query, projection, tree, first, (call->visit * keys + sealed - 1) / sealed, s);
-        else find_all(s, first, first + keys);
+        else find(s, first, first + keys);
     }
 }
 
 /* ---- The keys that are kept ---- */
 
-static const char *key_at(const ice_tile *tile, const icecore_tensor *rows, int64_t key) {
-    return ice_address(rows, tile->problem->key_dtype, tile->batch, tile->key_head, key);
-}
-
-static void score_found(const ice_selector_call *call, const ice_tile *tile, const float *query, space *s) {
-    const void *key[ICE_KEY_BLOCK];
-    for (int64_t first = 0; first < s->found; first += ICE_KEY_BLOCK) {
-        const int64_t count = s->found - first < ICE_KEY_BLOCK ? s->found - first : ICE_KEY_BLOCK;
-        for (int64_t j = 0; j < count; j++) key[j] = key_at(tile, &tile->problem->key, s->number[first + j]);
-        call->kernels->gathered_scores(query, tile->problem->dim, 0.0f, tile->problem->key_dtype, key, count,
-                                       s->score + first);
-    }
+/* Where the rows of found keys lie, from `first` on and at most a block; returns how many. */
+static int64_t find_rows(const ice_tile *tile, const icecore_tensor *rows, const space *s, int64_t first,
+                         const void *row[ICE_KEY_BLOCK]) {
+    const int64_t rest = s->found - first, count = rest < ICE_KEY_BLOCK ? rest : ICE_KEY_BLOCK;
+    for (int64_t j = 0; j < count; j++)
+        row[j] = ice_address(rows, tile->problem->key_dtype, tile->batch, tile->key_head, s->number[first + j]);
+    return count;
 }
 
 /* Of the keys found near_keys are kept: those with the largest scores, the first keys among equals.  A NaN counts as
  * infinite: it is kept, and makes the row NaN. */
 static void keep_nearest(const ice_selector_call *call, const ice_tile *tile, const float *query, space *s) {
+    const icecore_attention *p = tile->problem;
+    const void *key[ICE_KEY_BLOCK];
     for (int64_t i = 0; i < s->found; i++) s->is_found[s->number[i]] = 0;
-    score_found(call, tile, query, s);
+    if (s->found <= call->near_keys) return;
+    for (int64_t first = 0, count; first < s->found; first += count) {
+        count = find_rows(tile, &p->key, s, first, key);
+        call->kernels->gathered_scores(query, p->dim, 0.0f, p->key_dtype, key, count, s->score + first);
+    }
     for (int64_t i = 0; i < s->found; i++)
         if (s->score[i] != s->score[i]) s->score[i] = INFINITY;
-    if (s->found > call->near_keys) {
-        call->kernels->keep_largest(s->score, s->number, s->found, call->near_keys);
-        s->found = call->near_keys;
-    }
-    if (tile->cap > 0.0f) { /* inf and NaN differ then */
-        score_found(call, tile, query, s);
-        ice_tile_cap_row(tile, s->score, s->found);
-    }
+    call->kernels->keep_largest(s->score, s->number, s->found, call->near_keys);
+    s->found = call->near_keys;
 }
 
-/* Their scores are known: each is a mean that stands for itself. */
-static void attend_kept(ice_tile *tile, int lane, space *s) {
-    const icecore_dtype dtype = tile->problem->key_dtype;
-    const size_t bytes = ice_row_bytes(dtype, tile->problem->value_dim);
-    char *values = (char *)tile->values;
-    for (int64_t first = 0; first < s->found; first += ICE_KEY_BLOCK) {
-        const int64_t count = s->found - first < ICE_KEY_BLOCK ? s->found - first : ICE_KEY_BLOCK;
-        for (int64_t j = 0; j < count; j++)
-            memcpy(values + (size_t)j * bytes, key_at(tile, &tile->problem->value, s->number[first + j]), bytes);
-        ice_tile_add_means_to(tile, (uint64_t)1 << lane, dtype, s->score + first, 0, values, count);
+static void attend_kept(ice_tile *tile, int lane, const space *s) {
+    const void *key[ICE_KEY_BLOCK], *value[ICE_KEY_BLOCK];
+    for (int64_t first = 0, count; first < s->found; first += count) {
+        find_rows(tile, &tile->problem->key, s, first, key);
+        count = find_rows(tile, &tile->problem->value, s, first, value);
+        ice_rows_attend_gathered(tile, (uint64_t)1 << lane, key, value, count);
     }
 }
 
