@@ -49,8 +49,7 @@ void ice_load_query(const icecore_attention *p, const ice_kernels *kernels, ice_
 }
 
 int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t count, float *scores, int64_t step) {
-    int64_t offset = row.batch * p->mask_batch_stride + row.head * p->mask_head_stride +
-                     row.query * p->mask_row_stride + first * p->mask_key_stride;
+    const int64_t offset = ice_mask_offset(p, row) + first * p->mask_key_stride;
     int hid = 0;
     if (p->mask_kind == ICECORE_MASK_BOOL) {
         const uint8_t *mask = (const uint8_t *)p->mask + offset;

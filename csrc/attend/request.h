@@ -59,6 +59,11 @@ static inline float ice_mask_bias(float bias) {
     return fabsf(product) <= FLT_MAX || !(fabsf(bias) <= FLT_MAX) ? product : copysignf(FLT_MAX, bias);
 }
 
+/* Where a row of the mask begins. */
+static inline int64_t ice_mask_offset(const icecore_attention *p, ice_row row) {
+    return row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride;
+}
+
 /* Adds the mask of (row, key first + j) to scores[j * step], j < count; returns whether it hid any key. */
 int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores,
                  int64_t step);

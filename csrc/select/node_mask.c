@@ -15,12 +15,9 @@ float ice_mask_at(const icecore_attention *p, const ice_mask_row *row, int64_t k
 }
 
 static void find_rows(ice_node_mask *mask, const ice_tile *tile) {
-    const icecore_attention *p = tile->problem;
     mask->rows = 0;
     for (int lane = 0; lane < tile->lanes; lane++) {
-        ice_row row = ice_tile_row(tile, lane);
-        int64_t offset =
-            row.batch * p->mask_batch_stride + row.head * p->mask_head_stride + row.query * p->mask_row_stride;
+        const int64_t offset = ice_mask_offset(tile->problem, ice_tile_row(tile, lane));
         int m = 0;
         while (m < mask->rows && mask->row[m].offset != offset) m++;
         if (m == mask->rows) mask->row[mask->rows++] = (ice_mask_row){0, offset, 0};
