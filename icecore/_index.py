@@ -14,6 +14,7 @@ import numpy as np
 
 from icecore import _array_file, _native
 from icecore._arrays import integer, plain
+from icecore._index_tuning import Tuner
 from icecore._runtime import threads_for_call
 
 #: By their numbers in the core; cosines are inner products of unit vectors.
@@ -65,27 +66,6 @@ class RangeResult(NamedTuple):
     offsets: np.ndarray
     ids: np.ndarray
     scores: np.ndarray
-
-
-class Tuning(NamedTuple):
-    """What `Index.tune` found.
-
-    Attributes
-    ----------
-    budgets : dict
-        Arguments for `Index.search`: ``index.search(queries, k, **tuning.budgets)``.
-    recall : float
-        Reached on the sample, ties by value.
-    visited : float
-        Vectors and means that a query was compared with, on average.
-    trials : list of (dict, float, float)
-        All that was tried: budgets, recall, visited.
-    """
-
-    budgets: dict
-    recall: float
-    visited: float
-    trials: list
 
 
 def _vectors(array, dim, name, dtype="float32"):
@@ -562,7 +542,7 @@ class Index:
         step = -(-len(rows) // 1000)
         filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
         filters = [ids[::step] if isinstance(ids, list) else ids for ids in filters]
-        return _Tuner(self, np.ascontiguousarray(rows[::step]), k, recall, filters, threads).tune()
+        return Tuner(self, np.ascontiguousarray(rows[::step]), k, recall, filters, threads).tune()
 
     # ---- Keeping it ----
 
@@ -717,61 +697,3 @@ def _result(out, n, k, single, queries):
         if np.may_share_memory(array, another):  # contiguous, so bounds decide
             raise ValueError(f"out: {name} and {other} share memory")
     return SearchResult(*arrays)
-
-
-class _Tuner:
-    """One call of `Index.tune`."""
-
-    def __init__(self, index, queries, k, recall, filters, threads):
-        self.index, self.queries, self.k, self.recall, self.threads = index, queries, min(k, len(index)), recall, threads
-        self.filters, self.trials = filters, []
-        truth, _ = self._search({"exact": True})
-        self.wanted = (~np.isnan(truth)).sum()  # fewer than k of a query where a filter leaves fewer
-        if not self.wanted:
-            raise ValueError("filter and exclude leave no vector of the index; expected some to search among")
-        self.worst = np.fmin.reduce(truth, axis=1, keepdims=True)
-
-    def _search(self, budgets):
-        n, k = len(self.queries), self.k
-        ids, scores, counts, visited = (np.empty(shape, dtype) for shape, dtype in
-                                        (((n, k), np.int64), ((n, k), np.float32), (n, np.int64), (n, np.int64)))
-        self.index._search(self.queries, k, budgets, self.filters, self.threads, ids, scores, counts, visited)
-        return -scores if self.index.metric == "l2" else scores, visited.mean()
-
-    def _try(self, budgets):
-        scores, visited = self._search(budgets)
-        # both are exact float32 scores of the same vectors: equal bits for equal neighbours
-        reached = float((scores >= self.worst).sum() / self.wanted)
-        self.trials.append((dict(budgets), reached, float(visited)))
-        return reached
-
-    def _least(self, budgets, name, low, high):
-        """The smallest value of one budget that keeps the recall, by bisection on a logarithmic scale; `high` is known to."""
-        while low < high:
-            middle = min(max(int(math.sqrt(low * high)), low), high - 1)
-            if self._try({**budgets, name: middle}) >= self.recall:
-                high = middle
-            else:
-                low = middle + 1
-        return high
-
-    def tune(self):
-        stats = self.index.stats
-        lists = self.index._parameters["num_composite"]
-        generous = {} if lists else {"retrieve": 8 * self.k + 256}
-        budgets = dict(generous)
-        if self._try(budgets) < self.recall:
-            return self._found({"exact": True})
-        if stats["cells"] > stats["segments"]:
-            budgets["field_of_view"] = self._least(budgets, "field_of_view", 1, max(stats["cells"], 1))
-        if lists:
-            maximum = stats["count"] * self.index._parameters["num_simple"]
-            budgets["visit"] = self._least(budgets, "visit", 1, maximum)
-            budgets["retrieve"] = self._least(budgets, "retrieve", 1, stats["count"])
-        else:
-            budgets["retrieve"] = self._least(budgets, "retrieve", self.k, generous["retrieve"])
-        return self._found(budgets)
-
-    def _found(self, budgets):
-        reached = self._try(budgets)
-        return Tuning(budgets, reached, self.trials[-1][2], self.trials)
