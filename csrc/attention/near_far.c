@@ -8,7 +8,6 @@
 #include <time.h>
 
 #include "attend/packed_values.h"
-#include "attend/panel.h"
 #include "attention/exact_heads.h"
 #include "attention/near_far_tile.h"
 #include "attention/query_moments.h"

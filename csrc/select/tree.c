@@ -8,7 +8,6 @@
  * happens to be in.  All scores, masses and risks are logarithms to base 2. */
 #include <string.h>
 
-#include "attend/panel.h"
 #include "base/parallel.h"
 #include "select/selection.h"
 #include "select/threshold.h"
