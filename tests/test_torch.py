@@ -1,6 +1,7 @@
 """icecore.torch: attention on tensors, torch's own function by icecore, and that function replaced."""
 
 import itertools
+import shutil
 import threading
 import warnings
 
@@ -284,6 +285,20 @@ def test_what_torch_refuses_is_refused_by_torch(change, error, computed):
     assert str(ours.value) == str(torchs.value) and computed == []
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_torchs(computed):
+    """Each a batch of rows of different lengths."""
+    def nested(tensor):
+        rows = [tensor[0].transpose(0, 1), tensor[1, :, :4].transpose(0, 1)]
+        return torch.nested.nested_tensor(rows, layout=torch.jagged).transpose(1, 2)
+
+    query, key, value = inputs((2, 4, 5, 16), (2, 4, 9, 16), 8)
+    rows = scaled_dot_product_attention(*map(nested, (query, key, value))).unbind()
+    assert computed == []
+    assert_same(rows[0], query[0], key[0], value[0])
+    assert_same(rows[1], query[1, :, :4], key[1, :, :4], value[1, :, :4])
+
+
 def test_dropout_is_torchs(computed):
     query, key, value = inputs((2, 4, 5, 16), (2, 4, 9, 16), 8)
     torch.manual_seed(1)
@@ -356,6 +371,20 @@ def test_compiled_graphs_are_whole(options, dynamic):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     assert torch.equal(compiled(query, key, value), function(query, key, value))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_inductor_compiles_what_lies_around_the_operator(dtype):
+    query, key, value = inputs((2, 4, 5, 16), (2, 2, 9, 16), 16, dtype)
+
+    def function(query, key, value):
+        out = scaled_dot_product_attention(2 * query, key, value.sin(), is_causal=True, enable_gqa=True, tolerance=0.1)
+        return out.transpose(1, 2).flatten(2).cos()
+
+    with torch.inference_mode():
+        result = torch.compile(function, fullgraph=True, backend="inductor")(query, key, value)
+        assert torch.allclose(result, function(query, key, value), atol=ROUNDOFF[dtype])
 
 
 def test_exported_programs_keep_the_operator():

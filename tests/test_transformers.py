@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from icecore.transformers import attention, calls, masks, register, release, rep
 
 #: What these models refuse sdpa for.
 EAGER = ("gemma2", "gpt_oss")
+ENCODERS = ("bert", "modernbert", "nomic_bert", "xlm_roberta")
 #: Exact attention in float32, through two layers; T5 does not scale its scores.
 CLOSE = {"t5": 5e-4}
 
@@ -62,7 +64,7 @@ def test_a_family_gives_its_own_result(family):
 
 
 @pytest.mark.parametrize("padding", paddings())
-@pytest.mark.parametrize("family", ["llama", "llama4", "mistral", "gemma2", "gpt_oss", "gpt2", "bert", "modernbert", "t5"])
+@pytest.mark.parametrize("family", [*ENCODERS, "llama", "llama4", "mistral", "gemma2", "gpt_oss", "gpt2", "t5"])
 def test_padding_is_hidden_as_by_the_familys_own_attention(family, padding):
     own, mask = "eager" if family in EAGER else "sdpa", paddings()[padding]
     model, inputs = small_model(family, own), text_inputs(family)
@@ -72,7 +74,7 @@ def test_padding_is_hidden_as_by_the_familys_own_attention(family, padding):
         result = outputs(model, "icecore", **inputs, attention_mask=mask)
     seen = slice(None) if family == "t5" else mask.bool()
     assert (result - expected)[seen].abs().max() < CLOSE.get(family, 5e-5)
-    if padding != "right" or family in ("bert", "modernbert", "t5"):  # a mask that is ignored would show
+    if padding != "right" or family in (*ENCODERS, "t5"):  # a mask that is ignored would show
         assert (outputs(model, own, **inputs) - expected)[seen].abs().max() > 1e-2
 
 
@@ -194,10 +196,10 @@ class Attention(torch.nn.Module):
     num_key_value_groups = 2
 
 
-def call(module=None, dtype=torch.float32, width=16, **options):
+def call(module=None, dtype=torch.float32, width=16, device="cpu", name="icecore", **options):
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, heads, 9, width, generator=generator).to(dtype) for heads in (4, 2, 2))
-    function = transformers.AttentionInterface()["icecore"]
+    query, key, value = (torch.randn(2, heads, 9, width, generator=generator).to(device, dtype) for heads in (4, 2, 2))
+    function = transformers.AttentionInterface()[name]
     return function(module or Attention(), query, key, value, options.pop("attention_mask", None), **options)[0]
 
 
@@ -207,19 +209,46 @@ def call(module=None, dtype=torch.float32, width=16, **options):
         ({"dtype": torch.float64}, "query, key and value are torch.float64"),
         ({"width": 513}, "heads are wider than 512"),
         ({"dropout": 0.5}, "there is dropout"),
+        ({"device": "meta"}, "tensors are on meta"),
     ],
 )
 def test_what_icecore_does_not_compute_is_computed_and_warned_of_once(options, reason):
     with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.manual_seed(0)
-        result = call(**options)
-        call(**options)
+        results = []
+        for name in ("icecore", "sdpa", "icecore"):
+            torch.manual_seed(0)
+            results.append(call(name=name, **options))
     assert [reason in str(warning.message) and "sdpa" in str(warning.message) for warning in caught] == [True]
-    assert sum(report()["fallbacks"].values()) == 2
-    if "dropout" not in options:
-        expected = call(**{**options, "dtype": torch.float32}) if "dtype" in options else None
-        assert expected is None or torch.allclose(result.float(), expected, atol=1e-6)
+    assert [reason in said for said in report()["fallbacks"]] == [True] and sum(report()["fallbacks"].values()) == 2
+    own, expected, again = results
+    assert own.shape == expected.shape and own.dtype == expected.dtype and own.device == expected.device
+    assert own.is_meta or (torch.equal(own, expected) and torch.equal(own, again))
+
+
+def test_models_that_are_traced_are_computed_by_sdpa():
+    model, ids = small_model("llama").requires_grad_(False), tokens(1, 20)
+    expected = outputs(model, "icecore", input_ids=ids)
+    with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(lambda ids: model(input_ids=ids, use_cache=False).logits, ids, check_trace=False)
+    said = [str(warning.message) for warning in caught if "not by icecore" in str(warning.message)]
+    assert len(said) == 1 and said[0].endswith("the model is traced by torch.jit")
+    assert torch.allclose(traced(ids), expected, atol=5e-5)
+    others = tokens(1, 20, seed=1)
+    assert torch.allclose(traced(others), outputs(model, "icecore", input_ids=others), atol=5e-5)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, sinks=None, **others):
+    """As in the files of models."""
+    return (query + sinks).transpose(1, 2), None
+
+
+def test_what_only_the_models_eager_function_computes_is_warned_of_once():
+    with torch.inference_mode(), pytest.warns(UserWarning, match="eager function, not by icecore: sinks is not") as caught:
+        first, second = (call(sinks=torch.full((2, 4, 9, 1), value)) for value in (1.0, 3.0))
+    assert len(caught) == 1 and torch.allclose(second - first, torch.tensor(2.0))
+    assert report()["fallbacks"] == {"sinks is not computed": 2}
 
 
 def test_the_gradients_of_training_are_sdpas_and_a_warning_says_why():
@@ -275,7 +304,7 @@ def test_a_soft_cap_of_a_call(softcap):
 
 
 def test_a_keyword_that_is_not_known_is_an_error():
-    for name in ("a_new_keyword", "cu_seq_lens_q"):
+    for name in ("a_new_keyword", "block_indices", "cu_seq_lens_q"):
         with pytest.raises(ValueError, match=f"Attention passes {name} to attention, which icecore does not know"):
             call(**{name: torch.ones(3)})
     assert report()["calls"] == 0
@@ -283,9 +312,10 @@ def test_a_keyword_that_is_not_known_is_an_error():
         call(a_new_keyword=None, sliding_window=4, position_ids=torch.arange(9))
 
 
-def test_what_no_eager_function_computes_is_an_error():
-    with pytest.raises(ValueError, match="Attention: block_indices is not computed by icecore, and its file has no eager"):
-        call(block_indices=torch.zeros(1))
+def test_what_no_eager_function_computes_is_an_error(monkeypatch):
+    monkeypatch.delitem(globals(), "eager_attention_forward")
+    with pytest.raises(ValueError, match="Attention: sinks is not computed by icecore, and its file has no eager"):
+        call(sinks=torch.zeros(1))
 
 
 def test_ignored_indices_would_show():
@@ -320,18 +350,18 @@ def test_indices_together_with_what_else_changes_scores_are_kept():
         assert torch.allclose(both, call(attention_mask=torch.where(chosen, bias, -torch.inf), is_causal=False), atol=1e-5)
         both = call(indices=indices, attention_mask=heads)
         assert torch.allclose(both, call(attention_mask=chosen & heads), atol=1e-5)
-    assert sum(report()["fallbacks"].values()) == 2
+    assert report()["fallbacks"] == {"indices come with a position_bias or a mask for each head": 2}
 
 
-def test_attention_weights_are_warned_of():
-    with torch.inference_mode(), pytest.warns(UserWarning, match="icecore returns no attention weights"):
+def test_attention_weights_are_warned_of_once():
+    with torch.inference_mode(), pytest.warns(UserWarning, match="icecore returns no attention weights") as caught:
         call(output_attentions=True)
+        call(output_attentions=True)
+    assert len(caught) == 1
 
 
-def test_every_keyword_of_the_installed_release_is_on_a_list():
-    """Fails where a release passes a new one: it has to be read, and put on a list of attention.py."""
-    listed = attention.HARMLESS | attention.COMPUTED | attention.EAGER | attention.REFUSED
-    listed |= {*inspect.signature(attention.attend).parameters}
+def passed_keywords():
+    """Of the installed release: keyword of an attention module -> the files that pass it."""
     passed = {}
     for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
         text = file.read_text()
@@ -339,9 +369,23 @@ def test_every_keyword_of_the_installed_release_is_on_a_list():
             continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "attention_interface":
-                passed |= {keyword.arg: file.name for keyword in node.keywords if keyword.arg}
+                for keyword in node.keywords:
+                    passed.setdefault(keyword.arg, set()).add(file)
+    del passed[None]
+    return passed
+
+
+def test_keywords_of_the_installed_release_are_known():
+    """Fails where a release passes a new one: it has to be read, and put on a list of attention.py."""
+    listed = attention.HARMLESS | attention.COMPUTED | attention.EAGER | attention.REFUSED
+    listed |= {*inspect.signature(attention.attend).parameters}
+    passed = passed_keywords()
     assert len(passed) > 10
-    assert {name: file for name, file in passed.items() if name not in listed} == {}
+    assert {name: files for name, files in passed.items() if name not in listed} == {}
+    for name in attention.EAGER | {"softcap", "position_bias"}:  # what falls back to eager functions, these read
+        for file in passed.get(name, ()):
+            [eager] = re.findall(r"^def eager_attention_forward\(.*?^\)", file.read_text(), re.M | re.S)
+            assert re.search(rf"\b{name}\b", eager), file
 
 
 def test_compiled_models_keep_icecores_operator():

@@ -49,6 +49,8 @@ FAMILIES = {
                     {name: value for name, value in _INDEXED.items() if not name.startswith("index")}),
     "deepseek_v32": ("DeepseekV32ForCausalLM", "DeepseekV32Config", _INDEXED),
     "bert": ("BertModel", "BertConfig", {**_ENCODER, "vocab_size": VOCABULARY}),
+    "xlm_roberta": ("XLMRobertaModel", "XLMRobertaConfig", {**_ENCODER, "vocab_size": VOCABULARY, "pad_token_id": 0}),
+    "nomic_bert": ("NomicBertModel", "NomicBertConfig", {**_ENCODER, "vocab_size": VOCABULARY}),
     "modernbert": ("ModernBertModel", "ModernBertConfig", {**_ENCODER, "vocab_size": VOCABULARY, "local_attention": 8,
                    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}),
     "vit": ("ViTModel", "ViTConfig", {**_ENCODER, "image_size": 32, "patch_size": 4}),

@@ -20,9 +20,9 @@ HARMLESS = {
 #: Those that icecore computes.
 COMPUTED = {"indices", "position_bias", "s_aux", "softcap"}
 #: Those that the model's own eager function computes.
-EAGER = {"block_indices", "sinks"}
-#: Those of packed sequences, which only flash attention reads.
-REFUSED = {"cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "seq_idx"}
+EAGER = {"sinks"}
+#: Those of packed sequences, which only flash attention reads, and blocks, which eager functions expect in the mask.
+REFUSED = {"block_indices", "cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "seq_idx"}
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_DIM = 512
