@@ -23,8 +23,9 @@ CLOSE = {"t5": 5e-4}
 
 
 @pytest.fixture(autouse=True)
-def counted():
-    """Names are registered, counts begin at 0, and warnings come again."""
+def counted(monkeypatch):
+    """Names are registered, short calls are icecore's as well, counts begin at 0, and warnings come again."""
+    monkeypatch.setattr(attention, "MIN_KEYS", 0)
     torch.manual_seed(0)
     register("icecore")
     register("icecore-near", tolerance=1e-3, window=16, sinks=4, min_keys=32)
@@ -32,8 +33,8 @@ def counted():
     calls._warned.clear()
 
 
-def outputs(model, attention, **inputs):
-    model.set_attn_implementation(attention)
+def outputs(model, name, **inputs):
+    model.set_attn_implementation(name)
     with torch.inference_mode():
         return model(**inputs)[0]
 
@@ -112,6 +113,18 @@ def test_names_with_other_settings_coexist_and_take_new_ones():
     register("icecore-near")
     outputs(model, "icecore-near", **inputs)
     assert report()["exact"] == 2
+
+
+def test_calls_of_few_keys_are_pytorchs(monkeypatch):
+    """What icecore adds to such a call is more than it could save."""
+    monkeypatch.undo()
+    model, inputs = small_model("llama"), {"input_ids": tokens(1, 60)}
+    expected = outputs(model, "sdpa", **inputs)
+    monkeypatch.delattr(attention, "attention")
+    assert torch.allclose(outputs(model, "icecore", **inputs), expected, atol=1e-6)
+    assert report()["exact"] == report()["calls"] == 2
+    with pytest.raises(NameError):
+        outputs(model, "icecore", input_ids=tokens(1, 100))
 
 
 # ---- Masks ----

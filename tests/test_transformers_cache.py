@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers_models import CACHE, small_model, tokens  # noqa: E402
 
-from icecore.transformers import NearFarCache, calls, register, report  # noqa: E402
+from icecore.transformers import NearFarCache, attention, calls, register, report  # noqa: E402
 from icecore.transformers.near_far_layer import NearFarLayer  # noqa: E402
 from icecore.transformers.stored_states import StoredStates  # noqa: E402
 
@@ -19,8 +19,9 @@ FINE = {"tolerance": 1e-3, "window": 16, "sinks": 4, "min_length": 40}
 
 
 @pytest.fixture(autouse=True)
-def counted():
+def counted(monkeypatch):
     register("icecore")
+    monkeypatch.setattr(attention, "MIN_KEYS", 0)  # these are short
     report(reset=True)
     calls._warned.clear()
 
@@ -36,8 +37,8 @@ def left_padded(length=90):
     return {"input_ids": tokens(2, length), "attention_mask": mask}
 
 
-def generated(model, attention, cache=None, new=12, **options):
-    model.set_attn_implementation(attention)
+def generated(model, name, cache=None, new=12, **options):
+    model.set_attn_implementation(name)
     options = {"do_sample": False, "max_new_tokens": new, **options}
     return model.generate(**options, **({} if cache is None else {CACHE: cache}))
 

@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers_models import CACHE, small_model, text_inputs, tokens  # noqa: E402
 
-from icecore.transformers import register, report  # noqa: E402
+from icecore.transformers import attention, register, report  # noqa: E402
 
 DECODERS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "mixtral", "gpt_oss", "llama4", "gpt2", "deepseek_v3",
             "deepseek_v32")
@@ -26,12 +26,13 @@ WAYS = {
 
 
 @pytest.fixture(autouse=True)
-def registered():
+def registered(monkeypatch):
     register("icecore")
+    monkeypatch.setattr(attention, "MIN_KEYS", 0)  # these are short
 
 
-def generated(model, attention, new=8, **options):
-    model.set_attn_implementation(attention)
+def generated(model, name, new=8, **options):
+    model.set_attn_implementation(name)
     report(reset=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -61,10 +62,10 @@ def test_chats_go_on_with_the_cache_of_before(family):
     model = small_model(family, "eager")
     first, more = tokens(1, 30), tokens(1, 10, seed=3)
     results = []
-    for attention in ("eager", "icecore"):
+    for name in ("eager", "icecore"):
         cache = transformers.DynamicCache(config=model.config)
-        said = generated(model, attention, input_ids=first, **{CACHE: cache})
-        results.append(generated(model, attention, input_ids=torch.cat([said, more], dim=1), **{CACHE: cache}))
+        said = generated(model, name, input_ids=first, **{CACHE: cache})
+        results.append(generated(model, name, input_ids=torch.cat([said, more], dim=1), **{CACHE: cache}))
     assert torch.equal(*results)
 
 

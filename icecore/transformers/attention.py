@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import icecore
@@ -26,6 +27,8 @@ REFUSED = {"block_indices", "cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "m
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_DIM = 512
+#: Below both, PyTorch's function is faster by what a call of icecore costs before it computes (bench/bench_transformers.py).
+MIN_KEYS, MIN_PRODUCTS = 512, 8192
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,14 @@ class _Call:
         """The operator of icecore.torch, which a compiler keeps; exact, and not counted."""
         if self.given:
             return self.by_eager(f"{', '.join(sorted(self.given))} is not compiled")
-        mask, key, value = self._full_mask(), self.key, self.value
-        causal = mask is None and self.is_causal and self.queries > 1
-        shared, threads = self.query.shape[1] != key.shape[1], self.settings.num_threads
-        out = scaled_dot_product_attention(self.query, key, value, mask, is_causal=causal, scale=self.scaling,
-                                           enable_gqa=shared, num_threads=threads)
-        return out.transpose(1, 2), None
+        return self._by(scaled_dot_product_attention, self._full_mask(), num_threads=self.settings.num_threads), None
+
+    def _by(self, function, mask, **options):
+        """(B, L, H, d_v), by a function with PyTorch's arguments."""
+        causal = bool(mask is None and self.is_causal and self.queries > 1)
+        shared = self.query.shape[1] != self.key.shape[1]
+        options = {"is_causal": causal, "scale": self.scaling, "enable_gqa": shared, **options}
+        return function(self.query, self.key, self.value, mask, **options).transpose(1, 2)
 
     def _count(self, reason, way):
         if not torch.compiler.is_compiling():
@@ -210,6 +215,9 @@ class _Call:
 
     def _attend(self):
         """The result for key and value as they are."""
+        if self.mask is None and not self.given and self.keys < MIN_KEYS and self.queries * self.keys < MIN_PRODUCTS:
+            count("exact")
+            return self._by(functional.scaled_dot_product_attention, None)
         batch, heads, queries, _ = self.query.shape
         out = self.query.new_empty(batch, queries, heads, self.value.shape[-1])
         exact = self.given.keys() & {"indices", "position_bias"} or self.keys < self.settings.min_keys

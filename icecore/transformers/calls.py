@@ -52,8 +52,8 @@ def report(*, reset=False):
     -------
     dict
         ``calls``, and of them: ``near_far``, by a tolerance or k (icecore may still have found that exact attention is
-        faster); ``exact``; ``cache``, from a `NearFarCache`; ``fallbacks``, a dictionary of the reason why another function
-        computed them to their number. Calls in compiled graphs are not counted.
+        faster); ``exact``, those of few keys by PyTorch's function; ``cache``, from a `NearFarCache`; ``fallbacks``, a
+        dictionary of the reason why another function computed them to their number. Calls in compiled graphs are not counted.
     """
     with _lock:
         counts = copy.deepcopy(_counts)
