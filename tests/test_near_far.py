@@ -25,7 +25,7 @@ import icecore
 from icecore import _cost_model, _native, reference
 from icecore._settings import CELL_SIZE
 from icecore.reference import THRESHOLDS
-from icecore.reference.measure import mass_scale
+from icecore.reference.measure import mass_scale, row_thresholds
 from icecore.reference.near_far import query_moments
 from icecore.reference.random import segment_seed
 
@@ -474,23 +474,24 @@ def test_a_tolerance_is_met_where_there_is_nothing_to_exploit(isa, tolerance):
     assert head_error(result.out, icecore.attention(query, key, value)).max() < 1.3 * tolerance
 
 
-def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size, softcap=None, sink_logits=None):
-    """Thresholds (H,), whether all cells are scored (H,), and the curves of each head's rows, which all are measured."""
+def measured_by_the_oracle(query, key, value, tolerance, *, sinks, cell_size, softcap=None, sink_logits=None, moments_of=None):
+    """Levels (H,), whether all cells are scored (H,), and the curves of each head's rows, which all are measured."""
     (_, heads, _, dim), keys = query.shape, key.shape[2]
-    moments = query_moments(query[0].astype(np.float64), keys - query.shape[2])
+    all_queries = query if moments_of is None else moments_of
+    moments = query_moments(all_queries[0].astype(np.float64), keys - all_queries.shape[2])
     tree = core_tree(key[0, 0, sinks:], value[0, 0, sinks:], cell_size, segment_seed(0, sinks, keys - sinks), moments)
     arrays = key[0, 0].astype(np.float64), value[0, 0].astype(np.float64), np.zeros(keys), [(sinks, tree)], np.arange(sinks)
-    thresholds, all_cells, curves = np.empty(heads), np.zeros(heads, bool), []
+    levels, all_cells, curves = np.empty(heads, int), np.zeros(heads, bool), []
     for h in range(heads):
         for scored in (False, True):
             scores = {"scale": dim**-0.5, "softcap": softcap, "sink": -np.inf if sink_logits is None else sink_logits[h]}
             rows = [reference.row_curve(q, *arrays, all_cells=scored, **scores) for q in query[0, h].astype(np.float64)]
-            found = reference.choose_threshold(*reference.head_error(rows), tolerance)
-            if found:
+            found = reference.choose_level(rows, tolerance, exact=sinks)
+            if found is not None:
                 break
-        thresholds[h], all_cells[h] = found, scored
+        levels[h], all_cells[h] = found, scored
         curves.append(rows)
-    return thresholds, all_cells, curves
+    return levels, all_cells, curves
 
 
 @pytest.mark.parametrize("scores", [{}, {"softcap": 6.0}, {"sink_logits": (4.0, 8.0, -np.inf)}], ids=["", "softcap", "sinks"])
@@ -501,11 +502,10 @@ def test_the_threshold_is_the_one_that_the_oracle_measures(isa, seed, tolerance,
     query, key, value = clustered((1, 3, 32, 16), (1, 1, 2000, 16), 16, seed=seed)
     query, options = query / 2, {"sinks": 4, "cell_size": 8} | scores
     result = near_far(query, key, value, tolerance=tolerance, **options)
-    thresholds, all_cells, curves = measured_by_the_oracle(query, key, value, tolerance, **options)
+    levels, all_cells, curves = measured_by_the_oracle(query, key, value, tolerance, **options)
     out, _, near, _ = reference.near_far_attention(
-        query, key, value, k=1, threshold=thresholds, all_cells=all_cells, tree_of=core_tree, **options
+        query, key, value, k=1, threshold=THRESHOLDS[levels], all_cells=all_cells, tree_of=core_tree, **options
     )
-    levels = np.array([np.flatnonzero(THRESHOLDS == threshold)[0] for threshold in thresholds])
     mass = np.array([[c.summed_mass + mass_scale(rows) * c.mean_mass for c in rows] for rows in curves])  # (H, L, G)
     _, exact_lse = reference.attention(query, key, value, **scores)
     lse = exact_lse[0] + np.log(np.take_along_axis(mass, levels[:, None, None], axis=2)[..., 0])
@@ -514,6 +514,27 @@ def test_the_threshold_is_the_one_that_the_oracle_measures(isa, seed, tolerance,
     assert 0 < near.mean() < 1500
     assert (np.linalg.norm(result.out - out, axis=-1) <= 1e-5 * np.linalg.norm(out, axis=-1))[same].all()
     np.testing.assert_allclose(result.lse[same], lse[None][same], atol=1e-4)
+
+
+@pytest.mark.parametrize("longer", [1.45, 1.55])
+def test_rows_of_longer_queries_than_were_measured_open_all(isa, longer):
+    """Of 96 queries the odd ones are measured. Whether a query is long is a matter of each head."""
+    query, key, value = clustered((1, 3, 96, 16), (1, 1, 1200, 16), 16, seed=1)
+    query /= np.linalg.norm(query, axis=-1, keepdims=True)
+    query *= np.array([4.0, 1.0, 2.0], np.float32)[:, None, None]
+    query[0, :, 10] *= longer
+    options = {"tolerance": 0.1, "sinks": 4, "cell_size": 8}
+    result = near_far(query, key, value, **options)
+    levels, all_cells, _ = measured_by_the_oracle(query[:, :, 1::2], key, value, **options, moments_of=query)
+    thresholds = np.array([row_thresholds(q, THRESHOLDS[g], q[1::2]) for q, g in zip(query[0], levels, strict=True)])
+    assert (thresholds[:, 10] == 0).all() == (longer > 1.5)
+    out, _, near, _ = reference.near_far_attention(
+        query, key, value, k=1, threshold=thresholds, all_cells=all_cells, tree_of=core_tree, sinks=4, cell_size=8
+    )
+    same = result.near_keys == near
+    assert same.mean() > 0.98
+    assert ((result.near_keys[0, :, 10] == 1196) == (longer > 1.5)).all()
+    assert (np.linalg.norm(result.out - out, axis=-1) <= 1e-5 * np.linalg.norm(out, axis=-1))[same].all()
 
 
 @pytest.mark.parametrize("options", [CAUSAL, BOTH_WAYS], ids=["causal", "both"])

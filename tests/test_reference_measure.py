@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icecore import reference
-from icecore.reference import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
+from icecore.reference import THRESHOLDS, Curve, choose_level, head_error, passing_level, row_curve
 from icecore.reference.cells import summarize_tree
 from icecore.reference.combine import combine
-from icecore.reference.measure import mass_scale, row_errors
+from icecore.reference.measure import FINER, TRACED, caution_of, mass_scale, row_errors
 from icecore.reference.near_far import EXPAND_SHARE, choose, exact_and_sealed, log_guess, log_risk, marks_of
 from icecore.reference.random import segment_seed
 
@@ -178,7 +178,7 @@ def test_a_row_that_sees_nothing_lacks_nothing():
     np.testing.assert_array_equal(row_errors(curves), 0)
     seen = curves_of(*clustered(), sinks=4)
     np.testing.assert_allclose(head_error([*seen, *curves]), head_error(seen), atol=1e-15)
-    assert choose_threshold(*head_error(curves), 0.5) is None  # an error of nothing relative to nothing promises nothing
+    assert passing_level(*head_error(curves), 0.5) == G  # an error of nothing relative to nothing promises nothing
 
 
 # ---- A head ----
@@ -266,15 +266,14 @@ def test_the_largest_threshold_below_which_all_pass(first, data):
         lucky = data.draw(st.lists(st.booleans(), min_size=first, max_size=first))
         error[:first] = np.where(lucky, 0.05, 0.2)
         error[first - 1] = 0.2
-    chosen = choose_threshold(error, np.zeros(G), 0.1)
-    assert chosen == (THRESHOLDS[first] if first < G else None)
+    assert passing_level(error, np.zeros(G), 0.1) == first
 
 
 def test_the_tolerance_itself_passes_and_nan_does_not():
-    assert choose_threshold(np.full(G, 0.1), np.zeros(G), 0.1) == 2
-    assert choose_threshold(np.full(G, 0.08), np.full(G, 0.03), 0.1) is None
-    assert choose_threshold(np.where(np.arange(G) == 9, np.nan, 0.0), np.zeros(G), 0.1) == THRESHOLDS[10]
-    assert choose_threshold(np.full(G, np.nan), np.full(G, np.nan), 0.1) is None
+    assert passing_level(np.full(G, 0.1), np.zeros(G), 0.1) == 0
+    assert passing_level(np.full(G, 0.08), np.full(G, 0.03), 0.1) == G
+    assert passing_level(np.where(np.arange(G) == 9, np.nan, 0.0), np.zeros(G), 0.1) == 10
+    assert passing_level(np.full(G, np.nan), np.full(G, np.nan), 0.1) == G
 
 
 def test_lucky_rows_do_not_pass():
@@ -283,8 +282,42 @@ def test_lucky_rows_do_not_pass():
     errors[5] = 32 * 0.06
     error, standard_error = head_error(made_up(errors))
     np.testing.assert_allclose(error, 0.06)
-    assert choose_threshold(error, standard_error, 0.1) is None
-    assert choose_threshold(*head_error(made_up(np.full((32, G), 0.06))), 0.1) == 2
+    assert passing_level(error, standard_error, 0.1) == G
+    assert passing_level(*head_error(made_up(np.full((32, G), 0.06))), 0.1) == 0
+
+
+@given(st.integers(0, FINER - 1), st.integers(1, 20), st.integers(0, 2**31 - 1))
+def test_caution_is_what_later_rows_would_have_needed(needed, rows, seed):
+    """Together: single rows may miss the tolerance. Rows that count for nothing have no say."""
+    generator = np.random.default_rng(seed)
+    sizes, share = generator.uniform(0.5, 2, rows), generator.dirichlet(np.ones(rows))
+    at = np.where(np.arange(FINER) < needed, 0.11, 0.09)  # their error together, level by level
+    errors = share[:, None] * at * sizes.sum()
+    assert caution_of(errors, sizes, 0.1) == needed
+    both = np.concatenate([errors, np.full_like(errors, 9.0)])
+    assert caution_of(both, np.ones(2 * rows) * np.tile(sizes, 2), 0.1, np.repeat([1, 0], rows)) == needed
+    assert caution_of(both, np.tile(sizes, 2), 0.1) == FINER
+    assert caution_of(errors[:0], sizes[:0], 0.1) == 0
+
+
+@given(st.integers(0, 30), st.integers(0, FINER), st.integers(0, 2**31 - 1), st.sampled_from([0.1, 0.02]))
+def test_the_level_in_force_costs_little_more_than_the_one_that_passes(passing, caution, seed, tolerance):
+    generator = np.random.default_rng(seed)
+    errors = np.where(np.arange(G) < passing, 2 * tolerance, tolerance / 2) * np.ones((8, 1))
+    near = np.sort(generator.integers(0, 2000, (8, G)), axis=1) * (generator.random() < 0.7)
+    nodes = np.sort(generator.integers(10, 300, (8, G)), axis=1)
+    curves = [dataclasses.replace(c, near=n, nodes=m) for c, n, m in zip(made_up(errors), near, nodes, strict=True)]
+    exact, prices = 300.0, (0.8, 0.3)
+    level = choose_level(curves, tolerance, exact=exact, prices=prices, caution=caution)
+    cost = prices[0] * near.mean(axis=0) + prices[1] * nodes.mean(axis=0)
+    cautious = min(passing + caution, G - 1)
+    most = 1.05 * cost[cautious] + 0.05 * exact
+    assert level >= cautious
+    assert cost[level] <= most + 1e-9
+    traced = THRESHOLDS >= 0.9 * tolerance / TRACED
+    if level + 1 < G and (traced[level + 1] or not traced[cautious]):
+        assert cost[level + 1] > most - 1e-9
+    assert choose_level(made_up(np.full((8, G), 2 * tolerance)), tolerance, exact=exact) is None
 
 
 @each_mode
@@ -294,8 +327,7 @@ def test_what_was_measured_comes_out(tolerance, all_cells):
     query, key, value = clustered(64)
     measured, others = slice(0, 64, 2), slice(1, 64, 2)
     options = {"sinks": 4, "all_cells": all_cells}
-    threshold = choose_threshold(*head_error(curves_of(query[measured], key, value, **options)), tolerance)
-    level = int(np.flatnonzero(THRESHOLDS == threshold)[0])
+    level = passing_level(*head_error(curves_of(query[measured], key, value, **options)), tolerance)
     exact = reference.attention(*(a[None, None] for a in (query, key, value)), scale=SCALE)[0][0, 0]
     out, _, near = near_far(query, key, value, level, **options)
     errors, sizes = np.linalg.norm(out - exact, axis=1), np.linalg.norm(exact, axis=1)

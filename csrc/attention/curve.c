@@ -373,7 +373,7 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
                                 .stack = s->stack};
     char *rest;
     ice_selection *t = own->t = ice_selection_lay_out(&view, scratch, &rest);
-    float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL];
+    float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL], squared[ICE_PANEL];
     ice_tile_begin(&t->tile, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
     place_rows(&t->tile, s);
     t->tile.packed = s->exact.packed;
@@ -385,6 +385,7 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, s->stack);
     score_all(own);
     ice_selection_guess(t, log2_norm, log2_mass);
+    ice_squared_lengths(t, squared);
     attend_sealed(own, &exact);
     ice_tile_finish(&t->tile);
     memcpy(own->all, t->tile.state, (size_t)lanes * sizeof *own->all);
@@ -398,6 +399,7 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     attend_cells(own);
     for (int lane = 0; lane < lanes; lane++) {
         found[lane].rounding = -1.0f;
+        found[lane].squared_query = squared[lane];
         trace_row(own, lane, &found[lane]);
         memcpy(outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
     }

@@ -17,6 +17,7 @@
 /* Of one row, for each threshold. */
 typedef struct {
     float norm;                            /* |o|; NaN where the row says nothing */
+    float squared_query;                   /* the query's squared length */
     float rounding;                        /* |o - o by the keys as given|^2, or below 0: not found */
     float distance[ICE_GRID];              /* |o - o^|^2 */
     float means[ICE_GRID], far[ICE_GRID];  /* the mass of means, and of what they stand for, by the row's mass */

@@ -40,7 +40,7 @@ enum {
     ICE_SEQUENCE_NUMBERS
 };
 /* Numbers of a query head in "rule". */
-#define ICE_RULE_NUMBERS 4
+#define ICE_RULE_NUMBERS 5
 #define ICE_SEGMENT_NUMBERS 4
 
 /* Parts that are rows as they came. */

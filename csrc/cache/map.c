@@ -220,12 +220,15 @@ static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, c
     for (int64_t i = 0; i < heads * group; i++, place[0] += ICE_RULE_NUMBERS) {
         const float *own = (const float *)rule->data + place[0];
         if (!(own[0] > 0.0f && own[0] < INFINITY) || !isfinite(own[1]) || !(own[2] == 0.0f || own[2] == 1.0f) ||
-            !(own[3] == 0.0f || own[3] == 1.0f || own[3] == (float)ICE_UNKNOWN)) {
+            !(own[3] == 0.0f || own[3] == 1.0f || own[3] == (float)ICE_UNKNOWN) || !(own[4] >= 0.0f)) {
             ice_refuse(&m->reader, "rule", "has a number that is out of range");
             return;
         }
-        q->rule[i] = (ice_rule){
-            .threshold = own[0], .log2_mass = own[1], .all_cells = (uint8_t)own[2], .exact = (uint8_t)own[3]};
+        q->rule[i] = (ice_rule){.threshold = own[0],
+                                .log2_mass = own[1],
+                                .all_cells = (uint8_t)own[2],
+                                .exact = (uint8_t)own[3],
+                                .max_squared = own[4]};
     }
     q->known = group && sequence[ICE_SEQUENCE_KNOWN] != 0;
     q->last = sequence[ICE_SEQUENCE_LAST];

@@ -80,7 +80,8 @@ static void number_segments(contents *c) {
                                                    q->known,      q->last,        q->renewed,    open_sums(cache)};
         for (int64_t i = 0; i < cache->options.heads * q->group; i++, rule += ICE_RULE_NUMBERS) {
             const ice_rule *r = &q->rule[i];
-            const float numbers[ICE_RULE_NUMBERS] = {r->threshold, r->log2_mass, (float)r->all_cells, (float)r->exact};
+            const float numbers[ICE_RULE_NUMBERS] = {r->threshold, r->log2_mass, (float)r->all_cells, (float)r->exact,
+                                                     r->max_squared};
             memcpy(rule, numbers, sizeof numbers);
         }
         memcpy(sequence, own, sizeof own);

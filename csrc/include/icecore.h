@@ -170,11 +170,13 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * rows, where half the relative error of the mass (the error of lse) counts as one more component of the output.
  * Thresholds are then measured: sampled rows are attended exactly, and of each the error is found for every threshold
  * 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus two standard errors,
- * within the tolerance.  Where none has, parents are no longer trusted and all cells are scored; where that does not
- * help either, or costs more than exact attention, the head is exact.  Causal: rows of earlier blocks measure for later
- * ones, and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not causal: 48 rows
- * of each head are measured first.  Below a tolerance of 0.015 two to four times as many rows are measured, about 1 /
- * tolerance.
+ * within the tolerance; or a smaller one, by which later rows have kept the tolerance so far, and at which a row costs
+ * up to a twentieth more.  Rows whose query is more than 1.5 times as long as the longest lately measured open all
+ * cells.  Where no threshold keeps the tolerance, parents are no longer trusted and all cells are scored; where that
+ * does not help either, or costs more than exact attention, the head is exact.  Causal: rows of earlier blocks measure
+ * for later ones, and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not
+ * causal: 48 rows of each head are measured first.  Below a tolerance of 0.015 two to four times as many rows are
+ * measured, about 1 / tolerance.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.

@@ -39,6 +39,12 @@ void ice_find_spreads(ice_selection *t) {
     }
 }
 
+void ice_squared_lengths(const ice_selection *t, float squared[ICE_PANEL]) {
+    float weight[ICECORE_MAX_DIM];
+    for (int64_t i = 0; i < t->problem->dim; i++) weight[i] = 1.0f;
+    add_squares(&t->tile, weight, t->problem->dim, ICE_PANEL, squared);
+}
+
 void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
     const icecore_attention *p = t->problem;
     float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->tile.scores;
@@ -73,14 +79,16 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
 }
 
 void ice_find_thresholds(ice_selection *t, float *threshold, float *expand) {
-    float log2_mass[ICE_PANEL];
+    float log2_mass[ICE_PANEL], squared[ICE_PANEL];
     ice_selection_guess(t, threshold, log2_mass);
+    ice_squared_lengths(t, squared);
     t->doubts = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const ice_rule *rule = ice_rule_of(t, lane);
         t->doubt[lane] = rule->key_share > 0.0f ? log2_mass[lane] + log2f(rule->key_share) : INFINITY;
         t->doubts |= rule->key_share > 0.0f;
         threshold[lane] = rule->exact ? INFINITY : threshold[lane] + log2f(rule->threshold);
+        if (!rule->exact && ice_is_unlike(rule, squared[lane])) threshold[lane] = -INFINITY;
         expand[lane] = rule->all_cells ? -INFINITY : threshold[lane] + log2f(ICE_EXPAND_SHARE);
         if (rule->exact) expand[lane] = INFINITY;
     }

@@ -23,6 +23,7 @@ typedef struct {
         threshold; /* a cell is opened whose risk, by the norm of the row's estimated sum, is at least this; above 0 */
     float key_share;   /* above 0: cells are opened as well of which one key may hold such a share of the mass
                           (risk.c) */
+    float max_squared; /* above 0: a row whose query has a larger squared length opens all cells */
     float log2_mass;   /* of what the mass of its means is multiplied by, for lse and captured mass */
     uint8_t all_cells; /* parents are not trusted: all are expanded */
     uint8_t exact; /* its rows are not written here: the tolerance needs it, or ICE_UNKNOWN: nothing has been measured
@@ -104,6 +105,11 @@ static inline const ice_rule *ice_rule_of(const ice_selection *t, int lane) {
     return &t->rules[(tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1)) % ice_group(t->problem)];
 }
 
+/* What risks promise was measured on queries that are not much shorter. */
+static inline int ice_is_unlike(const ice_rule *rule, float squared) {
+    return rule->max_squared > 0.0f && squared > rule->max_squared;
+}
+
 static inline int ice_is_masked(const ice_selection *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
 
 static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_stacked *from) {
@@ -181,6 +187,8 @@ void ice_find_spreads(ice_selection *t);
 /* Of each lane the logarithms of the norm of the sum of weighted values and of the mass, guessed from the exact keys
  * and the parents. */
 void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]);
+/* Of each lane's query, its scale included. */
+void ice_squared_lengths(const ice_selection *t, float squared[ICE_PANEL]);
 /* The risks from which on each row opens cells and expands parents. */
 void ice_find_thresholds(ice_selection *t, float *threshold, float *expand);
 /* Raises the risks of nodes of which one key may hold a row's key_share to what opens them. */

@@ -5,7 +5,7 @@ from icecore.reference.dense import attention
 from icecore.reference.iceformer import pdci_attention
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
-from icecore.reference.measure import THRESHOLDS, Curve, choose_threshold, head_error, row_curve
+from icecore.reference.measure import THRESHOLDS, Curve, choose_level, head_error, passing_level, row_curve
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.offset import has_offset, relative_rows
 from icecore.reference.pages import pages_attention
@@ -30,7 +30,7 @@ __all__ = [
     "attend_indices",
     "attention",
     "build_tree",
-    "choose_threshold",
+    "choose_level",
     "dequantize",
     "has_offset",
     "head_error",
@@ -38,6 +38,7 @@ __all__ = [
     "lift_query",
     "near_far_attention",
     "pages_attention",
+    "passing_level",
     "pdci_attention",
     "pdci_candidates",
     "pdci_candidates_by_radius",

@@ -15,6 +15,14 @@ THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
 MASS_SHARE = 0.5
 #: Standard errors that are added to an error before it is held against the tolerance.
 CAUTION = 2.0
+#: What a row's keys and nodes may cost more than by the loosest threshold that passes, for rows unlike those measured.
+SPARE = 0.05
+#: Queries that are so many times as long as the longest measured are unlike them: their softmax is as much sharper.
+LONGER = 1.5
+#: Curves end at this part of the tolerance, unless no threshold up to there will do.
+TRACED = 64.0
+#: Levels of the grid below the chosen one on which later rows are tried.
+FINER = 48
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,59 @@ def head_error(curves, weights=None):
         return error, np.sqrt(weights**2 @ deviation**2) / (weights @ sizes)
 
 
-def choose_threshold(error, standard_error, tolerance):
-    """The largest threshold that passes, error + CAUTION standard_error (G,) <= tolerance, as do all smaller ones; or None."""
-    failing = np.flatnonzero(~(error + CAUTION * standard_error <= tolerance))
-    passing = THRESHOLDS[failing[-1] + 1 :] if len(failing) else THRESHOLDS
-    return float(passing[0]) if len(passing) else None
+def loosest(passes):
+    """The first index of passes (n,) from which on all are true; n where the last is not."""
+    failing = np.flatnonzero(~passes)
+    return int(failing[-1]) + 1 if len(failing) else 0
+
+
+def passing_level(error, standard_error, tolerance):
+    """The level of the largest threshold that passes, as do all smaller ones; their number where the smallest does not.
+
+    error, standard_error : (G,), or of the levels that were traced
+        To pass is to have error + CAUTION standard_error <= tolerance.
+    """
+    return loosest(error + CAUTION * standard_error <= tolerance)
+
+
+def caution_of(errors, sizes, tolerance, weights=None):
+    """How many levels finer than chosen the tolerance would have been kept on rows that had no part in the choice.
+
+    errors : (R, FINER)
+        |o - o^| of later rows, from the level on that was in force for each before it was known.
+    sizes, weights : (R,)
+        |o|, and how much each row counts.
+    """
+    weights = np.ones(len(sizes)) if weights is None else np.asarray(weights, np.float64)
+    return loosest(weights @ errors <= tolerance * (weights @ sizes)) if len(sizes) else 0
+
+
+def finest_for_little(level, cost, exact):
+    """The finest level by which a row's near keys and nodes cost little more than by `level`.
+
+    cost : (levels,), not falling, by keys of exact attention; exact : keys that the row attends to anyway.
+    """
+    return level + np.count_nonzero(cost[level:] <= cost[level] + SPARE * (cost[level] + exact)) - 1
+
+
+def choose_level(curves, tolerance, *, exact, prices=(1.0, 1.0), caution=0):
+    """The level in force after these rows: passing, `caution` levels finer, and as fine as costs little more; or None.
+
+    exact : float, keys that each row attends to anyway; prices : of a near key and of a node, by exact attention's of a key.
+    """
+    error, standard_error = head_error(curves)
+    near, nodes = (np.mean([getattr(c, name) for c in curves], axis=0) for name in ("near", "nodes"))
+    levels = int(np.abs(np.log(THRESHOLDS * TRACED / tolerance)).argmin()) + 1  # that are traced
+    level = passing_level(error[:levels], standard_error[:levels], tolerance)
+    if level + caution >= levels:
+        levels = len(THRESHOLDS)
+        level = passing_level(error, standard_error, tolerance)
+    if level == levels:
+        return None
+    return finest_for_little(min(level + caution, levels - 1), (prices[0] * near + prices[1] * nodes)[:levels], exact)
+
+
+def row_thresholds(query, threshold, measured):
+    """(L,): the threshold, and 0 for rows of query (L, d) that are unlike those that were measured, (M, d): they open all."""
+    longest = np.linalg.norm(measured, axis=-1).max()
+    return np.where(np.linalg.norm(query, axis=-1) > LONGER * longest, 0.0, threshold)

@@ -191,7 +191,8 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_ce
     expand_at = -np.inf
     if threshold is not None:
         exact_score = scores_of(query, key, exact, scale, bias, softcap)
-        open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks, softcap)
+        with np.errstate(divide="ignore"):  # 0: all is opened
+            open_at = np.log(threshold) + log_guess(query, scale, exact_score, value[exact], trees, marks, softcap)
         expand_at = open_at + np.log(EXPAND_SHARE)
     elif k < sealed // EXPAND_FACTOR and MIN_EXPANDED < sealed:
         expand_at = min_risk(parent_risk, parent_count, max(EXPAND_FACTOR * k, MIN_EXPANDED))
@@ -224,9 +225,9 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    threshold : float or array_like (H,), optional
+    threshold : float or array_like (H,) or (H, L), optional
         Instead of k: cells are opened whose risk is at least this share of the norm of the output, as it is guessed from the
-        exact keys and the parents' means; of each query head (`measure.choose_threshold`).
+        exact keys and the parents' means; of each query head, or row (`measure.choose_level`, `row_thresholds`). 0 opens all.
     all_cells : bool or array_like (H,)
         Every parent is expanded; of each query head.
     moments : array_like (H_k, d, d), optional
@@ -256,7 +257,9 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
     scale = 1.0 / np.sqrt(dim) if scale is None else scale
     mask = np.broadcast_to(0.0 if attn_mask is None else bias_of(attn_mask), (batch, heads, queries, keys))
     group = heads // key.shape[1] if heads else 1
-    thresholds = [None] * heads if threshold is None else np.broadcast_to(threshold, heads)
+    if threshold is not None:
+        threshold = np.asarray(threshold, np.float64)
+        threshold = np.broadcast_to(threshold if threshold.ndim == 2 else threshold[..., None], (heads, queries))
     all_cells = np.broadcast_to(all_cells, heads)
     tree_of = tree_of or (
         lambda rows, values, size, seed, own: build_tree(rows, values, cell_size=size, seed=seed, moments=own)
@@ -289,8 +292,8 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
         whole = {end: start for start, end in exact_and_sealed(position, keys, causal=causal, block=block, sinks=0)[1]}
         trees = [tree(b, h // group, first, end, whole[end]) for first, end in ranges]
         choice, margin[b, h, i] = choose(
-            query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i], trees, exact, k=k, threshold=thresholds[h],
-            all_cells=all_cells[h], scale=scale, softcap=softcap,
+            query[b, h, i], key[b, h // group], value[b, h // group], mask[b, h, i], trees, exact, k=k,
+            threshold=None if threshold is None else threshold[h, i], all_cells=all_cells[h], scale=scale, softcap=softcap,
         )
         near[b, h, i] = len(choice.keys) - len(left_by(mask[b, h, i], exact))
         return choice
