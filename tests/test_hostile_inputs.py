@@ -51,7 +51,7 @@ def test_a_tolerance_is_met(case, causal, tolerance):
 
 
 def test_where_early_rows_say_nothing_of_late_ones_the_info_does():
-    """Queries ask for nothing until the middle, though they are no shorter: too little is opened later, and a warning says so."""
+    """Queries ask for nothing until the middle, though they are as long: too little is opened later, and a warning says so."""
     arrays = CASES["clustered, 200 topics in runs of 16"](keys=KEYS)
     early = arrays[0][:, : KEYS // 2]
     idle = np.random.default_rng(0).standard_normal(early.shape)
