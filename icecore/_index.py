@@ -357,8 +357,9 @@ class Index:
             Open parents, best first, until the vectors under them that may be returned are this many. With P-DCI lists: pops of
             each composite, shared out over the opened parents by their size.
         retrieve : int, optional
-            Candidates compared exactly; default: a quarter more than `k`. With P-DCI lists: of each composite; default: 64 for
-            each of the `k` when no other budget is given.
+            Candidates compared exactly; default: a quarter more than `k`, and eight times as many for queries with more
+            near-duplicates than that. With P-DCI lists: of each composite; default: 64 for each of the `k` when no other budget
+            is given.
         field_of_view : int, optional
             Parents kept at each level; with a filter each counts by the share of its vectors that may be returned. Default: 16
             when `visit` is not given either. With two levels (and no P-DCI lists) the default is ``sum(sqrt(m / n))`` times as

@@ -48,8 +48,9 @@ def set_num_threads(n):
 
     Notes
     -----
-    A call uses no more threads than it has tasks. OpenMP ends the whole process where the system gives it no thread that it was
-    asked for (limits on processes or on memory): ask for few there. In a forked process calls start threads of their own.
+    A call uses no more threads than it has tasks. OpenMP ends the whole process ("libgomp: Thread creation failed") where the
+    system gives it no thread that it was asked for (limits on processes or on memory): ask for few there. In a forked process
+    calls start threads of their own.
     """
     global _process_threads
     _process_threads = 0 if n is None else _checked_threads(n, "n")

@@ -434,6 +434,21 @@ def test_default_budgets_find_independent_vectors_of_equal_length(metric):
     assert recall(index.search(queries, 10).ids, index.search(queries, 10, exact=True).ids) > 0.95
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("noise", [1e-2, 1e-4])
+@pytest.mark.parametrize("copies", [20, 50, 200])
+def test_near_duplicates_by_the_dozen_are_told_apart(metric, noise, copies):
+    """Codes span the vectors of a cell, which holds several groups of near-duplicates, and see each group as one vector."""
+    vectors = np.repeat(normal(0, 8000 // copies, 16), copies, axis=0) + np.float32(noise) * normal(1, 8000, 16)
+    vectors = np.random.default_rng(2).permutation(vectors)
+    index, queries = filled(vectors, metric=metric), vectors[:100]
+    found, exact = index.search(queries, 10), index.search(queries, 10, exact=True)
+    assert recall(found.ids, exact.ids) > 0.98
+    for threads in (1, 2):
+        alone = np.concatenate([index.search(query, 10, num_threads=threads).ids[None] for query in queries[:20]])
+        np.testing.assert_array_equal(alone, found.ids[:20])
+
+
 @pytest.mark.parametrize("parts", [2, 7])
 def test_few_adds_of_inner_products_keep_the_recall(parts):
     vectors = clusters(0, 30000, 64, centers=300)

@@ -146,6 +146,7 @@ def test_a_tied_head_may_be_in_the_file_once_more_but_no_other_one(tmp_path):
         {"use_sliding_window": True, "max_window_layers": 2},
         {"layer_types": ["full_attention", "full_attention"]},
         {"partial_rotary_factor": 1.0},
+        {"attention_bias": False, "mlp_bias": False},
     ],
 )
 def test_settings_that_change_nothing_are_accepted(tmp_path, change):
@@ -172,6 +173,8 @@ def test_settings_that_change_nothing_are_accepted(tmp_path, change):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_theta": 1e3, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"model_type": ["llama"]}, r"model_type is \['llama'\]"),
         ({"model_type": None}, "model_type is None"),
     ],

@@ -503,8 +503,8 @@ typedef struct {
     int64_t k;
     int64_t visit; /* scan mode: cells are opened in order of score until they hold this many keys that may be returned.
                       Lists: pops for each composite, shared out over the opened cells.  0: no bound */
-    int64_t
-        retrieve; /* candidates compared exactly; lists: for each composite.  0: no bound (lists), k and some (scan) */
+    int64_t retrieve;      /* candidates compared exactly; lists: for each composite.  0: no bound (lists); k and some
+                              (scan), and 8 k and some where the k-th best is hardly better than what that leaves out */
     int64_t field_of_view; /* parents kept at each level; 0: no bound */
     int extend; /* scan mode in two levels: field_of_view grows with the number of segments, by the sum of sqrt(m / n)
                    over segments of m of all n keys; and every other parent is opened as well of which a key may be

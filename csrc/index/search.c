@@ -74,7 +74,7 @@ static void scale_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const int64_t dim = call->index->options.dim;
     for (int64_t q = 0; q < w->count; q++) {
-        const float *query = call->queries + (w->first + q) * dim;
+        const float *query = call->queries + ice_query_row(w, q) * dim;
         float scale = call->scale, largest = 0.0f;
         if (scale == 0.0f) {
             for (int64_t t = 0; t < dim; t++) largest = fmaxf(largest, fabsf(query[t]));
@@ -87,7 +87,7 @@ static void scale_queries(ice_search_space *w) {
 
 static void answer(ice_search_space *w, int64_t q) {
     const ice_search_call *call = w->call;
-    const int64_t k = call->search->k, row = w->first + q;
+    const int64_t k = call->search->k, row = ice_query_row(w, q);
     const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
     int64_t found = ice_min(ice_compare_kept(w, q), k);
     for (int64_t i = 0; i < found; i++) {
@@ -100,7 +100,7 @@ static void answer(ice_search_space *w, int64_t q) {
         call->scores[row * k + i] = NAN;
     }
     call->counts[row] = found;
-    if (call->visited) call->visited[row] = w->visited[q];
+    if (call->visited) call->visited[row] = w->visited[q] + (call->rows ? call->visited[row] : 0);
 }
 
 static void search_chunk(void *context, int64_t number, void *scratch) {
@@ -180,16 +180,15 @@ static int64_t find_view(const ice_search_call *call) {
 static void plan_search(ice_search_call *call, int threads) {
     const icecore_search *s = call->search;
     const ice_forest *f = &call->forest;
-    call->view = find_view(call);
-    call->exact = s->exact || ice_exact_is_less(call);
     const int lists = call->index->options.composites > 0 && !call->exact;
     int64_t parents = 1;
     for (int i = 0; i < f->layers; i++) parents = ice_max(parents, f->first[i][f->segments]);
     /* parents that hold few that are allowed count for little, so that any number may be needed */
     call->keep_nodes = s->field_of_view > 0 && !call->allowed ? ice_min(call->view, parents) : parents;
     call->nodes = call->reach ? parents : ice_max(call->keep_nodes, f->segments); /* every segment's root is picked */
-    /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for */
-    int64_t margin = s->k + s->k / 4 + 8;
+    /* what rounding of codes and of float32 may misplace is compared exactly: a quarter more than asked for, many more
+     * where that was not enough */
+    int64_t margin = call->rows ? 8 * s->k + 256 : s->k + s->k / 4 + 8;
     call->keep = ice_max(s->k, s->retrieve > 0 ? s->retrieve : margin);
     if (lists) call->keep = s->k;
     else if (call->exact) call->keep = margin;
@@ -206,19 +205,47 @@ static void plan_search(ice_search_call *call, int threads) {
     call->chunk = chunk;
 }
 
-static icecore_status search_locked(ice_search_call *call) {
-    const icecore_search *s = call->search;
-    const int threads = s->threads > 0 ? s->threads : icecore_default_threads();
-    if (call->count == 0) return ICECORE_OK;
-    ice_forest_find(call->index, &call->forest);
-    icecore_status status = ice_find_wanted(call);
-    if (status == ICECORE_OK) status = find_scale(call);
-    if (status == ICECORE_OK) status = ice_find_reach(call);
-    if (status != ICECORE_OK) return status;
+static icecore_status search_queries(ice_search_call *call, int threads) {
     plan_search(call, threads);
     ice_search_space unused;
     return ice_parallel_for((call->count + call->chunk - 1) / call->chunk, threads, lay_out(call, NULL, &unused),
                             search_chunk, call);
+}
+
+/* Once more, with more candidates, for the queries that are unsure: near-duplicates by the dozen, which codes that
+ * span other vectors as well do not tell apart. */
+static icecore_status search_again(ice_search_call *call, int threads) {
+    int64_t count = 0;
+    for (int64_t q = 0; q < call->count; q++) count += call->unsure[q];
+    if (count == 0) return ICECORE_OK;
+    call->rows = ice_alloc(count, sizeof *call->rows);
+    if (!call->rows) return ICECORE_ERROR_MEMORY;
+    for (int64_t q = 0, next = 0; q < call->count; q++)
+        if (call->unsure[q]) call->rows[next++] = q;
+    call->count = count;
+    return search_queries(call, threads);
+}
+
+static icecore_status search_locked(ice_search_call *call) {
+    const icecore_search *s = call->search;
+    const int threads = s->threads > 0 ? s->threads : icecore_default_threads();
+    const int by_codes = call->index->options.composites == 0;
+    if (call->count == 0) return ICECORE_OK;
+    ice_forest_find(call->index, &call->forest);
+    icecore_status status = ice_find_wanted(call);
+    if (status == ICECORE_OK) status = find_scale(call);
+    if (status != ICECORE_OK) return status;
+    call->view = find_view(call);
+    call->exact = s->exact || ice_exact_is_less(call);
+    status = ice_find_reach(call);
+    if (status != ICECORE_OK) return status;
+    if (by_codes && !call->exact && s->retrieve == 0) {
+        call->unsure = ice_alloc(call->count, sizeof *call->unsure);
+        if (!call->unsure) return ICECORE_ERROR_MEMORY;
+        memset(call->unsure, 0, (size_t)call->count);
+    }
+    status = search_queries(call, threads);
+    return status == ICECORE_OK && call->unsure ? search_again(call, threads) : status;
 }
 
 icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count,
@@ -248,6 +275,8 @@ icecore_status icecore_index_search(icecore_index *index, const float *queries, 
     ice_free(call->allowed);
     ice_free(call->reach);
     ice_free(call->below);
+    ice_free(call->unsure);
+    ice_free(call->rows);
     ice_free(call);
     return status;
 }

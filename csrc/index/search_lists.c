@@ -24,7 +24,7 @@ static void project_query(ice_search_space *w, int64_t q, const ice_tree *segmen
         ice_project_query(call->kernels, query, o->dim, call->index->directions, simples, projection);
         return;
     }
-    ice_frame_row(segment, segment->layer[0].mean, call->queries + (w->first + q) * o->dim, w->framed);
+    ice_frame_row(segment, segment->layer[0].mean, call->queries + ice_query_row(w, q) * o->dim, w->framed);
     ice_project(call->kernels, w->framed, o->dim, 0.0f, 0.0f, call->index->directions, simples, projection);
 }
 

@@ -28,8 +28,7 @@ static ice_reach reach_of(const ice_search_call *call, const ice_layer *layer, i
 
 icecore_status ice_find_reach(ice_search_call *call) {
     const ice_forest *f = &call->forest;
-    if (!call->search->extend || f->layers != 2 || call->index->options.composites || call->search->exact)
-        return ICECORE_OK;
+    if (!call->search->extend || f->layers != 2 || call->index->options.composites || call->exact) return ICECORE_OK;
     const int64_t nodes = f->first[1][f->segments];
     call->reach = ice_alloc(nodes, sizeof *call->reach);
     if (!call->reach) return ICECORE_ERROR_MEMORY;

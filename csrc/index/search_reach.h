@@ -16,7 +16,8 @@
 
 #include "index/search_space.h"
 
-/* Fills call->reach where the search extends.  Forest, scale and what is wanted must be known. */
+/* Fills call->reach where the search extends.  Forest, scale, what is wanted and whether that is compared exactly must
+ * be known. */
 icecore_status ice_find_reach(ice_search_call *call);
 /* Fills w->norm. */
 void ice_find_norms(ice_search_space *w);

@@ -19,6 +19,8 @@ typedef struct {
     const icecore_search *search;
     const float *queries;
     int64_t count, chunk;
+    int64_t *rows;            /* of the queries that are searched, in their order; NULL: all */
+    uint8_t *unsure;          /* of each query: others may be as good as its best (search_exact.h); NULL: not asked */
     float scale;              /* of squared distances: the rows' and the queries'; 0: inner products */
     int64_t keep_nodes, keep; /* parents kept; candidates compared exactly */
     int64_t capacity, nodes;  /* of the collector; parents a query can have picked */
@@ -67,6 +69,11 @@ static inline int64_t ice_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int ice_is_wanted(const ice_search_call *call, int32_t slot) {
     if (call->allowed && !call->allowed[slot]) return 0;
     return *ice_slot_state(&call->index->slots, slot) == ICE_SLOT_USED;
+}
+
+/* The row of a query of the chunk in what is asked and answered. */
+static inline int64_t ice_query_row(const ice_search_space *w, int64_t q) {
+    return w->call->rows ? w->call->rows[w->first + q] : w->first + q;
 }
 
 /* A query of the chunk, scaled. */

@@ -40,7 +40,7 @@ static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t pa
         p->scale[lane] = w->code_scale[q];
         p->offset[lane] = w->code_offset[q];
         if (squared) {
-            ice_encode_query(call->kernels, call->queries + (w->first + q) * dim, mean, dim, stride, w->own_code,
+            ice_encode_query(call->kernels, call->queries + ice_query_row(w, q) * dim, mean, dim, stride, w->own_code,
                              &p->scale[lane], &p->offset[lane]);
             p->scale[lane] =
                 p->scale[lane] * call->scale * call->scale; /* from the left: the square alone may overflow */

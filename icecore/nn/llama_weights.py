@@ -71,6 +71,8 @@ def llama_from_safetensors(settings, stored):
             raise ValueError("scaled rotary frequencies are not supported")
     rotary.expect(partial_rotary_factor=(1.0,))
     settings.expect(hidden_act=("silu",), partial_rotary_factor=(1.0,))
+    # tensors that are missing would be zeros: a file that lacks what its configuration tells of is not whole
+    settings.expect(mlp_bias=(False,), attention_bias=(False, settings["model_type"] in BIASED))
     layers, width = settings.count("num_hidden_layers"), settings.count("hidden_size")
     if settings.count("max_window_layers", 1) < layers:  # where no layer comes after these, none has a window
         settings.expect(use_sliding_window=(False,))

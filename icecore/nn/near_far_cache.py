@@ -22,9 +22,9 @@ from .settings import refusing
 VERSION = 2
 #: Queries at the end of a prompt that attend exactly.
 LAST_EXACT = 100
-#: What a save lies in, within the folder.
 #: More than any model has; the name of a layer's file stays short.
 MAX_LAYERS = 2**20
+#: What a save lies in, within the folder.
 FOLDER = re.compile("save-[0-9a-f]{16}")
 #: Seconds after which a save that nothing names is one of a process that died, where that cannot be seen.
 FORGOTTEN = 24 * 3600
