@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from icecore._arrays import narrowed, widened
+from icecore._arrays import NATIVE_DTYPES, narrowed, plain, widened
 
 
 def merge_states(outs, lses):
@@ -24,6 +24,8 @@ def merge_states(outs, lses):
 
     Raises
     ------
+    TypeError
+        If an array of `outs` is of a dtype that `attention` never returns, such as integers, or an array is masked.
     ValueError
         Empty or unequal sequences, or shapes that differ.
 
@@ -33,10 +35,14 @@ def merge_states(outs, lses):
     every part saw no key (lse -inf) the result is 0 and -inf. `sink_logits` belong to one of the parts, no matter which: each
     part that is given them counts them.
     """
-    outs, lses = [np.asarray(o) for o in outs], [np.asarray(s) for s in lses]
+    outs = [plain(o, f"outs[{n}]") for n, o in enumerate(outs)]
+    lses = [plain(s, f"lses[{n}]") for n, s in enumerate(lses)]
     if not outs or len(outs) != len(lses):
         raise ValueError(f"outs and lses must be equally many and not empty, got {len(outs)} and {len(lses)}")
-    for o, s in zip(outs, lses, strict=True):
+    for n, (o, s) in enumerate(zip(outs, lses, strict=True)):
+        if o.dtype.name not in (*NATIVE_DTYPES, "float64"):
+            expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
+            raise TypeError(f"outs[{n}] has dtype {o.dtype}; expected {expected}")
         if o.shape != outs[0].shape or s.shape != outs[0].shape[:-1]:
             expected = f"{outs[0].shape} and {outs[0].shape[:-1]}"
             raise ValueError(f"outs and lses must have shapes {expected}, got {o.shape} and {s.shape}")

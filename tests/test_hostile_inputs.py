@@ -50,6 +50,22 @@ def test_a_tolerance_is_met(case, causal, tolerance):
     assert error.max() <= 2 * tolerance
 
 
+@pytest.mark.parametrize("tolerance", [0.1, 0.02])
+def test_masses_keep_the_tolerance_where_values_tell_nothing_of_them(tolerance):
+    """Alike, values come out right whatever the weights: a far lse would show only where another part is merged."""
+    query, key, _ = CASES["clustered"](keys=KEYS)
+    ones, minus = np.ones((1, KEYS, 4), np.float32), -np.ones((1, 64, 4), np.float32)
+    _, lse = icecore.attention(query, key, ones, return_lse=True)
+    with _cost_model.use(_cost_model.NearFarAlways()):
+        out, estimate, info = icecore.attention(query, key, ones, tolerance=tolerance, return_lse=True, return_info=True)
+    assert info.path == "near_far"
+    assert np.abs(np.expm1(estimate - lse)).mean() <= 2 * tolerance
+    other, other_lse = icecore.attention(query, query[:, :64], minus, return_lse=True)
+    merged, _ = icecore.merge_states([out, other], [estimate, other_lse])
+    expected, _ = icecore.merge_states([ones, other], [lse, other_lse])
+    assert np.abs(merged - expected).mean() <= 2 * tolerance
+
+
 def test_where_early_rows_say_nothing_of_late_ones_the_info_does():
     """Queries ask for nothing until the middle, though they are as long: too little is opened later, and a warning says so."""
     arrays = CASES["clustered, 200 topics in runs of 16"](keys=KEYS)

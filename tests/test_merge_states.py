@@ -109,3 +109,18 @@ OUT, LSE = np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.float32)
 def test_errors(outs, lses, message):
     with pytest.raises(ValueError, match=message):
         icecore.merge_states(outs, lses)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.int8, np.complex64])
+def test_what_attention_never_returns_is_refused(dtype):
+    """The result has the dtype of the first part: integers would be cut off."""
+    for outs, place in (([OUT.astype(dtype), OUT], 0), ([OUT, OUT.astype(dtype)], 1)):
+        with pytest.raises(TypeError, match=rf"outs\[{place}\] has dtype {np.dtype(dtype)}; expected float32"):
+            icecore.merge_states(outs, [LSE, LSE])
+
+
+def test_masked_arrays_are_refused():
+    with pytest.raises(TypeError, match=r"outs\[1\] is a masked array"):
+        icecore.merge_states([OUT, np.ma.masked_array(OUT, True)], [LSE, LSE])
+    with pytest.raises(TypeError, match=r"lses\[0\] is a masked array"):
+        icecore.merge_states([OUT], [np.ma.masked_array(LSE, True)])
