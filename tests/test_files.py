@@ -1,5 +1,7 @@
 """Files are replaced as a whole, whatever their names, and what killed processes left is swept."""
 
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -33,6 +35,47 @@ def begin(path):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "written\n"
     return process
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write(path)
+    assert path.read_bytes() == b"contents"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_stays_one(tmp_path, there):
+    """What it points at is written, in that folder."""
+    (tmp_path / "other").mkdir()
+    target, link = tmp_path / "other" / "file", tmp_path / "link"
+    if there:
+        target.write_bytes(b"old")
+    link.symlink_to("other/file")
+    write(link)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"contents"
+    assert [*target.parent.iterdir()] == [target]
+
+
+def test_contents_are_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "contents")
+        fsync(descriptor)
+
+    def replaced(source, target):
+        steps.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write(tmp_path / "file")
+    assert steps == ["contents", "name", "folder"]
 
 
 @pytest.mark.parametrize("name", LONG, ids=["200", "255", "accents"])
