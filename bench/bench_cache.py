@@ -1,11 +1,12 @@
 """Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
 
     python -m pytest bench/bench_cache.py
-    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file]
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch]
 
 Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
 about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
-append, fork, truncate; `--file` saving and opening, and the first step after it.
+append, fork, truncate; `--file` saving and opening, and the first step after it; `--batch` steps of eight sequences of
+different lengths, as one cache and as eight.
 """
 
 import argparse
@@ -203,12 +204,51 @@ def files(length, rounds=5):
         )
 
 
+def batches(length, rounds=40, sequences=8):
+    """Print a table of steps of sequences with length / sequences, 2 length / sequences, ... tokens; caches take turns."""
+    _, query, key, value = decode_heads(length)
+    lengths = [length * (i + 1) // sequences - rounds for i in range(sequences)]
+    print(f"\n{sequences} sequences of {lengths[0]} to {lengths[-1]} tokens, k=256; medians of {rounds} steps\n")
+    print("| key heads | threads | one cache, ms | a cache for each, ms | ratio |")
+    print("|---|---|---|---|---|")
+    for heads in (1, 3, 8):
+        for threads in sorted({1, icecore.get_num_threads()}):
+            each = [prefilled("float32", {"k": 256}, key[:heads], value[:heads], n) for n in lengths]
+            one = icecore.KVCache(heads, key.shape[-1], k=256, batch=sequences)
+            one.append(*(np.stack([array[:heads]] * sequences) for array in (key, value)), lengths=lengths)
+            one.attend(np.zeros((sequences, heads, 1, key.shape[-1]), np.float32))
+
+            def step(new, one=one, threads=threads):
+                one.append(new[1], new[2])
+                return one.attend(new[0], num_threads=threads)
+
+            def steps(new, each=each, threads=threads):
+                outs = []
+                for cache, *own in zip(each, *new, strict=True):
+                    cache.append(own[1], own[2])
+                    outs.append(cache.attend(own[0], num_threads=threads))
+                return np.stack(outs)
+
+            seconds = {step: [], steps: []}
+            for turn in range(rounds):
+                new = [np.stack([array[:heads, n + turn][:, None] for n in lengths]) for array in (query, key, value)]
+                outs = []
+                for call, own in seconds.items():
+                    start = time.perf_counter()
+                    outs.append(call(new))
+                    own.append(time.perf_counter() - start)
+                assert (outs[0] == outs[1]).all()
+            own, others = (1e3 * np.median(times) for times in seconds.values())
+            print(f"| {heads} | {threads} | {own:.3f} | {others:.3f} | {others / own:.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", type=int, default=[8192, 32768, 131072])
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--calls", action="store_true")
     parser.add_argument("--file", action="store_true")
+    parser.add_argument("--batch", action="store_true")
     given = parser.parse_args()
     print(machine())
     for length in given.length:
@@ -216,6 +256,8 @@ def main():
             calls(length)
         elif given.file:
             files(length)
+        elif given.batch:
+            batches(length)
         else:
             compare(length, given.steps)
 

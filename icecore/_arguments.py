@@ -17,10 +17,13 @@ from icecore._settings import (
 )
 
 
-def parts_of(problem, *, causal, plan, selector, attn_mask, **how):
+_ALL = slice(None)
+
+
+def parts_of(problem, causal, plan, selector, attn_mask, how):
     """[(query heads, key heads, Settings)], heads as slices.
 
-    how : k, tolerance, window, sinks, visit and metric, as of `attention`.
+    how : dict of k, tolerance, window, sinks, visit and metric, as of `attention`.
     """
     if plan is not None:
         check_plan(plan, **how)
@@ -34,10 +37,10 @@ def parts_of(problem, *, causal, plan, selector, attn_mask, **how):
         settings = _selected(problem, selector, how["k"], how["visit"])
     else:
         settings = _near_far(problem, causal, **how) if sparse else _exact(**how)
-    return [(slice(None), slice(None), settings)]
+    return [(_ALL, _ALL, settings)]
 
 
-def _exact(*, window, sinks, visit, metric, **others):
+def _exact(*, k, tolerance, window, sinks, visit, metric):
     sinks = 0 if sinks is None else integer(sinks, "sinks", 0)
     if visit is not None:
         raise ValueError(f"visit={visit} needs selector='pdci'")

@@ -24,7 +24,7 @@ NATIVE_DTYPES = {
 
 
 def integer(value, name, minimum):
-    """`value` as an int of at least `least`, or an error that names the argument. Clipped to what the core's integers hold."""
+    """`value` as an int of at least `minimum`, or an error that names the argument. Clipped to what the core's integers hold."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got a bool")
     try:
@@ -127,9 +127,10 @@ def refuse_names(function, names):
         raise TypeError(said)
 
 
-def _checked_array(array, name):
-    array = plain(array, name)
-    if native_dtype(array.dtype) is None and array.dtype != FLOAT64:
+def _checked_array(array, name, good_dtype=None):
+    if type(array) is not np.ndarray:
+        array = plain(array, name)
+    if array.dtype is not good_dtype and native_dtype(array.dtype) is None and array.dtype != FLOAT64:
         if array.dtype.name in (*NATIVE_DTYPES, "float64"):
             raise TypeError(f"{name} has byte order {array.dtype.byteorder!r}; expected the machine's own")
         expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
@@ -141,7 +142,7 @@ def _checked_array(array, name):
 
 def bits(array):
     """16-bit floats as uint16, the form in which the core takes them; float32 as it is."""
-    return array if array.dtype == FLOAT32 else array.view(np.uint16)
+    return array.view(np.uint16) if array.itemsize == 2 else array
 
 
 def widened(array):
@@ -173,9 +174,9 @@ def native_view(array):
 
 def native_problem(problem, out, lse, scores, **fields):
     """A checked problem as the core takes it, with four-dimensional `out`; `fields` as of `_native.Problem`."""
-    query, key, value = native_view(problem.query), native_view(problem.key), native_view(problem.value)
     return _native.Problem(
-        dtype=problem.native_dtype, query=query, key=key, value=value, out=bits(out), lse=lse, **scores.fields(), **fields,
+        dtype=native_dtype(problem.dtype), query=native_view(problem.query), key=native_view(problem.key),
+        value=native_view(problem.value), out=bits(out), lse=lse, **scores.fields(), **fields,
     )
 
 
@@ -186,28 +187,33 @@ def native_result(out, problem):
 
 def check_problem(query, key, value):
     """Validate query, key and value and view them as four-dimensional."""
-    query, key, value = _checked_array(query, "query"), _checked_array(key, "key"), _checked_array(value, "value")
+    query = _checked_array(query, "query")
+    dtype, shape = query.dtype, query.shape
+    key, value = _checked_array(key, "key", dtype), _checked_array(value, "value", dtype)
+    key_shape, value_shape = key.shape, value.shape
     for array, name in ((key, "key"), (value, "value")):
-        if array.dtype != query.dtype:
-            raise TypeError(f"{name} has dtype {array.dtype}, but query has {query.dtype}; expected one dtype")
-        if array.ndim != query.ndim:
-            raise ValueError(f"{name} has shape {array.shape}, but query has {query.shape}; expected as many dimensions")
-    if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key has dim {key.shape[-1]} (shape {key.shape}), but query has {query.shape[-1]} ({query.shape})")
-    if value.shape[:-1] != key.shape[:-1]:
-        raise ValueError(f"value has shape {value.shape}, but key has {key.shape}; expected them equal up to the last axis")
-    for array, name in ((query, "query"), (value, "value")):
-        if not 1 <= array.shape[-1] <= MAX_DIM:
-            raise ValueError(f"{name} has a last axis of {array.shape[-1]}; expected 1 to {MAX_DIM}")
-    if query.ndim == 4 and query.shape[0] != key.shape[0]:
-        raise ValueError(f"key has batch {key.shape[0]} (shape {key.shape}), but query has {query.shape[0]} ({query.shape})")
-    if query.ndim >= 3:
-        heads, key_heads = query.shape[-3], key.shape[-3]
+        if array.dtype != dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, but query has {dtype}; expected one dtype")
+        if array.ndim != len(shape):
+            raise ValueError(f"{name} has shape {array.shape}, but query has {shape}; expected as many dimensions")
+    if key_shape[-1] != shape[-1]:
+        raise ValueError(f"key has dim {key_shape[-1]} (shape {key_shape}), but query has {shape[-1]} ({shape})")
+    if value_shape[:-1] != key_shape[:-1]:
+        raise ValueError(f"value has shape {value_shape}, but key has {key_shape}; expected them equal up to the last axis")
+    for width, name in ((shape[-1], "query"), (value_shape[-1], "value")):
+        if not 1 <= width <= MAX_DIM:
+            raise ValueError(f"{name} has a last axis of {width}; expected 1 to {MAX_DIM}")
+    if len(shape) == 4 and shape[0] != key_shape[0]:
+        raise ValueError(f"key has batch {key_shape[0]} (shape {key_shape}), but query has {shape[0]} ({shape})")
+    if len(shape) >= 3:
+        heads, key_heads = shape[-3], key_shape[-3]
         if (key_heads == 0 and heads) or (key_heads and heads % key_heads):
             raise ValueError(f"query has {heads} heads and key has {key_heads}; expected a multiple of the key heads")
-    out_shape = (*query.shape[:-1], value.shape[-1])
-    as_four = (None,) * (4 - query.ndim)
-    return Problem(query.dtype, query[as_four], key[as_four], value[as_four], out_shape)
+    out_shape = (*shape[:-1], value_shape[-1])
+    if len(shape) < 4:
+        as_four = (None,) * (4 - len(shape))
+        query, key, value = query[as_four], key[as_four], value[as_four]
+    return Problem(dtype, query, key, value, out_shape)
 
 
 def check_out(out, problem, inputs):
@@ -297,7 +303,8 @@ class Scores(NamedTuple):
 
     def fields(self):
         """As of `_native.Problem`."""
-        return self._asdict() | {"softcap": self.softcap or 0.0}
+        return {"scale": self.scale, "softcap": self.softcap or 0.0, "sink_logits": self.sink_logits}
+
 
 
 def check_scores(scale, softcap, sink_logits, query_heads, dim):

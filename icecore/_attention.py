@@ -165,19 +165,21 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
     problem, causal = check_problem(query, key, value), bool(causal)
 
+    how = {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "visit": visit, "metric": metric}
+
     def parts_of_entry(problem):
-        return parts_of(problem, causal=causal, plan=plan, selector=selector, attn_mask=attn_mask, k=k, tolerance=tolerance,
-                        window=window, sinks=sinks, visit=visit, metric=metric)
+        return parts_of(problem, causal, plan, selector, attn_mask, how)
 
     parts, entries = parts_of_entry(problem), entries_of(lengths, padding_side, problem, causal)
-    scores = check_scores(scale, softcap, sink_logits, problem.query.shape[1], problem.query.shape[-1])
+    batch, heads, queries, dim = problem.query.shape
+    scores = check_scores(scale, softcap, sink_logits, heads, dim)
     mask = check_mask(attn_mask, problem)
-    last_exact = min(integer(last_exact, "last_exact", 0), problem.query.shape[2])
+    last_exact = min(integer(last_exact, "last_exact", 0), queries)
     if out is not None:
         check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
 
     result = native_result(out, problem)
-    lse = np.empty(problem.query.shape[:3], np.float32) if return_lse else None
+    lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
     call = Call(problem, scores, result[(None,) * (4 - result.ndim)], lse, causal=causal, mask=mask, threads=threads, seed=seed,
                 return_info=return_info)
     infos = call.run_parts(parts, last_exact) if entries is None else call.run_entries(entries, parts_of_entry, last_exact)
@@ -189,7 +191,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     if return_lse:
         returned.append(lse.reshape(shape))
     if return_info:
-        returned.append(join_infos(infos, problem.query.shape[:3], shape))
+        returned.append(join_infos(infos, (batch, heads, queries), shape))
     return returned[0] if len(returned) == 1 else tuple(returned)
 
 

@@ -22,7 +22,8 @@ from icecore._arrays import (
     plain,
     widened,
 )
-from icecore._info import info_of, new_errors, new_report, visited_fraction
+from icecore._info import info_of, join_infos, new_errors, new_report, visited_fraction
+from icecore._lengths import check_lengths, own_rows
 from icecore._metric import check_metric, from_text, to_text
 from icecore._plan import LayerPlan, check_plan
 from icecore._runtime import threads_for_call
@@ -83,7 +84,8 @@ class KVCache:
     seed : int
         Of the cells. The same tokens in the same cache give the same bits for any number of threads.
     batch : int, optional
-        That many sequences of equal length: all arrays then have a first axis of that length.
+        That many sequences: all arrays then have a first axis of that length. Sequences may have different numbers of tokens
+        (`lengths=` of `append` and `attend`), and each is, bit for bit, what it would be in a cache of its own.
 
     Notes
     -----
@@ -157,12 +159,13 @@ class KVCache:
             finally:
                 self._worker = None
 
-    def _length(self):
-        return self._sequences[0].state()["length"]
+    def _lengths(self):
+        return [sequence.state()["length"] for sequence in self._sequences]
 
     def _state(self):
         states = [sequence.state() for sequence in self._sequences]
-        return states[0] | {"bytes": sum(state["bytes"] for state in states)}
+        largest = {name: max(state[name] for state in states) for name in states[0]}
+        return largest | {"bytes": sum(state["bytes"] for state in states)}
 
     def _native_options(self):
         return _native.CacheOptions(
@@ -172,14 +175,23 @@ class KVCache:
         )
 
     def __len__(self):
-        """Tokens appended, evicted ones included: the position of the next one."""
+        """Tokens appended, evicted ones included: the position of the next one. Of a batch, those of the longest sequence."""
         with self._alone():
-            return self._length()
+            return max(self._lengths())
+
+    @property
+    def lengths(self):
+        """Tokens appended to each sequence, ndarray of int64, (batch,), or (1,) where there is no batch."""
+        with self._alone():
+            return np.array(self._lengths())
 
     def __repr__(self):
         budget = f"k={self.k}" if self.tolerance is None else f"{'plan, ' * (self.plan is not None)}tolerance={self.tolerance}"
         of = f"{self.num_kv_heads} heads, {self.dim}-d {self.dtype}" + ("" if self.batch is None else f", batch={self.batch}")
-        return f"<icecore.KVCache: {len(self)} tokens, {of}, {budget}>"
+        with self._alone():
+            shortest, longest = min(self._lengths()), max(self._lengths())
+        held = f"{longest} tokens" if shortest == longest else f"{shortest} to {longest} tokens"
+        return f"<icecore.KVCache: {held}, {of}, {budget}>"
 
     @property
     def nbytes(self):
@@ -190,13 +202,13 @@ class KVCache:
     def stats(self):
         """A dictionary: ``length``, ``evicted``, ``held`` tokens (not evicted), ``first_query`` (queries may stand at this
         token and after it), ``sealed`` (tokens before this one lie in segments), ``segments`` of a head, ``open`` tokens
-        (attended exactly), ``bytes``."""
+        (attended exactly), ``bytes``. Of a batch the largest number of any sequence, and the bytes of all."""
         with self._alone():
             return self._state()
 
     # ---- Tokens ----
 
-    def append(self, keys, values, queries=None):
+    def append(self, keys, values, queries=None, *, lengths=None, padding_side="right"):
         """Append tokens.
 
         Parameters
@@ -208,12 +220,16 @@ class KVCache:
         queries : array_like, ([batch,] H, n, dim), optional
             The tokens' queries, H a multiple of num_kv_heads, same dtype: of a prompt that is not attended from this cache, for
             the metric and for measuring. Those that come to `attend` need not come here.
+        lengths : array_like of integers, (batch,), optional
+            How many of the n tokens each sequence gets, from 0 on; the other rows are padding and never read. Default: all.
+        padding_side : {"right", "left"}
+            Where padding lies: behind a sequence's tokens, or before them.
 
         Raises
         ------
         TypeError, ValueError
             A dtype or a shape that does not fit, or a finite number that storage in float16 or bfloat16 would make infinite;
-            the cache is as it was.
+            the cache is as it was, every sequence of it.
         MemoryError
             The cache is as it was.
         """
@@ -231,35 +247,46 @@ class KVCache:
             if queries.shape[2] != keys.shape[2]:
                 raise ValueError(f"queries has shape {queries.shape}, but keys has {keys.shape}; expected as many tokens")
             queries = native_view(queries) if queries.size else None
+        rows = self._own_rows(lengths, padding_side, keys, "keys")
         with self._alone():
-            before = self._length()
-            if keys.shape[2] > MAX_TOKENS - before:
-                raise ValueError(f"keys has {keys.shape[2]} tokens, the cache {before}; expected at most {MAX_TOKENS} together")
-            dtype, key_rows, value_rows = native_dtype(keys.dtype), native_view(keys), native_view(values)
-            sequences = self._sequences
-            if before < _LOOKED_AT and len(sequences) > 1:  # what a sequence rounds as it grows, truncate does not bring back
-                sequences = [sequence.fork() for sequence in sequences]
-            try:
-                for i, sequence in enumerate(sequences):
-                    one = slice(i, i + 1)
-                    sequence.append(dtype, key_rows[one], value_rows[one], None if queries is None else queries[one])
-            except BaseException as error:
-                for sequence in sequences:
-                    if sequence.state()["length"] > before:
-                        sequence.truncate(before, 1)
-                if isinstance(error, OverflowError):
-                    self._refuse_overflow({"keys": keys, "values": values})
-                raise
-            self._sequences = sequences
+            self._append(keys, values, queries, rows)
 
-    def attend(self, queries, *, scale=None, softcap=None, sink_logits=None, return_lse=False, return_info=False, out=None,
-               num_threads=None):
+    def _append(self, keys, values, queries, rows):
+        before, sequences = self._lengths(), self._sequences
+        for length, own in zip(before, rows, strict=True):
+            count = own.stop - own.start
+            if count > MAX_TOKENS - length:
+                raise ValueError(f"keys has {count} tokens, the cache {length}; expected at most {MAX_TOKENS} together")
+        dtype, key_rows, value_rows = native_dtype(keys.dtype), native_view(keys), native_view(values)
+        if min(before) < _LOOKED_AT and len(sequences) > 1:  # what a sequence rounds as it grows, truncate does not bring back
+            sequences = [sequence.fork() for sequence in sequences]
+        try:
+            for i, (sequence, own) in enumerate(zip(sequences, rows, strict=True)):
+                if own.start < own.stop:
+                    part = slice(i, i + 1), slice(None), own
+                    sequence.append(dtype, key_rows[part], value_rows[part], None if queries is None else queries[part])
+        except BaseException as error:
+            for sequence, length in zip(sequences, before, strict=True):
+                if sequence.state()["length"] > length:
+                    sequence.truncate(length, 1)
+            if isinstance(error, OverflowError):
+                self._refuse_overflow({"keys": keys, "values": values}, rows)
+            raise
+        self._sequences = sequences
+
+    def attend(self, queries, *, lengths=None, padding_side="right", scale=None, softcap=None, sink_logits=None,
+               return_lse=False, return_info=False, out=None, num_threads=None):
         """Attention of the newest tokens' queries to all tokens up to their own.
 
         Parameters
         ----------
         queries : array_like, ([batch,] H, n, dim)
             Of the last n tokens appended; H a multiple of num_kv_heads. float32, float16 or bfloat16 (or its bits as uint16).
+        lengths : array_like of integers, (batch,), optional
+            How many of the n rows are a sequence's own: queries of its last so many tokens, from 0 on. The other rows are
+            padding and never read, and their result is 0, their lse -inf. Default: all.
+        padding_side : {"right", "left"}
+            Where padding lies: behind a sequence's queries, or before them.
         scale : float, optional
             Default ``1 / sqrt(dim)``.
         softcap, sink_logits
@@ -290,38 +317,14 @@ class KVCache:
         queries = self._checked(queries, "queries", None, self.dim)
         scores = check_scores(scale, softcap, sink_logits, queries.shape[1], self.dim)
         self._check_heads(queries)
-        with self._alone():
-            return self._attend(queries, scores, return_lse, return_info, out, threads)
-
-    def _attend(self, queries, scores, return_lse, return_info, out, threads):
+        rows = self._own_rows(lengths, padding_side, queries, "queries")
         batch, heads, count, _ = queries.shape
-        for sequence in self._sequences:
-            state = sequence.state()
-            if count > state["length"]:
-                held = state["length"]
-                raise ValueError(f"queries has {count} rows, but the cache holds {held} tokens; expected at most as many")
-            if count and heads and state["length"] - count < state["first_query"]:
-                raise ValueError(
-                    f"queries begin at token {state['length'] - count}, but tokens before {state['first_query'] + 1} are "
-                    f"sealed; expected at most the last {state['length'] - state['first_query']} tokens' queries"
-                )
-        shape = (batch, heads, count)
-        outer = shape if self.batch is not None else shape[1:]
+        result = np.zeros((batch, heads, count, self.value_dim), queries.dtype)
+        outer = result.shape[self.batch is None : 3]
         if out is not None:
             check_out(out, _Outputs((*outer, self.value_dim), queries.dtype), {"queries": queries})
-        result = np.empty((*shape, self.value_dim), queries.dtype)
-        lse = np.empty(shape, np.float32) if return_lse else None
-        report = new_report(shape) if return_info else {}
-        if return_info and self.tolerance is not None:
-            report |= new_errors(shape)
-        options = _native.NearFar(head_tolerance=self._head_tolerance, head_threshold=self._head_threshold)
-        dtype, queries, written = native_dtype(queries.dtype), native_view(queries), bits(result)
-        for i, sequence in enumerate(self._sequences):
-            one = slice(i, i + 1)
-            problem = _native.Problem(dtype=dtype, query=queries[one], out=written[one], lse=None if lse is None else lse[one],
-                                      threads=threads, **scores.fields())
-            own = _native.Report(**{name: array[one] for name, array in report.items()})
-            sequence.attend(problem, options, own)
+        with self._alone():
+            lse, info = self._attend(queries, scores, rows, result, return_lse, return_info, threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -329,11 +332,42 @@ class KVCache:
         if return_lse:
             returned.append(lse.reshape(outer))
         if return_info:
-            report = {name: a.reshape(outer[: a.ndim + len(outer) - 3]) for name, a in report.items()}
-            near, summaries = report["near_count"], report["summaries"]
-            visited = visited_fraction(near, summaries, self._length(), True, self.window, self.sinks)
-            returned.append(info_of(report, visited))
+            returned.append(join_infos(info, (batch, heads, count), outer))
         return returned[0] if len(returned) == 1 else tuple(returned)
+
+    def _attend(self, queries, scores, rows, result, return_lse, return_info, threads):
+        """Fill `result`; (lse or None, parts for `join_infos` or None)."""
+        counts, lengths, heads = [own.stop - own.start for own in rows], [], queries.shape[1]
+        for i, (sequence, count) in enumerate(zip(self._sequences, counts, strict=True)):
+            state = sequence.state()
+            lengths.append(state["length"])
+            if heads:
+                _check_queries(count, state, "the cache" if self.batch is None else f"sequence {i}")
+        packed = 1, heads, sum(counts)  # as the core fills them: of each sequence (heads, own rows), one after another
+        lse = np.empty(packed, np.float32) if return_lse else None
+        report = new_report(packed) if return_info else {}
+        errors = new_errors(queries.shape) if return_info and self.tolerance is not None else {}
+        problem = _native.Problem(dtype=native_dtype(queries.dtype), query=native_view(queries), out=bits(result), lse=lse,
+                                  threads=threads, **scores.fields())
+        options = _native.NearFar(head_tolerance=self._head_tolerance, head_threshold=self._head_threshold)
+        places = np.array([(own.start, count) for own, count in zip(rows, counts, strict=True)])
+        _native.Cache.attend(self._sequences, places, problem, options, _native.Report(**report, **errors))
+        if return_lse:
+            unpacked = np.full(result.shape[:3], -np.inf, np.float32)
+            for to, own, part in zip(unpacked, rows, _unpacked(lse, counts), strict=True):
+                to[:, own] = part
+            lse = unpacked
+        return lse, self._infos(report, errors, rows, lengths) if return_info else None
+
+    def _infos(self, report, errors, rows, lengths):
+        parts = {name: _unpacked(array, [own.stop - own.start for own in rows]) for name, array in report.items()}
+        infos = []
+        for i, (own, length) in enumerate(zip(rows, lengths, strict=True)):
+            one = slice(i, i + 1)
+            content = {name: part[i] for name, part in parts.items()} | {name: array[one] for name, array in errors.items()}
+            visited = visited_fraction(content["near_count"], content["summaries"], length, True, self.window, self.sinks)
+            infos.append(((one, slice(None), own), info_of(content, visited)))
+        return infos
 
     def keys(self):
         """The keys of all tokens held, in their order.
@@ -341,9 +375,10 @@ class KVCache:
         Returns
         -------
         ndarray of float32, ([batch,] num_kv_heads, stats["held"], dim)
-            A copy, O(n). Row i is token i; behind evicted tokens the sinks come first, then the tokens from
-            ``stats["evicted"]`` on. float32 storage gives the bits that were appended, shorter storage what it rounded
-            them to: sealed tokens to `dtype` (with a large offset less the mean of their cell), the others as Notes say.
+            A copy, O(n). Row i is token i; behind evicted tokens the sinks come first, then the tokens from where `evict` has
+            said on. In a batch zeros follow those of a sequence that holds fewer than others. float32 storage
+            gives the bits that were appended, shorter storage what it rounded them to: sealed tokens to `dtype` (with a large
+            offset less the mean of their cell), the others as Notes say.
 
         Raises
         ------
@@ -358,10 +393,12 @@ class KVCache:
 
     def _stored(self, part, width):
         with self._alone():
-            held = self._sequences[0].state()["held"]
-            stored = np.empty((len(self._sequences), self.num_kv_heads, held, width), np.float32)
-            for sequence, rows in zip(self._sequences, stored, strict=True):
-                sequence.read(**{"keys": None, "values": None, part: rows})
+            held = [sequence.state()["held"] for sequence in self._sequences]
+            stored = np.zeros((len(held), self.num_kv_heads, max(held), width), np.float32)
+            for sequence, count, rows in zip(self._sequences, held, stored, strict=True):
+                own = rows if count == max(held) else np.empty((self.num_kv_heads, count, width), np.float32)
+                sequence.read(**{"keys": None, "values": None, part: own})
+                rows[:, :count] = own
         return stored[0] if self.batch is None else stored
 
     def truncate(self, n, *, num_threads=None):
@@ -371,46 +408,66 @@ class KVCache:
         window would be due, segments are sealed anew: what `append` and `attend` of n tokens would have given. With int8 some
         tokens then come back from 8 bits to bfloat16.
 
+        Parameters
+        ----------
+        n : int, or array_like of integers, (batch,)
+            Of every sequence, or of each its own.
+
         Raises
         ------
         ValueError
-            n is negative or more than there are, or some of the tokens that would remain were evicted.
+            n is negative or more than there are, or some of the tokens that would remain were evicted; the cache is as it was,
+            every sequence of it.
         """
         threads = threads_for_call(num_threads) or 0
-        n = integer(n, "n", 0)
         with self._alone():
-            state = self._state()
-            if n > state["length"]:
-                raise ValueError(f"n must be at most the {state['length']} tokens there are, got {n}")
-            if self.sinks < n < state["evicted"]:
-                expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
-                raise ValueError(f"n={n} would leave evicted tokens; expected {expected}")
+            kept = self._of_each(n, "n")
+            for sequence, (name, count) in zip(self._sequences, kept, strict=True):
+                state = sequence.state()
+                if count > state["length"]:
+                    raise ValueError(f"{name} must be at most the {state['length']} tokens there are, got {count}")
+                if self.sinks < count < state["evicted"]:
+                    expected = f"at least {state['evicted']}, or at most sinks={self.sinks}"
+                    raise ValueError(f"{name}={count} would leave evicted tokens; expected {expected}")
             # all sequences or none, whatever interrupts
             truncated = [sequence.fork() for sequence in self._sequences] if len(self._sequences) > 1 else self._sequences
-            for sequence in truncated:
-                sequence.truncate(n, threads)
+            for sequence, (_, count) in zip(truncated, kept, strict=True):
+                sequence.truncate(count, threads)
             self._sequences = truncated
+
+    def _of_each(self, number, name):
+        """[(name for messages, number)] of every sequence, by one number for all or one of each."""
+        if np.ndim(number) == 0:
+            return [(name, integer(number, name, 0))] * len(self._sequences)
+        numbers = plain(number, name)
+        if numbers.dtype.kind not in "iu":
+            raise TypeError(f"{name} has dtype {numbers.dtype}; expected integers")
+        if numbers.shape != (len(self._sequences),):
+            raise ValueError(f"{name} has shape {numbers.shape}; expected ({len(self._sequences)},), one for each sequence")
+        names = [f"{name}[{i}]" for i in range(len(numbers))]
+        return [(own, integer(count, own, 0)) for own, count in zip(names, numbers.tolist(), strict=True)]
 
     def evict(self, before):
         """Forget tokens before token `before`, the sinks aside: a sliding history.
 
         Whole segments go, so some of these tokens may stay for a while; they never come back. Positions stay what they are.
 
+        Parameters
+        ----------
+        before : int, or array_like of integers, (batch,)
+            Of every sequence, or of each its own.
+
         Returns
         -------
-        int
-            Tokens before this one are forgotten now.
+        int, or ndarray of int64, (batch,)
+            Tokens before this one are forgotten now: in every sequence, or where `before` is an array in each.
         """
-        before = integer(before, "before", 0)
         with self._alone():
-            # what every sequence can forget: after an interruption segments may end elsewhere in some
-            while (common := min(sequence.evictable(before) for sequence in self._sequences)) < before:
-                before = common
+            bounds = self._of_each(before, "before")
             evicted = [sequence.fork() for sequence in self._sequences]
-            for sequence in evicted:
-                sequence.evict(before)
+            forgotten = [sequence.evict(bound) for sequence, (_, bound) in zip(evicted, bounds, strict=True)]
             self._sequences = evicted
-            return common
+        return min(forgotten) if np.ndim(before) == 0 else np.array(forgotten)
 
     # ---- Copies ----
 
@@ -507,8 +564,6 @@ class KVCache:
             new = object.__new__(cls)
             new._set(parameters)
             new._sequences, reason = _native.Cache.map(new._native_options(), count, arrays, own)
-            if reason is None and len({sequence.state()["evicted"] for sequence in new._sequences}) > 1:
-                reason = "its sequences have forgotten different tokens"
             if reason is not None:
                 raise _array_file.Refused(reason)
         except ValueError as error:
@@ -549,21 +604,26 @@ class KVCache:
                 fault = sequence.validate()
                 if fault is not None:
                     raise ValueError(f"the cache is damaged: {fault}")
-            for part in ("length", "evicted"):
-                if len({sequence.state()[part] for sequence in self._sequences}) > 1:
-                    raise ValueError(f"the cache is damaged: sequences that differ in what is {part}")
             return True
 
-    def _refuse_overflow(self, arrays):
-        """ValueError that names the first finite number which storage would make infinite."""
+    def _refuse_overflow(self, arrays, rows):
+        """ValueError that names the first finite number which storage would make infinite, of those in `rows`."""
         stored = "bfloat16" if self.dtype == "int8" else self.dtype
         for name, array in arrays.items():
             numbers = widened(array)
             large = np.isfinite(numbers) & (np.abs(numbers) >= OVERFLOW[stored])
+            for of_sequence, own in zip(large, rows, strict=True):
+                of_sequence[:, : own.start] = of_sequence[:, own.stop :] = False
             if large.any():
                 at = tuple(int(i) for i in np.argwhere(large)[0])
                 raise ValueError(f"{name} holds {numbers[at]:.6g}, which {stored} cannot hold; expected magnitudes below "
                                  f"{OVERFLOW[stored]:.6g}") from None
+
+    def _own_rows(self, lengths, padding_side, array, name):
+        """The slice of each sequence's own rows of a checked array."""
+        batch, _, rows, _ = array.shape
+        lengths = check_lengths(lengths, padding_side, batch, rows, name)
+        return [own_rows(length, rows, padding_side) for length in ([rows] * batch if lengths is None else lengths)]
 
     def _check_heads(self, queries):
         heads = queries.shape[1]
@@ -623,6 +683,23 @@ def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, w
         "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance,
         "_head_threshold": head_threshold,
     }
+
+
+def _check_queries(count, state, whose):
+    """ValueError where so many last tokens' queries are more than a sequence can attend."""
+    length, first = state["length"], state["first_query"]
+    if count > length:
+        raise ValueError(f"queries has {count} rows, but {whose} holds {length} tokens; expected at most as many")
+    if count and length - count < first:
+        raise ValueError(f"queries begin at token {length - count}, but tokens before {first + 1} are sealed in {whose}; "
+                         f"expected at most the last {length - first} tokens' queries")
+
+
+def _unpacked(array, counts):
+    """Each sequence's part, (1, heads, count), of an array (1, heads, sum of counts) that holds one part after another."""
+    heads = array.shape[1]
+    parts = np.split(array.reshape(-1), heads * np.cumsum(counts)[:-1])
+    return [part.reshape(1, heads, count) for part, count in zip(parts, counts, strict=True)]
 
 
 class _Outputs:

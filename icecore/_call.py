@@ -20,7 +20,7 @@ MEASURED_QUERIES = 32
 USUAL_ERROR = 1.3
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """A checked call of some heads on its way to a path, which fills `out` and `lse`; arrays begin with (batch, heads, L)."""
 
@@ -112,8 +112,8 @@ class Call:
         return info
 
     def _native(self, **fields):
-        fields |= {"causal": self.causal, "keep": self.mask.keep, "bias": self.mask.bias, "threads": self.threads}
-        return native_problem(self.problem, self.out, self.lse, self.scores, **fields)
+        return native_problem(self.problem, self.out, self.lse, self.scores, causal=self.causal, keep=self.mask.keep,
+                              bias=self.mask.bias, threads=self.threads, **fields)
 
     def _exact(self, window, sinks):
         _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks))

@@ -17,35 +17,41 @@ class Entry(NamedTuple):
     keys: slice
 
 
-def entries_of(lengths, padding_side, problem, causal):
-    """The entries that `lengths` parts a checked problem into, one for each of the batch; None without lengths.
-
-    Causal queries are as many as keys at most, on the same side as these: the others are padding.
-    """
+def check_lengths(lengths, padding_side, batch, rows, name):
+    """`lengths` as a list, one for each entry of the batch, of at most so many `rows` of the array `name`; None without."""
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'right' or 'left', got {padding_side!r}")
     if lengths is None:
         return None
     lengths = plain(lengths, "lengths")
-    batch, _, queries, _, keys, _ = problem.shape
     if lengths.dtype.kind not in "iu":
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers")
     if lengths.shape != (batch,):
-        raise ValueError(f"lengths has shape {lengths.shape}; expected ({batch},), the keys of each entry of the batch")
-    for i, length in enumerate(lengths.tolist()):
-        if not 0 <= length <= keys:
-            raise ValueError(f"lengths[{i}] must be from 0 to {keys}, the rows of key, got {length}")
-    side = _first_rows if padding_side == "right" else _last_rows
-    own = [min(queries, length) if causal else queries for length in lengths.tolist()]
+        raise ValueError(f"lengths has shape {lengths.shape}; expected ({batch},), one for each entry of the batch")
+    lengths = lengths.tolist()
+    for i, length in enumerate(lengths):
+        if not 0 <= length <= rows:
+            raise ValueError(f"lengths[{i}] must be from 0 to {rows}, the rows of {name}, got {length}")
+    return lengths
+
+
+def own_rows(length, rows, padding_side):
+    """The slice of an entry's own `length` rows among `rows`."""
+    return slice(0, length) if padding_side == "right" else slice(rows - length, rows)
+
+
+def entries_of(lengths, padding_side, problem, causal):
+    """The entries that `lengths` parts a checked problem into, one for each of the batch; None without lengths.
+
+    Causal queries are as many as keys at most, on the same side as these: the others are padding.
+    """
+    batch, _, keys, _ = problem.key.shape
+    lengths = check_lengths(lengths, padding_side, batch, keys, "key")
+    if lengths is None:
+        return None
+    queries = problem.query.shape[2]
     return [
-        Entry(slice(i, i + 1), side(count, queries), side(length, keys))
-        for i, (count, length) in enumerate(zip(own, lengths.tolist(), strict=True))
+        Entry(slice(i, i + 1), own_rows(min(queries, length) if causal else queries, queries, padding_side),
+              own_rows(length, keys, padding_side))
+        for i, length in enumerate(lengths)
     ]
-
-
-def _first_rows(count, rows):
-    return slice(0, count)
-
-
-def _last_rows(count, rows):
-    return slice(rows - count, rows)

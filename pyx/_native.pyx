@@ -1,5 +1,6 @@
 """The C core behind typed memoryviews: unwrap, one call without the GIL, check the status.  No logic lives here."""
 
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -13,11 +14,6 @@ FLOAT32 = ICECORE_FLOAT32
 FLOAT16 = ICECORE_FLOAT16
 BFLOAT16 = ICECORE_BFLOAT16
 INT8 = ICECORE_INT8
-
-# Storage: float32 numbers, or 16-bit floats as bit patterns.
-ctypedef fused element:
-    float
-    uint16_t
 
 ctypedef fused index_type:
     int32_t
@@ -136,32 +132,26 @@ cdef number *of_cube(const number[:, :, ::1] array) noexcept:
     return <number *>&array[0, 0, 0] if array is not None and array.size else NULL
 
 
-cdef icecore_tensor tensor_of(const element[:, :, :, :] array) noexcept:
-    cdef icecore_tensor t
-    t.data = <void *>&array[0, 0, 0, 0] if array.size else NULL
-    t.batch_stride = array.strides[0] // <Py_ssize_t>sizeof(element)
-    t.head_stride = array.strides[1] // <Py_ssize_t>sizeof(element)
-    t.row_stride = array.strides[2] // <Py_ssize_t>sizeof(element)
-    return t
-
-
-cdef icecore_tensor tensor(array, int dtype) except *:
-    """Of float32 or, for the other dtypes, their bits; without data for None."""
-    cdef icecore_tensor none
-    memset(&none, 0, sizeof(none))
+cdef int fill_tensor(icecore_tensor *t, int64_t *shape, array, int dtype, int flags=0) except -1:
+    """`t` and the `shape` of a four-dimensional array of float32 or, for the other dtypes, of their bits; all 0 for None."""
+    # by the buffer itself: a typed memoryview is an object, and four of them were a fifth of a small call's time
+    cdef Py_buffer b
+    cdef char kind = b"f" if dtype == ICECORE_FLOAT32 else b"H"
+    memset(t, 0, sizeof(icecore_tensor))
+    memset(shape, 0, 4 * sizeof(int64_t))
     if array is None:
-        return none
-    return tensor_of[float](array) if dtype == ICECORE_FLOAT32 else tensor_of[uint16_t](array)
-
-
-cdef icecore_tensor written_tensor(array, int dtype) except *:
-    cdef float[:, :, :, :] floats
-    cdef uint16_t[:, :, :, :] bits
-    if dtype == ICECORE_FLOAT32:
-        floats = array
-        return tensor_of[float](floats)
-    bits = array
-    return tensor_of[uint16_t](bits)
+        return 0
+    PyObject_GetBuffer(array, &b, PyBUF_FORMAT | PyBUF_STRIDES | flags)
+    try:
+        if b.ndim != 4 or b.format[0] != kind or b.format[1] != 0:
+            raise ValueError(f"buffer has {b.ndim} dimensions of {b.format.decode()!r}; expected 4 of {chr(kind)!r}")
+        for i in range(4):
+            shape[i] = b.shape[i]
+        t.data = b.buf if b.len else NULL
+        t.batch_stride, t.head_stride, t.row_stride = b.strides[0] // b.itemsize, b.strides[1] // b.itemsize, b.strides[2] // b.itemsize
+    finally:
+        PyBuffer_Release(&b)
+    return 0
 
 
 cdef class Problem:
@@ -177,13 +167,16 @@ cdef class Problem:
                   float softcap=0, const float[::1] sink_logits=None, bint causal=False, int64_t window=-1, int64_t sinks=0, const uint8_t[:, :, :, :] keep=None,
                   const float[:, :, :, :] bias=None, int threads=0):
         cdef icecore_attention *c = &self.c
+        cdef int64_t shape[4]
         self.arrays = query, key, value, out, lse, sink_logits, keep, bias
         c.dtype = c.key_dtype = <icecore_dtype>dtype
-        c.query, c.key, c.value = tensor(query, dtype), tensor(key, dtype), tensor(value, dtype)
-        c.out = written_tensor(out, dtype)
-        c.batch, c.query_heads, c.queries, c.dim = query.shape
-        if key is not None:
-            c.key_heads, c.keys, c.value_dim = key.shape[1], key.shape[2], value.shape[3]
+        fill_tensor(&c.query, shape, query, dtype)
+        c.batch, c.query_heads, c.queries, c.dim = shape[0], shape[1], shape[2], shape[3]
+        fill_tensor(&c.key, shape, key, dtype)
+        c.key_heads, c.keys = shape[1], shape[2]
+        fill_tensor(&c.value, shape, value, dtype)
+        c.value_dim = shape[3]
+        fill_tensor(&c.out, shape, out, dtype, PyBUF_WRITABLE)
         c.lse, c.sink_logits, c.softcap = of_cube(lse), of_list(sink_logits), softcap
         c.scale, c.causal, c.window, c.sinks, c.threads = scale, causal, window, sinks, threads
         if keep is not None and keep.size:
@@ -370,6 +363,17 @@ cdef class CacheOptions:
         c.cell_size, c.seed, c.moments = cell_size, seed, of_cube(moments)
 
 
+cdef icecore_cache **pointers_of(list caches) except NULL:
+    """To be freed."""
+    cdef Cache one
+    cdef icecore_cache **pointers = <icecore_cache **>malloc(sizeof(icecore_cache *) * len(caches))
+    if pointers == NULL:
+        raise MemoryError("icecore: out of memory")
+    for i, one in enumerate(caches):
+        pointers[i] = one.cache
+    return pointers
+
+
 cdef class Cache:
     cdef icecore_cache *cache
     cdef object memory     # what a mapped cache and its forks read
@@ -415,16 +419,11 @@ cdef class Cache:
         """As Index.write, all caches together."""
         cdef list error = []
         cdef callback c
-        cdef Cache one
         cdef icecore_status status
         cdef int64_t count = len(caches)
+        cdef icecore_cache **pointers = pointers_of(caches)
         c.function = <void *>function
         c.error = <void *>error
-        cdef icecore_cache **pointers = <icecore_cache **>malloc(sizeof(icecore_cache *) * count)
-        if pointers == NULL:
-            raise MemoryError("icecore: out of memory")
-        for i, one in enumerate(caches):
-            pointers[i] = one.cache
         try:
             with nogil:
                 status = icecore_cache_write(pointers, count, call_write, &c)
@@ -436,17 +435,30 @@ cdef class Cache:
 
     def append(self, int dtype, keys not None, values not None, queries):
         """(1, heads, tokens, dim), (1, heads, tokens, value_dim) and (1, query heads, tokens, dim) or None."""
-        cdef icecore_tensor key = tensor(keys, dtype), value = tensor(values, dtype), query = tensor(queries, dtype)
-        cdef int64_t count = keys.shape[2], query_heads = 0 if queries is None else queries.shape[1]
+        cdef icecore_tensor key, value, query
+        cdef int64_t of_keys[4]
+        cdef int64_t of_values[4]
+        cdef int64_t of_queries[4]
         cdef icecore_status status
+        fill_tensor(&key, of_keys, keys, dtype)
+        fill_tensor(&value, of_values, values, dtype)
+        fill_tensor(&query, of_queries, queries, dtype)
         with nogil:
-            status = icecore_cache_append(self.cache, <icecore_dtype>dtype, key, value, query, query_heads, count)
+            status = icecore_cache_append(self.cache, <icecore_dtype>dtype, key, value, query, of_queries[1], of_keys[2])
         check(status)
 
-    def attend(self, Problem problem not None, NearFar options not None, Report report not None):
+    @staticmethod
+    def attend(list caches, const int64_t[:, ::1] rows, Problem problem not None, NearFar options not None, Report report not None):
+        """All caches together; `rows`: the first one and the number of each cache's, or None for all of the problem's."""
         cdef icecore_status status
-        with nogil:
-            status = icecore_cache_attend(self.cache, &problem.c, &options.c, &report.c)
+        cdef int64_t count = len(caches)
+        cdef const icecore_rows *own = <icecore_rows *>of_matrix(rows)
+        cdef icecore_cache **pointers = pointers_of(caches)
+        try:
+            with nogil:
+                status = icecore_cache_attend(pointers, count, own, &problem.c, &options.c, &report.c)
+        finally:
+            free(pointers)
         check(status)
 
     def truncate(self, int64_t length, int threads):
@@ -454,14 +466,6 @@ cdef class Cache:
         with nogil:
             status = icecore_cache_truncate(self.cache, length, threads)
         check(status)
-
-    def evictable(self, int64_t before):
-        cdef int64_t end
-        cdef icecore_status status
-        with nogil:
-            status = icecore_cache_evictable(self.cache, before, &end)
-        check(status)
-        return end
 
     def evict(self, int64_t before):
         cdef int64_t evicted

@@ -125,11 +125,13 @@ cdef extern from "icecore.h" nogil:
     void icecore_cache_free(icecore_cache *cache)
     icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys, icecore_tensor values,
                                         icecore_tensor queries, int64_t query_heads, int64_t count) nogil
-    icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem, const icecore_near_far *options,
-                                        const icecore_report *report)
+    ctypedef struct icecore_rows:
+        int64_t first, count
+    icecore_status icecore_cache_attend(icecore_cache **caches, int64_t count, const icecore_rows *rows,
+                                        const icecore_attention *problem, const icecore_near_far *options,
+                                        const icecore_report *report) nogil
     icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads) nogil
     icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted) nogil
-    icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable) nogil
     icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result) nogil
     icecore_status icecore_cache_get_state(icecore_cache *cache, icecore_cache_state *state) nogil
     icecore_status icecore_cache_write(icecore_cache **caches, int64_t count, icecore_write write, void *context) nogil

@@ -512,7 +512,7 @@ def test_a_signal_handler_that_uses_the_cache_it_interrupted_is_refused(alarm):
 
 
 @pytest.mark.parametrize("batch", [None, 3])
-def test_after_an_interruption_all_heads_and_sequences_forget_the_same(alarm, batch):
+def test_after_an_interruption_all_heads_of_a_sequence_forget_the_same(alarm, batch):
     """Some are sealed further than others then, and their segments end elsewhere."""
     key = np.random.default_rng(0).standard_normal((batch or 1, 16, 9000, 32)).astype(np.float32)
     key = key if batch else key[0]
@@ -531,10 +531,9 @@ def test_after_an_interruption_all_heads_and_sequences_forget_the_same(alarm, ba
             pass
         signal.setitimer(signal.ITIMER_REAL, 0)
         seconds = seconds or time.perf_counter() - started
-        evicted = cache.evict(2048)
-        assert evicted == cache.stats["evicted"]
+        assert cache.evict(2048) <= cache.stats["evicted"] <= 2048
         info = cache.attend(key[..., -1:, :], return_info=True)[1]
-        assert len(np.unique(info.near_keys)) == 1
+        assert all(len(np.unique(near)) == 1 for near in info.near_keys.reshape(batch or 1, 16))
         assert cache.validate()
         assert cache.evict(4096) >= 2048
 
@@ -595,19 +594,6 @@ def test_means_that_another_instruction_set_wants_are_counted_and_do_not_pile_up
     assert min(sizes) > 900 * 2 * 2 * DIM * 2
     assert_same_bits(outs[2], outs[4])
     assert_same_bits(outs[3], outs[5])
-
-
-def test_sequences_of_a_file_that_forgot_different_tokens_are_refused(tmp_path):
-    query, key, value = (np.stack([a, a]) for a in tokens(900))
-    cache = icecore.KVCache(2, DIM, k=24, batch=2, **SMALL)
-    cache.append(key, value)
-    cache.attend(query[:, :, -1:])
-    assert cache._sequences[1].evict(850) > SINKS
-    with pytest.raises(ValueError, match="differ in what is evicted"):
-        cache.validate()
-    cache.save(tmp_path / "cache")
-    with pytest.raises(ValueError, match="forgotten different tokens"):
-        icecore.KVCache.load(tmp_path / "cache")
 
 
 # ---- Reading back ----
@@ -688,7 +674,7 @@ def test_reading_back_without_memory_leaves_the_cache_as_it_was(monkeypatch):
     cache = icecore.KVCache(2, DIM, **SMALL)
     run(cache, query, key, value, [100])
     with monkeypatch.context() as patch:
-        patch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(np, "zeros", lambda *_: (_ for _ in ()).throw(MemoryError()))
         for read in (cache.keys, cache.values):
             with pytest.raises(MemoryError):
                 read()

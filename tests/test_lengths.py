@@ -102,7 +102,7 @@ def test_out_takes_the_result_and_one_entry_may_come_without_its_axis():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"lengths": [300, 1, 0, 147]}, ValueError, r"lengths has shape \(4,\); expected \(5,\), the keys of each entry"),
+        ({"lengths": [300, 1, 0, 147]}, ValueError, r"lengths has shape \(4,\); expected \(5,\), one for each entry"),
         ({"lengths": 3}, ValueError, r"lengths has shape \(\); expected \(5,\)"),
         ({"lengths": [300, 1, -1, 0, 0]}, ValueError, r"lengths\[2\] must be from 0 to 300, the rows of key, got -1"),
         ({"lengths": [300, 1, 1, 0, 301]}, ValueError, r"lengths\[4\] must be from 0 to 300, the rows of key, got 301"),

@@ -368,7 +368,7 @@ def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path, model):
         NearFarCache.load(tmp_path / "missing", model.config)
     with pytest.raises(ValueError, match="is not a usable cache of this model: it has the layers"):
         NearFarCache.load(tmp_path / "prompt", small_model("gemma3").config)
-    for name in ("dense.safetensors", "layer1.row0.safetensors", "cache.json"):
+    for name in ("dense.safetensors", "layer1.safetensors", "cache.json"):
         file = tmp_path / "prompt" / name
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2])

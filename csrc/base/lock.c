@@ -11,16 +11,20 @@
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static ice_lock *first;
 
-/* What this thread holds, the last one last.  A thread holds few at a time: those of one call, and of calls in handlers
+/* What this thread reads, the last one last.  A thread reads few at a time: those of one call, and of calls in handlers
  * that interrupt it. */
-#define MAX_HELD 64
-static _Thread_local ice_lock *held[MAX_HELD];
-static _Thread_local int held_count;
+#define MAX_READ 64
+static _Thread_local ice_lock *read_here[MAX_READ];
+static _Thread_local int read_count;
 
-static int times_held(const ice_lock *lock) {
+static int times_read(const ice_lock *lock) {
     int times = 0;
-    for (int i = 0; i < held_count; i++) times += held[i] == lock;
+    for (int i = 0; i < read_count; i++) times += read_here[i] == lock;
     return times;
+}
+
+static int is_written_here(const ice_lock *lock) {
+    return lock->writing && pthread_equal(lock->writer, pthread_self());
 }
 
 static void make(ice_lock *lock) {
@@ -34,10 +38,9 @@ static void in_parent(void) { pthread_mutex_unlock(&registry); }
 /* The only thread is the one that forked: others have left their locks as they were. */
 static void in_child(void) {
     for (ice_lock *lock = first; lock; lock = lock->next) {
-        const int own = times_held(lock);
         make(lock);
-        lock->is_lost |= lock->writing && !own;
-        if (!lock->writing) lock->readers = own; /* reading leaves nothing half done */
+        lock->is_lost |= lock->writing && !is_written_here(lock);
+        if (!lock->writing) lock->readers = times_read(lock); /* reading leaves nothing half done */
         lock->waiting = 0;
     }
     pthread_mutex_init(&registry, NULL);
@@ -95,17 +98,19 @@ static icecore_status wait_a_while(ice_lock *lock, int writes) {
 }
 
 static icecore_status take(ice_lock *lock, int writes, int waits) {
-    const int times = times_held(lock);
+    const int times = times_read(lock);
     icecore_status status = ICECORE_OK;
     pthread_mutex_lock(&lock->mutex);
     if (lock->is_lost) status = ICECORE_ERROR_FORKED;
-    else if ((times && (writes || lock->writing)) || held_count == MAX_HELD) status = ICECORE_ERROR_BUSY;
+    else if (is_written_here(lock) || (writes ? times > 0 : read_count == MAX_READ)) status = ICECORE_ERROR_BUSY;
     while (status == ICECORE_OK && !times && !is_free(lock, writes))
         status = waits ? wait_a_while(lock, writes) : ICECORE_ERROR_BUSY;
-    if (status == ICECORE_OK) {
-        lock->writing += writes;
-        lock->readers += !writes;
-        held[held_count++] = lock;
+    if (status == ICECORE_OK && writes) {
+        lock->writing = 1;
+        lock->writer = pthread_self();
+    } else if (status == ICECORE_OK) {
+        lock->readers++;
+        read_here[read_count++] = lock;
     }
     pthread_mutex_unlock(&lock->mutex);
     return status;
@@ -116,12 +121,15 @@ icecore_status ice_lock_write(ice_lock *lock) { return take(lock, 1, 1); }
 icecore_status ice_lock_try(ice_lock *lock) { return take(lock, 1, 0); }
 
 void ice_unlock(ice_lock *lock) {
-    int i = held_count - 1;
-    while (held[i] != lock) i--;
-    for (held_count--; i < held_count; i++) held[i] = held[i + 1];
     pthread_mutex_lock(&lock->mutex);
-    if (lock->writing) lock->writing = 0;
-    else lock->readers--;
+    if (lock->writing) {
+        lock->writing = 0;
+    } else {
+        int i = read_count - 1;
+        while (read_here[i] != lock) i--;
+        for (read_count--; i < read_count; i++) read_here[i] = read_here[i + 1];
+        lock->readers--;
+    }
     pthread_cond_broadcast(&lock->released);
     pthread_mutex_unlock(&lock->mutex);
 }

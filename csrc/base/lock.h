@@ -10,6 +10,7 @@ typedef struct ice_lock {
     pthread_mutex_t mutex; /* of what follows */
     pthread_cond_t released;
     int readers, writing, waiting; /* threads; waiting: to write */
+    pthread_t writer;              /* where one is writing */
     int is_lost; /* in a forked process: a thread that is not there was writing; what it wrote is in no known state */
     struct ice_lock *next, *previous; /* all locks there are */
 } ice_lock;

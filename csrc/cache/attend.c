@@ -1,30 +1,39 @@
-/* Attending from a cache: block by block of the queries, each head sealing first what its block's queries see by cells.
+/* Attending from caches: block by block of the queries, each head sealing first what its block's queries see by cells.
  * By tolerance, queries that have been attended are measured when the next blocks are sealed, on the segments that they
- * saw. */
+ * saw.  Caches of a call go through their blocks side by side, each as if it were alone. */
 #include <math.h>
 
 #include "attention/near_far_tile.h"
+#include "base/memory.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
 #include "cache/cache.h"
 
+/* One cache. */
 typedef struct {
     icecore_cache *cache;
     icecore_attention problem, sinks; /* equal but for where keys and values lie */
     icecore_near_far options;
-    const icecore_report *report;
+    icecore_report report;
+    int64_t position;               /* tokens before this one have been attended */
     int64_t first_query, end_query; /* of one block */
     int64_t blocks;                 /* wanted in the stacks */
     int last;                       /* whether the newest token is among them */
-    int64_t tiles;                  /* panels of rows for each head */
-    int by_threshold;
+    int64_t tiles;                  /* panels of rows for each head; 0: no block is left */
+    int by_tolerance, by_threshold;
     enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring; /* before or after blocks are sealed */
     int64_t usable, measured_end; /* kept queries that may be measured, and the place that the last stands before */
     int64_t measured;             /* so many of them, evenly spread, are */
     int renews;                   /* as in ice_sample */
     double fading;
-    _Atomic int status;
 } attend_call;
+
+typedef struct {
+    attend_call *call;
+    int64_t count, heads;
+    int64_t max_tiles; /* of any call */
+    _Atomic int status;
+} attend_calls;
 
 static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
@@ -63,7 +72,7 @@ static int64_t decoding_step(const icecore_cache *c) {
 }
 
 /* What of the newest kept queries is measured before this block's queries attend. */
-static void plan_measuring(attend_call *call, int by_tolerance) {
+static void plan_measuring(attend_call *call) {
     icecore_cache *c = call->cache;
     ice_cache_queries *q = &c->queries;
     const int64_t usable = call->usable = usable_queries(call, &call->measured_end);
@@ -72,7 +81,7 @@ static void plan_measuring(attend_call *call, int by_tolerance) {
     call->measuring = NOT_MEASURED;
     call->renews = 0;
     call->fading = ICE_FADING;
-    if (!by_tolerance) return;
+    if (!call->by_tolerance) return;
     if (!q->known) {
         call->renews = 1;
         call->measured = usable < q->capacity ? usable : q->capacity;
@@ -141,9 +150,7 @@ static void apply_rules(const attend_call *call, int64_t head) {
     }
 }
 
-static void seal_task(void *context, int64_t head, void *scratch) {
-    attend_call *call = context;
-    if (!scratch) return;
+static icecore_status seal(attend_call *call, int64_t head, void *scratch) {
     icecore_status status = ice_cache_fit_means(call->cache, head);
     if (status == ICECORE_OK && call->measuring == MEASURED_BEFORE) measure(call, head, scratch);
     if (status == ICECORE_OK) status = ice_cache_seal(call->cache, head, call->blocks);
@@ -151,18 +158,16 @@ static void seal_task(void *context, int64_t head, void *scratch) {
     if (status == ICECORE_OK && call->measuring == MEASURED_AFTER) measure(call, head, scratch);
     if (status == ICECORE_OK && call->by_threshold) apply_rules(call, head);
     if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, head);
-    if (status != ICECORE_OK) atomic_store(&call->status, (int)status);
+    return status;
 }
 
-static void attend_task(void *context, int64_t index, void *scratch) {
-    const attend_call *call = context;
-    if (!scratch) return;
+static void attend_tile(const attend_call *call, int64_t head, int64_t tile, void *scratch) {
     const icecore_cache *c = call->cache;
-    const int64_t heads = c->options.heads, head = index % heads, group = ice_group(&call->problem);
-    const int64_t first = call->first_query * group + index / heads * ICE_PANEL, rest = call->end_query * group - first;
+    const int64_t group = ice_group(&call->problem);
+    const int64_t first = call->first_query * group + tile * ICE_PANEL, rest = call->end_query * group - first;
     const ice_head_view view = {.problem = &call->problem,
                                 .options = &call->options,
-                                .report = call->report,
+                                .report = &call->report,
                                 .rules = call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
                                 .kernels = ice_active_kernels(),
                                 .stack = c->head[head].stack,
@@ -171,11 +176,22 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     ice_near_far_attend(&view, first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
 }
 
-/* Decode steps: one panel a head, so both in one go. */
-static void seal_and_attend_task(void *context, int64_t head, void *scratch) {
-    attend_call *call = context;
-    seal_task(context, head, scratch);
-    if (atomic_load(&call->status) == ICECORE_OK) attend_task(context, head, scratch);
+/* Decode steps have one panel a head, which is attended in the same go. */
+static void seal_task(void *context, int64_t index, void *scratch) {
+    attend_calls *all = context;
+    attend_call *call = &all->call[index / all->heads];
+    const int64_t head = index % all->heads;
+    if (!scratch || !call->tiles) return;
+    const icecore_status status = seal(call, head, scratch);
+    if (status != ICECORE_OK) atomic_store(&all->status, (int)status);
+    else if (call->tiles == 1 && atomic_load(&all->status) == ICECORE_OK) attend_tile(call, head, 0, scratch);
+}
+
+static void attend_task(void *context, int64_t index, void *scratch) {
+    const attend_calls *all = context;
+    const int64_t head = index % all->heads, tile = index / all->heads / all->count;
+    const attend_call *call = &all->call[index / all->heads % all->count];
+    if (scratch && call->tiles > 1 && tile < call->tiles) attend_tile(call, head, tile, scratch);
 }
 
 /* So many that any head's stack of `blocks` has no more. */
@@ -188,25 +204,28 @@ static int64_t max_nodes(const icecore_cache *c, int64_t blocks) {
     return maximum;
 }
 
-static icecore_status attend_block(attend_call *call) {
+static size_t scratch_bytes(const attend_call *call) {
     const icecore_cache *c = call->cache;
-    const int64_t heads = c->options.heads;
-    const int64_t levels = ice_stack_max_levels(c->length, c->options.block);
-    const int64_t nodes = max_nodes(c, call->blocks);
+    const int64_t levels = ice_stack_max_levels(c->length, c->options.block), nodes = max_nodes(c, call->blocks);
     const size_t bytes = ice_selection_bytes(&call->problem, levels, nodes);
     const size_t measuring =
-        call->measuring ? ice_measure_bytes(&call->problem, &call->problem, levels, nodes, call->measured) : 1;
-    icecore_status status;
-    call->tiles = ((call->end_query - call->first_query) * ice_group(&call->problem) + ICE_PANEL - 1) / ICE_PANEL;
-    if (call->tiles == 1) {
-        status = ice_parallel_for(heads, call->problem.threads, bytes < measuring ? measuring : bytes,
-                                  seal_and_attend_task, call);
-        return status == ICECORE_OK ? (icecore_status)call->status : status;
+        call->measuring ? ice_measure_bytes(&call->problem, &call->problem, levels, nodes, call->measured) : 0;
+    return bytes < measuring ? measuring : bytes;
+}
+
+/* The block of each call that has one. */
+static icecore_status attend_blocks(attend_calls *all) {
+    const int threads = all->call->problem.threads;
+    size_t bytes = 0;
+    for (int64_t i = 0; i < all->count; i++) {
+        const size_t own = all->call[i].tiles ? scratch_bytes(&all->call[i]) : 0;
+        if (own > bytes) bytes = own;
     }
-    status = ice_parallel_for(heads, call->problem.threads, measuring, seal_task, call);
-    if (status == ICECORE_OK) status = (icecore_status)call->status;
-    return status == ICECORE_OK ? ice_parallel_for(heads * call->tiles, call->problem.threads, bytes, attend_task, call)
-                                : status;
+    const int64_t tasks = all->count * all->heads;
+    icecore_status status = ice_parallel_for(tasks, threads, bytes, seal_task, all);
+    if (status == ICECORE_OK) status = (icecore_status)all->status;
+    if (status != ICECORE_OK || all->max_tiles == 1) return status;
+    return ice_parallel_for(tasks * all->max_tiles, threads, bytes, attend_task, all);
 }
 
 static icecore_tensor rows_of(const ice_open_rows *r, int values) {
@@ -228,28 +247,56 @@ static void note_measuring(const attend_call *call) {
     if (call->renews) q->renewed = q->last;
 }
 
-static void report_errors(const icecore_cache *c, const icecore_report *report) {
-    const ice_cache_queries *q = &c->queries;
-    for (int64_t i = 0; i < c->options.heads * q->group; i++) {
+static void report_errors(const attend_call *call) {
+    const ice_cache_queries *q = &call->cache->queries;
+    const icecore_report *report = &call->report;
+    for (int64_t i = 0; i < call->problem.query_heads; i++) {
+        const int known = q->group == ice_group(&call->problem); /* without rows there may never have been a query */
+        const ice_measured none = {0}, *measured = known ? &q->measured[i] : &none;
         float error, standard;
-        ice_measured_error(&q->measured[i], &error, &standard);
+        ice_measured_error(measured, &error, &standard);
         if (report->error) report->error[i] = error;
         if (report->standard_error) report->standard_error[i] = standard;
-        if (report->error_rows) report->error_rows[i] = (int32_t)q->measured[i].tested_rows;
+        if (report->error_rows) report->error_rows[i] = (int32_t)measured->tested_rows;
     }
 }
 
-static icecore_status attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *options,
-                             const icecore_report *report) {
+/* ---- Calls ---- */
+
+/* A request's part of one cache, behind that of `before` rows of other caches. */
+static icecore_attention part_of(const icecore_attention *p, int64_t entry, icecore_rows rows, int64_t before) {
+    icecore_attention part = *p;
+    part.queries = rows.count;
+    if (rows.count && p->query.data) part.query.data = ice_address(&p->query, p->dtype, entry, 0, rows.first);
+    if (rows.count && p->out.data) part.out.data = ice_address(&p->out, p->dtype, entry, 0, rows.first);
+    if (p->lse) part.lse = p->lse + before * p->query_heads;
+    return part;
+}
+
+static icecore_report report_part(const icecore_report *r, int64_t heads, int64_t entry, int64_t before) {
+    const int64_t row = before * heads, head = entry * heads;
+    return (icecore_report){
+        .near_count = r->near_count ? r->near_count + row : NULL,
+        .captured_mass = r->captured_mass ? r->captured_mass + row : NULL,
+        .missed_bound = r->missed_bound ? r->missed_bound + row : NULL,
+        .summaries = r->summaries ? r->summaries + row : NULL,
+        .error = r->error ? r->error + head : NULL,
+        .standard_error = r->standard_error ? r->standard_error + head : NULL,
+        .error_rows = r->error_rows ? r->error_rows + head : NULL,
+    };
+}
+
+/* With what the cache has; checks without changing anything. */
+static icecore_status check_call(attend_call *call, icecore_cache *c, const icecore_near_far *options) {
     const icecore_cache_options *o = &c->options;
-    attend_call call = {.cache = c,
-                        .problem = *problem,
-                        .options = {.near_keys = o->near_keys,
-                                    .tolerance = o->tolerance,
-                                    .head_tolerance = options->head_tolerance,
-                                    .head_threshold = options->head_threshold},
-                        .report = report};
-    icecore_attention *p = &call.problem;
+    icecore_attention *p = &call->problem;
+    call->cache = c;
+    call->options = (icecore_near_far){.near_keys = o->near_keys,
+                                       .tolerance = o->tolerance,
+                                       .head_tolerance = options->head_tolerance,
+                                       .head_threshold = options->head_threshold};
+    call->by_tolerance = o->tolerance > 0.0f || options->head_tolerance;
+    call->by_threshold = call->by_tolerance || options->head_threshold;
     p->batch = 1;
     p->key_heads = o->heads;
     p->keys = c->length;
@@ -264,54 +311,117 @@ static icecore_status attend(icecore_cache *c, const icecore_attention *problem,
         p->key = rows_of(c->open, 0);
         p->value = rows_of(c->open, 1);
     }
-    icecore_status status = ice_check_problem(p);
+    const icecore_status status = ice_check_problem(p);
+    call->position = c->length;
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
-    const int64_t first = c->length - p->queries;
-    const int by_tolerance = o->tolerance > 0.0f || options->head_tolerance;
-    if (first < 0 || !ice_all_positive(options->head_tolerance, p->query_heads) ||
+    call->position = c->length - p->queries;
+    if (call->position < 0 || !ice_all_positive(options->head_tolerance, p->query_heads) ||
         !ice_all_positive(options->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
-        if (c->head[h].sealed * o->block > first + 1) return ICECORE_ERROR_VALUE;
-    call.by_threshold = by_tolerance || options->head_threshold;
-    status = ice_queries_begin(c, p->query_heads / o->heads);
-    if (status == ICECORE_OK && options->head_threshold && !c->queries.known)
-        take_thresholds(c, options->head_threshold);
-    for (int64_t position = first; position < c->length && status == ICECORE_OK;) {
-        int64_t end = (position / o->block + 1) * o->block;
-        if (end > c->length) end = c->length;
-        call.first_query = position - first;
-        call.end_query = end - first;
-        call.last = end == c->length;
-        call.blocks = ice_sealed_blocks(position, c->options.block);
-        if (call.blocks < c->sealed) call.blocks = c->sealed;
-        p->key = rows_of(c->open, 0); /* they may move when blocks have been sealed */
-        p->value = rows_of(c->open, 1);
-        call.sinks = *p;
-        if (c->sinks) {
-            call.sinks.key = rows_of(c->sinks, 0);
-            call.sinks.value = rows_of(c->sinks, 1);
-        }
-        plan_measuring(&call, by_tolerance);
-        status = attend_block(&call);
-        if (status == ICECORE_OK && call.measuring) note_measuring(&call);
-        if (status == ICECORE_OK && call.blocks > c->sealed) ice_cache_sealed(c, call.blocks);
-        icecore_tensor queries = p->query;
-        queries.data = ice_address(&p->query, p->dtype, 0, 0, position - first);
-        if (status == ICECORE_OK) status = ice_queries_note(c, p->dtype, queries, position, end - position);
-        position = end;
-    }
-    if (status == ICECORE_OK) report_errors(c, report);
+        if (c->head[h].sealed * o->block > call->position + 1) return ICECORE_ERROR_VALUE;
+    return ICECORE_OK;
+}
+
+static icecore_status begin_call(attend_call *call) {
+    icecore_cache *c = call->cache;
+    if (call->position == c->length) return ICECORE_OK;
+    const icecore_status status = ice_queries_begin(c, ice_group(&call->problem));
+    if (status == ICECORE_OK && call->options.head_threshold && !c->queries.known)
+        take_thresholds(c, call->options.head_threshold);
     return status;
 }
 
-icecore_status icecore_cache_attend(icecore_cache *c, const icecore_attention *problem, const icecore_near_far *options,
+/* Plans the next block, if one is left. */
+static void begin_block(attend_call *call) {
+    icecore_cache *c = call->cache;
+    icecore_attention *p = &call->problem;
+    const int64_t block = c->options.block, first = c->length - p->queries;
+    int64_t end = (call->position / block + 1) * block;
+    if (end > c->length) end = c->length;
+    call->first_query = call->position - first;
+    call->end_query = end - first;
+    call->tiles = ((call->end_query - call->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
+    if (!call->tiles) return;
+    call->last = end == c->length;
+    call->blocks = ice_sealed_blocks(call->position, block);
+    if (call->blocks < c->sealed) call->blocks = c->sealed;
+    p->key = rows_of(c->open, 0); /* they may move when blocks have been sealed */
+    p->value = rows_of(c->open, 1);
+    call->sinks = *p;
+    if (c->sinks) {
+        call->sinks.key = rows_of(c->sinks, 0);
+        call->sinks.value = rows_of(c->sinks, 1);
+    }
+    plan_measuring(call);
+}
+
+static icecore_status end_block(attend_call *call) {
+    icecore_cache *c = call->cache;
+    const icecore_attention *p = &call->problem;
+    const int64_t count = call->end_query - call->first_query;
+    if (!call->tiles) return ICECORE_OK;
+    if (call->measuring) note_measuring(call);
+    if (call->blocks > c->sealed) ice_cache_sealed(c, call->blocks);
+    icecore_tensor queries = p->query;
+    queries.data = ice_address(&p->query, p->dtype, 0, 0, call->first_query);
+    const icecore_status status = ice_queries_note(c, p->dtype, queries, call->position, count);
+    call->position += count;
+    return status;
+}
+
+static icecore_status run(attend_calls *all) {
+    icecore_status status = ICECORE_OK;
+    for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++) status = begin_call(&all->call[i]);
+    while (status == ICECORE_OK) {
+        all->max_tiles = 0;
+        for (int64_t i = 0; i < all->count; i++) {
+            begin_block(&all->call[i]);
+            if (all->call[i].tiles > all->max_tiles) all->max_tiles = all->call[i].tiles;
+        }
+        if (!all->max_tiles) break;
+        status = attend_blocks(all);
+        for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++) status = end_block(&all->call[i]);
+    }
+    for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++) report_errors(&all->call[i]);
+    return status;
+}
+
+/* Whose shapes are one request's. */
+static int are_alike(icecore_cache *const *caches, int64_t count) {
+    const icecore_cache_options *o = &caches[0]->options;
+    for (int64_t i = 1; i < count; i++) {
+        const icecore_cache_options *other = &caches[i]->options;
+        if (o->heads != other->heads || o->dim != other->dim || o->value_dim != other->value_dim) return 0;
+    }
+    return 1;
+}
+
+icecore_status icecore_cache_attend(icecore_cache *const *caches, int64_t count, const icecore_rows *rows,
+                                    const icecore_attention *problem, const icecore_near_far *options,
                                     const icecore_report *report) {
-    static const icecore_near_far none = {0};
+    static const icecore_near_far no_options = {0};
     if (!ice_active_kernels()) return ICECORE_ERROR_ISA;
-    icecore_status status = ice_lock_write(&c->lock);
-    if (status != ICECORE_OK) return status;
-    status = attend(c, problem, options ? options : &none, report ? report : &ice_no_report);
-    ice_unlock(&c->lock);
+    if (count < 1 || !are_alike(caches, count)) return ICECORE_ERROR_VALUE;
+    attend_calls all = {.call = ice_alloc(count, sizeof *all.call), .count = count, .heads = caches[0]->options.heads};
+    if (!all.call) return ICECORE_ERROR_MEMORY;
+    icecore_status status = ICECORE_OK;
+    int64_t locked = 0, before = 0;
+    for (int64_t i = 0; i < count && status == ICECORE_OK; i++) {
+        const icecore_rows own = rows ? rows[i] : (icecore_rows){0, problem->queries};
+        if (own.first < 0 || own.count < 0 || own.count > problem->queries - own.first) status = ICECORE_ERROR_VALUE;
+        if (status == ICECORE_OK) status = ice_lock_write(&caches[i]->lock);
+        if (status != ICECORE_OK) break;
+        locked++;
+        all.call[i] = (attend_call){
+            .problem = part_of(problem, i, own, before),
+            .report = report_part(report ? report : &ice_no_report, problem->query_heads, i, before),
+        };
+        status = check_call(&all.call[i], caches[i], options ? options : &no_options);
+        before += own.count;
+    }
+    if (status == ICECORE_OK) status = run(&all);
+    while (locked > 0) ice_unlock(&caches[--locked]->lock);
+    ice_free(all.call);
     return status;
 }

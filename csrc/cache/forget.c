@@ -150,14 +150,6 @@ static int64_t evictable(const icecore_cache *c, int64_t before) {
     return end > c->evicted ? end : c->evicted;
 }
 
-icecore_status icecore_cache_evictable(icecore_cache *c, int64_t before, int64_t *end) {
-    icecore_status status = ice_lock_write(&c->lock);
-    if (status != ICECORE_OK) return status;
-    *end = evictable(c, before);
-    ice_unlock(&c->lock);
-    return ICECORE_OK;
-}
-
 icecore_status icecore_cache_evict(icecore_cache *c, int64_t before, int64_t *evicted) {
     icecore_status status = ice_lock_write(&c->lock);
     if (status != ICECORE_OK) return status;

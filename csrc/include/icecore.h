@@ -372,9 +372,17 @@ void icecore_cache_free(icecore_cache *cache);
 icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, icecore_tensor keys,
                                     icecore_tensor values, icecore_tensor queries, int64_t query_heads, int64_t count);
 
-/* Attends the queries of the last `queries` tokens.  Of `problem` count: dtype, query_heads, queries, query, out, lse,
+/* Rows first .. first + count - 1 of a batch entry: those of its array that are its own. */
+typedef struct {
+    int64_t first, count;
+} icecore_rows;
+
+/* Attends the queries of the last tokens of `count` caches, each as if it were alone, in one go for all threads; entry
+ * i of `problem` is for caches[i], of heads and widths as the others'.  rows: NULL, `queries` rows of each, or rows[i]
+ * of entry i: of so many tokens, none included.  Of `problem` count: dtype, query_heads, queries, query, out, lse,
  * scale, softcap, sink_logits, threads; of `options`, or NULL: head_tolerance, head_threshold; of `report`, or NULL:
- * all but seconds.
+ * all but seconds.  Arrays of lse and `report` hold each cache's own rows, query_heads x rows, one cache after another
+ * without gaps.  A cache must not stand twice, and calls at the same time name caches that they share in one order.
  *
  * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens'
  * queries are known a query opens all. A call of at most 64 queries opens as well every cell of which one key may hold
@@ -384,8 +392,9 @@ icecore_status icecore_cache_append(icecore_cache *cache, icecore_dtype dtype, i
  * What was measured is kept by fork, write and map; with another number of query heads it is forgotten.
  * ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state: what it must not see is sealed
  * already. */
-icecore_status icecore_cache_attend(icecore_cache *cache, const icecore_attention *problem,
-                                    const icecore_near_far *options, const icecore_report *report);
+icecore_status icecore_cache_attend(icecore_cache *const *caches, int64_t count, const icecore_rows *rows,
+                                    const icecore_attention *problem, const icecore_near_far *options,
+                                    const icecore_report *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an
  * eighth of a block beyond it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to
@@ -396,8 +405,6 @@ icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int 
 /* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.
  * *evicted: how many are forgotten now. */
 icecore_status icecore_cache_evict(icecore_cache *cache, int64_t before, int64_t *evicted);
-/* How many would be. */
-icecore_status icecore_cache_evictable(icecore_cache *cache, int64_t before, int64_t *evictable);
 
 /* A cache of the same tokens.  They share what there is until one of them appends: O(number of segments). */
 icecore_status icecore_cache_fork(icecore_cache *cache, icecore_cache **result);

@@ -12,18 +12,18 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 import icecore
 from icecore.transformers.near_far_layer import NearFarLayer
 
-VERSION = 2
+VERSION = 3
 
 
 class NearFarCache(Cache):
     """Keys and values of a decoder, attended by near/far attention once they are many.
 
     For models whose attention is one that `register` has named. A prompt attends as its name says. Later tokens attend from an
-    `icecore.KVCache` for each row of the batch; padding at the beginning of a row never enters it. Layers with a sliding window
+    `icecore.KVCache` for each layer; padding at the beginning of a row never enters it. Layers with a sliding window
     are transformers' own, and keys that a model makes of the cached ones (latent attention) are attended as they are.
 
     Keys and values are kept once. What else needs them (another attention, masks with holes, rows whose padding changes) reads
-    them back from the rows' caches, and they stay until tokens attend from there again.
+    them back from there, and they stay until tokens attend from there again.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class NearFarCache(Cache):
     tolerance, k, window, sinks
         As in `icecore.KVCache`; a tolerance of 0.02 where neither it nor k is given.
     dtype : {"float32", "float16", "bfloat16", "int8"}, optional
-        Storage of the rows' caches; default the model's.
+        Storage; default the model's.
     min_length : int
         Up to here layers attend exactly.
 
@@ -102,9 +102,9 @@ class NearFarCache(Cache):
         about, tensors = [], {}
         for i, layer in enumerate(self.layers):
             if isinstance(layer, NearFarLayer):
-                content, states, rows = layer.content()
-                for j, row in enumerate(rows):
-                    row.save(folder / f"layer{i}.row{j}.safetensors")
+                content, states, cache = layer.content()
+                if cache is not None:
+                    cache.save(folder / f"layer{i}.safetensors")
             elif type(layer) is DynamicSlidingWindowLayer:
                 content = {"length": layer.cumulative_length}
                 states = {"keys": layer.keys.contiguous(), "values": layer.values.contiguous()} if layer.is_initialized else {}
@@ -137,7 +137,7 @@ class NearFarCache(Cache):
 
     @classmethod
     def view(cls, path, config):
-        """Map a saved cache: the rows' caches are read as they are used (see `icecore.KVCache.view`). Otherwise as `load`."""
+        """Map a saved cache: files are read as they are used (see `icecore.KVCache.view`). Otherwise as `load`."""
         return cls._opened(path, config, icecore.KVCache.view)
 
     @classmethod
@@ -161,8 +161,8 @@ class NearFarCache(Cache):
         for i, (layer, content) in enumerate(zip(new.layers, about["layers"], strict=True)):
             states = {name: tensors[f"{i}.{name}"] for name in ("keys", "values") if f"{i}.{name}" in tensors}
             if isinstance(layer, NearFarLayer):
-                rows = [opener(path / f"layer{i}.row{j}.safetensors") for j in range(len(content["firsts"] or []))]
-                layer.restore(content, states, rows)
+                cache = None if content["firsts"] is None else opener(path / f"layer{i}.safetensors")
+                layer.restore(content, states, cache)
             elif states:
                 layer.lazy_initialization(states["keys"], states["values"])
                 layer.keys, layer.values, layer.cumulative_length = states["keys"], states["values"], content["length"]

@@ -1,7 +1,8 @@
-"""One layer of a `NearFarCache`: an `icecore.KVCache` for each row of the batch, and the tokens that are not in it yet."""
+"""One layer of a `NearFarCache`: an `icecore.KVCache` of the batch, and the tokens that are not in it yet."""
 
 import copy
 
+import numpy as np
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
@@ -16,8 +17,8 @@ class NearFarLayer(CacheLayerMixin):
     """A layer of full attention; what transformers' `DynamicLayer` does, and more.
 
     The tensors that `update` returns carry the layer as their attribute `icecore_layer`: by that the attention function finds
-    it. Rows of a batch are caches of their own, so that padding never enters and lengths may differ. Once they have taken the
-    tokens, these are in no other place, and are read back where somebody asks for `keys` or `values`.
+    it. Rows of a batch are sequences of one cache, whose lengths may differ, so that padding never enters. Once it has taken
+    the tokens, these are in no other place, and are read back where somebody asks for `keys` or `values`.
     """
 
     is_compileable = False
@@ -34,9 +35,9 @@ class NearFarLayer(CacheLayerMixin):
         """Forget all tokens."""
         self.is_initialized = False
         self._length = 0
-        self._moved = 0  # tokens before this one are in the rows' caches only
+        self._moved = 0  # tokens before this one are in the cache only
         self._buffers = None  # [keys, values], each (B, H, capacity, width), from token `_moved` on
-        self._rows = self._firsts = None  # KVCache of each row of the batch, and the token it begins at
+        self._cache = self._firsts = None  # a KVCache, and the token at which each row of the batch begins in it
 
     def lazy_initialization(self, key_states, value_states):
         """Take dtypes and shapes of the first tokens."""
@@ -46,7 +47,7 @@ class NearFarLayer(CacheLayerMixin):
 
     @property
     def keys(self):
-        """(B, H, tokens, d), or None; what the rows' caches hold as they have rounded it, and padding before it 0."""
+        """(B, H, tokens, d), or None; what the cache holds as it has rounded it, and padding before it 0."""
         return self._dense(0)
 
     @property
@@ -100,11 +101,11 @@ class NearFarLayer(CacheLayerMixin):
         if not self.is_initialized:
             return
         length = max(0, self._length + tokens_to_remove)
-        for row, first in zip(self._rows or [], self._firsts or [], strict=True):
-            row.truncate(min(len(row), max(0, length - first)))
+        if self._cache is not None:
+            self._cache.truncate(np.clip(length - np.array(self._firsts), 0, self._cache.lengths))
         self._length, self._moved = length, min(self._moved, length)
         if not length:
-            self._rows = self._firsts = None
+            self._cache = self._firsts = None
 
     def reorder_cache(self, beam_idx):
         """Row i becomes what row ``beam_idx[i]`` was."""
@@ -132,18 +133,15 @@ class NearFarLayer(CacheLayerMixin):
         self._catch_up(firsts)
         batch, heads, queries, _ = query.shape
         out = query.new_empty(batch, queries, heads, self._buffers[1].shape[3])
-        for i, row in enumerate(self._rows):
-            own = min(queries, len(row))
-            out[i, : queries - own] = 0
-            if own:
-                written = as_array(out[i, queries - own :].transpose(0, 1))
-                row.attend(as_array(query[i, :, queries - own :]), out=written, num_threads=num_threads, **scores)
+        own = np.minimum(queries, self._cache.lengths)
+        self._cache.attend(as_array(query), lengths=own, padding_side="left", out=as_array(out.transpose(1, 2)),
+                           num_threads=num_threads, **scores)
         self._move()
         return out
 
     def remember(self, query, firsts):
         """Take in a prompt whose queries have attended already, where it is long enough."""
-        if self._rows is None and query.shape[2] == self._length >= self.min_length:
+        if self._cache is None and query.shape[2] == self._length >= self.min_length:
             self._catch_up(firsts, query)
             self._move()
 
@@ -157,80 +155,78 @@ class NearFarLayer(CacheLayerMixin):
     def _read_back(self):
         """Have all tokens in the buffers again."""
         buffers = [_empty(buffer, self._length) for buffer in self._buffers]
-        for buffer, newest, read in zip(buffers, self._buffers, (icecore.KVCache.keys, icecore.KVCache.values), strict=True):
+        for buffer, newest, read in zip(buffers, self._buffers, (self._cache.keys, self._cache.values), strict=True):
             buffer[:, :, self._moved :] = newest[:, :, : self._length - self._moved]
-            for states, row, first in zip(buffer, self._rows, self._firsts, strict=True):
+            for states, held, first in zip(buffer, torch.from_numpy(read()), self._firsts, strict=True):
                 padding = min(first, self._moved)
                 states[:, :padding] = 0
-                states[:, padding : self._moved] = torch.from_numpy(read(row))[:, : self._moved - padding]
+                states[:, padding : self._moved] = held[:, : self._moved - padding]
         self._buffers, self._moved = buffers, 0
 
     def _catch_up(self, firsts, query=None):
-        """Give the rows' caches the tokens they lack."""
+        """Give the cache the tokens it lacks."""
         if self._firsts != firsts:
             self._begin_rows(firsts)
-        for i, (row, first) in enumerate(zip(self._rows, self._firsts, strict=True)):
-            start = first + len(row) - self._moved
-            tokens = slice(start, self._length - self._moved)
-            if start < tokens.stop:
-                keys, values = (as_array(buffer[i, :, tokens].to(self.dtype)) for buffer in self._buffers)
-                queries = None if query is None else as_array(query[i, :, tokens].to(self.dtype))
-                row.append(keys, values, queries)
+        lacking = np.maximum(self._length - np.array(firsts) - self._cache.lengths, 0)
+        held = self._length - self._moved
+        tokens = slice(held - int(lacking.max()), held)
+        if tokens.start < held:
+            keys, values = (as_array(buffer[:, :, tokens].to(self.dtype)) for buffer in self._buffers)
+            queries = None if query is None else as_array(query[:, :, tokens].to(self.dtype))
+            self._cache.append(keys, values, queries, lengths=lacking, padding_side="left")
 
     def _begin_rows(self, firsts):
-        """New caches of rows that begin at these tokens."""
+        """A new cache of rows that begin at these tokens."""
         if self._moved:
             if any(new < old for new, old in zip(firsts, self._firsts, strict=True)):
                 raise ValueError(f"rows begin at tokens {firsts} now, and began at {self._firsts}; expected no token that was "
                                  "padding before")
             self._read_back()
-        self._rows, self._firsts = [self._new_row() for _ in firsts], list(firsts)
-
-    def _move(self):
-        """Once the rows' caches have all tokens, let go of them here."""
-        self._moved = self._length
-        self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
-
-    def _new_row(self):
         keys, values = self._buffers
         options = {"dtype": _NAMES[self.dtype], **self._options}
-        return icecore.KVCache(keys.shape[1], keys.shape[3], value_dim=values.shape[3], **options)
+        self._cache = icecore.KVCache(keys.shape[1], keys.shape[3], value_dim=values.shape[3], batch=len(firsts), **options)
+        self._firsts = list(firsts)
+
+    def _move(self):
+        """Once the cache has all tokens, let go of them here."""
+        self._moved = self._length
+        self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
 
     def _select(self, rows):
         if not self.is_initialized:
             return
-        self._buffers = [buffer.index_select(0, rows.to(buffer.device)) for buffer in self._buffers]
-        if self._rows is not None:
-            self._rows = [self._rows[i].fork() for i in rows.tolist()]
+        if self._cache is not None:
+            self._cache.reorder(rows.tolist())
             self._firsts = [self._firsts[i] for i in rows.tolist()]
+        self._buffers = [buffer.index_select(0, rows.to(buffer.device)) for buffer in self._buffers]
 
     def __deepcopy__(self, memo):
         new = copy.copy(self)
         if self.is_initialized:
             new._buffers = [buffer.clone() for buffer in self._buffers]
-        if self._rows is not None:
-            new._rows, new._firsts = [row.fork() for row in self._rows], list(self._firsts)
+        if self._cache is not None:
+            new._cache, new._firsts = self._cache.fork(), list(self._firsts)
         return new
 
     @property
     def nbytes(self):
         """Memory held, in bytes; parts that forks share count in each."""
         dense = sum(buffer.nbytes for buffer in self._buffers or [])
-        return dense + sum(row.nbytes for row in self._rows or [])
+        return dense + (0 if self._cache is None else self._cache.nbytes)
 
     # ---- Files ----
 
     def content(self):
-        """(what a file says of the layer, its tensors, the rows' caches)."""
+        """(what a file says of the layer, its tensors, its cache or None)."""
         about = {"length": self._length, "moved": self._moved, "firsts": self._firsts, "initialized": self.is_initialized}
         tensors = {}
         if self.is_initialized:
             held = self._length - self._moved
             keys, values = (buffer[:, :, :held].contiguous() for buffer in self._buffers)
             tensors = {"keys": keys, "values": values}
-        return about, tensors, self._rows or []
+        return about, tensors, self._cache
 
-    def restore(self, about, tensors, rows):
+    def restore(self, about, tensors, cache):
         """The reverse of `content`, on a new layer.
 
         Raises
@@ -247,14 +243,14 @@ class NearFarLayer(CacheLayerMixin):
             raise ValueError(f"keys and values have shapes {tuple(buffers[0].shape)} and {tuple(buffers[1].shape)}; expected "
                              f"{self._length - self._moved} tokens")
         if firsts is None and self._moved:
-            raise ValueError(f"{self._moved} tokens are in rows' caches, of which there are none")
+            raise ValueError(f"{self._moved} tokens are in a cache that is not there")
         if firsts is not None:
-            if len(rows) != len(firsts) or len(rows) != len(buffers[0]):
-                raise ValueError(f"there are {len(rows)} rows' caches; expected {len(buffers[0])}")
-            self._rows, self._firsts = rows, firsts
-            if any(first + len(row) > max(self._length, first) or first + len(row) < min(self._moved, self._length)
-                   for row, first in zip(rows, firsts, strict=True)):
-                raise ValueError("a row's cache has other tokens than the layer")
+            if cache.batch != len(firsts) or cache.batch != len(buffers[0]):
+                raise ValueError(f"there are {cache.batch} rows in the cache; expected {len(buffers[0])}")
+            self._cache, self._firsts = cache, firsts
+            if any(first + held > max(self._length, first) or first + held < min(self._moved, self._length)
+                   for held, first in zip(cache.lengths.tolist(), firsts, strict=True)):
+                raise ValueError("the cache has other tokens than the layer")
 
 
 def _extended(buffer, held, states):

@@ -79,7 +79,7 @@ static icecore_status attend(const machine *m, const pair *c, icecore_cache *cac
                                  .out = tensor_of(&out[0][0][0], MAX_TOKENS, VALUE_DIM),
                                  .scale = 1.0f,
                                  .threads = threads};
-    const icecore_status status = icecore_cache_attend(cache, &p, NULL, NULL);
+    const icecore_status status = icecore_cache_attend(&cache, 1, NULL, &p, NULL, NULL);
     for (int64_t h = 0; h < QUERY_HEADS && status == ICECORE_OK; h++)
         for (int64_t i = 0; i < count; i++) {
             double row[VALUE_DIM];

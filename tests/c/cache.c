@@ -56,7 +56,7 @@ static icecore_status append_and_attend(icecore_cache *cache, const problem *s, 
     p.out = from_row(p.out, first);
     p.queries = end - first;
     p.lse = lse;
-    return icecore_cache_attend(cache, &p, NULL, NULL);
+    return icecore_cache_attend(&cache, 1, NULL, &p, NULL, NULL);
 }
 
 static icecore_cache_state state_of(icecore_cache *cache) {
@@ -146,6 +146,59 @@ static void forks_and_truncation(void) {
 
 /* Queries come with their tokens or with calls of attend; a cache made of either attends by tolerance, and so do its
  * forks. */
+/* Caches that attend together, some without queries: all bits are those of each alone, for one thread and two. */
+static void several_at_once(void) {
+    enum { CACHES = 4, ROWS = 20 };
+    const int64_t tokens[CACHES] = {90, 3, 0, 61};
+    const icecore_rows rows[CACHES] = {{0, ROWS}, {17, 3}, {20, 0}, {5, 1}};
+    problem s = all_tokens();
+    for (int threads = 1; threads <= 2; threads++) {
+        icecore_cache *together[CACHES], *alone[CACHES];
+        float out[CACHES][HEADS * GROUP][ROWS][VALUE_DIM] = {{{{0}}}}, lse[HEADS * GROUP * (ROWS + 3 + 1)],
+                                  own[HEADS * GROUP][ROWS][VALUE_DIM], own_lse[HEADS * GROUP * ROWS];
+        icecore_attention p = s.p;
+        p.queries = ROWS;
+        p.query.batch_stride = 0;
+        p.out = (icecore_tensor){out, HEADS * GROUP * ROWS * VALUE_DIM, ROWS * VALUE_DIM, VALUE_DIM};
+        p.lse = lse;
+        p.threads = threads;
+        for (int i = 0; i < CACHES; i++) {
+            together[i] = create(8, 3, 4);
+            if (tokens[i]) go_on(together[i], &s, 0, tokens[i] - 1), go_on(together[i], &s, tokens[i] - 1, tokens[i]);
+            EXPECT(icecore_cache_fork(together[i], &alone[i]) == ICECORE_OK);
+        }
+        EXPECT(icecore_cache_attend(together, CACHES, NULL, &p, NULL, NULL) == ICECORE_ERROR_VALUE); /* too many rows */
+        icecore_rows behind[CACHES] = {{0, 1}, {ROWS, 1}};
+        EXPECT(icecore_cache_attend(together, CACHES, behind, &p, NULL, NULL) == ICECORE_ERROR_VALUE);
+        EXPECT(icecore_cache_attend(together, 0, rows, &p, NULL, NULL) == ICECORE_ERROR_VALUE);
+        icecore_cache *twice[2] = {together[0], together[0]};
+        const icecore_rows last[2] = {{0, 1}, {1, 1}};
+        EXPECT(icecore_cache_attend(twice, 2, last, &p, NULL, NULL) == ICECORE_ERROR_BUSY);
+        icecore_rows few[CACHES] = {{0, 9}, {17, 3}, {20, 0}, {5, 1}};
+        EXPECT(icecore_cache_attend(together, CACHES, few, &p, NULL, NULL) == ICECORE_OK);
+        const float *next = lse;
+        for (int i = 0; i < CACHES; i++) {
+            check_at("%d threads, cache %d", threads, i);
+            icecore_attention one = p;
+            one.query = from_row(p.query, few[i].first);
+            one.queries = few[i].count;
+            one.out = (icecore_tensor){own, 0, ROWS * VALUE_DIM, VALUE_DIM};
+            one.lse = own_lse;
+            EXPECT(icecore_cache_attend(&alone[i], 1, NULL, &one, NULL, NULL) == ICECORE_OK);
+            for (int64_t h = 0; h < HEADS * GROUP; h++)
+                EXPECT(!memcmp(out[i][h][few[i].first], own[h][0], (size_t)one.queries * sizeof own[h][0]));
+            EXPECT(!memcmp(next, own_lse, (size_t)(HEADS * GROUP * one.queries) * sizeof *lse));
+            next += HEADS * GROUP * one.queries;
+            EXPECT(is_valid_cache(together[i]));
+        }
+        for (int i = 0; i < CACHES; i++) {
+            icecore_cache_free(together[i]);
+            icecore_cache_free(alone[i]);
+        }
+    }
+    problem_free(&s);
+}
+
 static void queries_of_tokens(void) {
     for (int appended = 0; appended < 2; appended++) {
         problem s = all_tokens();
@@ -232,11 +285,11 @@ static void refused(void) {
     }
     problem s = all_tokens();
     icecore_cache *own = create(4, 0, 1);
-    EXPECT(icecore_cache_attend(own, &s.p, NULL, NULL) == ICECORE_ERROR_VALUE); /* more queries than tokens */
+    EXPECT(icecore_cache_attend(&own, 1, NULL, &s.p, NULL, NULL) == ICECORE_ERROR_VALUE); /* more queries than tokens */
     go_on(own, &s, 0, 100);
     icecore_attention p = s.p;
     p.queries = 90;
-    EXPECT(icecore_cache_attend(own, &p, NULL, NULL) == ICECORE_ERROR_VALUE); /* behind what is sealed */
+    EXPECT(icecore_cache_attend(&own, 1, NULL, &p, NULL, NULL) == ICECORE_ERROR_VALUE); /* behind what is sealed */
     icecore_cache_free(own);
     problem_free(&s);
 }
@@ -358,6 +411,7 @@ void cache_tests(void) {
     check_run("cache: with all cells open it is exact attention, whatever the chunks", all_near);
     check_run("cache: 8 bits of numbers that they hold are the numbers", int8_holds_them);
     check_run("cache: forks, truncation, eviction", forks_and_truncation);
+    check_run("cache: several at once are each as if alone", several_at_once);
     check_run("cache: queries come with tokens or with calls", queries_of_tokens);
     check_run("cache: what is read back is what came", read_back);
     check_run("cache: bad options and calls", refused);

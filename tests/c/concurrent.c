@@ -139,7 +139,7 @@ static icecore_status append_and_attend(icecore_cache *cache, int64_t first, int
                            .out = {out, 0, count * DIM, DIM},
                            .scale = 0.3f,
                            .threads = 2};
-    return status == ICECORE_OK ? icecore_cache_attend(cache, &p, NULL, NULL) : status;
+    return status == ICECORE_OK ? icecore_cache_attend(&cache, 1, NULL, &p, NULL, NULL) : status;
 }
 
 static icecore_cache *create(void) {

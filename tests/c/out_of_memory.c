@@ -61,9 +61,11 @@ static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
         key.data = (float *)key.data + i * key.row_stride;
         value.data = (float *)value.data + i * value.row_stride;
         status = icecore_cache_append(cache, p->dtype, key, value, i % 2 ? p->query : query, p->query_heads, 1);
-        if (status == ICECORE_OK) status = icecore_cache_attend(cache, &last, NULL, NULL);
+        if (status == ICECORE_OK) status = icecore_cache_attend(&cache, 1, NULL, &last, NULL, NULL);
         if (i == 40 && status == ICECORE_OK) status = icecore_cache_fork(cache, &fork);
     }
+    icecore_cache *both[2] = {cache, fork};
+    if (status == ICECORE_OK) status = icecore_cache_attend(both, 2, NULL, &last, NULL, NULL);
     file f = {.count = 0};
     if (status == ICECORE_OK) status = icecore_cache_write(&cache, 1, write_arrays, &f);
     for (int own = 0; own < 2 && status == ICECORE_OK; own++) {

@@ -44,7 +44,7 @@ static void attend(icecore_cache *cache, const icecore_cache_options *o, int64_t
     int32_t near_count[ROWS * MAX_HEADS * GROUP];
     float missed_bound[ROWS * MAX_HEADS * GROUP];
     const icecore_report report = {.near_count = near_count, .missed_bound = missed_bound};
-    PROMISE(icecore_cache_attend(cache, &problem, NULL, &report) == ICECORE_OK);
+    PROMISE(icecore_cache_attend(&cache, 1, NULL, &problem, NULL, &report) == ICECORE_OK);
     for (int64_t i = 0; i < heads * queries; i++) PROMISE(near_count[i] >= 0 && near_count[i] <= state.length);
 }
 

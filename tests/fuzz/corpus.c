@@ -103,7 +103,7 @@ static void save_cache(const char *folder, int variant, int64_t tokens) {
                                            .scale = 0.3f,
                                            .threads = 1};
         must(icecore_cache_append(caches[0], ICECORE_FLOAT32, k, v, (icecore_tensor){0}, 0, part));
-        must(icecore_cache_attend(caches[0], &problem, NULL, NULL));
+        must(icecore_cache_attend(&caches[0], 1, NULL, &problem, NULL, NULL));
     }
     if (variant % 3 == 1) must(icecore_cache_evict(caches[0], tokens / 2, &(int64_t){0}));
     const int64_t count = 1 + option[AT_CACHES];
