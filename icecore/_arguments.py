@@ -16,7 +16,6 @@ from icecore._settings import (
     check_tolerance,
 )
 
-
 _ALL = slice(None)
 
 

@@ -24,7 +24,7 @@ NATIVE_DTYPES = {
 
 
 def integer(value, name, minimum):
-    """`value` as an int of at least `minimum`, or an error that names the argument. Clipped to what the core's integers hold."""
+    """`value` as an int of at least `minimum`, or an error that names it. Clipped to what the core's integers hold."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got a bool")
     try:
@@ -229,7 +229,7 @@ def check_out(out, problem, inputs):
     for name, array in inputs.items():
         if array is not None and np.may_share_memory(out, array) and np.shares_memory(out, array):
             raise ValueError(f"out overlaps {name}; expected memory of its own")
-    if out.size and _overlaps_itself(out):
+    if out.size and not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"out overlaps itself (strides {out.strides}); expected every element to have its own memory")
     return out
 

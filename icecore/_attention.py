@@ -63,10 +63,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     scale : float, optional
         Default ``1 / sqrt(d)``.
     softcap : float, optional
-        Scores become ``softcap * tanh(scores / softcap)`` after scaling, before masks and softmax (Gemma 2 [4]_): 1e-30 to
+        Scores become ``softcap * tanh(scores / softcap)`` after scaling, before masks and softmax (Gemma 2 [5]_): 1e-30 to
         1e30. None: no cap. On every path; near/far attention caps the scores of keys and of cells' means alike.
     sink_logits : array_like of float, shape (H,), optional
-        Of each query head the score of one more key that every query sees and that has no value (gpt-oss [5]_): it joins the
+        Of each query head the score of one more key that every query sees and that has no value (gpt-oss [6]_): it joins the
         denominator of the softmax and the lse. Neither scaled, capped nor masked; magnitudes up to 1e30, or -inf for none. On
         every path. (`sinks` are keys; these are not.)
     attn_mask : array_like, optional
