@@ -137,13 +137,15 @@ cdef int fill_tensor(icecore_tensor *t, int64_t *shape, array, int dtype, int fl
     # by the buffer itself: a typed memoryview is an object, and four of them were a fifth of a small call's time
     cdef Py_buffer b
     cdef char kind = b"f" if dtype == ICECORE_FLOAT32 else b"H"
+    cdef const char *format
     memset(t, 0, sizeof(icecore_tensor))
     memset(shape, 0, 4 * sizeof(int64_t))
     if array is None:
         return 0
     PyObject_GetBuffer(array, &b, PyBUF_FORMAT | PyBUF_STRIDES | flags)
     try:
-        if b.ndim != 4 or b.format[0] != kind or b.format[1] != 0:
+        format = b.format + (b.format[0] == b"=")  # not aligned
+        if b.ndim != 4 or format[0] != kind or format[1] != 0:
             raise ValueError(f"buffer has {b.ndim} dimensions of {b.format.decode()!r}; expected 4 of {chr(kind)!r}")
         for i in range(4):
             shape[i] = b.shape[i]

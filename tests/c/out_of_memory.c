@@ -65,6 +65,8 @@ static icecore_status use_cache(const problem *s, icecore_dtype dtype) {
         if (i == 40 && status == ICECORE_OK) status = icecore_cache_fork(cache, &fork);
     }
     icecore_cache *both[2] = {cache, fork};
+    last.query.batch_stride = last.out.batch_stride = 0; /* the same queries, into the same place */
+    last.threads = 1;
     if (status == ICECORE_OK) status = icecore_cache_attend(both, 2, NULL, &last, NULL, NULL);
     file f = {.count = 0};
     if (status == ICECORE_OK) status = icecore_cache_write(&cache, 1, write_arrays, &f);
