@@ -350,7 +350,9 @@ class KVCache:
         problem = _native.Problem(dtype=native_dtype(queries.dtype), query=native_view(queries), out=bits(result), lse=lse,
                                   threads=threads, **scores.fields())
         options = _native.NearFar(head_tolerance=self._head_tolerance, head_threshold=self._head_threshold)
-        places = np.array([(own.start, count) for own, count in zip(rows, counts, strict=True)])
+        places = None  # all rows
+        if sum(counts) < queries.shape[0] * queries.shape[2]:
+            places = np.array([(own.start, count) for own, count in zip(rows, counts, strict=True)])
         _native.Cache.attend(self._sequences, places, problem, options, _native.Report(**report, **errors))
         if return_lse:
             unpacked = np.full(result.shape[:3], -np.inf, np.float32)
@@ -623,7 +625,7 @@ class KVCache:
         """The slice of each sequence's own rows of a checked array."""
         batch, _, rows, _ = array.shape
         lengths = check_lengths(lengths, padding_side, batch, rows, name)
-        return [own_rows(length, rows, padding_side) for length in ([rows] * batch if lengths is None else lengths)]
+        return [slice(0, rows)] * batch if lengths is None else [own_rows(length, rows, padding_side) for length in lengths]
 
     def _check_heads(self, queries):
         heads = queries.shape[1]
