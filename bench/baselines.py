@@ -92,16 +92,3 @@ def naive_numpy(query, key, value, *, causal):
         return out
 
     return call
-
-
-def naive_top_k(query, key, value, *, k, causal, window, sinks, rows):
-    """Exact top-k attention for some query rows (reference oracle): the ceiling of methods that drop the rest."""
-    from icecore import reference
-
-    outs = []
-    for row in rows:
-        seen = slice(0, row + 1) if causal else slice(None)
-        out, _ = reference.top_k_attention(query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], k=k, causal=causal,
-                                           window=window, sinks=sinks)
-        outs.append(out)
-    return np.concatenate(outs, axis=2)

@@ -4,8 +4,8 @@
     python bench/bench_selectors.py [--length 8192 16384]
 
 P-DCI has the published settings, two composite indices of seven projections in trees of two levels, and visits the usual
-number of keys. NumPy's row is exact top-k attention by a sort of all scores, which needs all of them at once. Errors are
-those of sampled queries, in float64: relative to exact attention, and to exact top-k attention. Causal, on SmolLM2's heads
+number of keys. PyTorch's rows are the same methods in its operations (selector_baselines.py). Errors are those of sampled
+queries, in float64: relative to exact attention, and to exact top-k attention of as many keys. Causal, on SmolLM2's heads
 (data.py); beyond 8192 tokens they are continued.
 """
 
@@ -18,19 +18,31 @@ from bench_near_far import error, truth
 from data import capture
 from measure import alternate, machine
 from recorded import record
+from selector_baselines import torch_block_sparse, torch_minference, torch_top_k
 
 import icecore
+from icecore.selectors import PDCI, BlockSparse, MInference, Pages, TopK
 
 METHODS = {
     "exact": {},
     "near/far, k=64": {"k": 64},
-    "pages, k=64": {"k": 64, "selector": "pages"},
-    "pages, k=256": {"k": 256, "selector": "pages"},
-    "pdci, k=64": {"k": 64, "selector": "pdci"},
-    "pdci, k=256": {"k": 256, "selector": "pdci"},
-    "pdci, k=64, all visited": {"k": 64, "selector": "pdci", "visit": 2**31},
+    "window, 1024": {"window": 1024, "sinks": 4},
+    "top_k, k=64": {"selector": TopK(64)},
+    "top_k, k=256": {"selector": TopK(256)},
+    "minference, 500 and 700": {"selector": MInference(500, 700)},
+    "block_sparse, k=1024": {"selector": BlockSparse(1024)},
+    "pages, k=64": {"selector": Pages(64)},
+    "pages, k=256": {"selector": Pages(256)},
+    "pdci, k=64": {"selector": PDCI(64)},
+    "pdci, k=256": {"selector": PDCI(256)},
 }
-NUMPY = "NumPy, top 64"
+#: The same in PyTorch: a function of (query, key, value).
+BASELINES = {
+    "top_k, k=64, in PyTorch": partial(torch_top_k, k=64),
+    "top_k, k=256, in PyTorch": partial(torch_top_k, k=256),
+    "minference, 500 and 700, in PyTorch": partial(torch_minference, vertical=500, slash=700),
+    "block_sparse, k=1024, in PyTorch": partial(torch_block_sparse, k=1024),
+}
 
 
 @cache
@@ -41,38 +53,28 @@ def workload(length):
     return source, query[:, :group], key[:, :1], value[:, :1], np.linspace(length // 4, length - 1, 48).astype(int)
 
 
-def numpy_top_k(query, key, value, k=64, rows=512):
-    """Exact top-k attention, causal: all scores of some rows at a time, the k-th largest by a partial sort."""
-    out, position = np.empty_like(query), np.arange(key.shape[2])
-    for first in range(0, query.shape[2], rows):
-        part = query[0, :, first : first + rows]
-        scores = part @ key[0, 0].T / np.float32(np.sqrt(query.shape[-1]))  # (H, rows, S)
-        scores = np.where(position <= first + np.arange(part.shape[1])[:, None], scores, -np.inf)
-        minimum = np.partition(scores, -k, axis=-1)[..., -k, None]
-        weights = np.exp(np.where(scores >= minimum, scores, -np.inf) - scores.max(axis=-1, keepdims=True))
-        out[0, :, first : first + rows] = weights @ value[0, 0] / weights.sum(axis=-1, keepdims=True)
-    return out
-
-
 def calls_of(length):
     """{method: call} over one workload."""
     query, key, value = workload(length)[1:4]
     calls = {m: partial(icecore.attention, query, key, value, causal=True, **o) for m, o in METHODS.items()}
-    return calls | {NUMPY: partial(numpy_top_k, query, key, value)}
+    return calls | {name: partial(baseline, query, key, value) for name, baseline in BASELINES.items()}
 
 
 def accuracy(length, method, out):
     """{"error": relative to exact attention, "beside top-k": to exact top-k attention of as many keys}."""
     _, query, key, value, rows = workload(length)
-    k = METHODS.get(method, {"k": 64}).get("k")
+    options = METHODS.get(method.removesuffix(", in PyTorch"))
+    k = options.get("k") or getattr(options.get("selector"), "k", None)
     exact, top = truth(query, key, value, True, rows, k or 64)
     found = {"error": float(error(out[0][:, rows], exact)[0])}
     return found | {"beside top-k": float(error(out[0][:, rows], top)[0])} if k else found
 
 
-@pytest.mark.parametrize("method", [*METHODS, NUMPY])
+@pytest.mark.parametrize("method", [*METHODS, *BASELINES])
 @pytest.mark.parametrize("length", [2048, 8192])
 def test_selectors(benchmark, length, method):
+    if method in BASELINES:
+        pytest.importorskip("torch")
     benchmark.group = f"selectors, {length}, {workload(length)[0]}"
     call = calls_of(length)[method]
     benchmark.extra_info.update(machine(), **accuracy(length, method, call()))

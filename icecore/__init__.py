@@ -8,6 +8,7 @@ if find_spec("icecore._native") is None:
         "an installed icecore"
     )
 
+from icecore import selectors
 from icecore._attend_indices import attend_indices
 from icecore._attention import attention
 from icecore._cache import KVCache
@@ -38,6 +39,7 @@ __all__ = [
     "get_num_threads",
     "merge_states",
     "query_metric",
+    "selectors",
     "set_isa",
     "set_num_threads",
     "show_config",

@@ -12,9 +12,9 @@ from icecore._settings import (
     MAX_KEYS,
     Settings,
     check_k,
-    check_selector,
     check_tolerance,
 )
+from icecore.selectors import check_selector
 
 _ALL = slice(None)
 
@@ -22,38 +22,34 @@ _ALL = slice(None)
 def parts_of(problem, causal, plan, selector, attn_mask, how):
     """[(query heads, key heads, Settings)], heads as slices.
 
-    how : dict of k, tolerance, window, sinks, visit and metric, as of `attention`.
+    how : dict of k, tolerance, window, sinks and metric, as of `attention`.
     """
     if plan is not None:
         check_plan(plan, **how)
     if selector is not None:
-        check_selector(selector, plan=plan, attn_mask=attn_mask, **how)
+        selector = check_selector(selector, causal, plan=plan, attn_mask=attn_mask, **how)
     if plan is not None:
         _check_keys(problem)
         return plan.parts(problem, causal)
     sparse = how["k"] is not None or how["tolerance"] is not None
     if selector is not None:
-        settings = _selected(problem, selector, how["k"], how["visit"])
+        settings = _selected(problem, selector)
     else:
         settings = _near_far(problem, causal, **how) if sparse else _exact(**how)
     return [(_ALL, _ALL, settings)]
 
 
-def _exact(*, k, tolerance, window, sinks, visit, metric):
+def _exact(*, k, tolerance, window, sinks, metric):
     sinks = 0 if sinks is None else integer(sinks, "sinks", 0)
-    if visit is not None:
-        raise ValueError(f"visit={visit} needs selector='pdci'")
     if metric is not None:
         raise ValueError("metric needs k or tolerance")
     return EXACT if window is None else Settings(None, window=integer(window, "window", 0), sinks=sinks)
 
 
-def _near_far(problem, causal, *, k, tolerance, window, sinks, visit, metric):
+def _near_far(problem, causal, *, k, tolerance, window, sinks, metric):
     k, tolerance, keys = check_k(k), check_tolerance(tolerance), problem.key.shape[2]
     if tolerance is not None and k is not None:
         raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
-    if visit is not None:
-        raise ValueError(f"visit={visit} needs selector='pdci'")
     if window is not None and not causal:
         raise ValueError(f"window={window} with k or tolerance needs causal=True")
     window = integer(DEFAULT_WINDOW if window is None else window, "window", 0) if causal else None
@@ -66,15 +62,12 @@ def _near_far(problem, causal, *, k, tolerance, window, sinks, visit, metric):
     return Settings(k, tolerance, None if window is None else max(window, 1), sinks, metric=metric)
 
 
-def _selected(problem, selector, k, visit):
-    k, keys = check_k(k), problem.key.shape[2]
-    visit = max(8 * k, 1024) if visit is None else integer(visit, "visit", 1)
-    if visit < k:
-        raise ValueError(f"visit must be at least k={k}, got {visit}")
+def _selected(problem, selector):
     _check_keys(problem)
-    return EXACT if k >= keys else Settings(k, selector=selector, visit=min(visit, keys))
+    return EXACT if selector._takes_all(problem.key.shape[2]) else Settings(None, selector=selector)
 
 
 def _check_keys(problem):
     if problem.key.shape[2] > MAX_KEYS:
-        raise ValueError(f"key has {problem.key.shape[2]} rows; expected at most {MAX_KEYS} with k, tolerance or a plan")
+        ways = "k, tolerance, a plan or a selector"
+        raise ValueError(f"key has {problem.key.shape[2]} rows; expected at most {MAX_KEYS} with {ways}")

@@ -21,12 +21,14 @@ from icecore._call import Call, warn_of_errors
 from icecore._info import join_infos
 from icecore._lengths import entries_of
 from icecore._runtime import threads_for_call
+from icecore._settings import check_k
+from icecore.selectors import PDCI
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal=False, window=None, sinks=None, scale=None,
               softcap=None, sink_logits=None, attn_mask=None, lengths=None, padding_side="right", metric=None, last_exact=0,
-              selector=None, visit=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0,
-              far_field=None, **others):
+              selector=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0, far_field=None,
+              visit=None, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -63,10 +65,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     scale : float, optional
         Default ``1 / sqrt(d)``.
     softcap : float, optional
-        Scores become ``softcap * tanh(scores / softcap)`` after scaling, before masks and softmax (Gemma 2 [5]_): 1e-30 to
+        Scores become ``softcap * tanh(scores / softcap)`` after scaling, before masks and softmax (Gemma 2 [3]_): 1e-30 to
         1e30. None: no cap. On every path; near/far attention caps the scores of keys and of cells' means alike.
     sink_logits : array_like of float, shape (H,), optional
-        Of each query head the score of one more key that every query sees and that has no value (gpt-oss [6]_): it joins the
+        Of each query head the score of one more key that every query sees and that has no value (gpt-oss [4]_): it joins the
         denominator of the softmax and the lse. Neither scaled, capped nor masked; magnitudes up to 1e30, or -inf for none. On
         every path. (`sinks` are keys; these are not.)
     attn_mask : array_like, optional
@@ -89,16 +91,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     last_exact : int, default 0
         With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one
         key, which an error that is a mean over many rows does not protect.
-    selector : {"pages", "pdci"}, optional
-        With k: another method of choosing keys, for comparisons; all other keys are dropped. ``"pages"`` is Quest's: of pages
-        of 16 keys those that could hold the largest scores, by their componentwise maxima and minima, until they hold k keys,
-        and the page that a query sees a part of. ``"pdci"`` is IceFormer's: the k keys with the largest scores among those
-        that Prioritized DCI visits (two composite indices of seven projections, in trees of two levels; with causal=True of
-        whole blocks of 512 keys, and the newest keys are compared besides). They always run where k < S, and take no
-        tolerance, window, sinks, mask or metric.
-    visit : int, optional
-        With ``selector="pdci"``: keys that each composite index visits per query, at least k; default ``max(8 * k, 1024)``.
-        With ``visit=S`` the k keys are those with the largest scores of all.
+    selector : str or an instance of a class of `icecore.selectors`, optional
+        Another method of choosing keys, for comparisons, with its own parameters: ``icecore.selectors.Pages(k=64)``. By name
+        with its defaults: ``"top_k"``, ``"minference"``, ``"block_sparse"``, ``"pages"``, ``"pdci"``. It always runs where it
+        leaves out keys, and takes no k, tolerance, plan, window, sinks, mask or metric.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials (sink logits included: of what the result was divided by),
         float32, shape (..., L). With a tolerance half its error
@@ -112,8 +108,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         For this call; default as in `get_num_threads`.
     seed : int, default 0
         Of the cells' sampled parents, and of projections. The same seed gives the same bits for any number of threads.
-    far_field : bool, optional
-        Deprecated: False is ``selector="pdci"``, and warns.
+    far_field, visit : bool and int, optional
+        Deprecated: with k, ``far_field=False, visit=visit`` is ``selector=icecore.selectors.PDCI(k, visit)``, and warns.
 
     Returns
     -------
@@ -130,7 +126,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     ValueError
         Shapes that do not fit, numbers out of range, `out` read-only or overlapping an input, a plan of other heads or widths.
     MemoryError
-        Nothing was written then, with `lengths` or a plan but entries or heads that were done.
+        Nothing was written then, with `lengths`, a plan or a selector but entries or heads that were done.
 
     Notes
     -----
@@ -145,8 +141,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
     O(L (window + k + S / 256 + cells of expanded parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of
-    keys and values (of 16 bits where they are rounded, and then one more). ``selector="pdci"``: about
-    O(L (sqrt(S) d + visit (projections + d))) time, and about 60 log2(S / 512) bytes per key when causal, else 120.
+    keys and values (of 16 bits where they are rounded, and then one more). Selectors say theirs.
 
     Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
 
@@ -154,18 +149,16 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     ----------
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
-    .. [3] Quest, arXiv 2406.10774 (``selector="pages"``).
-    .. [4] Prioritized DCI, arXiv 1703.00440 (with [1]: ``selector="pdci"``).
-    .. [5] Gemma 2, arXiv 2408.00118, section 2.
-    .. [6] gpt-oss-120b & gpt-oss-20b Model Card, arXiv 2508.10925, section 2.
+    .. [3] Gemma 2, arXiv 2408.00118, section 2.
+    .. [4] gpt-oss-120b & gpt-oss-20b Model Card, arXiv 2508.10925, section 2.
     """
     refuse_names("attention", others)
-    if far_field is not None:
-        selector = _selector_of(far_field, selector)
+    if far_field is not None or visit is not None:
+        selector, k = _deprecated_selector(far_field, visit, selector, k)
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
     problem, causal = check_problem(query, key, value), bool(causal)
 
-    how = {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "visit": visit, "metric": metric}
+    how = {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "metric": metric}
 
     def parts_of_entry(problem):
         return parts_of(problem, causal, plan, selector, attn_mask, how)
@@ -195,11 +188,14 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     return returned[0] if len(returned) == 1 else tuple(returned)
 
 
-def _selector_of(far_field, selector):
-    """What the deprecated `far_field` says of the selector."""
-    warnings.warn("far_field is deprecated; far_field=False is selector='pdci' now", FutureWarning, stacklevel=3)
-    if far_field:
-        return selector
-    if selector not in (None, "pdci"):
-        raise ValueError(f"far_field=False is selector='pdci'; got selector={selector!r} as well")
-    return "pdci"
+def _deprecated_selector(far_field, visit, selector, k):
+    """(selector, k) as the deprecated `far_field` and `visit` have them."""
+    warnings.warn("far_field and visit are deprecated; k with far_field=False and visit is "
+                  "selector=icecore.selectors.PDCI(k, visit) now", FutureWarning, stacklevel=3)
+    if far_field in (None, True):
+        if visit is not None:
+            raise ValueError(f"visit={visit} needs far_field=False")
+        return selector, k
+    if selector is not None or k is None:
+        raise ValueError(f"far_field=False is a selector, and needs k; got selector={selector!r} and k={k}")
+    return PDCI(check_k(k), visit), None

@@ -78,17 +78,17 @@ class Call:
 
     def _run_to_end(self, last_exact):
         info = self.run()
-        return self._attend_last(last_exact, info) if last_exact and self.settings.k is not None else info
+        return self._attend_last(last_exact, info) if last_exact and not self.settings.is_exact else info
 
     def run(self):
         """Take the path that the settings name, or exact attention where near/far does not pay; an `AttentionInfo` or None."""
         s, p, predicted = self.settings, self.problem, None
         if p.is_double:
             info = self._reference()
-        elif s.k is None:
-            info = self._exact(s.window, s.sinks)
         elif s.selector is not None:
             info = self._selected()
+        elif s.is_exact:
+            info = self._exact(s.window, s.sinks)
         else:
             pays = False
             if p.query.size and p.key.size:
@@ -120,12 +120,9 @@ class Call:
         return self._exact_info(window, sinks) if self.return_info else None
 
     def _selected(self):
-        s, near = self.settings, np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
-        if s.selector == "pages":
-            _native.attend_pages(self._native(), s.k, near)
-        else:
-            _native.attend_pdci(self._native(), s.k, s.visit, self.seed, near)
-        return AttentionInfo(s.selector, near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
+        selector, near = self.settings.selector, np.empty(self.problem.shape[:3], np.int32) if self.return_info else None
+        selector._attend(self._native(), self.seed, near)
+        return AttentionInfo(selector.name, near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
 
     def _near_far_pays(self):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
@@ -208,14 +205,10 @@ class Call:
         scores = self.scores._asdict() | {"causal": self.causal}
         options = scores | {"sinks": s.sinks, "attn_mask": self.mask.given}
         if s.selector is not None:
-            own = {"k": s.k} | scores
-            if s.selector == "pages":
-                out, lse, near = reference.pages_attention(p.query, p.key, p.value, **own)
-            else:
-                out, lse, near = reference.pdci_attention(p.query, p.key, p.value, **own, visit=s.visit, seed=self.seed)
+            out, lse, near = s.selector._oracle(p.query, p.key, p.value, self.seed, **scores)
             info = AttentionInfo("reference", near.astype(np.int32), np.full(near.shape, np.nan, np.float32))
-        elif s.k is None or s.tolerance is not None:
-            window, sinks = (s.window, s.sinks) if s.k is None else (None, 0)
+        elif s.is_exact or s.tolerance is not None:
+            window, sinks = (s.window, s.sinks) if s.is_exact else (None, 0)
             out, lse = reference.attention(p.query, p.key, p.value, window=window, **options | {"sinks": sinks})
             info = self._exact_info(window, sinks) if self.return_info else None
         else:

@@ -177,7 +177,7 @@ def check_plan(plan, **others):
         raise TypeError(f"plan must be a LayerPlan, plan[layer] of what calibrate returns, got {type(plan).__name__}")
     given = [f"{name}={value}" for name, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"plan replaces k, tolerance, window, sinks, visit and metric; got {', '.join(given)}")
+        raise ValueError(f"plan replaces k, tolerance, window, sinks and metric; got {', '.join(given)}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icecore._arrays import integer
+from icecore.selectors import Selector
 
 #: Of near/far attention: cells number keys in 32 bits.
 MAX_KEYS = 2**31 - 1
@@ -19,13 +20,11 @@ DEFAULT_SINKS = 16
 CELL_SIZE = 16
 #: Below this tolerance rounding to bfloat16 would be a large part of the error.
 MIN_ROUNDED_TOLERANCE = 0.015
-#: Methods besides near/far attention.
-SELECTORS = ("pages", "pdci")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How some heads are computed: exactly where k is None, with `window` and `sinks`; else by near/far attention.
+    """How some heads are computed: by a selector, exactly where k is None (`window`, `sinks`), else by near/far attention.
 
     head_tolerance : ndarray of float32 (H,), of each query head; `tolerance` is then their mean.
     head_threshold : ndarray of float32 (H,), where measuring starts; without a tolerance they stay in force.
@@ -42,9 +41,13 @@ class Settings:
     head_threshold: np.ndarray | None = None
     head_cell_size: np.ndarray | None = None
     metric: np.ndarray | None = None
-    selector: str | None = None  # with k: another method
-    visit: int = 1  # of the selector pdci
+    selector: Selector | None = None  # another method: its parameters are its own
     rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
+
+    @property
+    def is_exact(self):
+        """Whether queries attend to all keys of their window."""
+        return self.k is None and self.selector is None
 
 
 #: All visible keys.
@@ -77,16 +80,3 @@ def check_tolerance(tolerance):
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")
     return float(tolerance)
-
-
-def check_selector(selector, *, k, visit, **others):
-    """That `selector` is one, and comes with what it takes: k, and visit if it is pdci."""
-    if selector not in SELECTORS:
-        raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, got {selector!r}")
-    if k is None:
-        raise ValueError(f"selector={selector!r} needs k=, the keys to attend to")
-    if visit is not None and selector != "pdci":
-        raise ValueError(f"visit={visit} needs selector='pdci'")
-    given = [name for name, value in others.items() if value is not None]
-    if given:
-        raise ValueError(f"selector={selector!r} takes no {', '.join(given)}")

@@ -262,6 +262,30 @@ def attend_pages(Problem problem not None, int64_t near_keys, int32_t[:, :, ::1]
     check(status)
 
 
+def attend_top_k(Problem problem not None, int64_t near_keys, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_top_k(&problem.c, near_keys, counts)
+    check(status)
+
+
+def attend_minference(Problem problem not None, int64_t vertical, int64_t slash, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_minference(&problem.c, vertical, slash, counts)
+    check(status)
+
+
+def attend_block_sparse(Problem problem not None, int64_t near_keys, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_block_sparse(&problem.c, near_keys, counts)
+    check(status)
+
+
 def attend_pdci(Problem problem not None, int64_t near_keys, int64_t visit, uint64_t seed, int32_t[:, :, ::1] near_count):
     cdef int32_t *counts = of_cube(near_count)
     cdef icecore_status status

@@ -103,6 +103,9 @@ cdef extern from "icecore.h" nogil:
         int is_int64
         int64_t count
         int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
+    icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
+    icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash, int32_t *near_count) nogil
+    icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                        int32_t *near_count) nogil

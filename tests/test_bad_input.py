@@ -7,6 +7,7 @@ from helpers import inputs
 from numpy.lib.stride_tricks import as_strided
 
 import icecore
+from icecore.selectors import PDCI, Pages
 
 QUERY, KEY, VALUE = inputs((2, 4, 5, 8), (2, 2, 20, 8), 6)  # (B, H, L, d), (B, H_k, S, d), (B, H_k, S, dv)
 OUT_SHAPE = (2, 4, 5, 6)
@@ -100,12 +101,6 @@ BAD_OPTIONS = [
     ({"sinks": "4"}, TypeError, "sinks must be an integer, got str"),
     ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     ({"seed": 0.5}, TypeError, "seed must be an integer, got float"),
-    ({"visit": 100}, ValueError, "visit=100 needs selector='pdci'"),
-    ({"k": 4, "visit": 100}, ValueError, "visit=100 needs selector='pdci'"),
-    ({"k": 4, "selector": "pages", "visit": 100}, ValueError, "visit=100 needs selector='pdci'"),
-    ({"k": 4, "selector": "pdci", "visit": 3}, ValueError, "visit must be at least k=4, got 3"),
-    ({"k": 4, "selector": "pdci", "visit": 0}, ValueError, "visit must be at least 1, got 0"),
-    ({"k": 4, "selector": "pdci", "visit": 4.0}, TypeError, "visit must be an integer, got float"),
     ({"k": 4, "window": 7}, ValueError, "window=7 with k or tolerance needs causal=True"),
     ({"scale": np.nan}, ValueError, "scale must be finite, got nan"),
     ({"scale": -np.inf}, ValueError, "scale must be finite, got -inf"),
@@ -140,10 +135,11 @@ def test_options(options, error, message):
     fails(error, message, **options)
 
 
-@pytest.mark.parametrize("selector", [None, "pages", "pdci"])
+@pytest.mark.parametrize("selector", [None, Pages, PDCI])
 @pytest.mark.parametrize("k", [2**59, 2**61, 2**80])
 def test_any_large_k_is_all_keys(k, selector):
-    out = icecore.attention(QUERY, KEY, VALUE, k=k, selector=selector)
+    budget = {"k": k} if selector is None else {"selector": selector(k)}
+    out = icecore.attention(QUERY, KEY, VALUE, **budget)
     np.testing.assert_allclose(out, icecore.attention(QUERY, KEY, VALUE), atol=1e-6)
 
 
@@ -218,14 +214,14 @@ def repeated(length, dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"causal": True}, {"k": 4}, {"k": 4, "selector": "pdci"}], ids=describe
+    "options", [{}, {"causal": True}, {"k": 4}, {"selector": PDCI(4)}], ids=describe
 )
 def test_more_queries_than_memory(options):
     with pytest.raises((MemoryError, ValueError)):
         icecore.attention(repeated(2**55), repeated(10), repeated(10), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 4, "selector": "pdci"}], ids=describe)
+@pytest.mark.parametrize("options", [{}, {"selector": PDCI(4)}], ids=describe)
 def test_more_keys_than_memory_in_float64(options):
     row = np.ones((1, 8))
     with pytest.raises((MemoryError, ValueError)):
@@ -234,11 +230,11 @@ def test_more_keys_than_memory_in_float64(options):
 
 @pytest.mark.parametrize("keys", [2**40, 2**55])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("selector", [None, "pdci"])
-def test_more_keys_than_a_segment_takes(keys, causal, selector):
+@pytest.mark.parametrize("budget", [{"k": 4}, {"selector": PDCI(4)}], ids=describe)
+def test_more_keys_than_a_segment_takes(keys, causal, budget):
     query = np.ones((3, 8), np.float32)
     with pytest.raises((MemoryError, ValueError)):
-        icecore.attention(query, repeated(keys), repeated(keys), k=4, selector=selector, causal=causal)
+        icecore.attention(query, repeated(keys), repeated(keys), **budget, causal=causal)
 
 
 def test_empty_arrays_of_huge_shapes():

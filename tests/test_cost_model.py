@@ -17,6 +17,7 @@ import icecore
 from icecore import _cost_model, _native, _tune, _tuning_file
 from icecore.__main__ import main
 from icecore._cost_model import COEFFICIENTS, SHIPPED, CostModel, count_work, expected_near_keys, expected_nodes
+from icecore.selectors import PDCI
 
 COSTS = CostModel(
     product_float32=2.0, product_bfloat16=1.0, weight=10.0, query=3.0, rounded=4.0, node=20.0, choice=5.0, near_float32=7.0,
@@ -231,7 +232,7 @@ def test_a_tolerance_is_tried_where_that_costs_little():
             assert icecore.attention(*arrays, return_info=True, k=20)[1].path == "near_far"
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 300}, {"k": 20, "selector": "pdci"}])
+@pytest.mark.parametrize("options", [{}, {"k": 300}, {"selector": PDCI(20)}])
 def test_no_prediction_where_there_is_no_choice(options):
     arrays = inputs((2, 300, 8), (1, 300, 8), 8)
     with _cost_model.use(Says(0.0, 1.0)):
@@ -271,7 +272,7 @@ def test_visited_fraction_counts_what_is_read():
     with _cost_model.use(_cost_model.NearFarAlways()):
         _, info = icecore.attention(*arrays, **options)
         _, causal = icecore.attention(*arrays, causal=True, window=50, sinks=3, **options)
-        assert icecore.attention(*arrays, k=20, selector="pdci", return_info=True)[1].visited_fraction is None
+        assert icecore.attention(*arrays, selector=PDCI(20), return_info=True)[1].visited_fraction is None
     np.testing.assert_allclose(info.visited_fraction, (info.near_keys + info.summaries) / 500, rtol=1e-6)
     cache = icecore.KVCache(1, 8, tolerance=0.2, window=50, sinks=3)
     cache.append(*arrays[1:])

@@ -182,7 +182,7 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
     [
         (["--task", "poetry"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'poetry'"),
         (["--task", "image"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'image'"),
-        (["--method", "magic"], "method must be one of exact, near_far, top_k, pdci, pages, window, plan, got 'magic'"),
+        (["--method", "magic"], "method must be one of exact, near_far, top_k, pdci, pages, minference"),
         (["--tolerance", "2"], "tolerance must be above 0 and below 1, got 2.0"),
         (["--tolerance", "0.1", "--method", "window"], "--tolerance 0.1: none of the methods window takes it"),
         (["--method", "plan"], "method plan needs the file of a plan: plan:file=plan.json"),

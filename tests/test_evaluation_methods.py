@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import icecore
-from icecore import nn
+from icecore import nn, selectors
 from icecore.evaluation import methods
 
 
@@ -18,9 +18,10 @@ CALLS = {  # method -> what it says to icecore.attention, on 2048 keys
     "exact": {},
     "near_far": {"tolerance": 0.02, "window": 768},
     "near_far:k=40,window=256": {"k": 40, "window": 256},
-    "top_k:k=40": {"k": 40, "selector": "pdci", "visit": 2048},
-    "pdci:k=100": {"k": 100, "selector": "pdci", "visit": 1024},
-    "pages:k=100": {"k": 100, "selector": "pages"},
+    "top_k:k=40": {"selector": selectors.TopK(40)},
+    "pdci:k=100": {"selector": selectors.PDCI(100)},
+    "pdci:k=100,visit=300": {"selector": selectors.PDCI(100, 300)},
+    "pages:k=100": {"selector": selectors.Pages(100)},
     "window:window=300": {"window": 300, "sinks": 16},
 }
 
@@ -90,7 +91,7 @@ def test_k_replaces_near_fars_tolerance():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("nearfar", "method must be one of exact, near_far, top_k, pdci, pages, window, plan, got 'nearfar'"),
+        ("nearfar", "method must be one of exact, near_far, top_k, pdci, pages, minference, block_sparse"),
         ("near_far:tolerance=1", "tolerance must be above 0 and below 1, got 1.0"),
         ("near_far:decode=0", "decode must be above 0 and below 1, got 0.0"),
         ("window:decode=0.1", "method window takes window, got decode=0.1"),
@@ -100,7 +101,7 @@ def test_k_replaces_near_fars_tolerance():
         ("top_k:tolerance=0.1", "method top_k takes k, got tolerance=0.1"),
         ("exact:k=3", "method exact takes no options, got k=3"),
         ("window:window=0", "window must be at least 1, got 0"),
-        ("window:size=3", "option must be one of tolerance, k, window, file, decode, got 'size=3'"),
+        ("window:size=3", "method window takes window, got size=3"),
     ],
 )
 def test_wrong_methods_say_what_is_wrong(text, message):

@@ -5,10 +5,11 @@ import pytest
 from helpers import assert_same_bits, encode
 
 import icecore
+from icecore.selectors import Pages
 
 LENGTHS = [300, 1, 0, 147, 256]
 OPTIONS = {
-    "exact": {}, "window": {"window": 20, "sinks": 2}, "k": {"k": 8, "window": 16}, "pages": {"k": 32, "selector": "pages"},
+    "exact": {}, "window": {"window": 20, "sinks": 2}, "k": {"k": 8, "window": 16}, "pages": {"selector": Pages(32)},
     "tolerance": {"tolerance": 0.1, "window": 16}, "last_exact": {"k": 8, "window": 16, "last_exact": 3},
 }
 

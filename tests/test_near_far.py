@@ -28,6 +28,7 @@ from icecore.reference import THRESHOLDS
 from icecore.reference.measure import mass_scale, row_thresholds
 from icecore.reference.near_far import query_moments
 from icecore.reference.random import segment_seed
+from icecore.selectors import PDCI, Pages
 
 CAUSAL = {"causal": True, "block": 32, "sinks": 4, "cell_size": 8, "k": 24}
 BOTH_WAYS = {"sinks": 4, "cell_size": 8, "k": 24}
@@ -261,13 +262,13 @@ def test_opening_all_cells_is_exact(isa, options):
     np.testing.assert_allclose(result.captured_mass, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("selector", [None, "pages", "pdci"])
+@pytest.mark.parametrize("budget", [{"k": 4}, {"selector": Pages(4)}, {"selector": PDCI(4)}], ids=str)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("shapes", [((0, 8), (5, 8)), ((5, 8), (0, 8)), ((5, 8), (1, 8))], ids=str)
-def test_few_or_no_keys_and_queries(shapes, causal, selector):
+def test_few_or_no_keys_and_queries(shapes, causal, budget):
     query, key, value = inputs(*shapes, 3)
     options = {"causal": causal, "return_lse": True}
-    result = icecore.attention(query, key, value, k=4, selector=selector, **options)
+    result = icecore.attention(query, key, value, **budget, **options)
     for actual, expected in zip(result, icecore.attention(query, key, value, **options), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
@@ -421,7 +422,7 @@ def test_input_without_structure_stays_sane(isa):
     query, key, value = inputs((1, 1, 256, 64), (1, 1, 2048, 64), 64)
     exact, exact_lse = icecore.attention(query, key, value, return_lse=True)
     far = near_far(query, key, value, k=64, cell_size=16)
-    top = icecore.attention(query, key, value, k=64, selector="pdci", visit=2048, return_lse=True)
+    top = icecore.attention(query, key, value, selector=PDCI(64, 2048), return_lse=True)
     dropped = NearFar(*top, None, None)
     assert relative_error(far.out, decode(exact)) < 1  # 0.79 measured
     assert relative_error(dropped.out, decode(exact)) > 2  # 3.4 measured
@@ -811,7 +812,7 @@ def test_16_bit_inputs(isa, options, dtype):
 @pytest.mark.parametrize("causal", [True, False])
 def test_strides_and_out(causal, dtype):
     arrays = clustered((2, 4, 70, 16), (2, 2, 300, 16), 16, dtype)
-    options = {"k": 8, "selector": "pdci", "visit": 40, "causal": causal}
+    options = {"selector": PDCI(8, 40), "causal": causal}
     expected, info = icecore.attention(*arrays, return_info=True, **options)
     assert info.path == "pdci"
     views = [np.ascontiguousarray(a.swapaxes(1, 2)[..., ::-1]).swapaxes(1, 2)[..., ::-1] for a in arrays]

@@ -6,6 +6,7 @@ from helpers import as_four, assert_same_bits, decode, encode, head_error, input
 
 import icecore
 from icecore import reference
+from icecore.selectors import PDCI
 
 KEYS, DIM = 200, 12
 ODD = [np.nan, np.inf, -np.inf]
@@ -25,7 +26,7 @@ def near_far_both_ways(query, key, value, **options):
 
 def pdci(query, key, value, **options):
     options.pop("moments", None)  # it has no metric
-    return icecore.attention(query, key, value, k=16, selector="pdci", visit=64, return_lse=True, **options)
+    return icecore.attention(query, key, value, selector=PDCI(16, 64), return_lse=True, **options)
 
 
 def tolerance_causal(query, key, value, **options):

@@ -185,7 +185,7 @@ def test_masks_of_heads_reach_their_heads():
         (inputs((8, 9, 16), (2, 9, 16), 3), {}, "the call has 8 on 2, d=16"),
         (inputs((4, 9, 8), (2, 9, 8), 3), {}, "the call has 4 on 2, d=8"),
         (skewed(9), {"causal": False}, "plan was calibrated with causal=True; the call has causal=False"),
-        (skewed(9), {"k": 3}, "plan replaces k, tolerance, window, sinks, visit and metric; got k=3"),
+        (skewed(9), {"k": 3}, "plan replaces k, tolerance, window, sinks and metric; got k=3"),
         (skewed(9), {"tolerance": 0.1, "window": 4}, "got tolerance=0.1, window=4"),
     ],
 )

@@ -17,6 +17,7 @@ from helpers import DTYPES, assert_same_bits, inputs, near_far, run_python
 
 import icecore
 from icecore import _native
+from icecore.selectors import PDCI
 
 needs_openmp = pytest.mark.skipif(not _native.has_openmp(), reason="built without OpenMP")
 
@@ -141,7 +142,7 @@ def test_calls_from_several_threads_at_once():
     problems = [inputs((2, 100, 16), (1, 400, 16), 16, seed=seed) for seed in range(24)]
 
     def solve(arrays):
-        published = {"k": 20, "selector": "pdci", "visit": 100}
+        published = {"selector": PDCI(20, 100)}
         return icecore.attention(*arrays, num_threads=2), icecore.attention(
             *arrays, **published, num_threads=2
         )
@@ -193,7 +194,7 @@ import numpy as np
 import icecore
 icecore.show_config()
 x = np.ones((2, 4), np.float32)
-for options in ({}, {"k": 1, "selector": "pdci"}):
+for options in ({}, {"selector": icecore.selectors.PDCI(1)}):
     try:
         icecore.attention(x, x, x, **options)
     except RuntimeError as error:
@@ -253,9 +254,10 @@ def test_ctrl_c_ends_a_long_call(threads):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-@pytest.mark.parametrize("options", ["k=8000", "k=8000, selector='pdci'", "k=8000, selector='pdci', visit=60000"])
+@pytest.mark.parametrize("options", ["k=8000", "selector=PDCI(8000)", "selector=PDCI(8000, 60000)"])
 def test_ctrl_c_ends_a_long_call_of_few_keys(options):
     call = f"with _cost_model.use(_cost_model.NearFarAlways()): icecore.attention(x, x, x, out=out, causal=True, {options})"
+    call = call.replace("PDCI", "icecore.selectors.PDCI")
     done = run_python(INTERRUPTED.format(call=call))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "interrupted True\nTrue\n"

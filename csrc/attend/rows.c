@@ -168,3 +168,12 @@ void ice_tile_add_means_to(ice_tile *tile, uint64_t lanes, icecore_dtype dtype, 
         add_values(tile, lane, scores + lane * stride, &means);
     }
 }
+
+void ice_tile_add_gathered_means(ice_tile *tile, int lane, float *scores, const void *const *values, int64_t count) {
+    const icecore_attention *p = tile->problem;
+    ice_state *state = &tile->state[lane];
+    float correction;
+    tile->kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
+    tile->kernels->gathered_weighted_sum(scores, count, p->key_dtype, values, p->value_dim, correction,
+                                         state->accumulator);
+}

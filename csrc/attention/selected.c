@@ -46,7 +46,8 @@ static void attend_task(void *context, int64_t index, void *scratch) {
 static icecore_status digest_and_attend(selected_call *own) {
     const icecore_attention *p = own->call.problem;
     const int64_t tiles = (ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL;
-    icecore_status status = ice_parallel_for(own->heads, p->threads, 1, digest_task, own);
+    icecore_status status =
+        own->selector->digest ? ice_parallel_for(own->heads, p->threads, 1, digest_task, own) : ICECORE_OK;
     if (status == ICECORE_OK) status = (icecore_status)atomic_load(&own->status);
     if (status != ICECORE_OK) return status;
     return ice_parallel_for(own->heads * tiles, p->threads, own->scratch_bytes + ice_tile_bytes(p), attend_task, own);
@@ -61,7 +62,7 @@ icecore_status ice_attend_selected(const ice_selector_call *call, const ice_sele
     selected_call own = {
         .call = *call, .selector = selector, .heads = p->batch * p->key_heads, .near_count = near_count};
     own.call.kernels = ice_active_kernels();
-    own.digest_bytes = ice_round_up(selector->digest_bytes(&own.call));
+    own.digest_bytes = selector->digest_bytes ? ice_round_up(selector->digest_bytes(&own.call)) : 0;
     own.scratch_bytes = ice_round_up(selector->scratch_bytes(&own.call));
     own.digests = ice_alloc(own.heads, own.digest_bytes ? own.digest_bytes : 1);
     if (!own.digests) return ICECORE_ERROR_MEMORY;
@@ -78,11 +79,59 @@ icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t ne
     return ice_attend_selected(&call, &ice_pages, near_count);
 }
 
+icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys};
+    if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* keys have numbers of 32 bits */
+    return ice_attend_selected(&call, &ice_top_k, near_count);
+}
+
+/* One key head, which its query heads read as if each had one of its own: tiles of each head's rows. */
+static icecore_status attend_key_head(ice_selector_call call, const ice_selector *selector, int64_t batch,
+                                      int64_t key_head, int32_t *near_count) {
+    const icecore_attention *whole = call.problem;
+    const int64_t group = ice_group(whole), head = key_head * group,
+                  rows = (batch * whole->query_heads + head) * whole->queries;
+    icecore_attention p = *whole;
+    p.batch = 1;
+    p.query_heads = p.key_heads = group;
+    p.query.data = ice_address(&whole->query, p.dtype, batch, head, 0);
+    p.out.data = ice_address(&whole->out, p.dtype, batch, head, 0);
+    p.key.data = ice_address(&whole->key, p.key_dtype, batch, key_head, 0);
+    p.value.data = ice_address(&whole->value, p.key_dtype, batch, key_head, 0);
+    p.key.head_stride = p.value.head_stride = 0;
+    if (p.lse) p.lse += rows;
+    if (p.sink_logits) p.sink_logits += head;
+    call.problem = &p;
+    return ice_attend_selected(&call, selector, near_count ? near_count + rows : NULL);
+}
+
+static icecore_status attend_by_heads(const ice_selector_call *call, const ice_selector *selector,
+                                      int32_t *near_count) {
+    const icecore_attention *p = call->problem;
+    icecore_status status = ice_check_problem(p);
+    if (status == ICECORE_OK && p->keys > INT32_MAX) status = ICECORE_ERROR_VALUE;
+    for (int64_t i = 0; status == ICECORE_OK && !ice_is_empty(p) && i < p->batch * p->key_heads; i++)
+        status = attend_key_head(*call, selector, i / p->key_heads, i % p->key_heads, near_count);
+    return status;
+}
+
+icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash,
+                                         int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .vertical = vertical, .slash = slash};
+    if (vertical < 1 || slash < 1 || !problem->causal) return ICECORE_ERROR_VALUE;
+    return attend_by_heads(&call, &ice_minference, near_count);
+}
+
+icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys};
+    return attend_by_heads(&call, &ice_block_sparse, near_count);
+}
+
 icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                    int32_t *near_count) {
     const int64_t keys = problem->keys;
     const ice_selector_call call = {
         .problem = problem, .near_keys = near_keys, .visit = visit < keys ? visit : keys, .seed = seed};
-    if (visit < near_keys || keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* keys have numbers of 32 bits */
+    if (visit < near_keys || keys > INT32_MAX) return ICECORE_ERROR_VALUE;
     return ice_attend_selected(&call, &ice_pdci, near_count);
 }

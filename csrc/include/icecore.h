@@ -259,12 +259,37 @@ typedef struct {
  * value_dim) products; extra memory under 2 MB a thread. */
 icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place);
 
+/* Vertical and slash lines for causal prefill (MInference, arXiv 2407.02490).  The weights of a head's last 64 queries
+ * vote for keys and for distances between query and key; a query attends exactly to the `vertical` keys with the most
+ * votes and, with the 48 queries of its block (those from a multiple of 48 on), to what the `slash` distances with the
+ * most come to for any of them, as far as it sees it.  The first 30 keys and the first 100 distances go before all
+ * others, then the smaller among equals.  The rest is dropped.  Queries whose weights are not finite do not vote.
+ * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks,
+ * `vertical` or `slash` below 1, where the problem is not causal, and more than INT32_MAX keys.  The same bits for any
+ * number of threads; rows depend on later queries and keys by the votes.  Memory: 28 bytes per key and thread. */
+icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash,
+                                         int32_t *near_count);
+
+/* Blocks of 64 keys by the score of their mean with the mean query (MInference's block-sparse pattern): the 48 queries
+ * of a block (from a multiple of 48 on) attend exactly to the blocks with the largest scores, of those that all of them
+ * see whole, until they hold near_keys, and to the keys behind these, each as far as it sees them; the rest is dropped.
+ * Blocks of which a key is NaN are attended to first.  near_count: NULL, or batch x query_heads x queries, the keys
+ * attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1 and more than INT32_MAX keys.  The same bits
+ * for any number of threads; causal, no row depends on a later key. */
+icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
+
 /* Pages of 16 keys by the largest score that a page could hold, from its componentwise maximum and minimum (Quest,
  * arXiv 2406.10774): a query attends exactly to the pages with the largest bounds until they hold near_keys, equal
  * bounds together, and to the page that it sees a part of; the rest is dropped.  Pages that hold a NaN are attended to.
  * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks and
  * near_keys below 1.  The same bits for any number of threads. */
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
+
+/* Exact top-k attention: a query attends to the near_keys with the largest scores, the first keys among equals; a NaN
+ * score is kept and makes the row NaN.  The rest is dropped.  near_count: NULL, or batch x query_heads x queries, the
+ * keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1 and more than INT32_MAX keys.  The same
+ * bits for any number of threads.  Memory: 400 * near_keys bytes per thread. */
+icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
 /* The published method (IceFormer, arXiv 2405.02842): of the keys that Prioritized DCI visits, a query attends to the
  * near_keys with the largest scores; the rest is dropped.  Two composite indices of seven simple ones, in trees of two

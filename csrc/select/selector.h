@@ -11,13 +11,14 @@
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
-    int64_t near_keys; /* for each row, about */
-    int64_t visit;     /* pdci: keys that each composite index yields, at least near_keys and at most all */
-    uint64_t seed;     /* pdci */
+    int64_t near_keys;       /* for each row, about */
+    int64_t vertical, slash; /* minference: columns and diagonals */
+    int64_t visit;           /* pdci: keys that each composite index yields, at least near_keys and at most all */
+    uint64_t seed;           /* pdci */
 } ice_selector_call;
 
 typedef struct {
-    /* Bytes of one head's digests, and of a tile's scratch. */
+    /* Bytes of one head's digests (NULL, as `digest`: there are none), and of a tile's scratch. */
     size_t (*digest_bytes)(const ice_selector_call *call);
     size_t (*scratch_bytes)(const ice_selector_call *call);
     /* head: batch * key_heads + key head.  The digests are zero before. */
@@ -29,7 +30,17 @@ typedef struct {
                    int64_t near_count[ICE_PANEL]);
 } ice_selector;
 
-extern const ice_selector ice_pages, ice_pdci;
+/* Attends all rows to keys first .. end - 1, each to those it sees, and counts these. */
+static inline void ice_attend_counted(ice_tile *tile, int64_t first, int64_t end, int64_t near_count[ICE_PANEL]) {
+    if (first >= end) return;
+    ice_tile_attend_keys(tile, tile->problem, first, end);
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        const int64_t seen = tile->visible[lane].end < end ? tile->visible[lane].end : end;
+        if (seen > first) near_count[lane] += seen - first;
+    }
+}
+
+extern const ice_selector ice_top_k, ice_minference, ice_block_sparse, ice_pages, ice_pdci;
 
 /* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
 icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count);

@@ -28,7 +28,7 @@ def add_arguments(parser):
     names = f"{', '.join(methods.DEFAULTS)}; with options as in near_far:tolerance=0.01,window=1024 (default: near_far)"
     parser.add_argument("--method", nargs="+", metavar="METHOD", default=DEFAULT_METHODS, help=names)
     parser.add_argument("--tolerance", type=float, help="of near_far where METHOD has none (default: 0.02)")
-    parser.add_argument("--k", type=int, help="of top_k, pdci and pages where METHOD has none, of near_far without a tolerance"
+    parser.add_argument("--k", type=int, help="of selectors where METHOD has none, of near_far without a tolerance"
                         " (default: 256)")
     parser.add_argument("--window", type=int, help="of all methods where METHOD has none (default: 768; of window 1024)")
     parser.add_argument("--length", type=int, nargs="+", metavar="N", help="tokens, or patches of a view (default: by task)")

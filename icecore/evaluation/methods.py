@@ -1,26 +1,29 @@
 """Methods of attention that are compared: a name and options become what models take as attention and as a cache."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import icecore
-from icecore import nn
+from icecore import nn, selectors
 
+#: Method -> the selector that it is.
+SELECTORS = {
+    each.name: each
+    for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse)
+}
 #: First tokens that every causal method sees.
 SINKS = 16
 #: Method -> its options where none are given. near_far takes k in place of tolerance.
 DEFAULTS = {
     "exact": {},
     "near_far": {"tolerance": 0.02, "window": 768},
-    "top_k": {"k": 256},
-    "pdci": {"k": 256},
-    "pages": {"k": 256},
+    **{name: {field.name: field.default for field in fields(each)} for name, each in SELECTORS.items()},
     "window": {"window": 1024},
     "plan": {"file": None},
 }
-#: Option -> its type.
-TYPES = {"tolerance": float, "k": int, "window": int, "file": str, "decode": float}
+#: Option -> its type; others are integers.
+TYPES = {"tolerance": float, "file": str, "decode": float}
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class Method:
     Attributes
     ----------
     name : str
-        exact; near_far; top_k: the k keys with the largest scores, which no other choice of k keys surpasses by much; pdci and
-        pages: the selectors of `icecore.attention`, IceFormer's and Quest's; window: sinks and window only; plan: what
+        exact; near_far; the name of a class of `icecore.selectors`; window: sinks and window only; plan: what
         `icecore.calibrate` found, kept in a file.
     options : dict of str to number or str
-        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`; ``decode``, the tolerance of the cache that goes on where
-        it is to be another than the prompt's; the ``file`` of a plan. A window counts in causal attention only.
+        ``tolerance``, ``k`` and ``window`` as of `icecore.attention`; a selector's parameters; ``decode``, the tolerance of the
+        cache that goes on where it is to be another than the prompt's; the ``file`` of a plan. A window counts in causal
+        attention only.
     watch : callable, optional
         Called as ``watch(layer, info)`` with the `icecore.AttentionInfo` of each call.
     """
@@ -51,7 +54,7 @@ class Method:
         if self.name == "plan":
             return self._attend(layer, query, key, value, causal=True, plan=self.plan[layer])
         local = {"window": self.options["window"], "sinks": SINKS} if "window" in self.options else {}
-        return self._attend(layer, query, key, value, causal=True, **local, **self._budget(key))
+        return self._attend(layer, query, key, value, causal=True, **local, **self._budget())
 
     def bidirectional(self, query, key, value, *, layer):
         """Attention for encoders: what `nn.encode_image` and `nn.encode_tokens` take."""
@@ -59,7 +62,7 @@ class Method:
             raise ValueError("method window is for decoders, which attend causally")
         if self.name == "plan":
             return self._attend(layer, query, key, value, plan=self.plan[layer])
-        return self._attend(layer, query, key, value, **self._budget(key))
+        return self._attend(layer, query, key, value, **self._budget())
 
     def cache(self):
         """A new cache for a decoder to generate with."""
@@ -67,7 +70,7 @@ class Method:
             return nn.NearFarCache(plan=self.plan)
         if self.name != "near_far":
             return nn.KeyValueCache()
-        budget = {"tolerance": self.options["decode"]} if "decode" in self.options else self._budget(None)
+        budget = {"tolerance": self.options["decode"]} if "decode" in self.options else self._budget()
         return nn.NearFarCache(sinks=SINKS, window=self.options["window"], **budget)
 
     @cached_property
@@ -82,14 +85,11 @@ class Method:
     def __str__(self):
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.options.items())])
 
-    def _budget(self, key):
-        """The options of `icecore.attention` that say how many keys are near."""
-        options = {name: self.options[name] for name in ("tolerance", "k") if name in self.options}
-        if self.name in ("top_k", "pdci", "pages"):
-            options["selector"] = "pages" if self.name == "pages" else "pdci"
-        if self.name == "top_k":
-            options["visit"] = max(key.shape[1], self.options["k"])
-        return options
+    def _budget(self):
+        """The options of `icecore.attention` that say which keys are near."""
+        if self.name in SELECTORS:
+            return {"selector": SELECTORS[self.name](**self.options)}
+        return {name: self.options[name] for name in ("tolerance", "k") if name in self.options}
 
     def _attend(self, layer, query, key, value, **options):
         if self.watch is None:
@@ -99,7 +99,7 @@ class Method:
         return out
 
 
-def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None):
+def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None, **others):
     """A method by its name.
 
     Parameters
@@ -109,13 +109,15 @@ def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None)
     tolerance : float, optional
         Of near_far, above 0 and below 1.
     k : int, optional
-        Of top_k, pdci and pages; of near_far in place of a tolerance. At least 1.
+        Of selectors that have one; of near_far in place of a tolerance. At least 1.
     window : int, optional
         Of near_far and window. At least 1.
     file : path-like, optional
         Of plan: where it was saved.
     decode : float, optional
         Of near_far: the tolerance of its cache, above 0 and below 1.
+    **others : int, optional
+        Other parameters of a selector.
 
     Returns
     -------
@@ -128,7 +130,7 @@ def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None)
         For an unknown name, an option that the method does not take or lacks, a number out of range, or a file without a plan.
     """
     taken = takes(name)
-    options = {"tolerance": tolerance, "k": k, "window": window, "file": file, "decode": decode}
+    options = {"tolerance": tolerance, "k": k, "window": window, "file": file, "decode": decode} | others
     given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
         if option not in taken:
@@ -144,7 +146,9 @@ def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None)
         raise ValueError("method plan needs the file of a plan: plan:file=plan.json")
     if name == "near_far" and k is not None:
         del options["tolerance"]
-    found = Method(name, {option: options[option] for option in taken if option in options})
+    found = Method(name, {option: options[option] for option in taken if options.get(option) is not None})
+    if name in SELECTORS:
+        SELECTORS[name](**found.options)
     if name == "plan":
         try:
             _ = found.plan
@@ -183,10 +187,10 @@ def parse(text, *, tolerance=None, k=None, window=None):
     options = {}
     for setting in filter(None, settings.split(",")):
         option, _, value = setting.partition("=")
-        if option not in TYPES:
-            raise ValueError(f"method {name}: option must be one of {', '.join(TYPES)}, got {setting!r}")
+        if option not in takes(name):
+            raise ValueError(f"method {name} takes {' and '.join(takes(name)) or 'no options'}, got {setting}")
         try:
-            options[option] = TYPES[option](value)
+            options[option] = TYPES.get(option, int)(value)
         except ValueError:
             raise ValueError(f"method {name}: {option} must be a number, got {value!r}") from None
     budgeted = "tolerance" in options or "k" in options

@@ -1,11 +1,13 @@
 """Oracles: float64 NumPy that reads like the formulas. Slow, exact, and what the C core is tested against."""
 
+from icecore.reference.block_sparse import block_sparse_attention
 from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention
 from icecore.reference.iceformer import pdci_attention
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.measure import THRESHOLDS, Curve, choose_level, head_error, passing_level, row_curve
+from icecore.reference.minference import minference_attention
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.offset import has_offset, relative_rows
 from icecore.reference.pages import pages_attention
@@ -29,6 +31,7 @@ __all__ = [
     "Tree",
     "attend_indices",
     "attention",
+    "block_sparse_attention",
     "build_tree",
     "choose_level",
     "dequantize",
@@ -36,6 +39,7 @@ __all__ = [
     "head_error",
     "lift_keys",
     "lift_query",
+    "minference_attention",
     "near_far_attention",
     "pages_attention",
     "passing_level",

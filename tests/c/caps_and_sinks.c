@@ -221,6 +221,8 @@ static void selected(void) {
             check_at("causal %d, sinks %d", causal, sinks);
             EXPECT(icecore_attend_pdci(&s.p, 20, 150, 7, NULL) == ICECORE_OK);
             expect_attention(&s, 20);
+            EXPECT(icecore_attend_top_k(&s.p, 20, NULL) == ICECORE_OK);
+            expect_attention(&s, 20);
             problem_free(&s);
         }
 }

@@ -22,6 +22,9 @@ static icecore_status near_far(const problem *s) {
     return icecore_attend_near_far(&s->p, &options, NULL);
 }
 
+static icecore_status top_k(const problem *s) { return icecore_attend_top_k(&s->p, 4, NULL); }
+static icecore_status block_sparse(const problem *s) { return icecore_attend_block_sparse(&s->p, 4, NULL); }
+static icecore_status minference(const problem *s) { return icecore_attend_minference(&s->p, 4, 8, NULL); }
 static icecore_status pdci(const problem *s) { return icecore_attend_pdci(&s->p, 4, 8, 0, NULL); }
 
 static icecore_status indexed(const problem *s) {
@@ -158,6 +161,9 @@ static void near_far_attention(void) {
     expect_errors(near_far, 0, 50);
     expect_errors(near_far, 1, 50);
     expect_errors(pdci, 0, 50);
+    expect_errors(top_k, 0, 50);
+    expect_errors(block_sparse, 0, 50);
+    expect_errors(minference, 1, 50);
 }
 
 static void listed_keys(void) { expect_errors(indexed, 1, 50); }
@@ -177,7 +183,7 @@ static void indices(void) {
 
 void out_of_memory_tests(void) {
     check_run("out of memory: exact attention", exact_attention);
-    check_run("out of memory: near/far attention and P-DCI", near_far_attention);
+    check_run("out of memory: near/far attention and selectors", near_far_attention);
     check_run("out of memory: listed keys", listed_keys);
     check_run("out of memory: segments", segments);
     check_run("out of memory: indices", indices);

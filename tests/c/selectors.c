@@ -27,6 +27,27 @@ static void top_k(void) {
             EXPECT(icecore_attend_pdci(&s.p, k, KEYS, 0, near_count) == ICECORE_OK);
             expect_attention(&s, k);
             for (int i = 0; i < 4 * QUERIES; i++) EXPECT(near_count[i] == k);
+            EXPECT(icecore_attend_top_k(&s.p, k, near_count) == ICECORE_OK);
+            expect_attention(&s, k);
+            for (int i = 0; i < 4 * QUERIES; i++) EXPECT(near_count[i] == k);
+            problem_free(&s);
+        }
+}
+
+/* Where all keys are chosen it is exact attention. */
+static void all_chosen(void) {
+    for (int kind = 0; kind < 3; kind++)
+        for (int causal = kind < 2; causal < 2; causal++) {
+            problem s = some_rows(causal);
+            int32_t near_count[4 * QUERIES];
+            problem_allocate(&s);
+            check_at("kind %d, causal %d", kind, causal);
+            if (kind == 0) EXPECT(icecore_attend_minference(&s.p, KEYS, 1, near_count) == ICECORE_OK);
+            if (kind == 1) EXPECT(icecore_attend_minference(&s.p, 1, INT64_MAX, near_count) == ICECORE_OK);
+            if (kind == 2) EXPECT(icecore_attend_block_sparse(&s.p, INT64_MAX, near_count) == ICECORE_OK);
+            expect_attention(&s, KEYS);
+            for (int i = 0; i < 4 * QUERIES; i++)
+                EXPECT(near_count[i] == (causal ? KEYS - QUERIES + i % QUERIES + 1 : KEYS));
             problem_free(&s);
         }
 }
@@ -58,6 +79,7 @@ static void few_visited(void) {
 }
 
 void selector_tests(void) {
-    check_run("selectors: visiting all keys, pdci is the exact top k", top_k);
+    check_run("selectors: the exact top k, and pdci that visits all keys", top_k);
+    check_run("selectors: where all keys are chosen it is exact attention", all_chosen);
     check_run("selectors: pdci finds as many keys as it is asked for", few_visited);
 }
