@@ -20,10 +20,12 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     ice_tile_cap_row(&t->tile, scores, count);
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
-    const float reach = ice_reach(s->dim) * spread->norm[lane];
     uint64_t doubtful = 0;
     for (int64_t c = 0; t->doubts && c < count; c++)
-        doubtful |= (uint64_t)(scores[c] + reach * cells->radius[node + c] >= t->doubt[lane]) << c;
+        doubtful |=
+            (uint64_t)(ice_expected_share(t->mass[lane] - scores[c], spread->norm[lane] * cells->radius[node + c],
+                                          (float)s->dim) >= t->key_share[lane])
+            << c;
     const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
     if (t->report->missed_bound) {

@@ -79,13 +79,13 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
 }
 
 void ice_find_thresholds(ice_selection *t, float *threshold, float *expand) {
-    float log2_mass[ICE_PANEL], squared[ICE_PANEL];
-    ice_selection_guess(t, threshold, log2_mass);
+    float squared[ICE_PANEL];
+    ice_selection_guess(t, threshold, t->mass);
     ice_squared_lengths(t, squared);
     t->doubts = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const ice_rule *rule = ice_rule_of(t, lane);
-        t->doubt[lane] = rule->key_share > 0.0f ? log2_mass[lane] + log2f(rule->key_share) : INFINITY;
+        t->key_share[lane] = rule->key_share > 0.0f ? log2f(rule->key_share) : INFINITY;
         t->doubts |= rule->key_share > 0.0f;
         threshold[lane] = rule->exact ? INFINITY : threshold[lane] + log2f(rule->threshold);
         if (!rule->exact && ice_is_unlike(rule, squared[lane])) threshold[lane] = -INFINITY;
@@ -95,14 +95,13 @@ void ice_find_thresholds(ice_selection *t, float *threshold, float *expand) {
 }
 
 void ice_raise_doubtful(ice_selection *t, const ice_node_run *now, const float *threshold) {
-    const ice_spread *spread = ice_spread_of(t, now->from);
-    float reach[ICE_PANEL];
-    for (int lane = 0; lane < ICE_PANEL; lane++) reach[lane] = ice_reach(t->problem->dim) * spread->norm[lane];
+    const float *norm = ice_spread_of(t, now->from)->norm, dim = (float)t->problem->dim;
     for (int64_t i = 0; i < now->count; i++) {
         const float radius = now->nodes->radius[now->node + i], *scores = t->scores + (now->row + i) * ICE_PANEL;
         float *risk = t->risk + (now->row + i) * ICE_PANEL;
-        for (int lane = 0; lane < t->tile.lanes; lane++)
-            if (scores[lane] + reach[lane] * radius >= t->doubt[lane] && risk[lane] < threshold[lane])
-                risk[lane] = threshold[lane];
+        for (int lane = 0; lane < t->tile.lanes; lane++) {
+            const float share = ice_expected_share(t->mass[lane] - scores[lane], norm[lane] * radius, dim);
+            if (share >= t->key_share[lane] && risk[lane] < threshold[lane]) risk[lane] = threshold[lane];
+        }
     }
 }
