@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "naive.h"
+#include "select/selection.h"
 
 /* A problem with its options and a report of near_count and captured_mass. */
 typedef struct {
@@ -307,6 +308,31 @@ static void empty(void) {
         }
 }
 
+/* Over so many cosines. */
+#define COSINES 20000
+
+/* The largest over a grid of cosines, by the formula; in log2. */
+static double expected_share(double lacking, double reach, double dim) {
+    double largest = -INFINITY;
+    for (int i = 0; i <= COSINES; i++) {
+        const double c = (double)i / COSINES, share = fmin(1.0, exp2(c * reach - fmax(lacking, 0.0)));
+        largest = fmax(largest, log2(share) - 0.5 * dim * c * c / log(2.0));
+    }
+    return largest;
+}
+
+static void expected_shares(void) {
+    const float lacking[] = {-3.0f, 0.0f, 0.5f, 4.0f, 30.0f}, reaches[] = {0.0f, 1e-3f, 2.0f, 15.0f, 200.0f};
+    const float dims[] = {1.0f, 8.0f, 64.0f, 512.0f};
+    for (int l = 0; l < 5; l++)
+        for (int r = 0; r < 5; r++)
+            for (int d = 0; d < 4; d++) {
+                check_at("lacking %g, reach %g, dim %g", lacking[l], reaches[r], dims[d]);
+                const double found = ice_expected_share(lacking[l], reaches[r], dims[d]);
+                EXPECT(fabs(found - expected_share(lacking[l], reaches[r], dims[d])) < 1e-2);
+            }
+}
+
 void near_far_tests(void) {
     check_run("near/far: near_keys >= keys is exact attention", all_near);
     check_run("near/far: masks", masks);
@@ -318,4 +344,5 @@ void near_far_tests(void) {
     check_run("near/far: dtypes and dims", dtypes_and_dims);
     check_run("near/far: options of any size", huge_options);
     check_run("near/far: empty sizes", empty);
+    check_run("near/far: the share of a single key is the largest over all cosines", expected_shares);
 }
