@@ -112,7 +112,7 @@ class KVCache:
 
     Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries),
     and while a merge is prepared the merged segment (at most 2048 tokens or two sevenths of all) once more: from 8192 tokens on
-    never more than 1.5 times the keys and values (int8: 0.47 times those of float32), with a large offset 1.6 times (0.55).
+    never more than 1.55 times the keys and values (int8: 0.51 times those of float32), with a large offset 1.65 times (0.56).
     Time of a step: about that of window + near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the
