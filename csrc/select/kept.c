@@ -15,6 +15,12 @@ static void score(const ice_tile *tile, int lane, ice_kept *kept) {
     }
 }
 
+void ice_kept_score(const ice_tile *tile, int lane, ice_kept *kept) {
+    score(tile, lane, kept);
+    for (int64_t i = 0; i < kept->count; i++)
+        if (kept->score[i] != kept->score[i]) kept->score[i] = INFINITY;
+}
+
 float ice_kept_reduce(const ice_kernels *kernels, ice_kept *kept, int64_t wanted) {
     if (kept->count <= wanted) return -INFINITY;
     const float bound = kernels->keep_largest(kept->score, kept->number, kept->count, wanted);

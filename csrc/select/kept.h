@@ -10,6 +10,8 @@ typedef struct {
     int64_t count;
 } ice_kept;
 
+/* Finds the scores of the keys by their numbers. */
+void ice_kept_score(const ice_tile *tile, int lane, ice_kept *kept);
 /* Keeps the `wanted` keys with the largest scores, the smaller numbers among equals, in their order; returns a score
  * that all of them reach, -inf where there are not so many.  No NaN. */
 float ice_kept_reduce(const ice_kernels *kernels, ice_kept *kept, int64_t wanted);

@@ -17,6 +17,7 @@
 #include "base/order.h"
 #include "base/parallel.h"
 #include "base/random.h"
+#include "select/kept.h"
 #include "select/selector.h"
 #include "tree/build.h"
 #include "tree/lists.h"
@@ -121,8 +122,7 @@ typedef struct {
     uint64_t *order, *spare; /* parents, best first */
     int32_t *below;          /* keys below opened parents, from the tree's first on */
     uint8_t *is_found;       /* of each key */
-    int32_t *number;         /* found keys */
-    int64_t found;
+    ice_kept found;          /* its scores are `score` */
 } space;
 
 static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
@@ -133,7 +133,7 @@ static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
     s->spare = ice_arena_take(&a, keys, sizeof(uint64_t));
     s->below = ice_arena_take(&a, keys, sizeof(int32_t));
     s->is_found = ice_arena_take(&a, keys, 1);
-    s->number = ice_arena_take(&a, keys, sizeof(int32_t));
+    s->found = (ice_kept){s->score, ice_arena_take(&a, keys, sizeof(int32_t)), 0};
     return a.used;
 }
 
@@ -144,7 +144,7 @@ static size_t scratch_bytes(const ice_selector_call *call) {
 
 static void find(space *s, int64_t first, int64_t end) {
     for (int64_t key = first; key < end; key++) {
-        if (!s->is_found[key]) s->number[s->found++] = (int32_t)key;
+        if (!s->is_found[key]) s->found.number[s->found.count++] = (int32_t)key;
         s->is_found[key] = 1;
     }
 }
@@ -194,43 +194,6 @@ static void find_nearest(const ice_selector_call *call, const float *query, int6
     }
 }
 
-/* ---- The keys that are kept ---- */
-
-/* Where the rows of found keys lie, from `first` on and at most a block; returns how many. */
-static int64_t find_rows(const ice_tile *tile, const icecore_tensor *rows, const space *s, int64_t first,
-                         const void *row[ICE_KEY_BLOCK]) {
-    const int64_t rest = s->found - first, count = rest < ICE_KEY_BLOCK ? rest : ICE_KEY_BLOCK;
-    for (int64_t j = 0; j < count; j++)
-        row[j] = ice_address(rows, tile->problem->key_dtype, tile->batch, tile->key_head, s->number[first + j]);
-    return count;
-}
-
-/* Of the keys found near_keys are kept: those with the largest scores, the first keys among equals.  A NaN counts as
- * infinite: it is kept, and makes the row NaN. */
-static void keep_nearest(const ice_selector_call *call, const ice_tile *tile, const float *query, space *s) {
-    const icecore_attention *p = tile->problem;
-    const void *key[ICE_KEY_BLOCK];
-    for (int64_t i = 0; i < s->found; i++) s->is_found[s->number[i]] = 0;
-    if (s->found <= call->near_keys) return;
-    for (int64_t first = 0, count; first < s->found; first += count) {
-        count = find_rows(tile, &p->key, s, first, key);
-        call->kernels->gathered_scores(query, p->dim, 0.0f, p->key_dtype, key, count, s->score + first);
-    }
-    for (int64_t i = 0; i < s->found; i++)
-        if (s->score[i] != s->score[i]) s->score[i] = INFINITY;
-    call->kernels->keep_largest(s->score, s->number, s->found, call->near_keys);
-    s->found = call->near_keys;
-}
-
-static void attend_kept(ice_tile *tile, int lane, const space *s) {
-    const void *key[ICE_KEY_BLOCK], *value[ICE_KEY_BLOCK];
-    for (int64_t first = 0, count; first < s->found; first += count) {
-        find_rows(tile, &tile->problem->key, s, first, key);
-        count = find_rows(tile, &tile->problem->value, s, first, value);
-        ice_rows_attend_gathered(tile, (uint64_t)1 << lane, key, value, count);
-    }
-}
-
 static void select_nearest(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
                            int64_t near_count[ICE_PANEL]) {
     space s;
@@ -238,12 +201,13 @@ static void select_nearest(const ice_selector_call *call, ice_tile *tile, const 
     lay_out_forest(call, (void *)digests, &s.forest);
     memset(s.is_found, 0, (size_t)call->problem->keys);
     for (int lane = 0; lane < tile->lanes && !ice_interrupted(); lane++) {
-        const float *query = tile->query_rows + lane * call->problem->dim;
-        s.found = 0;
-        find_nearest(call, query, tile->visible[lane].end, &s);
-        keep_nearest(call, tile, query, &s);
-        attend_kept(tile, lane, &s);
-        near_count[lane] = s.found;
+        s.found.count = 0;
+        find_nearest(call, tile->query_rows + lane * call->problem->dim, tile->visible[lane].end, &s);
+        for (int64_t i = 0; i < s.found.count; i++) s.is_found[s.found.number[i]] = 0;
+        ice_kept_score(tile, lane, &s.found);
+        ice_kept_reduce(call->kernels, &s.found, call->near_keys);
+        near_count[lane] = s.found.count;
+        ice_kept_attend(tile, lane, &s.found);
     }
 }
 
