@@ -146,6 +146,18 @@ def two_regimes(seed=0, keys=8192, dim=64, value_dim=64, *, topics=100, run=16, 
     return query, key, value
 
 
+def idle(seed=0, keys=8192, dim=64, value_dim=64, *, topics=100, run=16, change=0.5):
+    """Queries ask for nothing before the share `change` of the sequence, though they are as long as those that follow.
+
+    As `two_regimes`, but that no query by itself tells which of the two it belongs to.
+    """
+    query, key, value = clustered(seed, keys, dim, value_dim, topics=topics, run=run)
+    early = query[:, : int(change * keys)]
+    other = np.random.default_rng((seed, 1)).standard_normal(early.shape)
+    early[:] = other * np.linalg.norm(early, axis=-1, keepdims=True) / np.linalg.norm(other, axis=-1, keepdims=True)
+    return query, key, value
+
+
 def gaussian(seed=0, keys=8192, dim=64, value_dim=64, *, sharpness=1.0):
     """Independent numbers without structure: nothing groups. Scaled scores have standard deviation `sharpness`.
 

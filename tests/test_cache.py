@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from helpers import assert_same_bits, decode, encode, head_error, inputs, mean_row_error, near_far
-from hostile_inputs import clustered, two_regimes
+from hostile_inputs import clustered, idle, two_regimes
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -278,11 +278,16 @@ def test_a_tolerance_is_kept_after_a_prompt_that_ends_on_one_topic(tolerance):
     assert error.sum() < 1.3 * tolerance * size.sum()  # 0.15 x measured, 5 x and more by the last queries alone
 
 
-def test_decoding_notices_within_a_window_that_queries_are_of_another_kind():
+@pytest.mark.parametrize("kind", [two_regimes, idle])
+def test_decoding_notices_that_queries_are_of_another_kind(kind):
+    """At once that they are longer than all that were measured, else within a window."""
     change = 4096
-    error, size = decoded_errors(two_regimes(0, 8192), 3072, change + 512, 0.05)
+    error, size = decoded_errors(kind(0, 8192), 3072, change + 512, 0.05)
     at_first, later = slice(change - 3072, change - 3008), slice(change - 2816, None)
-    assert error[at_first].sum() > 0.5 * size[at_first].sum()  # which nothing told before
+    if kind is two_regimes:
+        assert error[at_first].sum() < 0.05 * size[at_first].sum()
+    else:
+        assert error[at_first].sum() > 0.5 * size[at_first].sum()  # which nothing told before
     assert error[later].sum() < 0.25 * size[later].sum()
 
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from helpers import head_error
-from hostile_inputs import CASES, GENERATORS, hostile, with_offset, with_spread
+from hostile_inputs import CASES, GENERATORS, hostile, idle, with_offset, with_spread
 from hypothesis import given, settings
 
 import icecore
@@ -68,10 +68,7 @@ def test_masses_keep_the_tolerance_where_values_tell_nothing_of_them(tolerance):
 
 def test_where_early_rows_say_nothing_of_late_ones_the_info_does():
     """Queries ask for nothing until the middle, though they are as long: too little is opened later, and a warning says so."""
-    arrays = CASES["clustered, 200 topics in runs of 16"](keys=KEYS)
-    early = arrays[0][:, : KEYS // 2]
-    idle = np.random.default_rng(0).standard_normal(early.shape)
-    early[:] = idle * np.linalg.norm(early, axis=-1, keepdims=True) / np.linalg.norm(idle, axis=-1, keepdims=True)
+    arrays = idle(keys=KEYS)
     error, info = errors_of(arrays, True, 0.02)
     assert error > 0.02
     assert info.error > error / 2

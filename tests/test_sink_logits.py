@@ -119,7 +119,7 @@ def test_a_nan_stays_with_its_row(isa):
     assert np.isfinite(np.delete(out, 7, axis=1)).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 30}, {"tolerance": 0.1}, {"k": 64, "selector": "pages"}])
+@pytest.mark.parametrize("options", [{}, {"k": 30}, {"tolerance": 0.1}, {"selector": icecore.selectors.Pages(64)}])
 def test_the_same_bits_for_any_number_of_threads(isa, options):
     query, key, value = inputs((2, 600, 32), (1, 600, 32), 16)
     call = {"causal": True, "sink_logits": [2.0, 6.0], **options}

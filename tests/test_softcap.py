@@ -128,7 +128,7 @@ def test_a_cache_gives_what_one_call_gives(isa, dtype):
         np.testing.assert_allclose(np.concatenate(parts, axis=1), expected[0], atol=tolerance * (1 + 4 * (offset > 0)))
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 30}, {"tolerance": 0.1}, {"k": 64, "selector": "pages"}])
+@pytest.mark.parametrize("options", [{}, {"k": 30}, {"tolerance": 0.1}, {"selector": icecore.selectors.Pages(64)}])
 def test_the_same_bits_for_any_number_of_threads(isa, options):
     query, key, value = inputs((2, 600, 32), (1, 600, 32), 16)
     one, two = (icecore.attention(query, key, value, causal=True, softcap=2.0, num_threads=n, **options) for n in (1, 2))
@@ -137,7 +137,7 @@ def test_the_same_bits_for_any_number_of_threads(isa, options):
 
 def test_pages_are_those_without_a_cap(isa):
     query, key, value = inputs((2, 300, 32), (1, 300, 32), 16)
-    out = icecore.attention(query, key, value, k=64, selector="pages", softcap=1.0)
+    out = icecore.attention(query, key, value, selector=icecore.selectors.Pages(64), softcap=1.0)
     expected, _, _ = reference.pages_attention(*(a[None] for a in (query, key, value)), k=64, softcap=1.0)
     np.testing.assert_allclose(out, expected[0], atol=1e-5)
 

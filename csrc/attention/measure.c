@@ -116,7 +116,6 @@ static void add_masses(ice_measured *m, const ice_curve *row) {
 static void add_errors(ice_measured *m, const ice_curve *row, double keys, double exact) {
     const double norm = (double)row->norm;
     m->exact += exact;
-    m->max_squared = fmaxf(m->max_squared, row->squared_query);
     m->rows += 1.0;
     m->norm += norm;
     m->squared_norm += norm * norm;
@@ -137,12 +136,28 @@ static void add_later_errors(ice_measured *m, const ice_curve *row) {
         const int g = m->level + i < ICE_GRID ? m->level + i : ICE_GRID - 1;
         m->later_error[i] += error_at(row, g, mass_scale(m, g), m);
     }
+    m->later_rows += 1.0;
     m->later_norm += (double)row->norm;
+}
+
+/* A few long queries say nothing yet of what others like them need. */
+static void add_length(ice_measured *m, const ice_rule *rule, const ice_curve *row) {
+    float *maximum = &m->max_squared;
+    if (ice_is_unlike(rule, row->squared_query)) {
+        maximum = &m->max_longer;
+        m->longer_rows += 1.0;
+    }
+    *maximum = fmaxf(*maximum, row->squared_query);
+    if (m->longer_rows < MIN_ROWS) return;
+    m->max_squared = m->max_longer;
+    m->longer_rows = 0.0;
+    m->max_longer = 0.0f;
 }
 
 /* Rows so far weigh less. */
 static void fade(ice_measured *m, double fading) {
-    double *once[] = {&m->rows, &m->norm, &m->keys, &m->exact, &m->later_norm, &m->rounding, &m->rounding_weight};
+    double *once[] = {&m->rows,       &m->norm,        &m->keys,     &m->exact,          &m->later_rows,
+                      &m->later_norm, &m->longer_rows, &m->rounding, &m->rounding_weight};
     double *each[] = {m->error, m->means, m->far, m->near, m->nodes}, *squares[] = {m->squared, m->cross};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++) *once[i] *= fading;
     m->max_squared *= (float)fading;
@@ -190,7 +205,7 @@ static int passing_level(const ice_measured *m, double tolerance) {
 static int caution_of(const ice_measured *m, double tolerance) {
     int finer = ICE_FINER;
     while (finer > 0 && m->later_error[finer - 1] <= tolerance * m->later_norm) finer--;
-    return m->later_norm > 0.0 ? finer : 0;
+    return m->later_rows >= MIN_ROWS ? finer : 0;
 }
 
 /* What near keys and nodes cost the rows at a level, by keys of exact attention. */
@@ -248,9 +263,11 @@ static uint8_t learn(const ice_sample *s, const ice_curve *found, int levels, fl
         if (is_usable(&found[row])) add_masses(m, &found[row]);
     for (int64_t row = 0; row < rows && m->rows > 0.0 && m->level >= 0; row += group)
         if (is_usable(&found[row]) && !ice_is_unlike(rule, found[row].squared_query)) add_later_errors(m, &found[row]);
-    for (int64_t row = 0; row < rows; row += group)
-        if (is_usable(&found[row]))
-            add_errors(m, &found[row], (double)s->stack->keys, exact_keys(s, s->position[row / group]));
+    for (int64_t row = 0; row < rows; row += group) {
+        if (!is_usable(&found[row])) continue;
+        add_errors(m, &found[row], (double)s->stack->keys, exact_keys(s, s->position[row / group]));
+        add_length(m, rule, &found[row]);
+    }
     if (((double)s->count < MIN_ROWS && m->rows < MIN_ROWS) || !(m->norm > 0.0)) return SETTLED;
     const int level = passing_level(m, (double)tolerance);
     if (levels < ICE_GRID && (level < 0 || level + caution_of(m, (double)tolerance) >= levels)) return WHOLE;

@@ -15,14 +15,16 @@
 typedef struct {
     double rows, norm, squared_norm;                            /* sums of w, w |o| and w^2 |o|^2 */
     double error[ICE_GRID], squared[ICE_GRID], cross[ICE_GRID]; /* of w e, w^2 e^2, w^2 e |o| */
-    double means[ICE_GRID], far[ICE_GRID];     /* of w m^2, w m f: m the mass of means, f of what they stand for */
-    double near[ICE_GRID], nodes[ICE_GRID];    /* of w (keys of opened cells), w (nodes scored) */
-    double keys, exact;                        /* of w (sealed keys), w (keys that are exact anyway) */
-    float max_squared;                         /* of the queries' squared lengths */
-    int level;                                 /* of the threshold that these rows speak for; below 0: there is none */
-    double later_error[ICE_FINER], later_norm; /* of w e and w |o| of rows at the finer levels from that on which was
-                                                  chosen before they were known */
-    double rounding, rounding_weight;          /* of w (error of rounding / |o|)^2 and w */
+    double means[ICE_GRID], far[ICE_GRID];  /* of w m^2, w m f: m the mass of means, f of what they stand for */
+    double near[ICE_GRID], nodes[ICE_GRID]; /* of w (keys of opened cells), w (nodes scored) */
+    double keys, exact;                     /* of w (sealed keys), w (keys that are exact anyway) */
+    float max_squared;                      /* of the queries' squared lengths */
+    double longer_rows;                     /* of w of rows whose queries are longer than the rule knows */
+    float max_longer;                       /* and of their squared lengths */
+    int level;                              /* of the threshold that these rows speak for; below 0: there is none */
+    double later_rows, later_norm, later_error[ICE_FINER]; /* of w, w |o| and w e of rows at the finer levels from that
+                                                  on which was chosen before they were known */
+    double rounding, rounding_weight;                      /* of w (error of rounding / |o|)^2 and w */
     double tested_error, tested_squared, tested_cross, tested_norm,
         tested_squared_norm; /* by the threshold in force before the row was known */
     int64_t tested_rows;

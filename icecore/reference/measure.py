@@ -21,6 +21,8 @@ SPARE = 0.05
 LONGER = 1.5
 #: Curves end at this part of the tolerance, unless no threshold up to there will do.
 TRACED = 64.0
+#: Fewer rows say nothing of what later rows need.
+MIN_LATER = 8
 #: Levels of the grid below the chosen one on which later rows are tried.
 FINER = 48
 
@@ -144,12 +146,12 @@ def caution_of(errors, sizes, tolerance, weights=None):
     """How many levels finer than chosen the tolerance would have been kept on rows that had no part in the choice.
 
     errors : (R, FINER)
-        |o - o^| of later rows, from the level on that was in force for each before it was known.
+        |o - o^| of at least MIN_LATER later rows, from the level on that was in force for each before it was known.
     sizes, weights : (R,)
         |o|, and how much each row counts.
     """
     weights = np.ones(len(sizes)) if weights is None else np.asarray(weights, np.float64)
-    return loosest(weights @ errors <= tolerance * (weights @ sizes)) if len(sizes) else 0
+    return loosest(weights @ errors <= tolerance * (weights @ sizes)) if weights.sum() >= MIN_LATER else 0
 
 
 def finest_for_little(level, cost, exact):
