@@ -14,9 +14,6 @@
 #define MIN_ROWS 8.0
 /* Rows whose error is so many times the tolerance by the rule in force are of another kind than those before. */
 #define SURPRISE 4.0
-/* Standard errors that are added to an error before it is held against the tolerance.  (With one, 88 to 93 % of
- * SmolLM2's heads at 8k are within 1.3 x a tolerance of 0.01, with two 95 %, for 8 to 16 % more near keys.) */
-#define CAUTION 2.0
 /* Queries that are so many times as long as the longest measured are unlike them: their softmax is as much sharper. */
 #define LONGER 1.5f
 /* Curves are traced down to so small a part of the tolerance, and whole where no threshold up to there passes.  (Of
@@ -187,13 +184,13 @@ static double standard_error(double squared, double cross, double squared_norm, 
     return sqrt(fmax(variance, 0.0)) / norm;
 }
 
-/* The loosest level such that it and all finer ones keep the tolerance; -1 where the finest does not. */
+/* The loosest level such that it and all finer ones keep the tolerance with a standard error added; -1 where the finest
+ * does not. */
 static int passing_level(const ice_measured *m, double tolerance) {
     int passing = -1;
     for (int g = ICE_GRID - 1; g >= 0; g--) {
         const double error = m->error[g] / m->norm;
-        if (!(error + CAUTION * standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <=
-              tolerance))
+        if (!(error + standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <= tolerance))
             break;
         passing = g;
     }

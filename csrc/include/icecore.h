@@ -169,7 +169,7 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * tolerance.  The error that is asked for, of each query head and batch entry: sum |out - exact| / sum |exact| over its
  * rows, where half the relative error of the mass (the error of lse) counts as one more component of the output.
  * Thresholds are then measured: sampled rows are attended exactly, and of each the error is found for every threshold
- * 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus two standard errors,
+ * 2 * 1.2^-g, g < 112.  In force is the largest below which every one has a mean error, plus a standard error,
  * within the tolerance; or a smaller one, by which later rows have kept the tolerance so far, and at which a row costs
  * up to a twentieth more.  Rows whose query is more than 1.5 times as long as the longest lately measured open all
  * cells.  Where no threshold keeps the tolerance, parents are no longer trusted and all cells are scored; where that

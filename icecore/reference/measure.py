@@ -13,8 +13,6 @@ from icecore.reference.near_far import EXPAND_SHARE, left_by, log_guess, log_mas
 THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
 #: So much of the relative error of the mass counts.
 MASS_SHARE = 0.5
-#: Standard errors that are added to an error before it is held against the tolerance.
-CAUTION = 2.0
 #: What a row's keys and nodes may cost more than by the loosest threshold that passes, for rows unlike those measured.
 SPARE = 0.05
 #: Queries that are so many times as long as the longest measured are unlike them: their softmax is as much sharper.
@@ -137,9 +135,9 @@ def passing_level(error, standard_error, tolerance):
     """The level of the largest threshold that passes, as do all smaller ones; their number where the smallest does not.
 
     error, standard_error : (G,), or of the levels that were traced
-        To pass is to have error + CAUTION standard_error <= tolerance.
+        To pass is to have error + standard_error <= tolerance.
     """
-    return loosest(error + CAUTION * standard_error <= tolerance)
+    return loosest(error + standard_error <= tolerance)
 
 
 def caution_of(errors, sizes, tolerance, weights=None):
