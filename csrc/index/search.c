@@ -62,6 +62,7 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->spare =
         ice_arena_take(&a, ice_max(ice_max(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
                        sizeof(uint64_t));
+    w->coded = ice_arena_take(&a, call->capacity, sizeof(float));
     w->final_scores = ice_arena_take(&a, call->capacity, sizeof(float));
     w->final_slots = ice_arena_take(&a, call->capacity, sizeof(int32_t));
     w->rank = ice_arena_take(&a, call->capacity, sizeof(int32_t));

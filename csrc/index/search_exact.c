@@ -88,25 +88,20 @@ static void order_ties(const ice_search_call *call, const float *scores, int32_t
     }
 }
 
-/* Of exact scores less those of codes. */
-typedef struct {
-    double sum, squares;
-} differences;
-
-static void note_differences(differences *d, const float *exact, const float *coded, int count) {
-    for (int i = 0; i < count; i++) {
-        const double difference = (double)exact[i] - (double)coded[i];
-        d->sum += difference;
-        d->squares += difference * difference;
+/* Whether what was left out may be among the k best; scores: all `count` that were kept.  What codes are off by is
+ * found from those that are not among the best, as the others are not: vectors of larger norms are off by more. */
+static int is_unsure(const ice_search_space *w, int64_t q, const float *scores, int64_t count) {
+    const int64_t k = w->call->search->k, others = count - k;
+    double sum = 0.0, squares = 0.0;
+    if (count < w->call->keep || count == w->call->wanted || others < 1) return 0; /* nothing was left out */
+    for (int64_t i = 0; i < count; i++) {
+        if (w->rank[i] < k) continue;
+        const double difference = (double)scores[i] - (double)w->coded[i];
+        sum += difference;
+        squares += difference * difference;
     }
-}
-
-/* Whether what was left out may be among the k best; scores: all that was kept, best first. */
-static int is_unsure(const ice_search_space *w, int64_t q, const float *scores, int64_t count, differences d) {
-    const int64_t k = w->call->search->k;
-    if (count < w->call->keep || count == w->call->wanted || count < k) return 0; /* nothing was left out */
-    const double mean = d.sum / (double)count, variance = d.squares / (double)count - mean * mean;
-    const double above = (double)scores[k - 1] - ((double)w->collector.threshold[q] + mean);
+    const double mean = sum / (double)others, variance = squares / (double)others - mean * mean;
+    const double above = (double)w->final_scores[k - 1] - ((double)w->collector.threshold[q] + mean);
     return above < ICE_UNSURE * sqrt(fmax(variance, 0.0));
 }
 
@@ -118,7 +113,6 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
     int32_t *slots = w->collector.numbers + q * w->collector.capacity;
     float *scores = w->collector.scores + q * w->collector.capacity;
     int64_t count = w->collector.count[q];
-    differences found = {0.0, 0.0};
     for (int64_t first = 0; first < count; first += EXACT_BLOCK) {
         int block = (int)ice_min(count - first, EXACT_BLOCK);
         const void *address[EXACT_BLOCK];
@@ -128,7 +122,7 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
             __builtin_prefetch(address[i]);
         }
         call->kernels->gathered_scores(ice_scaled_query(w, q), o->dim, call->scale, o->dtype, address, block, exact);
-        note_differences(&found, exact, scores + first, block);
+        memcpy(w->coded + first, scores + first, (size_t)block * sizeof *exact);
         memcpy(scores + first, exact, (size_t)block * sizeof *exact);
     }
     /* products of numbers near the end of the range: what is no number comes last */
@@ -145,7 +139,6 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
         w->final_slots[w->rank[i]] = slots[i];
     }
     order_ties(call, w->final_scores, w->final_slots, count);
-    if (call->unsure && !call->rows)
-        call->unsure[ice_query_row(w, q)] = (uint8_t)is_unsure(w, q, w->final_scores, count, found);
+    if (call->unsure && !call->rows) call->unsure[ice_query_row(w, q)] = (uint8_t)is_unsure(w, q, scores, count);
     return count;
 }

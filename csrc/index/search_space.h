@@ -58,7 +58,8 @@ typedef struct {
     float *bias, *framed; /* ICE_KEY_BLOCK: of a segment of another scale; dim: lists */
     int32_t *candidates;  /* lists: composites x the largest cell */
     uint64_t *spare;      /* lists, and sorting */
-    float *final_scores;  /* capacity: one query's candidates, best first */
+    float *coded;         /* capacity: one query's candidates' scores by codes */
+    float *final_scores;  /* capacity: the candidates, best first */
     int32_t *final_slots, *rank;
 } ice_search_space;
 
