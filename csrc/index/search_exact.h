@@ -11,8 +11,8 @@ void ice_compare_exactly(ice_search_space *w, int64_t q, const ice_tree *segment
 /* What was collected for a query, best first, into w->final_scores and w->final_slots; returns how many.
  *
  * A query is unsure, in call->unsure, where the k-th best of these is hardly better than what was left out: within
- * ICE_UNSURE standard deviations of the difference between exact scores and those of codes.  On data of all kinds the
- * k-th lies 8 to 500 of them above; where codes do not tell near-duplicates apart, 0.3 to 1.5. */
+ * ICE_UNSURE standard deviations of the difference between exact scores and those of codes.  Near-duplicates that codes
+ * do not tell apart are; of clustered and independent vectors, whatever their norms, hardly a query is. */
 #define ICE_UNSURE 4.0
 int64_t ice_compare_kept(ice_search_space *w, int64_t q);
 
