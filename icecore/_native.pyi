@@ -1,4 +1,4 @@
-# The compiled core (pyx/_native.pyx). Private: use the functions of `icecore`.
+# The compiled core (pyx/). Private: use the functions of `icecore`.
 from collections.abc import Callable
 
 import numpy as np
