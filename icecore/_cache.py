@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import threading
 
 import numpy as np
 
 from icecore import _array_file, _native
-from icecore._arrays import (
-    MAX_DIM,
-    bits,
-    check_out,
-    check_scores,
-    check_seed,
-    integer,
-    native_dtype,
-    native_view,
-    plain,
-    widened,
-)
-from icecore._info import info_of, join_infos, new_errors, new_report, visited_fraction
+from icecore._arrays import check_out, check_scores, integer, native_dtype, native_view, plain, widened
+from icecore._cache_attend import attend_rows
+from icecore._cache_file import FILE, parameters_of, read
+from icecore._cache_lock import CacheLock
+from icecore._cache_parameters import check_parameters, native_options
+from icecore._info import join_infos
 from icecore._lengths import check_lengths, own_rows
-from icecore._metric import check_metric, from_text, to_text
-from icecore._plan import LayerPlan, check_plan
 from icecore._runtime import threads_for_call
-from icecore._settings import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, check_k, check_tolerance
 
-DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "int8": _native.INT8}
-#: Where neither k nor tolerance is given: the error of exact top-256 attention at 8k (bench/README.md).
-DEFAULT_TOLERANCE = 0.02
 #: Of the core.
-LARGEST_WINDOW = 2**31
 MAX_TOKENS = 2**31 - 1
 #: Numbers from here on become infinite when they are rounded.
 OVERFLOW = {"float16": 65520.0, "bfloat16": float.fromhex("0x1.FFp127")}
-#: The constructor's arguments, which a file holds.
-PARAMETERS = (
-    "num_kv_heads", "dim", "value_dim", "dtype", "k", "tolerance", "plan", "window", "sinks", "metric", "seed", "batch",
-)
 #: So many tokens at most are kept as float32 until their offset is known (csrc/cache/offset.c).
 _LOOKED_AT = 64
-#: Arrays of a file that are rows of keys, or of values.
-_KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
-_VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
-FILE = _array_file.Format("icecore.cache", "a cache", 5, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
 
 
 class KVCache:
@@ -126,38 +101,16 @@ class KVCache:
 
     def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, plan=None,
                  window=None, sinks=None, metric=None, seed=0, batch=None):
-        self._set(_check_parameters(
+        parameters = check_parameters(
             num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, metric, seed, batch,
-        ))
-        self._sequences = [_native.Cache.create(self._native_options()) for _ in range(self.batch or 1)]
+        )
+        options = native_options(parameters)
+        self._set(parameters, [_native.Cache.create(options) for _ in range(parameters["batch"] or 1)])
 
-    def _set(self, parameters):
-        for name, value in parameters.items():
-            setattr(self, name, value)
-        self._unlocked()
-
-    def _unlocked(self):
-        self._lock, self._worker, self._process = threading.RLock(), None, os.getpid()
-
-    @contextlib.contextmanager
-    def _alone(self):
-        """All sequences are one cache: other threads wait. Whoever would wait for ever is refused: who interrupted this thread,
-        and who was forked while a thread held the lock that is not there."""
-        if self._process != os.getpid():
-            if self._worker not in (None, threading.get_ident()):
-                raise RuntimeError(
-                    "another thread was using the cache when this process was forked: this copy of it is lost; fork while no "
-                    "thread uses it, or make or load it in the child"
-                )
-            self._lock, self._process = threading.RLock(), os.getpid()
-        with self._lock:
-            if self._worker is not None:
-                raise RuntimeError("the cache is at work in this thread; a signal handler cannot use it until that is done")
-            try:
-                self._worker = threading.get_ident()
-                yield
-            finally:
-                self._worker = None
+    def _set(self, parameters, sequences):
+        """The attributes: `parameters`, which `attend_rows` and `parameters_of` read too, and what there is."""
+        self.__dict__.update(parameters)
+        self._sequences, self._alone = sequences, CacheLock().held
 
     def _lengths(self):
         return [sequence.state()["length"] for sequence in self._sequences]
@@ -166,13 +119,6 @@ class KVCache:
         states = [sequence.state() for sequence in self._sequences]
         largest = {name: max(state[name] for state in states) for name in states[0]}
         return largest | {"bytes": sum(state["bytes"] for state in states)}
-
-    def _native_options(self):
-        return _native.CacheOptions(
-            heads=self.num_kv_heads, dim=self.dim, value_dim=self.value_dim, dtype=DTYPES[self.dtype], near_keys=self.k or 1,
-            tolerance=self.tolerance or 0.0, block=self.window, sinks=self.sinks, cell_size=self._cell_size, seed=self.seed,
-            moments=self.metric,
-        )
 
     def __len__(self):
         """Tokens appended, evicted ones included: the position of the next one. Of a batch, those of the longest sequence."""
@@ -324,7 +270,7 @@ class KVCache:
         if out is not None:
             check_out(out, _Outputs((*outer, self.value_dim), queries.dtype), {"queries": queries})
         with self._alone():
-            lse, info = self._attend(queries, scores, rows, result, return_lse, return_info, threads)
+            lse, info = attend_rows(self, queries, scores, rows, result, return_lse, return_info, threads)
         result = result.reshape(*outer, self.value_dim)
         if out is not None:
             out[...] = result
@@ -334,42 +280,6 @@ class KVCache:
         if return_info:
             returned.append(join_infos(info, (batch, heads, count), outer))
         return returned[0] if len(returned) == 1 else tuple(returned)
-
-    def _attend(self, queries, scores, rows, result, return_lse, return_info, threads):
-        """Fill `result`; (lse or None, parts for `join_infos` or None)."""
-        counts, lengths, heads = [own.stop - own.start for own in rows], [], queries.shape[1]
-        for i, (sequence, count) in enumerate(zip(self._sequences, counts, strict=True)):
-            state = sequence.state()
-            lengths.append(state["length"])
-            if heads:
-                _check_queries(count, state, "the cache" if self.batch is None else f"sequence {i}")
-        packed = 1, heads, sum(counts)  # as the core fills them: of each sequence (heads, own rows), one after another
-        lse = np.empty(packed, np.float32) if return_lse else None
-        report = new_report(packed) if return_info else {}
-        errors = new_errors(queries.shape) if return_info and self.tolerance is not None else {}
-        problem = _native.Problem(dtype=native_dtype(queries.dtype), query=native_view(queries), out=bits(result), lse=lse,
-                                  threads=threads, **scores.fields())
-        options = _native.NearFar(head_tolerance=self._head_tolerance, head_threshold=self._head_threshold)
-        places = None  # all rows
-        if sum(counts) < queries.shape[0] * queries.shape[2]:
-            places = np.array([(own.start, count) for own, count in zip(rows, counts, strict=True)])
-        _native.Cache.attend(self._sequences, places, problem, options, _native.Report(**report, **errors))
-        if return_lse:
-            unpacked = np.full(result.shape[:3], -np.inf, np.float32)
-            for to, own, part in zip(unpacked, rows, _unpacked(lse, counts), strict=True):
-                to[:, own] = part
-            lse = unpacked
-        return lse, self._infos(report, errors, rows, lengths) if return_info else None
-
-    def _infos(self, report, errors, rows, lengths):
-        parts = {name: _unpacked(array, [own.stop - own.start for own in rows]) for name, array in report.items()}
-        infos = []
-        for i, (own, length) in enumerate(zip(rows, lengths, strict=True)):
-            one = slice(i, i + 1)
-            content = {name: part[i] for name, part in parts.items()} | {name: array[one] for name, array in errors.items()}
-            visited = visited_fraction(content["near_count"], content["summaries"], length, True, self.window, self.sinks)
-            infos.append(((one, slice(None), own), info_of(content, visited)))
-        return infos
 
     def keys(self):
         """The keys of all tokens held, in their order.
@@ -503,9 +413,7 @@ class KVCache:
 
     def _with(self, sequences):
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new._sequences = sequences
-        new._unlocked()
+        new._set(self.__dict__, sequences)
         return new
 
     # ---- Keeping it ----
@@ -516,7 +424,7 @@ class KVCache:
         The file holds the tokens as they are when the call begins; the cache may be used meanwhile. Segments that sequences of
         a batch share are written once. A segment in the making is not saved; it begins anew in the loaded cache.
         """
-        _array_file.save(FILE, self._parameters(), self._give, path)
+        _array_file.save(FILE, parameters_of(self), self._give, path)
 
     @classmethod
     def load(cls, path):
@@ -550,33 +458,10 @@ class KVCache:
 
     @classmethod
     def _read(cls, data, path, own):
-        """The cache of a file's bytes: checked in every way and in memory of its own, or as `view` does it."""
-        try:
-            parameters, arrays = _array_file.parse(FILE, data, verify=own)
-            try:
-                parameters["metric"] = from_text(parameters["metric"], *(parameters[name] for name in ("num_kv_heads", "dim")))
-                if parameters["plan"] is not None:
-                    parameters["plan"] = LayerPlan.from_content(parameters["plan"])
-                parameters = _check_parameters(**parameters)
-            except (KeyError, TypeError, OverflowError) as error:
-                raise _array_file.Refused(f"its parameters are not those of a cache ({error})") from error
-            count = parameters["batch"] or 1
-            if count > len(data):
-                raise _array_file.Refused(f"it is too short for batch={count}")
-            new = object.__new__(cls)
-            new._set(parameters)
-            new._sequences, reason = _native.Cache.map(new._native_options(), count, arrays, own)
-            if reason is not None:
-                raise _array_file.Refused(reason)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a usable cache file: {error}") from error
+        """The cache of a file's bytes, as `read`."""
+        new = object.__new__(cls)
+        new._set(*read(data, path, own))
         return new
-
-    def _parameters(self):
-        parameters = {name: getattr(self, name) for name in PARAMETERS}
-        if self.plan is not None:
-            parameters |= {"plan": self.plan.content(), "tolerance": None, "window": None, "sinks": None}
-        return parameters | {"metric": to_text(self.metric)}
 
     def _give(self, take):
         with self._alone():
@@ -584,7 +469,7 @@ class KVCache:
 
     def __reduce__(self):
         buffer = io.BytesIO()
-        _array_file.write(FILE, self._parameters(), self._give, buffer)
+        _array_file.write(FILE, parameters_of(self), self._give, buffer)
         return _unpickle, (type(self), buffer.getvalue())
 
     # ---- Checks ----
@@ -650,58 +535,6 @@ class KVCache:
 
 def _unpickle(cls, data):
     return cls._read(np.frombuffer(bytearray(data), np.uint8), "pickled data", own=True)
-
-
-def _check_parameters(num_kv_heads, dim, value_dim, dtype, k, tolerance, plan, window, sinks, metric, seed, batch):
-    """The constructor's arguments, checked, and what of a plan the core wants: attributes of a cache."""
-    num_kv_heads, dim = integer(num_kv_heads, "num_kv_heads", 1), integer(dim, "dim", 1)
-    value_dim = dim if value_dim is None else integer(value_dim, "value_dim", 1)
-    for width, name in ((dim, "dim"), (value_dim, "value_dim")):
-        if width > MAX_DIM:
-            raise ValueError(f"{name} must be at most {MAX_DIM}, got {width}")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    cell_size = head_tolerance = head_threshold = None
-    metric = check_metric(metric, num_kv_heads, dim)
-    if plan is not None:
-        check_plan(plan, k=k, tolerance=tolerance, window=window, sinks=sinks, metric=metric)
-        plan.check(plan.query_heads, num_kv_heads, dim, True)
-        window, cell_size, head_tolerance, head_threshold = plan.for_cache()
-        tolerance = plan.tolerance
-    window, sinks = DEFAULT_WINDOW if window is None else window, DEFAULT_SINKS if sinks is None else sinks
-    k, tolerance = check_k(k), check_tolerance(tolerance)
-    if k is not None and tolerance is not None:
-        raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
-    if k is None and tolerance is None:
-        tolerance = DEFAULT_TOLERANCE
-    window, sinks = integer(window, "window", 1), integer(sinks, "sinks", 0)
-    for number, name in ((window, "window"), (sinks, "sinks")):
-        if number > LARGEST_WINDOW:
-            raise ValueError(f"{name} must be at most {LARGEST_WINDOW}, got {number}")
-    return {
-        "num_kv_heads": num_kv_heads, "dim": dim, "value_dim": value_dim, "dtype": dtype, "k": k, "tolerance": tolerance,
-        "plan": plan, "window": window, "sinks": sinks, "metric": metric, "seed": check_seed(seed),
-        "batch": None if batch is None else integer(batch, "batch", 1),
-        "_cell_size": cell_size or CELL_SIZE, "_head_tolerance": head_tolerance,
-        "_head_threshold": head_threshold,
-    }
-
-
-def _check_queries(count, state, whose):
-    """ValueError where so many last tokens' queries are more than a sequence can attend."""
-    length, first = state["length"], state["first_query"]
-    if count > length:
-        raise ValueError(f"queries has {count} rows, but {whose} holds {length} tokens; expected at most as many")
-    if count and length - count < first:
-        raise ValueError(f"queries begin at token {length - count}, but tokens before {first + 1} are sealed in {whose}; "
-                         f"expected at most the last {length - first} tokens' queries")
-
-
-def _unpacked(array, counts):
-    """Each sequence's part, (1, heads, count), of an array (1, heads, sum of counts) that holds one part after another."""
-    heads = array.shape[1]
-    parts = np.split(array.reshape(-1), heads * np.cumsum(counts)[:-1])
-    return [part.reshape(1, heads, count) for part, count in zip(parts, counts, strict=True)]
 
 
 class _Outputs:
