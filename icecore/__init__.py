@@ -13,7 +13,8 @@ from icecore._attend_indices import attend_indices
 from icecore._attention import attention
 from icecore._cache import KVCache
 from icecore._calibrate import calibrate
-from icecore._index import Index, RangeResult, SearchResult
+from icecore._index import Index
+from icecore._index_results import RangeResult, SearchResult
 from icecore._index_tuning import Tuning
 from icecore._info import AttentionInfo
 from icecore._merge import merge_states

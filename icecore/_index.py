@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import numbers
-import operator
-from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 
 from icecore import _array_file, _native
-from icecore._arrays import integer, plain
+from icecore._arrays import integer
+from icecore._index_arguments import check_filter, check_ids, check_parameters, check_vectors, native_options, unit_vectors
+from icecore._index_results import RangeResult, result_arrays, shapes_of
 from icecore._index_tuning import Tuner
 from icecore._runtime import threads_for_call
 
-#: By their numbers in the core; cosines are inner products of unit vectors.
-METRICS = {"ip": 0, "l2": 1, "cosine": 0}
-DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16}
-#: The largest magnitude that does not round to infinity.
-LARGEST = {"float32": math.inf, "float16": 65519.0, "bfloat16": 3.396e38}
-MAX_DIM = 16384
 FILE = _array_file.Format("icecore.index", "an index", 3, {"vectors": "dim"})
 #: Parents kept at each level when a search names no budget.
 DEFAULT_FIELD_OF_VIEW = 16
@@ -30,101 +22,6 @@ DEFAULT_FIELD_OF_VIEW = 16
 DEFAULT_CANDIDATES = 64
 #: Range search: queries at a time, and neighbours that each is first asked for.
 RANGE_QUERIES, RANGE_FIRST = 256, 64
-
-
-class SearchResult(NamedTuple):
-    """Neighbours of each query, best first.
-
-    Attributes
-    ----------
-    ids : (n, k) int64
-        -1 where fewer than k were found.
-    scores : (n, k) float32
-        Inner products or cosines (descending), or squared distances (ascending); NaN where `ids` is -1.
-    counts : (n,) int64
-        How many were found.
-
-    For a single query of shape (dim,) the first axis is absent, and `counts` is an array of no dimensions.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-    counts: np.ndarray
-
-
-class RangeResult(NamedTuple):
-    """All neighbours within a bound; those of query i are ``ids[offsets[i]:offsets[i + 1]]``, best first.
-
-    Attributes
-    ----------
-    offsets : (n + 1,) int64
-    ids : (m,) int64
-    scores : (m,) float32
-        As in `SearchResult`.
-    """
-
-    offsets: np.ndarray
-    ids: np.ndarray
-    scores: np.ndarray
-
-
-def _vectors(array, dim, name, dtype="float32"):
-    """`array` as contiguous finite float32 of shape (n, dim), and whether it was a single vector."""
-    array = plain(array, name)
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
-    if array.dtype == np.uint16:
-        expected = "it viewed as ml_dtypes.bfloat16, or float32"
-        raise TypeError(f"{name} has dtype uint16, which may mean bits of bfloat16; expected {expected}")
-    if array.ndim not in (1, 2) or array.shape[-1] != dim:
-        raise ValueError(f"{name} has shape {array.shape}; expected (n, {dim}) or ({dim},)")
-    single = array.ndim == 1
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(array.reshape(-1, dim), np.float32)
-    largest = LARGEST[dtype]
-    # minimum and maximum instead of isfinite: no array of the same size; a NaN makes the comparison false
-    if rows.size and not (rows.min() > -np.inf and rows.max() < np.inf and max(-rows.min(), rows.max()) <= largest):
-        bad = np.flatnonzero(~(np.abs(rows) <= min(largest, np.finfo(np.float32).max)).all(axis=1))[0]
-        kind = "a NaN, an infinity or a number beyond float32" if largest == math.inf else f"a number that {dtype} cannot hold"
-        raise ValueError(f"{name} holds {kind} in row {bad}; expected finite numbers")
-    return rows, single
-
-
-def _unit_vectors(rows, name):
-    """`rows` by their lengths; ValueError where one is zero."""
-    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    if not largest.all():
-        row = np.flatnonzero(largest == 0)[0]
-        raise ValueError(f"{name} is zero in row {row}, which has no cosine with anything; expected vectors that are not zero")
-    scaled = rows / largest[:, None]  # whose squares neither overflow nor vanish
-    scaled /= np.sqrt(np.einsum("nd,nd->n", scaled, scaled))[:, None]
-    return scaled
-
-
-def _ids(array, name="ids", dimensions="one dimension"):
-    """`array` as contiguous int64 of one dimension."""
-    array = plain(array, name)
-    if array.size == 0 and array.dtype == np.float64:
-        array = array.astype(np.int64)  # an empty list
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
-    if array.ndim > 1:
-        raise ValueError(f"{name} has shape {array.shape}; expected {dimensions}")
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} holds {array.max()}; expected at most {np.iinfo(np.int64).max}")
-    return np.ascontiguousarray(array.reshape(-1), np.int64)
-
-
-def _filter(array, name, queries):
-    """The ids of a filter, or a list of those of each query."""
-    if array is None:
-        return None
-    array = plain(array, name)
-    if array.ndim == 2:
-        if len(array) != queries:
-            raise ValueError(f"{name} has shape {array.shape}; expected one dimension, or a row for each of {queries} queries")
-        return [_filter(row, name, 1) for row in array]
-    return np.flatnonzero(array) if array.dtype == bool and array.ndim == 1 else _ids(array, name, "one dimension or two")
 
 
 class Index:
@@ -184,8 +81,8 @@ class Index:
 
     def __init__(self, dim, *, metric="ip", num_composite=0, num_simple=7, num_levels=2, promotion=None, dtype="float32",
                  seed=0, capacity=0):
-        self._parameters = _check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed)
-        self._native = _native.Index.create(_native_options(self._parameters))
+        self._parameters = check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed)
+        self._native = _native.Index.create(native_options(self._parameters))
         if integer(capacity, "capacity", 0):
             self.reserve(capacity)
 
@@ -229,7 +126,7 @@ class Index:
                 return ids[:found]
 
     def __contains__(self, id):
-        ids = _ids(id, "id")
+        ids = check_ids(id, "id")
         if len(ids) != 1:
             raise ValueError(f"id has shape {np.shape(id)}; expected one integer")
         present = np.empty(1, np.uint8)
@@ -241,7 +138,7 @@ class Index:
 
     def __getitem__(self, id):
         """The vector of an id, (dim,) float32, or (n, dim) for an array of ids. KeyError if one is absent."""
-        ids = _ids(id, "id")
+        ids = check_ids(id, "id")
         vectors = np.empty((len(ids), self.dim), np.float32)
         self._native.get(ids, vectors)
         return vectors[0] if np.ndim(id) == 0 else vectors
@@ -281,7 +178,7 @@ class Index:
         """
         rows, _ = self._checked(vectors, "vectors", self.dtype)
         if ids is not None:
-            ids = _ids(ids)
+            ids = check_ids(ids)
             if len(ids) != len(rows):
                 raise ValueError(f"ids has {len(ids)} entries for {len(rows)} vectors; expected as many")
         elif self._native.state()["next_id"] > np.iinfo(np.int64).max - len(rows):
@@ -309,7 +206,7 @@ class Index:
         ValueError
             If an id is repeated, or the index is read-only.
         """
-        self._native.remove(_ids(ids), False, threads_for_call(num_threads))
+        self._native.remove(check_ids(ids), False, threads_for_call(num_threads))
 
     __delitem__ = remove
 
@@ -321,7 +218,7 @@ class Index:
         int
             How many vectors were removed.
         """
-        return self._native.remove(_ids(ids), True, threads_for_call(num_threads))
+        return self._native.remove(check_ids(ids), True, threads_for_call(num_threads))
 
     def clear(self):
         """Remove everything; ids given by `add` start at 0 again. ValueError where the index is read-only."""
@@ -404,11 +301,11 @@ class Index:
         rows, single = self._checked(queries, "queries")
         k = integer(k, "k", 1)
         budgets = self._budgets(k, visit, retrieve, field_of_view)
-        filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
+        filters = [check_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before searching")
-        result = _result(out, len(rows), k, single, rows)
-        arrays = [np.atleast_1d(a).reshape(shape) for a, shape in zip(result, _shapes(len(rows), k), strict=True)]
+        result = result_arrays(out, len(rows), k, single, rows)
+        arrays = [np.atleast_1d(a).reshape(shape) for a, shape in zip(result, shapes_of(len(rows), k), strict=True)]
         self._search(rows, k, budgets | {"exact": bool(exact)}, filters, threads_for_call(num_threads), *arrays, None)
         return result
 
@@ -444,7 +341,7 @@ class Index:
             raise TypeError(f"bound must be a number, got {type(bound).__name__}")
         if math.isnan(bound):
             raise ValueError("bound must be a number, got nan")
-        filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
+        filters = [check_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before searching")
         threads, found = threads_for_call(num_threads), []
@@ -463,7 +360,7 @@ class Index:
         while len(pending):
             k = min(k, max(len(self), 1))
             own = [[ids[q] for q in pending] if isinstance(ids, list) else ids for ids in filters]
-            ids, scores, counts = _result(None, len(pending), k, False, rows)
+            ids, scores, counts = result_arrays(None, len(pending), k, False, rows)
             self._search(rows[pending], k, {"exact": True}, own, threads, ids, scores, counts, None)
             inside = (scores <= bound if self.metric == "l2" else scores >= bound).sum(axis=1)
             for q, own_ids, own_scores, count in zip(pending, ids, scores, inside, strict=True):
@@ -473,10 +370,10 @@ class Index:
         return found
 
     def _checked(self, vectors, name, dtype="float32"):
-        """As _vectors, of length one where the metric is of directions alone."""
+        """As check_vectors, of length one where the metric is of directions alone."""
         cosine = self.metric == "cosine"
-        rows, single = _vectors(vectors, self.dim, name, "float32" if cosine else dtype)
-        return (_unit_vectors(rows, name) if cosine else rows), single
+        rows, single = check_vectors(vectors, self.dim, name, "float32" if cosine else dtype)
+        return (unit_vectors(rows, name) if cosine else rows), single
 
     def _search(self, rows, k, budgets, filters, threads, *arrays):
         """Fills the arrays (ids, scores, counts and visited or None); a filter may be a list of one for each query."""
@@ -541,7 +438,7 @@ class Index:
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before tuning")
         step = -(-len(rows) // 1000)
-        filters = [_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
+        filters = [check_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
         filters = [ids[::step] if isinstance(ids, list) else ids for ids in filters]
         return Tuner(self, np.ascontiguousarray(rows[::step]), k, recall, filters, threads).tune()
 
@@ -598,10 +495,10 @@ class Index:
         try:
             parameters, arrays = _array_file.parse(FILE, data, verify)
             try:
-                parameters = _check_parameters(**parameters)
+                parameters = check_parameters(**parameters)
             except TypeError as error:
                 raise _array_file.Refused(f"its parameters are not those of an index ({error})") from error
-            native, reason = _native.Index.map(_native_options(parameters), arrays)
+            native, reason = _native.Index.map(native_options(parameters), arrays)
             if native is None:
                 raise _array_file.Refused(reason)
         except ValueError as error:
@@ -636,65 +533,3 @@ def _unpickle(cls, data):
 
 
 _DEFAULTS = Index.__init__.__kwdefaults__
-
-
-def _check_parameters(dim, metric, num_composite, num_simple, num_levels, promotion, dtype, seed):
-    """The constructor's arguments as plain numbers and names."""
-    dim = integer(dim, "dim", 1)
-    if dim > MAX_DIM:
-        raise ValueError(f"dim must be at most {MAX_DIM}, got {dim}")
-    if not isinstance(metric, str) or metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    counts = {}
-    for name, value, low, high in (("num_composite", num_composite, 0, 64), ("num_simple", num_simple, 1, 64),
-                                   ("num_levels", num_levels, 1, 8)):
-        counts[name] = integer(value, name, low)
-        if counts[name] > high:
-            raise ValueError(f"{name} must be at most {high}, got {value}")
-    if promotion is not None:
-        if isinstance(promotion, bool) or not isinstance(promotion, numbers.Real):
-            raise TypeError(f"promotion must be a number or None, got {type(promotion).__name__}")
-        with suppress(OverflowError):  # larger than any float: out of range as it is
-            promotion = float(promotion)
-        if not 0 < promotion < 1:
-            raise ValueError(f"promotion must be between 0 and 1, got {promotion}")
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", getattr(dtype, "name", None))
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    try:
-        seed = operator.index(seed) % 2**64
-    except TypeError:
-        raise TypeError(f"seed must be an integer, got {type(seed).__name__}") from None
-    return {"dim": dim, "metric": metric, **counts, "promotion": promotion, "dtype": name, "seed": seed}
-
-
-def _native_options(p):
-    return _native.IndexOptions(
-        dim=p["dim"], metric=METRICS[p["metric"]], composites=p["num_composite"], simples=p["num_simple"],
-        levels=p["num_levels"], promotion=p["promotion"] or 0.0, dtype=DTYPES[p["dtype"]], seed=p["seed"],
-    )
-
-
-def _shapes(n, k):
-    return (n, k), (n, k), (n,)
-
-
-def _result(out, n, k, single, queries):
-    """The arrays to fill: new ones, or `out` checked."""
-    shapes = [shape[1:] for shape in _shapes(n, k)] if single else _shapes(n, k)
-    dtypes = np.int64, np.float32, np.int64
-    if out is None:
-        return SearchResult(*(np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)))
-    if len(out) not in (2, 3):
-        raise ValueError(f"out holds {len(out)} arrays; expected ids, scores and, if wanted, counts")
-    arrays = [*out] if len(out) == 3 else [*out, np.empty(shapes[2], np.int64)]
-    for name, array, shape, dtype in zip(SearchResult._fields, arrays, shapes, dtypes, strict=True):
-        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-            raise ValueError(f"out: {name} must be an array of shape {shape} and dtype {np.dtype(dtype)}")
-        if not array.flags.c_contiguous or not array.flags.writeable:
-            raise ValueError(f"out: {name} must be contiguous and writable")
-    named = [*zip(SearchResult._fields, arrays, strict=True), ("queries", queries)]
-    for (name, array), (other, another) in itertools.combinations(named, 2):
-        if np.may_share_memory(array, another):  # contiguous, so bounds decide
-            raise ValueError(f"out: {name} and {other} share memory")
-    return SearchResult(*arrays)

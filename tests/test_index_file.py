@@ -25,8 +25,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import icecore
-from icecore import _array_file, _index
+from icecore import _array_file
 from icecore._index import FILE
+from icecore._index_arguments import check_parameters
 
 DIM = 6
 Index = icecore.Index
@@ -842,7 +843,7 @@ def one_vector_segments(count):
 
 
 def saved_segments(path, count):
-    parameters = _index._check_parameters(DIM, "l2", 0, 7, 1, None, "float32", 0)
+    parameters = check_parameters(DIM, "l2", 0, 7, 1, None, "float32", 0)
     _array_file.save(FILE, parameters, one_vector_segments(count), path)
 
 
