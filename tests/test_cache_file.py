@@ -170,6 +170,24 @@ def test_small_ones(tmp_path, opener, count):
 
 
 @opens
+def test_a_prompt_that_was_never_asked(tmp_path, opener):
+    """Its queries are in the file: the first question opens what it would have opened before."""
+    prompt, steps = tokens(2000), tokens(20, seed=1)
+    cache = KVCache(2, DIM, tolerance=0.1, **SMALL)
+    cache.append(*prompt[1:], prompt[0])
+    cache.save(tmp_path / "a")
+    twin = opener(tmp_path / "a")
+    for i in range(20):
+        step = [a[:, i : i + 1] for a in steps]
+        for c in (cache, twin):
+            c.append(*step[1:])
+        (out, info), (expected, expected_info) = (c.attend(step[0], return_info=True) for c in (twin, cache))
+        assert_same_bits(out, expected)
+        assert_same_bits(info.near_keys, expected_info.near_keys)
+    assert info.error_rows.min() > 0
+
+
+@opens
 def test_sequences_that_share_segments(tmp_path, opener):
     """They are written once, and go their own ways."""
     one = KVCache(2, DIM, batch=1, k=24, **SMALL)
@@ -179,8 +197,8 @@ def test_sequences_that_share_segments(tmp_path, opener):
     one.save(tmp_path / "one")
     one.reorder([0] * 5)
     one.save(tmp_path / "five")
-    open_rows = 5 * 2 * (SINKS + one.stats["open"]) * 2 * DIM * 4
-    assert (tmp_path / "five").stat().st_size < (tmp_path / "one").stat().st_size + open_rows + 4096
+    own = 5 * 2 * (SINKS + one.stats["open"] + 10) * 2 * DIM * 4  # open rows and ten queries
+    assert (tmp_path / "five").stat().st_size < (tmp_path / "one").stat().st_size + own + 4096
     twin = opener(tmp_path / "five")
     assert twin.batch == 5
     twin.reorder([4, 1, 0])
@@ -381,7 +399,7 @@ def test_parameters_that_do_not_fit(small, name, value):
 
 
 def test_other_versions(small):
-    refuses(resealed(small, lambda header: header["__metadata__"].update(version="3")), "of version '3'; .* reads version 5")
+    refuses(resealed(small, lambda header: header["__metadata__"].update(version="3")), "of version '3'; .* reads version 6")
 
 
 # ---- Files made to harm: the checksums are right ----
@@ -404,12 +422,15 @@ def edits_of_arrays():
         for value in (-1, 3, 64, 101, 2000, *large):
             if name != "evicted" or value not in (3, 64):  # these may be
                 yield f"sequence: {name} is {value}", put("sequence", i, value)
-    for i, name in enumerate(["group", "known", "last", "renewed", "sums"], 3):
+    for i, name in enumerate(["group", "known", "last", "renewed", "kept", "unmeasured", "sums"], 3):
         for value in (-1, *large):
             if name != "known":  # all numbers but 0 mean that it is
                 yield f"sequence: {name} is {value}", put("sequence", i, value)
     yield "sequence: another group", put("sequence", 3, 2)
-    yield "sequence: no sums", put("sequence", 7, 0)
+    yield "sequence: no sums", put("sequence", 9, 0)
+    yield "sequence: no kept queries", put("sequence", 7, 0)
+    for place, value in ((0, -1), (1, 0), (2, -1), (-1, 101), (-1, 2**62)):
+        yield f"query.position: {place} is {value}", put("query.position", place, value)
     for place, wrong in ((0, (0, -1, np.nan, np.inf)), (1, (np.nan, -np.inf)), (2, (2, 0.5, np.nan)), (3, (3, -1, np.nan))):
         for value in wrong:
             yield f"rule: {place} is {value}", put("rule", place, value)

@@ -9,6 +9,8 @@
  *   segment          l   of each segment: keys, cells, parents, whether keys are less the means of cells
  *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact (select/selection.h)
  *   open.query_sum   f   of each cache's blocks from the sealed ones on: the sums of all heads (cache/queries.h)
+ *   query.position   l   of each cache's kept queries
+ *   query            f   of each cache's kept queries: query heads x dim
  *   sinks.keys ...       of each cache: heads x rows x dim, and values; the same of open rows
  *   order, keys ...      of each segment: its arrays (segment/fields.h) */
 #ifndef ICE_CACHE_FILE_H
@@ -35,8 +37,10 @@ enum {
     ICE_SEQUENCE_GROUP,
     ICE_SEQUENCE_KNOWN,
     ICE_SEQUENCE_LAST,
-    ICE_SEQUENCE_RENEWED, /* of ice_cache_queries */
-    ICE_SEQUENCE_SUMS,    /* blocks in open.query_sum */
+    ICE_SEQUENCE_RENEWED,
+    ICE_SEQUENCE_KEPT,
+    ICE_SEQUENCE_UNMEASURED, /* of ice_cache_queries */
+    ICE_SEQUENCE_SUMS,       /* blocks in open.query_sum */
     ICE_SEQUENCE_NUMBERS
 };
 /* Numbers of a query head in "rule". */

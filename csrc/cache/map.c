@@ -199,17 +199,70 @@ static ice_open_rows *map_rows(mapping *m, const icecore_cache *c, int part, con
     return rows;
 }
 
-/* What is known of queries: into memory of its own. */
-static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *rule,
-                        const icecore_array *sum, int64_t place[2]) {
+/* ---- What is known of queries, into memory of its own ---- */
+
+/* The arrays that hold it, of all caches one after the other. */
+enum { RULES, SUMS, POSITIONS, QUERIES, QUERY_PARTS };
+
+static void map_rules(mapping *m, ice_cache_queries *q, int64_t heads, const float *number) {
+    for (int64_t i = 0; i < heads; i++, number += ICE_RULE_NUMBERS) {
+        if (!(number[0] > 0.0f && number[0] < INFINITY) || !isfinite(number[1]) ||
+            !(number[2] == 0.0f || number[2] == 1.0f) ||
+            !(number[3] == 0.0f || number[3] == 1.0f || number[3] == (float)ICE_UNKNOWN) || !(number[4] >= 0.0f)) {
+            ice_refuse(&m->reader, "rule", "has a number that is out of range");
+            return;
+        }
+        q->rule[i] = (ice_rule){.threshold = number[0],
+                                .log2_mass = number[1],
+                                .all_cells = (uint8_t)number[2],
+                                .exact = (uint8_t)number[3],
+                                .max_squared = number[4]};
+    }
+}
+
+static void map_kept(mapping *m, icecore_cache *c, int64_t kept, const int64_t *position, const float *query) {
     ice_cache_queries *q = &c->queries;
-    const int64_t heads = c->options.heads, group = sequence[ICE_SEQUENCE_GROUP], sums = sequence[ICE_SEQUENCE_SUMS];
+    for (int64_t i = 0; i < kept; i++)
+        if (position[i] < (i ? position[i - 1] + 1 : 0) || position[i] >= c->length) {
+            ice_refuse(&m->reader, "query.position", "has a number that is out of range");
+            return;
+        }
+    memcpy(q->position, position, (size_t)kept * sizeof *position);
+    memcpy(q->query, query, (size_t)(kept * c->options.heads * q->group * c->options.dim) * sizeof *query);
+    q->kept = kept;
+}
+
+static void map_sums(mapping *m, icecore_cache *c, int64_t sums, const float *number) {
+    ice_cache_queries *q = &c->queries;
+    q->sum = ice_alloc(sums, sizeof *q->sum);
+    if (!q->sum) {
+        no_memory(m);
+        return;
+    }
+    for (; q->sums < sums; q->sums++, number += c->options.heads * ice_query_numbers(c->options.dim)) {
+        q->sum[q->sums] = ice_query_sum_of(c, number);
+        if (!q->sum[q->sums]) {
+            no_memory(m);
+            return;
+        }
+    }
+}
+
+static int is_within(int64_t number, int64_t maximum) { return number >= 0 && number <= maximum; }
+
+static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence,
+                        const icecore_array *const array[QUERY_PARTS], int64_t place[QUERY_PARTS]) {
+    ice_cache_queries *q = &c->queries;
+    const int64_t heads = c->options.heads, dim = c->options.dim, group = sequence[ICE_SEQUENCE_GROUP],
+                  sums = sequence[ICE_SEQUENCE_SUMS], kept = sequence[ICE_SEQUENCE_KEPT];
     const int64_t blocks = (c->length + c->options.block - 1) / c->options.block,
-                  numbers = heads * ice_query_numbers(c->options.dim);
-    if (group < 0 || group > (rule->count - place[0]) / ICE_RULE_NUMBERS / heads || sums < 0 ||
-        sums > blocks - c->sealed || sums > (sum->count - place[1]) / numbers || sequence[ICE_SEQUENCE_LAST] < 0 ||
-        sequence[ICE_SEQUENCE_LAST] > blocks || sequence[ICE_SEQUENCE_RENEWED] < 0 ||
-        sequence[ICE_SEQUENCE_RENEWED] > blocks || (c->moments && sums)) {
+                  size[QUERY_PARTS] = {heads * ICE_RULE_NUMBERS, heads * ice_query_numbers(dim), 1, heads * dim};
+    int64_t left[QUERY_PARTS]; /* of each array, in units of that size */
+    for (int part = 0; part < QUERY_PARTS; part++) left[part] = (array[part]->count - place[part]) / size[part];
+    if (!is_within(group, left[RULES]) || !is_within(sums, left[SUMS]) || !is_within(sums, blocks - c->sealed) ||
+        !is_within(kept, left[POSITIONS]) || !is_within(kept, group ? left[QUERIES] / group : 0) ||
+        !is_within(sequence[ICE_SEQUENCE_UNMEASURED], kept) || !is_within(sequence[ICE_SEQUENCE_LAST], blocks) ||
+        !is_within(sequence[ICE_SEQUENCE_RENEWED], blocks) || (c->moments && sums)) {
         ice_refuse(&m->reader, "sequence", "has a number that is out of range");
         return;
     }
@@ -217,38 +270,28 @@ static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence, c
         no_memory(m);
         return;
     }
-    for (int64_t i = 0; i < heads * group; i++, place[0] += ICE_RULE_NUMBERS) {
-        const float *own = (const float *)rule->data + place[0];
-        if (!(own[0] > 0.0f && own[0] < INFINITY) || !isfinite(own[1]) || !(own[2] == 0.0f || own[2] == 1.0f) ||
-            !(own[3] == 0.0f || own[3] == 1.0f || own[3] == (float)ICE_UNKNOWN) || !(own[4] >= 0.0f)) {
-            ice_refuse(&m->reader, "rule", "has a number that is out of range");
-            return;
-        }
-        q->rule[i] = (ice_rule){.threshold = own[0],
-                                .log2_mass = own[1],
-                                .all_cells = (uint8_t)own[2],
-                                .exact = (uint8_t)own[3],
-                                .max_squared = own[4]};
+    if (kept > q->capacity) {
+        ice_refuse(&m->reader, "sequence", "has a number that is out of range");
+        return;
     }
     q->known = group && sequence[ICE_SEQUENCE_KNOWN] != 0;
     q->last = sequence[ICE_SEQUENCE_LAST];
     q->renewed = sequence[ICE_SEQUENCE_RENEWED];
+    q->unmeasured = sequence[ICE_SEQUENCE_UNMEASURED];
     q->noted = c->length;
     q->first = c->sealed;
-    if (!sums) return;
-    q->sum = ice_alloc(sums, sizeof *q->sum);
-    if (!q->sum) {
-        no_memory(m);
-        return;
-    }
-    for (; q->sums < sums; q->sums++, place[1] += numbers) {
-        q->sum[q->sums] = ice_query_sum_of(c, (const float *)sum->data + place[1]);
-        if (!q->sum[q->sums]) {
-            no_memory(m);
-            return;
-        }
-    }
+    if (group) map_rules(m, q, heads * group, (const float *)array[RULES]->data + place[RULES]);
+    if (kept)
+        map_kept(m, c, kept, (const int64_t *)array[POSITIONS]->data + place[POSITIONS],
+                 (const float *)array[QUERIES]->data + place[QUERIES]);
+    if (sums && !m->reader.failed) map_sums(m, c, sums, (const float *)array[SUMS]->data + place[SUMS]);
+    place[RULES] += group * size[RULES];
+    place[SUMS] += sums * size[SUMS];
+    place[POSITIONS] += kept;
+    place[QUERIES] += kept * group * size[QUERIES];
 }
+
+/* ---- All ---- */
 
 static void map_cache(mapping *m, icecore_cache *c, const int64_t *sequence, const icecore_array *const *rows,
                       int64_t *place) {
@@ -273,8 +316,12 @@ static void map_all(mapping *m) {
     const icecore_array *sequence = ice_find(r, "sequence", 'l', -1), *head = ice_find(r, "head", 'l', -1);
     if (r->failed) return;
     const icecore_array *level = ice_find(r, "level", 'i', -1), *rows[ICE_ROW_PARTS];
-    const icecore_array *rule = ice_find(r, "rule", 'f', -1), *sum = ice_find(r, "open.query_sum", 'f', -1);
-    int64_t known[2] = {0}; /* numbers of these that have been read */
+    const icecore_array *queries[QUERY_PARTS] = {
+        [RULES] = ice_find(r, "rule", 'f', -1),
+        [SUMS] = ice_find(r, "open.query_sum", 'f', -1),
+        [POSITIONS] = ice_find(r, "query.position", 'l', -1),
+        [QUERIES] = ice_find(r, "query", 'f', -1),
+    };
     const char type = ice_type_of(ice_open_dtype(o, m->offset));
     for (int part = 0; part < ICE_ROW_PARTS; part++) rows[part] = ice_find(r, ice_row_part_names[part], type, -1);
     if (r->failed) return;
@@ -287,7 +334,7 @@ static void map_all(mapping *m) {
     map_segments(m);
     const int64_t *sealed = head->data;
     const int32_t *number = level->data, *end = number + level->count;
-    int64_t place[ICE_ROW_PARTS] = {0};
+    int64_t place[ICE_ROW_PARTS] = {0}, query_place[QUERY_PARTS] = {0};
     for (int64_t i = 0; i < m->caches && !r->failed; i++) {
         if (icecore_cache_create(o, &m->cache[i]) != ICECORE_OK) {
             no_memory(m);
@@ -295,16 +342,16 @@ static void map_all(mapping *m) {
         }
         const int64_t *numbers = (const int64_t *)sequence->data + i * ICE_SEQUENCE_NUMBERS;
         map_cache(m, m->cache[i], numbers, rows, place);
-        if (!r->failed) map_queries(m, m->cache[i], numbers, rule, sum, known);
+        if (!r->failed) map_queries(m, m->cache[i], numbers, queries, query_place);
         for (int64_t h = 0; h < o->heads && !r->failed; h++) map_stack(m, m->cache[i], h, *sealed++, &number, end);
         const char *fault = r->failed ? NULL : ice_cache_structure_fault(m->cache[i]);
         if (fault) ice_refuse(r, "the cache has", fault);
     }
     for (int part = 0; part < ICE_ROW_PARTS && !r->failed; part++)
         if (place[part] != rows[part]->count) ice_refuse(r, rows[part]->name, "has the wrong length");
+    for (int part = 0; part < QUERY_PARTS && !r->failed; part++)
+        if (query_place[part] != queries[part]->count) ice_refuse(r, queries[part]->name, "has the wrong length");
     if (number != end) ice_refuse(r, "level", "has the wrong length");
-    if (!r->failed && known[0] != rule->count) ice_refuse(r, "rule", "has the wrong length");
-    if (!r->failed && known[1] != sum->count) ice_refuse(r, "open.query_sum", "has the wrong length");
     if (r->used != r->count) ice_refuse(r, "the file", "holds arrays that do not belong to a cache");
 }
 

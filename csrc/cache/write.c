@@ -4,10 +4,10 @@
 #include "base/memory.h"
 #include "cache/file.h"
 
-#define MAX_ARRAYS (7 + ICE_ROW_PARTS + ICE_MAX_ATTENTION_FIELDS)
+#define MAX_ARRAYS (9 + ICE_ROW_PARTS + ICE_MAX_ATTENTION_FIELDS)
 
 /* Of the catalogue's sources, behind rows and fields. */
-#define SUMS (ICE_ROW_PARTS + ICE_MAX_ATTENTION_FIELDS)
+enum { SUMS = ICE_ROW_PARTS + ICE_MAX_ATTENTION_FIELDS, POSITIONS, QUERIES };
 
 typedef struct {
     icecore_cache **cache; /* forks */
@@ -15,9 +15,9 @@ typedef struct {
     int64_t *sequence, *head, *shape;
     int32_t *level;
     float *rule;
-    int64_t levels, segments, rules, sums; /* rules, sums: numbers in all */
-    icecore_segment **segment;             /* each once */
-    float *nothing;                        /* a block's sums of no queries */
+    int64_t levels, segments, rules, sums, positions, queries; /* rules and what follows: numbers in all */
+    icecore_segment **segment;                                 /* each once */
+    float *nothing;                                            /* a block's sums of no queries */
     int64_t header[ICE_CACHE_HEADER];
     ice_catalogue arrays;
     icecore_array table[MAX_ARRAYS];
@@ -28,6 +28,11 @@ typedef struct {
 static int64_t open_sums(const icecore_cache *c) {
     const int64_t end = c->queries.first + c->queries.sums;
     return c->queries.sums && end > c->sealed ? end - c->sealed : 0;
+}
+
+/* Of all kept queries. */
+static int64_t kept_numbers(const icecore_cache *c) {
+    return c->queries.kept * c->options.heads * c->queries.group * c->options.dim;
 }
 
 /* Caches that differ in it get the one that none loses by. */
@@ -51,6 +56,8 @@ static icecore_status fork_all(contents *c, icecore_cache *const *caches) {
         for (int64_t h = 0; h < heads; h++) c->levels += c->cache[i]->head[h].stack->levels;
         c->rules += heads * c->cache[i]->queries.group * ICE_RULE_NUMBERS;
         c->sums += open_sums(c->cache[i]) * heads * ice_query_numbers(caches[i]->options.dim);
+        c->positions += c->cache[i]->queries.kept;
+        c->queries += kept_numbers(c->cache[i]);
     }
     return status;
 }
@@ -76,8 +83,13 @@ static void number_segments(contents *c) {
     for (int64_t i = 0; i < c->caches; i++) {
         const icecore_cache *cache = c->cache[i];
         const ice_cache_queries *q = &cache->queries;
-        const int64_t own[ICE_SEQUENCE_NUMBERS] = {cache->length, cache->evicted, cache->sealed, q->group,
-                                                   q->known,      q->last,        q->renewed,    open_sums(cache)};
+        const int64_t own[ICE_SEQUENCE_NUMBERS] = {
+            [ICE_SEQUENCE_LENGTH] = cache->length,  [ICE_SEQUENCE_EVICTED] = cache->evicted,
+            [ICE_SEQUENCE_SEALED] = cache->sealed,  [ICE_SEQUENCE_GROUP] = q->group,
+            [ICE_SEQUENCE_KNOWN] = q->known,        [ICE_SEQUENCE_LAST] = q->last,
+            [ICE_SEQUENCE_RENEWED] = q->renewed,    [ICE_SEQUENCE_KEPT] = q->kept,
+            [ICE_SEQUENCE_SUMS] = open_sums(cache), [ICE_SEQUENCE_UNMEASURED] = q->unmeasured,
+        };
         for (int64_t i = 0; i < cache->options.heads * q->group; i++, rule += ICE_RULE_NUMBERS) {
             const ice_rule *r = &q->rule[i];
             const float numbers[ICE_RULE_NUMBERS] = {r->threshold, r->log2_mass, (float)r->all_cells, (float)r->exact,
@@ -121,6 +133,8 @@ static void list_contents(contents *c) {
     ice_enter(&c->arrays, ICE_IN_PLACE, "segment", 'l', c->segments * ICE_SEGMENT_NUMBERS, c->shape);
     ice_enter(&c->arrays, ICE_IN_PLACE, "rule", 'f', c->rules, c->rule);
     ice_enter(&c->arrays, SUMS, "open.query_sum", 'f', c->sums, NULL);
+    ice_enter(&c->arrays, POSITIONS, "query.position", 'l', c->positions, NULL);
+    ice_enter(&c->arrays, QUERIES, "query", 'f', c->queries, NULL);
     for (int part = 0; part < ICE_ROW_PARTS; part++) {
         int64_t rows = 0, first;
         for (int64_t i = 0; i < c->caches; i++) rows += ice_rows_of(c->cache[i], part, &first);
@@ -172,9 +186,21 @@ static int give_sums(const contents *c, const ice_sink *sink) {
     return 0;
 }
 
+static int give_kept(const contents *c, int part, const ice_sink *sink) {
+    for (int64_t i = 0; i < c->caches; i++) {
+        const ice_cache_queries *q = &c->cache[i]->queries;
+        const int64_t numbers = part == POSITIONS ? q->kept : kept_numbers(c->cache[i]);
+        const void *own = part == POSITIONS ? (const void *)q->position : (const void *)q->query;
+        const size_t size = part == POSITIONS ? sizeof *q->position : sizeof *q->query;
+        if (numbers && ice_give(sink, own, numbers * (int64_t)size)) return 1;
+    }
+    return 0;
+}
+
 static int give_part(const void *owner, int part, const ice_sink *sink) {
     const contents *c = owner;
     if (part == SUMS) return give_sums(c, sink);
+    if (part > SUMS) return give_kept(c, part, sink);
     if (part < ICE_ROW_PARTS) return give_rows(c, part, sink);
     for (int64_t n = 0; n < c->segments; n++) {
         ice_field fields[ICE_MAX_ATTENTION_FIELDS];
