@@ -10,6 +10,8 @@
 /* Tasks wanted where a key head has few rows, and the least keys worth a task. */
 #define WANTED_TASKS 32
 #define MIN_KEYS 2048
+/* Products that make a thread worth waking: on a machine of two, 13 us of one thread's work. */
+#define MIN_PRODUCTS ((int64_t)1 << 18)
 /* Values are packed once for all tiles of a head, for as many heads at a time as take this many bytes. */
 #define MAX_PACKED_BYTES ((int64_t)64 << 20)
 
@@ -62,6 +64,16 @@ static void attend_task(void *context, int64_t index, void *scratch) {
         ice_state_merge(part_of(call, split, head, first_row + lane), p->value_dim, &tile.state[lane]);
 }
 
+/* So many threads as have enough to do: for fewer keys than some hundred one is faster. */
+static int threads_for(const icecore_attention *p) {
+    const int threads = p->threads == 0 ? icecore_default_threads() : p->threads;
+    const double products =
+        (double)(p->batch * p->query_heads) * (double)p->queries * (double)p->keys * (double)(p->dim + p->value_dim);
+    const double worth = products / (double)MIN_PRODUCTS;
+    if (threads <= 1 || worth >= (double)threads) return threads;
+    return worth < 1.0 ? 1 : (int)worth;
+}
+
 /* Heads by the group, so that packed values take no more than their share of memory. */
 static icecore_status attend_tiles(exact_call *call) {
     const icecore_attention *p = call->problem;
@@ -78,7 +90,7 @@ static icecore_status attend_tiles(exact_call *call) {
         if (call->heads > heads - call->first_head) call->heads = heads - call->first_head;
         if (call->packed) status = ice_pack_heads(p, call->kernels, call->first_head, call->heads, call->packed);
         if (status == ICECORE_OK)
-            status = ice_parallel_for(call->heads * call->tiles * call->splits, p->threads, ice_tile_bytes(p),
+            status = ice_parallel_for(call->heads * call->tiles * call->splits, threads_for(p), ice_tile_bytes(p),
                                       attend_task, call);
     }
     ice_free(call->packed);
