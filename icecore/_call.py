@@ -15,9 +15,9 @@ from icecore._settings import EXACT, Settings, rounds
 
 #: Rows of which the error is measured for an `AttentionInfo` where k is given.
 MEASURED_QUERIES = 32
-#: Errors of single heads go up to so many times their tolerance; a warning says so where a measured one is above that by more
-#: than its standard error.
-USUAL_ERROR = 1.3
+#: Errors of single heads go up to so many times their tolerance. A warning says where a measured one is above that by more than
+#: so many standard errors: of the hundreds of heads of a model some are measured too high.
+USUAL_ERROR, STANDARD_ERRORS = 1.3, 2.0
 
 
 @dataclass(slots=True)
@@ -194,7 +194,7 @@ class Call:
         s = self.settings
         tolerance = np.broadcast_to(s.tolerance if s.head_tolerance is None else s.head_tolerance, error.shape)
         with np.errstate(invalid="ignore"):
-            over = error - standard_error > USUAL_ERROR * tolerance
+            over = error - STANDARD_ERRORS * standard_error > USUAL_ERROR * tolerance
         self.over = list(zip(error[over].tolist(), tolerance[over].tolist(), strict=True))
 
     def _reference(self):
