@@ -5,7 +5,7 @@
 
 Heads of SmolLM2 on a text, and the inputs of tests/hostile_inputs.py, causal and not, each against float64 on sampled rows that
 near/far attention computed. The true error is what `AttentionInfo.error` is about: half the relative error of the mass counts
-as one more component. Shares are of heads that near/far attention computed. `--decoding`: the first 3072 tokens of each causal
+as one more component. Shares are of heads that near/far attention computed, and of all their rows together. `--decoding`: the first 3072 tokens of each causal
 input are a prompt, the others are decoded one by one from a `KVCache`.
 """
 
@@ -72,22 +72,22 @@ def check(arrays, exact, rows, causal, setting):
 
 
 def share(kept):
-    kept = list(kept)
-    return f"{100 * np.mean(kept):.0f} %" if kept else ""
+    kept = [*kept]
+    return f"{100 * np.mean(kept):.1f} %".replace(".0 %", " %") if kept else ""
 
 
 def report(name, setting, heads):
     """A row of the table."""
     said = [head for head in heads if np.isfinite(head.said_error) and head.error > ROUNDING]
     factors = np.array([head.said_error / head.error for head in said])
-    tolerant = [head for head in heads if np.isfinite(head.tolerance)]
+    mass_off = np.concatenate([head.mass_off for head in heads])
+    tolerant = [head.lse_off / head.tolerance for head in heads if np.isfinite(head.tolerance)]
+    lse_off = np.concatenate([*tolerant, []])
     cells = [
         name, setting, str(len(heads)), share((factors <= FACTOR) & (factors >= 1 / FACTOR)) if len(said) else "",
         share(factors < 1 / FACTOR), share(factors > FACTOR), f"{np.exp(np.mean(np.log(factors))):.2f}" if len(said) else "",
-        share(np.median(head.mass_off) <= 0.05 for head in heads),
-        share(np.quantile(head.mass_off, 0.95) <= 0.2 for head in heads),
-        share(head.lse_off.mean() <= head.tolerance for head in tolerant),
-        share(np.quantile(head.lse_off, 0.99) <= 5 * head.tolerance for head in tolerant),
+        f"{np.median(mass_off):.3f}", share(mass_off <= 0.2), f"{lse_off.mean():.2f}" if len(lse_off) else "",
+        share(off.mean() <= 1 for off in tolerant), share(lse_off <= 5),
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -167,8 +167,8 @@ def main():
         return
     columns = (
         "input", "setting", "heads", f"measured error within {FACTOR} x", "below", "above", "measured / true, geometric mean",
-        "captured mass, median row off by <= 0.05", "95 % of rows by <= 0.2", "lse off by <= tolerance, mean",
-        "99 % of rows by <= 5 x",
+        "captured mass off by, median row", "rows within 0.2", "lse off by / tolerance, mean", "heads where that is <= 1",
+        "rows within 5 x",
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     hostile(given.keys, given.settings)
