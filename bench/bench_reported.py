@@ -5,8 +5,8 @@
 
 Heads of SmolLM2 on a text, and the inputs of tests/hostile_inputs.py, causal and not, each against float64 on sampled rows that
 near/far attention computed. The true error is what `AttentionInfo.error` is about: half the relative error of the mass counts
-as one more component. Shares are of heads that near/far attention computed, and of all their rows together. `--decoding`: the first 3072 tokens of each causal
-input are a prompt, the others are decoded one by one from a `KVCache`.
+as one more component. Shares are of heads that near/far attention computed, and of all their rows together. `--decoding`: the
+first 3072 tokens of each causal input are a prompt, the others are decoded one by one from a `KVCache`.
 """
 
 import argparse
