@@ -63,12 +63,14 @@ static int is_decoding(const attend_call *call) {
     return call->end_query - call->first_query < call->cache->options.block / 4;
 }
 
-/* Of so many kept queries one is measured in decoding, as soon as the last of them has been attended: what follows may
- * be about something else. */
+/* Steps of decoding between measured queries, at first: what follows may be about something else.  (A twentieth of
+ * their time; with half as many made-up inputs have no smaller errors.) */
+#define STEPS_PER_MEASURED 96
+
+/* Of so many kept queries one is measured, as soon as the last of them has been attended. */
 static int64_t decoding_step(const icecore_cache *c) {
-    const int64_t per_block = ice_measured_queries(c->queries.group, 0),
-                  step = (c->queries.capacity + per_block - 1) / per_block;
-    return step * (1 + c->sealed / ICE_NEW_IN_DECODING);
+    const int64_t spacing = ice_queries_spacing(c);
+    return (STEPS_PER_MEASURED + spacing - 1) / spacing * (1 + c->sealed / ICE_NEW_IN_DECODING);
 }
 
 /* What of the newest kept queries is measured before this block's queries attend. */

@@ -135,8 +135,7 @@ int ice_cache_moments(const void *context, int64_t first, int64_t end, float *mo
 
 /* ---- The newest queries ---- */
 
-/* So many positions apart, those kept are spread over a block. */
-static int64_t spread_step(const icecore_cache *c) {
+int64_t ice_queries_spacing(const icecore_cache *c) {
     const int64_t step = c->options.block / c->queries.capacity;
     return step < 1 ? 1 : step;
 }
@@ -157,7 +156,7 @@ static void drop_one(ice_cache_queries *q, int64_t step, int64_t row) {
 /* Every one of the first, so that rules are known soon. */
 static void keep(icecore_cache *c, const icecore_attention *seen, int64_t first, int64_t end) {
     ice_cache_queries *q = &c->queries;
-    const int64_t heads = seen->query_heads, dim = c->options.dim, row = heads * dim, spread = spread_step(c),
+    const int64_t heads = seen->query_heads, dim = c->options.dim, row = heads * dim, spread = ice_queries_spacing(c),
                   step = q->known || end - first >= q->capacity * spread ? spread : 1,
                   offset = seen->keys - seen->queries;
     if (first < end - q->capacity * spread) first = end - q->capacity * spread;

@@ -15,6 +15,8 @@ icecore_status ice_queries_begin(icecore_cache *cache, int64_t group);
 /* Remembers the queries of tokens first .. first + count - 1, unless they are known already. */
 icecore_status ice_queries_note(icecore_cache *cache, icecore_dtype dtype, icecore_tensor queries, int64_t first,
                                 int64_t count);
+/* So many positions apart, those kept are spread over a block. */
+int64_t ice_queries_spacing(const icecore_cache *cache);
 /* A sum with these numbers; NULL when out of memory. */
 ice_query_sum *ice_query_sum_of(const icecore_cache *cache, const float *numbers);
 /* Forgets sums of blocks before `first`, and from `end` on. */
