@@ -18,10 +18,10 @@ from bench_near_far import error, truth
 from data import capture
 from measure import alternate, machine
 from recorded import record
-from selector_baselines import torch_block_sparse, torch_minference, torch_top_k
+from selector_baselines import torch_block_sparse, torch_minference, torch_sparq, torch_top_k
 
 import icecore
-from icecore.selectors import PDCI, BlockSparse, MInference, Pages, TopK
+from icecore.selectors import PDCI, BlockSparse, MInference, Pages, SparQ, TopK
 
 METHODS = {
     "exact": {},
@@ -35,6 +35,8 @@ METHODS = {
     "pages, k=256": {"selector": Pages(256)},
     "pdci, k=64": {"selector": PDCI(64)},
     "pdci, k=256": {"selector": PDCI(256)},
+    "sparq, k=128": {"selector": SparQ(128)},
+    "sparq, k=256": {"selector": SparQ(256)},
 }
 #: The same in PyTorch: a function of (query, key, value).
 BASELINES = {
@@ -42,6 +44,8 @@ BASELINES = {
     "top_k, k=256, in PyTorch": partial(torch_top_k, k=256),
     "minference, 500 and 700, in PyTorch": partial(torch_minference, vertical=500, slash=700),
     "block_sparse, k=1024, in PyTorch": partial(torch_block_sparse, k=1024),
+    "sparq, k=128, in PyTorch": partial(torch_sparq, k=128),
+    "sparq, k=256, in PyTorch": partial(torch_sparq, k=256),
 }
 
 

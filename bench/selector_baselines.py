@@ -97,3 +97,29 @@ def torch_block_sparse(query, key, value, k, rows=48, block=64):
                 weights = torch.softmax(scores, -1)
                 out[head, own] = weights @ torch.cat([values[best[head]].flatten(0, 1), value[0, behind]])
         return out[None].numpy()
+
+
+def torch_sparq(query, key, value, k, components=16, local=32):
+    """Keys by the scores of each query's largest components, which others are zero besides, and the running mean of values."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = _tensors(query, key, value)
+        size = query.abs()
+        taken = size.topk(components, sorted=False).indices
+        share = size.gather(-1, taken).sum(-1, keepdim=True) / size.sum(-1, keepdim=True)
+        sparse = torch.zeros_like(query).scatter_(-1, taken, query.gather(-1, taken)) * (query.shape[-1] * share) ** -0.5
+        counts = torch.arange(1, key.shape[1] + 1)
+        means, out = value[0].cumsum(0) / counts[:, None], torch.empty(*query.shape[:2], value.shape[-1])
+        for first in range(0, query.shape[1], ROWS):
+            rows = torch.arange(first, min(first + ROWS, query.shape[1]))
+            end = int(rows[-1]) + 1
+            hidden, near = torch.arange(end) > rows[:, None], torch.arange(end) > rows[:, None] - local
+            scores = (sparse[:, rows] @ key[:, :end].transpose(1, 2)).masked_fill_(hidden, -torch.inf)
+            mass = torch.softmax(scores, -1)
+            best = scores.masked_fill_(near & ~hidden, torch.inf).topk(min(k, end), sorted=False).indices
+            alpha = mass.gather(-1, best).sum(-1, keepdim=True)
+            scores = (query[:, rows] @ key[:, :end].transpose(1, 2) * query.shape[-1] ** -0.5).masked_fill_(hidden, -torch.inf)
+            weights = alpha * torch.softmax(scores.gather(-1, best), -1)
+            out[:, rows] = torch.zeros_like(scores).scatter_(-1, best, weights) @ value[:, :end] + (1 - alpha) * means[rows]
+        return out[None].numpy()

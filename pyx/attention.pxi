@@ -72,6 +72,15 @@ def attend_pdci(Problem problem not None, int64_t near_keys, int64_t visit, uint
     check(status)
 
 
+def attend_sparq(Problem problem not None, int64_t near_keys, int64_t components, int64_t local,
+                 int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_sparq(&problem.c, near_keys, components, local, counts)
+    check(status)
+
+
 def attend_indices(Problem problem not None, const index_type[:, :, :, :, :] indices):
     """`indices`: (batch, key_heads, query_heads / key_heads, queries, count).  The first bad one's place in C order, or None."""
     cdef icecore_indices x

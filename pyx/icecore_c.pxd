@@ -109,6 +109,8 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                        int32_t *near_count) nogil
+    icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components, int64_t local,
+                                        int32_t *near_count) nogil
     icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices,
                                           int64_t *place)
 

@@ -22,6 +22,7 @@ CALLS = {  # method -> what it says to icecore.attention, on 2048 keys
     "pdci:k=100": {"selector": selectors.PDCI(100)},
     "pdci:k=100,visit=300": {"selector": selectors.PDCI(100, 300)},
     "pages:k=100": {"selector": selectors.Pages(100)},
+    "sparq:k=100,local=50": {"selector": selectors.SparQ(100, local=50)},
     "window:window=300": {"window": 300, "sinks": 16},
 }
 

@@ -135,3 +135,11 @@ icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t nea
     if (visit < near_keys || keys > INT32_MAX) return ICECORE_ERROR_VALUE;
     return ice_attend_selected(&call, &ice_pdci, near_count);
 }
+
+icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components,
+                                    int64_t local, int32_t *near_count) {
+    const ice_sparq_settings settings = {components, local};
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .settings = &settings};
+    if (components < 1 || local < 0 || local > near_keys || problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected(&call, &ice_sparq, near_count);
+}

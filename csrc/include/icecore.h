@@ -304,6 +304,18 @@ icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t ne
 icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                    int32_t *near_count);
 
+/* SparQ (arXiv 2312.04985): a query attends exactly to its last `local` keys and to the others with the largest
+ * approximate scores, near_keys in all, the first keys among equals; and to the mean of all values that it sees, for
+ * the rest.  Approximate scores come from the `components` largest of |query|, divided by the root of their share in
+ * the sum of |query|.  alpha being the mass of the keys in the softmax of the approximate scores, the mean weighs
+ * (1 - alpha) / alpha times the keys; lse is the keys' less log(alpha).  A NaN score is chosen and makes the row NaN,
+ * and a value that is not finite spoils all rows that see it.  near_count: NULL, or batch x query_heads x queries, the
+ * keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys and `components` below 1, `local` below 0 or
+ * above near_keys, and more than INT32_MAX keys.  The same bits for any number of threads; no row depends on a later
+ * key.  Memory: value_dim / 16 bytes per key of a head, and 400 * near_keys bytes per thread. */
+icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components,
+                                    int64_t local, int32_t *near_count);
+
 /* ---- Segments ------------------------------------------------------------------------------------------ */
 
 /* A sealed segment: keys and values of one head, grouped in cells and stored in cell order.  Immutable once built; any

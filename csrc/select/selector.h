@@ -15,7 +15,12 @@ typedef struct {
     int64_t vertical, slash; /* minference: columns and diagonals */
     int64_t visit;           /* pdci: keys that each composite index yields, at least near_keys and at most all */
     uint64_t seed;           /* pdci */
+    const void *settings;    /* of the method's own type below, if it has one */
 } ice_selector_call;
+
+typedef struct {
+    int64_t components, local; /* of a query, the largest ones; last keys, which are always chosen */
+} ice_sparq_settings;
 
 typedef struct {
     /* Bytes of one head's digests (NULL, as `digest`: there are none), and of a tile's scratch. */
@@ -41,6 +46,7 @@ static inline void ice_attend_counted(ice_tile *tile, int64_t first, int64_t end
 }
 
 extern const ice_selector ice_top_k, ice_minference, ice_block_sparse, ice_pages, ice_pdci;
+extern const ice_selector ice_sparq;
 
 /* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
 icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count);

@@ -10,7 +10,7 @@ from icecore import nn, selectors
 #: Method -> the selector that it is.
 SELECTORS = {
     each.name: each
-    for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse)
+    for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse, selectors.SparQ)
 }
 #: First tokens that every causal method sees.
 SINKS = 16

@@ -21,6 +21,7 @@ from icecore.reference.pdci import (
     search_exact,
     tree_search,
 )
+from icecore.reference.sparq import sparq_attention
 from icecore.reference.top_k import top_k_attention
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "relative_rows",
     "row_curve",
     "search_exact",
+    "sparq_attention",
     "top_k_attention",
     "tree_search",
 ]

@@ -124,6 +124,11 @@ static void near_far_options(void) {
     EXPECT(icecore_attend_pdci(&windowed, 1, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pdci(&s.p, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pdci(&s.p, 3, 2, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_sparq(&windowed, 1, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_sparq(&s.p, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_sparq(&s.p, 1, 0, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_sparq(&s.p, 1, 1, -1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_sparq(&s.p, 1, 1, 2, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(problem_is_clear(&s));
     problem_free(&s);
 }

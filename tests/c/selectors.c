@@ -30,6 +30,9 @@ static void top_k(void) {
             EXPECT(icecore_attend_top_k(&s.p, k, near_count) == ICECORE_OK);
             expect_attention(&s, k);
             for (int i = 0; i < 4 * QUERIES; i++) EXPECT(near_count[i] == k);
+            EXPECT(icecore_attend_sparq(&s.p, k, 12, k / 2, near_count) == ICECORE_OK);
+            EXPECT(problem_gaps_are_clear(&s));
+            for (int i = 0; i < 4 * QUERIES; i++) EXPECT(near_count[i] == k);
             problem_free(&s);
         }
 }
