@@ -18,10 +18,10 @@ from bench_near_far import error, truth
 from data import capture
 from measure import alternate, machine
 from recorded import record
-from selector_baselines import torch_block_sparse, torch_minference, torch_sparq, torch_top_k
+from selector_baselines import torch_block_sparse, torch_magicpig, torch_minference, torch_sparq, torch_top_k
 
 import icecore
-from icecore.selectors import PDCI, BlockSparse, MInference, Pages, SparQ, TopK
+from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK
 
 METHODS = {
     "exact": {},
@@ -37,6 +37,7 @@ METHODS = {
     "pdci, k=256": {"selector": PDCI(256)},
     "sparq, k=128": {"selector": SparQ(128)},
     "sparq, k=256": {"selector": SparQ(256)},
+    "magicpig, 10 and 150": {"selector": MagicPIG(10, 150)},
 }
 #: The same in PyTorch: a function of (query, key, value).
 BASELINES = {
@@ -46,6 +47,7 @@ BASELINES = {
     "block_sparse, k=1024, in PyTorch": partial(torch_block_sparse, k=1024),
     "sparq, k=128, in PyTorch": partial(torch_sparq, k=128),
     "sparq, k=256, in PyTorch": partial(torch_sparq, k=256),
+    "magicpig, 10 and 150, in PyTorch": partial(torch_magicpig, bits=10, tables=150),
 }
 
 

@@ -123,3 +123,34 @@ def torch_sparq(query, key, value, k, components=16, local=32):
             weights = alpha * torch.softmax(scores.gather(-1, best), -1)
             out[:, rows] = torch.zeros_like(scores).scatter_(-1, best, weights) @ value[:, :end] + (1 - alpha) * means[rows]
         return out[None].numpy()
+
+
+def torch_magicpig(query, key, value, bits, tables, sinks=4, local=64, seed=0):
+    """Keys by collisions in two tables, counted by a product of sparse matrices; keys less one mean, weights dense."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = _tensors(query, key, value)
+        dim, generator = query.shape[-1], torch.Generator().manual_seed(seed)
+        directions, powers = torch.randn(dim, tables * bits, generator=generator), 1 << torch.arange(bits)
+        centred = key[0] - key[0].mean(0)
+
+        def buckets(rows):
+            """(N, d) -> (N, all buckets), sparse: 1 where a row lies."""
+            found = (((rows @ directions) >= 0).unflatten(-1, (tables, bits)) * powers).sum(-1)
+            found += torch.arange(tables) << bits
+            begins = torch.arange(0, found.numel() + 1, tables)
+            return torch.sparse_csr_tensor(begins, found.flatten(), torch.ones(found.numel()), (len(rows), tables << bits))
+
+        of_keys, lengths = buckets(centred).to_sparse_coo().t().coalesce().to_sparse_csr(), centred.norm(dim=-1)
+
+        def weigh(scores, rows):
+            own, end = query[:, rows], scores.shape[-1]
+            hits = (buckets(own.flatten(0, 1)) @ of_keys).to_dense()[:, :end].view(scores.shape)
+            cosine = (own @ centred[:end].T) / (own.norm(dim=-1, keepdim=True) * lengths[:end])
+            same = (1 - torch.acos(cosine.clamp_(-1, 1)) / torch.pi) ** bits
+            chance = 1 - (1 - same) ** tables - tables * same * (1 - same) ** (tables - 1)
+            near = (torch.arange(end) < sinks) | (torch.arange(end) > rows[:, None] - local)
+            return torch.where(near, scores, (scores - chance.log()).masked_fill_(hits < 2, -torch.inf))
+
+        return _over_rows(query, key, value, weigh)

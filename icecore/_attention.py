@@ -94,7 +94,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     selector : str or an instance of a class of `icecore.selectors`, optional
         Another method of choosing keys, for comparisons, with its own parameters: ``icecore.selectors.Pages(k=64)``. By name
         with its defaults: ``"top_k"``, ``"minference"``, ``"block_sparse"``, ``"pages"``, ``"pdci"``,
-        ``"sparq"``. It always runs where it
+        ``"sparq"``, ``"magicpig"``. It always runs where it
         leaves out keys, and takes no k, tolerance, plan, window, sinks, mask or metric.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials (sink logits included: of what the result was divided by),

@@ -83,6 +83,9 @@ def attend_pdci(problem: Problem, near_keys: int, visit: int, seed: int, near_co
 def attend_sparq(
     problem: Problem, near_keys: int, components: int, local: int, near_count: NDArray[np.int32] | None
 ) -> None: ...
+def attend_magicpig(
+    problem: Problem, bits: int, tables: int, sinks: int, local: int, seed: int, near_count: NDArray[np.int32] | None
+) -> None: ...
 def attend_indices(problem: Problem, indices: NDArray[np.int32] | NDArray[np.int64]) -> int | None: ...
 def build_segment(
     keys: NDArray[np.float32], values: NDArray[np.float32], storage: int, moments: NDArray[np.float32] | None, cell_size: int,

@@ -81,6 +81,15 @@ def attend_sparq(Problem problem not None, int64_t near_keys, int64_t components
     check(status)
 
 
+def attend_magicpig(Problem problem not None, int64_t bits, int64_t tables, int64_t sinks, int64_t local, uint64_t seed,
+                    int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_magicpig(&problem.c, bits, tables, sinks, local, seed, counts)
+    check(status)
+
+
 def attend_indices(Problem problem not None, const index_type[:, :, :, :, :] indices):
     """`indices`: (batch, key_heads, query_heads / key_heads, queries, count).  The first bad one's place in C order, or None."""
     cdef icecore_indices x

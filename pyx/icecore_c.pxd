@@ -111,6 +111,8 @@ cdef extern from "icecore.h" nogil:
                                        int32_t *near_count) nogil
     icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components, int64_t local,
                                         int32_t *near_count) nogil
+    icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t bits, int64_t tables, int64_t sinks,
+                                           int64_t local, uint64_t seed, int32_t *near_count) nogil
     icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices,
                                           int64_t *place)
 

@@ -23,6 +23,7 @@ CALLS = {  # method -> what it says to icecore.attention, on 2048 keys
     "pdci:k=100,visit=300": {"selector": selectors.PDCI(100, 300)},
     "pages:k=100": {"selector": selectors.Pages(100)},
     "sparq:k=100,local=50": {"selector": selectors.SparQ(100, local=50)},
+    "magicpig:bits=8,tables=40": {"selector": selectors.MagicPIG(8, 40)},
     "window:window=300": {"window": 300, "sinks": 16},
 }
 

@@ -11,7 +11,7 @@ import icecore
 from icecore import reference
 from icecore.reference.dense import per_query_head, visible_count, visible_keys
 from icecore.reference.pages import PAGE, page_bounds
-from icecore.selectors import PDCI, BlockSparse, MInference, Pages, SparQ, TopK
+from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK
 
 
 def arrays(rng, heads, key_heads, queries, keys, dim, value_dim):
@@ -560,7 +560,7 @@ def test_wrong_parameters_are_refused(make, error, named):
         make()
 
 
-@pytest.mark.parametrize("selector", [TopK, MInference, BlockSparse, Pages, PDCI, SparQ])
+@pytest.mark.parametrize("selector", [TopK, MInference, BlockSparse, Pages, PDCI, SparQ, MagicPIG])
 def test_a_name_stands_for_the_defaults(selector):
     q, k, v = clustered(np.random.default_rng(16), 2, 1, 20, 600, 8)
     by_name, made = (icecore.attention(q, k, v, selector=each, causal=True) for each in (selector.name, selector()))

@@ -143,3 +143,12 @@ icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t ne
     if (components < 1 || local < 0 || local > near_keys || problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE;
     return ice_attend_selected(&call, &ice_sparq, near_count);
 }
+
+icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t bits, int64_t tables, int64_t sinks,
+                                       int64_t local, uint64_t seed, int32_t *near_count) {
+    const ice_magicpig_settings settings = {bits, tables, sinks, local};
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .seed = seed, .settings = &settings};
+    const int fits = bits >= 1 && bits <= ICE_MAGICPIG_MAX_BITS && tables >= 2 && tables <= ICE_MAGICPIG_MAX_TABLES;
+    if (!fits || sinks < 0 || local < 1 || problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected(&call, &ice_magicpig, near_count);
+}

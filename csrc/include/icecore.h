@@ -316,6 +316,19 @@ icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t nea
 icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components,
                                     int64_t local, int32_t *near_count);
 
+/* MagicPIG (arXiv 2410.16179): a query attends to its first `sinks` and last `local` keys exactly, and to the others
+ * that collide with it in at least two of `tables` hash tables, with -log(w) added to their scores, w being the
+ * probability of that: sums are right on average over seeds.  A code is the signs of projections on `bits` random
+ * directions, of the query and of the key less a centre: the mean of all finite keys, when causal of those in the
+ * blocks of 64 before the key's own (0 for the first).  Two vectors have the same sign with the probability 1 - angle /
+ * pi, of which less than 2^-10 counts as that.  Keys that are not finite are attended to exactly.  lse is an estimate,
+ * too.  near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows,
+ * masks, `bits` outside of 1 to 16, `tables` outside of 2 to 4096, `sinks` below 0, `local` below 1, and more than
+ * INT32_MAX keys.  The same bits for any number of threads; no row depends on a later key.  Memory: 4 * tables bytes
+ * per key of a head, and 4 * tables * (2^bits + bits * dim) per head. */
+icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t bits, int64_t tables, int64_t sinks,
+                                       int64_t local, uint64_t seed, int32_t *near_count);
+
 /* ---- Segments ------------------------------------------------------------------------------------------ */
 
 /* A sealed segment: keys and values of one head, grouped in cells and stored in cell order.  Immutable once built; any

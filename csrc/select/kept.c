@@ -29,12 +29,13 @@ float ice_kept_reduce(const ice_kernels *kernels, ice_kept *kept, int64_t wanted
 }
 
 /* Their scores are known: each is a mean that stands for itself. */
-void ice_kept_attend(ice_tile *tile, int lane, ice_kept *kept) {
+void ice_kept_attend(ice_tile *tile, int lane, ice_kept *kept, const float *bias) {
     const void *value[ICE_KEY_BLOCK];
     if (tile->cap > 0.0f) { /* inf and NaN differ then */
         score(tile, lane, kept);
         ice_tile_cap_row(tile, kept->score, kept->count);
     }
+    for (int64_t i = 0; bias && i < kept->count; i++) kept->score[i] += bias[i];
     for (int64_t first = 0; first < kept->count; first += ICE_KEY_BLOCK) {
         const int64_t count = kept->count - first < ICE_KEY_BLOCK ? kept->count - first : ICE_KEY_BLOCK;
         for (int64_t j = 0; j < count; j++) value[j] = row_at(tile, &tile->problem->value, kept->number[first + j]);

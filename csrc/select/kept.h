@@ -15,7 +15,8 @@ void ice_kept_score(const ice_tile *tile, int lane, ice_kept *kept);
 /* Keeps the `wanted` keys with the largest scores, the smaller numbers among equals, in their order; returns a score
  * that all of them reach, -inf where there are not so many.  No NaN. */
 float ice_kept_reduce(const ice_kernels *kernels, ice_kept *kept, int64_t wanted);
-/* Attends one row to these keys by their scores, which are lost. */
-void ice_kept_attend(ice_tile *tile, int lane, ice_kept *kept);
+/* Attends one row to these keys by their scores, which are lost.  bias: of each key, added to its score after a cap;
+ * NULL: 0. */
+void ice_kept_attend(ice_tile *tile, int lane, ice_kept *kept, const float *bias);
 
 #endif

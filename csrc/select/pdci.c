@@ -207,7 +207,7 @@ static void select_nearest(const ice_selector_call *call, ice_tile *tile, const 
         ice_kept_score(tile, lane, &s.found);
         ice_kept_reduce(call->kernels, &s.found, call->near_keys);
         near_count[lane] = s.found.count;
-        ice_kept_attend(tile, lane, &s.found);
+        ice_kept_attend(tile, lane, &s.found, NULL);
     }
 }
 

@@ -14,13 +14,21 @@ typedef struct {
     int64_t near_keys;       /* for each row, about */
     int64_t vertical, slash; /* minference: columns and diagonals */
     int64_t visit;           /* pdci: keys that each composite index yields, at least near_keys and at most all */
-    uint64_t seed;           /* pdci */
+    uint64_t seed;           /* pdci, magicpig */
     const void *settings;    /* of the method's own type below, if it has one */
 } ice_selector_call;
 
 typedef struct {
     int64_t components, local; /* of a query, the largest ones; last keys, which are always chosen */
 } ice_sparq_settings;
+
+#define ICE_MAGICPIG_MAX_BITS 16
+#define ICE_MAGICPIG_MAX_TABLES 4096
+typedef struct {
+    int64_t bits, tables, sinks, local; /* sinks, local: first and last keys, which are always attended to */
+} ice_magicpig_settings;
+
+static inline int64_t ice_at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct {
     /* Bytes of one head's digests (NULL, as `digest`: there are none), and of a tile's scratch. */
@@ -46,7 +54,7 @@ static inline void ice_attend_counted(ice_tile *tile, int64_t first, int64_t end
 }
 
 extern const ice_selector ice_top_k, ice_minference, ice_block_sparse, ice_pages, ice_pdci;
-extern const ice_selector ice_sparq;
+extern const ice_selector ice_sparq, ice_magicpig;
 
 /* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
 icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count);

@@ -18,8 +18,6 @@
 /* Room of a list besides the keys that it keeps: the threshold rises when this is used up. */
 #define SPARE (8 * ICE_PANEL)
 
-static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- Digests: mean values ---- */
 
 static size_t digest_bytes(const ice_selector_call *call) {
@@ -82,9 +80,9 @@ static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
     const icecore_attention *p = call->problem;
     const ice_sparq_settings *settings = call->settings;
     ice_arena a = {scratch, 0};
-    s->near_keys = at_most(call->near_keys, p->keys);
-    s->local = at_most(settings->local, s->near_keys);
-    s->components = at_most(settings->components, p->dim);
+    s->near_keys = ice_at_most(call->near_keys, p->keys);
+    s->local = ice_at_most(settings->local, s->near_keys);
+    s->components = ice_at_most(settings->components, p->dim);
     s->keys = ice_arena_take(&a, ICE_PANEL * p->dim, sizeof(float));
     s->columns = ice_arena_take(&a, ICE_PANEL * p->dim, sizeof(float));
     s->weight = ice_arena_take(&a, ICE_PANEL * s->components, sizeof(float));
@@ -165,8 +163,8 @@ static void take_down(const ice_selector_call *call, int lane, const float *scor
 
 /* A NaN counts as infinite. */
 static void score_panel(const ice_selector_call *call, const ice_tile *tile, int lane, int64_t first, space *s) {
-    const int64_t end = tile->visible[lane].end, count = at_most(end - first, ICE_PANEL),
-                  ranked = at_most(end - s->local - first, ICE_PANEL);
+    const int64_t end = tile->visible[lane].end, count = ice_at_most(end - first, ICE_PANEL),
+                  ranked = ice_at_most(end - s->local - first, ICE_PANEL);
     float scores[ICE_PANEL] = {0}, correction;
     if (count <= 0) return;
     call->kernels->gathered_weighted_sum(s->weight + lane * s->components, s->components, ICECORE_FLOAT32,
@@ -185,7 +183,7 @@ static void score_panel(const ice_selector_call *call, const ice_tile *tile, int
 
 /* The keys with the largest scores, and the last ones, whose scores wait in the end of the list. */
 static void choose_keys(const ice_selector_call *call, const ice_tile *tile, int lane, space *s) {
-    const int64_t end = tile->visible[lane].end, local = at_most(s->local, end);
+    const int64_t end = tile->visible[lane].end, local = ice_at_most(s->local, end);
     ice_kept *kept = &s->kept[lane];
     if (ranked_keys(s) > 0) ice_kept_reduce(call->kernels, kept, ranked_keys(s));
     memmove(kept->score + kept->count, kept->score + s->near_keys + SPARE - local, (size_t)local * sizeof(float));
@@ -218,7 +216,7 @@ static void attend(const ice_selector_call *call, ice_tile *tile, int lane, cons
     ice_kept_score(tile, lane, kept);
     if (kept->count < tile->visible[lane].end)
         add_rest(call, tile, lane, means, log2_alpha, log2_mass(tile, kept, s->spare));
-    ice_kept_attend(tile, lane, kept);
+    ice_kept_attend(tile, lane, kept, NULL);
 }
 
 static void select_approximately(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,

@@ -91,7 +91,7 @@ static void select_largest(const ice_selector_call *call, ice_tile *tile, const 
     for (int lane = 0; lane < tile->lanes; lane++) {
         ice_kept_reduce(call->kernels, &s.kept[lane], call->near_keys);
         near_count[lane] = s.kept[lane].count;
-        ice_kept_attend(tile, lane, &s.kept[lane]);
+        ice_kept_attend(tile, lane, &s.kept[lane], NULL);
     }
 }
 

@@ -10,7 +10,8 @@ from icecore import nn, selectors
 #: Method -> the selector that it is.
 SELECTORS = {
     each.name: each
-    for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse, selectors.SparQ)
+    for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse, selectors.SparQ,
+                 selectors.MagicPIG)
 }
 #: First tokens that every causal method sees.
 SINKS = 16

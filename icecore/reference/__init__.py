@@ -6,6 +6,7 @@ from icecore.reference.dense import attention
 from icecore.reference.iceformer import pdci_attention
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
+from icecore.reference.magicpig import magicpig_attention
 from icecore.reference.measure import THRESHOLDS, Curve, choose_level, head_error, passing_level, row_curve
 from icecore.reference.minference import minference_attention
 from icecore.reference.near_far import near_far_attention
@@ -40,6 +41,7 @@ __all__ = [
     "head_error",
     "lift_keys",
     "lift_query",
+    "magicpig_attention",
     "minference_attention",
     "near_far_attention",
     "pages_attention",

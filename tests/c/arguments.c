@@ -129,6 +129,13 @@ static void near_far_options(void) {
     EXPECT(icecore_attend_sparq(&s.p, 1, 0, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_sparq(&s.p, 1, 1, -1, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_sparq(&s.p, 1, 1, 2, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&windowed, 2, 2, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&s.p, 0, 2, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&s.p, 17, 2, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&s.p, 2, 1, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&s.p, 2, 4097, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&s.p, 2, 2, -1, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_magicpig(&s.p, 2, 2, 0, 0, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(problem_is_clear(&s));
     problem_free(&s);
 }

@@ -29,6 +29,8 @@ static icecore_status pdci(const problem *s) { return icecore_attend_pdci(&s->p,
 
 static icecore_status sparq(const problem *s) { return icecore_attend_sparq(&s->p, 4, 2, 1, NULL); }
 
+static icecore_status magicpig(const problem *s) { return icecore_attend_magicpig(&s->p, 3, 4, 1, 2, 0, NULL); }
+
 static icecore_status indexed(const problem *s) {
     const int32_t list[3] = {5, -1, 7};
     const icecore_indices indices = {.data = list, .count = 3, .index_stride = 1};
@@ -165,6 +167,7 @@ static void near_far_attention(void) {
     expect_errors(pdci, 0, 50);
     expect_errors(top_k, 0, 50);
     expect_errors(sparq, 0, 50);
+    expect_errors(magicpig, 0, 50);
     expect_errors(block_sparse, 0, 50);
     expect_errors(minference, 1, 50);
 }
