@@ -18,10 +18,20 @@ from bench_near_far import error, truth
 from data import capture
 from measure import alternate, machine
 from recorded import record
-from selector_baselines import torch_block_sparse, torch_magicpig, torch_minference, torch_sparq, torch_top_k
+from selector_baselines import (
+    torch_block_sparse,
+    torch_magicpig,
+    torch_minference,
+    torch_sparq,
+    torch_top_k,
+    torch_vattention,
+    torch_xattention,
+    torch_zeta,
+)
 
 import icecore
-from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK
+from icecore.reference.random import random_directions
+from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK, VAttention, XAttention, Zeta
 
 METHODS = {
     "exact": {},
@@ -38,6 +48,10 @@ METHODS = {
     "sparq, k=128": {"selector": SparQ(128)},
     "sparq, k=256": {"selector": SparQ(256)},
     "magicpig, 10 and 150": {"selector": MagicPIG(10, 150)},
+    "xattention, stride 8, 0.9": {"selector": XAttention(8, 0.9)},
+    "xattention, stride 16, 0.9": {"selector": XAttention(16, 0.9)},
+    "zeta, k=256": {"selector": Zeta(256)},
+    "vattention, 0.05 and 0.05": {"selector": VAttention()},
 }
 #: The same in PyTorch: a function of (query, key, value).
 BASELINES = {
@@ -48,6 +62,11 @@ BASELINES = {
     "sparq, k=128, in PyTorch": partial(torch_sparq, k=128),
     "sparq, k=256, in PyTorch": partial(torch_sparq, k=256),
     "magicpig, 10 and 150, in PyTorch": partial(torch_magicpig, bits=10, tables=150),
+    "vattention, 0.05 and 0.05, in PyTorch": partial(
+        torch_vattention, k=256, sinks=128, window=128, epsilon=0.05, delta=0.05),
+    "zeta, k=256, in PyTorch": partial(torch_zeta, k=256, directions=random_directions(0, 3, 64)),
+    "xattention, stride 8, 0.9, in PyTorch": partial(torch_xattention, stride=8, threshold=0.9),
+    "xattention, stride 16, 0.9, in PyTorch": partial(torch_xattention, stride=16, threshold=0.9),
 }
 
 

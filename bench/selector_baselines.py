@@ -154,3 +154,134 @@ def torch_magicpig(query, key, value, bits, tables, sinks=4, local=64, seed=0):
             return torch.where(near, scores, (scores - chance.log()).masked_fill_(hits < 2, -torch.inf))
 
         return _over_rows(query, key, value, weigh)
+
+
+def _antidiagonal_mass(query, key, stride, rows, block):
+    """(H, blocks of rows, blocks of keys): the weight that groups of rows give to groups of keys."""
+    import torch
+
+    heads, queries, dim = query.shape
+    groups = queries // stride
+    rows_of = query.view(heads, groups, stride, dim)
+    reverse, keys = rows_of.flip(2).flatten(2), key[0].view(groups, stride * dim)
+    diagonal = (rows_of.flip(2)[:, :, : stride // 2] * key[0].view(groups, stride, dim)[:, : stride // 2]).sum((2, 3))
+    mass, places = torch.zeros(heads, -(-queries // rows), -(-queries // block)), torch.arange(groups) * stride // block
+    later = torch.arange(groups)
+    for first in range(0, groups, 512):
+        own = slice(first, min(first + 512, groups))
+        scores = reverse[:, own] @ keys[: own.stop].T / stride
+        scores.masked_fill_(later[: own.stop] > later[own, None], -torch.inf)
+        scores[:, later[: own.stop - first], later[own]] = diagonal[:, own] * 2 / stride
+        pooled = torch.zeros(heads, scores.shape[1], mass.shape[2]).index_add_(2, places[: own.stop],
+                                                                                torch.softmax(scores * dim**-0.5, -1))
+        mass.index_add_(1, later[own] * stride // rows, pooled)
+    return mass
+
+
+def torch_xattention(query, key, value, stride, threshold, rows=48, block=128):
+    """Blocks of keys by antidiagonals of scores, until they hold a share of the mass: those of a block of rows are gathered."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = (array.contiguous() for array in _tensors(query, key, value))
+        heads, queries, dim = query.shape
+        out, positions = torch.empty(heads, queries, value.shape[-1]), torch.arange(queries)
+        mass = _antidiagonal_mass(query, key, stride, rows, block)
+        whole = (positions[::rows] + 1) // block  # blocks that all of the rows see
+        for head in range(heads):
+            for number, first in enumerate(range(0, queries, rows)):
+                own, seen = positions[first : first + rows], int(whole[number])
+                share, behind = mass[head, number], positions[seen * block : int(positions[first : first + rows][-1]) + 1]
+                order = share[1:seen].argsort(descending=True) + 1
+                held = share[:1].sum() * (seen > 0) + share[seen:].sum()
+                taken = int((held + share[order].cumsum(0) - share[order] < threshold * share.sum()).sum())
+                blocks = torch.cat([torch.arange(min(seen, 1)), order[:taken]])
+                near = torch.cat([(blocks[:, None] * block + torch.arange(block)).flatten(), behind])
+                scores = query[head, own] @ key[0, near].T * dim**-0.5
+                scores[:, len(near) - len(behind) :].masked_fill_(behind > own[:, None], -torch.inf)
+                out[head, own] = torch.softmax(scores, -1) @ value[0, near]
+        return out[None].numpy()
+
+
+def _morton_codes(vectors, directions, bits=10):
+    """(..., d), (axes, d) -> (...) int64, as `icecore.selectors.Zeta` has them."""
+    import torch
+
+    x = torch.nn.functional.normalize(vectors.double(), dim=-1) @ directions.T * (vectors.shape[-1] ** 0.5 / 8) + 0.5
+    cells = (x * 2**bits).long().clamp_(0, 2**bits - 1)
+    code = torch.zeros(cells.shape[:-1], dtype=torch.long)
+    for bit in range(bits):
+        for axis in range(len(directions)):
+            code |= (cells[..., axis] >> bit & 1) << (bit * len(directions) + axis)
+    return code
+
+
+def torch_zeta(query, key, value, k, directions, rows=32):
+    """Neighbours on a Z-order curve: of the places about a row's own, those of keys that it sees are counted on either side."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = (array.contiguous() for array in _tensors(query, key, value))
+        directions = torch.from_numpy(directions).double()
+        heads, queries, dim = query.shape
+        out, positions = torch.empty(heads, queries, value.shape[-1]), torch.arange(queries)
+        places, codes = _morton_codes(query, directions), _morton_codes(key[0], directions)
+        order = codes.argsort(stable=True)
+        for first in range(0, queries, rows):
+            own = positions[first : first + rows]
+            seen = order[order <= int(own[-1])]
+            here = torch.searchsorted(codes[seen], places[:, own])  # (H, rows)
+            reach = torch.arange(1, k + rows)
+            at = torch.stack([here[..., None] - reach, here[..., None] + reach - 1])  # (2, H, rows, reach), outwards
+            inside = (at >= 0) & (at < len(seen))
+            keys = seen[at.clamp_(0, len(seen) - 1)]
+            inside &= keys <= own[:, None]
+            rank = inside.cumsum(-1)  # of those seen
+            before, behind = rank[..., -1].clamp(max=k)
+            before = torch.minimum(before, (k - behind).clamp(min=(k + 1) // 2))
+            chosen = inside & (rank <= torch.stack([before, k - before])[..., None])
+            few = first < k  # some rows see fewer keys
+            for head in range(heads):
+                near, kept = keys[:, head].transpose(0, 1).flatten(1), chosen[:, head].transpose(0, 1).flatten(1)
+                if not few:
+                    near = near[kept].view(len(own), k)
+                scores = (key[0, near] @ query[head, own, :, None])[..., 0] * dim**-0.5
+                if few:
+                    scores.masked_fill_(~kept, -torch.inf)
+                out[head, own] = (torch.softmax(scores, -1)[:, None] @ value[0, near])[:, 0]
+        return out[None].numpy()
+
+
+def torch_vattention(query, key, value, k, sinks, window, epsilon, delta):
+    """The largest scores and a sample of the rest: the first of the rest in one random order of the keys, for all rows."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = _tensors(query, key, value)
+        heads, queries, dim = query.shape
+        deviate = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - delta / 2))
+        out, shuffled = torch.empty(heads, queries, value.shape[-1]), torch.randperm(queries)
+        for first in range(0, queries, ROWS):
+            rows = torch.arange(first, min(first + ROWS, queries))
+            order = shuffled[shuffled <= int(rows[-1])]
+            scores = query[:, rows] @ key[:, order].transpose(1, 2) * dim**-0.5
+            hidden, local = order > rows[:, None], (order < sinks) | (order > rows[:, None] - window)
+            scores.masked_fill_(hidden, -torch.inf)
+            middle = scores.masked_fill(local, -torch.inf)
+            if k < len(order):
+                fixed = (middle >= middle.topk(k, sorted=False).values.amin(-1, keepdim=True)) | local
+            else:
+                fixed = torch.ones_like(scores, dtype=torch.bool)
+            rest = ~fixed & ~hidden
+            rank = rest.cumsum(-1)
+            n = rank[..., -1:]
+            base = (-(-n // 40)).clamp(min=32).minimum(n)
+            weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+            sampled = weights * (rest & (rank <= base))
+            mean = sampled.sum(-1, keepdim=True) / base.clamp(min=1)
+            variance = ((sampled**2).sum(-1, keepdim=True) - base * mean**2).clamp(min=0) / (base - 1).clamp(min=1)
+            total = (weights * fixed).sum(-1, keepdim=True) + n * mean
+            size = torch.ceil((deviate * n / (epsilon * total)) ** 2 * variance).maximum(base).minimum(n)
+            weights *= torch.where(fixed, 1.0, (rest & (rank <= size)) * (n / size.clamp(min=1)))
+            out[:, rows] = weights @ value[:, order] / weights.sum(-1, keepdim=True)
+        return out[None].numpy()

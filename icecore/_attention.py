@@ -93,9 +93,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         key, which an error that is a mean over many rows does not protect.
     selector : str or an instance of a class of `icecore.selectors`, optional
         Another method of choosing keys, for comparisons, with its own parameters: ``icecore.selectors.Pages(k=64)``. By name
-        with its defaults: ``"top_k"``, ``"minference"``, ``"block_sparse"``, ``"pages"``, ``"pdci"``,
-        ``"sparq"``, ``"magicpig"``. It always runs where it
-        leaves out keys, and takes no k, tolerance, plan, window, sinks, mask or metric.
+        with its defaults: ``"pages"``. It always runs where it leaves out keys, and takes no k, tolerance, plan, window, sinks,
+        mask or metric.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials (sink logits included: of what the result was divided by),
         float32, shape (..., L). With a tolerance half its error
@@ -134,8 +133,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     A query that sees no key gives 0 and lse -inf (its sink logit if it has one), never NaN. A key that is not visible
     contributes nothing, whatever it holds. NaN and inf in visible inputs propagate as IEEE arithmetic has it (a soft cap makes
     an inf score softcap, and -inf -softcap); by way of cell means they reach every query that uses the cell, and an inf may
-    come out as NaN. With a selector keys that are not finite reach the queries that choose them, and a NaN score is always
-    chosen.
+    come out as NaN. With a selector keys that are not finite reach the queries that choose them, and a NaN among the scores
+    that it computes is always chosen.
 
     In near/far attention queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively,
     unless the tolerance is below 0.01; sums are in float32.

@@ -8,13 +8,14 @@ A-shape) is ``attention(q, k, v, causal=True, window=1024, sinks=4)``, without a
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
 from icecore import _native
 from icecore._arrays import integer
 
-__all__ = ["PDCI", "BlockSparse", "MInference", "MagicPIG", "Pages", "SparQ", "TopK"]
+__all__ = ["PDCI", "BlockSparse", "MInference", "MagicPIG", "Pages", "SparQ", "TopK", "VAttention", "XAttention", "Zeta"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Selector:
         """Check that these parameters are integers of at least 1, and keep them as such."""
         for name, number in integers.items():
             object.__setattr__(self, name, integer(number, name, 1))
+
+    def _set_shares(self, **shares):
+        """Check that these parameters are above 0 and below 1, and keep them as floats."""
+        for name, number in shares.items():
+            if isinstance(number, bool) or not isinstance(number, numbers.Real):
+                raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+            if not 0 < number < 1:
+                raise ValueError(f"{name} must be above 0 and below 1, got {number}")
+            object.__setattr__(self, name, float(number))
 
 
 @dataclass(frozen=True)
@@ -318,7 +328,158 @@ class MagicPIG(Selector):
         return reference.magicpig_attention(query, key, value, **options)
 
 
-_CLASSES = {each.name: each for each in (TopK, MInference, BlockSparse, Pages, PDCI, SparQ, MagicPIG)}
+@dataclass(frozen=True)
+class XAttention(Selector):
+    """XAttention [1]_: blocks of 128 keys by antidiagonals of scores until they hold a share of the mass, for causal prefill.
+
+    A group of `stride` queries scores a group of as many keys by the mean score on the antidiagonal of their square, of the
+    pairs that are visible; a softmax over all groups of keys gives their weights. The 48 queries of a block (a panel of the
+    core, in place of 128) attend together to the blocks of keys with the most weight until these hold `threshold` of it. The
+    first block, where attention sinks are, and the newest keys, of which some of the queries see a part, are always among them
+    and count; the queries of a block thus depend on one another, never on a later block. Queries of which a score is not a
+    number attend to all keys.
+
+    The published method also finds a threshold for each head by dynamic programming on samples; here one serves all heads.
+    Besides the keys attended to, O(L S d / stride) time, and 192 / stride^2 bytes per key and thread.
+
+    Parameters
+    ----------
+    stride : int, default 8
+        4, 8 or 16.
+    threshold : float, default 0.9
+        Share of the mass, above 0 and below 1.
+
+    References
+    ----------
+    .. [1] arXiv 2503.16428.
+    """
+
+    stride: int = 8
+    threshold: float = 0.9
+    name: ClassVar[str] = "xattention"
+
+    def __post_init__(self):
+        self._set(stride=self.stride)
+        if self.stride not in (4, 8, 16):
+            raise ValueError(f"stride must be 4, 8 or 16, got {self.stride}")
+        self._set_shares(threshold=self.threshold)
+
+    def _check(self, causal):
+        if not causal:
+            raise ValueError("selector='xattention' needs causal=True")
+
+    def _takes_all(self, keys):
+        return keys < 256  # the first block is always chosen, and what is behind the blocks
+
+    def _attend(self, problem, seed, near_count):
+        _native.attend_xattention(problem, self.stride, self.threshold, near_count)
+
+    def _oracle(self, query, key, value, seed, **options):
+        from icecore import reference
+
+        return reference.xattention_attention(query, key, value, stride=self.stride, threshold=self.threshold, **options)
+
+
+@dataclass(frozen=True)
+class Zeta(Selector):
+    """ZETA [1]_: the keys next to a query on a Z-order curve through three dimensions, without training.
+
+    Keys and queries, at length 1, are projected to three dimensions; the interleaved bits of their coordinates (10 each) are
+    places on the curve (Morton codes). Keys are sorted once, and a query attends to the `k` keys next to its place among those
+    that it sees, half of them on either side.
+
+    The published method is trained, and this is not it: its projections are learned with the model, which here are three random
+    directions (`seed` of the call); its weights are a Cauchy kernel of the distance in three dimensions, which has meaning only
+    with such a projection, and are a softmax here; it adds the mean of all earlier tokens, which is left out; and it searches
+    whole chunks before the query's own, where here all visible keys take part. On a model that was not trained for it the error
+    is large. Besides the keys attended to, O(S (d + log S) + L S / 48) time, the latter in steps of a comparison, and 8 bytes
+    per key of a head and 8 per key and thread.
+
+    Parameters
+    ----------
+    k : int, default 256
+        Keys per query, at least 1.
+
+    References
+    ----------
+    .. [1] arXiv 2501.14577.
+    """
+
+    k: int = 256
+    name: ClassVar[str] = "zeta"
+
+    def __post_init__(self):
+        self._set(k=self.k)
+
+    def _attend(self, problem, seed, near_count):
+        _native.attend_zeta(problem, self.k, seed, near_count)
+
+    def _oracle(self, query, key, value, seed, **options):
+        from icecore import reference
+
+        return reference.zeta_attention(query, key, value, k=self.k, seed=seed, **options)
+
+
+@dataclass(frozen=True)
+class VAttention(Selector):
+    """vAttention [1]_: the largest scores, and a sample of the rest whose size keeps a promise.
+
+    A query attends to the first `sinks` keys, to the last `window` ones that it sees, to the `k` of those between with the
+    largest scores, and to a uniform sample without replacement of the n others. Each of b sampled keys has log(n / b) added to
+    its score, so that the sum of weights, the softmax's denominator, is unbiased. The promise is of this sum: with probability
+    1 - `delta` it is within the share `epsilon` of what it is over all keys. For that ``b = (z n s / (epsilon D))^2``: z is the
+    normal deviate that is exceeded to both sides with probability `delta`; s is the standard deviation of the samples' weights
+    and D the sum, both estimated from the first ``max(n / 40, 32)`` of the sample. It holds by the central limit theorem, as
+    far as these have seen what the rest holds. The sample depends on the seed of the call, the query's position and its head.
+
+    The published method takes the largest scores from an index that finds them approximately; here all scores are computed, as
+    by `TopK`. It also has a sample size for the numerator, the weighted sum of values, of which no promise is made here; and
+    what it gives as shares of the keys are numbers of keys here. O(L S d) time; 13 bytes per key and 400 `k` bytes per thread.
+
+    Parameters
+    ----------
+    k : int, default 256
+        Keys with the largest scores, at least 1; of equal scores the first keys.
+    sinks, window : int, default 128
+        At least 0.
+    epsilon, delta : float, default 0.05
+        Above 0 and below 1.
+
+    References
+    ----------
+    .. [1] arXiv 2510.05688.
+    """
+
+    k: int = 256
+    sinks: int = 128
+    window: int = 128
+    epsilon: float = 0.05
+    delta: float = 0.05
+    name: ClassVar[str] = "vattention"
+
+    def __post_init__(self):
+        self._set(k=self.k)
+        for name in ("sinks", "window"):
+            object.__setattr__(self, name, integer(getattr(self, name), name, 0))
+        self._set_shares(epsilon=self.epsilon, delta=self.delta)
+
+    def _takes_all(self, keys):
+        return self.k + self.sinks + self.window >= keys
+
+    def _attend(self, problem, seed, near_count):
+        _native.attend_vattention(problem, self.k, self.sinks, self.window, self.epsilon, self.delta, seed, near_count)
+
+    def _oracle(self, query, key, value, seed, **options):
+        from icecore import reference
+
+        own = {"k": self.k, "sinks": self.sinks, "window": self.window, "epsilon": self.epsilon, "delta": self.delta}
+        return reference.vattention_attention(query, key, value, seed=seed, **own, **options)
+
+
+_CLASSES = {
+    each.name: each
+    for each in (TopK, MInference, BlockSparse, XAttention, Pages, PDCI, SparQ, MagicPIG, VAttention, Zeta)
+}
 
 
 def check_selector(selector, causal, **others):

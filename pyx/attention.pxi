@@ -64,6 +64,34 @@ def attend_block_sparse(Problem problem not None, int64_t near_keys, int32_t[:, 
     check(status)
 
 
+def attend_xattention(Problem problem not None, int64_t stride, double threshold, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_xattention(&problem.c, stride, threshold, counts)
+    check(status)
+
+
+def attend_zeta(Problem problem not None, int64_t near_keys, uint64_t seed, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_zeta(&problem.c, near_keys, seed, counts)
+    check(status)
+
+
+def attend_vattention(Problem problem not None, int64_t near_keys, int64_t sinks, int64_t window, double epsilon, double delta,
+                      uint64_t seed, int32_t[:, :, ::1] near_count):
+    cdef icecore_vattention options
+    options.near_keys, options.sinks, options.window, options.epsilon, options.delta = near_keys, sinks, window, epsilon, delta
+    options.seed = seed
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_vattention(&problem.c, &options, counts)
+    check(status)
+
+
 def attend_pdci(Problem problem not None, int64_t near_keys, int64_t visit, uint64_t seed, int32_t[:, :, ::1] near_count):
     cdef int32_t *counts = of_cube(near_count)
     cdef icecore_status status

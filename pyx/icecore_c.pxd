@@ -106,6 +106,14 @@ cdef extern from "icecore.h" nogil:
     icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash, int32_t *near_count) nogil
     icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
+    icecore_status icecore_attend_xattention(const icecore_attention *problem, int64_t stride, double threshold, int32_t *near_count) nogil
+    icecore_status icecore_attend_zeta(const icecore_attention *problem, int64_t near_keys, uint64_t seed, int32_t *near_count) nogil
+    ctypedef struct icecore_vattention:
+        int64_t near_keys
+        int64_t sinks, window
+        double epsilon, delta
+        uint64_t seed
+    icecore_status icecore_attend_vattention(const icecore_attention *problem, const icecore_vattention *options, int32_t *near_count) nogil
     icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                        int32_t *near_count) nogil

@@ -24,6 +24,9 @@ CALLS = {  # method -> what it says to icecore.attention, on 2048 keys
     "pages:k=100": {"selector": selectors.Pages(100)},
     "sparq:k=100,local=50": {"selector": selectors.SparQ(100, local=50)},
     "magicpig:bits=8,tables=40": {"selector": selectors.MagicPIG(8, 40)},
+    "zeta:k=100": {"selector": selectors.Zeta(100)},
+    "vattention:k=100,epsilon=0.1": {"selector": selectors.VAttention(100, epsilon=0.1)},
+    "xattention:stride=16,threshold=0.8": {"selector": selectors.XAttention(16, 0.8)},
     "window:window=300": {"window": 300, "sinks": 16},
 }
 
@@ -34,7 +37,7 @@ def test_causal_attention_is_the_call_that_the_method_stands_for(arrays, text):
     np.testing.assert_array_equal(methods.parse(text).causal(*arrays, layer=3), expected)
 
 
-@pytest.mark.parametrize("text", [text for text in CALLS if not text.startswith("window")])
+@pytest.mark.parametrize("text", [text for text in CALLS if not text.startswith(("window", "xattention"))])
 def test_bidirectional_attention_has_no_window(arrays, text):
     expected = icecore.attention(*arrays, **{name: value for name, value in CALLS[text].items() if name != "window"})
     np.testing.assert_array_equal(methods.parse(text).bidirectional(*arrays, layer=3), expected)

@@ -11,7 +11,7 @@ import icecore
 from icecore import reference
 from icecore.reference.dense import per_query_head, visible_count, visible_keys
 from icecore.reference.pages import PAGE, page_bounds
-from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK
+from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK, VAttention, XAttention, Zeta
 
 
 def arrays(rng, heads, key_heads, queries, keys, dim, value_dim):
@@ -529,7 +529,7 @@ def test_far_field_is_deprecated():
 
 
 @pytest.mark.parametrize(("options", "named"), [
-    ({"selector": "page"}, "must be one of top_k, minference, block_sparse, pages, pdci, .* or made by .*, got 'page'"),
+    ({"selector": "page"}, "must be one of top_k, minference, .* or made by .*, got 'page'"),
     ({"selector": 4}, "selector must be one of .* or made by a class of icecore.selectors, got 4"),
     ({"selector": "pages", "k": 4}, "takes no k"),
     ({"selector": "pdci", "tolerance": 0.1}, "tolerance"),
@@ -560,7 +560,9 @@ def test_wrong_parameters_are_refused(make, error, named):
         make()
 
 
-@pytest.mark.parametrize("selector", [TopK, MInference, BlockSparse, Pages, PDCI, SparQ, MagicPIG])
+@pytest.mark.parametrize("selector", [
+    TopK, MInference, BlockSparse, XAttention, Pages, PDCI, SparQ, MagicPIG, VAttention, Zeta,
+])
 def test_a_name_stands_for_the_defaults(selector):
     q, k, v = clustered(np.random.default_rng(16), 2, 1, 20, 600, 8)
     by_name, made = (icecore.attention(q, k, v, selector=each, causal=True) for each in (selector.name, selector()))

@@ -1,4 +1,5 @@
 /* Attention by a selector (select/selector.h): digests of all heads, then tiles of all heads. */
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -125,6 +126,44 @@ icecore_status icecore_attend_minference(const icecore_attention *problem, int64
 icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
     const ice_selector_call call = {.problem = problem, .near_keys = near_keys};
     return attend_by_heads(&call, &ice_block_sparse, near_count);
+}
+
+icecore_status icecore_attend_xattention(const icecore_attention *problem, int64_t stride, double threshold,
+                                         int32_t *near_count) {
+    const ice_xattention_settings settings = {stride, threshold};
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .settings = &settings};
+    if (stride != 4 && stride != 8 && stride != 16) return ICECORE_ERROR_VALUE;
+    if (!(threshold > 0.0 && threshold < 1.0) || !problem->causal) return ICECORE_ERROR_VALUE;
+    return attend_by_heads(&call, &ice_xattention, near_count);
+}
+
+icecore_status icecore_attend_zeta(const icecore_attention *problem, int64_t near_keys, uint64_t seed,
+                                   int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .seed = seed};
+    if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* keys have numbers of 32 bits */
+    return ice_attend_selected(&call, &ice_zeta, near_count);
+}
+
+/* The number that a normal one exceeds, to both sides, with probability p: erfc(z / sqrt(2)) = p. */
+static double normal_deviate(double p) {
+    double low = 0.0, high = 64.0; /* by doubles' least p it is 38.5 */
+    for (int i = 0; i < 64; i++) {
+        const double middle = (low + high) / 2.0;
+        if (erfc(middle * 0.70710678118654752440) > p) low = middle;
+        else high = middle;
+    }
+    return high;
+}
+
+icecore_status icecore_attend_vattention(const icecore_attention *problem, const icecore_vattention *options,
+                                         int32_t *near_count) {
+    const icecore_vattention *o = options;
+    if (problem->keys > INT32_MAX || o->sinks < 0 || o->window < 0) return ICECORE_ERROR_VALUE;
+    if (!(o->epsilon > 0.0 && o->epsilon < 1.0 && o->delta > 0.0 && o->delta < 1.0)) return ICECORE_ERROR_VALUE;
+    const ice_vattention_settings settings = {o->sinks, o->window, o->epsilon, normal_deviate(o->delta)};
+    const ice_selector_call call = {
+        .problem = problem, .near_keys = o->near_keys, .seed = o->seed, .settings = &settings};
+    return ice_attend_selected(&call, &ice_vattention, near_count);
 }
 
 icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,

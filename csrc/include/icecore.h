@@ -278,6 +278,51 @@ icecore_status icecore_attend_minference(const icecore_attention *problem, int64
  * for any number of threads; causal, no row depends on a later key. */
 icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
+/* Blocks of 128 keys by antidiagonals of scores, for causal prefill (XAttention, arXiv 2503.16428).  A group of
+ * `stride` queries (4, 8 or 16) scores a group of as many keys by the mean score of its query stride - 1 - i with key
+ * i, of the pairs that are visible; softmaxes of these scores say which share of the mass a block of keys holds.  The
+ * 48 queries of a block (from a multiple of 48 on) attend exactly to the blocks with the most, of those that all of
+ * them see whole, until they hold `threshold` of it (above 0, below 1), each as far as it sees them; the first block
+ * and the keys behind the others are always among them, and the rest is dropped.  Queries of which such a score is not
+ * a number attend to all keys.  near_count: NULL, or batch x query_heads x queries, the keys attended to.
+ * ICECORE_ERROR_VALUE for windows, masks, another `stride` or `threshold`, where the problem is not causal, and more
+ * than INT32_MAX keys.  The same bits for any number of threads; no row depends on keys behind its block of queries.
+ * Memory: 192 / stride^2 bytes per key and thread. */
+icecore_status icecore_attend_xattention(const icecore_attention *problem, int64_t stride, double threshold,
+                                         int32_t *near_count);
+
+/* Neighbours on a Z-order curve (ZETA, arXiv 2501.14577), with random projections in place of trained ones: vectors of
+ * length 1 are projected to three random directions, in cells of 1 / 1024 of eight standard deviations, and the cells'
+ * numbers, interleaved bit by bit, are the places of keys and queries on the curve.  A query attends exactly to the
+ * near_keys next to its place, of those that it sees, half on either side, or more where a side has fewer; the rest is
+ * dropped.  A coordinate that is not a number is in the first cell.  near_count: NULL, or batch x query_heads x
+ * queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1 and more than INT32_MAX
+ * keys.  The same bits for any number of threads; causal, no row depends on a later key.  Memory: 8 bytes per key of a
+ * head, and per key and thread. */
+icecore_status icecore_attend_zeta(const icecore_attention *problem, int64_t near_keys, uint64_t seed,
+                                   int32_t *near_count);
+
+/* The largest scores and a sample of the rest (vAttention, arXiv 2510.05688). */
+typedef struct {
+    int64_t near_keys;     /* with the largest scores; >= 1 */
+    int64_t sinks, window; /* the first keys, and the last ones that a query sees: attended to besides; >= 0 */
+    double epsilon, delta; /* above 0, below 1 */
+    uint64_t seed;
+} icecore_vattention;
+
+/* A query attends exactly to the sinks, the window, and of the keys between to the near_keys with the largest scores,
+ * the first among equals; and to a uniform sample without replacement of the n others, each of b keys with log(n / b)
+ * added to its score, so that the sum of weights is unbiased.  The first max(n / 40, 32) keys of the sample say how
+ * many, b = (z n s / (epsilon D))^2 or as many as they are, keep this sum within epsilon of itself in a share 1 - delta
+ * of cases, by the central limit theorem: s is the standard deviation of the samples' weights, D the estimated sum, z
+ * the normal deviate that is exceeded to both sides with probability delta.  A NaN score is among the largest and makes
+ * the row NaN.  The sample depends on the seed, the query's position and its head alone.  near_count: NULL, or batch x
+ * query_heads x queries, the keys attended to, the sample among them.  ICECORE_ERROR_VALUE for windows and masks of the
+ * problem, options out of range, and more than INT32_MAX keys.  The same bits for any number of threads; causal, no row
+ * depends on a later key.  Memory: 13 bytes per key and 400 * near_keys bytes per thread. */
+icecore_status icecore_attend_vattention(const icecore_attention *problem, const icecore_vattention *options,
+                                         int32_t *near_count);
+
 /* Pages of 16 keys by the largest score that a page could hold, from its componentwise maximum and minimum (Quest,
  * arXiv 2406.10774): a query attends exactly to the pages with the largest bounds until they hold near_keys, equal
  * bounds together, and to the page that it sees a part of; the rest is dropped.  Pages that hold a NaN are attended to.

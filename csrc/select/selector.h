@@ -14,7 +14,7 @@ typedef struct {
     int64_t near_keys;       /* for each row, about */
     int64_t vertical, slash; /* minference: columns and diagonals */
     int64_t visit;           /* pdci: keys that each composite index yields, at least near_keys and at most all */
-    uint64_t seed;           /* pdci, magicpig */
+    uint64_t seed;           /* pdci, magicpig, vattention, zeta */
     const void *settings;    /* of the method's own type below, if it has one */
 } ice_selector_call;
 
@@ -27,6 +27,17 @@ typedef struct {
 typedef struct {
     int64_t bits, tables, sinks, local; /* sinks, local: first and last keys, which are always attended to */
 } ice_magicpig_settings;
+
+typedef struct {
+    int64_t stride; /* 4, 8 or 16 */
+    double threshold;
+} ice_xattention_settings;
+
+typedef struct {
+    int64_t sinks, window;
+    double epsilon;
+    double deviate; /* that a normal number exceeds, to both sides, with probability delta */
+} ice_vattention_settings;
 
 static inline int64_t ice_at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -54,7 +65,7 @@ static inline void ice_attend_counted(ice_tile *tile, int64_t first, int64_t end
 }
 
 extern const ice_selector ice_top_k, ice_minference, ice_block_sparse, ice_pages, ice_pdci;
-extern const ice_selector ice_sparq, ice_magicpig;
+extern const ice_selector ice_sparq, ice_magicpig, ice_xattention, ice_vattention, ice_zeta;
 
 /* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
 icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count);

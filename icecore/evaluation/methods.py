@@ -11,7 +11,7 @@ from icecore import nn, selectors
 SELECTORS = {
     each.name: each
     for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse, selectors.SparQ,
-                 selectors.MagicPIG)
+                 selectors.MagicPIG, selectors.XAttention, selectors.VAttention, selectors.Zeta)
 }
 #: First tokens that every causal method sees.
 SINKS = 16
@@ -24,7 +24,7 @@ DEFAULTS = {
     "plan": {"file": None},
 }
 #: Option -> its type; others are integers.
-TYPES = {"tolerance": float, "file": str, "decode": float}
+TYPES = {"tolerance": float, "file": str, "decode": float, "threshold": float, "epsilon": float, "delta": float}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Method:
             return self._attend(layer, query, key, value, causal=True, window=window)
         if self.name == "plan":
             return self._attend(layer, query, key, value, causal=True, plan=self.plan[layer])
-        local = {"window": self.options["window"], "sinks": SINKS} if "window" in self.options else {}
+        local = {"window": self.options["window"], "sinks": SINKS} if self.name in ("near_far", "window") else {}
         return self._attend(layer, query, key, value, causal=True, **local, **self._budget())
 
     def bidirectional(self, query, key, value, *, layer):
@@ -112,12 +112,12 @@ def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None,
     k : int, optional
         Of selectors that have one; of near_far in place of a tolerance. At least 1.
     window : int, optional
-        Of near_far and window. At least 1.
+        Of near_far, window and vattention. At least 1.
     file : path-like, optional
         Of plan: where it was saved.
     decode : float, optional
         Of near_far: the tolerance of its cache, above 0 and below 1.
-    **others : int, optional
+    **others : number, optional
         Other parameters of a selector.
 
     Returns

@@ -24,6 +24,9 @@ from icecore.reference.pdci import (
 )
 from icecore.reference.sparq import sparq_attention
 from icecore.reference.top_k import top_k_attention
+from icecore.reference.vattention import vattention_attention
+from icecore.reference.xattention import xattention_attention
+from icecore.reference.zeta import zeta_attention
 
 __all__ = [
     "THRESHOLDS",
@@ -57,4 +60,7 @@ __all__ = [
     "sparq_attention",
     "top_k_attention",
     "tree_search",
+    "vattention_attention",
+    "xattention_attention",
+    "zeta_attention",
 ]

@@ -121,6 +121,22 @@ static void near_far_options(void) {
     causal.window = -1;
     causal.causal = 0;
     EXPECT(icecore_attend_minference(&causal, 1, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_xattention(&causal, 8, 0.9, NULL) == ICECORE_ERROR_VALUE);
+    causal.causal = 1;
+    EXPECT(icecore_attend_xattention(&causal, 5, 0.9, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_xattention(&causal, 8, 1.0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_xattention(&causal, 8, (double)NAN, NULL) == ICECORE_ERROR_VALUE);
+    causal.window = 5;
+    EXPECT(icecore_attend_xattention(&causal, 8, 0.9, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_zeta(&windowed, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_zeta(&s.p, 0, 0, NULL) == ICECORE_ERROR_VALUE);
+    const icecore_vattention unfit[] = {
+        {0, 1, 1, 0.1, 0.1, 0}, {1, -1, 1, 0.1, 0.1, 0},        {1, 1, -1, 0.1, 0.1, 0},
+        {1, 1, 1, 0.0, 0.1, 0}, {1, 1, 1, (double)NAN, 0.1, 0}, {1, 1, 1, 0.1, 1.0, 0},
+    };
+    const icecore_vattention fit = {1, 1, 1, 0.1, 0.1, 0};
+    for (int i = 0; i < 6; i++) EXPECT(icecore_attend_vattention(&s.p, &unfit[i], NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_vattention(&windowed, &fit, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pdci(&windowed, 1, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pdci(&s.p, 0, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pdci(&s.p, 3, 2, 0, NULL) == ICECORE_ERROR_VALUE);

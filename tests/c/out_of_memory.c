@@ -25,6 +25,12 @@ static icecore_status near_far(const problem *s) {
 static icecore_status top_k(const problem *s) { return icecore_attend_top_k(&s->p, 4, NULL); }
 static icecore_status block_sparse(const problem *s) { return icecore_attend_block_sparse(&s->p, 4, NULL); }
 static icecore_status minference(const problem *s) { return icecore_attend_minference(&s->p, 4, 8, NULL); }
+static icecore_status xattention(const problem *s) { return icecore_attend_xattention(&s->p, 8, 0.5, NULL); }
+static icecore_status zeta(const problem *s) { return icecore_attend_zeta(&s->p, 4, 0, NULL); }
+static icecore_status vattention(const problem *s) {
+    const icecore_vattention options = {4, 2, 2, 0.1, 0.1, 0};
+    return icecore_attend_vattention(&s->p, &options, NULL);
+}
 static icecore_status pdci(const problem *s) { return icecore_attend_pdci(&s->p, 4, 8, 0, NULL); }
 
 static icecore_status sparq(const problem *s) { return icecore_attend_sparq(&s->p, 4, 2, 1, NULL); }
@@ -170,6 +176,9 @@ static void near_far_attention(void) {
     expect_errors(magicpig, 0, 50);
     expect_errors(block_sparse, 0, 50);
     expect_errors(minference, 1, 50);
+    expect_errors(xattention, 1, 50);
+    expect_errors(zeta, 0, 50);
+    expect_errors(vattention, 0, 50);
 }
 
 static void listed_keys(void) { expect_errors(indexed, 1, 50); }

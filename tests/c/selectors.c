@@ -39,8 +39,9 @@ static void top_k(void) {
 
 /* Where all keys are chosen it is exact attention. */
 static void all_chosen(void) {
-    for (int kind = 0; kind < 3; kind++)
-        for (int causal = kind < 2; causal < 2; causal++) {
+    const icecore_vattention largest = {INT64_MAX, 3, 5, 0.1, 0.1, 0}, sampled = {1, 0, INT64_MAX / 2, 0.1, 0.1, 0};
+    for (int kind = 0; kind < 7; kind++)
+        for (int causal = kind < 2 || kind == 3; causal < 2; causal++) {
             problem s = some_rows(causal);
             int32_t near_count[4 * QUERIES];
             problem_allocate(&s);
@@ -48,6 +49,10 @@ static void all_chosen(void) {
             if (kind == 0) EXPECT(icecore_attend_minference(&s.p, KEYS, 1, near_count) == ICECORE_OK);
             if (kind == 1) EXPECT(icecore_attend_minference(&s.p, 1, INT64_MAX, near_count) == ICECORE_OK);
             if (kind == 2) EXPECT(icecore_attend_block_sparse(&s.p, INT64_MAX, near_count) == ICECORE_OK);
+            if (kind == 3) EXPECT(icecore_attend_xattention(&s.p, 8, nextafter(1.0, 0.0), near_count) == ICECORE_OK);
+            if (kind == 4) EXPECT(icecore_attend_zeta(&s.p, INT64_MAX, 0, near_count) == ICECORE_OK);
+            if (kind == 5) EXPECT(icecore_attend_vattention(&s.p, &largest, near_count) == ICECORE_OK);
+            if (kind == 6) EXPECT(icecore_attend_vattention(&s.p, &sampled, near_count) == ICECORE_OK);
             expect_attention(&s, KEYS);
             for (int i = 0; i < 4 * QUERIES; i++)
                 EXPECT(near_count[i] == (causal ? KEYS - QUERIES + i % QUERIES + 1 : KEYS));

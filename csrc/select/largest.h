@@ -1,0 +1,22 @@
+/* Of each row of a tile the keys with the largest scores, single ones: all scores are computed. */
+#ifndef ICE_LARGEST_H
+#define ICE_LARGEST_H
+
+#include "select/kept.h"
+#include "select/selector.h"
+
+typedef struct {
+    ice_kept kept[ICE_PANEL];
+    float *keys;     /* a block of other types, as float32 */
+    float *scores;   /* ICE_KEY_BLOCK x ICE_PANEL */
+    int32_t *places; /* of the scores that reach the thresholds */
+} ice_largest;
+
+/* Bytes of scratch, and where it lies. */
+size_t ice_largest_lay_out(const ice_selector_call *call, void *scratch, ice_largest *l);
+
+/* kept[lane]: the near_keys keys with the largest scores, the first among equals, of those that the row sees without
+ * the first `sinks` and the last `window`.  NaN counts as infinite. */
+void ice_find_largest(const ice_selector_call *call, ice_tile *tile, int64_t sinks, int64_t window, ice_largest *l);
+
+#endif
