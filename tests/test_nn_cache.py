@@ -53,6 +53,22 @@ def test_truncated_rows_are_overwritten():
     np.testing.assert_array_equal(values, rows[1, :, [0, 1, 2, 3, 0]].swapaxes(0, 1))
 
 
+def test_forks_go_their_own_ways():
+    rows = np.random.default_rng(0).standard_normal((3, 1, 5, 2), np.float32)
+    first = KeyValueCache()
+    first.write(0, rows[0], rows[0])
+    first.advance(5)
+    second = first.fork()
+    first.truncate(2)
+    for cache, other in ((first, rows[1]), (second, rows[2])):
+        cache.write(0, other, -other)
+        cache.advance(5)
+    for cache, expected in ((first, [rows[0][:, :2], rows[1]]), (second, [rows[0], rows[2]])):
+        ((_, (keys, values)),) = cache.rows()
+        np.testing.assert_array_equal(keys, np.concatenate(expected, axis=1))
+        np.testing.assert_array_equal(values[:, -5:], -expected[1])
+
+
 @pytest.mark.parametrize("length", [-1, 1])
 def test_truncation_to_more_than_is_held(length):
     with pytest.raises(ValueError, match=rf"length must lie in 0\.\.0, the tokens held, got {length}"):

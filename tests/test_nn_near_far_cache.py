@@ -69,6 +69,19 @@ def test_the_last_queries_of_a_prompt_attend_exactly(last_exact):
         nn.NearFarCache(last_exact=0.5)
 
 
+@pytest.mark.parametrize("options", [OPTIONS, {"tolerance": 0.1, "window": 32}], ids=["k", "tolerance"])
+def test_a_fork_goes_on_as_its_cache_would_have(options):
+    weights, cache = random_weights(), nn.NearFarCache(**options)
+    nn.forward(weights, TOKENS[:200], attention=over_all, cache=cache)
+    forks = [cache.fork() for _ in range(2)]
+    hidden = [nn.forward(weights, TOKENS[200:300], cache=forks[0]), nn.forward(weights, TOKENS[300:], cache=cache)]
+    np.testing.assert_array_equal(nn.forward(weights, TOKENS[200:300], cache=forks[1]), hidden[0])
+    assert cache.length == forks[0].length == 300
+    again = nn.NearFarCache(**options)
+    nn.forward(weights, TOKENS[:200], attention=over_all, cache=again)
+    np.testing.assert_array_equal(nn.forward(weights, TOKENS[300:], cache=again), hidden[1])
+
+
 def test_what_a_prompt_asks_for_is_known_when_it_is_continued():
     """Its queries say how far to open: a first step does not open all, as that of a cache which saw none does."""
     rng = np.random.default_rng(0)

@@ -73,6 +73,14 @@ class KeyValueCache:
         for layer, pair in self._buffers.items():
             yield layer, tuple(buffer[:, : self.length] for buffer in pair)
 
+    def fork(self):
+        """A cache of the same tokens that goes its own way: a prompt of which several things are asked. Copies them."""
+        new = KeyValueCache()
+        new.length = self.length
+        new._buffers = {layer: tuple(self._grown(buffer, buffer.shape[1]) for buffer in pair)
+                        for layer, pair in self._buffers.items()}
+        return new
+
     def truncate(self, length):
         """Hold the first `length` tokens only."""
         check_length(length, self.length)

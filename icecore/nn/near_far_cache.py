@@ -272,6 +272,14 @@ class NearFarCache:
             raise ValueError(f"a layer holds {min(held)} of {new.length} tokens")
         return new
 
+    def fork(self):
+        """A cache of the same tokens that goes its own way; what is sealed is shared, see `icecore.KVCache.fork`."""
+        new = type(self)(plan=self._plan, last_exact=self._last_exact, **self._options)
+        new.length = self.length
+        new._layers = {layer: cache.fork() for layer, cache in self._layers.items()}
+        new._sliding = self._sliding.fork()
+        return new
+
     def truncate(self, length):
         """Hold the first `length` tokens only."""
         check_length(length, self.length)
