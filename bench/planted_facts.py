@@ -51,7 +51,7 @@ def context(model, number):
         for word in rng.choice(words, FACTS // len(WORDINGS), replace=False):
             beginning, answer = wording[0].format(word), str(rng.integers(10 ** rng.integers(3, 6), 10**6))
             sentences.append(f"{beginning} {answer}{wording[1]} ")
-            questions_of.append(questions.Question(f"\n\n{beginning}", answer))
+            questions_of.append(questions.Question(f"\n\n{beginning}", f" {answer}"))
     text = TEXTS[name]()
     encode, decode = model.tokenizer.encode, model.tokenizer.decode
     taken = sum(len(encode(sentence)) for sentence in sentences)
@@ -82,7 +82,8 @@ def main():
         text, length, read, asked = context(model, number)
         for name in names:
             if (number, name) not in found:
-                found[number, name] = questions.ask(model, read, asked, methods.parse(name))["right"]
+                contexts = [(model.tokenizer.encode(read), asked)]
+                found[number, name] = questions.ask(model, contexts, methods.parse(name))["right"]
                 if given.resume:
                     with given.resume.open("a") as file:
                         file.write(json.dumps([number, name, found[number, name]]) + "\n")

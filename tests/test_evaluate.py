@@ -3,13 +3,14 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 from evaluated_models import decoder, image_encoder
 
 import icecore
 from icecore import nn
 from icecore.commands import evaluate
-from icecore.evaluation import cost, methods, models, report, run
+from icecore.evaluation import cost, methods, models, needles, report, run
 from icecore.evaluation.results import Results
 
 STOPPED = 2  # exit code of a usage error
@@ -79,8 +80,9 @@ def test_json_holds_cases_and_the_whole(tiny, tmp_path, capsys):
 def test_figure_of_each_task(tiny, tmp_path, capsys, task):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "figure.png"
-    arguments = ["--task", task, "--length", "1500", "--method", "near_far:k=9,window=32", "--plot", str(figure)]
-    assert evaluate.run(parse("any", *arguments, "--input", "manual")) == 0
+    arguments = ["--task", task, "--length", "3500", "--method", "near_far:k=9,window=32", "--plot", str(figure)]
+    samples = ["--samples", "1"] if hasattr(run.LANGUAGE[task], "SAMPLES") else []
+    assert evaluate.run(parse("any", *arguments, "--input", "manual", *samples)) == 0
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,6 +98,21 @@ def test_images(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
 
+def test_samples_are_part_of_the_case(tiny):
+    for samples in (1, None):
+        jobs = run.plan(decoder(), ["needles", "perplexity"], [], lengths=[1000], inputs=["manual"], samples=samples)
+        assert {job.case.get("samples") for job in jobs} == {samples or needles.SAMPLES, None}
+
+
+def test_heat_maps_are_by_depth_and_length():
+    cases = (("manual", 2000, 0.5, 1.0), ("verse", 2000, 0.5, 0.0), ("manual", 1000, 0.0, 1.0))
+    rows = [{"case": {"text": text, "length": length, "depth": depth}, "method": {"name": "exact"}, "accuracy": accuracy}
+            for text, length, depth, accuracy in cases]
+    lengths, depths, shares = report.heat_maps(rows)["exact"]
+    assert (lengths, depths) == ([1000, 2000], [0.0, 0.5])
+    np.testing.assert_array_equal(shares, [[1.0, np.nan], [np.nan, 0.5]])
+
+
 # Resumed ---------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +125,20 @@ def test_what_a_file_holds_is_not_computed_again(tiny, tmp_path, monkeypatch, ca
     assert (captured.out, captured.err, made) == (first, "", [])
     assert evaluate.run(parse("any", *SHORT, "--method", "near_far:k=9", "window", "--resume", str(kept))) == 0
     assert made == [methods.method("window")] * 2
+
+
+def test_divergence_is_the_same_after_a_stop(tiny, tmp_path, monkeypatch, capsys):
+    task, found = ["--task", "babi", "--length", "3500", "--samples", "1"], []
+    for before in ([], ["--method", "exact"]):
+        kept, file = tmp_path / f"{len(before)}.jsonl", tmp_path / "found.json"
+        if before:
+            assert evaluate.run(parse("any", *task, *before, "--resume", str(kept))) == 0
+            assert "memory" not in kept.read_text()
+        arguments = ["--method", "near_far:k=9,window=32", "--resume", str(kept), "--json", str(file)]
+        assert evaluate.run(parse("any", *task, *arguments)) == 0
+        rows = json.loads(file.read_text())["tasks"]["babi"]["cases"]
+        found.append([row["divergence"] for row in rows if row["method"]["name"] == "near_far"])
+    assert found[0] == found[1] and min(found[0]) > 0
 
 
 def test_a_stopped_run_goes_on(tiny, tmp_path, monkeypatch, capsys):
@@ -180,8 +211,8 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task", "poetry"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'poetry'"),
-        (["--task", "image"], "task must be one of perplexity, facts, lines, copying, generation for tiny, got 'image'"),
+        (["--task", "poetry"], f"task must be one of {', '.join(run.LANGUAGE)} for tiny, got 'poetry'"),
+        (["--task", "image"], f"task must be one of {', '.join(run.LANGUAGE)} for tiny, got 'image'"),
         (["--method", "magic"], "method must be one of exact, near_far, top_k, pdci, pages, minference"),
         (["--tolerance", "2"], "tolerance must be above 0 and below 1, got 2.0"),
         (["--tolerance", "0.1", "--method", "window"], "--tolerance 0.1: none of the methods window takes it"),
@@ -191,6 +222,10 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
         (["--length", "5", "--task", "facts"], "length must be at least 1000 for task facts, got 5"),
         (["--length", "4001"], "length must be at most 4000, the context, got 4001"),
         (["--input", "bible"], "text must be one of manual, source, verse, prose, got 'bible'"),
+        (["--length", "1500", "--task", "babi"], "length must be at least 2000 for task babi, got 1500"),
+        (["--samples", "0"], "samples must be at least 1, got 0"),
+        (["--samples", "2", "--task", "perplexity", "--input", "manual", "--length", "300"],
+         "samples is for none of the tasks perplexity, got 2"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--json", "no/such/folder/file"], "--json: no folder"),
         (["--resume", "."], "Is a directory"),

@@ -34,6 +34,8 @@ def add_arguments(parser):
     parser.add_argument("--length", type=int, nargs="+", metavar="N", help="tokens, or patches of a view (default: by task)")
     parser.add_argument("--input", nargs="+", metavar="NAME", help=f"texts: {', '.join(texts.TEXTS)}; pictures: "
                         f"{', '.join(pictures.PICTURES)} (default: by task)")
+    sampled = ", ".join(name for name, task in LANGUAGE.items() if hasattr(task, "SAMPLES"))
+    parser.add_argument("--samples", type=int, metavar="N", help=f"contexts of a case of {sampled} (default: by task)")
     parser.add_argument("--json", metavar="FILE", help="write what was found")
     parser.add_argument("--plot", metavar="FILE", help="write a figure")
     parser.add_argument("--resume", metavar="FILE", help="keep each result in this file as it comes, and do not compute again"
@@ -72,7 +74,8 @@ def run(args):
         error(str(problem))
     try:
         results = Results(args.resume)
-        jobs = plan(model, args.task or list(tasks_of(model)), chosen, lengths=args.length, inputs=args.input)
+        jobs = plan(model, args.task or list(tasks_of(model)), chosen, lengths=args.length, inputs=args.input,
+                    samples=args.samples)
     except ImportError as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -32,7 +32,8 @@ def cost(case):
 
 def run(model, case, method, exact):
     """Read the text, then complete the sentence of each fact; arguments and result as of the other tasks, see `ask`."""
-    return ask(model, *context(model, **case), method)
+    text, questions = context(model, **case)
+    return ask(model, [(model.tokenizer.encode(text), questions)], method, exact)
 
 
 def context(model, text, length, seed):
@@ -65,5 +66,5 @@ def context(model, text, length, seed):
         end = max(start, haystack.rfind(". ", start, wanted) + 2 if ". " in haystack[start:wanted] else wanted)
         pieces += [haystack[start:end], sentence]
         start = end
-    questions = [Question(f"\n\nThe {fact} is", number) for fact, number in facts.items()]
+    questions = [Question(f"\n\nThe {fact} is", f" {number}") for fact, number in facts.items()]
     return "".join([*pieces, haystack[start:]]), questions

@@ -8,7 +8,7 @@ from icecore import nn
 
 from . import pictures
 from .cost import Cost
-from .methods import Method
+from .methods import EXACT
 from .results import MEMORY
 from .statistics import retained
 from .watch import COLUMNS, Watch
@@ -18,7 +18,6 @@ LENGTHS = (8100,)
 MIN_LENGTH = 64
 #: A patch counts as matched to the right place this near to it, in sides of the view.
 NEAR = 0.05
-EXACT = Method("exact")
 
 
 def cases(lengths, names):

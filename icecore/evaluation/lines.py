@@ -1,20 +1,27 @@
-"""A long list of lines, each with a name and a number, of which some are asked for again."""
+"""Lines, each with a name and a number, of which some are asked for: LongEval's retrieval of lines (LMSYS, 2023)."""
 
 import re
 
 import numpy as np
 
-from . import texts
 from .cost import Cost
-from .questions import ANSWER_TOKENS, ROOM, Question, ask, compare, overall
+from .haystack import names
+from .questions import ANSWER_TOKENS, Question, ask, compare, overall
 
 __all__ = ["LENGTHS", "MIN_LENGTH", "cases", "check", "compare", "context", "cost", "overall", "run"]
 
 LENGTHS = (2000, 4000, 8000)
 MIN_LENGTH = 1000
 QUESTIONS = 20
-#: What stands before a line's number and after it.
-BEGINNING, END = "line {}: REGISTER_CONTENT is <", ">\n"
+INSTRUCTION = (
+    "Below is a record of lines. Each begins with 'line <line index>' and ends with a number, its <REGISTER_CONTENT>. Memorize"
+    " it for each line: at the end the <REGISTER_CONTENT> of a line will be asked for. Now the record start:\n\n"
+)
+LINE = "line {}: REGISTER_CONTENT is <{}>\n"
+QUESTION = (
+    "\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {0}? I need the number.\nThe <REGISTER_CONTENT>"
+    " in line {0} is <"
+)
 
 
 def cases(lengths, names):
@@ -28,19 +35,22 @@ def cost(case):
 
 
 def check(model, case):
-    """ValueError if the lines do not fill the length."""
-    context(model, **case)
+    """Every length from `MIN_LENGTH` on does."""
 
 
 def run(model, case, method, exact):
-    """Read the lines, then complete some; arguments and result as of the other tasks, see `ask`."""
-    return ask(model, *context(model, **case), method)
+    """Read the lines, then answer the questions; arguments and result as of the other tasks, see `ask`."""
+    return ask(model, [context(model, **case)], method, exact, rule=last_number)
+
+
+def last_number(came, question):
+    """Whether the last number of what came is the right one: LongEval's rule, here for the line that was begun; of one."""
+    numbers = re.findall(r"\d+", came.partition("\n")[0])
+    return [numbers[-1:] == [question.answer.rstrip(">")]]
 
 
 def context(model, length, seed):
     """Lines, as many as fit, and questions about some of them, evenly over the depth.
-
-    Names are single words and numbers have three digits, so that a small model can do it at all.
 
     Parameters
     ----------
@@ -48,28 +58,21 @@ def context(model, length, seed):
     length : int
         Tokens of the context with a question and its answer, at most.
     seed : int
-        Of the names' order and of the numbers.
+        Of names and numbers.
 
     Returns
     -------
-    context : str
+    context : ndarray of int64
     questions : list of Question
         In the order of the lines.
-
-    Raises
-    ------
-    ValueError
-        If there are too few names for so many lines.
     """
-    rng = np.random.default_rng(seed)
-    names = rng.permutation(sorted(set(re.findall(r"\b[a-z]{5,8}\b", texts.manual()))))
-    numbers = rng.integers(100, 1000, len(names))
-    beginnings = [BEGINNING.format(name) for name in names]
-    lines = [f"{beginning}{number}{END}" for beginning, number in zip(beginnings, numbers, strict=True)]
-    ends = np.cumsum([len(model.tokenizer.encode(line)) for line in lines])
-    room = length - ROOM
-    if room > ends[-1]:
-        raise ValueError(f"length must be at most {ROOM + ends[-1]} for task lines, got {length}")
-    count = int(np.searchsorted(ends, room, side="right"))
+    rng, encode = np.random.default_rng(seed), model.tokenizer.encode
+    indices = names(rng, length // len(LINE.split()))  # a line has more tokens than words
+    numbers = rng.integers(1, 50_001, len(indices))
+    lines = [encode(LINE.format(*line)) for line in zip(indices, numbers, strict=True)]
+    head = encode(INSTRUCTION)
+    question = max(len(encode(QUESTION.format(index))) for index in indices)
+    room = length - len(head) - question - ANSWER_TOKENS
+    count = int(np.searchsorted(np.cumsum([len(line) for line in lines]), room, side="right"))
     chosen = ((np.arange(QUESTIONS) + 0.5) * count / QUESTIONS).astype(int)
-    return "".join(lines[:count]), [Question(beginnings[at], str(numbers[at])) for at in chosen]
+    return np.concatenate([head, *lines[:count]]), [Question(QUESTION.format(indices[at]), f"{numbers[at]}>") for at in chosen]

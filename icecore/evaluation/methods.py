@@ -100,6 +100,9 @@ class Method:
         return out
 
 
+EXACT = Method("exact")
+
+
 def method(name, *, tolerance=None, k=None, window=None, file=None, decode=None, **others):
     """A method by its name.
 

@@ -2,9 +2,12 @@
 
 import platform
 
+import numpy as np
+
 import icecore
 
-from .run import EXACT, IMAGES, LANGUAGE
+from .methods import EXACT
+from .run import IMAGES, LANGUAGE
 
 VERSION = 1
 TASKS = {**LANGUAGE, **IMAGES}
@@ -13,7 +16,7 @@ FORMATS = {
     "perplexity": "{:.3f}", "ratio": "{:.4f}", "worst_ratio": "{:.4f}", "equal_tokens": "{:.1%}", "near_keys": "{:.0f}",
     "captured_mass": "{:.3f}", "accuracy": "{:.1%}", "retained": "{:.1%}", "common_prefix": "{:.0f}", "patch_cosine": "{:.4f}",
     "pooled_cosine": "{:.4f}", "equal_neighbours": "{:.1%}", "matched": "{:.1%}", "exact_matched": "{:.1%}",
-    "sparse_calls": "{:.0%}", "seconds": "{:.1f}",
+    "log_probability": "{:.3f}", "divergence": "{:.5f}", "depth": "{:.0%}", "sparse_calls": "{:.0%}", "seconds": "{:.1f}",
 }
 
 
@@ -115,6 +118,9 @@ SHOWN = {
     "perplexity": ("ratio", "perplexity ratio"),
     "facts": ("retained", "share retained"),
     "lines": ("retained", "share retained"),
+    "needles": ("accuracy", "share of needles found"),
+    "ruler": ("accuracy", "share of answers right"),
+    "babi": ("accuracy", "share of answers right"),
     "copying": ("accuracy", "share copied right"),
     "generation": ("equal_tokens", "equal tokens"),
     "image": ("retained", "share of matches retained"),
@@ -122,12 +128,15 @@ SHOWN = {
 
 
 def plot(found, path):
-    """Write a figure: a panel for each task with a bar for each method, a point for each case."""
+    """Write a figure: a panel for each task with a bar for each method, a point for each case; and of needles heat maps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1 + 1.6 * len(found)), layout="constrained")
-    for axes, (task, part) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
-        column, label = SHOWN[task]
+    maps = heat_maps(found["needles"]["cases"]) if "needles" in found else {}
+    heights = [1.6] * len(found) + [3] * bool(maps)
+    figure = Figure(figsize=(8, 1 + sum(heights)), layout="constrained")
+    panels = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (task, part) in zip(panels, found.items(), strict=False):
+        axes, (column, label) = panel.subplots(), SHOWN[task]
         rows = [row for row in part["overall"] if row["method"]["name"] != EXACT.name and row[column] is not None]
         names = [words(row["method"]) for row in rows]
         axes.barh(names, [row[column] for row in rows], color="C0", alpha=0.5)
@@ -137,4 +146,44 @@ def plot(found, path):
         axes.set(title=task, xlabel=label)
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
+    if maps:
+        draw_maps(panels[-1], maps)
     figure.savefig(path)
+
+
+def draw_maps(panel, maps):
+    """Heat maps of `heat_maps` beside one another."""
+    places = panel.subplots(1, len(maps), squeeze=False)[0]
+    for axes, (method, (lengths, depths, shares)) in zip(places, maps.items(), strict=True):
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+        axes.set_title(method, fontsize="small")
+        axes.set(xlabel="tokens", ylabel="depth")
+    panel.colorbar(image, ax=panel.axes, label="needles found")
+
+
+def heat_maps(rows):
+    """Shares of needles found by depth and length: method -> (lengths, depths, shares), means over texts; NaN where none is.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The cases of the task needles, as in `summary`.
+
+    Returns
+    -------
+    dict of str to (list of int, list of float, ndarray, (depths, lengths))
+    """
+    lengths, depths = (sorted({row["case"][name] for row in rows}) for name in ("length", "depth"))
+    found = {}
+    for row in rows:
+        cell = depths.index(row["case"]["depth"]), lengths.index(row["case"]["length"])
+        found.setdefault(words(row["method"]), {}).setdefault(cell, []).append(row["accuracy"])
+    maps = {}
+    for method, cells in found.items():
+        shares = np.full((len(depths), len(lengths)), np.nan)
+        for cell, values in cells.items():
+            shares[cell] = np.mean(values)
+        maps[method] = lengths, depths, shares
+    return maps

@@ -3,15 +3,17 @@
 import time
 from typing import NamedTuple
 
-from . import copying, facts, generation, image, lines, perplexity
-from .methods import Method
+from . import babi, copying, facts, generation, image, lines, needles, perplexity, ruler
+from .methods import EXACT, Method
 from .results import MEMORY, identity
 
 #: Tasks of language models, in the order in which they run.
-LANGUAGE = {"perplexity": perplexity, "facts": facts, "lines": lines, "copying": copying, "generation": generation}
+LANGUAGE = {
+    "perplexity": perplexity, "facts": facts, "lines": lines, "needles": needles, "ruler": ruler, "babi": babi,
+    "copying": copying, "generation": generation,
+}
 #: Tasks of image encoders.
 IMAGES = {"image": image}
-EXACT = Method("exact")
 
 
 class Job(NamedTuple):
@@ -36,7 +38,7 @@ def tasks_of(model):
     return IMAGES if model.reads_images else LANGUAGE
 
 
-def plan(model, tasks, methods, *, lengths=None, inputs=None):
+def plan(model, tasks, methods, *, lengths=None, inputs=None, samples=None):
     """All jobs of a run.
 
     Parameters
@@ -48,6 +50,8 @@ def plan(model, tasks, methods, *, lengths=None, inputs=None):
         Of every task; default: the task's own.
     inputs : sequence of str, optional
         Texts or pictures; default: the task's own.
+    samples : int, optional
+        Contexts of a case, of tasks whose cases have several; default: the task's own.
 
     Returns
     -------
@@ -57,15 +61,19 @@ def plan(model, tasks, methods, *, lengths=None, inputs=None):
     Raises
     ------
     ValueError
-        If a task or a method is not for the model, a length is too short or too long, or there is no such text or picture.
+        If a task or a method is not for the model, a length is too short or too long, there is no such text or picture, or
+        `samples` is below 1 or for none of the tasks.
     ImportError
         If the package of a text or of the pictures is missing.
     """
-    known, jobs = tasks_of(model), []
+    known, jobs, sampled = tasks_of(model), [], False
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     for name in tasks:
         if name not in known:
             raise ValueError(f"task must be one of {', '.join(known)} for {model.name}, got {name!r}")
         task = known[name]
+        sampled |= hasattr(task, "SAMPLES")
         for length in lengths or ():
             if length < task.MIN_LENGTH:
                 raise ValueError(f"length must be at least {task.MIN_LENGTH} for task {name}, got {length}")
@@ -75,8 +83,11 @@ def plan(model, tasks, methods, *, lengths=None, inputs=None):
         if model.reads_images and any(method.name == "window" for method in others):
             raise ValueError(f"method window is for language models, {model.name} reads images")
         for case in task.cases(lengths or task.LENGTHS, inputs):
+            case |= {"samples": samples} if samples is not None and "samples" in case else {}
             task.check(model, case)
             jobs += [Job(name, case, method) for method in (EXACT, *others)]
+    if samples is not None and not sampled:
+        raise ValueError(f"samples is for none of the tasks {', '.join(tasks)}, got {samples}")
     return jobs
 
 
