@@ -117,7 +117,7 @@ def cell(name, value):
 SHOWN = {
     "perplexity": ("ratio", "perplexity ratio"),
     "facts": ("retained", "share retained"),
-    "lines": ("retained", "share retained"),
+    "lines": ("accuracy", "share of answers right"),
     "needles": ("accuracy", "share of needles found"),
     "ruler": ("accuracy", "share of answers right"),
     "babi": ("accuracy", "share of answers right"),
