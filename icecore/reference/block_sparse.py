@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from icecore.reference.combine import Choice, attend_chosen
+from icecore.reference.combine import attend_by_heads
 from icecore.reference.dense import visible_count, visible_keys
 from icecore.reference.top_k import largest
 
@@ -52,13 +52,9 @@ def block_sparse_attention(query, key, value, *, k, causal=False, scale=None, so
     margin : (B, H, L) float64, only with return_margin
         The difference of scores by which the last block was chosen; where it is tiny, rounding may choose another.
     """
-    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    group = query.shape[1] // key.shape[1]
-    chosen, margin = np.zeros((*query.shape[:3], key.shape[2]), bool), np.full(query.shape[:3], np.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for b, h in np.ndindex(query.shape[:2]):
-            chosen[b, h], margin[b, h] = choose_blocks(scale * query[b, h], key[b, h // group], k, causal)
-    out, lse, _, near = attend_chosen(query, key, value, lambda *row: Choice(np.flatnonzero(chosen[row])), scale=scale,
-                                      softcap=softcap, sink_logits=sink_logits)
-    return (out, lse, near, margin) if return_margin else (out, lse, near)
+
+    def choose(query, key, scale):
+        return choose_blocks(scale * query, key, k, causal)
+
+    out, lse, near, margins = attend_by_heads(query, key, value, choose, scale=scale, softcap=softcap, sink_logits=sink_logits)
+    return (out, lse, near, np.reshape(margins, near.shape)) if return_margin else (out, lse, near)

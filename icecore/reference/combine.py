@@ -63,3 +63,19 @@ def attend_chosen(query, key, value, choose, *, scale=None, bias=None, softcap=N
             out[b, h, i], lse[b, h, i], mass[b, h, i] = combine(*row, choice, scale, own, softcap, sinks[h])
             count[b, h, i] = len(choice.keys)
     return out, lse, mass, count
+
+
+def attend_by_heads(query, key, value, choose, *, scale=None, softcap=None, sink_logits=None):
+    """Attention to the keys that ``choose(query, key, scale)`` gives a head, (L, d), (S, d) -> (L, S) bool and a margin.
+
+    In float64. Returns out (B, H, L, dv), lse and the number of keys of each query, and the margins of all heads in a list.
+    """
+    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    group = query.shape[1] // key.shape[1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = [choose(query[b, h], key[b, h // group], scale) for b, h in np.ndindex(query.shape[:2])]
+    chosen = np.reshape([own for own, _ in found], (*query.shape[:3], key.shape[2]))
+    out, lse, _, near = attend_chosen(query, key, value, lambda *row: Choice(np.flatnonzero(chosen[row])), scale=scale,
+                                      softcap=softcap, sink_logits=sink_logits)
+    return out, lse, near, [margin for _, margin in found]

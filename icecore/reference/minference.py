@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from icecore.reference.combine import Choice, attend_chosen
+from icecore.reference.combine import attend_by_heads
 from icecore.reference.dense import capped, softmax_sum, visible_keys
 
 #: Queries that vote; rows of a block, which share the squares along their diagonals.
@@ -75,13 +75,9 @@ def minference_attention(query, key, value, *, vertical, slash, causal=True, sca
     margin : (B, H) float64, only with return_margin
         By what share of its votes the last elected line was ahead of the next; where it is tiny, rounding may elect another.
     """
-    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    group = query.shape[1] // key.shape[1]
-    chosen, margin = np.zeros((*query.shape[:3], key.shape[2]), bool), np.full(query.shape[:2], np.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for b, h in np.ndindex(query.shape[:2]):
-            chosen[b, h], margin[b, h] = choose_lines(query[b, h], key[b, h // group], vertical, slash, scale, softcap)
-    out, lse, _, near = attend_chosen(query, key, value, lambda *row: Choice(np.flatnonzero(chosen[row])), scale=scale,
-                                      softcap=softcap, sink_logits=sink_logits)
-    return (out, lse, near, margin) if return_margin else (out, lse, near)
+
+    def choose(query, key, scale):
+        return choose_lines(query, key, vertical, slash, scale, softcap)
+
+    out, lse, near, margins = attend_by_heads(query, key, value, choose, scale=scale, softcap=softcap, sink_logits=sink_logits)
+    return (out, lse, near, np.reshape(margins, near.shape[:2])) if return_margin else (out, lse, near)
