@@ -4,9 +4,8 @@ import numpy as np
 
 from icecore import nn
 
-from . import texts
 from .cost import Cost
-from .perplexity import check, leading_tokens
+from .perplexity import cases, check, leading_tokens
 from .statistics import share
 from .watch import COLUMNS, Watch
 
@@ -16,11 +15,6 @@ LENGTHS = (4000,)
 MIN_LENGTH = 256
 #: Tokens of continuation.
 NEW_TOKENS = 64
-
-
-def cases(lengths, names):
-    """One for each text and length."""
-    return [{"text": name, "length": length} for name in names or texts.available() for length in lengths]
 
 
 def cost(case):
