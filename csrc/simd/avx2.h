@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "simd/exp2.h"
-
 #define VF_WIDTH 8
 #define KEY_TILE 4
 #define QUERY_VECTORS 3
@@ -121,16 +119,14 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
     for (int c = 0; c < 8; c++) v[c] = next[c];
 }
 
+#include "simd/exp2.h"
+
 static inline vf vf_exp2(vf x) {
     __m256 kept = _mm256_cmp_ps(x, _mm256_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
     x = _mm256_min_ps(_mm256_set1_ps(128.0f), x); /* in this order a NaN in x survives */
     __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 f = _mm256_sub_ps(x, n);
-    __m256 p = _mm256_fmadd_ps(f, _mm256_set1_ps(EXP2_C5), _mm256_set1_ps(EXP2_C4));
-    p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(EXP2_C3));
-    p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(EXP2_C2));
-    p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(EXP2_C1));
-    p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(1.0f));
+    __m256 p = exp2_of_fraction(f);
     /* 2^n as 2 * 2^(n-1): n reaches 128, and at 128 the product overflows to inf as it should */
     __m256i scale = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126)), 23);
     p = _mm256_mul_ps(_mm256_add_ps(p, p), _mm256_castsi256_ps(scale));

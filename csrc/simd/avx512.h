@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "simd/exp2.h"
-
 #define VF_WIDTH 16
 #define KEY_TILE 8
 #define QUERY_VECTORS 3
@@ -117,17 +115,14 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
     for (int c = 0; c < 16; c++) v[c] = next[c];
 }
 
+#include "simd/exp2.h"
+
 static inline vf vf_exp2(vf x) {
     __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
     x = _mm512_min_ps(_mm512_set1_ps(128.0f), x); /* in this order a NaN in x survives; 128 gives inf below */
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 f = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(EXP2_C5), _mm512_set1_ps(EXP2_C4));
-    p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(EXP2_C3));
-    p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(EXP2_C2));
-    p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(EXP2_C1));
-    p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(kept, p, n);
+    return _mm512_maskz_scalef_ps(kept, exp2_of_fraction(f), n);
 }
 
 /* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key. */

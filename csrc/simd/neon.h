@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "simd/exp2.h"
-
 #define VF_WIDTH 4
 #define KEY_TILE 8
 #define QUERY_VECTORS 3
@@ -105,16 +103,14 @@ static inline void vf_transpose(vf v[VF_WIDTH]) {
     v[3] = vreinterpretq_f32_f64(vtrn2q_f64(b, d));
 }
 
+#include "simd/exp2.h"
+
 static inline vf vf_exp2(vf x) {
     uint32x4_t dropped = vcltq_f32(x, vdupq_n_f32(EXP2_MIN));
     x = vminq_f32(x, vdupq_n_f32(128.0f)); /* keeps NaN */
     float32x4_t n = vrndnq_f32(x);
     float32x4_t f = vsubq_f32(x, n);
-    float32x4_t p = vfmaq_f32(vdupq_n_f32(EXP2_C4), f, vdupq_n_f32(EXP2_C5));
-    p = vfmaq_f32(vdupq_n_f32(EXP2_C3), f, p);
-    p = vfmaq_f32(vdupq_n_f32(EXP2_C2), f, p);
-    p = vfmaq_f32(vdupq_n_f32(EXP2_C1), f, p);
-    p = vfmaq_f32(vdupq_n_f32(1.0f), f, p);
+    float32x4_t p = exp2_of_fraction(f);
     /* 2^n as 2 * 2^(n-1): n reaches 128, and at 128 the product overflows to inf as it should */
     int32x4_t scale = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(126)), 23);
     p = vmulq_f32(vaddq_f32(p, p), vreinterpretq_f32_s32(scale));

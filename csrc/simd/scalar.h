@@ -6,7 +6,6 @@
 #include <stdint.h>
 
 #include "base/half.h"
-#include "simd/exp2.h"
 
 #define VF_WIDTH 1
 #define KEY_TILE 4
@@ -66,15 +65,16 @@ static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {
 
 static inline void vf_transpose(vf v[VF_WIDTH]) { (void)v; }
 
+#include "simd/exp2.h"
+
 static inline vf vf_exp2(vf x) {
     if (x < EXP2_MIN) return 0.0f;
     if (x >= 128.0f) return INFINITY;
     if (x != x) return x;
     float n = (x + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to the nearest integer */
     float f = x - n;
-    float p = 1.0f + f * (EXP2_C1 + f * (EXP2_C2 + f * (EXP2_C3 + f * (EXP2_C4 + f * EXP2_C5))));
     /* two factors: 2^128 alone is not a float, although 2^127.9 is */
-    return p * 2.0f * ice_bits_float((uint32_t)((int32_t)n + 126) << 23);
+    return exp2_of_fraction(f) * 2.0f * ice_bits_float((uint32_t)((int32_t)n + 126) << 23);
 }
 
 /* Sums of four products of bytes a lane: vq holds signed query bytes, vk unsigned code bytes of one key. */
