@@ -160,8 +160,8 @@ static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, c
         if (r < rows) bf16_add_64(row + r, state + r, 1, count, values, value_dim, t);
     }
     for (int r = 0; t < value_dim && r < rows; r++)
-        row_weighted_sum_bf16(row[r].weights, count, values + t, value_dim, value_dim - t, row[r].correction,
-                              state[r]->accumulator + t);
+        row_weighted_sum(row[r].weights, count, ICECORE_BFLOAT16, values + t, value_dim, value_dim - t,
+                         row[r].correction, state[r]->accumulator + t);
 }
 
 static void bf16_rows_attend(const ice_bf16_rows *all, uint64_t lanes, const uint16_t *keys, const uint16_t *values,

@@ -213,46 +213,6 @@ static float encode(const float *x, const float *center, int64_t dim, int64_t st
     return largest / 127.0f;
 }
 
-static ALWAYS_INLINE void distance_tile(float scale, const float *keys, int64_t stride, const float *panel, int64_t dim,
-                                        float *out, const int rows, const int vectors) {
-    const vf minus_scale = vf_set1(-scale);
-    vf sum[KEY_TILE][QUERY_VECTORS];
-    UNROLL for (int r = 0; r < rows; r++) UNROLL
-        for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
-    for (int64_t t = 0; t < dim; t++) {
-        vf column[QUERY_VECTORS];
-        UNROLL for (int q = 0; q < vectors; q++)
-            column[q] = vf_load(panel + t * ICE_PANEL + q * VF_WIDTH);
-        UNROLL for (int r = 0; r < rows; r++) {
-            vf x = vf_set1(keys[r * stride + t]);
-            UNROLL for (int q = 0; q < vectors; q++) {
-                vf difference = vf_fma(x, minus_scale, column[q]);
-                sum[r][q] = vf_fma(difference, difference, sum[r][q]);
-            }
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++) UNROLL
-        for (int q = 0; q < vectors; q++)
-            vf_store(out + r * ICE_PANEL + q * VF_WIDTH, vf_mul(sum[r][q], vf_set1(-0.5f)));
-}
-
-static ALWAYS_INLINE void distance_column(float scale, const float *keys, int64_t stride, const float *panel,
-                                          int64_t dim, int64_t count, float *out, const int vectors) {
-    int64_t j = 0;
-    for (; j + KEY_TILE <= count; j += KEY_TILE)
-        distance_tile(scale, keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, KEY_TILE, vectors);
-    for (; j < count; j++) distance_tile(scale, keys + j * stride, stride, panel, dim, out + j * ICE_PANEL, 1, vectors);
-}
-
-static void squared_distances(const float *panel, int64_t dim, int lanes, float scale, const float *keys,
-                              int64_t stride, int64_t count, float *out) {
-    int lane = 0;
-    for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, QUERY_VECTORS);
-    for (; lane < lanes; lane += VF_WIDTH)
-        distance_column(scale, keys, stride, panel + lane, dim, count, out + lane, 1);
-}
-
 static void chebyshev(const float *projection, int64_t stride, int simples, const float *query, int64_t count,
                       float *distance) {
     for (int64_t i = 0; i < count; i += VF_WIDTH) {

@@ -33,11 +33,15 @@ static void from_panel(const float *panel, int64_t dim, float *rows) {
         }
 }
 
-/* out[r * out_stride + q] = sum_i a[r * row_stride + i * step] b[i * ICE_PANEL + q], a tile of rows x vectors.  With
- * `accumulate`, added to out * correction.  rows and vectors are compile-time constants at every call. */
-static ALWAYS_INLINE void product_tile(const float *a, int64_t row_stride, int64_t step, const float *b, int64_t length,
-                                       float *out, int accumulate, const float *correction, const int rows,
-                                       const int vectors) {
+/* What is summed: products, added to out * correction or replacing it, or squares of b - scale * a, times -1/2. */
+typedef enum { PRODUCT, ADDED_PRODUCT, SQUARED_DISTANCE } tile_kind;
+
+/* out[r * ICE_PANEL + q] = sum_i a[r * row_stride + i * step] b[i * ICE_PANEL + q], a tile of rows x vectors, or as
+ * `kind` says.  kind, rows and vectors are compile-time constants at every call. */
+static ALWAYS_INLINE void product_tile(const tile_kind kind, const float *a, int64_t row_stride, int64_t step,
+                                       const float *b, int64_t length, float *out, float scale, const float *correction,
+                                       const int rows, const int vectors) {
+    const vf minus_scale = vf_set1(-scale);
     vf sum[KEY_TILE][QUERY_VECTORS];
     UNROLL for (int r = 0; r < rows; r++) UNROLL
         for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
@@ -47,50 +51,64 @@ static ALWAYS_INLINE void product_tile(const float *a, int64_t row_stride, int64
             column[q] = vf_load(b + i * ICE_PANEL + q * VF_WIDTH);
         UNROLL for (int r = 0; r < rows; r++) {
             vf x = vf_set1(a[r * row_stride + i * step]);
-            UNROLL for (int q = 0; q < vectors; q++)
-                sum[r][q] = vf_fma(x, column[q], sum[r][q]);
+            UNROLL for (int q = 0; q < vectors; q++) {
+                if (kind == SQUARED_DISTANCE) {
+                    vf difference = vf_fma(x, minus_scale, column[q]);
+                    sum[r][q] = vf_fma(difference, difference, sum[r][q]);
+                } else {
+                    sum[r][q] = vf_fma(x, column[q], sum[r][q]);
+                }
+            }
         }
     }
     UNROLL for (int r = 0; r < rows; r++) UNROLL
         for (int q = 0; q < vectors; q++) {
             float *target = out + r * ICE_PANEL + q * VF_WIDTH;
             vf result = sum[r][q];
-            if (accumulate) result = vf_fma(vf_load(target), vf_load(correction + q * VF_WIDTH), result);
+            if (kind == ADDED_PRODUCT) result = vf_fma(vf_load(target), vf_load(correction + q * VF_WIDTH), result);
+            if (kind == SQUARED_DISTANCE) result = vf_mul(result, vf_set1(-0.5f));
             vf_store(target, result);
         }
 }
 
 /* All rows of one column of tiles. */
-static ALWAYS_INLINE void product_column(const float *a, int64_t rows, int64_t row_stride, int64_t step, const float *b,
-                                         int64_t length, float *out, int accumulate, const float *correction,
-                                         const int vectors) {
+static ALWAYS_INLINE void product_column(const tile_kind kind, const float *a, int64_t rows, int64_t row_stride,
+                                         int64_t step, const float *b, int64_t length, float *out, float scale,
+                                         const float *correction, const int vectors) {
     int64_t r = 0;
     for (; r + KEY_TILE <= rows; r += KEY_TILE)
-        product_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, accumulate, correction,
+        product_tile(kind, a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction,
                      KEY_TILE, vectors);
     for (; r < rows; r++)
-        product_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, accumulate, correction, 1,
+        product_tile(kind, a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, 1,
                      vectors);
 }
 
-static ALWAYS_INLINE void product(const float *a, int64_t rows, int64_t row_stride, int64_t step, const float *b,
-                                  int64_t length, int lanes, float *out, int accumulate, const float *correction) {
+/* correction: of ADDED_PRODUCT; scale: of SQUARED_DISTANCE. */
+static ALWAYS_INLINE void product(const tile_kind kind, const float *a, int64_t rows, int64_t row_stride, int64_t step,
+                                  const float *b, int64_t length, int lanes, float *out, float scale,
+                                  const float *correction) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        product_column(a, rows, row_stride, step, b + lane, length, out + lane, accumulate, correction + lane,
+        product_column(kind, a, rows, row_stride, step, b + lane, length, out + lane, scale, correction + lane,
                        QUERY_VECTORS);
     for (; lane < lanes; lane += VF_WIDTH)
-        product_column(a, rows, row_stride, step, b + lane, length, out + lane, accumulate, correction + lane, 1);
+        product_column(kind, a, rows, row_stride, step, b + lane, length, out + lane, scale, correction + lane, 1);
 }
 
 static void scores(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
                    float *out) {
-    product(keys, count, stride, 1, panel, dim, lanes, out, 0, panel);
+    product(PRODUCT, keys, count, stride, 1, panel, dim, lanes, out, 0.0f, panel);
+}
+
+static void squared_distances(const float *panel, int64_t dim, int lanes, float scale, const float *keys,
+                              int64_t stride, int64_t count, float *out) {
+    product(SQUARED_DISTANCE, keys, count, stride, 1, panel, dim, lanes, out, scale, panel);
 }
 
 static void weighted_sum(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
                          int64_t value_dim, const float *correction, float *accumulator) {
-    product(values, value_dim, 1, stride, weights, count, lanes, accumulator, 1, correction);
+    product(ADDED_PRODUCT, values, value_dim, 1, stride, weights, count, lanes, accumulator, 0.0f, correction);
 }
 
 static void mask_range(float *block, int64_t count, int lanes, const float *lower, const float *upper,

@@ -2,7 +2,79 @@
  * for near cells, which differ from query to query.  They are bound by reading keys and values once, so 16-bit types
  * are widened in registers. */
 
-/* Defines one row kernel pair for a storage type T with loaders LOAD and LOAD_N. */
+static ALWAYS_INLINE vf load_row(icecore_dtype dtype, const void *row, int64_t t, int n) {
+    if (dtype == ICECORE_FLOAT32)
+        return n == VF_WIDTH ? vf_load((const float *)row + t) : vf_load_n((const float *)row + t, n);
+    const uint16_t *half = (const uint16_t *)row + t;
+    if (dtype == ICECORE_BFLOAT16) return n == VF_WIDTH ? vf_load_bf16(half) : vf_load_bf16_n(half, n);
+    return n == VF_WIDTH ? vf_load_f16(half) : vf_load_f16_n(half, n);
+}
+
+/* Calls CALL with the type as a constant; 8-bit rows have kernels of their own. */
+#define BY_TYPE(dtype, CALL, INT8)                        \
+    switch (dtype) {                                      \
+    case ICECORE_FLOAT32: CALL(ICECORE_FLOAT32); break;   \
+    case ICECORE_FLOAT16: CALL(ICECORE_FLOAT16); break;   \
+    case ICECORE_BFLOAT16: CALL(ICECORE_BFLOAT16); break; \
+    case ICECORE_INT8: INT8; break;                       \
+    }
+
+/* Rows that lie anywhere, or one behind another, `stride` bytes apart. */
+typedef struct {
+    const void *const *each;
+    const void *first;
+    int64_t stride;
+} row_places;
+
+/* The place of row j from component t on. */
+static ALWAYS_INLINE const void *row_at(const row_places rows, const int anywhere, const icecore_dtype dtype, int64_t j,
+                                        int64_t t) {
+    const int64_t begin = t * (dtype == ICECORE_FLOAT32 ? 4 : 2);
+    return (anywhere ? (const char *)rows.each[j] : (const char *)rows.first + j * rows.stride) + begin;
+}
+
+/* Four vectors of the accumulator, over all rows, in two sums each. */
+static ALWAYS_INLINE void weighted_columns(const float *weights, int64_t count, const icecore_dtype dtype,
+                                           const row_places rows, const int anywhere, int64_t t, vf scale,
+                                           float *accumulator) {
+    vf even[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}, odd[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    int64_t j = 0;
+    for (; j + 2 <= count; j += 2) {
+        const void *row0 = row_at(rows, anywhere, dtype, j, t), *row1 = row_at(rows, anywhere, dtype, j + 1, t);
+        vf w0 = vf_set1(weights[j]), w1 = vf_set1(weights[j + 1]);
+        UNROLL for (int u = 0; u < 4; u++) {
+            even[u] = vf_fma(w0, load_row(dtype, row0, u * VF_WIDTH, VF_WIDTH), even[u]);
+            odd[u] = vf_fma(w1, load_row(dtype, row1, u * VF_WIDTH, VF_WIDTH), odd[u]);
+        }
+    }
+    if (j < count) {
+        vf w = vf_set1(weights[j]);
+        UNROLL for (int u = 0; u < 4; u++)
+            even[u] = vf_fma(w, load_row(dtype, row_at(rows, anywhere, dtype, j, t), u * VF_WIDTH, VF_WIDTH), even[u]);
+    }
+    UNROLL for (int u = 0; u < 4; u++) {
+        float *target = accumulator + t + u * VF_WIDTH;
+        vf_store(target, vf_fma(vf_load(target), scale, vf_add(even[u], odd[u])));
+    }
+}
+
+static ALWAYS_INLINE void weighted_rows(const float *weights, int64_t count, const icecore_dtype dtype,
+                                        const row_places rows, const int anywhere, int64_t value_dim, float correction,
+                                        float *accumulator) {
+    const vf scale = vf_set1(correction);
+    int64_t t = 0;
+    for (; t + 4 * VF_WIDTH <= value_dim; t += 4 * VF_WIDTH)
+        weighted_columns(weights, count, dtype, rows, anywhere, t, scale, accumulator);
+    for (; t < value_dim; t += VF_WIDTH) {
+        int n = value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH;
+        vf sum = vf_zero();
+        for (int64_t j = 0; j < count; j++)
+            sum = vf_fma(vf_set1(weights[j]), load_row(dtype, row_at(rows, anywhere, dtype, j, t), 0, n), sum);
+        vf_store_n(accumulator + t, vf_fma(vf_load_n(accumulator + t, n), scale, sum), n);
+    }
+}
+
+/* Defines the scores of a storage type T with loaders LOAD and LOAD_N. */
 #define DEFINE_ROW_KERNELS(NAME, T, LOAD, LOAD_N)                                                                \
     static void row_scores_##NAME(const float *query, int64_t dim, const T *keys, int64_t stride, int64_t count, \
                                   float *out) {                                                                  \
@@ -31,41 +103,6 @@
             if (rest) sum = vf_fma(vf_load_n(query + whole, rest), LOAD_N(row + whole, rest), sum);              \
             out[j] = vf_reduce_add(sum);                                                                         \
         }                                                                                                        \
-    }                                                                                                            \
-                                                                                                                 \
-    static void row_weighted_sum_##NAME(const float *weights, int64_t count, const T *values, int64_t stride,    \
-                                        int64_t value_dim, float correction, float *accumulator) {               \
-        const vf scale = vf_set1(correction);                                                                    \
-        int64_t t = 0;                                                                                           \
-        for (; t + 4 * VF_WIDTH <= value_dim; t += 4 * VF_WIDTH) {                                               \
-            vf even[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                           \
-            vf odd[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};                                            \
-            int64_t j = 0;                                                                                       \
-            for (; j + 2 <= count; j += 2) {                                                                     \
-                const T *row = values + j * stride + t;                                                          \
-                vf w0 = vf_set1(weights[j]), w1 = vf_set1(weights[j + 1]);                                       \
-                UNROLL for (int u = 0; u < 4; u++) {                                                             \
-                    even[u] = vf_fma(w0, LOAD(row + u * VF_WIDTH), even[u]);                                     \
-                    odd[u] = vf_fma(w1, LOAD(row + stride + u * VF_WIDTH), odd[u]);                              \
-                }                                                                                                \
-            }                                                                                                    \
-            if (j < count) {                                                                                     \
-                vf w = vf_set1(weights[j]);                                                                      \
-                UNROLL for (int u = 0; u < 4; u++)                                                               \
-                    even[u] = vf_fma(w, LOAD(values + j * stride + t + u * VF_WIDTH), even[u]);                  \
-            }                                                                                                    \
-            UNROLL for (int u = 0; u < 4; u++) {                                                                 \
-                float *target = accumulator + t + u * VF_WIDTH;                                                  \
-                vf_store(target, vf_fma(vf_load(target), scale, vf_add(even[u], odd[u])));                       \
-            }                                                                                                    \
-        }                                                                                                        \
-        for (; t < value_dim; t += VF_WIDTH) {                                                                   \
-            int n = value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH;                                  \
-            vf sum = vf_zero();                                                                                  \
-            for (int64_t j = 0; j < count; j++)                                                                  \
-                sum = vf_fma(vf_set1(weights[j]), LOAD_N(values + j * stride + t, n), sum);                      \
-            vf_store_n(accumulator + t, vf_fma(vf_load_n(accumulator + t, n), scale, sum), n);                   \
-        }                                                                                                        \
     }
 
 DEFINE_ROW_KERNELS(f32, float, vf_load, vf_load_n)
@@ -85,18 +122,11 @@ static void row_scores(const float *query, int64_t dim, icecore_dtype dtype, con
 
 static void row_weighted_sum(const float *weights, int64_t count, icecore_dtype dtype, const void *values,
                              int64_t stride, int64_t value_dim, float correction, float *accumulator) {
-    switch (dtype) {
-    case ICECORE_FLOAT32:
-        row_weighted_sum_f32(weights, count, values, stride, value_dim, correction, accumulator);
-        break;
-    case ICECORE_FLOAT16:
-        row_weighted_sum_f16(weights, count, values, stride, value_dim, correction, accumulator);
-        break;
-    case ICECORE_BFLOAT16:
-        row_weighted_sum_bf16(weights, count, values, stride, value_dim, correction, accumulator);
-        break;
-    case ICECORE_INT8: row_weighted_sum_int8(weights, count, values, stride, value_dim, correction, accumulator); break;
-    }
+#define SUM(TYPE)                                                                                                \
+    weighted_rows(weights, count, TYPE, (row_places){NULL, values, stride * (int64_t)ice_element_size(TYPE)}, 0, \
+                  value_dim, correction, accumulator)
+    BY_TYPE(dtype, SUM, row_weighted_sum_int8(weights, count, values, stride, value_dim, correction, accumulator));
+#undef SUM
 }
 
 static void row_softmax(float *row, int64_t count, float *maximum, float *sum, float *correction) {
