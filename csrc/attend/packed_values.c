@@ -18,10 +18,9 @@ static void pack_task(void *context, int64_t index, void *scratch) {
     const int64_t number = index % own->heads, head = own->first_head + number,
                   first = index / own->heads * PACKED_KEYS;
     const int64_t rest = p->keys - first;
-    own->kernels->bf16->pack_values(
-        ice_address(&p->value, p->key_dtype, head / p->key_heads, head % p->key_heads, first), p->value.row_stride,
-        rest < PACKED_KEYS ? rest : PACKED_KEYS, p->value_dim,
-        own->packed + number * ice_packed_numbers(p) + first * p->value_dim);
+    own->kernels->bf16->pack_values(ice_value_at(p, head, first), p->value.row_stride,
+                                    rest < PACKED_KEYS ? rest : PACKED_KEYS, p->value_dim,
+                                    own->packed + number * ice_packed_numbers(p) + first * p->value_dim);
 }
 
 icecore_status ice_pack_heads(const icecore_attention *problem, const ice_kernels *kernels, int64_t first_head,

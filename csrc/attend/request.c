@@ -31,6 +31,24 @@ icecore_status ice_check_problem(const icecore_attention *p) {
     return ICECORE_OK;
 }
 
+icecore_attention ice_heads_of(const icecore_attention *p, int64_t batch, int64_t first_head, int64_t heads) {
+    icecore_attention own = *p;
+    const int64_t key_head = first_head / ice_group(p);
+    const int64_t mask = batch * p->mask_batch_stride + first_head * p->mask_head_stride;
+    own.batch = 1;
+    own.query_heads = own.key_heads = heads;
+    own.query.data = ice_address(&p->query, p->dtype, batch, first_head, 0);
+    own.out.data = ice_address(&p->out, p->dtype, batch, first_head, 0);
+    own.key.data = ice_address(&p->key, p->key_dtype, batch, key_head, 0);
+    own.value.data = ice_address(&p->value, p->key_dtype, batch, key_head, 0);
+    own.key.head_stride = own.value.head_stride = 0;
+    if (p->lse) own.lse = p->lse + ice_place_of(p, (ice_row){batch, first_head, 0});
+    if (p->sink_logits) own.sink_logits = p->sink_logits + first_head;
+    if (p->mask_kind == ICECORE_MASK_BOOL) own.mask = (const uint8_t *)p->mask + mask;
+    if (p->mask_kind == ICECORE_MASK_FLOAT32) own.mask = (const float *)p->mask + mask;
+    return own;
+}
+
 ice_visible ice_visible_keys(const icecore_attention *p, int64_t query) {
     int64_t position = p->keys - p->queries + query;
     int64_t causal_end = p->causal ? larger(0, position + 1) : p->keys;

@@ -42,6 +42,22 @@ static inline void *ice_address(const icecore_tensor *t, icecore_dtype dtype, in
     return (char *)t->data + offset * (int64_t)ice_element_size(dtype);
 }
 
+/* The address of a key or a value of head batch * key_heads + key head. */
+static inline void *ice_key_at(const icecore_attention *p, int64_t head, int64_t row) {
+    return ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, row);
+}
+static inline void *ice_value_at(const icecore_attention *p, int64_t head, int64_t row) {
+    return ice_address(&p->value, p->key_dtype, head / p->key_heads, head % p->key_heads, row);
+}
+
+/* Where a row stands in arrays of batch x query_heads x queries. */
+static inline int64_t ice_place_of(const icecore_attention *p, ice_row row) {
+    return (row.batch * p->query_heads + row.head) * p->queries + row.query;
+}
+
+/* Query heads first_head .. first_head + heads - 1, which read one key head, as if each had one of its own. */
+icecore_attention ice_heads_of(const icecore_attention *problem, int64_t batch, int64_t first_head, int64_t heads);
+
 /* The keys a query may see, masks aside: [0, sink_end) and [begin, end); begin >= sink_end, either may be empty. */
 typedef struct {
     int64_t sink_end, begin, end;

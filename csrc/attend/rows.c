@@ -132,15 +132,12 @@ void ice_rows_attend_gathered(ice_tile *tile, uint64_t lanes, const void *const 
                               int64_t count) {
     const icecore_attention *p = tile->problem;
     const ice_kernels *kernels = tile->kernels;
-    float scores[ICE_KEY_BLOCK], correction;
+    float scores[ICE_KEY_BLOCK];
     for (; lanes; lanes &= lanes - 1) {
         const int lane = __builtin_ctzll(lanes);
-        ice_state *state = &tile->state[lane];
         kernels->gathered_scores(query_of(tile, lane), p->dim, 0.0f, p->key_dtype, keys, count, scores);
         ice_tile_cap_row(tile, scores, count);
-        kernels->row_softmax(scores, count, &state->maximum, &state->sum, &correction);
-        kernels->gathered_weighted_sum(scores, count, p->key_dtype, values, p->value_dim, correction,
-                                       state->accumulator);
+        ice_tile_add_gathered_means(tile, lane, scores, values, count);
     }
 }
 

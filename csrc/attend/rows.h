@@ -16,5 +16,7 @@ void ice_tile_score_row(const ice_tile *tile, int lane, icecore_dtype dtype, con
 /* Adds means to the rows in `lanes`, by scores + lane * stride, which are lost. */
 void ice_tile_add_means_to(ice_tile *tile, uint64_t lanes, icecore_dtype dtype, float *scores, int64_t stride,
                            const void *values, int64_t count);
+/* Adds means or values that lie anywhere, of the problem's key_dtype, to one row, by their scores, which are lost. */
+void ice_tile_add_gathered_means(ice_tile *tile, int lane, float *scores, const void *const *values, int64_t count);
 
 #endif

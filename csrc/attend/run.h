@@ -27,9 +27,6 @@ void ice_tile_attend_gathered(ice_tile *tile, const void *const *keys, const voi
  * for n keys has log2(n) in its score.  The tile's correction is what older sums were multiplied by. */
 void ice_tile_add_means(ice_tile *tile, float *scores, int64_t count, const void *values);
 
-/* Adds means that lie anywhere, of the problem's key_dtype, to one row, by their scores, which are lost. */
-void ice_tile_add_gathered_means(ice_tile *tile, int lane, float *scores, const void *const *values, int64_t count);
-
 /* So many rows that open the same run are faster together, the others hidden, than one by one. */
 int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype);
 

@@ -26,6 +26,6 @@ void ice_state_write(const ice_state *state, const icecore_attention *p, const i
                           p->value_dim);
     if (p->lse) {
         const float lse = nothing ? -INFINITY : (float)(ICE_LN_2 * ((double)state->maximum + log2((double)state->sum)));
-        p->lse[(row.batch * p->query_heads + row.head) * p->queries + row.query] = lse;
+        p->lse[ice_place_of(p, row)] = lse;
     }
 }

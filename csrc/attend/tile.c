@@ -28,7 +28,8 @@ size_t ice_tile_bytes(const icecore_attention *problem) {
 }
 
 void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
-                    int64_t key_head, int64_t first_row, int lanes, void *scratch) {
+                    int64_t key_head, int64_t first_row, int64_t rows, void *scratch) {
+    const int lanes = rows < ICE_PANEL ? (int)rows : ICE_PANEL;
     ice_arena arena = {scratch, 0};
     lay_out(tile, p, &arena);
     tile->problem = p;

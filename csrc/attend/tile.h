@@ -57,9 +57,10 @@ static inline void ice_tile_cap_row(const ice_tile *tile, float *scores, int64_t
 /* Scratch of a tile. */
 size_t ice_tile_bytes(const icecore_attention *problem);
 
-/* Loads rows first_row .. first_row + lanes - 1 of a key head.  Their states start with the problem's sink logits. */
+/* Loads a key head's rows from first_row on: `rows` of them, or as many as a panel holds.  Their states start with the
+ * problem's sink logits. */
 void ice_tile_begin(ice_tile *tile, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
-                    int64_t key_head, int64_t first_row, int lanes, void *scratch);
+                    int64_t key_head, int64_t first_row, int64_t rows, void *scratch);
 
 /* All lanes of the tile. */
 static inline uint64_t ice_tile_lanes(const ice_tile *tile) { return ((uint64_t)1 << tile->lanes) - 1; }

@@ -2,22 +2,6 @@
 
 #include "attend/packed_values.h"
 
-/* One query head, by itself. */
-static icecore_attention only_head(const icecore_attention *p, int64_t batch, int64_t head) {
-    icecore_attention own = *p;
-    const int64_t mask = batch * p->mask_batch_stride + head * p->mask_head_stride;
-    own.batch = own.query_heads = own.key_heads = 1;
-    own.query.data = ice_address(&p->query, p->dtype, batch, head, 0);
-    own.key.data = ice_address(&p->key, p->key_dtype, batch, head / ice_group(p), 0);
-    own.value.data = ice_address(&p->value, p->key_dtype, batch, head / ice_group(p), 0);
-    own.out.data = ice_address(&p->out, p->dtype, batch, head, 0);
-    if (p->lse) own.lse = p->lse + (batch * p->query_heads + head) * p->queries;
-    if (p->sink_logits) own.sink_logits = p->sink_logits + head;
-    if (p->mask_kind == ICECORE_MASK_BOOL) own.mask = (const uint8_t *)p->mask + mask;
-    if (p->mask_kind == ICECORE_MASK_FLOAT32) own.mask = (const float *)p->mask + mask;
-    return own;
-}
-
 /* Keys first .. end - 1 that a row's mask leaves. */
 static int64_t count_seen(const icecore_attention *p, ice_row row, int64_t first, int64_t end) {
     const ice_mask_row mask = {.offset = ice_mask_offset(p, row)};
@@ -30,7 +14,7 @@ static int64_t count_seen(const icecore_attention *p, ice_row row, int64_t first
 static void report_exact(const ice_exact_call *call, const ice_step *s, ice_row row, int visible) {
     const icecore_attention *p = call->given;
     const icecore_report *report = call->report;
-    const int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
+    const int64_t at = ice_place_of(p, row);
     if (report->near_count)
         report->near_count[at] = (int32_t)(s->exact.open_begin > s->exact.sink_end
                                                ? count_seen(p, row, s->exact.sink_end, s->exact.open_begin)
@@ -40,21 +24,21 @@ static void report_exact(const ice_exact_call *call, const ice_step *s, ice_row 
     if (report->summaries) report->summaries[at] = 0;
 }
 
-/* Queries first .. first + lanes - 1 of a query head; rounded: on the keys that near/far attention multiplies, else on
- * the caller's. */
+/* The panel of queries of a query head that begins with `first`; rounded: on the keys that near/far attention
+ * multiplies, else on the caller's. */
 static void attend_exactly(const ice_exact_call *call, const ice_step *s, int64_t batch, int64_t head, int64_t first,
-                           int lanes, int rounded, void *scratch) {
-    const icecore_attention *p = rounded ? call->problem : call->given, own = only_head(p, batch, head);
+                           int rounded, void *scratch) {
+    const icecore_attention *p = rounded ? call->problem : call->given, own = ice_heads_of(p, batch, head, 1);
     const float *centre =
         rounded && call->centre ? call->centre + (batch * p->key_heads + head / ice_group(p)) * p->dim : NULL;
     ice_tile tile;
-    ice_tile_begin(&tile, &own, call->kernels, 0, 0, first, lanes, scratch);
+    ice_tile_begin(&tile, &own, call->kernels, 0, 0, first, s->end_query - first, scratch);
     if (call->packed && p == call->problem)
         tile.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
     const ice_visible visible = ice_tile_visible(&tile);
     ice_tile_attend_keys(&tile, &own, visible.begin, visible.end);
     ice_tile_finish(&tile);
-    for (int lane = 0; lane < lanes; lane++) {
+    for (int lane = 0; lane < tile.lanes; lane++) {
         report_exact(call, s, (ice_row){batch, head, first + lane}, tile.state[lane].sum != 0.0f);
         ice_state_write(&tile.state[lane], &own, call->kernels, (ice_row){0, 0, first + lane});
         if (own.lse && centre) ice_add_centre(&tile, lane, centre, &own.lse[first + lane]);
@@ -67,10 +51,9 @@ void ice_attend_exact_heads(const ice_exact_call *call, const ice_step *s, const
     const int64_t group = ice_group(p), queries = s->end_query - s->first_query,
                   panels = (queries + ICE_PANEL - 1) / ICE_PANEL;
     for (int64_t i = tile; i < panels * group; i += s->tiles) {
-        const int64_t member = i % group, first = s->first_query + i / group * ICE_PANEL, rest = s->end_query - first;
+        const int64_t member = i % group, first = s->first_query + i / group * ICE_PANEL;
         if (rules && !rules[member].exact) continue;
         attend_exactly(call, s, head / p->key_heads, head % p->key_heads * group + member, first,
-                       rest < ICE_PANEL ? (int)rest : ICE_PANEL,
                        rules && !s->is_first && rules[member].exact == ICE_UNKNOWN, scratch);
     }
 }

@@ -140,8 +140,8 @@ static icecore_status build_stack(const near_far_call *call, int64_t blocks, int
         .dtype = p->key_dtype,
         .storage = stored,
         .means = stored,
-        .keys = ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
-        .values = ice_address(&p->value, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
+        .keys = ice_key_at(p, head, 0),
+        .values = ice_value_at(p, head, 0),
         .key_stride = p->key.row_stride,
         .value_stride = p->value.row_stride,
         .dim = p->dim,
@@ -196,7 +196,6 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         ice_wait(&seen->ready);
         const ice_step *now = &call->step[number];
         const int64_t group = ice_group(call->problem), first = now->first_query * group + tile * ICE_PANEL;
-        const int64_t rest = now->end_query * group - first;
         const int rounded_first = now->is_first && call->centre; /* also where nothing is measured */
         ice_head_view view = {.problem = call->problem,
                               .options = call->options,
@@ -209,7 +208,7 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         if (call->centre) view.exact.centre = call->centre + head * call->problem->dim;
         if (call->packed) view.exact.packed = call->packed + head * ice_packed_numbers(call->problem);
         if (seen->status == ICECORE_OK && !rounded_first && !all_exact(seen->rules, group))
-            ice_near_far_attend(&view, first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+            ice_near_far_attend(&view, first, now->end_query * group, scratch);
         const ice_exact_call exact = {call->problem, call->given,  call->centre,
                                       call->packed,  call->report, call->kernels};
         if (seen->status == ICECORE_OK && (rounded_first || seen->rules))

@@ -22,12 +22,12 @@ static void attend_cells(ice_selection *t) {
     ice_add_far_field(t);
 }
 
-void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int lanes, void *scratch) {
+void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int64_t end_row, void *scratch) {
     const icecore_attention *p = view->problem;
     char *rest;
     ice_selection *t = ice_selection_lay_out(view, scratch, &rest);
-    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row, lanes,
-                   rest);
+    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row,
+                   end_row - first_row, rest);
     t->tile.packed = view->exact.packed;
     ice_selection_begin(t);
     ice_attend_exact_keys(&t->tile, &view->exact);
@@ -37,5 +37,5 @@ void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int lanes
         else attend_cells(t);
     }
     ice_tile_finish(&t->tile);
-    for (int lane = 0; lane < lanes; lane++) ice_report_row(t, lane, view->exact.centre);
+    for (int lane = 0; lane < t->tile.lanes; lane++) ice_report_row(t, lane, view->exact.centre);
 }

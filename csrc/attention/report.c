@@ -47,7 +47,7 @@ void ice_report_row(ice_selection *t, int lane, const float *centre) {
     const ice_row row = ice_tile_row(&t->tile, lane);
     const ice_state *state = &t->tile.state[lane];
     if (t->rules && ice_rule_of(t, lane)->exact) return;
-    int64_t at = (row.batch * p->query_heads + row.head) * p->queries + row.query;
+    const int64_t at = ice_place_of(p, row);
     /* what the means lack of the mass they stand for, as measured */
     const float far = far_mass(t, lane, state->maximum),
                 lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;

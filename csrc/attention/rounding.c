@@ -61,7 +61,7 @@ int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int
         ice_rows rows = {ice_read_array_row, &array, count, p->dim, NULL};
         for (int i = 2; i >= 0; i--) { /* both halves, then all */
             const int64_t first = i == 1 ? (count - count / 2) * step : 0;
-            array.data = ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, first);
+            array.data = ice_key_at(p, head, first);
             rows.count = i ? count / 2 : count;
             if (rows.count) ice_find_centre(&rows, i ? half[i - 1] : own);
         }

@@ -31,17 +31,15 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     if (!scratch) return;
     const selected_call *own = context;
     const icecore_attention *p = own->call.problem;
-    const int64_t head = index % own->heads, first = index / own->heads * ICE_PANEL, rest = ice_query_rows(p) - first;
+    const int64_t head = index % own->heads, first = index / own->heads * ICE_PANEL;
     int64_t near_count[ICE_PANEL] = {0};
     ice_tile tile;
     ice_tile_begin(&tile, p, own->call.kernels, head / p->key_heads, head % p->key_heads, first,
-                   rest < ICE_PANEL ? (int)rest : ICE_PANEL, (char *)scratch + own->scratch_bytes);
+                   ice_query_rows(p) - first, (char *)scratch + own->scratch_bytes);
     own->selector->select(&own->call, &tile, digests_of(own, head), scratch, near_count);
     ice_tile_write(&tile);
-    for (int lane = 0; own->near_count && lane < tile.lanes; lane++) {
-        const ice_row row = ice_tile_row(&tile, lane);
-        own->near_count[(row.batch * p->query_heads + row.head) * p->queries + row.query] = (int32_t)near_count[lane];
-    }
+    for (int lane = 0; own->near_count && lane < tile.lanes; lane++)
+        own->near_count[ice_place_of(p, ice_tile_row(&tile, lane))] = (int32_t)near_count[lane];
 }
 
 static icecore_status digest_and_attend(selected_call *own) {
@@ -86,33 +84,19 @@ icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t ne
     return ice_attend_selected(&call, &ice_top_k, near_count);
 }
 
-/* One key head, which its query heads read as if each had one of its own: tiles of each head's rows. */
-static icecore_status attend_key_head(ice_selector_call call, const ice_selector *selector, int64_t batch,
-                                      int64_t key_head, int32_t *near_count) {
-    const icecore_attention *whole = call.problem;
-    const int64_t group = ice_group(whole), head = key_head * group,
-                  rows = (batch * whole->query_heads + head) * whole->queries;
-    icecore_attention p = *whole;
-    p.batch = 1;
-    p.query_heads = p.key_heads = group;
-    p.query.data = ice_address(&whole->query, p.dtype, batch, head, 0);
-    p.out.data = ice_address(&whole->out, p.dtype, batch, head, 0);
-    p.key.data = ice_address(&whole->key, p.key_dtype, batch, key_head, 0);
-    p.value.data = ice_address(&whole->value, p.key_dtype, batch, key_head, 0);
-    p.key.head_stride = p.value.head_stride = 0;
-    if (p.lse) p.lse += rows;
-    if (p.sink_logits) p.sink_logits += head;
-    call.problem = &p;
-    return ice_attend_selected(&call, selector, near_count ? near_count + rows : NULL);
-}
-
+/* Key head by key head, which its query heads read as if each had one of its own: tiles of each head's rows. */
 static icecore_status attend_by_heads(const ice_selector_call *call, const ice_selector *selector,
                                       int32_t *near_count) {
     const icecore_attention *p = call->problem;
     icecore_status status = ice_check_problem(p);
     if (status == ICECORE_OK && p->keys > INT32_MAX) status = ICECORE_ERROR_VALUE;
-    for (int64_t i = 0; status == ICECORE_OK && !ice_is_empty(p) && i < p->batch * p->key_heads; i++)
-        status = attend_key_head(*call, selector, i / p->key_heads, i % p->key_heads, near_count);
+    for (int64_t i = 0; status == ICECORE_OK && !ice_is_empty(p) && i < p->batch * p->key_heads; i++) {
+        const ice_row first = ice_row_at(p, i / p->key_heads, i % p->key_heads, 0);
+        const icecore_attention heads = ice_heads_of(p, first.batch, first.head, ice_group(p));
+        ice_selector_call own = *call;
+        own.problem = &heads;
+        status = ice_attend_selected(&own, selector, near_count ? near_count + ice_place_of(p, first) : NULL);
+    }
     return status;
 }
 

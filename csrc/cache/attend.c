@@ -165,8 +165,7 @@ static icecore_status seal(attend_call *call, int64_t head, void *scratch) {
 
 static void attend_tile(const attend_call *call, int64_t head, int64_t tile, void *scratch) {
     const icecore_cache *c = call->cache;
-    const int64_t group = ice_group(&call->problem);
-    const int64_t first = call->first_query * group + tile * ICE_PANEL, rest = call->end_query * group - first;
+    const int64_t group = ice_group(&call->problem), first = call->first_query * group + tile * ICE_PANEL;
     const ice_head_view view = {.problem = &call->problem,
                                 .options = &call->options,
                                 .report = &call->report,
@@ -175,7 +174,7 @@ static void attend_tile(const attend_call *call, int64_t head, int64_t tile, voi
                                 .stack = c->head[head].stack,
                                 .exact = exact_keys(call, head),
                                 .head = head};
-    ice_near_far_attend(&view, first, rest < ICE_PANEL ? (int)rest : ICE_PANEL, scratch);
+    ice_near_far_attend(&view, first, call->end_query * group, scratch);
 }
 
 /* Decode steps have one panel a head, which is attended in the same go. */

@@ -15,8 +15,7 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
     const icecore_attention *p = call->problem;
     float *mean = digests, key[ICECORE_MAX_DIM];
     for (int64_t j = 0; j < p->keys / BLOCK * BLOCK; j++) {
-        call->kernels->to_float32(
-            p->key_dtype, ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, j), key, p->dim);
+        call->kernels->to_float32(p->key_dtype, ice_key_at(p, head, j), key, p->dim);
         for (int64_t t = 0; t < p->dim; t++) mean[j / BLOCK * p->dim + t] += key[t] / BLOCK;
     }
     return ICECORE_OK;

@@ -81,8 +81,7 @@ static void attend_task(void *context, int64_t index, void *scratch) {
         block.list = ice_list_offset(call->indices, block.batch, block.key_head, member, query);
         block.next = 0, block.end = ice_visible_keys(p, query).end;
         ice_tile tile;
-        ice_tile_begin(&tile, p, call->kernels, block.batch, block.key_head, query * group + member, (int)rows,
-                       scratch);
+        ice_tile_begin(&tile, p, call->kernels, block.batch, block.key_head, query * group + member, rows, scratch);
         while (next_block(&block) && !ice_interrupted())
             ice_tile_attend_gathered(&tile, block.keys, block.values, block.count);
         ice_tile_write(&tile);

@@ -55,9 +55,7 @@ static void vote(const ice_selector_call *call, int64_t head, int64_t query, bal
     float maximum = -INFINITY, sum = 0.0f, correction, own[ICECORE_MAX_DIM];
     ice_load_query(p, call->kernels, ice_row_at(p, head / p->key_heads, head % p->key_heads, query),
                    (float)(p->scale * ICE_LOG2_E), own);
-    call->kernels->row_scores(own, p->dim, p->key_dtype,
-                              ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, 0),
-                              p->key.row_stride, count, b->score);
+    call->kernels->row_scores(own, p->dim, p->key_dtype, ice_key_at(p, head, 0), p->key.row_stride, count, b->score);
     if (p->softcap > 0.0f) call->kernels->softcap(b->score, 1, count, (float)(p->softcap * ICE_LOG2_E));
     call->kernels->row_softmax(b->score, count, &maximum, &sum, &correction);
     if (!(sum > 0.0f && sum < INFINITY)) return;

@@ -30,8 +30,7 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
     const int64_t pages = pages_of(call), dim = p->dim;
     float *high = digests, *low = high + pages * dim, key[ICECORE_MAX_DIM];
     for (int64_t j = 0; j < pages * PAGE; j++, high += j % PAGE ? 0 : dim, low += j % PAGE ? 0 : dim) {
-        call->kernels->to_float32(
-            p->key_dtype, ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, j), key, dim);
+        call->kernels->to_float32(p->key_dtype, ice_key_at(p, head, j), key, dim);
         if (j % PAGE == 0) {
             memcpy(high, key, (size_t)dim * sizeof *key);
             memcpy(low, key, (size_t)dim * sizeof *key);

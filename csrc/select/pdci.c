@@ -63,9 +63,7 @@ static int are_finite(const float *numbers, int64_t count) {
 static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t first, int64_t count,
                             const float *direction, ice_tree **tree) {
     const icecore_attention *p = call->problem;
-    const ice_array_rows keys = {call->kernels, p->key_dtype,
-                                 ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, first),
-                                 p->key.row_stride, p->dim};
+    const ice_array_rows keys = {call->kernels, p->key_dtype, ice_key_at(p, head, first), p->key.row_stride, p->dim};
     const ice_tree_plan plan = {.kernels = call->kernels,
                                 .rows = {.read = ice_read_array_row, .context = &keys, .count = count, .dim = p->dim},
                                 .metric = ICECORE_INNER_PRODUCT,

@@ -47,10 +47,9 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const int64_t split = rest / call->tiles;
     /* causal: the last rows see most, so they go first */
     const int64_t first_row = (call->tiles - 1 - rest % call->tiles) * ICE_PANEL;
-    const int64_t rows = ice_query_rows(p) - first_row;
     ice_tile tile;
     ice_tile_begin(&tile, split ? &call->without_sinks : p, call->kernels, head / p->key_heads, head % p->key_heads,
-                   first_row, rows < ICE_PANEL ? (int)rows : ICE_PANEL, scratch);
+                   first_row, ice_query_rows(p) - first_row, scratch);
     if (call->packed) tile.packed = call->packed + number * ice_packed_numbers(p);
     const ice_visible visible = ice_tile_visible(&tile);
     attend_split(call, &tile, split, 0, visible.sink_end);
