@@ -13,21 +13,22 @@ from icecore._settings import (
     Settings,
     check_k,
     check_tolerance,
+    check_window,
 )
 from icecore.selectors import check_selector
 
 _ALL = slice(None)
 
 
-def parts_of(problem, causal, plan, selector, attn_mask, how):
+def parts_of(problem, causal, plan, selector, masks, how):
     """[(query heads, key heads, Settings)], heads as slices.
 
-    how : dict of k, tolerance, window, sinks and metric, as of `attention`.
+    masks : dict of attn_mask and key_ranges; how : dict of k, tolerance, window, sinks and metric, as of `attention`.
     """
     if plan is not None:
         check_plan(plan, **how)
     if selector is not None:
-        selector = check_selector(selector, causal, plan=plan, attn_mask=attn_mask, **how)
+        selector = check_selector(selector, causal, plan=plan, **masks, **how)
     if plan is not None:
         _check_keys(problem)
         return plan.parts(problem, causal)
@@ -43,13 +44,16 @@ def _exact(*, k, tolerance, window, sinks, metric):
     sinks = 0 if sinks is None else integer(sinks, "sinks", 0)
     if metric is not None:
         raise ValueError("metric needs k or tolerance")
-    return EXACT if window is None else Settings(None, window=integer(window, "window", 0), sinks=sinks)
+    return EXACT if window is None else Settings(None, window=check_window(window), sinks=sinks)
 
 
 def _near_far(problem, causal, *, k, tolerance, window, sinks, metric):
     k, tolerance, keys = check_k(k), check_tolerance(tolerance), problem.key.shape[2]
     if tolerance is not None and k is not None:
         raise ValueError(f"tolerance={tolerance} replaces k; got k={k} as well")
+    if isinstance(window, (tuple, list)):
+        raise ValueError(f"window={window} with k or tolerance: expected an integer (which keys are exact); a pair is of exact "
+                         "attention, and key_ranges hide keys on every path")
     if window is not None and not causal:
         raise ValueError(f"window={window} with k or tolerance needs causal=True")
     window = integer(DEFAULT_WINDOW if window is None else window, "window", 0) if causal else None

@@ -313,19 +313,53 @@ def check_scores(scale, softcap, sink_logits, query_heads, dim):
 
 
 class Mask(NamedTuple):
-    """A mask in four dimensions, (batch, heads, queries, keys): `keep` as bytes or `bias` as float32, and as it was `given`
-    where the oracle computes; None where absent."""
+    """What hides keys: a mask in four dimensions, (batch, heads, queries, keys), `keep` as bytes or `bias` as float32, and as
+    it was `given` where the oracle computes; and `ranges` (batch, queries, 2) as int64. None where absent."""
 
     keep: np.ndarray | None = None
     bias: np.ndarray | None = None
     given: np.ndarray | None = None
+    ranges: np.ndarray | None = None
 
     def part(self, heads=slice(None), queries=slice(None), keys=slice(None), batch=slice(None)):
         """What it says of some heads, queries, keys and entries of the batch, given as slices."""
-        return self if self is NO_MASK else Mask(*(None if m is None else m[batch, heads, queries, keys] for m in self))
+        if self is NO_MASK:
+            return self
+        ranges = self.ranges
+        if ranges is not None:
+            ranges = ranges[batch, queries]
+            if keys != slice(None):
+                first = keys.start or 0
+                ranges = np.clip(ranges - first, 0, None if keys.stop is None else keys.stop - first)
+        return Mask(*(None if m is None else m[batch, heads, queries, keys] for m in self[:3]), ranges)
 
 
 NO_MASK = Mask()
+
+
+def check_ranges(ranges, problem):
+    """`key_ranges` as of `Mask`: an argument that broadcasts to (B, L, 2), or None."""
+    if ranges is None:
+        return None
+    ranges = plain(ranges, "key_ranges")
+    batch, _, queries, _ = problem.query.shape
+    keys, shape = problem.key.shape[2], (batch, queries, 2)
+    expected = f"key_ranges has shape {ranges.shape}; expected one that broadcasts to {shape}: (first, end) of each query"
+    if ranges.dtype.kind not in "iu":
+        raise TypeError(f"key_ranges has dtype {ranges.dtype}; expected integers, the first and end of each query's keys")
+    if ranges.ndim not in (2, 3) or ranges.shape[-1] != 2:
+        raise ValueError(expected)
+    own = ranges if ranges.dtype == np.int64 else np.where(ranges <= keys, ranges, keys + 1).astype(np.int64)
+    first, end = own[..., 0], own[..., 1]
+    bad = np.flatnonzero((first < 0) | (end > keys) | (end < first))
+    if bad.size:
+        place = np.unravel_index(bad[0], first.shape)
+        found, at = ranges[place].tolist(), ", ".join(map(str, place))
+        raise ValueError(f"key_ranges[{at}] is {found}; expected first and end with 0 <= first <= end <= {keys}")
+    try:
+        return np.broadcast_to(np.ascontiguousarray(own), shape)
+    except ValueError:
+        raise ValueError(expected) from None
 
 
 def check_mask(mask, problem):

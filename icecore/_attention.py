@@ -11,6 +11,7 @@ from icecore._arrays import (
     check_mask,
     check_out,
     check_problem,
+    check_ranges,
     check_scores,
     check_seed,
     integer,
@@ -26,9 +27,9 @@ from icecore.selectors import PDCI
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal=False, window=None, sinks=None, scale=None,
-              softcap=None, sink_logits=None, attn_mask=None, lengths=None, padding_side="right", metric=None, last_exact=0,
-              selector=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0, far_field=None,
-              visit=None, **others):
+              softcap=None, sink_logits=None, attn_mask=None, key_ranges=None, lengths=None, padding_side="right", metric=None,
+              last_exact=0, selector=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0,
+              far_field=None, visit=None, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -56,10 +57,11 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         Instead of k, tolerance, window and sinks: what `calibrate` found for this layer, ``plan[layer]``.
     causal : bool, default False
         Query i sees keys up to S - L + i (aligned bottom-right, as a cache needs it).
-    window : int, optional
-        With k=None: sliding-window attention, a query sees only the keys less than `window` positions away, and the sinks.
-        With k and causal: at least the last `window` keys (up to twice as many) are exact; default 512. With k and not
-        causal it must be None.
+    window : int or (int, int), optional
+        With k=None: sliding-window attention, a query sees only the keys less than `window` positions away, and the sinks; with
+        a pair (left, right) those at most `left` before its position and at most `right` behind it, -1 for no bound.
+        ``(w - 1, w - 1)`` is ``w``. With k and causal: at least the last `window` keys (up to twice as many) are exact; default
+        512. With k and not causal it must be None.
     sinks : int, optional
         First keys that are always exact and visible in spite of a window. Default 16 with k and causal, else 0.
     scale : float, optional
@@ -76,6 +78,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
         near/far attention hidden keys count neither near nor far; cells of which some keys are hidden or biased are opened, so
         that scattered masks leave little to gain, while padding, documents and windows leave most.
+    key_ranges : array_like of integers, optional
+        Two or three axes, broadcasts to (B, L, 2): the first key that a query may see and the one behind its last,
+        ``0 <= first <= end <= S``, where they are equal none. It sees no other key, sinks included; causality, windows,
+        attn_mask and lengths may hide more. For masks whose rows are runs of keys (packed documents, prefixes, windows,
+        padding) without an array of L x S. Exact attention costs what is visible; near/far attention takes them as attn_mask,
+        at a look at every cell for each different row.
     lengths : array_like of integers, shape (B,), optional
         How many of its S keys each entry of a batch has; the others are padding, which costs nothing. Each entry attends by
         itself, as in a call of its own with its own keys: the bits are the same, whatever its neighbours' lengths. With
@@ -94,7 +102,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     selector : str or an instance of a class of `icecore.selectors`, optional
         Another method of choosing keys, for comparisons, with its own parameters: ``icecore.selectors.Pages(k=64)``. By name
         with its defaults: ``"pages"``. It always runs where it leaves out keys, and takes no k, tolerance, plan, window, sinks,
-        mask or metric.
+        mask, key_ranges or metric.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials (sink logits included: of what the result was divided by),
         float32, shape (..., L). With a tolerance half its error
@@ -158,18 +166,21 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
     problem, causal = check_problem(query, key, value), bool(causal)
 
+    masks = {"attn_mask": attn_mask, "key_ranges": key_ranges}
     how = {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "metric": metric}
 
     def parts_of_entry(problem):
-        return parts_of(problem, causal, plan, selector, attn_mask, how)
+        return parts_of(problem, causal, plan, selector, masks, how)
 
     parts, entries = parts_of_entry(problem), entries_of(lengths, padding_side, problem, causal)
     batch, heads, queries, dim = problem.query.shape
     scores = check_scores(scale, softcap, sink_logits, heads, dim)
-    mask = check_mask(attn_mask, problem)
+    mask, ranges = check_mask(attn_mask, problem), check_ranges(key_ranges, problem)
+    if ranges is not None:
+        mask = mask._replace(ranges=ranges)
     last_exact = min(integer(last_exact, "last_exact", 0), queries)
     if out is not None:
-        check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, "attn_mask": attn_mask})
+        check_out(out, problem, {"query": problem.query, "key": problem.key, "value": problem.value, **masks})
 
     result = native_result(out, problem)
     lse = np.empty((batch, heads, queries), np.float32) if return_lse else None

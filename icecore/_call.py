@@ -9,9 +9,9 @@ import numpy as np
 
 from icecore import _cost_model, _native
 from icecore._arrays import NO_MASK, Mask, Problem, Scores, check_problem, check_scale, native_problem, widened
-from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visited_fraction
+from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visible_share, visited_fraction
 from icecore._metric import query_metric
-from icecore._settings import EXACT, Settings, rounds
+from icecore._settings import EXACT, Settings, rounds, window_sides
 
 #: Rows of which the error is measured for an `AttentionInfo` where k is given.
 MEASURED_QUERIES = 32
@@ -112,11 +112,12 @@ class Call:
         return info
 
     def _native(self, **fields):
-        return native_problem(self.problem, self.out, self.lse, self.scores, causal=self.causal, keep=self.mask.keep,
-                              bias=self.mask.bias, threads=self.threads, **fields)
+        return native_problem(self.problem, self.out, self.lse, self.scores, causal=self.causal, ranges=self.mask.ranges,
+                              keep=self.mask.keep, bias=self.mask.bias, threads=self.threads, **fields)
 
     def _exact(self, window, sinks):
-        _native.attend_exact(self._native(window=-1 if window is None else window, sinks=sinks))
+        left, right = window_sides(window)
+        _native.attend_exact(self._native(window_left=left, window_right=right, sinks=sinks))
         return self._exact_info(window, sinks) if self.return_info else None
 
     def _selected(self):
@@ -127,6 +128,8 @@ class Call:
     def _near_far_pays(self):
         """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
         work, model = self._work(), _cost_model.model_in_force()
+        if self.mask.ranges is not None:  # exact attention reads no key outside of them
+            work = replace(work, pairs=work.pairs * visible_share(self.mask.ranges, self.problem.key.shape[2], self.causal))
         predicted = model.predict(work)
         return _cost_model.near_far_pays(work, predicted, model), predicted
 
@@ -203,7 +206,7 @@ class Call:
 
         p, s = self.problem, self.settings
         scores = self.scores._asdict() | {"causal": self.causal}
-        options = scores | {"sinks": s.sinks, "attn_mask": self.mask.given}
+        options = scores | {"sinks": s.sinks, "attn_mask": self.mask.given, "key_ranges": self.mask.ranges}
         if s.selector is not None:
             out, lse, near = s.selector._oracle(p.query, p.key, p.value, self.seed, **scores)
             info = AttentionInfo("reference", near.astype(np.int32), np.full(near.shape, np.nan, np.float32))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icecore._schedule import near_far_steps
+from icecore._settings import window_sides
 
 #: Of a mask, when near keys are counted.
 ROWS_AT_ONCE = 256
@@ -129,33 +130,48 @@ def visited_fraction(near, summaries, keys, causal, window, sinks):
     return ((exact + near + summaries) / np.maximum(seen, 1)).astype(np.float32)
 
 
-def _visible_ranges(queries, keys, causal, window, sinks):
-    """(sink_end, begin, end), each (L,): a query sees [0, sink_end) and [begin, end), as in csrc/attend/request.c."""
+def visible_share(ranges, keys, causal):
+    """The (query, key) pairs that `ranges` (B, L, 2) leave, by those that there are without, which are not 0."""
+    _, queries, _ = ranges.shape
+    end = np.maximum(np.arange(queries) + keys - queries + 1, 0) if causal else np.full(queries, keys)
+    left = np.maximum(np.minimum(ranges[..., 1], end) - ranges[..., 0], 0)
+    return float(left.mean() / max(end.mean(), 1e-9))
+
+
+def _visible_ranges(queries, keys, causal, window, sinks, ranges):
+    """(sink_begin, sink_end, begin, end), each (L,) or, with `ranges`, (B, L): a query sees [sink_begin, sink_end) and
+    [begin, end), as in csrc/attend/request.c."""
     position = np.arange(queries) + (keys - queries)
-    end = np.clip(position + 1, 0, keys) if causal else np.full(queries, keys)
+    first, end = np.zeros(queries, int), np.clip(position + 1, 0, keys) if causal else np.full(queries, keys)
+    if ranges is not None:
+        first, end = ranges[..., 0], np.maximum(np.minimum(end, ranges[..., 1]), ranges[..., 0])
     if window is None:
-        return np.zeros_like(end), np.zeros_like(end), end
-    sink_end = np.minimum(sinks, end)
-    begin = np.maximum(sink_end, position - window + 1)
-    return sink_end, begin, np.maximum(begin, np.minimum(end, np.maximum(0, position + window)))
+        return first, first, first, end
+    left, right = window_sides(window)
+    sink_end = np.maximum(first, np.minimum(sinks, end))
+    begin = sink_end if left < 0 else np.maximum(sink_end, position - left + 1)
+    end = end if right < 0 else np.minimum(end, np.maximum(0, position + right))
+    return first, sink_end, begin, np.maximum(begin, end)
 
 
 def exact_info(shape, causal, window, sinks, mask):
     """Of exact attention: all visible keys are near, and hold all the mass."""
     keep, bias = mask.keep, mask.bias
     batch, heads, queries, _, keys, _ = shape
-    sink_end, begin, end = _visible_ranges(queries, keys, causal, window, sinks)
+    seen = _visible_ranges(queries, keys, causal, window, sinks, mask.ranges)
     near = np.empty((batch, heads, queries), np.int32)
-    near[...] = sink_end + end - begin
+    near[...] = np.atleast_2d(seen[1] - seen[0] + seen[3] - seen[2])[:, None]
     if keep is None and bias is None:
         return AttentionInfo("exact", near, (near > 0).astype(np.float32))
+    places = [np.atleast_2d(a) for a in seen]
     for b, h, first in itertools.product(range(batch), range(heads), range(0, queries, ROWS_AT_ONCE)):
         rows = slice(first, first + ROWS_AT_ONCE)
         left = keep[b, h, rows] != 0 if keep is not None else bias[b, h, rows] != -np.inf  # (rows, S)
         before = np.zeros((len(left), keys + 1), np.int32)  # keys left before each place
         np.cumsum(left, axis=1, out=before[:, 1:])
         at = np.arange(len(left))
-        near[b, h, rows] = before[at, sink_end[rows]] + before[at, end[rows]] - before[at, begin[rows]]
+        sink_begin, sink_end, begin, end = (a[min(b, len(a) - 1), rows] for a in places)
+        near[b, h, rows] = before[at, sink_end] - before[at, sink_begin] + before[at, end] - before[at, begin]
     return AttentionInfo("exact", near, (near > 0).astype(np.float32))
 
 

@@ -34,7 +34,7 @@ class Settings:
 
     k: int | None
     tolerance: float | None = None
-    window: int | None = None
+    window: int | tuple[int, int] | None = None
     sinks: int = 0
     cell_size: int = CELL_SIZE
     head_tolerance: np.ndarray | None = None
@@ -52,6 +52,25 @@ class Settings:
 
 #: All visible keys.
 EXACT = Settings(None)
+
+
+def window_sides(window):
+    """A window's sides as the core has them: key j is visible where p - j < left and j - p < right, -1 for no bound.
+
+    window : None, an int, or (left, right) with both ends included and -1 for no bound.
+    """
+    if window is None:
+        return -1, -1
+    return tuple(side + 1 if side >= 0 else -1 for side in window) if isinstance(window, tuple) else (window, window)
+
+
+def check_window(window):
+    """`window` of exact attention as an int or a tuple of two."""
+    if not isinstance(window, (tuple, list)):
+        return integer(window, "window", 0)
+    if len(window) != 2:
+        raise ValueError(f"window has {len(window)} numbers; expected (left, right)")
+    return tuple(integer(side, f"window[{i}]", -1) for i, side in enumerate(window))
 
 
 def rounds(tolerance):

@@ -58,8 +58,10 @@ cdef extern from "icecore.h" nogil:
         float scale, softcap
         const float *sink_logits
         int causal
-        int64_t window
+        int64_t window_left, window_right
         int64_t sinks
+        const int64_t *ranges
+        int64_t range_batch_stride, range_row_stride
         icecore_mask_kind mask_kind
         const void *mask
         int64_t mask_batch_stride, mask_head_stride, mask_row_stride, mask_key_stride

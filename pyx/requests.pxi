@@ -6,17 +6,18 @@ cdef class Problem:
     """icecore_attention.
 
     query, key, value, out: (batch, heads, length, width), without key and value where a cache has them; lse: (batch, heads,
-    queries); sink_logits: (heads,); keep, a bool mask as bytes, or bias, an additive one: (batch, heads, queries, keys).
+    queries); sink_logits: (heads,); ranges: (batch, queries, 2), the pairs contiguous; keep, a bool mask as bytes, or bias, an additive one: (batch, heads, queries, keys).
     """
     cdef icecore_attention c
     cdef tuple arrays
 
     def __cinit__(self, *, int dtype, query, key=None, value=None, out, float[:, :, ::1] lse=None, float scale,
-                  float softcap=0, const float[::1] sink_logits=None, bint causal=False, int64_t window=-1, int64_t sinks=0,
+                  float softcap=0, const float[::1] sink_logits=None, bint causal=False, int64_t window_left=-1,
+                  int64_t window_right=-1, int64_t sinks=0, const int64_t[:, :, :] ranges=None,
                   const uint8_t[:, :, :, :] keep=None, const float[:, :, :, :] bias=None, int threads=0):
         cdef icecore_attention *c = &self.c
         cdef int64_t shape[4]
-        self.arrays = query, key, value, out, lse, sink_logits, keep, bias
+        self.arrays = query, key, value, out, lse, sink_logits, ranges, keep, bias
         c.dtype = c.key_dtype = <icecore_dtype>dtype
         fill_tensor(&c.query, shape, query, dtype)
         c.batch, c.query_heads, c.queries, c.dim = shape[0], shape[1], shape[2], shape[3]
@@ -26,7 +27,11 @@ cdef class Problem:
         c.value_dim = shape[3]
         fill_tensor(&c.out, shape, out, dtype, PyBUF_WRITABLE)
         c.lse, c.sink_logits, c.softcap = of_cube(lse), of_list(sink_logits), softcap
-        c.scale, c.causal, c.window, c.sinks, c.threads = scale, causal, window, sinks, threads
+        c.scale, c.causal, c.sinks, c.threads = scale, causal, sinks, threads
+        c.window_left, c.window_right = window_left, window_right
+        if ranges is not None and ranges.size:
+            c.ranges = &ranges[0, 0, 0]
+            c.range_batch_stride, c.range_row_stride = ranges.strides[0] // 8, ranges.strides[1] // 8
         if keep is not None and keep.size:
             c.mask_kind, c.mask = ICECORE_MASK_BOOL, &keep[0, 0, 0, 0]
             c.mask_batch_stride, c.mask_head_stride = keep.strides[0], keep.strides[1]

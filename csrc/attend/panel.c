@@ -26,7 +26,7 @@ static int64_t clipped(int64_t place, int64_t count) {
 static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, int64_t from, int64_t to, int *hidden) {
     const icecore_attention *p = tile->problem;
     float lower[ICE_PANEL], upper[ICE_PANEL], sink_upper[ICE_PANEL];
-    const int64_t sinks = clipped(p->window < 0 ? 0 : p->sinks - first, count);
+    const int64_t sinks = clipped(ice_has_window(p) ? p->sinks - first : 0, count);
     int partial = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         /* relative to the block and clipped to it, so that floats hold them exactly */
@@ -37,13 +37,16 @@ static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, int6
         lower[lane] = (float)clipped(low, count);
         upper[lane] = (float)clipped(high, count);
         sink_upper[lane] = (float)clipped(sink_high, count);
-        partial |= sink_upper[lane] < (float)sinks;
+        partial |= sink_upper[lane] < (float)sinks || (sinks > 0 && row->sink_begin > first);
         partial |= sinks < count && (lower[lane] > (float)sinks || upper[lane] < (float)count);
     }
     *hidden = partial;
     if (!partial && p->mask_kind == ICECORE_MASK_NONE) return NULL;
     memset(tile->bias, 0, (size_t)(count * ICE_PANEL) * sizeof *tile->bias);
     if (partial) tile->kernels->mask_range(tile->bias, count, tile->lanes, lower, upper, sink_upper, (float)sinks);
+    for (int64_t j = 0; p->ranges && j < sinks; j++) /* those of a range that begins among them */
+        for (int lane = 0; lane < tile->lanes; lane++)
+            if (first + j < tile->visible[lane].sink_begin) tile->bias[j * ICE_PANEL + lane] = -INFINITY;
     if (p->mask_kind != ICECORE_MASK_NONE)
         for (int lane = 0; lane < tile->lanes; lane++)
             *hidden |= ice_add_mask(p, ice_tile_row(tile, lane), first, count, tile->bias + lane, ICE_PANEL);

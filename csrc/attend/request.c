@@ -22,7 +22,8 @@ icecore_status ice_check_problem(const icecore_attention *p) {
     int heads = p->query_heads == 0 || (p->key_heads > 0 && p->query_heads % p->key_heads == 0);
     int kinds =
         p->dtype <= ICECORE_BFLOAT16 && p->key_dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
-    int options = p->window >= -1 && p->sinks >= 0 && (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
+    int options = p->window_left >= -1 && p->window_right >= -1 && p->sinks >= 0 &&
+                  (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
     if (!kinds || !sizes || !dims || !heads || !options || !is_softcap(p->softcap) ||
         !are_sink_logits(p->sink_logits, p->query_heads))
         return ICECORE_ERROR_VALUE;
@@ -44,21 +45,29 @@ icecore_attention ice_heads_of(const icecore_attention *p, int64_t batch, int64_
     own.key.head_stride = own.value.head_stride = 0;
     if (p->lse) own.lse = p->lse + ice_place_of(p, (ice_row){batch, first_head, 0});
     if (p->sink_logits) own.sink_logits = p->sink_logits + first_head;
+    if (p->ranges) own.ranges = p->ranges + batch * p->range_batch_stride;
     if (p->mask_kind == ICECORE_MASK_BOOL) own.mask = (const uint8_t *)p->mask + mask;
     if (p->mask_kind == ICECORE_MASK_FLOAT32) own.mask = (const float *)p->mask + mask;
     return own;
 }
 
-ice_visible ice_visible_keys(const icecore_attention *p, int64_t query) {
-    int64_t position = p->keys - p->queries + query;
-    int64_t causal_end = p->causal ? larger(0, position + 1) : p->keys;
-    if (p->window < 0) return (ice_visible){0, 0, causal_end};
+ice_visible ice_visible_at(const icecore_attention *p, int64_t batch, int64_t query, int64_t position) {
+    int64_t first = 0, end = p->causal ? larger(0, position + 1) : p->keys;
+    if (p->ranges) {
+        const int64_t *range = p->ranges + batch * p->range_batch_stride + query * p->range_row_stride;
+        first = larger(0, range[0]);
+        end = smaller(end, range[1]);
+        if (end <= first) return (ice_visible){0};
+    }
+    if (!ice_has_window(p)) return (ice_visible){.begin = first, .end = end};
     /* clipped first, so that a huge window cannot overflow */
-    int64_t window = smaller(p->window, p->keys + p->queries);
-    int64_t sink_end = smaller(p->sinks, causal_end);
-    int64_t begin = larger(sink_end, position - window + 1);
-    int64_t end = smaller(causal_end, larger(0, position + window));
-    return (ice_visible){sink_end, begin, larger(begin, end)};
+    const int64_t most = p->keys + p->queries, sink_end = smaller(p->sinks, end);
+    int64_t begin = larger(sink_end, first);
+    if (p->window_left >= 0) begin = larger(begin, position - smaller(p->window_left, most) + 1);
+    if (p->window_right >= 0) end = smaller(end, larger(0, position + smaller(p->window_right, most)));
+    ice_visible seen = {.begin = begin, .end = larger(begin, end)};
+    if (first < sink_end) seen.sink_begin = first, seen.sink_end = sink_end;
+    return seen;
 }
 
 void ice_load_query(const icecore_attention *p, const ice_kernels *kernels, ice_row row, float factor, float *target) {

@@ -58,11 +58,22 @@ static inline int64_t ice_place_of(const icecore_attention *p, ice_row row) {
 /* Query heads first_head .. first_head + heads - 1, which read one key head, as if each had one of its own. */
 icecore_attention ice_heads_of(const icecore_attention *problem, int64_t batch, int64_t first_head, int64_t heads);
 
-/* The keys a query may see, masks aside: [0, sink_end) and [begin, end); begin >= sink_end, either may be empty. */
+static inline int ice_has_window(const icecore_attention *p) { return p->window_left >= 0 || p->window_right >= 0; }
+/* Whether anything but causality may hide keys. */
+static inline int ice_hides_keys(const icecore_attention *p) {
+    return ice_has_window(p) || p->ranges || p->mask_kind != ICECORE_MASK_NONE;
+}
+
+/* The keys a query may see, masks aside: [sink_begin, sink_end) and [begin, end); begin >= sink_end, either may be
+ * empty. */
 typedef struct {
-    int64_t sink_end, begin, end;
+    int64_t sink_begin, sink_end, begin, end;
 } ice_visible;
-ice_visible ice_visible_keys(const icecore_attention *problem, int64_t query);
+/* Of a query that stands at `position`. */
+ice_visible ice_visible_at(const icecore_attention *problem, int64_t batch, int64_t query, int64_t position);
+static inline ice_visible ice_visible_keys(const icecore_attention *p, int64_t batch, int64_t query) {
+    return ice_visible_at(p, batch, query, p->keys - p->queries + query);
+}
 
 /* Reads a query as float32, times `factor`. */
 void ice_load_query(const icecore_attention *problem, const ice_kernels *kernels, ice_row row, float factor,

@@ -108,10 +108,11 @@ static void attend_part(ice_tile *tile, const icecore_attention *source, uint64_
 /* Of a block, what one row sees: all rows that see all of it go together, others by themselves. */
 static int sees_all(ice_tile *tile, const icecore_attention *source, int lane, int64_t block, int64_t end) {
     const ice_visible *row = &tile->visible[lane];
-    const int64_t sink_end = row->sink_end < end ? row->sink_end : end;
+    const int64_t sink_begin = row->sink_begin > block ? row->sink_begin : block,
+                  sink_end = row->sink_end < end ? row->sink_end : end;
     const int64_t low = row->begin > block ? row->begin : block, high = row->end < end ? row->end : end;
     if (low == block && high == end) return 1;
-    if (block < sink_end) attend_part(tile, source, (uint64_t)1 << lane, block, sink_end);
+    if (sink_begin < sink_end) attend_part(tile, source, (uint64_t)1 << lane, sink_begin, sink_end);
     if (low < high) attend_part(tile, source, (uint64_t)1 << lane, low, high);
     return 0;
 }

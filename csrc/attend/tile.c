@@ -46,7 +46,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
-        tile->visible[lane] = ice_visible_keys(p, row.query);
+        tile->visible[lane] = ice_visible_keys(p, batch, row.query);
         tile->state[lane] = ice_state_start(tile->state_accumulators + lane * p->value_dim, p->value_dim);
         if (p->sink_logits) ice_state_add_sink(&tile->state[lane], p->sink_logits[row.head]);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
@@ -58,11 +58,12 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
 }
 
 ice_visible ice_tile_visible(const ice_tile *tile) {
-    ice_visible all = tile->visible[0];
-    for (int lane = 1; lane < tile->lanes; lane++) {
+    ice_visible all = {0};
+    for (int lane = 0; lane < tile->lanes; lane++) {
         const ice_visible *row = &tile->visible[lane];
         if (row->sink_end > all.sink_end) all.sink_end = row->sink_end;
-        if (row->begin < all.begin) all.begin = row->begin;
+        if (row->begin >= row->end) continue;
+        if (all.begin == all.end || row->begin < all.begin) all.begin = row->begin;
         if (row->end > all.end) all.end = row->end;
     }
     if (all.begin < all.sink_end) all.begin = all.sink_end;

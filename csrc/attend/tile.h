@@ -70,7 +70,7 @@ static inline ice_row ice_tile_row(const ice_tile *tile, int lane) {
     return ice_row_at(tile->problem, tile->batch, tile->key_head, tile->first_row + lane);
 }
 
-/* The keys that any row of the tile may see: the union of the rows' ranges. */
+/* What holds all keys that a row of the tile may see: [0, sink_end) and [begin, end). */
 ice_visible ice_tile_visible(const ice_tile *tile);
 
 /* Sets up what the panel kernels read and write, if nobody has. */

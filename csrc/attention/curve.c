@@ -311,6 +311,10 @@ static icecore_attention sampled_problem(const icecore_attention *p, const ice_s
         own.mask = (const char *)p->mask + (s->position[0] - (p->keys - p->queries)) * p->mask_row_stride * size;
         own.mask_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
     }
+    if (p->ranges) {
+        own.ranges = p->ranges + (s->position[0] - (p->keys - p->queries)) * p->range_row_stride;
+        own.range_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
+    }
     return own;
 }
 
@@ -319,8 +323,7 @@ static void place_rows(ice_tile *tile, const ice_sample *s) {
     const int64_t group = ice_group(tile->problem);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const int64_t row = tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1);
-        const int64_t position = s->position[row / group];
-        if (s->problem->causal) tile->visible[lane].end = position + 1 < 0 ? 0 : position + 1;
+        tile->visible[lane] = ice_visible_at(tile->problem, tile->batch, row / group, s->position[row / group]);
     }
 }
 

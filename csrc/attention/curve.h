@@ -24,7 +24,7 @@ typedef struct {
     float near[ICE_GRID], nodes[ICE_GRID]; /* keys of opened cells, nodes scored */
 } ice_curve;
 
-/* Queries of one key head at some positions, equally far apart where there is a mask. */
+/* Queries of one key head at some positions, equally far apart where there are a mask or ranges. */
 typedef struct {
     const icecore_attention *problem; /* as it is attended: its keys and values may be rounded */
     const icecore_attention *given;   /* as the caller gave it */

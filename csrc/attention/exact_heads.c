@@ -2,11 +2,12 @@
 
 #include "attend/packed_values.h"
 
-/* Keys first .. end - 1 that a row's mask leaves. */
+/* Keys first .. end - 1 that a row's range and mask leave. */
 static int64_t count_seen(const icecore_attention *p, ice_row row, int64_t first, int64_t end) {
-    const ice_mask_row mask = {.offset = ice_mask_offset(p, row)};
+    const ice_visible visible = ice_visible_keys(p, row.batch, row.query);
+    const ice_mask_row mask = {.offset = ice_mask_offset(p, row), .first = visible.begin, .end = visible.end};
     int64_t seen = 0;
-    if (p->mask_kind == ICECORE_MASK_NONE) return end - first;
+    if (!p->ranges && p->mask_kind == ICECORE_MASK_NONE) return end - first;
     for (int64_t key = first; key < end; key++) seen += ice_mask_at(p, &mask, key) != -INFINITY;
     return seen;
 }
@@ -54,6 +55,6 @@ void ice_attend_exact_heads(const ice_exact_call *call, const ice_step *s, const
         const int64_t member = i % group, first = s->first_query + i / group * ICE_PANEL;
         if (rules && !rules[member].exact) continue;
         attend_exactly(call, s, head / p->key_heads, head % p->key_heads * group + member, first,
-                       rules && !s->is_first && rules[member].exact == ICE_UNKNOWN, scratch);
+                       rules && !s->is_first && rules[member].exact == ICE_UNKNOWN && p->key.data, scratch);
     }
 }

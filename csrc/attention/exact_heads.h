@@ -15,8 +15,8 @@ typedef struct {
 } ice_exact_call;
 
 /* The exact query heads of a step, or with no rules all, shared out over its tiles: each takes panels of queries of one
- * head.  Where nothing is known yet, keys are rounded as they will be; the first block's are not, since what is taken
- * off keys before is made of them. */
+ * head.  Where nothing is known yet, keys are rounded as they will be, if they have been; the first block's are not,
+ * since what is taken off keys before is made of them. */
 void ice_attend_exact_heads(const ice_exact_call *call, const ice_step *step, const ice_rule *rules, int64_t head,
                             int64_t tile, void *scratch);
 

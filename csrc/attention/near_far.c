@@ -264,9 +264,7 @@ static int64_t plan_steps(near_far_call *call) {
 
 /* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not
  * rounded yet. */
-static int reads_keys(const icecore_attention *p) {
-    return p->causal || p->sinks > 0 || p->mask_kind != ICECORE_MASK_NONE;
-}
+static int reads_keys(const icecore_attention *p) { return p->causal || p->sinks > 0 || ice_hides_keys(p); }
 
 /* Before anything is measured. */
 static void begin_rules(near_far_call *call) {
@@ -343,7 +341,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     const int by_threshold = ice_by_threshold(options);
     if (problem->key_heads > 0 && min_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
     if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* their numbers are of 32 bits */
-    if (problem->window != -1 || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) ||
+    if (ice_has_window(problem) || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) ||
         !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||
         (!by_threshold && options->near_keys < 1) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
         !ice_all_positive(options->head_threshold, problem->query_heads) ||

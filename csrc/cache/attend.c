@@ -305,8 +305,9 @@ static icecore_status check_call(attend_call *call, icecore_cache *c, const icec
     p->value_dim = o->value_dim;
     p->key_dtype = ice_open_dtype(o, c->offset);
     p->causal = 1;
-    p->window = -1;
+    p->window_left = p->window_right = -1;
     p->sinks = 0;
+    p->ranges = NULL;
     p->mask_kind = ICECORE_MASK_NONE;
     if (c->open) {
         p->key = rows_of(c->open, 0);

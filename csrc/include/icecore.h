@@ -110,12 +110,15 @@ typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } 
  * cap(s) = softcap * tanh(s / softcap), or s where softcap is 0.  An inf score becomes softcap, -inf -softcap.
  * Query head h reads key head h / (query_heads / key_heads).  Query i stands at position keys - queries + i.
  * causal: key j is visible to a query at position p when j <= p.
- * window >= 0: key j is visible only when |p - j| < window or j < sinks (and causality holds).
- * mask: a bool mask keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes, finite numbers
- * never.  A key that is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse
- * -inf.  NaN and inf in visible keys, values or queries propagate as IEEE arithmetic has it.
- * sink_logits: as if each query head had one more key, of that score (neither scaled nor capped) and without a value:
- * it joins the denominator of the softmax, and lse, which is the logarithm of that denominator. */
+ * window_left, window_right: where not negative, key j is visible only when p - j < window_left and j - p <
+ * window_right, or j < sinks (and causality holds). ranges: query i of a batch entry sees no keys but first .. end - 1,
+ * whatever else it might see, sinks included.  So masks whose rows are runs of keys need no array of queries x keys.
+ * Numbers outside [0, keys] count as the nearest within; where end <= first the query sees nothing. mask: a bool mask
+ * keeps where non-zero, a float32 mask is added to the scaled scores; -inf removes, finite numbers never.  A key that
+ * is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse -inf.  NaN and inf
+ * in visible keys, values or queries propagate as IEEE arithmetic has it. sink_logits: as if each query head had one
+ * more key, of that score (neither scaled nor capped) and without a value: it joins the denominator of the softmax, and
+ * lse, which is the logarithm of that denominator. */
 typedef struct {
     icecore_dtype dtype;     /* of query and out */
     icecore_dtype key_dtype; /* of key and value */
@@ -127,8 +130,10 @@ typedef struct {
     float softcap;            /* 0: none; else from 1e-30 to 1e30 */
     const float *sink_logits; /* NULL, or query_heads: of magnitudes up to 1e30, or -inf for none */
     int causal;
-    int64_t window; /* -1: no window */
-    int64_t sinks;  /* first keys, visible in spite of the window (causality still holds) */
+    int64_t window_left, window_right; /* -1: not bounded on this side */
+    int64_t sinks;                     /* first keys, visible in spite of the window (causality still holds) */
+    const int64_t *ranges; /* NULL, or pairs {first, end}, those of one query side by side; strides below, in numbers */
+    int64_t range_batch_stride, range_row_stride; /* 0 where broadcast */
     icecore_mask_kind mask_kind;
     const void *mask; /* strides below, 0 where broadcast */
     int64_t mask_batch_stride, mask_head_stride, mask_row_stride, mask_key_stride;
@@ -187,7 +192,10 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * leave it more than a sixth of the sealed keys.  Reading the mask costs a look at every key for each different row of
  * it.
  *
- * Uses of icecore_attention's fields: window must be absent (-1); sinks as said here. */
+ * ranges: as a mask that hides the other keys; but no more than the cells' first and last keys are looked at for each
+ * different range, and rows that see all sealed keys are as without.
+ *
+ * Uses of icecore_attention's fields: windows must be absent (-1); sinks as said here. */
 typedef struct {
     int64_t near_keys;           /* >= 1; used where there is neither a tolerance nor a threshold */
     float tolerance;             /* >= 0; 0: none */
@@ -255,7 +263,8 @@ typedef struct {
  * a key that is listed twice counts twice.  Any other index outside [0, keys): ICECORE_ERROR_INDEX before any output is
  * written, and *place becomes the place of the first of them in an array of (batch, key head, member, query, n).  No
  * row outside the keys is ever read, even if another thread changes the indices meanwhile. Uses of icecore_attention's
- * fields: window and mask must be absent (-1, ICECORE_MASK_NONE). Cost: batch * query_heads * queries * count * (dim +
+ * fields: windows, ranges and mask must be absent (-1, NULL,
+ * ICECORE_MASK_NONE). Cost: batch * query_heads * queries * count * (dim +
  * value_dim) products; extra memory under 2 MB a thread. */
 icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place);
 
@@ -264,9 +273,10 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
  * votes and, with the 48 queries of its block (those from a multiple of 48 on), to what the `slash` distances with the
  * most come to for any of them, as far as it sees it.  The first 30 keys and the first 100 distances go before all
  * others, then the smaller among equals.  The rest is dropped.  Queries whose weights are not finite do not vote.
- * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks,
- * `vertical` or `slash` below 1, where the problem is not causal, and more than INT32_MAX keys.  The same bits for any
- * number of threads; rows depend on later queries and keys by the votes.  Memory: 28 bytes per key and thread. */
+ * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, ranges,
+ * masks, `vertical` or `slash` below 1, where the problem is not causal, and more than INT32_MAX keys.  The same bits
+ * for any number of threads; rows depend on later queries and keys by the votes.  Memory: 28 bytes per key and thread.
+ */
 icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash,
                                          int32_t *near_count);
 
@@ -274,8 +284,8 @@ icecore_status icecore_attend_minference(const icecore_attention *problem, int64
  * of a block (from a multiple of 48 on) attend exactly to the blocks with the largest scores, of those that all of them
  * see whole, until they hold near_keys, and to the keys behind these, each as far as it sees them; the rest is dropped.
  * Blocks of which a key is NaN are attended to first.  near_count: NULL, or batch x query_heads x queries, the keys
- * attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1 and more than INT32_MAX keys.  The same bits
- * for any number of threads; causal, no row depends on a later key. */
+ * attended to.  ICECORE_ERROR_VALUE for windows, ranges, masks, near_keys below 1 and more than INT32_MAX keys.  The
+ * same bits for any number of threads; causal, no row depends on a later key. */
 icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
 /* Blocks of 128 keys by antidiagonals of scores, for causal prefill (XAttention, arXiv 2503.16428).  A group of
@@ -326,14 +336,14 @@ icecore_status icecore_attend_vattention(const icecore_attention *problem, const
 /* Pages of 16 keys by the largest score that a page could hold, from its componentwise maximum and minimum (Quest,
  * arXiv 2406.10774): a query attends exactly to the pages with the largest bounds until they hold near_keys, equal
  * bounds together, and to the page that it sees a part of; the rest is dropped.  Pages that hold a NaN are attended to.
- * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks and
- * near_keys below 1.  The same bits for any number of threads. */
+ * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, ranges,
+ * masks and near_keys below 1.  The same bits for any number of threads. */
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
 /* Exact top-k attention: a query attends to the near_keys with the largest scores, the first keys among equals; a NaN
  * score is kept and makes the row NaN.  The rest is dropped.  near_count: NULL, or batch x query_heads x queries, the
- * keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1 and more than INT32_MAX keys.  The same
- * bits for any number of threads.  Memory: 400 * near_keys bytes per thread. */
+ * keys attended to.  ICECORE_ERROR_VALUE for windows, ranges, masks, near_keys below 1 and more than INT32_MAX keys.
+ * The same bits for any number of threads.  Memory: 400 * near_keys bytes per thread. */
 icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
 /* The published method (IceFormer, arXiv 2405.02842): of the keys that Prioritized DCI visits, a query attends to the
@@ -343,9 +353,9 @@ icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t ne
  * whole blocks of 512 keys that the query sees, each visited by its share; the keys behind them are compared besides.
  * With visit >= keys it is exact top-k attention, the first keys among equals.  Keys of a tree of which one is not
  * finite are all compared; a NaN score is kept and makes the row NaN.  near_count: NULL, or batch x query_heads x
- * queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1, visit below near_keys and
- * more than INT32_MAX keys.  The same bits for any number of threads; no row depends on a later key.  Memory: about 60
- * log2(keys / 512) bytes per key of a head when causal, else 120. */
+ * queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, ranges, masks, near_keys below 1, visit below
+ * near_keys and more than INT32_MAX keys.  The same bits for any number of threads; no row depends on a later key.
+ * Memory: about 60 log2(keys / 512) bytes per key of a head when causal, else 120. */
 icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                    int32_t *near_count);
 

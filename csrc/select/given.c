@@ -79,7 +79,7 @@ static void attend_task(void *context, int64_t index, void *scratch) {
         block.problem = p, block.indices = call->indices;
         block.batch = head / p->key_heads, block.key_head = head % p->key_heads;
         block.list = ice_list_offset(call->indices, block.batch, block.key_head, member, query);
-        block.next = 0, block.end = ice_visible_keys(p, query).end;
+        block.next = 0, block.end = ice_visible_keys(p, 0, query).end;
         ice_tile tile;
         ice_tile_begin(&tile, p, call->kernels, block.batch, block.key_head, query * group + member, rows, scratch);
         while (next_block(&block) && !ice_interrupted())
@@ -92,8 +92,7 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
                                       int64_t *place) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
-    if (problem->window >= 0 || problem->mask_kind != ICECORE_MASK_NONE || indices->count < 0)
-        return ICECORE_ERROR_VALUE;
+    if (ice_hides_keys(problem) || indices->count < 0) return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
     if (indices->count > 0) {
         if (!indices->data) return ICECORE_ERROR_VALUE;

@@ -51,7 +51,7 @@ static size_t lay_out_ballot(const ice_selector_call *call, void *memory, ballot
 /* A query whose weights are not numbers has no vote, nor one that sees no key. */
 static void vote(const ice_selector_call *call, int64_t head, int64_t query, ballot *b) {
     const icecore_attention *p = call->problem;
-    const int64_t count = ice_visible_keys(p, query).end;
+    const int64_t count = ice_visible_keys(p, 0, query).end;
     float maximum = -INFINITY, sum = 0.0f, correction, own[ICECORE_MAX_DIM];
     ice_load_query(p, call->kernels, ice_row_at(p, head / p->key_heads, head % p->key_heads, query),
                    (float)(p->scale * ICE_LOG2_E), own);

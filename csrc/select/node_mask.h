@@ -1,15 +1,16 @@
-/* What a mask does to the cells and parents of a stack, for the rows of a panel. */
+/* What a mask, and ranges, do to the cells and parents of a stack, for the rows of a panel. */
 #ifndef ICE_NODE_MASK_H
 #define ICE_NODE_MASK_H
 
 #include "attend/tile.h"
 #include "segment/stack.h"
 
-/* Lanes under the same row of the mask. */
+/* Lanes under the same row of the mask and with the same range. */
 typedef struct {
     uint64_t lanes;
-    int64_t offset; /* of the row's first element */
-    int64_t seen;   /* sealed keys that it leaves */
+    int64_t offset;     /* of the row's first element */
+    int64_t first, end; /* all other keys are hidden */
+    int64_t seen;       /* sealed keys that are left */
 } ice_mask_row;
 
 typedef struct {
@@ -20,10 +21,13 @@ typedef struct {
     int rows;
 } ice_node_mask;
 
-/* Looks at every sealed key for each different row.  `hidden` and `cut` have memory. */
+/* Whether some row of the tile may not see all sealed keys as they are. */
+int ice_node_mask_is_needed(const ice_tile *tile, const ice_stack *stack);
+/* Looks at every sealed key for each different row of a mask, and at every cell for each different range.  `hidden` and
+ * `cut` have memory. */
 void ice_node_mask_read(ice_node_mask *mask, const ice_tile *tile, const ice_stack *stack);
 
-/* What a row of the problem's mask adds to the score of a key, in units of log 2; -inf hides it. */
+/* What a row adds to the score of a key, in units of log 2; -inf hides it. */
 float ice_mask_at(const icecore_attention *problem, const ice_mask_row *row, int64_t key);
 
 #endif

@@ -92,8 +92,8 @@ static icecore_status plant(const ice_selector_call *call, int64_t head, int64_t
 /* The trees that some row sees; none where all keys are visited. */
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const icecore_attention *p = call->problem;
-    const int64_t block = block_of(p), min_blocks = ice_visible_keys(p, 0).end / block,
-                  max_blocks = ice_visible_keys(p, p->queries - 1).end / block;
+    const int64_t block = block_of(p), min_blocks = ice_visible_keys(p, 0, 0).end / block,
+                  max_blocks = ice_visible_keys(p, 0, p->queries - 1).end / block;
     icecore_status status = ICECORE_OK;
     forest f;
     lay_out_forest(call, digests, &f);

@@ -73,7 +73,8 @@ typedef struct {
     float *count;          /* rows: keys; with a count of near keys only */
     ice_node_run *run;     /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
-    ice_node_mask mask;                          /* with a mask only */
+    int is_masked;                               /* whether a mask or a range may hide sealed keys from some row */
+    ice_node_mask mask;                          /* of these only */
     ice_spread *spread;                          /* of each of the stack's levels */
     float *guess;                                /* value_dim x ICE_PANEL */
     int doubts;                                  /* whether single keys are looked for: some rule has a key_share */
@@ -110,7 +111,7 @@ static inline int ice_is_unlike(const ice_rule *rule, float squared) {
     return rule->max_squared > 0.0f && squared > rule->max_squared;
 }
 
-static inline int ice_is_masked(const ice_selection *t) { return t->problem->mask_kind != ICECORE_MASK_NONE; }
+static inline int ice_is_masked(const ice_selection *t) { return t->is_masked; }
 
 static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_stacked *from) {
     return &t->spread[from - t->stack->level];
@@ -138,7 +139,7 @@ static inline ice_run ice_stored_run(const ice_tile *tile, const icecore_segment
                                      int64_t count, uint64_t lanes) {
     ice_run run = ice_run_of(tile, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
     run.base = ice_base_of(s, cell);
-    run.unchecked = tile->problem->mask_kind != ICECORE_MASK_NONE; /* else all rows open what holds a NaN */
+    run.unchecked = ice_hides_keys(tile->problem); /* else all rows open what holds a NaN */
     return run;
 }
 

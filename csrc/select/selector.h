@@ -67,7 +67,8 @@ static inline void ice_attend_counted(ice_tile *tile, int64_t first, int64_t end
 extern const ice_selector ice_top_k, ice_minference, ice_block_sparse, ice_pages, ice_pdci;
 extern const ice_selector ice_sparq, ice_magicpig, ice_xattention, ice_vattention, ice_zeta;
 
-/* ICECORE_ERROR_VALUE for windows, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x queries. */
+/* ICECORE_ERROR_VALUE for windows, ranges, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x
+ * queries. */
 icecore_status ice_attend_selected(const ice_selector_call *call, const ice_selector *selector, int32_t *near_count);
 
 #endif

@@ -61,6 +61,7 @@ void ice_selection_begin(ice_selection *t) {
     }
     t->rows = t->runs = t->parent_runs = 0;
     t->mask.dense = 0;
+    t->is_masked = ice_node_mask_is_needed(&t->tile, t->stack);
     t->doubts = 0;
 }
 
@@ -196,7 +197,7 @@ void ice_choose_cells(ice_selection *t) {
 
 /* ---- The near field ---- */
 
-/* The keys that a row of the mask leaves of a cell, run by run. */
+/* The keys that a row of the mask, and its range, leave of a cell, run by run. */
 static void attend_cut_cell(ice_selection *t, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
                             int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
@@ -208,7 +209,7 @@ static void attend_cut_cell(ice_selection *t, uint64_t lanes, const ice_mask_row
             if (bias[count] == -INFINITY) break;
             count++;
         }
-        if (count && t->problem->mask_kind == ICECORE_MASK_BOOL)
+        if (count && t->problem->mask_kind != ICECORE_MASK_FLOAT32)
             ice_attend_stored(t, lanes, s, cell, first, count, NULL);
         else if (count) ice_attend_stored(t, lanes, s, cell, first, count, bias);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 
-def visible_keys(queries, keys, causal=False, window=None, sinks=0):
-    """(L, S) bool: which keys each query may see. Query i stands at position S - L + i."""
+def visible_keys(queries, keys, causal=False, window=None, sinks=0, key_ranges=None):
+    """(L, S) bool: which keys each query may see; (B, L, S) with key_ranges (B, L, 2). Query i stands at position S - L + i."""
     position = np.arange(queries)[:, None] + (keys - queries)  # (L, 1)
     j = np.arange(keys)[None, :]  # (1, S)
     visible = np.ones((queries, keys), bool)
     if window is not None:
-        visible = (np.abs(position - j) < window) | (j < sinks)
+        left, right = (window, window) if np.ndim(window) == 0 else (side + 1 if side >= 0 else np.inf for side in window)
+        visible = ((position - j < left) & (j - position < right)) | (j < sinks)
     if causal:
         visible &= j <= position
+    if key_ranges is not None:
+        first, end = np.moveaxis(np.asarray(key_ranges)[..., None], -2, 0)  # (B, L, 1) each
+        visible = visible & (first <= j) & (j < end)
     return visible
 
 
@@ -69,14 +73,14 @@ def add_sink(out, lse, logit):
     return out * share[..., None], with_sink
 
 
-def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, scale=None, softcap=None,
-              sink_logits=None):
+def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, key_ranges=None, scale=None,
+              softcap=None, sink_logits=None):
     """Exact attention in float64.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    causal, window, sinks, attn_mask, scale, softcap, sink_logits
+    causal, window, sinks, attn_mask, key_ranges, scale, softcap, sink_logits
         As in `icecore.attention`.
 
     Returns
@@ -88,7 +92,8 @@ def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mas
     keys = key.shape[2]
     scale = 1.0 / np.sqrt(dim) if scale is None else scale
     key, value = per_query_head(key, heads), per_query_head(value, heads)
-    visible = visible_keys(queries, keys, causal, window, sinks)  # (L, S)
+    visible = visible_keys(queries, keys, causal, window, sinks, key_ranges)  # (L, S) or (B, L, S)
+    visible = visible[None, None] if visible.ndim == 2 else visible[:, None]
     out, lse = np.empty((*query.shape[:3], value.shape[-1])), np.empty(query.shape[:3])
     if attn_mask is not None:
         attn_mask = np.broadcast_to(attn_mask, (*query.shape[:3], keys))
@@ -100,6 +105,6 @@ def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mas
             if attn_mask is not None:
                 bias = bias_of(attn_mask[:, :, chunk])
                 scores = np.where(np.isneginf(bias), -np.inf, scores + bias)
-            scores = np.where(visible[chunk], scores, -np.inf)
+            scores = np.where(visible[:, :, chunk], scores, -np.inf)
             out[:, :, chunk], lse[:, :, chunk] = softmax_sum(scores, value)
     return (out, lse) if sink_logits is None else add_sink(out, lse, np.asarray(sink_logits, np.float64)[:, None])

@@ -6,7 +6,7 @@ import numpy as np
 
 from icecore.reference.cells import build_tree
 from icecore.reference.combine import Choice, attend_chosen, scores_of
-from icecore.reference.dense import bias_of, capped, softmax_sum
+from icecore.reference.dense import bias_of, capped, softmax_sum, visible_keys
 from icecore.reference.random import segment_seed
 
 #: Keys of the largest segments, unless a block has more; of pairs that are merged as soon as they are complete.
@@ -218,7 +218,7 @@ def choose(query, key, value, bias, trees, exact, *, k, threshold, scale, all_ce
 
 
 def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False, moments=None, causal=False,
-                       block=512, sinks=0, attn_mask=None, cell_size=32, scale=None, seed=0, tree_of=None,
+                       block=512, sinks=0, attn_mask=None, key_ranges=None, cell_size=32, scale=None, seed=0, tree_of=None,
                        return_margin=False, softcap=None, sink_logits=None):
     """Near/far attention in float64, query by query.
 
@@ -239,6 +239,8 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
         Causal: keys per sealed block; the current block and the one before stay open.
     attn_mask : array_like, optional
         Broadcasts to (B, H, L, S): bool, True keeps; or added to the scaled scores.
+    key_ranges : array_like (B, L, 2) or (L, 2), optional
+        As a mask that hides all keys outside [first, end).
     tree_of : callable (key, value, cell_size, seed, moments) -> Tree, optional
         Builds a segment's tree by its moments (d, d), or None; default `build_tree`. Pass one that returns the C core's to
         compare the rest alone.
@@ -256,6 +258,9 @@ def near_far_attention(query, key, value, *, k, threshold=None, all_cells=False,
     keys = key.shape[2]
     scale = 1.0 / np.sqrt(dim) if scale is None else scale
     mask = np.broadcast_to(0.0 if attn_mask is None else bias_of(attn_mask), (batch, heads, queries, keys))
+    if key_ranges is not None:
+        seen = visible_keys(queries, keys, key_ranges=key_ranges)
+        mask = np.where(seen if seen.ndim == 2 else seen[:, None], mask, -np.inf)
     group = heads // key.shape[1] if heads else 1
     if threshold is not None:
         threshold = np.asarray(threshold, np.float64)

@@ -39,7 +39,8 @@ REFUSED(zero_dim, p->dim = 0)
 REFUSED(large_dim, p->dim = ICECORE_MAX_DIM + 1)
 REFUSED(zero_value_dim, p->value_dim = 0)
 REFUSED(large_value_dim, p->value_dim = ICECORE_MAX_DIM + 1)
-REFUSED(negative_window, p->window = -2)
+REFUSED(negative_left_window, p->window_left = -2)
+REFUSED(negative_right_window, p->window_right = -2)
 REFUSED(negative_sinks, p->sinks = -1)
 REFUSED(negative_softcap, p->softcap = -1.0f)
 REFUSED(tiny_softcap, p->softcap = 1e-31f)
@@ -68,7 +69,8 @@ static void problems(void) {
     expect_refused("a large dim", large_dim);
     expect_refused("value_dim 0", zero_value_dim);
     expect_refused("a large value_dim", large_value_dim);
-    expect_refused("window -2", negative_window);
+    expect_refused("window_left -2", negative_left_window);
+    expect_refused("window_right -2", negative_right_window);
     expect_refused("negative sinks", negative_sinks);
     expect_refused("a negative soft cap", negative_softcap);
     expect_refused("a soft cap below 1e-30", tiny_softcap);
@@ -104,7 +106,7 @@ static void near_far_options(void) {
         EXPECT(icecore_attend_near_far(&s.p, &wrong[i], NULL) == ICECORE_ERROR_VALUE);
     }
     icecore_attention windowed = s.p;
-    windowed.window = 5;
+    windowed.window_left = 5;
     EXPECT(icecore_attend_near_far(&windowed, &valid_options, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pages(&windowed, 1, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_pages(&s.p, 0, NULL) == ICECORE_ERROR_VALUE);
@@ -112,13 +114,18 @@ static void near_far_options(void) {
     EXPECT(icecore_attend_top_k(&s.p, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_block_sparse(&windowed, 1, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_block_sparse(&s.p, 0, NULL) == ICECORE_ERROR_VALUE);
-    icecore_attention causal = s.p;
+    const int64_t pair[] = {0, 1};
+    icecore_attention ranged = s.p, causal = s.p;
+    ranged.ranges = pair;
+    EXPECT(icecore_attend_pages(&ranged, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_top_k(&ranged, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_pdci(&ranged, 1, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     causal.causal = 1;
     EXPECT(icecore_attend_minference(&causal, 0, 1, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_minference(&causal, 1, 0, NULL) == ICECORE_ERROR_VALUE);
-    causal.window = 5;
+    causal.window_left = 5;
     EXPECT(icecore_attend_minference(&causal, 1, 1, NULL) == ICECORE_ERROR_VALUE);
-    causal.window = -1;
+    causal.window_left = -1;
     causal.causal = 0;
     EXPECT(icecore_attend_minference(&causal, 1, 1, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_xattention(&causal, 8, 0.9, NULL) == ICECORE_ERROR_VALUE);

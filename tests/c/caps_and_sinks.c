@@ -16,7 +16,7 @@ static void expect_exact(problem s) {
     const icecore_attention *p = &s.p;
     problem_allocate(&s);
     check_at("dtype %d, queries %d, keys %d, dim %d, causal %d, window %d, softcap %g, sink %g", (int)p->dtype,
-             (int)p->queries, (int)p->keys, (int)p->dim, p->causal, (int)p->window, (double)p->softcap,
+             (int)p->queries, (int)p->keys, (int)p->dim, p->causal, (int)p->window_left, (double)p->softcap,
              p->sink_logits ? (double)p->sink_logits[0] : NAN);
     EXPECT(icecore_attend_exact(p) == ICECORE_OK);
     expect_attention(&s, 0);
@@ -41,7 +41,7 @@ static void exact(void) {
                     s.p.softcap = caps[cap];
                     s.p.sink_logits = sinks < 0 ? NULL : logits[sinks];
                     s.p.causal = i % 2;
-                    s.p.window = i % 3 ? -1 : 20;
+                    s.p.window_left = s.p.window_right = i % 3 ? -1 : 20;
                     s.p.sinks = 2;
                     s.layout = i % 2 ? ROWS_FIRST : HEADS_FIRST;
                     s.pad = 3 * (cap % 2);

@@ -20,7 +20,7 @@ static void any_order_tests(void) {
 static void bad_environment(void) {
     setenv("ICECORE_ISA", "abacus", 1);
     EXPECT(icecore_isa_status() == ICECORE_ERROR_ISA);
-    const icecore_attention nothing = {.dim = 1, .value_dim = 1, .window = -1};
+    const icecore_attention nothing = {.dim = 1, .value_dim = 1, .window_left = -1, .window_right = -1};
     EXPECT(icecore_attend_exact(&nothing) == ICECORE_ERROR_ISA);
     const icecore_near_far options = {.near_keys = 1, .cell_size = 1};
     EXPECT(icecore_attend_near_far(&nothing, &options, NULL) == ICECORE_ERROR_ISA);

@@ -10,7 +10,7 @@ static void expect_exact(const problem *s) {
     check_at("dtype %d, batch %d, heads %d of %d, queries %d, keys %d, dim %d, value_dim %d, causal %d, window %lld, "
              "sinks %lld",
              (int)p->dtype, (int)p->batch, (int)p->query_heads, (int)p->key_heads, (int)p->queries, (int)p->keys,
-             (int)p->dim, (int)p->value_dim, p->causal, (long long)p->window, (long long)p->sinks);
+             (int)p->dim, (int)p->value_dim, p->causal, (long long)p->window_left, (long long)p->sinks);
     EXPECT(icecore_attend_exact(p) == ICECORE_OK);
     expect_attention(s, 0);
 }
@@ -46,9 +46,33 @@ static void windows_and_sinks(void) {
             for (int causal = 0; causal < 2; causal++)
                 for (int queries = 3; queries <= 290; queries += 287) {
                     problem s = one_head(queries, 260, 4, 3);
-                    s.p.window = windows[i];
+                    s.p.window_left = s.p.window_right = windows[i];
                     s.p.sinks = sinks[j];
                     s.p.causal = causal;
+                    expect_exact_of(s);
+                }
+}
+
+/* Of each query of each batch entry, some empty and some beyond the keys on both sides, which count as clipped. */
+static void ranges(void) {
+    static const int64_t windows[][2] = {{-1, -1}, {9, 200}, {0, -1}, {-1, 3}, {INT64_MAX, 1}};
+    for (int i = 0; i < 5; i++)
+        for (int sinks = 0; sinks <= 140; sinks += 70)
+            for (int causal = 0; causal < 2; causal++)
+                for (int queries = 2; queries <= 150; queries += 148) {
+                    uint64_t state = (uint64_t)(i + 10 * sinks);
+                    int64_t pairs[2 * 150 * 2];
+                    problem s = one_head(queries, 260, 4, 3);
+                    s.p.batch = 2;
+                    s.p.window_left = windows[i][0];
+                    s.p.window_right = windows[i][1];
+                    s.p.sinks = sinks;
+                    s.p.causal = causal;
+                    for (int64_t j = 0; j < 4 * queries; j++) pairs[j] = (int64_t)(next_random(&state) % 300) - 20;
+                    pairs[0] = INT64_MIN, pairs[1] = INT64_MAX, pairs[2] = INT64_MAX, pairs[3] = INT64_MIN;
+                    s.p.ranges = pairs;
+                    s.p.range_batch_stride = 2 * queries;
+                    s.p.range_row_stride = 2;
                     expect_exact_of(s);
                 }
 }
@@ -103,7 +127,7 @@ static void long_decode(void) {
         problem s = one_head(2, 9001, 8, 8);
         s.p.query_heads = 2;
         s.p.causal = 1;
-        s.p.window = window;
+        s.p.window_left = s.p.window_right = window;
         s.p.sinks = 3;
         expect_exact_of(s);
     }
@@ -174,6 +198,7 @@ void exact_tests(void) {
     check_run("exact attention: dims from 1 to 512", dims);
     check_run("exact attention: lengths on both sides of a block and a panel", lengths);
     check_run("exact attention: windows and sinks of any size", windows_and_sinks);
+    check_run("exact attention: ranges, windows to both sides and sinks", ranges);
     check_run("exact attention: grouped heads and batches", heads_and_batches);
     check_run("exact attention: 16-bit types, layouts, gaps between rows", dtypes_and_layouts);
     check_run("exact attention: bfloat16 at the edges of tiles", bfloat16_tiles);

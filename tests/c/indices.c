@@ -153,7 +153,7 @@ static void arguments(void) {
     const uint8_t keep = 1;
     none.data = NULL;
     negative.count = -1;
-    windowed.window = 5;
+    windowed.window_right = 5;
     masked.mask_kind = ICECORE_MASK_BOOL;
     masked.mask = &keep;
     headless.key_heads = 0;

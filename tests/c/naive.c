@@ -8,10 +8,16 @@
 /* Of a float32 computation over a few hundred keys and values of at most 2. */
 #define TOLERANCE 1e-5
 
-static int visible(const icecore_attention *p, int64_t query, int64_t key) {
-    int64_t position = p->keys - p->queries + query, distance = position > key ? position - key : key - position;
+static int visible(const icecore_attention *p, int64_t batch, int64_t query, int64_t key) {
+    const int64_t position = p->keys - p->queries + query;
     if (p->causal && key > position) return 0;
-    return p->window < 0 || distance < p->window || key < p->sinks;
+    if (p->ranges) {
+        const int64_t *range = p->ranges + batch * p->range_batch_stride + query * p->range_row_stride;
+        if (key < range[0] || key >= range[1]) return 0;
+    }
+    if (key < p->sinks) return 1;
+    if (p->window_left >= 0 && position - key >= p->window_left) return 0;
+    return p->window_right < 0 || key - position < p->window_right;
 }
 
 static double score(const icecore_attention *p, int64_t batch, int64_t head, int64_t query, int64_t key) {
@@ -36,8 +42,8 @@ static double score(const icecore_attention *p, int64_t batch, int64_t head, int
 static void row_scores(const icecore_attention *p, int64_t batch, int64_t head, int64_t query, double *scores,
                        char *hidden) {
     for (int64_t j = 0; j < p->keys; j++) {
-        scores[j] = visible(p, query, j) ? score(p, batch, head, query, j) : -INFINITY;
-        hidden[j] = !visible(p, query, j) || (p->mask_kind != ICECORE_MASK_NONE && scores[j] == -INFINITY);
+        scores[j] = visible(p, batch, query, j) ? score(p, batch, head, query, j) : -INFINITY;
+        hidden[j] = !visible(p, batch, query, j) || (p->mask_kind != ICECORE_MASK_NONE && scores[j] == -INFINITY);
     }
 }
 

@@ -47,7 +47,7 @@ static void hidden(void) {
                 for (int i = 0; i < 3; i++) {
                     problem s = small((icecore_dtype)dtype, queries);
                     s.p.causal = kind == ICECORE_MASK_NONE;
-                    s.p.window = kind == ICECORE_MASK_NONE ? 30 : -1;
+                    s.p.window_left = s.p.window_right = kind == ICECORE_MASK_NONE ? 30 : -1;
                     s.p.sinks = 2;
                     s.p.mask_kind = (icecore_mask_kind)kind;
                     s.p.mask = kind == ICECORE_MASK_BOOL ? (const void *)keep : bias;

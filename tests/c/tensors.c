@@ -74,7 +74,8 @@ problem one_head(int64_t queries, int64_t keys, int64_t dim, int64_t value_dim) 
                            .keys = keys,
                            .dim = dim,
                            .value_dim = value_dim,
-                           .window = -1}};
+                           .window_left = -1,
+                           .window_right = -1}};
 }
 
 /* A number that its dtype holds exactly: uniform in [-2, 2), or of magnitude from 1/4 to 2. */
