@@ -148,42 +148,40 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, /, *, causal
 
     Notes
     -----
-    Exact: one call, whose `key_ranges` say what a query sees; its cost is that of the visible keys, its memory 16 bytes for each
-    query besides `out`. With k or a tolerance each sequence is a call of its own, with cells of its own.
+    Exact: one call, whose `key_ranges` say what a query sees; its cost is that of the visible keys, its memory 16 bytes for
+    each query besides `out`. With k or a tolerance each sequence is a call of its own, with cells of its own.
     """
     for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
-        if isinstance(tensor, Tensor) and tensor.ndim != 3:
+        if as_array(tensor, name).ndim != 3:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected three axes: (total, heads, dim)")
     known = {"k", "tolerance", "scale", "softcap", "sink_logits", "num_threads", "seed"}
     if unknown := options.keys() - known:
         raise TypeError(f"varlen_attention() got an unexpected keyword argument {min(unknown)!r}")
-    starts = [_check_starts(given, tensor, name) for given, tensor, name in (
-        (cu_seqlens_q, query, "q"), (cu_seqlens_k, key, "k"))]
+    starts = _check_starts(cu_seqlens_q, len(query), "q"), _check_starts(cu_seqlens_k, len(key), "k")
     if len(starts[0]) != len(starts[1]):
         raise ValueError(f"cu_seqlens_q is of {len(starts[0]) - 1} sequences and cu_seqlens_k of {len(starts[1]) - 1}")
     query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
     if out is None:
         out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
     lse = query.new_empty(query.shape[:2], dtype=torch.float32) if return_lse else None
-    target = out.transpose(0, 1)
+    result = out.transpose(0, 1)
     if options.get("k") is None and options.get("tolerance") is None:
-        ranges = _ranges_of(*starts, causal, check_window(window))
-        parts = [(slice(None), slice(None), {"key_ranges": ranges})]
+        parts = [(slice(None), slice(None), {"key_ranges": _ranges_of(*starts, causal, window)})]
     elif window is not None:
         raise ValueError(f"window={window} with k or tolerance; expected None, as windows are exact")
     else:
         parts = [(slice(*q), slice(*k), {"causal": causal}) for q, k in zip(*map(_pairs, starts), strict=True)]
     for own, keys, how in parts:
-        result = attention(query[:, own], key[:, keys], value[:, keys], out=target[:, own], return_lse=return_lse, **how, **options)
+        returned = attention(query[:, own], key[:, keys], value[:, keys], out=result[:, own], return_lse=return_lse, **how,
+                             **options)
         if return_lse:
-            lse[:, own] = result[1]
+            lse[:, own] = returned[1]
     return (out, lse) if return_lse else out
 
 
-def _check_starts(given, tensor, name):
-    """cu_seqlens as an array of int64 that fits the rows of a tensor."""
-    starts = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-    total = tensor.shape[0] if isinstance(tensor, Tensor) else None
+def _check_starts(given, total, name):
+    """cu_seqlens as an array of int64, of sequences that fill `total` rows."""
+    starts = as_array(given, f"cu_seqlens_{name}") if isinstance(given, Tensor) else np.asarray(given)
     if starts.dtype.kind not in "iu":
         raise TypeError(f"cu_seqlens_{name} has dtype {starts.dtype}; expected integers")
     if starts.ndim != 1 or len(starts) < 1:
@@ -203,11 +201,16 @@ def _ranges_of(queries, keys, causal, window):
     counts = np.diff(queries)
     first, end = np.repeat(keys[:-1], counts), np.repeat(keys[1:], counts)
     position = end - np.repeat(queries[1:], counts) + np.arange(counts.sum())  # of queries among the keys
-    left, right = (side if window is not None else -1 for side in (window or (-1, -1)))
-    low = first if left < 0 else np.maximum(first, position - left)
-    high = end if right < 0 else np.minimum(end, position + right + 1)
-    high = np.minimum(high, position + 1) if causal else high
-    return np.stack([np.minimum(low, end), np.clip(high, np.minimum(low, end), end)], axis=-1)
+    low, high = first, np.minimum(end, position + 1) if causal else end
+    if window is not None:
+        one = np.zeros((1, 1), np.float32)
+        icecore.attention(one, one, one, window=window)  # checks it
+        pair = isinstance(window, (tuple, list))
+        left, right = window if pair else (window - 1, window - 1)
+        low = low if pair and left < 0 else np.maximum(low, position - left)
+        high = high if pair and right < 0 else np.minimum(high, position + right + 1)
+    low = np.minimum(low, end)
+    return np.stack([low, np.maximum(low, high)], axis=-1)
 
 
 # ---- torch's function ----

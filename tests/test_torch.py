@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 functional = pytest.importorskip("torch.nn.functional")
 
 import icecore.torch  # noqa: E402
-from icecore.torch import attention, replace_sdpa, scaled_dot_product_attention  # noqa: E402
+from icecore.torch import attention, replace_sdpa, scaled_dot_product_attention, varlen_attention  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDOFF = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -50,6 +50,77 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(icecore.torch, "_compute", compute)
     return calls
+
+
+# ---- Packed sequences ----
+
+STARTS = ([0, 40, 40, 47, 100], [0, 60, 63, 63, 120])  # of queries and keys: none of either, more queries than keys
+
+
+def one_by_one(query, key, value, causal, window):
+    """Each sequence by torch: out (total, H, dv), in float32."""
+    parts = []
+    for (q, q_end), (k, k_end) in zip(*(itertools.pairwise(starts) for starts in STARTS), strict=True):
+        own = [tensor.float().transpose(0, 1) for tensor in (query[q:q_end], key[k:k_end], value[k:k_end])]
+        position = torch.arange(q_end - q)[:, None] + (k_end - k) - (q_end - q)
+        distance = position - torch.arange(k_end - k)
+        left, right = (1000 if side < 0 else side for side in window)
+        mask = (distance <= left) & (-distance <= right) & ((distance >= 0) | (not causal))
+        out = functional.scaled_dot_product_attention(*own, mask, enable_gqa=True)
+        parts.append(torch.where(mask.any(dim=1)[:, None], out, 0).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [(-1, -1), (10, 3), (0, 0), (-1, 5), (7, -1)])
+def test_packed_sequences(dtype, causal, window):
+    query, key, value = inputs((100, 4, 16), (120, 2, 16), 8, dtype)
+    expected = one_by_one(query, key, value, causal, window)
+    starts = [torch.tensor(own, dtype=torch.int32) for own in STARTS]
+    out, lse = varlen_attention(query, key, value, *starts, causal=causal, window=window, return_lse=True)
+    assert (out.float() - expected).abs().max() <= 2 * ROUNDOFF[dtype]
+    assert out.shape == (100, 4, 8) and out.dtype == dtype and lse.shape == (4, 100)
+    into = torch.empty_like(out)
+    assert varlen_attention(query, key, value, *STARTS, causal=causal, window=list(window), out=into) is into
+    assert torch.equal(into, out)
+
+
+def test_packed_sequences_by_near_far_are_calls_of_their_own():
+    query, key, value = inputs((6000, 2, 32), (6000, 2, 32), 32)
+    starts = [0, 1000, 6000]
+    options = {"k": 64, "causal": True}
+    out, lse = varlen_attention(query, key, value, starts, starts, return_lse=True, **options)
+    for first, end in itertools.pairwise(starts):
+        own = [tensor[first:end].transpose(0, 1) for tensor in (query, key, value)]
+        alone, own_lse = attention(*own, return_lse=True, **options)
+        assert torch.equal(out[first:end].transpose(0, 1), alone)
+        assert torch.equal(lse[:, first:end], own_lse)
+
+
+def test_packed_sequences_take_a_number_as_window():
+    query, key, value = inputs((9, 2, 4), (9, 2, 4), 4)
+    one, other = (varlen_attention(query, key, value, [0, 9], [0, 9], window=window) for window in (3, (2, 2)))
+    assert torch.equal(one, other)
+    assert not varlen_attention(query, key, value, [0, 9], [0, 9], window=0).any()
+
+
+def test_packed_sequences_that_do_not_fit_are_refused():
+    query, key, value = inputs((9, 2, 4), (9, 2, 4), 4)
+    good = [0, 4, 9]
+    for bad, message in (([0, 4, 8], "cu_seqlens_k must go from 0 to 9"), ([0, 5, 4, 9], "without falling"),
+                         ([1, 4, 9], "must go from 0"), ([], "has dtype"), ([[0, 9]], "has shape"),
+                         ([0, 9], "is of 2 sequences and cu_seqlens_k of 1")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            varlen_attention(query, key, value, good, bad)
+    with pytest.raises(ValueError, match="query has shape"):
+        varlen_attention(query[None], key, value, good, good)
+    with pytest.raises(TypeError, match="attn_mask"):
+        varlen_attention(query, key, value, good, good, attn_mask=None)
+    with pytest.raises(ValueError, match="window=3 with k or tolerance"):
+        varlen_attention(query, key, value, good, good, window=3, k=2)
+    with pytest.raises(ValueError, match=r"window\[0\] must be at least -1"):
+        varlen_attention(query, key, value, good, good, window=(-2, 0))
 
 
 # ---- attention ----

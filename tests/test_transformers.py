@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from transformers import masking_utils  # noqa: E402
 from transformers_models import CACHE, FAMILIES, small_model, text_inputs, tokens  # noqa: E402
 
 from icecore.transformers import attention, calls, masks, register, release, report  # noqa: E402
@@ -154,6 +155,49 @@ def test_what_a_model_does_with_a_compact_mask_it_does_with_the_full_one():
     for change in (lambda mask: mask[:, :, :, :20], lambda mask: ~mask, lambda mask: torch.zeros(40, 40).masked_fill(mask, 1.0),
                    lambda mask: mask.expand(-1, 4, -1, -1), lambda mask: torch.cat([mask, mask], dim=-1)):
         assert torch.equal(change(compact), change(dense)) and type(change(compact)) is torch.Tensor
+
+
+PACKED = torch.tensor([[0] * 9 + [1] * 20 + [2] * 11, [0] * 40])
+BLOCKS = torch.tensor([[-1] * 10 + [0] * 12 + [-1] * 18, [-1] * 30 + [0] * 10])  # bidirectional ones, of images
+
+
+def same_block(batch, head, query, key):
+    return (BLOCKS[batch, query] == BLOCKS[batch, key]) & (BLOCKS[batch, query] >= 0)
+
+
+FUNCTIONS = {
+    "window": masking_utils.sliding_window_causal_mask_function(7),
+    "two sides": masking_utils.sliding_window_bidirectional_mask_function(5),
+    "packed": masking_utils.and_masks(masks.causal_mask_function, masking_utils.packed_sequence_mask_function(PACKED)),
+    "blocks": masking_utils.or_masks(masks.causal_mask_function, same_block),
+    "chunks": masking_utils.chunked_causal_mask_function(8, torch.zeros(2, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("padding", ["left", "right", None])
+@pytest.mark.parametrize("queries", [40, 7])
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_masks_whose_rows_are_runs_are_kept_as_these(monkeypatch, kind, queries, padding):
+    """Of the same keys as dense ones, never built whole, and attended as these are."""
+    monkeypatch.setattr(masks, "_AT_ONCE", 3 * 80)
+    options = {"q_length": queries, "q_offset": 40 - queries, "mask_function": FUNCTIONS[kind], "allow_is_causal_skip": False}
+    mask, dense = masks_of_both(attention_mask=None if padding is None else paddings()[padding].bool(), **options)
+    assert type(mask) is masks.RangeMask and mask.shape == (2, 1, queries, 40) and mask.device.type == "cpu"
+    assert torch.equal(mask.full(), dense)
+    assert mask.causal == (not dense.triu(41 - queries).any())
+    assert torch.equal(mask[:, :, :, :20], dense[..., :20]) and torch.equal(~mask, ~dense)
+    query, key, value = (torch.randn(2, heads, n, 16) for heads, n in ((4, queries), (2, 40), (2, 40)))
+    one, other = (transformers.AttentionInterface()["icecore"](Attention(), query, key, value, m)[0] for m in (mask, dense))
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_masks_with_holes_and_of_single_queries_are_built():
+    hole = torch.ones(2, 40, dtype=torch.bool)
+    hole[1, 20] = False
+    for options in ({"attention_mask": hole}, {"q_length": 1, "q_offset": 39}):
+        mask, dense = masks_of_both(mask_function=FUNCTIONS["window"], allow_is_causal_skip=False, **options)
+        assert type(mask) is torch.Tensor
+        assert torch.equal(mask, dense)
 
 
 def test_nothing_hidden_needs_no_mask():

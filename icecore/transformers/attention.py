@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import icecore
 from icecore.torch import as_array, attention, scaled_dot_product_attention
 from icecore.transformers.calls import count, count_fallback, warn_once
-from icecore.transformers.masks import CompactMask, additive, causal_rows, full_mask
+from icecore.transformers.masks import CompactMask, RangeMask, additive, causal_rows, full_mask
 
 #: Keywords of modules that change no result: what they say is in the masks, or is not for attention.
 HARMLESS = {
@@ -115,7 +115,7 @@ class _Call:
 
     def reason_for_torch(self):
         """Why icecore does not compute this, or None."""
-        masks = [] if self.mask is None or isinstance(self.mask, CompactMask) else [self.mask]
+        masks = [] if isinstance(self.mask, (CompactMask, RangeMask, type(None))) else [self.mask]
         tensors = [self.query, self.key, self.value, *masks, *filter(torch.is_tensor, self.given.values())]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return "a gradient is wanted (a model that is not trained is called under torch.no_grad or inference_mode)"
@@ -228,6 +228,8 @@ class _Call:
             self._part(out.transpose(1, 2), mask=self._bias(), near_far=False)
         elif isinstance(self.mask, CompactMask):
             self._padded(out.transpose(1, 2))
+        elif isinstance(self.mask, RangeMask):
+            self._part(out.transpose(1, 2), ranges=self.mask.ranges, causal=self.mask.causal)
         elif self.mask is not None:
             self._part(out.transpose(1, 2), mask=self.mask)
         else:
@@ -250,12 +252,13 @@ class _Call:
                 tokens = slice(self.queries - own, None)
                 self._part(out, slice(row, row + 1), tokens, slice(first, last), causal=mask.causal)
 
-    def _part(self, out, rows=slice(None), queries=slice(None), keys=slice(None), *, mask=None, causal=False,
-              near_far=True):
+    def _part(self, out, rows=slice(None), queries=slice(None), keys=slice(None), *, mask=None, ranges=None,
+              causal=False, near_far=True):
         """Some rows, queries and keys of the call, into their place of out (B, H, L, d_v)."""
         query, key, value = self.query[rows, :, queries], self.key[rows, :, keys], self.value[rows, :, keys]
         options = self.settings.options(key.shape[2] if near_far else -1, causal)
-        attention(query, key, value, attn_mask=mask, causal=causal, out=out[rows, :, queries], **self._scores(), **options)
+        attention(query, key, value, attn_mask=mask, key_ranges=ranges, causal=causal, out=out[rows, :, queries],
+                  **self._scores(), **options)
 
     def _bias(self):
         """position_bias and the mask in one that is added to the scores."""

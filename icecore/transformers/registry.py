@@ -41,7 +41,8 @@ def register(name="icecore", *, tolerance=None, k=None, window=None, sinks=None,
     dropout, other devices, float64 and widths above 512 by its sdpa function; soft caps and other changes of the scores by the
     model's eager function. A keyword of an attention module that is not known is an error. `report` counts.
 
-    Masks of sliding windows, packed sequences and users have a row for each query, as those of sdpa; padding alone has not.
+    Masks of padding, sliding windows, chunks, packed sequences, prefixes and blocks are kept as the first and the last key of
+    each query; only those with holes, and those that users give in four dimensions, are arrays of queries x keys.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
         raise ValueError(f"name must be a word, got {name!r}")
