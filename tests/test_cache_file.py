@@ -184,7 +184,7 @@ def test_a_prompt_that_was_never_asked(tmp_path, opener):
         (out, info), (expected, expected_info) = (c.attend(step[0], return_info=True) for c in (twin, cache))
         assert_same_bits(out, expected)
         assert_same_bits(info.near_keys, expected_info.near_keys)
-    assert info.error_rows.min() > 0
+    assert info.near_keys.max() < 1000
 
 
 @opens

@@ -406,7 +406,12 @@ def test_the_file_is_read_once(tuning_file, monkeypatch):
 def test_tune_writes_a_file_that_is_then_in_force(tuning_file, capsys):
     command = [sys.executable, "-m", "icecore", "tune", "--seconds", "0.01", "--threads", "1"]
     environment = {**os.environ, "ICECORE_TUNING": str(tuning_file)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    for _ in range(4):  # one round on a busy machine may make no sense, and is refused
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        if "would cost nothing" not in done.stderr:
+            break
+        assert done.returncode == 1
+        assert not tuning_file.exists()
     assert done.returncode == 0, done.stderr
     assert str(tuning_file) in done.stdout
     for text in ("1 thread,", "4096 tokens, d=64, causal", "near/far with k=128, d=64, not causal:", *COEFFICIENTS):

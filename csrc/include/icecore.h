@@ -490,7 +490,7 @@ typedef struct {
  * without gaps.  A cache must not stand twice, and calls at the same time name caches that they share in one order.
  *
  * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens'
- * queries are known a query opens all. A call of at most 64 queries opens as well every cell of which one key is
+ * queries are known a query opens all. A call of at most 256 queries opens as well every cell of which one key is
  * expected to hold 1 / 64 of the tolerance as its share of the mass: a mean over many rows says little about the one
  * that a fact hangs on.  Expected: the largest, over cosines c, of exp(-dim c^2 / 2), about how often a direction at
  * random has it, times min(1, exp(mean score + c scale |q / metric| radius) / mass).

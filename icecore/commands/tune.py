@@ -16,8 +16,12 @@ def add_arguments(parser):
     parser.set_defaults(parser=parser)
 
 
+#: Costs that are never nothing.
+PRODUCTS = ("product_float32", "product_bfloat16", "near_float32")
+
+
 def run(arguments):
-    """Measure, print the table and write the file; status 1 if it cannot be written."""
+    """Measure, print the table and write the file; status 1 if it cannot be written or the times make no sense."""
     if not arguments.seconds > 0:
         arguments.parser.error(f"--seconds must be above 0, got {arguments.seconds}")
     if arguments.threads is not None and arguments.threads < 1:
@@ -31,6 +35,11 @@ def run(arguments):
         cases = _tune.measured(arguments.seconds)
         model = _tune.fit(cases)
         print(table(cases, model))
+    free = [name for name in PRODUCTS if not getattr(model, name) > 0]
+    if free:
+        print(f"not saved: by these times {' and '.join(free)} would cost nothing; measure again when the machine is less busy, or"
+              " longer (--seconds)", file=sys.stderr)
+        return 1
     try:
         path = _tuning_file.save(model, isa, threads)
     except OSError as error:

@@ -133,7 +133,7 @@ static void near_far_options(void) {
     EXPECT(icecore_attend_xattention(&causal, 5, 0.9, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_xattention(&causal, 8, 1.0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_xattention(&causal, 8, (double)NAN, NULL) == ICECORE_ERROR_VALUE);
-    causal.window = 5;
+    causal.window_left = 5;
     EXPECT(icecore_attend_xattention(&causal, 8, 0.9, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_zeta(&windowed, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_zeta(&s.p, 0, 0, NULL) == ICECORE_ERROR_VALUE);
