@@ -13,6 +13,7 @@ import numpy as np
 from icecore import _native
 
 MAX_DIM = 512
+MAX_INTEGER = 2**62
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 NATIVE_DTYPES = {
@@ -25,6 +26,8 @@ NATIVE_DTYPES = {
 
 def integer(value, name, minimum):
     """`value` as an int of at least `minimum`, or an error that names it. Clipped to what the core's integers hold."""
+    if type(value) is int and minimum <= value <= MAX_INTEGER:  # nearly always, and calls may be small
+        return value
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got a bool")
     try:
@@ -33,12 +36,12 @@ def integer(value, name, minimum):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
-    return min(number, 2**62)
+    return min(number, MAX_INTEGER)
 
 
 def check_seed(seed):
-    integer(seed, "seed", 0)
-    return operator.index(seed) % 2**64
+    clipped = integer(seed, "seed", 0)
+    return clipped if clipped < MAX_INTEGER else operator.index(seed) % 2**64
 
 
 @lru_cache(64)

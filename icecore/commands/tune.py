@@ -37,8 +37,8 @@ def run(arguments):
         print(table(cases, model))
     free = [name for name in PRODUCTS if not getattr(model, name) > 0]
     if free:
-        print(f"not saved: by these times {' and '.join(free)} would cost nothing; measure again when the machine is less busy, or"
-              " longer (--seconds)", file=sys.stderr)
+        print(f"not saved: by these times {' and '.join(free)} would cost nothing; measure again when the machine is less busy,"
+              " or longer (--seconds)", file=sys.stderr)
         return 1
     try:
         path = _tuning_file.save(model, isa, threads)
