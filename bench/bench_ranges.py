@@ -1,7 +1,7 @@
 """Windows to both sides and packed documents without a mask, against PyTorch with one: time, and memory besides the inputs.
 
     python -m pytest bench/bench_ranges.py                 (pytest-benchmark's own table)
-    python bench/bench_ranges.py [time] [memory]           (ratios side by side, as quoted in bench/README.md)
+    python bench/bench_ranges.py [--only time]              (ratios side by side, as quoted in bench/README.md)
 """
 
 import argparse
@@ -132,9 +132,11 @@ def memory(length):
 if __name__ == "__main__":
     record()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["time", "memory"], default=["time", "memory"])
+    parts = {"time": time, "memory": memory}
+    parser.add_argument("--only", choices=parts, help="default: both")
     parser.add_argument("--length", type=int, default=8192)
     arguments = parser.parse_args()
     print(machine())
-    for part in arguments.parts:
-        {"time": time, "memory": memory}[part](arguments.length)
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            part(arguments.length)
