@@ -139,4 +139,5 @@ if __name__ == "__main__":
     print(machine())
     for name, part in parts.items():
         if arguments.only in (None, name):
+            print()
             part(arguments.length)
