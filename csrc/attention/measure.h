@@ -42,19 +42,22 @@ static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed,
     *renews = renewed == 0 || blocks >= 2 * renewed;
     return *renews || one_in * (blocks - last) >= blocks;
 }
-/* Of fewer rows than 1 / tolerance none may be the one that misses everything: in units of a panel's rows, at most
- * four.  (At 0.005 one panel's left made-up heads at four times the tolerance.) */
-#define ICE_MAX_PANELS_MEASURED 4
-static inline int64_t ice_panels_measured(float tolerance) {
-    const float wanted = 1.0f / (ICE_PANEL * tolerance) + 0.5f;
-    if (wanted < 2.0f) return 1;
-    return wanted < ICE_MAX_PANELS_MEASURED ? (int64_t)wanted : ICE_MAX_PANELS_MEASURED;
-}
-/* And of how many queries: about 32 rows of all query heads together, or 12. */
+/* And of how many queries at once: about 32 rows of all query heads together, or 12. */
 #define ICE_MAX_QUERIES_MEASURED 32
 static inline int64_t ice_measured_queries(int64_t group, int renews) {
     const int64_t minimum = renews ? 8 : 3, wanted = (renews ? ICE_MAX_QUERIES_MEASURED : 12) / group;
     return wanted < minimum ? minimum : wanted;
+}
+/* Of fewer rows than 1 / tolerance none may be the one that misses everything: so many times the queries that are
+ * measured at once, at most four.  (At 0.005 once left made-up heads at four times the tolerance.)  Causal calls
+ * measure again as they go, and are content with three fifths.  (At 0.02 once left a twentieth of SmolLM2's heads at 2
+ * to 5 times the tolerance where a text is a list of similar lines.) */
+#define ICE_MAX_PANELS_MEASURED 4
+#define ICE_CAUSAL_SHARE 0.6f
+static inline int64_t ice_panels_measured(float tolerance, float queries) {
+    const float wanted = 1.0f / (queries * tolerance) + 0.5f;
+    if (wanted < 2.0f) return 1;
+    return wanted < ICE_MAX_PANELS_MEASURED ? (int64_t)wanted : ICE_MAX_PANELS_MEASURED;
 }
 
 /* Scratch for at most `count` queries of a key head over at most so many levels, and cells and parents. */

@@ -15,11 +15,16 @@ static float min_tolerance(const icecore_near_far *options, int64_t query_heads)
     return minimum;
 }
 
+static int64_t panels_measured(const icecore_attention *p, const icecore_near_far *options) {
+    const float tolerance = min_tolerance(options, p->query_heads);
+    if (!p->causal) return ice_panels_measured(tolerance, QUERIES_AT_ONCE);
+    return ice_panels_measured(tolerance, (float)ice_measured_queries(ice_group(p), 1) / ICE_CAUSAL_SHARE);
+}
+
 ice_schedule ice_schedule_begin(const icecore_attention *problem, const icecore_near_far *options) {
-    const int measuring = ice_is_measuring(options);
     return (ice_schedule){.problem = problem,
                           .block = ice_clipped_block(problem, options->block),
-                          .panels = measuring ? ice_panels_measured(min_tolerance(options, problem->query_heads)) : 0};
+                          .panels = ice_is_measuring(options) ? panels_measured(problem, options) : 0};
 }
 
 /* Which of a step's rows are measured. */

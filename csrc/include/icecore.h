@@ -180,8 +180,8 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * cells.  Where no threshold keeps the tolerance, parents are no longer trusted and all cells are scored; where that
  * does not help either, or costs more than exact attention, the head is exact.  Causal: rows of earlier blocks measure
  * for later ones, and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not
- * causal: 48 rows of each head are measured first.  Below a tolerance of 0.015 two to four times as many rows are
- * measured, about 1 / tolerance.
+ * causal: 48 rows of each head are measured first.  Where these, or causal those of one step, are fewer than about
+ * 1 / tolerance (causal: 0.6 / tolerance), two to four times as many are.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.
