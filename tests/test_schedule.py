@@ -68,7 +68,9 @@ def test_a_fine_tolerance_is_measured_on_more_rows(tolerance, panels):
     assert not steps.is_exact.any()
 
 
-@pytest.mark.parametrize(("group", "tolerance", "times"), [(3, 0.05, 1), (3, 0.02, 3), (3, 0.001, 4), (1, 0.02, 1), (1, 0.01, 2)])
+@pytest.mark.parametrize(("group", "tolerance", "times"), [
+    (3, 0.05, 1), (3, 0.02, 3), (3, 0.001, 4), (1, 0.02, 1), (1, 0.01, 2),
+])
 def test_causal_calls_measure_more_rows_by_the_queries_of_a_head(group, tolerance, times):
     rows, more = (near_far_steps(8192, 8192, causal=True, window=512, sinks=16, group=group, tolerance=value).measured_rows
                   for value in (0.2, tolerance))
