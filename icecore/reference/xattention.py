@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from icecore.reference.combine import Choice, attend_chosen
+from icecore.reference.combine import attend_by_heads
 from icecore.reference.dense import capped, softmax_sum, visible_count, visible_keys
 
 #: Rows of a block, and keys of one.
@@ -78,13 +78,9 @@ def xattention_attention(query, key, value, *, stride, threshold, causal=True, s
     margin : (B, H, L) float64, only with return_margin
         The least difference of mass by which the last block was chosen; where it is tiny, rounding may choose another.
     """
-    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    group = query.shape[1] // key.shape[1]
-    chosen, margin = np.zeros((*query.shape[:3], key.shape[2]), bool), np.full(query.shape[:3], np.inf)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for b, h in np.ndindex(query.shape[:2]):
-            chosen[b, h], margin[b, h] = choose_blocks(scale * query[b, h], key[b, h // group], stride, threshold, softcap)
-    out, lse, _, near = attend_chosen(query, key, value, lambda *row: Choice(np.flatnonzero(chosen[row])), scale=scale,
-                                      softcap=softcap, sink_logits=sink_logits)
-    return (out, lse, near, margin) if return_margin else (out, lse, near)
+
+    def choose(query, key, scale):
+        return choose_blocks(scale * query, key, stride, threshold, softcap)
+
+    out, lse, near, margins = attend_by_heads(query, key, value, choose, scale=scale, softcap=softcap, sink_logits=sink_logits)
+    return (out, lse, near, np.reshape(margins, near.shape)) if return_margin else (out, lse, near)
