@@ -6,7 +6,8 @@ cdef class Problem:
     """icecore_attention.
 
     query, key, value, out: (batch, heads, length, width), without key and value where a cache has them; lse: (batch, heads,
-    queries); sink_logits: (heads,); ranges: (batch, queries, 2), the pairs contiguous; keep, a bool mask as bytes, or bias, an additive one: (batch, heads, queries, keys).
+    queries); sink_logits: (heads,); ranges: (batch, queries, 2), the pairs contiguous; keep, a bool mask as bytes, or bias, an
+    additive one: (batch, heads, queries, keys).
     """
     cdef icecore_attention c
     cdef tuple arrays
