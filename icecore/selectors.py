@@ -491,6 +491,7 @@ def check_selector(selector, causal, **others):
         raise ValueError(f"selector must be one of {names} or made by a class of icecore.selectors, got {selector!r}")
     given = [name for name, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"selector={selector.name!r} takes no {', '.join(given)}")
+        raise ValueError(f"selector={selector.name!r} takes no {', '.join(given)}; parameters of its own are those of"
+                         f" icecore.selectors.{type(selector).__name__}")
     selector._check(causal)
     return selector
