@@ -47,6 +47,11 @@ def _beginning(path):
     return f".icecore-{hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()}-"
 
 
+def is_temporary(path, name):
+    """Whether a name is that of a temporary file for `path`."""
+    return name.startswith(_beginning(path))
+
+
 def _temporary(path):
     """A new file beside `path`, which is locked as long as its process lives and has it open, and its name."""
     while True:
@@ -72,7 +77,7 @@ def _sweep(path, own):
     """Remove temporary files for `path` whose processes are gone: nobody holds their locks."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(path.parent):
-            if entry.name.startswith(_beginning(path)) and entry.name != own.name:
+            if is_temporary(path, entry.name) and entry.name != own.name:
                 with contextlib.suppress(OSError), open(entry.path, "rb") as file:
                     if _locked(file):
                         os.unlink(entry.path)
@@ -112,10 +117,19 @@ def sync_folder(path):
 
 @contextlib.contextmanager
 def locked_folder(path):
-    """One process at a time, where the system has locks of files."""
-    if fcntl is None:
-        yield
-        return
-    with open(Path(path) / "lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """One process at a time, where the system has locks of files; a folder that is not there is made."""
+    path = Path(path)
+    while True:
+        path.mkdir(exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        try:
+            file = open(path / "lock", "ab")
+        except FileNotFoundError:  # the folder was removed meanwhile
+            continue
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # else removed by who held it before
+                yield
+                return

@@ -1,5 +1,6 @@
 """A model that generates through near/far caches does what it does over all tokens."""
 
+import contextlib
 import functools
 import io
 import json
@@ -16,6 +17,7 @@ from test_nn_llama import TINY, random_tokens, tiny_weights
 
 import icecore
 from icecore import nn
+from icecore._files import replacing
 
 TOKENS = random_tokens(400)
 #: Of the three key heads of TINY.
@@ -174,8 +176,39 @@ def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
         assert [*folder.parent.iterdir()] == [folder]
         assert nn.NearFarCache.load(folder).length == 220
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="other is there and is not a saved cache"):
         cache.save(tmp_path / "other")
+
+
+def test_a_first_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    cache = nn.NearFarCache(k=24)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(np, "savez", lambda *_, **__: 1 / 0)
+    for name in ("new", "empty"):
+        with pytest.raises(ZeroDivisionError):
+            cache.save(tmp_path / name)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "empty"]
+    monkeypatch.undo()
+    cache.save(tmp_path / "empty")
+    assert nn.NearFarCache.load(tmp_path / "empty").length == 0
+
+
+@pytest.mark.parametrize("there", ["", "lock", "save-0123456789abcdef", "temporary"])
+def test_a_first_save_beside_one_that_has_just_begun(tmp_path, there):
+    """Whatever the other process has made of its folder so far."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    if there == "temporary":
+        with contextlib.suppress(ZeroDivisionError), replacing(folder / "cache.json"):
+            (there,) = (entry.name for entry in folder.iterdir())
+            nn.NearFarCache(k=24).save(folder)
+            1 / 0
+    else:
+        if there:
+            (folder / there).mkdir() if there.startswith("save") else (folder / there).touch()
+        nn.NearFarCache(k=24).save(folder)
+    assert nn.NearFarCache.load(folder).length == 0
 
 
 def test_folders_that_do_not_fit(tmp_path):
@@ -227,6 +260,25 @@ def test_files_of_two_caches_are_never_mixed_whoever_saves_and_loads(tmp_path):
     assert [saver.wait() for saver in savers] == [0, 0]
     assert sorted(entry.name[:5] for entry in path.iterdir()) == ["cache", "lock", "save-"]
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_first_saves_at_once(tmp_path):
+    """Of two processes, one fails in every turn and removes what it made."""
+    turns = """
+import json, pathlib
+dumps, own = json.dumps, int(sys.argv[1])
+for turn in range(40):
+    path = pathlib.Path(sys.argv[2]) / f"cache{turn}"
+    path.with_suffix(f".{own}").touch()
+    while not path.with_suffix(f".{1 - own}").exists(): pass
+    json.dumps = dumps if turn % 2 == own else lambda *_: 1 / 0
+    try: save(path, 10)
+    except ZeroDivisionError: pass
+"""
+    savers = [subprocess.Popen([sys.executable, "-c", SAVE + turns, str(own), str(tmp_path)]) for own in range(2)]
+    assert [saver.wait() for saver in savers] == [0, 0]
+    for turn in range(40):
+        assert nn.NearFarCache.load(tmp_path / f"cache{turn}").length == 10
 
 
 @pytest.mark.parametrize("after", [False, True])

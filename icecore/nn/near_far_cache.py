@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import icecore
-from icecore._files import at_work_in, is_abandoned, locked_folder, replacing
+from icecore._files import at_work_in, is_abandoned, is_temporary, locked_folder, replacing
 
 from .cache import KeyValueCache, check_length
 from .settings import refusing
@@ -31,9 +31,13 @@ FORGOTTEN = 24 * 3600
 
 
 def _holds_caches(path):
-    """Whether a folder is one of saved caches, perhaps of a first one on its way."""
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    return "cache.json" in names or (names != [] and all(name == "lock" or FOLDER.fullmatch(name) for name in names))
+    """Whether a folder is one of saved caches, perhaps of a first one on its way, or an empty one."""
+    if not path.is_dir():
+        return False
+    names = [entry.name for entry in path.iterdir()]
+    return (path / "cache.json").exists() or all(
+        name == "lock" or FOLDER.fullmatch(name) or is_temporary(path / "cache.json", name) for name in names
+    )
 
 
 def _folder_in_force(path):
@@ -60,6 +64,17 @@ def _sweep(path, before, now):
             continue
         if entry.name == before or time.time() - entry.stat().st_mtime > FORGOTTEN:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def _undo_first_save(path, new):
+    """Remove what a first save that failed made beside its own folder, unless another process is at work there."""
+    with contextlib.suppress(OSError):
+        with locked_folder(path):
+            if {entry.name for entry in path.iterdir()} > {"lock"}:
+                return
+            (path / "lock").unlink(missing_ok=True)
+        if new:
+            path.rmdir()
 
 
 def _read_sliding(data):
@@ -165,12 +180,12 @@ class NearFarCache:
         Raises
         ------
         FileExistsError
-            If something else is there.
+            If something else is there; an empty folder is used.
         """
         path = Path(path)
-        if path.exists() and not _holds_caches(path):
+        new = not path.exists()
+        if not new and not _holds_caches(path):
             raise FileExistsError(f"{path} is there and is not a saved cache; expected a new name, or one of a saved cache")
-        path.mkdir(exist_ok=True)
         folder = path / f"save-{secrets.token_hex(8)}"
         try:
             with contextlib.ExitStack() as stack:
@@ -186,13 +201,9 @@ class NearFarCache:
                         file.write(about)
                     _sweep(path, before, folder.name)
         finally:
-            in_force = _folder_in_force(path)
-            if in_force != folder.name:
+            if _folder_in_force(path) != folder.name:
                 shutil.rmtree(folder, ignore_errors=True)
-            if in_force is None:  # a first save failed
-                (path / "lock").unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+                _undo_first_save(path, new)
 
     def _write(self, folder):
         for layer, cache in self._layers.items():
