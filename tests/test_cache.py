@@ -198,6 +198,43 @@ def test_the_same_bits_for_any_number_of_threads(isa):
     assert_same_bits(results[2], results[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_step_in_parts_is_the_step_as_a_whole(isa, dtype, queries):
+    """Long caches share a step's cells among threads, unless something is reported of it."""
+    scores = {"softcap": 20.0, "sink_logits": np.linspace(-1, 3, 6, dtype=np.float32)} if queries == 1 else {}
+    query, key, value = tokens(9000)
+    cache = icecore.KVCache(2, DIM, tolerance=0.05, dtype=dtype)
+    cache.append(key[:, :8990], value[:, :8990], query[:, :8990])
+    for end in range(8990 + queries, 9001, queries):
+        step = slice(end - queries, end)
+        cache.append(key[:, step], value[:, step])
+        whole, _ = cache.fork().attend(query[:, step], return_info=True, **scores)
+        _, lse = cache.fork().attend(query[:, step], return_lse=True, **scores)
+        alone = cache.fork().attend(query[:, step], num_threads=1, **scores)
+        assert np.isfinite(lse).all()
+        np.testing.assert_allclose(alone, whole, rtol=0, atol=2e-6 * np.abs(whole).max())
+        assert_same_bits(cache.attend(query[:, step], num_threads=3, **scores), alone)
+
+
+def test_steps_in_parts_beside_a_prompt_are_those_alone():
+    query, key, value = tokens(9000)
+    lengths, steps = [8900, 5000, 700], [1, 2, 200]
+    singles = [icecore.KVCache(2, DIM, tolerance=0.05) for _ in lengths]
+    batch = icecore.KVCache(2, DIM, tolerance=0.05, batch=3)
+    rows = [np.stack([array[:, length - 200 : length] for length in lengths]) for array in (query, key, value)]
+    for cache, length in zip(singles, lengths, strict=True):
+        cache.append(key[:, :length], value[:, :length], query[:, :length])
+    prompts = [np.stack([np.pad(array[:, :length], ((0, 0), (0, 8900 - length), (0, 0))) for length in lengths])
+               for array in (key, value, query)]  # fmt: skip
+    batch.append(*prompts, lengths=lengths)
+    batch.append(*rows[1:], lengths=steps)
+    out = batch.attend(rows[0], lengths=steps)
+    for entry, (cache, step) in enumerate(zip(singles, steps, strict=True)):
+        cache.append(*(array[entry, :, :step] for array in rows[1:]))
+        assert_same_bits(out[entry, :, :step], cache.attend(rows[0][entry, :, :step], num_threads=1))
+
+
 def test_a_segment_prepared_in_steps_is_the_one_built_at_once():
     """Decoding through many windows uses what was built beside it; bits tell."""
     query, key, value = tokens(600)

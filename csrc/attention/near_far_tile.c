@@ -22,15 +22,20 @@ static void attend_cells(ice_selection *t) {
     ice_add_far_field(t);
 }
 
-void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int64_t end_row, void *scratch) {
+ice_selection *ice_near_far_begin(const ice_head_view *view, int64_t first_row, int64_t rows, void *scratch) {
     const icecore_attention *p = view->problem;
     char *rest;
     ice_selection *t = ice_selection_lay_out(view, scratch, &rest);
-    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row,
-                   end_row - first_row, rest);
+    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row, rows,
+                   rest);
     t->tile.packed = view->exact.packed;
     ice_selection_begin(t);
     ice_attend_exact_keys(&t->tile, &view->exact);
+    return t;
+}
+
+void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int64_t end_row, void *scratch) {
+    ice_selection *t = ice_near_far_begin(view, first_row, end_row - first_row, scratch);
     if (view->stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, view->stack);
     if (view->stack->nodes) {
         if (t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t, &view->exact);

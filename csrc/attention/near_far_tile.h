@@ -12,6 +12,9 @@ static inline int ice_by_threshold(const icecore_near_far *o) {
 /* Attends to what is exact for all: sinks and open blocks.  The tile's panel holds the result. */
 void ice_attend_exact_keys(ice_tile *tile, const ice_exact_keys *exact);
 
+/* A panel of a head's rows that has attended to what is exact for all.  scratch: ice_selection_bytes. */
+ice_selection *ice_near_far_begin(const ice_head_view *view, int64_t first_row, int64_t rows, void *scratch);
+
 /* Attends and writes the panel of a head's rows that begins with first_row, up to end_row.  scratch:
  * ice_selection_bytes. */
 void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int64_t end_row, void *scratch);

@@ -3,7 +3,7 @@
  * saw.  Caches of a call go through their blocks side by side, each as if it were alone. */
 #include <math.h>
 
-#include "attention/near_far_tile.h"
+#include "attention/near_far_split.h"
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
@@ -20,6 +20,8 @@ typedef struct {
     int64_t blocks;                 /* wanted in the stacks */
     int last;                       /* whether the newest token is among them */
     int64_t tiles;                  /* panels of rows for each head; 0: no block is left */
+    int64_t parts;                  /* of a head's only tile; 1: it is attended as a whole */
+    ice_split *split;               /* parts > 1: of each head */
     int by_tolerance, by_threshold;
     enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring; /* before or after blocks are sealed */
     int64_t usable, measured_end; /* kept queries that may be measured, and the place that the last stands before */
@@ -31,7 +33,7 @@ typedef struct {
 typedef struct {
     attend_call *call;
     int64_t count, heads;
-    int64_t max_tiles; /* of any call */
+    int64_t max_tiles, max_parts; /* of any call */
     _Atomic int status;
 } attend_calls;
 
@@ -164,29 +166,80 @@ static icecore_status seal(attend_call *call, int64_t head, void *scratch) {
     return status;
 }
 
-static void attend_tile(const attend_call *call, int64_t head, int64_t tile, void *scratch) {
+static ice_head_view view_of(const attend_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
+    return (ice_head_view){.problem = &call->problem,
+                           .options = &call->options,
+                           .report = &call->report,
+                           .rules = call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
+                           .kernels = ice_active_kernels(),
+                           .stack = c->head[head].stack,
+                           .exact = exact_keys(call, head),
+                           .head = head};
+}
+
+static void attend_tile(const attend_call *call, int64_t head, int64_t tile, void *scratch) {
     const int64_t group = ice_group(&call->problem), first = call->first_query * group + tile * ICE_PANEL;
-    const ice_head_view view = {.problem = &call->problem,
-                                .options = &call->options,
-                                .report = &call->report,
-                                .rules = call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
-                                .kernels = ice_active_kernels(),
-                                .stack = c->head[head].stack,
-                                .exact = exact_keys(call, head),
-                                .head = head};
+    const ice_head_view view = view_of(call, head);
     ice_near_far_attend(&view, first, call->end_query * group, scratch);
 }
 
-/* Decode steps have one panel a head, which is attended in the same go. */
+/* ---- Decode steps, which have one tile a head ---- */
+
+/* How many parts a head's tile has.  Where something is sealed first it is attended as a whole. */
+static int64_t parts_of(const attend_call *call) {
+    const icecore_cache *c = call->cache;
+    const int64_t rows = (call->end_query - call->first_query) * ice_group(&call->problem);
+    if (call->tiles != 1 || !call->by_threshold) return 1;
+    for (int64_t h = 0; h < c->options.heads; h++)
+        if (c->head[h].sealed < call->blocks) return 1;
+    return ice_split_parts(&call->problem, &call->report, c->head[0].stack, rows);
+}
+
+static icecore_status begin_splits(attend_call *call) {
+    const int64_t heads = call->cache->options.heads;
+    const int64_t rows = (call->end_query - call->first_query) * ice_group(&call->problem);
+    size_t bytes = ice_round_up((size_t)heads * sizeof *call->split), each = 0;
+    for (int64_t h = 0; h < heads; h++) {
+        const ice_head_view view = view_of(call, h);
+        const size_t own = ice_split_bytes(&view, rows, call->parts);
+        if (own > each) each = own;
+    }
+    call->split = ice_alloc(1, bytes + (size_t)heads * each);
+    if (!call->split) return ICECORE_ERROR_MEMORY;
+    for (int64_t h = 0; h < heads; h++)
+        ice_split_place(&call->split[h], rows, call->parts, (char *)call->split + bytes + (size_t)h * each);
+    return ICECORE_OK;
+}
+
+/* In the same go as its head is sealed, a tile is attended, or begun where it has parts. */
 static void seal_task(void *context, int64_t index, void *scratch) {
     attend_calls *all = context;
     attend_call *call = &all->call[index / all->heads];
     const int64_t head = index % all->heads;
-    if (!scratch || !call->tiles) return;
-    const icecore_status status = seal(call, head, scratch);
-    if (status != ICECORE_OK) atomic_store(&all->status, (int)status);
-    else if (call->tiles == 1 && atomic_load(&all->status) == ICECORE_OK) attend_tile(call, head, 0, scratch);
+    ice_split *split = call->tiles && call->parts > 1 ? &call->split[head] : NULL;
+    if (scratch && call->tiles) {
+        const icecore_status status = seal(call, head, scratch);
+        const ice_head_view view = view_of(call, head);
+        if (status != ICECORE_OK) atomic_store(&all->status, (int)status);
+        else if (split) ice_split_begin(split, &view, call->first_query * ice_group(&call->problem), scratch);
+        else if (call->tiles == 1 && atomic_load(&all->status) == ICECORE_OK) attend_tile(call, head, 0, scratch);
+    }
+    if (split) ice_signal(&split->settled);
+}
+
+/* Parts behind the tiles that they belong to. */
+static void seal_or_part_task(void *context, int64_t index, void *scratch) {
+    const attend_calls *all = context;
+    const int64_t tasks = all->count * all->heads, part = index / tasks - 1;
+    const attend_call *call = &all->call[index % tasks / all->heads];
+    if (part < 0) {
+        seal_task(context, index, scratch);
+    } else if (call->tiles && part < call->parts && call->parts > 1) {
+        ice_split *split = &call->split[index % all->heads];
+        ice_wait(&split->settled);
+        if (scratch) ice_split_attend(split, part, scratch);
+    }
 }
 
 static void attend_task(void *context, int64_t index, void *scratch) {
@@ -215,19 +268,35 @@ static size_t scratch_bytes(const attend_call *call) {
     return bytes < measuring ? measuring : bytes;
 }
 
-/* The block of each call that has one. */
-static icecore_status attend_blocks(attend_calls *all) {
+static icecore_status attend_tasks(attend_calls *all, size_t bytes) {
     const int threads = all->call->problem.threads;
-    size_t bytes = 0;
-    for (int64_t i = 0; i < all->count; i++) {
-        const size_t own = all->call[i].tiles ? scratch_bytes(&all->call[i]) : 0;
-        if (own > bytes) bytes = own;
-    }
-    const int64_t tasks = all->count * all->heads;
-    icecore_status status = ice_parallel_for(tasks, threads, bytes, seal_task, all);
+    const int64_t tasks = all->count * all->heads, parts = all->max_parts > 1 ? all->max_parts : 0;
+    icecore_status status = ice_parallel_for(tasks * (1 + parts), threads, bytes, seal_or_part_task, all);
     if (status == ICECORE_OK) status = (icecore_status)all->status;
     if (status != ICECORE_OK || all->max_tiles == 1) return status;
     return ice_parallel_for(tasks * all->max_tiles, threads, bytes, attend_task, all);
+}
+
+/* The block of each call that has one. */
+static icecore_status attend_blocks(attend_calls *all) {
+    icecore_status status = ICECORE_OK;
+    size_t bytes = 0;
+    all->max_parts = 1;
+    for (int64_t i = 0; i < all->count; i++) {
+        attend_call *call = &all->call[i];
+        const size_t own = call->tiles ? scratch_bytes(call) : 0;
+        call->parts = call->tiles ? parts_of(call) : 1;
+        if (own > bytes) bytes = own;
+        if (call->parts > all->max_parts) all->max_parts = call->parts;
+    }
+    for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++)
+        if (all->call[i].parts > 1) status = begin_splits(&all->call[i]);
+    if (status == ICECORE_OK) status = attend_tasks(all, bytes);
+    for (int64_t i = 0; i < all->count; i++) {
+        ice_free(all->call[i].split);
+        all->call[i].split = NULL;
+    }
+    return status;
 }
 
 static icecore_tensor rows_of(const ice_open_rows *r, int values) {

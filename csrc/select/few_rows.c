@@ -9,7 +9,7 @@
 
 /* Step 3 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
 static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *from, int64_t node, int64_t count,
-                              float threshold, float *scores) {
+                              float *scores) {
     const icecore_segment *s = from->segment;
     const ice_nodes *cells = &s->cell;
     const ice_spread *spread = ice_spread_of(t, from);
@@ -26,7 +26,7 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
             (uint64_t)(ice_expected_share(t->mass[lane] - scores[c], spread->norm[lane] * cells->radius[node + c],
                                           (float)s->dim) >= t->key_share[lane])
             << c;
-    const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, threshold) | doubtful;
+    const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, t->threshold[lane]) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
     if (t->report->missed_bound) {
         for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + spread->norm[lane] * cells->radius[node + c];
@@ -41,14 +41,13 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
 }
 
 /* Steps 3 to 5 for at most CELLS_AT_ONCE cells. */
-static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
-                         const float *threshold) {
+static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count) {
     const icecore_segment *s = from->segment;
     float *scores = t->tile.scores;     /* CELLS_AT_ONCE for each lane */
     uint64_t open[CELLS_AT_ONCE] = {0}; /* the lanes of each cell */
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        uint64_t opened = open_cells_of(t, lane, from, node, count, threshold[lane], scores + lane * CELLS_AT_ONCE);
+        uint64_t opened = open_cells_of(t, lane, from, node, count, scores + lane * CELLS_AT_ONCE);
         for (; opened; opened &= opened - 1) {
             const int cell = __builtin_ctzll(opened);
             if (!open[cell]) ice_prefetch_cell(s, node + cell);
@@ -64,10 +63,32 @@ static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *fr
     }
 }
 
-void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
-                             const float *threshold) {
+void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count) {
     for (int64_t c = 0; c < count; c += CELLS_AT_ONCE)
-        attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE, threshold);
+        attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE);
+}
+
+/* Attends to the cells of expanded parents first .. end - 1; returns how many are expanded. */
+static int64_t attend_parents(ice_selection *t, int64_t first, int64_t end) {
+    int64_t expanded = 0;
+    for (int64_t r = 0; r < t->parent_runs; r++) {
+        const ice_node_run *parents = &t->run[r];
+        const icecore_segment *s = parents->from->segment;
+        for (int64_t p = 0; p < parents->count; p++) {
+            const uint64_t lanes = t->open[parents->row + p] & ice_tile_lanes(&t->tile);
+            const int64_t node = s->parent.offset[p];
+            if (!lanes) continue;
+            if (expanded >= first && expanded < end)
+                ice_attend_cells_of_few(t, lanes, parents->from, node, s->parent.offset[p + 1] - node);
+            expanded++;
+        }
+    }
+    return expanded;
+}
+
+void ice_attend_expanded(ice_selection *t, int64_t part, int64_t parts) {
+    const int64_t expanded = attend_parents(t, 0, 0);
+    attend_parents(t, expanded * part / parts, expanded * (part + 1) / parts);
 }
 
 _Static_assert(CELLS_AT_ONCE <= ICE_KEY_BLOCK, "a tile's scores have room for those of its rows");

@@ -78,8 +78,8 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
     }
 }
 
-void ice_find_thresholds(ice_selection *t, float *threshold, float *expand) {
-    float squared[ICE_PANEL];
+void ice_find_thresholds(ice_selection *t, float expand[ICE_PANEL]) {
+    float squared[ICE_PANEL], *threshold = t->threshold;
     ice_selection_guess(t, threshold, t->mass);
     ice_squared_lengths(t, squared);
     t->doubts = 0;

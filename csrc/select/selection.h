@@ -77,6 +77,7 @@ typedef struct {
     ice_node_mask mask;                          /* of these only */
     ice_spread *spread;                          /* of each of the stack's levels */
     float *guess;                                /* value_dim x ICE_PANEL */
+    float threshold[ICE_PANEL];                  /* the risks from which on each row opens cells */
     int doubts;                                  /* whether single keys are looked for: some rule has a key_share */
     float mass[ICE_PANEL], key_share[ICE_PANEL]; /* the row's mass, guessed, and what it looks for; inf: for none */
     float far[ICE_PANEL];                        /* of the panel's sum */
@@ -165,6 +166,8 @@ void ice_selection_score_parents(ice_selection *t);
 /* Scores and risks of neighbouring nodes, whose rows are the next ones.  lanes: those that have to do with them. */
 void ice_selection_score(ice_selection *t, const ice_node_run *nodes, uint64_t lanes);
 
+/* Scores and risks of parents, and which each row expands. */
+void ice_choose_parents(ice_selection *t);
 /* Which parents each row expands and which cells it opens; the cells of parents that few rows expand are attended. */
 void ice_choose_cells(ice_selection *t);
 /* Attends to the keys of opened cells, cell by cell. */
@@ -197,8 +200,8 @@ void ice_find_spreads(ice_selection *t);
 void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]);
 /* Of each lane's query, its scale included. */
 void ice_squared_lengths(const ice_selection *t, float squared[ICE_PANEL]);
-/* The risks from which on each row opens cells and expands parents. */
-void ice_find_thresholds(ice_selection *t, float *threshold, float *expand);
+/* The risks from which on each row opens cells, by the rules, and expands parents. */
+void ice_find_thresholds(ice_selection *t, float expand[ICE_PANEL]);
 /* Raises the risks of nodes of which one key is expected to hold a row's key_share to what opens them. */
 void ice_raise_doubtful(ice_selection *t, const ice_node_run *nodes, const float *threshold);
 
@@ -207,7 +210,8 @@ void ice_raise_doubtful(ice_selection *t, const ice_node_run *nodes, const float
 /* With tolerances and without a mask: the cells node .. node + count - 1 of a level's segment, for the rows in `lanes`.
  * Opens those at or above a row's threshold and adds their keys, and the other cells by their means.  The tile's scores
  * are lost. */
-void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count,
-                             const float *threshold);
+void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count);
+/* The same for all parents that some row expands, one part of several of about the same size. */
+void ice_attend_expanded(ice_selection *t, int64_t part, int64_t parts);
 
 #endif

@@ -130,7 +130,7 @@ static int are_few(const ice_selection *t, icecore_dtype dtype, uint64_t lanes) 
 }
 
 /* The cells of every parent that some lane expands. */
-static void score_cells(ice_selection *t, const float *threshold) {
+static void score_cells(ice_selection *t) {
     const uint64_t lanes = ice_tile_lanes(&t->tile);
     const int by_threshold = t->rules != NULL, few_apart = by_threshold && !ice_is_masked(t);
     for (int64_t r = 0; r < t->parent_runs; r++) {
@@ -141,7 +141,7 @@ static void score_cells(ice_selection *t, const float *threshold) {
             if (!open) continue;
             int64_t node = s->parent.offset[p], count = s->parent.offset[p + 1] - node;
             if (few_apart && are_few(t, s->mean_dtype, open)) {
-                ice_attend_cells_of_few(t, open, parents->from, node, count, threshold);
+                ice_attend_cells_of_few(t, open, parents->from, node, count);
                 continue;
             }
             const ice_node_run cells = {parents->from, &s->cell, node,
@@ -150,7 +150,7 @@ static void score_cells(ice_selection *t, const float *threshold) {
             for (int64_t c = 0; !by_threshold && c < count; c++)
                 t->count[t->rows + c] = (float)(s->cell.offset[node + c + 1] - s->cell.offset[node + c]);
             ice_selection_score(t, &cells, open);
-            if (t->doubts) ice_raise_doubtful(t, &cells, threshold);
+            if (t->doubts) ice_raise_doubtful(t, &cells, t->threshold);
             if (t->runs > t->parent_runs && last->from == cells.from && last->node + last->count == node)
                 last->count += count;
             else t->run[t->runs++] = cells;
@@ -170,12 +170,12 @@ static void open_nodes(ice_selection *t, int64_t first_run, int64_t end_run, con
     }
 }
 
-void ice_choose_cells(ice_selection *t) {
+void ice_choose_parents(ice_selection *t) {
     const int64_t wanted = t->options->near_keys;
-    float threshold[ICE_PANEL], expand[ICE_PANEL];
+    float expand[ICE_PANEL];
     ice_selection_score_parents(t);
     if (t->rules) {
-        ice_find_thresholds(t, threshold, expand);
+        ice_find_thresholds(t, expand);
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) ice_raise_doubtful(t, &t->run[r], expand);
     } else if (wanted < t->stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > MIN_EXPANDED ? wanted * EXPAND_FACTOR : MIN_EXPANDED;
@@ -184,15 +184,20 @@ void ice_choose_cells(ice_selection *t) {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
     }
     open_nodes(t, 0, t->parent_runs, expand);
-    score_cells(t, threshold);
+}
+
+void ice_choose_cells(ice_selection *t) {
+    const int64_t wanted = t->options->near_keys;
+    ice_choose_parents(t);
+    score_cells(t);
     if (!t->rules) {
         if (wanted >= t->stack->keys)
-            for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
+            for (int lane = 0; lane < ICE_PANEL; lane++) t->threshold[lane] = -INFINITY;
         else
             ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->tile.lanes,
-                               t->count + t->parents, wanted, threshold);
+                               t->count + t->parents, wanted, t->threshold);
     }
-    open_nodes(t, t->parent_runs, t->runs, threshold);
+    open_nodes(t, t->parent_runs, t->runs, t->threshold);
 }
 
 /* ---- The near field ---- */
