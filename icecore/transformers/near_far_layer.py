@@ -60,8 +60,11 @@ class NearFarLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held = self._length - self._moved
-        for i, states in enumerate((key_states, value_states)):
-            self._buffers[i] = _extended(self._buffers[i], held, states)
+        if self._moved and not held:  # nothing to extend, and the cache will take them as they are
+            self._buffers = [key_states, value_states]
+        else:
+            states = key_states, value_states
+            self._buffers = [_extended(buffer, held, new) for buffer, new in zip(self._buffers, states, strict=True)]
         self._length += key_states.shape[2]
         if self._moved:
             return tuple(StoredStates(self, part, (*buffer.shape[:2], self._length, buffer.shape[3]), self.dtype)
@@ -133,7 +136,7 @@ class NearFarLayer(CacheLayerMixin):
         self._catch_up(firsts)
         batch, heads, queries, _ = query.shape
         out = query.new_empty(batch, queries, heads, self._buffers[1].shape[3])
-        own = np.minimum(queries, self._cache.lengths)
+        own = np.minimum(queries, self._cache.lengths) if max(firsts) > self._length - queries else None
         self._cache.attend(as_array(query), lengths=own, padding_side="left", out=as_array(out.transpose(1, 2)),
                            num_threads=num_threads, **scores)
         self._move()
@@ -167,10 +170,13 @@ class NearFarLayer(CacheLayerMixin):
         """Give the cache the tokens it lacks."""
         if self._firsts != firsts:
             self._begin_rows(firsts)
-        lacking = np.maximum(self._length - np.array(firsts) - self._cache.lengths, 0)
-        held = self._length - self._moved
-        tokens = slice(held - int(lacking.max()), held)
-        if tokens.start < held:
+        held, lacking = self._length - self._moved, None
+        new = held
+        if not self._moved or max(firsts) > self._moved:  # rows lack different numbers of tokens
+            lacking = np.maximum(self._length - np.array(firsts) - self._cache.lengths, 0)
+            new = int(lacking.max())
+        if new:
+            tokens = slice(held - new, held)
             keys, values = (as_array(buffer[:, :, tokens].to(self.dtype)) for buffer in self._buffers)
             queries = None if query is None else as_array(query[:, :, tokens].to(self.dtype))
             self._cache.append(keys, values, queries, lengths=lacking, padding_side="left")
@@ -188,9 +194,10 @@ class NearFarLayer(CacheLayerMixin):
         self._firsts = list(firsts)
 
     def _move(self):
-        """Once the cache has all tokens, let go of them here."""
+        """Once the cache has all tokens, let go of them here; a single one's place is taken by the next."""
         self._moved = self._length
-        self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
+        if self._buffers[0].shape[2] > 1:
+            self._buffers = [_empty(buffer, 0) for buffer in self._buffers]
 
     def _select(self, rows):
         if not self.is_initialized:
