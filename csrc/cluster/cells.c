@@ -1,5 +1,5 @@
 /* Rows are the panel's lanes and parents its "keys": |x - p|^2 is smallest where x.p - |p|^2 / 2 is largest, so
- * assignment is the score kernel and a running maximum. */
+ * assignment is the score kernel and a running maximum; by angle without the bias. */
 #include "cluster/cells.h"
 
 #include <math.h>
@@ -16,10 +16,20 @@ static const float *read_row(const ice_cells *c, int64_t row, float *buffer) {
     return c->rows.read(c->rows.context, row, buffer);
 }
 
-static float bias_of(const float *parent, int64_t width) {
+static double squared_length(const float *parent, int64_t width) {
     double squared = 0.0;
     for (int64_t t = 0; t < width; t++) squared += (double)parent[t] * (double)parent[t];
-    return (float)(-0.5 * squared);
+    return squared;
+}
+
+static float bias_of(const float *parent, int64_t width) { return (float)(-0.5 * squared_length(parent, width)); }
+
+/* At length 1; 0 stays. */
+static void place_direction(const ice_cells *c, const float *x, int64_t cell) {
+    const double length = sqrt(squared_length(x, c->width));
+    for (int64_t t = 0; t < c->width; t++)
+        c->parents[cell * c->width + t] = length > 0.0 ? (float)((double)x[t] / length) : 0.0f;
+    c->bias[cell] = 0.0f;
 }
 
 /* Makes `x` the parent of a cell.  Few parents take the projection on themselves, Px.Py = x.P'Py; for many it pays to
@@ -27,6 +37,10 @@ static float bias_of(const float *parent, int64_t width) {
 static void place(const ice_cells *c, const float *x, int64_t cell) {
     float *parent = c->parents + cell * c->width, image[ICE_MAX_PROJECTED];
     const ice_projection *p = &c->projection;
+    if (c->kind == ICE_CELLS_BY_ANGLE) {
+        place_direction(c, x, cell);
+        return;
+    }
     if (!p->rows) {
         memcpy(parent, x, (size_t)c->width * sizeof *parent);
         c->bias[cell] = bias_of(parent, c->width);
@@ -55,7 +69,7 @@ void ice_cells_end(ice_cells *c) {
 }
 
 icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_rows rows, ice_projection projection,
-                               int64_t cells, int steps, int means, uint64_t seed) {
+                               int64_t cells, int steps, ice_cells_kind kind, uint64_t seed) {
     const int64_t dim = rows.dim, count = projection.rows ? projection.count : 0;
     const int pulled_back = count && cells * dim <= count * (dim + cells); /* multiplications of a row */
     *c = (ice_cells){.kernels = kernels,
@@ -63,7 +77,7 @@ icecore_status ice_cells_begin(ice_cells *c, const ice_kernels *kernels, ice_row
                      .projection = projection,
                      .cells = cells,
                      .steps = steps,
-                     .means = means,
+                     .kind = kind,
                      .pulled_back = pulled_back,
                      .width = count && !pulled_back ? count : dim};
     c->parents = ice_alloc(cells * c->width, sizeof(float));
@@ -185,7 +199,7 @@ icecore_status ice_cells_step(ice_cells *c, int64_t *work, int threads) {
             c->steps--;
             c->stage = MEANS;
         }
-        if (c->stage == MEANS_AGAIN && !c->means) c->stage = DONE;
+        if (c->stage == MEANS_AGAIN && c->kind != ICE_CELLS_WITH_MEANS) c->stage = DONE;
         if (c->stage == ASSIGN_AGAIN) c->next = 0;
     }
     return ICECORE_OK;

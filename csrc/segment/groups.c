@@ -45,8 +45,8 @@ static icecore_status split(ice_groups *g, int64_t first, int64_t count, uint64_
     const ice_rows rows = {read_some, &some, count, g->rows.dim, NULL};
     int64_t work = INT64_MAX;
     ice_cells cells;
-    icecore_status status =
-        ice_cells_begin(&cells, g->kernels, rows, g->projection, rounded(count, g->cell_size), CELL_STEPS, 0, seed);
+    icecore_status status = ice_cells_begin(&cells, g->kernels, rows, g->projection, rounded(count, g->cell_size),
+                                            CELL_STEPS, ICE_CELLS_ALONE, seed);
     if (status != ICECORE_OK) return status;
     status = ice_cells_step(&cells, &work, ICE_WITHIN_TASK);
     if (status == ICECORE_OK) {
@@ -93,7 +93,7 @@ icecore_status ice_groups_begin(ice_groups *g, const ice_kernels *kernels, ice_r
         for (int64_t i = 0; i < count; i++) g->order[i] = (int32_t)i;
         g->clustered = 1;
     } else if (status == ICECORE_OK) {
-        status = ice_cells_begin(&g->clustering, kernels, rows, projection, wanted, 1, 0, ~seed);
+        status = ice_cells_begin(&g->clustering, kernels, rows, projection, wanted, 1, ICE_CELLS_ALONE, ~seed);
     }
     if (status != ICECORE_OK) ice_groups_end(g);
     return status;

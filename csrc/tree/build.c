@@ -76,7 +76,7 @@ icecore_status ice_tree_begin(const ice_tree_plan *plan, ice_tree_builder **resu
     } else if (status == ICECORE_OK) {
         const ice_rows framed = {.read = read_framed, .context = b, .count = plan->rows.count, .dim = plan->rows.dim};
         status = ice_cells_begin(&b->level[0], plan->kernels, framed, (ice_projection){0},
-                                 wanted_cells(plan, 0, plan->rows.count), 1, 1, plan->seed);
+                                 wanted_cells(plan, 0, plan->rows.count), 1, ICE_CELLS_WITH_MEANS, plan->seed);
         if (status == ICECORE_OK) b->inner = 1;
     }
     if (status == ICECORE_OK) *result = b;
@@ -99,9 +99,9 @@ static icecore_status group_cells(ice_tree_builder *b, int threads) {
         ice_cells *level = &b->level[b->inner];
         ice_rows rows = {.read = read_parent, .context = below, .count = below->cells, .dim = below->width};
         int64_t work = INT64_MAX;
-        icecore_status status =
-            ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0},
-                            wanted_cells(&b->plan, b->inner, below->cells), 1, 1, b->plan.seed + (uint64_t)b->inner);
+        icecore_status status = ice_cells_begin(level, b->plan.kernels, rows, (ice_projection){0},
+                                                wanted_cells(&b->plan, b->inner, below->cells), 1, ICE_CELLS_WITH_MEANS,
+                                                b->plan.seed + (uint64_t)b->inner);
         if (status == ICECORE_OK) status = ice_cells_step(level, &work, threads);
         if (status != ICECORE_OK) {
             ice_cells_end(level);
