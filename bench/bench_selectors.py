@@ -19,9 +19,11 @@ from data import capture
 from measure import alternate, machine
 from recorded import record
 from selector_baselines import (
+    torch_arkvale,
     torch_block_sparse,
     torch_magicpig,
     torch_minference,
+    torch_retroinfer,
     torch_sparq,
     torch_top_k,
     torch_vattention,
@@ -31,7 +33,20 @@ from selector_baselines import (
 
 import icecore
 from icecore.reference.random import random_directions
-from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK, VAttention, XAttention, Zeta
+from icecore.selectors import (
+    PDCI,
+    ArkVale,
+    BlockSparse,
+    MagicPIG,
+    MInference,
+    Pages,
+    RetroInfer,
+    SparQ,
+    TopK,
+    VAttention,
+    XAttention,
+    Zeta,
+)
 
 METHODS = {
     "exact": {},
@@ -52,6 +67,9 @@ METHODS = {
     "xattention, stride 16, 0.9": {"selector": XAttention(16, 0.9)},
     "zeta, k=256": {"selector": Zeta(256)},
     "vattention, 0.05 and 0.05": {"selector": VAttention()},
+    "arkvale, k=256": {"selector": ArkVale(256)},
+    "arkvale, k=1280": {"selector": ArkVale(1280)},
+    "retroinfer, 1.8 % and 23.2 %": {"selector": RetroInfer()},
 }
 #: The same in PyTorch: a function of (query, key, value).
 BASELINES = {
@@ -64,6 +82,9 @@ BASELINES = {
     "magicpig, 10 and 150, in PyTorch": partial(torch_magicpig, bits=10, tables=150),
     "vattention, 0.05 and 0.05, in PyTorch": partial(
         torch_vattention, k=256, sinks=128, window=128, epsilon=0.05, delta=0.05),
+    "arkvale, k=256, in PyTorch": partial(torch_arkvale, k=256),
+    "arkvale, k=1280, in PyTorch": partial(torch_arkvale, k=1280),
+    "retroinfer, 1.8 % and 23.2 %, in PyTorch": partial(torch_retroinfer, retrieval=0.018, estimation=0.232, segment=1024),
     "zeta, k=256, in PyTorch": partial(torch_zeta, k=256, directions=random_directions(0, 3, 64)),
     "xattention, stride 8, 0.9, in PyTorch": partial(torch_xattention, stride=8, threshold=0.9),
     "xattention, stride 16, 0.9, in PyTorch": partial(torch_xattention, stride=16, threshold=0.9),

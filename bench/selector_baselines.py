@@ -285,3 +285,84 @@ def torch_vattention(query, key, value, k, sinks, window, epsilon, delta):
             weights *= torch.where(fixed, 1.0, (rest & (rank <= size)) * (n / size.clamp(min=1)))
             out[:, rows] = weights @ value[:, order] / weights.sum(-1, keepdim=True)
         return out[None].numpy()
+
+
+def torch_arkvale(query, key, value, k, page=32, oldest=2, newest=1):
+    """Pages by the largest scores in their boxes: of all scores those in other pages are hidden."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = _tensors(query, key, value)
+        pages = key[0, : key.shape[1] // page * page].unflatten(0, (-1, page))
+        high, low = pages.amax(1), pages.amin(1)
+        centre = (high + low) / 2
+        reach = (pages - centre[:, None]).abs().mean(1)
+        high, low = centre + reach, centre - reach
+
+        def weigh(scores, rows):
+            own, whole, seen = query[:, rows], (rows[:, None] + 1) // page, scores.shape[-1] // page
+            bound, place = own.clamp(min=0) @ high[:seen].T + own.clamp(max=0) @ low[:seen].T, torch.arange(seen)
+            bound.masked_fill_((place < oldest) | (place >= whole - newest), torch.inf).masked_fill_(place >= whole, -torch.inf)
+            best = bound.topk(min(-(-k // page), seen), sorted=False).indices
+            dropped = torch.ones_like(bound, dtype=torch.bool).scatter_(-1, best, False) & (place < whole)
+            scores[..., : seen * page].masked_fill_(dropped.repeat_interleave(page, -1), -torch.inf)
+            return scores
+
+        return _over_rows(query, key, value, weigh)
+
+
+def _spherical_clusters(rows, size=16, iterations=10):
+    """(segments, N, d) -> (segments, N) int: the cluster of each row of a segment, by its direction from their mean."""
+    import torch
+
+    centred = rows - rows.mean(1, keepdim=True)
+    picked = torch.randperm(rows.shape[1])[: -(-rows.shape[1] // size)]
+    centroids = torch.nn.functional.normalize(centred[:, picked], dim=-1)
+    for iteration in range(iterations):
+        label = (centred @ centroids.transpose(1, 2)).argmax(-1)
+        if iteration < iterations - 1:
+            sums = torch.zeros_like(centroids).scatter_add_(1, label[..., None].expand_as(centred), centred)
+            centroids = torch.nn.functional.normalize(sums, dim=-1)
+    return label
+
+
+def torch_retroinfer(query, key, value, retrieval, estimation, segment, sinks=4, local=64):
+    """Clusters in three zones: keys of clusters that are not retrieved are hidden, and the estimated ones join as means."""
+    import torch
+
+    with torch.no_grad():
+        query, key, value = _tensors(query, key, value)
+        heads, queries, dim = query.shape
+        clustered = slice(sinks, sinks + (queries - sinks - local) // segment * segment)
+        rows = key[0, clustered].unflatten(0, (-1, segment))
+        label = _spherical_clusters(rows) + segment * torch.arange(len(rows))[:, None]
+        label = label.unique(return_inverse=True)[1]  # without empty ones
+        first = torch.cat([torch.zeros(1, dtype=torch.long), label.amax(1) + 1])  # a segment's first cluster
+        label, count = label.flatten(), label.flatten().bincount()
+
+        def means(array):
+            return torch.zeros(len(count), array.shape[-1]).index_add_(0, label, array[0, clustered]) / count[:, None]
+
+        mean_key, mean_value = means(key), means(value)
+        out, positions = torch.empty(heads, queries, value.shape[-1]), torch.arange(queries)
+        for begin in range(0, queries, ROWS):
+            own = positions[begin : begin + ROWS, None]
+            sealed = (own + 1 - sinks - local).clamp(min=0) // segment
+            seen, end, tail = first[sealed], int(own[-1]) + 1, sinks + segment * sealed
+            all_seen = int(seen[-1])
+            rank = query[:, own[:, 0]] @ mean_key[:all_seen].T * dim**-0.5
+            rank.masked_fill_(torch.arange(all_seen) >= seen, -torch.inf)
+            retrieved, kept = torch.ceil(retrieval * seen), torch.ceil((retrieval + estimation) * seen)
+            best, place = rank.topk(int(kept.max())), torch.arange(int(kept.max()))
+            others = (place >= retrieved).expand_as(best.values)
+            dropped = torch.ones_like(rank, dtype=torch.bool).scatter_(-1, best.indices, others)
+            mass = (best.values + count.log()[best.indices]).masked_fill_((place < retrieved) | (place >= kept), -torch.inf)
+            mass = torch.full_like(rank, -torch.inf).scatter_(-1, best.indices, mass)
+            scores = query[:, own[:, 0]] @ key[:, :end].transpose(1, 2) * dim**-0.5
+            scores.masked_fill_(positions[:end] > own, -torch.inf)
+            behind = sinks + segment * int(sealed[-1])
+            hidden = dropped[..., label[: behind - sinks]] & (positions[sinks:behind] < tail)
+            scores[..., sinks:behind].masked_fill_(hidden, -torch.inf)
+            weights = torch.softmax(torch.cat([scores, mass], -1), -1)
+            out[:, own[:, 0]] = weights @ torch.cat([value[0, :end], mean_value[:all_seen]])
+        return out[None].numpy()

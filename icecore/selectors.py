@@ -9,13 +9,26 @@ A-shape) is ``attention(q, k, v, causal=True, window=1024, sinks=4)``, without a
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from icecore import _native
 from icecore._arrays import integer
 
-__all__ = ["PDCI", "BlockSparse", "MInference", "MagicPIG", "Pages", "SparQ", "TopK", "VAttention", "XAttention", "Zeta"]
+__all__ = [
+    "PDCI",
+    "ArkVale",
+    "BlockSparse",
+    "MInference",
+    "MagicPIG",
+    "Pages",
+    "RetroInfer",
+    "SparQ",
+    "TopK",
+    "VAttention",
+    "XAttention",
+    "Zeta",
+]
 
 
 @dataclass(frozen=True)
@@ -185,6 +198,45 @@ class Pages(Selector):
 
 
 @dataclass(frozen=True)
+class ArkVale(Selector):
+    """ArkVale [1]_: pages of keys by the largest scores in boxes that reach as far as their keys do on average.
+
+    As `Pages`, but a page's box has half the width, in each component, of the mean distance of the keys from its centre: what
+    its keys score, where Quest's box bounds what one could. The first two pages, where attention sinks are, and the newest that
+    a query sees whole are always among those that hold the `k` keys; to the page that it sees a part of it attends besides.
+
+    The paper is about decoding, in which a GPU holds some of the pages and recalls others from the CPU's memory, where all
+    of them lie here. It leaves the first two layers exact; here every layer is alike.
+
+    Parameters
+    ----------
+    k : int, default 1280
+        Keys per query, at least 1; whole pages are opened.
+    page : int, default 32
+        Keys per page, at least 1. The paper has 16, too.
+
+    References
+    ----------
+    .. [1] R. Chen et al., ArkVale: Efficient Generative LLM Inference with Recallable Key-Value Eviction, NeurIPS 2024.
+    """
+
+    k: int = 1280
+    page: int = 32
+    name: ClassVar[str] = "arkvale"
+
+    def __post_init__(self):
+        self._set(k=self.k, page=self.page)
+
+    def _attend(self, problem, seed, near_count):
+        _native.attend_arkvale(problem, self.k, self.page, near_count)
+
+    def _oracle(self, query, key, value, seed, **options):
+        from icecore import reference
+
+        return reference.arkvale_attention(query, key, value, k=self.k, page=self.page, **options)
+
+
+@dataclass(frozen=True)
 class PDCI(Selector):
     """IceFormer [1]_: the keys with the largest scores among those that Prioritized DCI [2]_ visits.
 
@@ -326,6 +378,73 @@ class MagicPIG(Selector):
 
         options |= {"bits": self.bits, "tables": self.tables, "sinks": self.sinks, "local": self.local, "seed": seed}
         return reference.magicpig_attention(query, key, value, **options)
+
+
+@dataclass(frozen=True)
+class RetroInfer(Selector):
+    """RetroInfer [1]_: clusters of keys in three zones, attended to exactly, by their means, and not at all.
+
+    The keys behind the sinks are cut in segments, and the keys of each, less their mean, in clusters of 16 on average, by
+    spherical k-means in ten iterations that begin at random keys (`seed` of the call). A query ranks clusters by the score of
+    their centroid, the mean key. The best are attended to key by key (the retrieval zone); the next ones stand as all their
+    keys at the centroid, with the mean value (the estimation zone); the rest is dropped. Sinks and the last keys are exact (the
+    steady zone). Equal scores are in one zone.
+
+    The paper is about decoding behind an exact prefill: it clusters the prompt in segments of 8192 keys, and the tokens that
+    follow in segments of 1024, which are exact until there are so many. Here segments have one length, from the first key on,
+    and a query sees the clusters of those that end before its local window; keys behind them are exact. No row depends on a
+    later key, and prefill gives what decoding would. In the paper the query heads of a key head choose their clusters together,
+    here each by itself; every layer is alike. The ancestor, RetrievalAttention [2]_, finds keys by a graph instead.
+
+    O(S segment d) time for the clusters, O(L S d / 16) for their scores, besides the keys attended to: `segment` / 2 + `local`
+    per query, and the retrieval zone; (d + dv) / 4 bytes per key of a head and 24 per key and thread.
+
+    Parameters
+    ----------
+    retrieval : float, default 0.018
+        Share of the clusters that are attended to exactly, rounded up.
+    estimation : float, default 0.232
+        Share of those that are estimated. Both are above 0, and at most 1 together.
+    segment : int, default 1024
+        Keys that are clustered together, at least 1.
+    sinks : int, default 4
+        First keys, at least 0.
+    local : int, default 64
+        Last keys, at least 0.
+
+    References
+    ----------
+    .. [1] arXiv 2505.02922.
+    .. [2] arXiv 2409.10516.
+    """
+
+    retrieval: float = 0.018
+    estimation: float = 0.232
+    segment: int = 1024
+    sinks: int = 4
+    local: int = 64
+    name: ClassVar[str] = "retroinfer"
+
+    def __post_init__(self):
+        self._set_shares(retrieval=self.retrieval, estimation=self.estimation)
+        if self.retrieval + self.estimation > 1:
+            raise ValueError(f"retrieval + estimation must be at most 1, got {self.retrieval} + {self.estimation}")
+        self._set(segment=self.segment)
+        for name in ("sinks", "local"):
+            object.__setattr__(self, name, integer(getattr(self, name), name, 0))
+
+    def _takes_all(self, keys):
+        return self.sinks + self.segment + self.local > keys
+
+    def _attend(self, problem, seed, near_count):
+        own = self.segment, self.sinks, self.local, self.retrieval, self.estimation
+        _native.attend_retroinfer(problem, *own, seed, near_count)
+
+    def _oracle(self, query, key, value, seed, **options):
+        from icecore import reference
+
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return reference.retroinfer_attention(query, key, value, seed=seed, **own, **options)
 
 
 @dataclass(frozen=True)
@@ -478,7 +597,7 @@ class VAttention(Selector):
 
 _CLASSES = {
     each.name: each
-    for each in (TopK, MInference, BlockSparse, XAttention, Pages, PDCI, SparQ, MagicPIG, VAttention, Zeta)
+    for each in (TopK, MInference, BlockSparse, XAttention, Pages, ArkVale, PDCI, SparQ, MagicPIG, RetroInfer, VAttention, Zeta)
 }
 
 

@@ -92,6 +92,26 @@ def attend_vattention(Problem problem not None, int64_t near_keys, int64_t sinks
     check(status)
 
 
+def attend_arkvale(Problem problem not None, int64_t near_keys, int64_t page, int32_t[:, :, ::1] near_count):
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_arkvale(&problem.c, near_keys, page, counts)
+    check(status)
+
+
+def attend_retroinfer(Problem problem not None, int64_t segment, int64_t sinks, int64_t local, double retrieval,
+                      double estimation, uint64_t seed, int32_t[:, :, ::1] near_count):
+    cdef icecore_retroinfer options
+    options.segment, options.sinks, options.local = segment, sinks, local
+    options.retrieval, options.estimation, options.seed = retrieval, estimation, seed
+    cdef int32_t *counts = of_cube(near_count)
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_retroinfer(&problem.c, &options, counts)
+    check(status)
+
+
 def attend_pdci(Problem problem not None, int64_t near_keys, int64_t visit, uint64_t seed, int32_t[:, :, ::1] near_count):
     cdef int32_t *counts = of_cube(near_count)
     cdef icecore_status status

@@ -117,6 +117,13 @@ cdef extern from "icecore.h" nogil:
         uint64_t seed
     icecore_status icecore_attend_vattention(const icecore_attention *problem, const icecore_vattention *options, int32_t *near_count) nogil
     icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
+    icecore_status icecore_attend_arkvale(const icecore_attention *problem, int64_t near_keys, int64_t page, int32_t *near_count) nogil
+    ctypedef struct icecore_retroinfer:
+        int64_t segment
+        int64_t sinks, local
+        double retrieval, estimation
+        uint64_t seed
+    icecore_status icecore_attend_retroinfer(const icecore_attention *problem, const icecore_retroinfer *options, int32_t *near_count) nogil
     icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
                                        int32_t *near_count) nogil
     icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components, int64_t local,

@@ -24,6 +24,8 @@ CALLS = {  # method -> what it says to icecore.attention, on 2048 keys
     "pages:k=100": {"selector": selectors.Pages(100)},
     "sparq:k=100,local=50": {"selector": selectors.SparQ(100, local=50)},
     "magicpig:bits=8,tables=40": {"selector": selectors.MagicPIG(8, 40)},
+    "arkvale:k=300,page=16": {"selector": selectors.ArkVale(300, 16)},
+    "retroinfer:retrieval=0.05,segment=512": {"selector": selectors.RetroInfer(0.05, segment=512)},
     "zeta:k=100": {"selector": selectors.Zeta(100)},
     "vattention:k=100,epsilon=0.1": {"selector": selectors.VAttention(100, epsilon=0.1)},
     "xattention:stride=16,threshold=0.8": {"selector": selectors.XAttention(16, 0.8)},

@@ -11,7 +11,20 @@ import icecore
 from icecore import reference
 from icecore.reference.dense import per_query_head, visible_count, visible_keys
 from icecore.reference.pages import PAGE, page_bounds
-from icecore.selectors import PDCI, BlockSparse, MagicPIG, MInference, Pages, SparQ, TopK, VAttention, XAttention, Zeta
+from icecore.selectors import (
+    PDCI,
+    ArkVale,
+    BlockSparse,
+    MagicPIG,
+    MInference,
+    Pages,
+    RetroInfer,
+    SparQ,
+    TopK,
+    VAttention,
+    XAttention,
+    Zeta,
+)
 
 
 def arrays(rng, heads, key_heads, queries, keys, dim, value_dim):
@@ -19,15 +32,17 @@ def arrays(rng, heads, key_heads, queries, keys, dim, value_dim):
             for shape in ((1, heads, queries, dim), (1, key_heads, keys, dim), (1, key_heads, keys, value_dim))]
 
 
-def are_clear(query, key, k, causal):
+def are_clear(query, key, k, causal, bounds=page_bounds, page=PAGE):
     """(H, L): whether rounding cannot change which pages a row opens."""
-    end, wanted = visible_count(query.shape[2], key.shape[2], causal), -(-k // PAGE)
+    end, wanted = visible_count(query.shape[2], key.shape[2], causal), -(-k // page)
     clear = np.ones(query.shape[1:3], bool)
     for h, i in np.ndindex(clear.shape):
-        bounds = np.sort(page_bounds(query[0, h, i], key[0, h // (len(clear) // key.shape[1]), : end[i]].astype(np.float64)))
-        if wanted < len(bounds):
-            gap = bounds[-wanted] - bounds[-wanted - 1]
-            clear[h, i] = gap > 1e-5 * np.abs(bounds).max()
+        seen = key[0, h // (len(clear) // key.shape[1]), : end[i]].astype(np.float64)
+        ranked = np.sort(bounds(query[0, h, i], seen, page))
+        if wanted < len(ranked):
+            with np.errstate(invalid="ignore"):  # those that are always chosen are infinite
+                gap = ranked[-wanted] - ranked[-wanted - 1]
+            clear[h, i] = not gap <= 1e-5 * np.abs(ranked[np.isfinite(ranked)]).max(initial=0)
     return clear
 
 
@@ -483,7 +498,7 @@ def test_pdci_gives_the_same_bits_for_any_number_of_threads(isa, causal):
     np.testing.assert_array_equal(two, again)
 
 
-@pytest.mark.parametrize("selector", [TopK(9), Pages(32), MInference(40, 110), BlockSparse(64)])
+@pytest.mark.parametrize("selector", [TopK(9), Pages(32), ArkVale(128, 16), MInference(40, 110), BlockSparse(64)])
 def test_float64_is_computed_by_the_oracles(selector):
     wide = [a.astype(np.float64) for a in clustered(np.random.default_rng(20), 2, 1, 20, 600, 8)]
     out, info = icecore.attention(*wide, selector=selector, causal=True, return_info=True)
@@ -552,6 +567,9 @@ def test_what_a_selector_does_not_take_is_refused(options, named):
     (lambda: MInference(slash=2.5), TypeError, "slash must be an integer, got float"),
     (lambda: BlockSparse(0), ValueError, "k must be at least 1, got 0"),
     (lambda: Pages(k=True), TypeError, "k must be an integer, got a bool"),
+    (lambda: ArkVale(0), ValueError, "k must be at least 1, got 0"),
+    (lambda: ArkVale(page=0), ValueError, "page must be at least 1, got 0"),
+    (lambda: ArkVale(page=16.0), TypeError, "page must be an integer, got float"),
     (lambda: PDCI(4, 3), ValueError, "visit must be at least k=4, got 3"),
     (lambda: PDCI(4, visit=4.0), TypeError, "visit must be an integer, got float"),
 ])
@@ -561,9 +579,9 @@ def test_wrong_parameters_are_refused(make, error, named):
 
 
 @pytest.mark.parametrize("selector", [
-    TopK, MInference, BlockSparse, XAttention, Pages, PDCI, SparQ, MagicPIG, VAttention, Zeta,
+    TopK, MInference, BlockSparse, XAttention, Pages, ArkVale, PDCI, SparQ, MagicPIG, RetroInfer, VAttention, Zeta,
 ])
 def test_a_name_stands_for_the_defaults(selector):
-    q, k, v = clustered(np.random.default_rng(16), 2, 1, 20, 600, 8)
+    q, k, v = clustered(np.random.default_rng(16), 2, 1, 20, 1600, 8)
     by_name, made = (icecore.attention(q, k, v, selector=each, causal=True) for each in (selector.name, selector()))
     np.testing.assert_array_equal(by_name, made)

@@ -74,8 +74,16 @@ icecore_status ice_attend_selected(const ice_selector_call *call, const ice_sele
 }
 
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
-    const ice_selector_call call = {.problem = problem, .near_keys = near_keys};
+    const ice_pages_settings settings = {.page = 16};
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .settings = &settings};
     return ice_attend_selected(&call, &ice_pages, near_count);
+}
+
+icecore_status icecore_attend_arkvale(const icecore_attention *problem, int64_t near_keys, int64_t page,
+                                      int32_t *near_count) {
+    const ice_pages_settings settings = {.page = page, .mean_reach = 1, .oldest = 2, .newest = 1};
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .settings = &settings};
+    return page < 1 ? ICECORE_ERROR_VALUE : ice_attend_selected(&call, &ice_pages, near_count);
 }
 
 icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
@@ -174,4 +182,13 @@ icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t
     const int fits = bits >= 1 && bits <= ICE_MAGICPIG_MAX_BITS && tables >= 2 && tables <= ICE_MAGICPIG_MAX_TABLES;
     if (!fits || sinks < 0 || local < 1 || problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE;
     return ice_attend_selected(&call, &ice_magicpig, near_count);
+}
+
+icecore_status icecore_attend_retroinfer(const icecore_attention *problem, const icecore_retroinfer *options,
+                                         int32_t *near_count) {
+    const icecore_retroinfer *o = options;
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .settings = options};
+    if (problem->keys > INT32_MAX || o->segment < 1 || o->sinks < 0 || o->local < 0) return ICECORE_ERROR_VALUE;
+    if (!(o->retrieval > 0.0 && o->estimation > 0.0 && o->retrieval + o->estimation <= 1.0)) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected(&call, &ice_retroinfer, near_count);
 }

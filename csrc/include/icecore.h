@@ -340,6 +340,34 @@ icecore_status icecore_attend_vattention(const icecore_attention *problem, const
  * masks and near_keys below 1.  The same bits for any number of threads. */
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
+/* ArkVale (NeurIPS 2024): as icecore_attend_pages, by pages of `page` keys and smaller boxes, which have the same
+ * centre and reach in each component as far as keys do on average; the first two pages, and the newest that a query
+ * sees whole, are always among those it attends to.  Pages that hold a number that is not finite are attended to.
+ * ICECORE_ERROR_VALUE also for `page` below 1. */
+icecore_status icecore_attend_arkvale(const icecore_attention *problem, int64_t near_keys, int64_t page,
+                                      int32_t *near_count);
+
+/* Clusters in three zones (RetroInfer, arXiv 2505.02922). */
+typedef struct {
+    int64_t segment;              /* keys that are clustered together; >= 1 */
+    int64_t sinks, local;         /* the first keys, and at least so many of the last: exact; >= 0 */
+    double retrieval, estimation; /* shares of the clusters; above 0, at most 1 together */
+    uint64_t seed;
+} icecore_retroinfer;
+
+/* The keys behind the sinks are cut in segments, from the first key on, and the keys of each segment, less their mean,
+ * in clusters of 16 on average by spherical k-means.  A query ranks the clusters of the segments that end at least
+ * `local` keys before what it sees ends, by the scores of their mean keys: it attends exactly to the share `retrieval`
+ * of them with the largest scores, to the share `estimation` that follows as if all keys of a cluster were at its mean
+ * key and had its mean value, and drops the rest.  Shares are rounded up, and equal scores are together.  It attends
+ * exactly to the sinks and to all keys behind these segments.  A segment in which a key or a value is not finite is
+ * attended to exactly.  near_count: NULL, or batch x query_heads x queries, the keys attended to exactly.
+ * ICECORE_ERROR_VALUE for windows, ranges, masks, options out of range, and more than INT32_MAX keys.  The same bits
+ * for any number of threads; causal, no row depends on a later key.  Memory: (dim + value_dim) / 4 + 5 bytes per key of
+ * a head, and 24 per key and thread. */
+icecore_status icecore_attend_retroinfer(const icecore_attention *problem, const icecore_retroinfer *options,
+                                         int32_t *near_count);
+
 /* Exact top-k attention: a query attends to the near_keys with the largest scores, the first keys among equals; a NaN
  * score is kept and makes the row NaN.  The rest is dropped.  near_count: NULL, or batch x query_heads x queries, the
  * keys attended to.  ICECORE_ERROR_VALUE for windows, ranges, masks, near_keys below 1 and more than INT32_MAX keys.

@@ -1,17 +1,18 @@
-/* Pages of keys by the largest score that a page could hold: Quest (arXiv 2406.10774).
+/* Pages of keys by the largest score in a box about them: Quest (arXiv 2406.10774) and ArkVale (NeurIPS 2024).
  *
- * A page of 16 keys has as its digest the componentwise maximum and minimum.  No key of it scores above
- * sum_t max(q_t high_t, q_t low_t), which is q+ . high + q- . low: two products of panels.  Each row attends to the
- * pages with the largest bounds until they hold near_keys, equal bounds together, and to the page that it sees a part
- * of. */
+ * A page's digest is a box, [low, high] in each component, whose largest score is sum_t max(q_t high_t, q_t low_t), or
+ * q+ . high + q- . low: two products of panels.  Quest's box holds all keys, and its score is a bound.  ArkVale's has
+ * the same centre, and reaches from there as far as keys do on average.  Each row attends to the pages with the largest
+ * bounds until they hold near_keys, equal bounds together, and to the page that it sees a part of; some pages may be
+ * chosen always, as if their bounds were infinite. */
 #include <string.h>
 
 #include "select/selector.h"
 #include "select/threshold.h"
 
-#define PAGE 16
+static const ice_pages_settings *settings_of(const ice_selector_call *call) { return call->settings; }
 
-static int64_t pages_of(const ice_selector_call *call) { return call->problem->keys / PAGE; }
+static int64_t pages_of(const ice_selector_call *call) { return call->problem->keys / settings_of(call)->page; }
 
 static size_t digest_bytes(const ice_selector_call *call) {
     return (size_t)(2 * pages_of(call) * call->problem->dim) * sizeof(float);
@@ -25,18 +26,43 @@ static void widen(float *high, float *low, const float *key, int64_t dim) {
     }
 }
 
-static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
+static void read_key(const ice_selector_call *call, int64_t head, int64_t row, float *key) {
     const icecore_attention *p = call->problem;
-    const int64_t pages = pages_of(call), dim = p->dim;
-    float *high = digests, *low = high + pages * dim, key[ICECORE_MAX_DIM];
-    for (int64_t j = 0; j < pages * PAGE; j++, high += j % PAGE ? 0 : dim, low += j % PAGE ? 0 : dim) {
-        call->kernels->to_float32(p->key_dtype, ice_key_at(p, head, j), key, dim);
-        if (j % PAGE == 0) {
-            memcpy(high, key, (size_t)dim * sizeof *key);
-            memcpy(low, key, (size_t)dim * sizeof *key);
-        } else {
-            widen(high, low, key, dim);
-        }
+    call->kernels->to_float32(p->key_dtype, ice_key_at(p, head, row), key, p->dim);
+}
+
+static void find_box(const ice_selector_call *call, int64_t head, int64_t first, float *high, float *low) {
+    const int64_t dim = call->problem->dim;
+    float key[ICECORE_MAX_DIM];
+    read_key(call, head, first, high);
+    memcpy(low, high, (size_t)dim * sizeof *low);
+    for (int64_t j = 1; j < settings_of(call)->page; j++) {
+        read_key(call, head, first + j, key);
+        widen(high, low, key, dim);
+    }
+}
+
+/* The centre stays; the box reaches as far as keys do on average. */
+static void shrink_to_mean(const ice_selector_call *call, int64_t head, int64_t first, float *high, float *low) {
+    const int64_t dim = call->problem->dim, page = settings_of(call)->page;
+    float key[ICECORE_MAX_DIM], centre[ICECORE_MAX_DIM], reach[ICECORE_MAX_DIM] = {0};
+    for (int64_t t = 0; t < dim; t++) centre[t] = 0.5f * high[t] + 0.5f * low[t];
+    for (int64_t j = 0; j < page; j++) {
+        read_key(call, head, first + j, key);
+        for (int64_t t = 0; t < dim; t++) reach[t] += fabsf(key[t] - centre[t]) / (float)page;
+    }
+    for (int64_t t = 0; t < dim; t++) {
+        high[t] = centre[t] + reach[t];
+        low[t] = centre[t] - reach[t];
+    }
+}
+
+static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
+    const int64_t pages = pages_of(call), dim = call->problem->dim, page = settings_of(call)->page;
+    float *high = digests, *low = high + pages * dim;
+    for (int64_t i = 0; i < pages; i++, high += dim, low += dim) {
+        find_box(call, head, i * page, high, low);
+        if (settings_of(call)->mean_reach) shrink_to_mean(call, head, i * page, high, low);
     }
     return ICECORE_OK;
 }
@@ -67,11 +93,20 @@ static size_t scratch_bytes(const ice_selector_call *call) {
 }
 
 /* The lanes that see all of a page. */
-static uint64_t lanes_seeing(const ice_tile *tile, int64_t page) {
+static uint64_t lanes_seeing(const ice_selector_call *call, const ice_tile *tile, int64_t page) {
     uint64_t lanes = 0;
     for (int lane = 0; lane < tile->lanes; lane++)
-        lanes |= (uint64_t)(tile->visible[lane].end >= (page + 1) * PAGE) << lane;
+        lanes |= (uint64_t)(tile->visible[lane].end >= (page + 1) * settings_of(call)->page) << lane;
     return lanes;
+}
+
+/* A lane's pages that are always chosen come first; those that it does not see whole are hidden. */
+static void set_certain(const ice_selector_call *call, const ice_tile *tile, int lane, float *bound) {
+    const ice_pages_settings *settings = settings_of(call);
+    const int64_t whole = tile->visible[lane].end / settings->page, oldest = ice_at_most(settings->oldest, whole);
+    for (int64_t i = 0; i < oldest; i++) bound[i * ICE_PANEL + lane] = INFINITY;
+    for (int64_t i = ice_at_most(settings->newest, whole); i > 0; i--) bound[(whole - i) * ICE_PANEL + lane] = INFINITY;
+    for (int64_t i = whole; i < pages_of(call); i++) bound[i * ICE_PANEL + lane] = -INFINITY;
 }
 
 static void find_bounds(const ice_selector_call *call, const ice_tile *tile, const float *digests, space *s) {
@@ -83,11 +118,9 @@ static void find_bounds(const ice_selector_call *call, const ice_tile *tile, con
     call->kernels->scores(s->positive, dim, tile->lanes, digests, dim, pages, s->bound);
     call->kernels->scores(s->negative, dim, tile->lanes, digests + pages * dim, dim, pages, s->other);
     for (int64_t i = 0; i < pages * ICE_PANEL; i++) s->bound[i] += s->other[i];
+    for (int lane = 0; lane < ICE_PANEL; lane++) set_certain(call, tile, lane, s->bound);
     for (int64_t page = 0; page < pages; page++) {
-        const uint64_t seeing = lanes_seeing(tile, page);
-        for (int lane = 0; lane < ICE_PANEL; lane++)
-            if (!((seeing >> lane) & 1)) s->bound[page * ICE_PANEL + lane] = -INFINITY;
-        s->count[page] = PAGE;
+        s->count[page] = (float)settings_of(call)->page;
         s->log2_count[page] = 0.0f;
     }
 }
@@ -101,7 +134,7 @@ static void attend_run(ice_tile *tile, int64_t first, int64_t end, uint64_t lane
 
 static void select_pages(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
                          int64_t near_count[ICE_PANEL]) {
-    const int64_t pages = pages_of(call);
+    const int64_t pages = pages_of(call), size = settings_of(call)->page;
     float threshold[ICE_PANEL];
     space s;
     lay_out(call, scratch, &s);
@@ -109,13 +142,13 @@ static void select_pages(const ice_selector_call *call, ice_tile *tile, const vo
     find_bounds(call, tile, digests, &s);
     ice_risk_threshold(call->kernels, s.bound, pages, tile->lanes, s.count, call->near_keys, threshold);
     call->kernels->open_cells(s.other, s.bound, pages, tile->lanes, threshold, s.log2_count, s.open);
-    for (int64_t page = 0; page < pages; page++) s.open[page] &= lanes_seeing(tile, page);
+    for (int64_t page = 0; page < pages; page++) s.open[page] &= lanes_seeing(call, tile, page);
     for (int64_t page = 0, end; page < pages; page = end) {
         for (end = page + 1; end < pages && s.open[end] == s.open[page];) end++;
-        if (s.open[page]) attend_run(tile, page * PAGE, end * PAGE, s.open[page], near_count);
+        if (s.open[page]) attend_run(tile, page * size, end * size, s.open[page], near_count);
     }
     for (int lane = 0; lane < tile->lanes; lane++) {
-        const int64_t end = tile->visible[lane].end, begin = end - end % PAGE;
+        const int64_t end = tile->visible[lane].end, begin = end - end % size;
         if (begin < end) attend_run(tile, begin, end, (uint64_t)1 << lane, near_count);
     }
 }

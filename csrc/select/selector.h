@@ -19,6 +19,12 @@ typedef struct {
 } ice_selector_call;
 
 typedef struct {
+    int64_t page;           /* keys */
+    int mean_reach;         /* whether boxes reach from their centre as far as keys do on average, or hold all keys */
+    int64_t oldest, newest; /* whole pages that a row always chooses; near_keys counts them */
+} ice_pages_settings;
+
+typedef struct {
     int64_t components, local; /* of a query, the largest ones; last keys, which are always chosen */
 } ice_sparq_settings;
 
@@ -65,7 +71,7 @@ static inline void ice_attend_counted(ice_tile *tile, int64_t first, int64_t end
 }
 
 extern const ice_selector ice_top_k, ice_minference, ice_block_sparse, ice_pages, ice_pdci;
-extern const ice_selector ice_sparq, ice_magicpig, ice_xattention, ice_vattention, ice_zeta;
+extern const ice_selector ice_sparq, ice_magicpig, ice_xattention, ice_vattention, ice_zeta, ice_retroinfer;
 
 /* ICECORE_ERROR_VALUE for windows, ranges, masks and near_keys below 1.  near_count: NULL, or batch x query_heads x
  * queries. */

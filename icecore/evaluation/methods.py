@@ -11,7 +11,8 @@ from icecore import nn, selectors
 SELECTORS = {
     each.name: each
     for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse, selectors.SparQ,
-                 selectors.MagicPIG, selectors.XAttention, selectors.VAttention, selectors.Zeta)
+                 selectors.MagicPIG, selectors.XAttention, selectors.VAttention, selectors.Zeta, selectors.ArkVale,
+                 selectors.RetroInfer)
 }
 #: First tokens that every causal method sees.
 SINKS = 16
@@ -24,7 +25,8 @@ DEFAULTS = {
     "plan": {"file": None},
 }
 #: Option -> its type; others are integers.
-TYPES = {"tolerance": float, "file": str, "decode": float, "threshold": float, "epsilon": float, "delta": float}
+TYPES = {"tolerance": float, "file": str, "decode": float, "threshold": float, "epsilon": float, "delta": float,
+         "retrieval": float, "estimation": float}
 
 
 @dataclass(frozen=True)

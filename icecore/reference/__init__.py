@@ -11,7 +11,7 @@ from icecore.reference.measure import THRESHOLDS, Curve, choose_level, head_erro
 from icecore.reference.minference import minference_attention
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.offset import has_offset, relative_rows
-from icecore.reference.pages import pages_attention
+from icecore.reference.pages import arkvale_attention, pages_attention
 from icecore.reference.pdci import (
     Level,
     lift_keys,
@@ -22,6 +22,7 @@ from icecore.reference.pdci import (
     search_exact,
     tree_search,
 )
+from icecore.reference.retroinfer import retroinfer_attention
 from icecore.reference.sparq import sparq_attention
 from icecore.reference.top_k import top_k_attention
 from icecore.reference.vattention import vattention_attention
@@ -34,6 +35,7 @@ __all__ = [
     "Curve",
     "Level",
     "Tree",
+    "arkvale_attention",
     "attend_indices",
     "attention",
     "block_sparse_attention",
@@ -55,6 +57,7 @@ __all__ = [
     "pdci_search",
     "quantize",
     "relative_rows",
+    "retroinfer_attention",
     "row_curve",
     "search_exact",
     "sparq_attention",

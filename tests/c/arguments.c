@@ -135,6 +135,16 @@ static void near_far_options(void) {
     EXPECT(icecore_attend_xattention(&causal, 8, (double)NAN, NULL) == ICECORE_ERROR_VALUE);
     causal.window_left = 5;
     EXPECT(icecore_attend_xattention(&causal, 8, 0.9, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_arkvale(&windowed, 1, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_arkvale(&s.p, 0, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_arkvale(&s.p, 1, 0, NULL) == ICECORE_ERROR_VALUE);
+    const icecore_retroinfer unfit_zones[] = {
+        {0, 1, 1, 0.1, 0.1, 0}, {1, -1, 1, 0.1, 0.1, 0}, {1, 1, -1, 0.1, 0.1, 0},        {1, 1, 1, 0.0, 0.1, 0},
+        {1, 1, 1, 0.1, 0.0, 0}, {1, 1, 1, 0.6, 0.5, 0},  {1, 1, 1, (double)NAN, 0.1, 0}, {1, 1, 1, 0.1, (double)NAN, 0},
+    };
+    const icecore_retroinfer zones = {1, 1, 1, 0.1, 0.1, 0};
+    for (int i = 0; i < 8; i++) EXPECT(icecore_attend_retroinfer(&s.p, &unfit_zones[i], NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_retroinfer(&windowed, &zones, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_zeta(&windowed, 1, 0, NULL) == ICECORE_ERROR_VALUE);
     EXPECT(icecore_attend_zeta(&s.p, 0, 0, NULL) == ICECORE_ERROR_VALUE);
     const icecore_vattention unfit[] = {

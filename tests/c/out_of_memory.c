@@ -31,6 +31,11 @@ static icecore_status vattention(const problem *s) {
     const icecore_vattention options = {4, 2, 2, 0.1, 0.1, 0};
     return icecore_attend_vattention(&s->p, &options, NULL);
 }
+static icecore_status retroinfer(const problem *s) {
+    const icecore_retroinfer options = {30, 2, 3, 0.1, 0.1, 0};
+    return icecore_attend_retroinfer(&s->p, &options, NULL);
+}
+static icecore_status arkvale(const problem *s) { return icecore_attend_arkvale(&s->p, 4, 8, NULL); }
 static icecore_status pdci(const problem *s) { return icecore_attend_pdci(&s->p, 4, 8, 0, NULL); }
 
 static icecore_status sparq(const problem *s) { return icecore_attend_sparq(&s->p, 4, 2, 1, NULL); }
@@ -179,6 +184,8 @@ static void near_far_attention(void) {
     expect_errors(xattention, 1, 50);
     expect_errors(zeta, 0, 50);
     expect_errors(vattention, 0, 50);
+    expect_errors(arkvale, 0, 50);
+    expect_errors(retroinfer, 0, 50);
 }
 
 static void listed_keys(void) { expect_errors(indexed, 1, 50); }

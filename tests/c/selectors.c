@@ -40,7 +40,8 @@ static void top_k(void) {
 /* Where all keys are chosen it is exact attention. */
 static void all_chosen(void) {
     const icecore_vattention largest = {INT64_MAX, 3, 5, 0.1, 0.1, 0}, sampled = {1, 0, INT64_MAX / 2, 0.1, 0.1, 0};
-    for (int kind = 0; kind < 7; kind++)
+    const icecore_retroinfer retrieved = {200, 3, 5, nextafter(1.0, 0.0), 0x1p-60, 0};
+    for (int kind = 0; kind < 9; kind++)
         for (int causal = kind < 2 || kind == 3; causal < 2; causal++) {
             problem s = some_rows(causal);
             int32_t near_count[4 * QUERIES];
@@ -53,6 +54,8 @@ static void all_chosen(void) {
             if (kind == 4) EXPECT(icecore_attend_zeta(&s.p, INT64_MAX, 0, near_count) == ICECORE_OK);
             if (kind == 5) EXPECT(icecore_attend_vattention(&s.p, &largest, near_count) == ICECORE_OK);
             if (kind == 6) EXPECT(icecore_attend_vattention(&s.p, &sampled, near_count) == ICECORE_OK);
+            if (kind == 7) EXPECT(icecore_attend_arkvale(&s.p, INT64_MAX, 32, near_count) == ICECORE_OK);
+            if (kind == 8) EXPECT(icecore_attend_retroinfer(&s.p, &retrieved, near_count) == ICECORE_OK);
             expect_attention(&s, KEYS);
             for (int i = 0; i < 4 * QUERIES; i++)
                 EXPECT(near_count[i] == (causal ? KEYS - QUERIES + i % QUERIES + 1 : KEYS));

@@ -93,12 +93,13 @@ static void anything_goes(void) {
     uint64_t state = 61;
     for (int among = 1; among <= 1000; among *= 10)
         for (int causal = 0; causal < 2; causal++)
-            for (int kind = 0; kind < 10 + 2 * causal; kind++) {
+            for (int kind = 0; kind < 12 + 2 * causal; kind++) {
                 problem s = small(ICECORE_FLOAT32, 140);
                 int32_t near_count[280];
                 float captured_mass[280];
                 const icecore_near_far options = {.near_keys = 9, .block = 12, .cell_size = 4};
                 const icecore_vattention sampled = {9, 2, 3, 0.2, 0.2, 0};
+                const icecore_retroinfer zones = {40, 2, 3, 0.2, 0.3, 0};
                 const icecore_report report = {.near_count = near_count, .captured_mass = captured_mass};
                 s.p.query_heads = s.p.key_heads = 1;
                 s.p.causal = causal;
@@ -116,8 +117,10 @@ static void anything_goes(void) {
                 if (kind == 7) EXPECT(icecore_attend_magicpig(&s.p, 3, 5, 2, 4, 0, near_count) == ICECORE_OK);
                 if (kind == 8) EXPECT(icecore_attend_zeta(&s.p, 9, 0, near_count) == ICECORE_OK);
                 if (kind == 9) EXPECT(icecore_attend_vattention(&s.p, &sampled, near_count) == ICECORE_OK);
-                if (kind == 10) EXPECT(icecore_attend_minference(&s.p, 9, 9, near_count) == ICECORE_OK);
-                if (kind == 11) EXPECT(icecore_attend_xattention(&s.p, 8, 0.5, near_count) == ICECORE_OK);
+                if (kind == 10) EXPECT(icecore_attend_arkvale(&s.p, 30, 9, near_count) == ICECORE_OK);
+                if (kind == 11) EXPECT(icecore_attend_retroinfer(&s.p, &zones, near_count) == ICECORE_OK);
+                if (kind == 12) EXPECT(icecore_attend_minference(&s.p, 9, 9, near_count) == ICECORE_OK);
+                if (kind == 13) EXPECT(icecore_attend_xattention(&s.p, 8, 0.5, near_count) == ICECORE_OK);
                 for (int i = 0; i < 140 && kind; i++) EXPECT(near_count[i] >= 0 && near_count[i] <= 140);
                 for (int i = 0; i < 140 && kind == 1; i++) EXPECT(captured_mass[i] >= 0.0f && captured_mass[i] <= 1.0f);
                 EXPECT(problem_gaps_are_clear(&s));
