@@ -34,6 +34,11 @@ static int64_t segment_start(const ice_selector_call *call, int64_t segment) {
 
 /* ---- Digests: clusters ---- */
 
+/* Room: empty ones vanish. */
+static int64_t max_clusters(const ice_selector_call *call) {
+    return segments_before(call, call->problem->keys) * ((settings_of(call)->segment + CLUSTER - 1) / CLUSTER);
+}
+
 typedef struct {
     int64_t *first;      /* segments + 1: each one's first cluster */
     int64_t *begin;      /* clusters + 1: each one's first place in `member` */
@@ -47,14 +52,13 @@ typedef struct {
 
 static size_t lay_out_index(const ice_selector_call *call, void *digests, wave_index *x) {
     const icecore_attention *p = call->problem;
-    const int64_t segments = segments_before(call, p->keys), segment = settings_of(call)->segment,
-                  clusters = segments * ((segment + CLUSTER - 1) / CLUSTER);
+    const int64_t segments = segments_before(call, p->keys), clusters = max_clusters(call);
     ice_arena a = {digests, 0};
     x->dtype = ice_panel_dtype(p, call->kernels);
     x->value_bytes = ice_row_bytes(x->dtype, p->value_dim);
     x->first = ice_arena_take(&a, segments + 1, sizeof(int64_t));
     x->begin = ice_arena_take(&a, clusters + 1, sizeof(int64_t));
-    x->member = ice_arena_take(&a, segments * segment, sizeof(int32_t));
+    x->member = ice_arena_take(&a, segments * settings_of(call)->segment, sizeof(int32_t));
     x->log2_count = ice_arena_take(&a, clusters, sizeof(float));
     x->centroid = ice_arena_take(&a, clusters * p->dim, sizeof(float));
     x->mean_value = ice_arena_take(&a, clusters, x->value_bytes);
@@ -167,8 +171,7 @@ typedef struct {
 } space;
 
 static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
-    const int64_t segment = settings_of(call)->segment,
-                  clusters = segments_before(call, call->problem->keys) * ((segment + CLUSTER - 1) / CLUSTER);
+    const int64_t clusters = max_clusters(call);
     ice_arena a = {scratch, 0};
     s->rank = ice_arena_take(&a, clusters * ICE_PANEL, sizeof(float));
     s->mass = ice_arena_take(&a, clusters * ICE_PANEL, sizeof(float));
@@ -235,20 +238,22 @@ static void find_threshold(const ice_tile *tile, double share, const space *s, f
     }
 }
 
-static void rank_clusters(const ice_tile *tile, space *s) {
-    tile->kernels->scores(tile->queries, tile->problem->dim, tile->lanes, s->index.centroid, tile->problem->dim,
-                          s->all_clusters, s->rank);
-    for (int lane = 0; lane < ICE_PANEL; lane++)
-        for (int64_t i = s->clusters[lane]; i < s->all_clusters; i++) s->rank[i * ICE_PANEL + lane] = -INFINITY;
-    for (int64_t i = 0; i < s->all_clusters; i++) s->one[i] = 1.0f;
+/* Those that a lane does not see are hidden from it. */
+static void score_clusters(const ice_tile *tile, space *s) {
+    const int64_t dim = tile->problem->dim;
+    tile->kernels->scores(tile->queries, dim, tile->lanes, s->index.centroid, dim, s->all_clusters, s->rank);
     memcpy(s->mass, s->rank, (size_t)(s->all_clusters * ICE_PANEL) * sizeof *s->mass);
     ice_tile_cap(tile, s->mass, s->all_clusters);
+    for (int lane = 0; lane < ICE_PANEL; lane++)
+        for (int64_t i = s->clusters[lane]; i < s->all_clusters; i++)
+            s->rank[i * ICE_PANEL + lane] = s->mass[i * ICE_PANEL + lane] = -INFINITY;
+    for (int64_t i = 0; i < s->all_clusters; i++) s->one[i] = 1.0f;
 }
 
 static void divide_in_zones(const ice_selector_call *call, const ice_tile *tile, space *s) {
     const icecore_retroinfer *settings = settings_of(call);
     float retrieved[ICE_PANEL] = {0}, kept[ICE_PANEL] = {0};
-    rank_clusters(tile, s);
+    score_clusters(tile, s);
     find_threshold(tile, settings->retrieval, s, retrieved);
     find_threshold(tile, settings->retrieval + settings->estimation, s, kept);
     tile->kernels->open_cells(s->mass, s->rank, s->all_clusters, tile->lanes, retrieved, s->index.log2_count, s->open);
