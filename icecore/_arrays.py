@@ -177,10 +177,10 @@ def native_view(array):
 
 def native_problem(problem, out, lse, scores, **fields):
     """A checked problem as the core takes it, with four-dimensional `out`; `fields` as of `_native.Problem`."""
-    return _native.Problem(
-        dtype=native_dtype(problem.dtype), query=native_view(problem.query), key=native_view(problem.key),
-        value=native_view(problem.value), out=bits(out), lse=lse, **scores.fields(), **fields,
-    )
+    fields |= scores.fields()
+    fields |= {"dtype": native_dtype(problem.dtype), "query": native_view(problem.query), "key": native_view(problem.key),
+               "value": native_view(problem.value), "out": bits(out), "lse": lse}
+    return _native.Problem(**fields)
 
 
 def native_result(out, problem):
