@@ -4,31 +4,14 @@
 
 #include "attend/rows.h"
 #include "attention/near_far_tile.h"
-#include "base/memory.h"
+#include "attention/row_curve.h"
 #include "base/parallel.h"
 
 /* Rows of the first tile whose rounding is found, against keys and values as they were given. */
 #define ROUNDED_ROWS 16
 
-/* A tile of rows on its way through the keys. */
-typedef struct {
-    const ice_sample *sample;
-    icecore_attention problem; /* of the sampled queries alone */
-    ice_selection *t;
-    int levels;           /* traced; cells that would be opened only beyond count as never opened */
-    uint8_t *begin, *end; /* nodes x ICE_PANEL: the levels from which on, and up to which, a node counts by its mean */
-    const void **mean_value; /* of each row of t->scores */
-    float *log2_count;
-    ice_state *base, *all;  /* ICE_PANEL: the exact keys; all keys */
-    ice_state *opened;      /* ICE_PANEL x ICE_GRID: the keys of the cells that are opened at a level */
-    float *sums;            /* accumulators of `base`, and of `opened` */
-    float *weight, *output; /* 2 x nodes; ICE_GRID + 1 x value_dim */
-    const void **rows;      /* 2 x nodes */
-    int32_t *event;         /* 2 x nodes */
-} tile;
-
 /* The loosest level at which a risk reaches the threshold; ICE_GRID: none that is traced. */
-static int level_of(const tile *own, float log2_norm, float risk, float log2_share) {
+static int level_of(const ice_traced_tile *own, float log2_norm, float risk, float log2_share) {
     const float level = ((float)ICE_LOG2_FIRST + log2_norm + log2_share - risk) * (float)(1.0 / ICE_LOG2_STEP);
     if (!(level > 0.0f)) return 0; /* NaN: opened */
     if (level > (float)(own->levels - 1)) return ICE_GRID;
@@ -41,7 +24,7 @@ static int is_marked(const ice_selection *t, const uint64_t *marks, int64_t numb
     return ice_is_masked(t) && ((marks[number] >> lane) & 1);
 }
 
-static void find_levels_of(tile *own, int lane, float log2_norm) {
+static void find_levels_of(ice_traced_tile *own, int lane, float log2_norm) {
     ice_selection *t = own->t;
     const ice_rule *rule = ice_rule_of(t, lane);
     const int dense = ice_is_masked(t) && ((t->mask.dense >> lane) & 1);
@@ -72,7 +55,7 @@ static void find_levels_of(tile *own, int lane, float log2_norm) {
 /* ---- Keys ---- */
 
 /* All keys of all cells, for all rows. */
-static void attend_sealed(tile *own, const ice_exact_keys *exact) {
+static void attend_sealed(ice_traced_tile *own, const ice_exact_keys *exact) {
     ice_tile *tile = &own->t->tile;
     if (ice_is_masked(own->t) || tile->packed) { /* never of a cache: all keys are the problem's */
         ice_tile_attend_keys(tile, &own->problem, exact->sink_end, exact->open_begin);
@@ -101,8 +84,8 @@ static void snapshot(ice_tile *tile, ice_state *states, float *sums) {
 }
 
 /* Cells, each for the level that opens it. */
-static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s, int64_t cell,
-                            int64_t first, int64_t count, const float *bias) {
+static void attend_cells_at(ice_traced_tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s,
+                            int64_t cell, int64_t first, int64_t count, const float *bias) {
     ice_tile *tile = &own->t->tile; /* its rows' states are free: those of all keys have been copied */
     ice_run run = ice_stored_run(tile, s, cell, first, count, lanes);
     run.bias = bias;
@@ -119,8 +102,8 @@ static void attend_cells_at(tile *own, uint64_t lanes, const uint8_t *level, con
     }
 }
 
-static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from, int64_t cell,
-                               int64_t first, int64_t end) {
+static void attend_masked_cell(ice_traced_tile *own, uint64_t lanes, const uint8_t *level, const ice_stacked *from,
+                               int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
     for (int m = 0; m < own->t->mask.rows; m++) {
         const ice_mask_row *row = &own->t->mask.row[m];
@@ -132,13 +115,13 @@ static void attend_masked_cell(tile *own, uint64_t lanes, const uint8_t *level, 
 }
 
 /* The lanes that open a cell at some level. */
-static uint64_t lanes_opening(const tile *own, const uint8_t *level) {
+static uint64_t lanes_opening(const ice_traced_tile *own, const uint8_t *level) {
     uint64_t lanes = 0;
     for (int lane = 0; lane < own->t->tile.lanes; lane++) lanes |= (uint64_t)(level[lane] < ICE_GRID) << lane;
     return lanes;
 }
 
-static void attend_cells(tile *own) {
+static void attend_cells(ice_traced_tile *own) {
     ice_selection *t = own->t;
     for (int64_t r = t->parent_runs; r < t->runs; r++) {
         const ice_node_run *cells = &t->run[r];
@@ -160,142 +143,6 @@ static void attend_cells(tile *own) {
                                    c, first, last);
         }
     }
-}
-
-/* ---- The curve of a row ---- */
-
-/* The keys that a row of the mask leaves of a cell. */
-static int64_t keys_of(const tile *own, int lane, const ice_node_run *cells, int64_t c) {
-    const icecore_segment *s = cells->from->segment;
-    const int64_t first = s->cell.offset[c], end = s->cell.offset[c + 1];
-    if (!ice_is_masked(own->t)) return end - first;
-    int64_t count = 0;
-    for (int m = 0; m < own->t->mask.rows; m++)
-        for (int64_t j = first; j < end && ((own->t->mask.row[m].lanes >> lane) & 1); j++)
-            count += ice_mask_at(&own->problem, &own->t->mask.row[m], cells->from->end - s->count + s->order[j]) !=
-                     -INFINITY;
-    return count;
-}
-
-static void count_work(const tile *own, int lane, ice_curve *found) {
-    const ice_selection *t = own->t;
-    double near[ICE_GRID + 2] = {0}, nodes[ICE_GRID + 2] = {0};
-    nodes[0] = (double)t->parents;
-    for (int64_t r = 0; r < t->parent_runs; r++) {
-        const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
-        const icecore_segment *s = parents->from->segment;
-        for (int64_t p = 0; p < parents->count; p++)
-            nodes[own->end[(parents->row + p) * ICE_PANEL + lane]] +=
-                (double)(s->parent.offset[p + 1] - s->parent.offset[p]);
-        for (int64_t c = 0; c < cells->count; c++)
-            near[own->end[(cells->row + c) * ICE_PANEL + lane]] += (double)keys_of(own, lane, cells, c);
-    }
-    for (int g = 0; g < ICE_GRID; g++) {
-        if (g) near[g] += near[g - 1], nodes[g] += nodes[g - 1];
-        found->near[g] = (float)near[g];
-        found->nodes[g] = (float)nodes[g];
-    }
-}
-
-/* Sorts the nodes' beginnings (n) and ends (~n) by level; first[g] .. first[g + 1] - 1 are those of level g. */
-static void sort_events(const tile *own, int lane, int64_t first[ICE_GRID + 1]) {
-    const int64_t rows = own->t->rows;
-    int64_t next[ICE_GRID + 1] = {0};
-    for (int64_t i = 0; i < rows; i++) {
-        const int begin = own->begin[i * ICE_PANEL + lane], end = own->end[i * ICE_PANEL + lane];
-        if (begin >= end) continue;
-        next[begin]++;
-        if (end < ICE_GRID) next[end]++;
-    }
-    int64_t total = 0;
-    for (int g = 0; g < ICE_GRID; g++) {
-        const int64_t count = next[g];
-        first[g] = next[g] = total;
-        total += count;
-    }
-    first[ICE_GRID] = total;
-    for (int64_t i = 0; i < rows; i++) {
-        const int begin = own->begin[i * ICE_PANEL + lane], end = own->end[i * ICE_PANEL + lane];
-        if (begin >= end) continue;
-        own->event[next[begin]++] = (int32_t)i;
-        if (end < ICE_GRID) own->event[next[end]++] = (int32_t)~i;
-    }
-}
-
-static void add_scaled(const tile *own, const ice_state *state, float share, float *sum) {
-    const int64_t value_dim = own->problem.value_dim;
-    if (share > 0.0f)
-        own->t->kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, state->accumulator, value_dim, value_dim, 1.0f,
-                                          sum);
-}
-
-/* What a state's sums count relative to `top`. */
-static float share_of(const ice_state *state, float top) {
-    return state->sum > 0.0f ? exp2f(state->maximum - top) : 0.0f;
-}
-
-static void trace_row(tile *own, int lane, ice_curve *found) {
-    ice_selection *t = own->t;
-    const ice_kernels *kernels = t->kernels;
-    const int64_t value_dim = own->problem.value_dim;
-    const ice_state *opened = own->opened + lane * ICE_GRID, *base = &own->base[lane], *all = &own->all[lane];
-    float top = all->sum > 0.0f ? all->maximum : -INFINITY, *exact_output = own->output + ICE_GRID * value_dim,
-          squared[ICE_GRID], running[ICECORE_MAX_DIM] = {0};
-    const void *rows[ICE_GRID];
-    int64_t first[ICE_GRID + 1];
-    for (int g = 0; g < own->levels; g++)
-        if (opened[g].sum > 0.0f) top = fmaxf(top, opened[g].maximum);
-    for (int64_t i = 0; i < t->rows; i++)
-        if (own->begin[i * ICE_PANEL + lane] < own->end[i * ICE_PANEL + lane])
-            top = fmaxf(top, t->scores[i * ICE_PANEL + lane] + own->log2_count[i]);
-    found->norm = NAN;
-    if (!(top > -INFINITY && top < INFINITY)) return;
-    /* the exact output, into the place behind the last level's */
-    const float whole = share_of(all, top), share = share_of(base, top);
-    const double mass = (double)(whole * all->sum);
-    double exact = (double)(share * base->sum), means = 0.0, norm = 0.0;
-    if (!(mass > 0.0)) return;
-    for (int64_t i = 0; i < value_dim; i++) {
-        exact_output[i] = all->accumulator[i] / all->sum;
-        norm += (double)exact_output[i] * (double)exact_output[i];
-    }
-    add_scaled(own, base, share, running);
-    sort_events(own, lane, first);
-    int changes = 0, change_at[ICE_GRID]; /* the levels at which the output becomes another */
-    for (int g = 0; g < ICE_GRID; g++) {
-        const float opening = share_of(&opened[g], top);
-        int64_t count = 0;
-        double change = 0.0;
-        for (int64_t e = first[g]; e < first[g + 1]; e++, count++) {
-            const int64_t node = own->event[e] < 0 ? ~own->event[e] : own->event[e];
-            const float weight = exp2f(t->scores[node * ICE_PANEL + lane] + own->log2_count[node] - top);
-            own->weight[count] = own->event[e] < 0 ? -weight : weight;
-            own->rows[count] = own->mean_value[node];
-            change += (double)own->weight[count];
-        }
-        if (count)
-            kernels->gathered_weighted_sum(own->weight, count, t->run[0].from->segment->mean_dtype, own->rows,
-                                           value_dim, 1.0f, running);
-        add_scaled(own, &opened[g], opening, running);
-        means += change;
-        exact += (double)(opening * opened[g].sum);
-        if (count || opening > 0.0f || !g) {
-            const float inverse = means + exact > 0.0 ? (float)(1.0 / (means + exact)) : 0.0f;
-            float *row = own->output + g * value_dim;
-            for (int64_t i = 0; i < value_dim; i++) row[i] = running[i] * inverse;
-            rows[changes] = row;
-            change_at[changes++] = g;
-        }
-        found->means[g] = (float)fmax(means / mass, 0.0);
-        found->far[g] = (float)fmax(1.0 - exact / mass, 0.0);
-    }
-    kernels->gathered_scores(exact_output, value_dim, 1.0f, ICECORE_FLOAT32, rows, changes, squared);
-    for (int g = 0, i = 0; g < ICE_GRID; g++) {
-        if (i + 1 < changes && change_at[i + 1] == g) i++;
-        found->distance[g] = -2.0f * squared[i];
-    }
-    count_work(own, lane, found);
-    found->norm = (float)sqrt(norm);
 }
 
 /* ---- A tile ---- */
@@ -328,7 +175,7 @@ static void place_rows(ice_tile *tile, const ice_sample *s) {
 }
 
 /* Measures and lays out by the same code. */
-static void lay_out(tile *own, int64_t nodes, int64_t value_dim, ice_arena *a) {
+static void lay_out(ice_traced_tile *own, int64_t nodes, int64_t value_dim, ice_arena *a) {
     own->begin = ice_arena_take(a, nodes, ICE_PANEL);
     own->end = ice_arena_take(a, nodes, ICE_PANEL);
     own->mean_value = ice_arena_take(a, nodes, sizeof(void *));
@@ -344,7 +191,7 @@ static void lay_out(tile *own, int64_t nodes, int64_t value_dim, ice_arena *a) {
 }
 
 /* Scores all cells of all segments, so that run parent_runs + r is of the cells under run r. */
-static void score_all(tile *own) {
+static void score_all(ice_traced_tile *own) {
     ice_selection *t = own->t;
     ice_selection_score_parents(t);
     for (int64_t r = 0; r < t->parent_runs; r++) {
@@ -364,8 +211,8 @@ static void score_all(tile *own) {
 }
 
 /* outputs: of the rows, value_dim each. */
-static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch, ice_curve *found,
-                       float *outputs) {
+static void trace_tile(ice_traced_tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch,
+                       ice_curve *found, float *outputs) {
     const ice_sample *s = own->sample;
     const int64_t value_dim = own->problem.value_dim;
     const ice_head_view view = {.problem = &own->problem,
@@ -403,7 +250,7 @@ static void trace_tile(tile *own, const ice_rule *rules, int64_t first_row, int 
     for (int lane = 0; lane < lanes; lane++) {
         found[lane].rounding = -1.0f;
         found[lane].squared_query = squared[lane];
-        trace_row(own, lane, &found[lane]);
+        ice_row_curve(own, lane, &found[lane]);
         memcpy(outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
     }
 }
@@ -436,7 +283,7 @@ static size_t tree_bytes(const icecore_attention *problem, const icecore_attenti
 
 size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
                        int64_t nodes) {
-    tile none;
+    ice_traced_tile none;
     ice_arena arena = {NULL, 0};
     lay_out(&none, nodes, problem->value_dim, &arena);
     return arena.used + tree_bytes(problem, given, levels, nodes) +
@@ -446,7 +293,7 @@ size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention
 void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,
                void *memory) {
     const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
-    tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .levels = levels};
+    ice_traced_tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .levels = levels};
     ice_arena arena = {memory, 0};
     lay_out(&own, nodes, s->problem->value_dim, &arena);
     char *scratch = arena.memory + arena.used;
