@@ -4,7 +4,6 @@
 
 #include "attend/rows.h"
 #include "attention/near_far_tile.h"
-#include "attention/row_curve.h"
 #include "base/parallel.h"
 
 /* Rows of the first tile whose rounding is found, against keys and values as they were given. */
@@ -211,9 +210,8 @@ static void score_all(ice_traced_tile *own) {
 }
 
 /* outputs: of the rows, value_dim each. */
-static void trace_tile(ice_traced_tile *own, const ice_rule *rules, int64_t first_row, int lanes, char *scratch,
-                       ice_curve *found, float *outputs) {
-    const ice_sample *s = own->sample;
+static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule *rules, int64_t first_row, int lanes,
+                       char *scratch, ice_curve *found, float *outputs) {
     const int64_t value_dim = own->problem.value_dim;
     const ice_head_view view = {.problem = &own->problem,
                                 .options = s->options,
@@ -293,14 +291,14 @@ size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention
 void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,
                void *memory) {
     const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
-    ice_traced_tile own = {.sample = s, .problem = sampled_problem(s->problem, s), .levels = levels};
+    ice_traced_tile own = {.problem = sampled_problem(s->problem, s), .levels = levels};
     ice_arena arena = {memory, 0};
     lay_out(&own, nodes, s->problem->value_dim, &arena);
     char *scratch = arena.memory + arena.used;
     float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->stack->levels, nodes));
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {
         const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
-        trace_tile(&own, rules, row, lanes, scratch, found + row, output);
+        trace_tile(&own, s, rules, row, lanes, scratch, found + row, output);
         if (row == 0 && with_rounding)
             measure_rounding(s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, output, scratch, found);
     }

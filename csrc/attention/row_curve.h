@@ -2,11 +2,25 @@
 #ifndef ICE_ROW_CURVE_H
 #define ICE_ROW_CURVE_H
 
-#include "attention/curve.h"
+#include "select/selection.h"
+
+/* Thresholds 2 * 1.2^-g, g < ICE_GRID: down to 3e-9.  Risks of cells that hold two kinds of keys are that far off. */
+#define ICE_GRID 112
+#define ICE_LOG2_STEP 0.26303440583379378
+#define ICE_LOG2_FIRST 1.0
+
+/* Of one row, for each threshold. */
+typedef struct {
+    float norm;                            /* |o|; NaN where the row says nothing */
+    float squared_query;                   /* the query's squared length */
+    float rounding;                        /* |o - o by the keys as given|^2, or below 0: not found */
+    float distance[ICE_GRID];              /* |o - o^|^2 */
+    float means[ICE_GRID], far[ICE_GRID];  /* the mass of means, and of what they stand for, by the row's mass */
+    float near[ICE_GRID], nodes[ICE_GRID]; /* keys of opened cells, nodes scored */
+} ice_curve;
 
 /* A tile of sampled rows, whose keys are attended to. */
 typedef struct {
-    const ice_sample *sample;
     icecore_attention problem; /* of the sampled queries alone */
     ice_selection *t;
     int levels;           /* traced; cells that would be opened only beyond count as never opened */

@@ -1,43 +1,20 @@
 /* Attending from caches: block by block of the queries, each head sealing first what its block's queries see by cells.
  * By tolerance, queries that have been attended are measured when the next blocks are sealed, on the segments that they
  * saw.  Caches of a call go through their blocks side by side, each as if it were alone. */
-#include <math.h>
+#include "cache/attend.h"
 
-#include "attention/near_far_split.h"
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "base/parallel.h"
-#include "cache/cache.h"
-
-/* One cache. */
-typedef struct {
-    icecore_cache *cache;
-    icecore_attention problem, sinks; /* equal but for where keys and values lie */
-    icecore_near_far options;
-    icecore_report report;
-    int64_t position;               /* tokens before this one have been attended */
-    int64_t first_query, end_query; /* of one block */
-    int64_t blocks;                 /* wanted in the stacks */
-    int last;                       /* whether the newest token is among them */
-    int64_t tiles;                  /* panels of rows for each head; 0: no block is left */
-    int64_t parts;                  /* of a head's only tile; 1: it is attended as a whole */
-    ice_split *split;               /* parts > 1: of each head */
-    int by_tolerance, by_threshold;
-    enum { NOT_MEASURED, MEASURED_BEFORE, MEASURED_AFTER } measuring; /* before or after blocks are sealed */
-    int64_t usable, measured_end; /* kept queries that may be measured, and the place that the last stands before */
-    int64_t measured;             /* so many of them, evenly spread, are */
-    int renews;                   /* as in ice_sample */
-    double fading;
-} attend_call;
 
 typedef struct {
-    attend_call *call;
+    ice_cache_call *call;
     int64_t count, heads;
     int64_t max_tiles, max_parts; /* of any call */
     _Atomic int status;
 } attend_calls;
 
-static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
+ice_exact_keys ice_cache_exact_keys(const ice_cache_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
     int64_t open_begin = c->head[head].sealed * c->options.block;
     if (open_begin < c->evicted) open_begin = c->evicted;
@@ -45,128 +22,18 @@ static ice_exact_keys exact_keys(const attend_call *call, int64_t head) {
                             NULL, NULL};
 }
 
-/* How many kept queries stand behind all that is sealed and before those that attend; *end: the place behind the last
- * of them. */
-static int64_t usable_queries(const attend_call *call, int64_t *end) {
-    const icecore_cache *c = call->cache;
-    const ice_cache_queries *q = &c->queries;
-    int64_t sealed = c->sealed, first = 0;
-    for (int64_t h = 0; h < c->options.heads; h++)
-        if (c->head[h].sealed > sealed) sealed = c->head[h].sealed;
-    for (*end = q->kept;
-         *end > 0 && q->position[*end - 1] >= call->problem.keys - call->problem.queries + call->first_query;)
-        --*end;
-    while (first < *end && q->position[first] < sealed * c->options.block) first++;
-    return *end - first;
-}
-
-/* Queries of a call while decoding; a chunk of a prompt has more. */
-static int is_decoding(const attend_call *call) {
-    return call->end_query - call->first_query < call->cache->options.block / 4;
-}
-
-/* Steps of decoding between measured queries, at first: what follows may be about something else.  (A twentieth of
- * their time; with half as many made-up inputs have no smaller errors.) */
-#define STEPS_PER_MEASURED 96
-
-/* Of so many kept queries one is measured, as soon as the last of them has been attended. */
-static int64_t decoding_step(const icecore_cache *c) {
-    const int64_t spacing = ice_queries_spacing(c);
-    return (STEPS_PER_MEASURED + spacing - 1) / spacing * (1 + c->sealed / ICE_NEW_IN_DECODING);
-}
-
-/* What of the newest kept queries is measured before this block's queries attend. */
-static void plan_measuring(attend_call *call) {
-    icecore_cache *c = call->cache;
-    ice_cache_queries *q = &c->queries;
-    const int64_t usable = call->usable = usable_queries(call, &call->measured_end);
-    const int seals = call->blocks > c->sealed && c->sealed > 0;
-    int64_t wanted = 0;
-    call->measuring = NOT_MEASURED;
-    call->renews = 0;
-    call->fading = ICE_FADING;
-    if (!call->by_tolerance) return;
-    if (!q->known) {
-        call->renews = 1;
-        call->measured = usable < q->capacity ? usable : q->capacity;
-        if (call->measured >= 8 && call->blocks >= ICE_MIN_BLOCKS) call->measuring = MEASURED_AFTER;
-        return;
-    }
-    if (seals && ice_is_measured(c->sealed, q->last, q->renewed, ICE_NEW_IN_PROMPT, &call->renews) &&
-        (call->renews || !is_decoding(call))) {
-        wanted = ice_measured_queries(q->group, call->renews);
-    } else if (is_decoding(call) && c->sealed > 0) {
-        wanted = q->unmeasured / decoding_step(c);
-        call->usable = usable < q->unmeasured ? usable : q->unmeasured;
-        call->fading = pow(ICE_FADING, (double)wanted / (double)ice_measured_queries(q->group, 0));
-    }
-    call->measured = call->usable < wanted ? call->usable : wanted;
-    if (call->measured > 0) call->measuring = MEASURED_BEFORE;
-}
-
-static void measure(attend_call *call, int64_t head, void *scratch) {
-    const icecore_cache *c = call->cache;
-    const ice_cache_queries *q = &c->queries;
-    const int64_t stride = call->usable / call->measured, row = call->problem.query_heads * c->options.dim;
-    const int64_t first = call->measured_end - 1 - (call->measured - 1) * stride;
-    int64_t position[ICE_MAX_QUERIES_MEASURED];
-    for (int64_t i = 0; i < call->measured; i++) position[i] = q->position[first + i * stride];
-    icecore_attention problem = call->problem;
-    problem.dtype = ICECORE_FLOAT32; /* as queries are kept */
-    ice_exact_keys exact = exact_keys(call, head);
-    if (position[0] < exact.open_begin) return;
-    const ice_sample sample = {
-        .problem = &problem,
-        .given = &problem,
-        .query = {q->query + first * row, 0, c->options.dim, stride * row},
-        .position = position,
-        .count = call->measured,
-        .options = &call->options,
-        .kernels = ice_active_kernels(),
-        .stack = c->head[head].stack,
-        .exact = exact,
-        .key_head = head,
-        .stands_for = 1.0,
-        .renew = call->renews,
-        .fading = call->fading,
-    };
-    ice_measure(&sample, q->measured + head * q->group, q->rule + head * q->group, scratch);
-}
-
-/* Queries of a call that look for single keys: steps of decoding, and questions about a long prompt, whose answer may
- * be one key.  (Behind 4000 tokens of the same few sentences retrieving heads of SmolLM2 missed their key in half of a
- * longer question's rows.) */
-#define FEW_QUERIES 256
-/* Such a part of the tolerance, as a share of the mass, is what a key is expected to hold at least that is looked for:
- * with twice as much a step of SmolLM2 reads 8 % fewer keys of 4000 tokens, with 0.7 times as much 9 % more. */
-#define KEY_SHARE (1.0f / 64)
-
-static float tolerance_of(const attend_call *call, int64_t query_head) {
-    return call->options.head_tolerance ? call->options.head_tolerance[query_head] : call->options.tolerance;
-}
-
-/* As they are attended: what the rules call exact opens all. */
-static void apply_rules(const attend_call *call, int64_t head) {
-    const ice_cache_queries *q = &call->cache->queries;
-    for (int64_t i = head * q->group; i < (head + 1) * q->group; i++) {
-        q->applied[i] = q->rule[i];
-        if (q->rule[i].exact) q->applied[i] = (ice_rule){.all_cells = 1};
-        else if (call->problem.queries <= FEW_QUERIES) q->applied[i].key_share = KEY_SHARE * tolerance_of(call, i);
-    }
-}
-
-static icecore_status seal(attend_call *call, int64_t head, void *scratch) {
+static icecore_status seal(ice_cache_call *call, int64_t head, void *scratch) {
     icecore_status status = ice_cache_fit_means(call->cache, head);
-    if (status == ICECORE_OK && call->measuring == MEASURED_BEFORE) measure(call, head, scratch);
+    if (status == ICECORE_OK && call->measuring == MEASURED_BEFORE) ice_cache_measure(call, head, scratch);
     if (status == ICECORE_OK) status = ice_cache_seal(call->cache, head, call->blocks);
     if (status == ICECORE_OK) status = ice_cache_fit_means(call->cache, head);
-    if (status == ICECORE_OK && call->measuring == MEASURED_AFTER) measure(call, head, scratch);
-    if (status == ICECORE_OK && call->by_threshold) apply_rules(call, head);
+    if (status == ICECORE_OK && call->measuring == MEASURED_AFTER) ice_cache_measure(call, head, scratch);
+    if (status == ICECORE_OK && call->by_threshold) ice_cache_apply_rules(call, head);
     if (status == ICECORE_OK && call->last) status = ice_cache_prepare(call->cache, head);
     return status;
 }
 
-static ice_head_view view_of(const attend_call *call, int64_t head) {
+static ice_head_view view_of(const ice_cache_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
     return (ice_head_view){.problem = &call->problem,
                            .options = &call->options,
@@ -174,11 +41,11 @@ static ice_head_view view_of(const attend_call *call, int64_t head) {
                            .rules = call->by_threshold ? c->queries.applied + head * c->queries.group : NULL,
                            .kernels = ice_active_kernels(),
                            .stack = c->head[head].stack,
-                           .exact = exact_keys(call, head),
+                           .exact = ice_cache_exact_keys(call, head),
                            .head = head};
 }
 
-static void attend_tile(const attend_call *call, int64_t head, int64_t tile, void *scratch) {
+static void attend_tile(const ice_cache_call *call, int64_t head, int64_t tile, void *scratch) {
     const int64_t group = ice_group(&call->problem), first = call->first_query * group + tile * ICE_PANEL;
     const ice_head_view view = view_of(call, head);
     ice_near_far_attend(&view, first, call->end_query * group, scratch);
@@ -187,7 +54,7 @@ static void attend_tile(const attend_call *call, int64_t head, int64_t tile, voi
 /* ---- Decode steps, which have one tile a head ---- */
 
 /* How many parts a head's tile has.  Where something is sealed first it is attended as a whole. */
-static int64_t parts_of(const attend_call *call) {
+static int64_t parts_of(const ice_cache_call *call) {
     const icecore_cache *c = call->cache;
     const int64_t rows = (call->end_query - call->first_query) * ice_group(&call->problem);
     if (call->tiles != 1 || !call->by_threshold) return 1;
@@ -196,7 +63,7 @@ static int64_t parts_of(const attend_call *call) {
     return ice_split_parts(&call->problem, &call->report, c->head[0].stack, rows);
 }
 
-static icecore_status begin_splits(attend_call *call) {
+static icecore_status begin_splits(ice_cache_call *call) {
     const int64_t heads = call->cache->options.heads;
     const int64_t rows = (call->end_query - call->first_query) * ice_group(&call->problem);
     size_t bytes = ice_round_up((size_t)heads * sizeof *call->split), each = 0;
@@ -215,7 +82,7 @@ static icecore_status begin_splits(attend_call *call) {
 /* In the same go as its head is sealed, a tile is attended, or begun where it has parts. */
 static void seal_task(void *context, int64_t index, void *scratch) {
     attend_calls *all = context;
-    attend_call *call = &all->call[index / all->heads];
+    ice_cache_call *call = &all->call[index / all->heads];
     const int64_t head = index % all->heads;
     ice_split *split = call->tiles && call->parts > 1 ? &call->split[head] : NULL;
     if (scratch && call->tiles) {
@@ -232,7 +99,7 @@ static void seal_task(void *context, int64_t index, void *scratch) {
 static void seal_or_part_task(void *context, int64_t index, void *scratch) {
     const attend_calls *all = context;
     const int64_t tasks = all->count * all->heads, part = index / tasks - 1;
-    const attend_call *call = &all->call[index % tasks / all->heads];
+    const ice_cache_call *call = &all->call[index % tasks / all->heads];
     if (part < 0) {
         seal_task(context, index, scratch);
     } else if (call->tiles && part < call->parts && call->parts > 1) {
@@ -245,7 +112,7 @@ static void seal_or_part_task(void *context, int64_t index, void *scratch) {
 static void attend_task(void *context, int64_t index, void *scratch) {
     const attend_calls *all = context;
     const int64_t head = index % all->heads, tile = index / all->heads / all->count;
-    const attend_call *call = &all->call[index / all->heads % all->count];
+    const ice_cache_call *call = &all->call[index / all->heads % all->count];
     if (scratch && call->tiles > 1 && tile < call->tiles) attend_tile(call, head, tile, scratch);
 }
 
@@ -259,7 +126,7 @@ static int64_t max_nodes(const icecore_cache *c, int64_t blocks) {
     return maximum;
 }
 
-static size_t scratch_bytes(const attend_call *call) {
+static size_t scratch_bytes(const ice_cache_call *call) {
     const icecore_cache *c = call->cache;
     const int64_t levels = ice_stack_max_levels(c->length, c->options.block), nodes = max_nodes(c, call->blocks);
     const size_t bytes = ice_selection_bytes(&call->problem, levels, nodes);
@@ -283,7 +150,7 @@ static icecore_status attend_blocks(attend_calls *all) {
     size_t bytes = 0;
     all->max_parts = 1;
     for (int64_t i = 0; i < all->count; i++) {
-        attend_call *call = &all->call[i];
+        ice_cache_call *call = &all->call[i];
         const size_t own = call->tiles ? scratch_bytes(call) : 0;
         call->parts = call->tiles ? parts_of(call) : 1;
         if (own > bytes) bytes = own;
@@ -302,34 +169,6 @@ static icecore_status attend_blocks(attend_calls *all) {
 static icecore_tensor rows_of(const ice_open_rows *r, int values) {
     const int64_t width = values ? r->value_dim : r->dim;
     return (icecore_tensor){values ? ice_open_value(r, 0, 0) : ice_open_key(r, 0, 0), 0, r->capacity * width, width};
-}
-
-static void take_thresholds(icecore_cache *c, const float *threshold) {
-    ice_cache_queries *q = &c->queries;
-    for (int64_t i = 0; i < c->options.heads * q->group; i++) q->rule[i] = (ice_rule){.threshold = threshold[i]};
-    q->known = 1;
-}
-
-static void note_measuring(const attend_call *call) {
-    ice_cache_queries *q = &call->cache->queries;
-    q->known = 1;
-    q->unmeasured = 0;
-    q->last = call->measuring == MEASURED_BEFORE ? call->cache->sealed : call->blocks;
-    if (call->renews) q->renewed = q->last;
-}
-
-static void report_errors(const attend_call *call) {
-    const ice_cache_queries *q = &call->cache->queries;
-    const icecore_report *report = &call->report;
-    for (int64_t i = 0; i < call->problem.query_heads; i++) {
-        const int known = q->group == ice_group(&call->problem); /* without rows there may never have been a query */
-        const ice_measured none = {0}, *measured = known ? &q->measured[i] : &none;
-        float error, standard;
-        ice_measured_error(measured, &error, &standard);
-        if (report->error) report->error[i] = error;
-        if (report->standard_error) report->standard_error[i] = standard;
-        if (report->error_rows) report->error_rows[i] = (int32_t)measured->tested_rows;
-    }
 }
 
 /* ---- Calls ---- */
@@ -358,7 +197,7 @@ static icecore_report report_part(const icecore_report *r, int64_t heads, int64_
 }
 
 /* With what the cache has; checks without changing anything. */
-static icecore_status check_call(attend_call *call, icecore_cache *c, const icecore_near_far *options) {
+static icecore_status check_call(ice_cache_call *call, icecore_cache *c, const icecore_near_far *options) {
     const icecore_cache_options *o = &c->options;
     icecore_attention *p = &call->problem;
     call->cache = c;
@@ -395,17 +234,16 @@ static icecore_status check_call(attend_call *call, icecore_cache *c, const icec
     return ICECORE_OK;
 }
 
-static icecore_status begin_call(attend_call *call) {
+static icecore_status begin_call(ice_cache_call *call) {
     icecore_cache *c = call->cache;
     if (call->position == c->length) return ICECORE_OK;
     const icecore_status status = ice_queries_begin(c, ice_group(&call->problem));
-    if (status == ICECORE_OK && call->options.head_threshold && !c->queries.known)
-        take_thresholds(c, call->options.head_threshold);
+    if (status == ICECORE_OK && call->options.head_threshold && !c->queries.known) ice_cache_take_thresholds(call);
     return status;
 }
 
 /* Plans the next block, if one is left. */
-static void begin_block(attend_call *call) {
+static void begin_block(ice_cache_call *call) {
     icecore_cache *c = call->cache;
     icecore_attention *p = &call->problem;
     const int64_t block = c->options.block, first = c->length - p->queries;
@@ -425,15 +263,15 @@ static void begin_block(attend_call *call) {
         call->sinks.key = rows_of(c->sinks, 0);
         call->sinks.value = rows_of(c->sinks, 1);
     }
-    plan_measuring(call);
+    ice_cache_plan_measuring(call);
 }
 
-static icecore_status end_block(attend_call *call) {
+static icecore_status end_block(ice_cache_call *call) {
     icecore_cache *c = call->cache;
     const icecore_attention *p = &call->problem;
     const int64_t count = call->end_query - call->first_query;
     if (!call->tiles) return ICECORE_OK;
-    if (call->measuring) note_measuring(call);
+    if (call->measuring) ice_cache_note_measuring(call);
     if (call->blocks > c->sealed) ice_cache_sealed(c, call->blocks);
     icecore_tensor queries = p->query;
     queries.data = ice_address(&p->query, p->dtype, 0, 0, call->first_query);
@@ -455,7 +293,7 @@ static icecore_status run(attend_calls *all) {
         status = attend_blocks(all);
         for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++) status = end_block(&all->call[i]);
     }
-    for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++) report_errors(&all->call[i]);
+    for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++) ice_cache_report_errors(&all->call[i]);
     return status;
 }
 
@@ -485,7 +323,7 @@ icecore_status icecore_cache_attend(icecore_cache *const *caches, int64_t count,
         if (status == ICECORE_OK) status = ice_lock_write(&caches[i]->lock);
         if (status != ICECORE_OK) break;
         locked++;
-        all.call[i] = (attend_call){
+        all.call[i] = (ice_cache_call){
             .problem = part_of(problem, i, own, before),
             .report = report_part(report ? report : &ice_no_report, problem->query_heads, i, before),
         };
