@@ -276,16 +276,22 @@ def _check_softcap(softcap):
     return float(softcap)
 
 
+def _of_query_heads(numbers, name, query_heads):
+    """An argument of a float for each query head, (H,), as float32."""
+    numbers = plain(numbers, name)
+    if numbers.dtype.kind != "f" and numbers.dtype.name != "bfloat16":
+        raise TypeError(f"{name} has dtype {numbers.dtype}; expected a float for each query head")
+    if numbers.shape != (query_heads,):
+        raise ValueError(f"{name} has shape {numbers.shape}; expected ({query_heads},), one for each query head")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(numbers, np.float32)
+
+
 def _check_sink_logits(logits, query_heads):
     if logits is None:
         return None
+    own = _of_query_heads(logits, "sink_logits", query_heads)
     logits = plain(logits, "sink_logits")
-    if logits.dtype.kind != "f" and logits.dtype.name != "bfloat16":
-        raise TypeError(f"sink_logits has dtype {logits.dtype}; expected a float for each query head")
-    if logits.shape != (query_heads,):
-        raise ValueError(f"sink_logits has shape {logits.shape}; expected ({query_heads},), one for each query head")
-    with np.errstate(over="ignore"):
-        own = np.ascontiguousarray(logits, np.float32)
     bad = np.flatnonzero((logits != -np.inf) & ~(np.abs(own) <= np.float32(MAX_SCORE)))
     if bad.size:
         found = logits[bad[0]]
@@ -293,26 +299,48 @@ def _check_sink_logits(logits, query_heads):
     return own
 
 
+#: Slopes up to here take a finite number off a score at any distance.
+MAX_SLOPE = 1e6
+
+
+def _check_alibi_slopes(slopes, query_heads):
+    if slopes is None:
+        return None
+    own = _of_query_heads(slopes, "alibi_slopes", query_heads)
+    bad = np.flatnonzero(~((own >= 0) & (own <= np.float32(MAX_SLOPE))))
+    if bad.size:
+        raise ValueError(f"alibi_slopes[{bad[0]}] is {own[bad[0]]}; expected 0 to {MAX_SLOPE:g} (by which scores fall)")
+    return own
+
+
 class Scores(NamedTuple):
-    """How products become scores, checked: their scale, a soft cap or None, and sink logits (H,), float32, or None."""
+    """How products become scores, checked: their scale, a soft cap, and sink logits and slopes of ALiBi, (H,) and float32.
+
+    None where absent.
+    """
 
     scale: float
     softcap: float | None = None
     sink_logits: np.ndarray | None = None
+    alibi_slopes: np.ndarray | None = None
 
     def part(self, heads):
         """That of some query heads, given as a slice."""
-        return self if self.sink_logits is None else self._replace(sink_logits=self.sink_logits[heads])
+        return Scores(self.scale, self.softcap, *(None if own is None else own[heads] for own in self[2:]))
+
+    def given(self):
+        """What is not absent, by name: as of the oracles."""
+        return {name: own for name, own in self._asdict().items() if own is not None}
 
     def fields(self):
         """As of `_native.Problem`."""
-        return {"scale": self.scale, "softcap": self.softcap or 0.0, "sink_logits": self.sink_logits}
+        return self._asdict() | {"softcap": self.softcap or 0.0}
 
 
-
-def check_scores(scale, softcap, sink_logits, query_heads, dim):
+def check_scores(scale, softcap, sink_logits, query_heads, dim, alibi_slopes=None):
     """The `Scores` of a call's arguments."""
-    return Scores(check_scale(scale, dim), _check_softcap(softcap), _check_sink_logits(sink_logits, query_heads))
+    return Scores(check_scale(scale, dim), _check_softcap(softcap), _check_sink_logits(sink_logits, query_heads),
+                  _check_alibi_slopes(alibi_slopes, query_heads))
 
 
 class Mask(NamedTuple):

@@ -64,7 +64,7 @@ def _reference(problem, lists, causal, scores, out, lse):
     if bad.size:
         return int(bad[0])
     four = lists.reshape(*problem.shape[:3], lists.shape[-1])
-    o, s = reference.attend_indices(problem.query, problem.key, problem.value, four, causal=causal, **scores._asdict())
+    o, s = reference.attend_indices(problem.query, problem.key, problem.value, four, causal=causal, **scores.given())
     out[...] = o.reshape(problem.out_shape)
     if lse is not None:
         lse[...] = s

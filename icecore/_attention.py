@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 
+from icecore._alibi import check_alibi
 from icecore._arguments import parts_of
 from icecore._arrays import (
     check_mask,
@@ -27,9 +28,9 @@ from icecore.selectors import PDCI
 
 
 def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal=False, window=None, sinks=None, scale=None,
-              softcap=None, sink_logits=None, attn_mask=None, key_ranges=None, lengths=None, padding_side="right", metric=None,
-              last_exact=0, selector=None, return_lse=False, return_info=False, out=None, num_threads=None, seed=0,
-              far_field=None, visit=None, **others):
+              softcap=None, sink_logits=None, alibi_slopes=None, attn_mask=None, key_ranges=None, lengths=None,
+              padding_side="right", metric=None, last_exact=0, selector=None, return_lse=False, return_info=False, out=None,
+              num_threads=None, seed=0, far_field=None, visit=None, **others):
     """Softmax attention, exact or near/far, on the CPU.
 
     ``out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j]``.
@@ -73,6 +74,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         Of each query head the score of one more key that every query sees and that has no value (gpt-oss [4]_): it joins the
         denominator of the softmax and the lse. Neither scaled, capped nor masked; magnitudes up to 1e30, or -inf for none. On
         every path. (`sinks` are keys; these are not.)
+    alibi_slopes : array_like of float, shape (H,), optional
+        ALiBi [5]_: from the score of each key, once it is scaled and capped, the query head's slope times its distance from the
+        query is taken off, ``slope * |S - L + i - j|`` of query i and key j; 0 to 1e6 (the published ones go from 2 ** (-8 / H)
+        to 2 ** -8). Positions are the same with causal=True and without: the last query stands at the last key, and so an
+        attention over a part of the keys has others. With k or a tolerance only where causal, and without softcap, sink_logits
+        and metric: places are then one more component of queries and keys, in float32 (d <= 575).
     attn_mask : array_like, optional
         Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest
         finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
@@ -159,6 +166,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     .. [2] FlashAttention, arXiv 2205.14135 (the blocking of the exact path).
     .. [3] Gemma 2, arXiv 2408.00118, section 2.
     .. [4] gpt-oss-120b & gpt-oss-20b Model Card, arXiv 2508.10925, section 2.
+    .. [5] Train Short, Test Long: Attention with Linear Biases, arXiv 2108.12409.
     """
     refuse_names("attention", others)
     if far_field is not None or visit is not None:
@@ -174,7 +182,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
 
     parts, entries = parts_of_entry(problem), entries_of(lengths, padding_side, problem, causal)
     batch, heads, queries, dim = problem.query.shape
-    scores = check_scores(scale, softcap, sink_logits, heads, dim)
+    scores = check_scores(scale, softcap, sink_logits, heads, dim, alibi_slopes)
+    if alibi_slopes is not None and any(way is not None for way in (k, tolerance, plan, selector)):
+        check_alibi(problem, causal, plan=plan, selector=selector, softcap=softcap, sink_logits=sink_logits, metric=metric)
     mask, ranges = check_mask(attn_mask, problem), check_ranges(key_ranges, problem)
     if ranges is not None:
         mask = mask._replace(ranges=ranges)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from icecore import _cost_model, _native
-from icecore._arrays import NO_MASK, Mask, Problem, Scores, check_problem, check_scale, native_problem, widened
+from icecore._alibi import row_constants, with_positions
+from icecore._arrays import NO_MASK, Mask, Problem, Scores, check_problem, check_scale, narrowed, native_problem, widened
 from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visible_share, visited_fraction
 from icecore._metric import query_metric
 from icecore._settings import EXACT, Settings, rounds, window_sides
@@ -93,7 +94,8 @@ class Call:
             pays = False
             if p.query.size and p.key.size:
                 pays, predicted = self._near_far_pays()
-            info = self._near_far() if pays else self._exact(None, 0)
+            near_far = self._near_far if self.scores.alibi_slopes is None else self._near_far_by_position
+            info = near_far() if pays else self._exact(None, 0)
         return replace(info, predicted=predicted) if self.return_info else None
 
     def _attend_last(self, count, info):
@@ -137,8 +139,9 @@ class Call:
         p, s, bfloat16 = self.problem, self.settings, self.problem.native_dtype == _native.BFLOAT16
         return _cost_model.count_work(
             p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
-            stored_bfloat16=_cost_model.stores_bfloat16(bfloat16, rounds(s.tolerance)), k=s.k, tolerance=s.tolerance,
-            window=s.window, sinks=s.sinks, cell_size=s.cell_size, threads=self.threads or _native.default_threads(),
+            stored_bfloat16=self.scores.alibi_slopes is None and _cost_model.stores_bfloat16(bfloat16, rounds(s.tolerance)),
+            k=s.k, tolerance=s.tolerance, window=s.window, sinks=s.sinks, cell_size=s.cell_size,
+            threads=self.threads or _native.default_threads(),
         )
 
     def _near_far(self):
@@ -158,6 +161,20 @@ class Call:
         near, summaries, keys = report["near_count"], report["summaries"], self.problem.key.shape[2]
         visited = visited_fraction(near, summaries, keys, self.causal, s.window, s.sinks)
         return info_of(report, visited)
+
+    def _near_far_by_position(self):
+        """With ALiBi: the same on queries and keys that have their places as one more component (`_alibi`)."""
+        p, slopes, is_short = self.problem, self.scores.alibi_slopes, self.problem.dtype.itemsize == 2
+        placed = with_positions(p, self.scores.scale, slopes)
+        out = np.empty(self.out.shape, placed.dtype) if is_short else self.out
+        call = replace(self, problem=placed, scores=Scores(1.0), settings=replace(self.settings, rounded=False), out=out)
+        info = call._reference() if p.is_double else call._near_far()
+        self.over, self.lse = call.over, call.lse
+        if is_short:
+            self.out[...] = narrowed(out, p.dtype)
+        if self.lse is not None:
+            self.lse += row_constants(slopes, p.query.shape[2])
+        return info
 
     def _options(self):
         s = self.settings
@@ -205,7 +222,9 @@ class Call:
         from icecore import reference
 
         p, s = self.problem, self.settings
-        scores = self.scores._asdict() | {"causal": self.causal}
+        if self.scores.alibi_slopes is not None and not s.is_exact:
+            return self._near_far_by_position()
+        scores = self.scores.given() | {"causal": self.causal}
         options = scores | {"sinks": s.sinks, "attn_mask": self.mask.given, "key_ranges": self.mask.ranges}
         if s.selector is not None:
             out, lse, near = s.selector._oracle(p.query, p.key, p.value, self.seed, **scores)

@@ -30,6 +30,7 @@ class Problem:
         scale: float,
         softcap: float = 0,
         sink_logits: NDArray[np.float32] | None = None,
+        alibi_slopes: NDArray[np.float32] | None = None,
         causal: bool = False,
         window_left: int = -1,
         window_right: int = -1,

@@ -77,7 +77,7 @@ def attention(query, key, value, /, *, out=None, **options):
         Result: shape (..., L, d_v), query's dtype, sharing no memory with the inputs.
     **options
         Of `icecore.attention`, under its names and with its meaning: ``causal=True`` is aligned bottom-right, and query heads
-        may share key heads. `attn_mask`, `key_ranges`, `metric` and `sink_logits` may be tensors.
+        may share key heads. `attn_mask`, `key_ranges`, `metric`, `sink_logits` and `alibi_slopes` may be tensors.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def attention(query, key, value, /, *, out=None, **options):
     Not differentiable. `scaled_dot_product_attention` is the function for code that is differentiated or compiled.
     """
     arrays = [as_array(tensor, name) for tensor, name in ((query, "query"), (key, "key"), (value, "value"))]
-    for name in ("attn_mask", "key_ranges", "metric", "sink_logits"):
+    for name in ("attn_mask", "key_ranges", "metric", "sink_logits", "alibi_slopes"):
         if isinstance(options.get(name), Tensor):
             given = options[name]
             options[name] = as_array(given.float() if given.dtype == torch.bfloat16 else given, name)

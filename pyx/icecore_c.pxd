@@ -57,6 +57,7 @@ cdef extern from "icecore.h" nogil:
         float *lse
         float scale, softcap
         const float *sink_logits
+        const float *alibi_slopes
         int causal
         int64_t window_left, window_right
         int64_t sinks

@@ -6,19 +6,19 @@ cdef class Problem:
     """icecore_attention.
 
     query, key, value, out: (batch, heads, length, width), without key and value where a cache has them; lse: (batch, heads,
-    queries); sink_logits: (heads,); ranges: (batch, queries, 2), the pairs contiguous; keep, a bool mask as bytes, or bias, an
-    additive one: (batch, heads, queries, keys).
+    queries); sink_logits and alibi_slopes: (heads,); ranges: (batch, queries, 2), the pairs contiguous; keep, a bool mask as
+    bytes, or bias, an additive one: (batch, heads, queries, keys).
     """
     cdef icecore_attention c
     cdef tuple arrays
 
     def __cinit__(self, *, int dtype, query, key=None, value=None, out, float[:, :, ::1] lse=None, float scale,
-                  float softcap=0, const float[::1] sink_logits=None, bint causal=False, int64_t window_left=-1,
-                  int64_t window_right=-1, int64_t sinks=0, const int64_t[:, :, :] ranges=None,
+                  float softcap=0, const float[::1] sink_logits=None, const float[::1] alibi_slopes=None, bint causal=False,
+                  int64_t window_left=-1, int64_t window_right=-1, int64_t sinks=0, const int64_t[:, :, :] ranges=None,
                   const uint8_t[:, :, :, :] keep=None, const float[:, :, :, :] bias=None, int threads=0):
         cdef icecore_attention *c = &self.c
         cdef int64_t shape[4]
-        self.arrays = query, key, value, out, lse, sink_logits, ranges, keep, bias
+        self.arrays = query, key, value, out, lse, sink_logits, alibi_slopes, ranges, keep, bias
         c.dtype = c.key_dtype = <icecore_dtype>dtype
         fill_tensor(&c.query, shape, query, dtype)
         c.batch, c.query_heads, c.queries, c.dim = shape[0], shape[1], shape[2], shape[3]
@@ -28,6 +28,7 @@ cdef class Problem:
         c.value_dim = shape[3]
         fill_tensor(&c.out, shape, out, dtype, PyBUF_WRITABLE)
         c.lse, c.sink_logits, c.softcap = of_cube(lse), of_list(sink_logits), softcap
+        c.alibi_slopes = of_list(alibi_slopes)
         c.scale, c.causal, c.sinks, c.threads = scale, causal, sinks, threads
         c.window_left, c.window_right = window_left, window_right
         if ranges is not None and ranges.size:

@@ -13,7 +13,7 @@ import numpy as np
 
 from icecore import _native, reference
 from icecore.reference.cells import key_metric, moments_scale, summarize_tree
-from icecore.reference.dense import per_query_head
+from icecore.reference.dense import alibi_bias, per_query_head
 from icecore.reference.pdci import true_scores
 
 #: Names of the dtypes of the fast path; "bits" is bfloat16 as uint16.
@@ -94,8 +94,8 @@ def rounding_bound(query, key, value, weight_roundoff=0.0, attn_mask=None, scale
 
     With u the roundoff of float32, a score, which is a sum of d products scale q_t k_t, is wrong by about
     u sqrt(d) times the sum of their magnitudes (rounding errors are independent and add as a random walk); a
-    mask adds one rounding, and a soft cap, which brings scores nearer to one another, 3e-7 of the smaller of score and
-    cap. An error e in every score changes each weight by the factor exp(e) and so the
+    mask and ALiBi add one rounding each, and a soft cap, which brings scores nearer to one another, 3e-7 of the
+    smaller of score and cap. An error e in every score changes each weight by the factor exp(e) and so the
     result by at most 2 e sum_j p_j |v_j|. The sums over S keys add u sqrt(S) of that, the exponential a few
     u, and weights that are rounded to a shorter type their `weight_roundoff`.
     """
@@ -104,6 +104,8 @@ def rounding_bound(query, key, value, weight_roundoff=0.0, attn_mask=None, scale
     size = abs(scale) * np.abs(query) @ np.abs(per_query_head(key, query.shape[1])).swapaxes(-1, -2)
     if attn_mask is not None and attn_mask.dtype != np.bool_:
         size = size + np.where(np.isfinite(attn_mask), np.abs(decode(attn_mask)), 0.0)
+    if (slopes := options.get("alibi_slopes")) is not None:
+        size = size - alibi_bias(slopes, np.arange(query.shape[2]) + keys - query.shape[2], keys)
     size = size.max(axis=-1, initial=0.0)  # (B, H, L)
     score = FLOAT32_ROUNDOFF * (np.sqrt(dim) + 4) * size
     if softcap is not None:

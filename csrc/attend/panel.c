@@ -69,10 +69,12 @@ static const float *float_rows(ice_tile *tile, const icecore_attention *p, const
 }
 
 /* Scores and softmax in float32: the panel's scores become weights. */
-static void find_weights(ice_tile *tile, const float *keys, int64_t stride, int64_t count, const float *bias) {
+static void find_weights(ice_tile *tile, const float *keys, int64_t stride, int64_t count, const float *bias,
+                         const ice_alibi *alibi) {
     const ice_kernels *kernels = tile->kernels;
     kernels->scores(tile->queries, tile->problem->dim, tile->lanes, keys, stride, count, tile->scores);
     ice_tile_cap(tile, tile->scores, count);
+    if (alibi) kernels->alibi(tile->scores, 0, count, tile->lanes, alibi);
     for (int64_t i = 0; bias && i < count * ICE_PANEL; i++) /* what hides a key hides a NaN too */
         tile->scores[i] = bias[i] == -INFINITY ? -INFINITY : tile->scores[i] + bias[i];
     kernels->softmax(tile->scores, count, tile->lanes, tile->maximum, tile->sum, tile->correction);
@@ -82,7 +84,7 @@ static void attend_in_float32(ice_tile *tile, const icecore_attention *p, int64_
                               const float *bias, int hidden) {
     int64_t key_stride, value_stride;
     const float *keys = float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &key_stride);
-    find_weights(tile, keys, key_stride, count, bias);
+    find_weights(tile, keys, key_stride, count, bias, ice_tile_alibi_from(tile, first));
     const float *values = float_rows(tile, p, &p->value, p->value_dim, first, count, tile->values, &value_stride);
     ice_numbers rows = {ICECORE_FLOAT32, values, value_stride, count, p->value_dim};
     const int cleaned = ice_clean(&rows, hidden, tile->values);
@@ -96,7 +98,7 @@ static void attend_in_float32(ice_tile *tile, const icecore_attention *p, int64_
 
 /* By the bfloat16 kernels.  keys NULL: the scores are the bias. */
 static void attend_by_bf16(ice_tile *tile, const uint16_t *keys, int64_t stride, const uint16_t *packed_values,
-                           int64_t count, const float *bias) {
+                           int64_t count, const float *bias, const ice_alibi *alibi) {
     const ice_bf16_panel own = {.queries = tile->query_pairs,
                                 .dim = tile->problem->dim,
                                 .value_dim = tile->problem->value_dim,
@@ -106,15 +108,18 @@ static void attend_by_bf16(ice_tile *tile, const uint16_t *keys, int64_t stride,
                                 .maximum = tile->maximum,
                                 .sum = tile->sum,
                                 .correction = tile->correction,
-                                .accumulator = tile->accumulator};
+                                .accumulator = tile->accumulator,
+                                .alibi = alibi};
     tile->kernels->bf16->panel_attend(&own, keys, stride, packed_values, count, bias);
 }
 
 /* The weights that hidden keys do not have, as float32, in the place of the panel's scores. */
-static void recall_weights(ice_tile *tile, const uint16_t *keys, int64_t stride, int64_t count, const float *bias) {
+static void recall_weights(ice_tile *tile, const uint16_t *keys, int64_t stride, int64_t count, const float *bias,
+                           const ice_alibi *alibi) {
     tile->kernels->bf16->scores(tile->query_pairs, tile->problem->dim, tile->lanes, tile->scale, keys, stride, count,
                                 tile->scores);
     ice_tile_cap(tile, tile->scores, count);
+    if (alibi) tile->kernels->alibi(tile->scores, 0, count, tile->lanes, alibi);
     for (int64_t j = 0; j < count; j++)
         for (int lane = 0; lane < tile->lanes; lane++) {
             float *score = &tile->scores[j * ICE_PANEL + lane];
@@ -134,9 +139,10 @@ static void attend_in_bf16(ice_tile *tile, const icecore_attention *p, int64_t f
     const int cleaned = ice_clean(&rows, hidden, tile->values);
     if (tile->packed && !cleaned) packed = tile->packed + first * p->value_dim;
     else bf16->pack_values(rows.data, rows.stride, count, p->value_dim, tile->packed_values);
-    attend_by_bf16(tile, keys, p->key.row_stride, packed, count, bias);
+    const ice_alibi *alibi = ice_tile_alibi_from(tile, first);
+    attend_by_bf16(tile, keys, p->key.row_stride, packed, count, bias, alibi);
     if (!cleaned) return;
-    recall_weights(tile, keys, p->key.row_stride, count, bias);
+    recall_weights(tile, keys, p->key.row_stride, count, bias, alibi);
     ice_add_nonfinite(&given, tile->scores, tile->lanes, ICE_PANEL, tile->accumulator);
 }
 
@@ -182,10 +188,10 @@ void ice_panel_attend_rows(ice_tile *tile, const void *keys, const void *values,
     const int64_t dim = tile->problem->dim, value_dim = tile->problem->value_dim;
     if (tile->query_pairs) {
         kernels->bf16->pack_values(values, value_dim, count, value_dim, tile->packed_values);
-        attend_by_bf16(tile, keys, dim, tile->packed_values, count, bias);
+        attend_by_bf16(tile, keys, dim, tile->packed_values, count, bias, NULL);
         return;
     }
-    if (keys) find_weights(tile, keys, dim, count, bias);
+    if (keys) find_weights(tile, keys, dim, count, bias, NULL);
     else kernels->softmax(bias, count, tile->lanes, tile->maximum, tile->sum, tile->correction);
     kernels->weighted_sum(keys ? tile->scores : bias, count, tile->lanes, values, value_dim, value_dim,
                           tile->correction, tile->accumulator);

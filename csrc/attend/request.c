@@ -15,6 +15,15 @@ static int are_sink_logits(const float *logits, int64_t heads) {
     return 1;
 }
 
+/* So that what they take off is a finite number at any distance. */
+#define MAX_SLOPE 1e6f
+
+static int are_alibi_slopes(const float *slopes, int64_t heads) {
+    for (int64_t h = 0; slopes && h < heads; h++)
+        if (!(slopes[h] >= 0.0f && slopes[h] <= MAX_SLOPE)) return 0;
+    return 1;
+}
+
 icecore_status ice_check_problem(const icecore_attention *p) {
     if (icecore_isa_status() != ICECORE_OK) return ICECORE_ERROR_ISA;
     int sizes = p->batch >= 0 && p->query_heads >= 0 && p->key_heads >= 0 && p->queries >= 0 && p->keys >= 0;
@@ -25,7 +34,7 @@ icecore_status ice_check_problem(const icecore_attention *p) {
     int options = p->window_left >= -1 && p->window_right >= -1 && p->sinks >= 0 &&
                   (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
     if (!kinds || !sizes || !dims || !heads || !options || !is_softcap(p->softcap) ||
-        !are_sink_logits(p->sink_logits, p->query_heads))
+        !are_sink_logits(p->sink_logits, p->query_heads) || !are_alibi_slopes(p->alibi_slopes, p->query_heads))
         return ICECORE_ERROR_VALUE;
     if (!ice_is_empty(p) && (!p->query.data || !p->out.data || (p->keys > 0 && (!p->key.data || !p->value.data))))
         return ICECORE_ERROR_VALUE;
@@ -45,6 +54,7 @@ icecore_attention ice_heads_of(const icecore_attention *p, int64_t batch, int64_
     own.key.head_stride = own.value.head_stride = 0;
     if (p->lse) own.lse = p->lse + ice_place_of(p, (ice_row){batch, first_head, 0});
     if (p->sink_logits) own.sink_logits = p->sink_logits + first_head;
+    if (p->alibi_slopes) own.alibi_slopes = p->alibi_slopes + first_head;
     if (p->ranges) own.ranges = p->ranges + batch * p->range_batch_stride;
     if (p->mask_kind == ICECORE_MASK_BOOL) own.mask = (const uint8_t *)p->mask + mask;
     if (p->mask_kind == ICECORE_MASK_FLOAT32) own.mask = (const float *)p->mask + mask;

@@ -1,5 +1,7 @@
 #include "attend/rows.h"
 
+#include <string.h>
+
 #include "attend/finite.h"
 #include "base/parallel.h"
 
@@ -20,10 +22,23 @@ static void add_values(ice_tile *tile, int lane, float *scores, const ice_number
 
 /* ---- Runs ---- */
 
+/* ALiBi of a run of at most ICE_KEY_BLOCK keys as a bias of each row. */
+static const float *alibi_bias(ice_tile *tile, const ice_run *run) {
+    for (uint64_t left = run->lanes; left; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        float *bias = tile->bias + lane * ICE_KEY_BLOCK;
+        memset(bias, 0, (size_t)run->count * sizeof *bias);
+        ice_tile_alibi_row(tile, lane, run->first, run->count, bias);
+    }
+    return tile->bias;
+}
+
 static void attend_in_bf16(ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
     const ice_bf16_rows rows = {tile->rounded_rows, p->dim, p->value_dim, tile->scale, tile->cap, tile->state};
-    tile->kernels->bf16->rows_attend(&rows, run->lanes, run->keys, run->values, run->count, run->bias, 0);
+    const float *bias = tile->has_alibi ? alibi_bias(tile, run) : run->bias;
+    tile->kernels->bf16->rows_attend(&rows, run->lanes, run->keys, run->values, run->count, bias,
+                                     tile->has_alibi ? ICE_KEY_BLOCK : 0);
 }
 
 /* Block by block, so that a block's rows stay in cache for all queries.  base: of each lane the score of what all keys
@@ -43,6 +58,7 @@ static void attend_in_float32(ice_tile *tile, const ice_run *run, const float *b
             kernels->row_scores(query_of(tile, lane), p->dim, run->dtype, keys, run->key_stride, count, scores);
             for (int64_t j = 0; base && j < count; j++) scores[j] += base[lane];
             ice_tile_cap_row(tile, scores, count);
+            ice_tile_alibi_row(tile, lane, run->first + first, count, scores);
             for (int64_t j = 0; run->bias && j < count; j++) scores[j] += run->bias[first + j];
             add_values(tile, lane, scores, &values);
         }
@@ -90,6 +106,7 @@ static void attend_masked(ice_tile *tile, const icecore_attention *source, int l
     float scores[ICE_KEY_BLOCK];
     tile->kernels->row_scores(query_of(tile, lane), p->dim, dtype, keys, source->key.row_stride, count, scores);
     ice_tile_cap_row(tile, scores, count);
+    ice_tile_alibi_row(tile, lane, first, count, scores);
     const int hidden = ice_add_mask(p, ice_tile_row(tile, lane), first, count, scores, 1);
     const int cleaned = ice_clean(&rows, hidden, tile->values);
     add_values(tile, lane, scores, &rows);

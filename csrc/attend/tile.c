@@ -27,6 +27,15 @@ size_t ice_tile_bytes(const icecore_attention *problem) {
     return arena.used;
 }
 
+static void begin_alibi(ice_tile *tile) {
+    const icecore_attention *p = tile->problem;
+    for (int lane = 0; lane < ICE_PANEL; lane++) { /* spare lanes are as the last row */
+        const ice_row row = ice_tile_row(tile, lane < tile->lanes ? lane : tile->lanes - 1);
+        tile->position[lane] = p->keys - p->queries + row.query;
+        tile->alibi.slope[lane] = (float)(p->alibi_slopes[row.head] * ICE_LOG2_E);
+    }
+}
+
 void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
                     int64_t key_head, int64_t first_row, int64_t rows, void *scratch) {
     const int lanes = rows < ICE_PANEL ? (int)rows : ICE_PANEL;
@@ -40,6 +49,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->lanes = lanes;
     tile->scale = (float)(p->scale * ICE_LOG2_E);
     tile->cap = (float)(p->softcap * ICE_LOG2_E);
+    tile->has_alibi = p->alibi_slopes != NULL;
     tile->has_panel = 0;
     tile->packed = NULL;
     tile->pending.count = tile->pending.pieces = 0;
@@ -51,10 +61,22 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
         if (p->sink_logits) ice_state_add_sink(&tile->state[lane], p->sink_logits[row.head]);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
     }
+    if (tile->has_alibi) begin_alibi(tile);
     /* rounded before scaling: a bfloat16 query goes in as it is */
     if (tile->rounded_rows)
         kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows, tile->rounded_rows, p->dim * lanes);
     for (int64_t i = 0; i < p->dim * lanes; i++) tile->query_rows[i] *= tile->scale;
+}
+
+const ice_alibi *ice_tile_alibi_from(ice_tile *tile, int64_t first) {
+    if (!tile->has_alibi) return NULL;
+    for (int lane = 0; lane < ICE_PANEL; lane++) tile->alibi.offset[lane] = (float)(first - tile->position[lane]);
+    return &tile->alibi;
+}
+
+void ice_tile_alibi_row(const ice_tile *tile, int lane, int64_t first, int64_t count, float *scores) {
+    if (tile->has_alibi)
+        tile->kernels->row_alibi(scores, count, tile->alibi.slope[lane], (float)(first - tile->position[lane]));
 }
 
 ice_visible ice_tile_visible(const ice_tile *tile) {

@@ -26,6 +26,9 @@ typedef struct {
     float scale; /* scale * log2(e) */
     float cap;   /* softcap * log2(e); 0: none */
     ice_visible visible[ICE_PANEL];
+    int has_alibi;
+    int64_t position[ICE_PANEL]; /* with ALiBi: where the rows stand */
+    ice_alibi alibi;             /* its offsets: of the keys in hand (ice_tile_alibi_from) */
 
     /* by rows */
     float *query_rows;      /* lanes x dim, times scale */
@@ -53,6 +56,12 @@ static inline void ice_tile_cap(const ice_tile *tile, float *scores, int64_t cou
 static inline void ice_tile_cap_row(const ice_tile *tile, float *scores, int64_t count) {
     if (tile->cap > 0.0f) tile->kernels->softcap(scores, 1, count, tile->cap);
 }
+
+/* ALiBi of the panel's scores for keys `first`.. of the problem, which are the call's keys 0..; NULL: the problem has
+ * none. */
+const ice_alibi *ice_tile_alibi_from(ice_tile *tile, int64_t first);
+/* What it takes off a lane's scores of keys first .. first + count - 1. */
+void ice_tile_alibi_row(const ice_tile *tile, int lane, int64_t first, int64_t count, float *scores);
 
 /* Scratch of a tile. */
 size_t ice_tile_bytes(const icecore_attention *problem);
@@ -91,6 +100,7 @@ typedef struct {
     const void *keys, *values; /* must stay until the tile is finished */
     int64_t key_stride, value_stride;
     int64_t count;
+    int64_t first;     /* the first key's place in the problem; ALiBi alone asks for it */
     const float *bias; /* of each key, added to its scores (log2 units); NULL: 0 */
     const float *base; /* dim numbers that all keys lack; NULL: 0 */
     int unchecked;     /* may hold NaN or inf and rows that must not see them */
@@ -117,7 +127,8 @@ static inline ice_run ice_run_of_keys(const ice_tile *tile, const icecore_attent
                      .values = ice_address(&source->value, source->key_dtype, tile->batch, tile->key_head, first),
                      .key_stride = source->key.row_stride,
                      .value_stride = source->value.row_stride,
-                     .count = end - first};
+                     .count = end - first,
+                     .first = first};
 }
 
 #endif

@@ -341,8 +341,8 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     const int by_threshold = ice_by_threshold(options);
     if (problem->key_heads > 0 && min_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
     if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* their numbers are of 32 bits */
-    if (ice_has_window(problem) || !(options->tolerance >= 0.0f) || !(options->near_price >= 0.0f) ||
-        !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||
+    if (ice_has_window(problem) || problem->alibi_slopes || !(options->tolerance >= 0.0f) ||
+        !(options->near_price >= 0.0f) || !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||
         (!by_threshold && options->near_keys < 1) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
         !ice_all_positive(options->head_threshold, problem->query_heads) ||
         !ice_are_moments(options->moments, problem->key_heads, problem->dim))

@@ -56,7 +56,7 @@ icecore_status ice_attend_selected(const ice_selector_call *call, const ice_sele
     const icecore_attention *p = call->problem;
     icecore_status status = ice_check_problem(p);
     if (status != ICECORE_OK) return status;
-    if (ice_hides_keys(p) || call->near_keys < 1) return ICECORE_ERROR_VALUE;
+    if (ice_hides_keys(p) || p->alibi_slopes || call->near_keys < 1) return ICECORE_ERROR_VALUE;
     if (ice_is_empty(p)) return ICECORE_OK;
     selected_call own = {
         .call = *call, .selector = selector, .heads = p->batch * p->key_heads, .near_count = near_count};

@@ -226,7 +226,7 @@ static icecore_status check_call(ice_cache_call *call, icecore_cache *c, const i
     call->position = c->length;
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     call->position = c->length - p->queries;
-    if (call->position < 0 || !ice_all_positive(options->head_tolerance, p->query_heads) ||
+    if (call->position < 0 || p->alibi_slopes || !ice_all_positive(options->head_tolerance, p->query_heads) ||
         !ice_all_positive(options->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)

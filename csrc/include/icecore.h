@@ -118,7 +118,8 @@ typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } 
  * is not visible contributes nothing, whatever it holds.  A query that sees no key gives 0 and lse -inf.  NaN and inf
  * in visible keys, values or queries propagate as IEEE arithmetic has it. sink_logits: as if each query head had one
  * more key, of that score (neither scaled nor capped) and without a value: it joins the denominator of the softmax, and
- * lse, which is the logarithm of that denominator. */
+ * lse, which is the logarithm of that denominator.  alibi_slopes (ALiBi, arXiv 2108.12409): slope * |p - j| is taken
+ * off the capped score of key j with a query at position p; every other path than icecore_attend_exact refuses them. */
 typedef struct {
     icecore_dtype dtype;     /* of query and out */
     icecore_dtype key_dtype; /* of key and value */
@@ -127,8 +128,9 @@ typedef struct {
     icecore_tensor out;               /* must not overlap an input */
     float *lse; /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
     float scale;
-    float softcap;            /* 0: none; else from 1e-30 to 1e30 */
-    const float *sink_logits; /* NULL, or query_heads: of magnitudes up to 1e30, or -inf for none */
+    float softcap;             /* 0: none; else from 1e-30 to 1e30 */
+    const float *sink_logits;  /* NULL, or query_heads: of magnitudes up to 1e30, or -inf for none */
+    const float *alibi_slopes; /* NULL, or query_heads: from 0 to 1e6; of exact attention alone */
     int causal;
     int64_t window_left, window_right; /* -1: not bounded on this side */
     int64_t sinks;                     /* first keys, visible in spite of the window (causality still holds) */

@@ -112,6 +112,7 @@ static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int6
         const int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
         if (keys) dot_scores(p->queries, p->dim, p->lanes, p->scale, keys + first * stride, stride, n, block);
         if (keys && p->cap > 0.0f) softcap(block, n, p->lanes, p->cap);
+        if (keys && p->alibi) alibi(block, first, n, p->lanes, p->alibi);
         if (keys && bias) dot_add_bias(block, n, p->lanes, bias + first * ICE_PANEL);
         if (!keys) memcpy(block, bias + first * ICE_PANEL, (size_t)(n * ICE_PANEL) * sizeof *block);
         softmax(block, n, p->lanes, p->maximum, p->sum, correction);

@@ -234,6 +234,17 @@ static __attribute__((noinline)) void tile_cap(float *products, float scale, flo
         vf_store(products + i, capped(vf_mul(vf_load(products + i), factor), limit, inverse));
 }
 
+/* The products of 32 keys from the call's key `first` on become scores, less ALiBi's. */
+static __attribute__((noinline)) void tile_alibi(float *products, float scale, const ice_alibi *alibi, int lane,
+                                                 int64_t first) {
+    const vf factor = vf_set1(scale), slope = vf_sub(vf_zero(), vf_load(alibi->slope + lane));
+    const vf offset = vf_load(alibi->offset + lane);
+    for (int64_t j = 0; j < TILE_PAIRED; j++) {
+        const vf lower = vf_mul(slope, distance(offset, vf_set1((float)(first + j)), 1));
+        vf_store(products + j * TILE, vf_fma(vf_load(products + j * TILE), factor, lower));
+    }
+}
+
 /* The scores of 32 keys of a unit; returns by what they are still to be multiplied: the same whether a bias hides keys
  * from other lanes or not. */
 static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride,
@@ -248,6 +259,10 @@ static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint1
     else memset(out, 0, TILE_PAIRED * TILE * sizeof *out);
     if (keys && p->cap > 0.0f) {
         tile_cap(out, p->scale, p->cap);
+        now = later = 1.0f;
+    }
+    if (keys && p->alibi) {
+        tile_alibi(out, now * later, p->alibi, unit.lane, first);
         now = later = 1.0f;
     }
     if (bias || present < TILE_PAIRED || now != 1.0f)

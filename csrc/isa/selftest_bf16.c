@@ -163,7 +163,15 @@ static ice_state lane_of(const float *maximum, const float *sum, const float *ac
     return (ice_state){maximum[lane], sum[lane], row};
 }
 
-/* Keys or none, a bias or none, a fresh panel or one on its way. */
+/* Of a few keys to both sides. */
+static void fill_alibi(selftest *t, ice_alibi *a) {
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        a->slope[lane] = 0.5f + 0.5f * uniform(t);
+        a->offset[lane] = -(float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    }
+}
+
+/* Keys or none, a bias or none, ALiBi or none, a fresh panel or one on its way. */
 static void compare_bf16_panel_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
     const int value_dim = t->gap ? 80 : MAX_DIM, room = round_up(t->count, ICE_PACKED), has_keys = t->count % 2 == 0;
@@ -196,13 +204,17 @@ static void compare_bf16_panel_attend(selftest *t) {
         if ((i < GUARD || i >= GUARD + room * value_dim) && t->packed[i] != UNTOUCHED)
             fail(t, "packed values outside their room");
     const float *bias = t->count % 8 ? biases : NULL;
-    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim,      value_dim,   t->lanes,  scale, cap,
-                                  state[1][0],      state[1][1], state[1][2], fast(t, 0)};
+    ice_alibi alibi;
+    fill_alibi(t, &alibi);
+    const ice_alibi *lower = t->lanes % 3 ? &alibi : NULL;
+    const ice_bf16_panel panel = {t->pairs + GUARD, t->dim,      value_dim,   t->lanes,   scale, cap,
+                                  state[1][0],      state[1][1], state[1][2], fast(t, 0), lower};
     bf16->panel_attend(&panel, has_keys ? (const uint16_t *)t->raw : NULL, t->dim + t->gap, t->packed + GUARD, t->count,
                        bias);
     t->plain->scores(t->panel, t->dim, t->lanes, t->rows, t->dim, t->count, scores);
     for (int i = 0; i < t->count * ICE_PANEL; i++) scores[i] *= scale;
     if (cap > 0.0f) t->plain->softcap(scores, t->count, t->lanes, cap);
+    if (lower) t->plain->alibi(scores, 0, t->count, t->lanes, lower);
     for (int i = 0; i < t->count * ICE_PANEL; i++) {
         const float added = bias ? bias[i] : 0.0f;
         scores[i] = has_keys && added != -INFINITY ? scores[i] + added : added;

@@ -62,6 +62,33 @@ static void compare_softcap(selftest *t) {
     }
 }
 
+/* Keys around the queries, and before all of them. */
+static void compare_alibi(selftest *t) {
+    static const int64_t firsts[] = {0, 1000, 1 << 20}, before_all[] = {100, 400, 100};
+    ice_alibi a;
+    fill_output(t, 0, t->count * ICE_PANEL);
+    for (int i = 0; i < 3; i++) {
+        for (int lane = 0; lane < ICE_PANEL; lane++) {
+            a.slope[lane] = lane % 5 ? 2.0f + 2.0f * uniform(t) : 0.0f;
+            a.offset[lane] = (float)((int64_t)ice_random_below(&t->random, 200) - before_all[i] - firsts[i]);
+        }
+        begin(t, 1);
+        t->plain->alibi(plain(t, 0), firsts[i], t->count, t->lanes, &a);
+        t->fast->alibi(fast(t, 0), firsts[i], t->count, t->lanes, &a);
+        for (int j = 0; j < t->count; j++)
+            for (int lane = 0; lane < t->lanes; lane++) {
+                const int64_t at = j * ICE_PANEL + lane;
+                const double score = (double)before(t, 0)[at], slope = (double)a.slope[lane];
+                const double lower = slope * fabs((double)a.offset[lane] + (double)(firsts[i] + j));
+                if (!(fabs((double)plain(t, 0)[at] - (score - lower)) <= 2 * U * (fabs(score) + lower)) &&
+                    isfinite(score))
+                    fail(t, "%.9g less %.9g", score, lower);
+                expect_near(t, 0, at, fabs(score) + lower, 4 * U);
+            }
+        expect_panel_untouched(t, 0, t->count);
+    }
+}
+
 static void compare_mask_range(selftest *t) {
     float *lower = t->list[0], *upper = t->list[1], *sink_upper = t->list[2];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
@@ -110,6 +137,7 @@ const ice_comparison ice_selftest_panels[] = {
     {"to_panel", compare_to_panel, DIM},
     {"scores", compare_scores, DIM | LANES | GAP},
     {"softcap", compare_softcap, LANES},
+    {"alibi", compare_alibi, LANES},
     {"mask_range", compare_mask_range, LANES},
     {"softmax", compare_softmax, LANES},
     {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},

@@ -104,6 +104,21 @@ static void compare_row_scores(selftest *t) {
     expect_untouched(t, 0, 1, BLOCK, t->count);
 }
 
+static void compare_row_alibi(selftest *t) {
+    const float slope = 2.0f + 2.0f * uniform(t), offset = (float)((int64_t)ice_random_below(&t->random, 300) - 200);
+    fill_output(t, 0, t->count);
+    begin(t, 1);
+    t->plain->row_alibi(plain(t, 0), t->count, slope, offset);
+    t->fast->row_alibi(fast(t, 0), t->count, slope, offset);
+    for (int j = 0; j < t->count; j++) {
+        const double score = (double)before(t, 0)[j], lower = (double)slope * fabs((double)offset + j);
+        if (!(fabs((double)plain(t, 0)[j] - (score - lower)) <= 2 * U * (fabs(score) + lower)) && isfinite(score))
+            fail(t, "%.9g less %.9g", score, lower);
+        expect_near(t, 0, j, fabs(score) + lower, 4 * U);
+    }
+    expect_untouched(t, 0, 1, BLOCK, t->count);
+}
+
 static void compare_row_softmax(selftest *t) {
     fill_output(t, 0, t->count);
     fill_softmax_state(t);
@@ -162,6 +177,7 @@ const ice_comparison ice_selftest_rows[] = {
     {"multiply", compare_multiply, DIM},
     {"int8 rows", compare_int8_rows, DIM},
     {"row_scores", compare_row_scores, DIM | GAP | ROW_DTYPE},
+    {"row_alibi", compare_row_alibi, GAP},
     {"row_softmax", compare_row_softmax, GAP},
     {"row_weighted_sum", compare_row_weighted_sum, DIM | GAP | ROW_DTYPE},
     {"gathered_weighted_sum", compare_gathered_weighted_sum, DIM | GAP | DTYPE},

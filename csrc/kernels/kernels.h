@@ -62,6 +62,11 @@ typedef struct {
     const float *norm;      /* how much the score of a key at distance 1 from a mean may exceed the mean's */
 } ice_spreads;
 
+/* What ALiBi takes off the score of a call's key j in a lane: slope (log2 units) * |offset + j|. */
+typedef struct {
+    float slope[ICE_PANEL], offset[ICE_PANEL];
+} ice_alibi;
+
 /* Rows of values that kernels pack together. */
 #define ICE_PACKED 32
 
@@ -73,6 +78,7 @@ typedef struct {
     float scale, cap;                  /* cap: of the keys' scores, as of `softcap` below; 0: none */
     float *maximum, *sum, *correction; /* as in `softmax` below; the correction of all keys of the call together */
     float *accumulator;                /* value_dim x ICE_PANEL */
+    const ice_alibi *alibi;            /* of the keys' scores, once they are capped; NULL: none */
 } ice_bf16_panel;
 
 /* Single rows on their way through keys of bfloat16, by lane. */
@@ -97,10 +103,10 @@ typedef struct {
     /* Values in this set's own order; room for `count` rounded up to ICE_PACKED rows of value_dim, and what follows a
      * multiple of ICE_PACKED rows begins so many times value_dim numbers further on. */
     void (*pack_values)(const uint16_t *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed);
-    /* `scores`, capped, plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any number of
-     * keys.  keys = NULL: the scores are the bias.  A bias of -inf hides a key whatever its score.  The maximum need
-     * not be the largest score, but no score is above it by more than 16; weights are rounded to bfloat16 for the
-     * products. */
+    /* `scores`, capped, less ALiBi's, plus bias (NULL: 0; count x ICE_PANEL), softmax and weighted_sum in one, over any
+     * number of keys.  keys = NULL: the scores are the bias.  A bias of -inf hides a key whatever its score.  The
+     * maximum need not be the largest score, but no score is above it by more than 16; weights are rounded to bfloat16
+     * for the products. */
     void (*panel_attend)(const ice_bf16_panel *panel, const uint16_t *keys, int64_t stride,
                          const uint16_t *packed_values, int64_t count, const float *bias);
     /* As row_scores below, times scale; query: dim bfloat16 numbers. */
@@ -143,6 +149,13 @@ typedef struct {
      * of one query as many as it has keys.  cap: from 1e-30 to 2e30.  Within 3e-7 of the smaller of |score| and cap.
      * inf gives cap, -inf -cap, NaN stays. */
     void (*softcap)(float *scores, int64_t count, int64_t lanes, float cap);
+
+    /* ---- kernels/alibi.inc.h ---- */
+
+    /* scores[j][lane] -= slope[lane] * |offset[lane] + first + j|, of a panel. */
+    void (*alibi)(float *scores, int64_t first, int64_t count, int lanes, const ice_alibi *alibi);
+    /* scores[j] -= slope * |offset + j|, of one query. */
+    void (*row_alibi)(float *scores, int64_t count, float slope, float offset);
 
     /* ---- kernels/panel.inc.h ---- */
 

@@ -24,6 +24,7 @@
 #include "kernels/int8.inc.h"
 #include "kernels/convert.inc.h"
 #include "kernels/softcap.inc.h"
+#include "kernels/alibi.inc.h"
 #include "kernels/panel.inc.h"
 #include "kernels/rows.inc.h"
 #include "kernels/gather.inc.h"
@@ -46,6 +47,8 @@ const ice_kernels KERNEL_TABLE = {
     .from_float32 = from_float32,
     .multiply = multiply,
     .softcap = softcap,
+    .alibi = alibi,
+    .row_alibi = row_alibi,
     .to_panel = to_panel,
     .from_panel = from_panel,
     .scores = scores,

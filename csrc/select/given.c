@@ -92,7 +92,7 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
                                       int64_t *place) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
-    if (ice_hides_keys(problem) || indices->count < 0) return ICECORE_ERROR_VALUE;
+    if (ice_hides_keys(problem) || problem->alibi_slopes || indices->count < 0) return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
     if (indices->count > 0) {
         if (!indices->data) return ICECORE_ERROR_VALUE;

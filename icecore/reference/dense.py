@@ -66,6 +66,11 @@ def capped(scores, softcap):
     return scores if softcap is None else softcap * np.tanh(scores / softcap)
 
 
+def alibi_bias(slopes, position, keys):
+    """(H, L, S): what ALiBi adds to the scores of queries at these positions (L,), -slope |position - j|."""
+    return -np.asarray(slopes, np.float64)[:, None, None] * np.abs(position[:, None] - np.arange(keys))
+
+
 def add_sink(out, lse, logit):
     """One more key of score `logit`, without a value, joins softmaxes: out (..., dv), lse (...)."""
     with_sink = np.logaddexp(lse, logit)
@@ -74,13 +79,13 @@ def add_sink(out, lse, logit):
 
 
 def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mask=None, key_ranges=None, scale=None,
-              softcap=None, sink_logits=None):
+              softcap=None, sink_logits=None, alibi_slopes=None):
     """Exact attention in float64.
 
     Parameters
     ----------
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
-    causal, window, sinks, attn_mask, key_ranges, scale, softcap, sink_logits
+    causal, window, sinks, attn_mask, key_ranges, scale, softcap, sink_logits, alibi_slopes
         As in `icecore.attention`.
 
     Returns
@@ -102,6 +107,8 @@ def attention(query, key, value, *, causal=False, window=None, sinks=0, attn_mas
         for i in range(0, queries, rows):
             chunk = slice(i, i + rows)
             scores = capped(scale * (query[:, :, chunk] @ key.swapaxes(-1, -2)), softcap)  # (B, H, rows, S)
+            if alibi_slopes is not None:
+                scores = scores + alibi_bias(alibi_slopes, np.arange(queries)[chunk] + keys - queries, keys)
             if attn_mask is not None:
                 bias = bias_of(attn_mask[:, :, chunk])
                 scores = np.where(np.isneginf(bias), -np.inf, scores + bias)

@@ -49,6 +49,10 @@ REFUSED(nan_softcap, p->softcap = NAN)
 static const float bad_logits[2][2] = {{0.0f, NAN}, {-2e30f, 0.0f}};
 REFUSED(nan_sink_logit, p->sink_logits = bad_logits[0])
 REFUSED(large_sink_logit, p->sink_logits = bad_logits[1])
+static const float bad_slopes[3][2] = {{0.5f, -0.25f}, {NAN, 0.5f}, {0.5f, 2e6f}};
+REFUSED(negative_slope, p->alibi_slopes = bad_slopes[0])
+REFUSED(nan_slope, p->alibi_slopes = bad_slopes[1])
+REFUSED(large_slope, p->alibi_slopes = bad_slopes[2])
 REFUSED(no_query, p->query.data = NULL)
 REFUSED(no_key, p->key.data = NULL)
 REFUSED(no_value, p->value.data = NULL)
@@ -78,6 +82,9 @@ static void problems(void) {
     expect_refused("a NaN as soft cap", nan_softcap);
     expect_refused("a NaN among sink logits", nan_sink_logit);
     expect_refused("a sink logit below -1e30", large_sink_logit);
+    expect_refused("a negative slope of ALiBi", negative_slope);
+    expect_refused("a NaN among ALiBi's slopes", nan_slope);
+    expect_refused("a slope of ALiBi above 1e6", large_slope);
     expect_refused("no query array", no_query);
     expect_refused("no key array", no_key);
     expect_refused("no value array", no_value);
@@ -173,6 +180,21 @@ static void near_far_options(void) {
     problem_free(&s);
 }
 
+/* ALiBi's slopes by any path that cannot have them in its choice. */
+static void alibi(void) {
+    static const float slopes[] = {0.5f, 0.25f};
+    const icecore_indices none = {.count = 0};
+    problem s = valid();
+    int64_t place;
+    s.p.alibi_slopes = slopes;
+    EXPECT(icecore_attend_near_far(&s.p, &valid_options, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_indices(&s.p, &none, &place) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_top_k(&s.p, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(icecore_attend_block_sparse(&s.p, 1, NULL) == ICECORE_ERROR_VALUE);
+    EXPECT(problem_is_clear(&s));
+    problem_free(&s);
+}
+
 static void segments(void) {
     const float rows[8] = {0};
     const icecore_segment_source valid = {.keys = rows,
@@ -228,5 +250,6 @@ static void segments(void) {
 void argument_tests(void) {
     check_run("arguments: problems that cannot be", problems);
     check_run("arguments: near/far options that cannot be", near_far_options);
+    check_run("arguments: ALiBi's slopes", alibi);
     check_run("arguments: segments that cannot be", segments);
 }

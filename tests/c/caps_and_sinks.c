@@ -1,5 +1,5 @@
-/* Soft caps and sink logits are the formula on every path: exact by rows and panels, split keys, listed keys, near/far.
- */
+/* Soft caps, sink logits and ALiBi are the formula on every path that takes them: exact by rows and panels, split keys,
+ * listed keys, near/far. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -64,6 +64,28 @@ static void long_keys(void) {
             }
 }
 
+/* Steep and flat slopes, and none; keys to both sides of a query, and queries before all keys. */
+static const float slopes[] = {0.5f, 0.0f, 0.00390625f, 40.0f};
+
+static void alibi(void) {
+    static const int64_t queries[] = {1, 4, 5, 40, 190}, keys[] = {30, 128, 150, 700};
+    for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++)
+        for (int i = 0; i < 5; i++)
+            for (int j = 0; j < 4; j++)
+                for (int kind = 0; kind < 4; kind++) {
+                    problem s = four_heads(queries[i], keys[j], i % 2 ? 32 : 19, i % 2 ? 16 : 21);
+                    s.p.dtype = (icecore_dtype)dtype;
+                    s.p.alibi_slopes = slopes;
+                    s.p.causal = kind % 2;
+                    s.p.window_left = s.p.window_right = kind > 1 ? 20 : -1;
+                    s.p.sinks = 2;
+                    s.p.softcap = j % 2 ? 3.0f : 0.0f;
+                    s.p.sink_logits = j % 2 ? logits[0] : NULL;
+                    s.layout = i % 2 ? ROWS_FIRST : HEADS_FIRST;
+                    expect_exact(s);
+                }
+}
+
 /* A sink counts once, however many parts the keys are split in. */
 static void split_keys(void) {
     for (int sinks = 0; sinks < 3; sinks++) {
@@ -71,6 +93,7 @@ static void split_keys(void) {
         s.p.query_heads = 4;
         s.p.softcap = 0.5f;
         s.p.sink_logits = logits[sinks];
+        s.p.alibi_slopes = sinks == 1 ? slopes : NULL;
         s.p.causal = 1;
         expect_exact(s);
     }
@@ -104,6 +127,7 @@ static void masks(void) {
                     s.p.dtype = (icecore_dtype)dtype;
                     s.p.softcap = 1.0f;
                     s.p.sink_logits = sinks < 0 ? NULL : logits[sinks];
+                    s.p.alibi_slopes = sinks == 1 ? slopes : NULL;
                     s.p.mask_kind = (icecore_mask_kind)kind;
                     s.p.mask = kind == ICECORE_MASK_BOOL ? (const void *)keep : bias;
                     s.p.mask_row_stride = KEYS;
@@ -117,6 +141,7 @@ static void masks(void) {
 /* An inf score becomes the cap, a NaN stays; what hides a key hides both. */
 static void special_values(void) {
     static const float specials[] = {NAN, INFINITY, -INFINITY};
+    static const float flat[] = {0.01f, 0.0f, 0.002f, 0.05f}; /* no visible key's weight is 0 */
     uint8_t keep[140];
     for (int i = 0; i < 140; i++) keep[i] = i % 3 != 0;
     for (int dtype = ICECORE_FLOAT32; dtype <= ICECORE_BFLOAT16; dtype++)
@@ -129,6 +154,7 @@ static void special_values(void) {
                         s.p.query_heads = 4;
                         s.p.softcap = 2.0f;
                         s.p.sink_logits = logits[0];
+                        s.p.alibi_slopes = i == hidden ? flat : NULL;
                         s.p.mask_kind = ICECORE_MASK_BOOL;
                         s.p.mask = keep;
                         s.p.mask_key_stride = 1;
@@ -230,6 +256,7 @@ static void selected(void) {
 void caps_and_sinks_tests(void) {
     check_run("soft caps and sink logits: exact attention", exact);
     check_run("soft caps and sink logits: many blocks of keys", long_keys);
+    check_run("soft caps and sink logits: ALiBi", alibi);
     check_run("soft caps and sink logits: split keys", split_keys);
     check_run("soft caps and sink logits: no keys", no_keys);
     check_run("soft caps and sink logits: masks", masks);

@@ -28,6 +28,7 @@ static double score(const icecore_attention *p, int64_t batch, int64_t head, int
         sum += element_get(&p->query, p->dtype, q + t) * element_get(&p->key, p->dtype, k + t);
     sum *= p->scale;
     if (p->softcap > 0.0f) sum = p->softcap * tanh(sum / p->softcap);
+    if (p->alibi_slopes) sum -= (double)p->alibi_slopes[head] * fabs((double)(p->keys - p->queries + query - key));
     int64_t mask = batch * p->mask_batch_stride + head * p->mask_head_stride + query * p->mask_row_stride +
                    key * p->mask_key_stride;
     if (p->mask_kind == ICECORE_MASK_BOOL) return ((const uint8_t *)p->mask)[mask] ? sum : -INFINITY;
