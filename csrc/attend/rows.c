@@ -1,7 +1,5 @@
 #include "attend/rows.h"
 
-#include <string.h>
-
 #include "attend/finite.h"
 #include "base/parallel.h"
 
@@ -22,23 +20,18 @@ static void add_values(ice_tile *tile, int lane, float *scores, const ice_number
 
 /* ---- Runs ---- */
 
-/* ALiBi of a run of at most ICE_KEY_BLOCK keys as a bias of each row. */
-static const float *alibi_bias(ice_tile *tile, const ice_run *run) {
-    for (uint64_t left = run->lanes; left; left &= left - 1) {
-        const int lane = __builtin_ctzll(left);
-        float *bias = tile->bias + lane * ICE_KEY_BLOCK;
-        memset(bias, 0, (size_t)run->count * sizeof *bias);
-        ice_tile_alibi_row(tile, lane, run->first, run->count, bias);
-    }
-    return tile->bias;
-}
-
 static void attend_in_bf16(ice_tile *tile, const ice_run *run) {
     const icecore_attention *p = tile->problem;
-    const ice_bf16_rows rows = {tile->rounded_rows, p->dim, p->value_dim, tile->scale, tile->cap, tile->state};
-    const float *bias = tile->has_alibi ? alibi_bias(tile, run) : run->bias;
-    tile->kernels->bf16->rows_attend(&rows, run->lanes, run->keys, run->values, run->count, bias,
-                                     tile->has_alibi ? ICE_KEY_BLOCK : 0);
+    const ice_bf16_rows rows = {.queries = tile->rounded_rows,
+                                .dim = p->dim,
+                                .value_dim = p->value_dim,
+                                .key_stride = run->key_stride,
+                                .value_stride = run->value_stride,
+                                .scale = tile->scale,
+                                .cap = tile->cap,
+                                .state = tile->state,
+                                .alibi = ice_tile_alibi_from(tile, run->first)};
+    tile->kernels->bf16->rows_attend(&rows, run->lanes, run->keys, run->values, run->count, run->bias, 0);
 }
 
 /* Block by block, so that a block's rows stay in cache for all queries.  base: of each lane the score of what all keys
@@ -81,14 +74,12 @@ static void add_to_maxima(ice_tile *tile, uint64_t lanes, const float score[ICE_
 /* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile, unless there
  * is a cap. */
 void ice_rows_attend(ice_tile *tile, const ice_run *run) {
-    const icecore_attention *p = tile->problem;
-    const int contiguous = run->key_stride == p->dim && run->value_stride == p->value_dim;
     float score[ICE_PANEL];
     const float *capped_base = run->base && tile->cap > 0.0f ? score : NULL;
     const uint64_t lowered = run->base && !capped_base ? run->lanes : 0;
     if (run->base) find_base_scores(tile, run, score);
     add_to_maxima(tile, lowered, score, -1.0f);
-    if (is_bf16(tile, run->dtype) && contiguous && !capped_base) attend_in_bf16(tile, run);
+    if (is_bf16(tile, run->dtype) && !capped_base) attend_in_bf16(tile, run);
     else attend_in_float32(tile, run, capped_base);
     add_to_maxima(tile, lowered, score, 1.0f);
 }
@@ -173,7 +164,7 @@ void ice_tile_add_means_to(ice_tile *tile, uint64_t lanes, icecore_dtype dtype, 
                            const void *values, int64_t count) {
     const int64_t value_dim = tile->problem->value_dim;
     if (is_bf16(tile, dtype)) {
-        const ice_bf16_rows rows = {.value_dim = value_dim, .state = tile->state};
+        const ice_bf16_rows rows = {.value_dim = value_dim, .value_stride = value_dim, .state = tile->state};
         tile->kernels->bf16->rows_attend(&rows, lanes, NULL, values, count, scores, stride);
         return;
     }

@@ -27,13 +27,11 @@ size_t ice_tile_bytes(const icecore_attention *problem) {
     return arena.used;
 }
 
-static void begin_alibi(ice_tile *tile) {
+/* Where a lane's row stands, and its head's slope. */
+static void begin_alibi(ice_tile *tile, int lane, ice_row row) {
     const icecore_attention *p = tile->problem;
-    for (int lane = 0; lane < ICE_PANEL; lane++) { /* spare lanes are as the last row */
-        const ice_row row = ice_tile_row(tile, lane < tile->lanes ? lane : tile->lanes - 1);
-        tile->position[lane] = p->keys - p->queries + row.query;
-        tile->alibi.slope[lane] = (float)(p->alibi_slopes[row.head] * ICE_LOG2_E);
-    }
+    tile->position[lane] = p->keys - p->queries + row.query;
+    tile->alibi.slope[lane] = (float)(p->alibi_slopes[row.head] * ICE_LOG2_E);
 }
 
 void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
@@ -58,10 +56,14 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, batch, row.query);
         tile->state[lane] = ice_state_start(tile->state_accumulators + lane * p->value_dim, p->value_dim);
+        if (tile->has_alibi) begin_alibi(tile, lane, row);
         if (p->sink_logits) ice_state_add_sink(&tile->state[lane], p->sink_logits[row.head]);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
     }
-    if (tile->has_alibi) begin_alibi(tile);
+    for (int lane = lanes; tile->has_alibi && lane < ICE_PANEL; lane++) { /* spare lanes are as the last row */
+        tile->position[lane] = tile->position[lanes - 1];
+        tile->alibi.slope[lane] = tile->alibi.slope[lanes - 1];
+    }
     /* rounded before scaling: a bfloat16 query goes in as it is */
     if (tile->rounded_rows)
         kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows, tile->rounded_rows, p->dim * lanes);
@@ -70,7 +72,8 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
 
 const ice_alibi *ice_tile_alibi_from(ice_tile *tile, int64_t first) {
     if (!tile->has_alibi) return NULL;
-    for (int lane = 0; lane < ICE_PANEL; lane++) tile->alibi.offset[lane] = (float)(first - tile->position[lane]);
+    const int lanes = tile->has_panel ? ICE_PANEL : tile->lanes; /* panel kernels read whole vectors */
+    for (int lane = 0; lane < lanes; lane++) tile->alibi.offset[lane] = (float)(first - tile->position[lane]);
     return &tile->alibi;
 }
 

@@ -118,6 +118,7 @@ typedef struct {
     const uint16_t *query[MAX_ROWS];
     const float *bias[MAX_ROWS];
     ice_state *state[MAX_ROWS];
+    int lane[MAX_ROWS];
     int rows;
 } bf16_group;
 
@@ -127,19 +128,33 @@ static void bf16_cap(float *products, int64_t count, float scale, float cap) {
     softcap(products, 1, count, cap);
 }
 
+/* Products become scores, less ALiBi's, of a lane's row with keys `first`.. of the call. */
+static void bf16_alibi(float *products, int64_t count, float scale, const ice_alibi *alibi, int lane, int64_t first) {
+    const vf factor = vf_set1(scale), slope = vf_set1(-alibi->slope[lane]);
+    const vf start = counted_from(alibi->offset[lane] + (float)first);
+    for (int64_t j = 0; j < count; j += VF_WIDTH) {
+        const vf lower = vf_mul(slope, distance(start, vf_set1((float)j), 1));
+        vf_store(products + j, vf_fma(vf_load(products + j), factor, lower));
+    }
+}
+
 static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, const uint16_t *keys,
-                            const uint16_t *values, int64_t count) {
+                            const uint16_t *values, int64_t first, int64_t count) {
     const int rows = group->rows;
-    const int64_t dim = all->dim, value_dim = all->value_dim;
+    const int64_t value_dim = all->value_dim, value_stride = all->value_stride;
     ice_state *const *state = group->state;
     bf16_row row[MAX_ROWS];
     float *products[MAX_ROWS];
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
-    if (keys) bf16_products(group->query, rows, dim, keys, dim, count, products);
+    if (keys) bf16_products(group->query, rows, all->dim, keys, all->key_stride, count, products);
     for (int r = 0; r < rows; r++) {
         float scale = all->scale;
         if (keys && all->cap > 0.0f) {
             bf16_cap(products[r], count, scale, all->cap);
+            scale = 1.0f;
+        }
+        if (keys && all->alibi) {
+            bf16_alibi(products[r], count, scale, all->alibi, group->lane[r], first);
             scale = 1.0f;
         }
         bf16_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, group->bias[r], state[r]);
@@ -155,29 +170,30 @@ static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, c
     for (; t + 64 <= value_dim; t += 64) {
         int r = 0;
         for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE)
-            bf16_add_64(row + r, state + r, ROWS_AT_ONCE, count, values, value_dim, t);
-        for (; r + 2 <= rows; r += 2) bf16_add_64(row + r, state + r, 2, count, values, value_dim, t);
-        if (r < rows) bf16_add_64(row + r, state + r, 1, count, values, value_dim, t);
+            bf16_add_64(row + r, state + r, ROWS_AT_ONCE, count, values, value_stride, t);
+        for (; r + 2 <= rows; r += 2) bf16_add_64(row + r, state + r, 2, count, values, value_stride, t);
+        if (r < rows) bf16_add_64(row + r, state + r, 1, count, values, value_stride, t);
     }
     for (int r = 0; t < value_dim && r < rows; r++)
-        row_weighted_sum(row[r].weights, count, ICECORE_BFLOAT16, values + t, value_dim, value_dim - t,
+        row_weighted_sum(row[r].weights, count, ICECORE_BFLOAT16, values + t, value_stride, value_dim - t,
                          row[r].correction, state[r]->accumulator + t);
 }
 
 static void bf16_rows_attend(const ice_bf16_rows *all, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
                              int64_t count, const float *bias, int64_t bias_stride) {
-    const int64_t dim = all->dim, value_dim = all->value_dim;
     while (lanes) {
         bf16_group group;
         group.rows = 0;
         for (; lanes && group.rows < MAX_ROWS; lanes &= lanes - 1, group.rows++) {
             const int lane = __builtin_ctzll(lanes);
-            group.query[group.rows] = keys ? all->queries + lane * dim : NULL;
+            group.query[group.rows] = keys ? all->queries + lane * all->dim : NULL;
             group.bias[group.rows] = bias ? bias + lane * bias_stride : NULL;
             group.state[group.rows] = all->state + lane;
+            group.lane[group.rows] = lane;
         }
         for (int64_t first = 0; first < count; first += KEYS_AT_ONCE) {
-            bf16_attend_run(&group, all, keys ? keys + first * dim : NULL, values + first * value_dim,
+            bf16_attend_run(&group, all, keys ? keys + first * all->key_stride : NULL,
+                            values + first * all->value_stride, first,
                             count - first < KEYS_AT_ONCE ? count - first : KEYS_AT_ONCE);
             for (int r = 0; bias && r < group.rows; r++) group.bias[r] += KEYS_AT_ONCE;
         }

@@ -103,21 +103,28 @@ static void expect_attended(selftest *t, ice_state wanted, ice_state found, int 
     }
 }
 
+/* Of a few keys to both sides. */
+static void fill_alibi(selftest *t, ice_alibi *a) {
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        a->slope[lane] = 0.5f + 0.5f * uniform(t);
+        a->offset[lane] = -(float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    }
+}
+
 /* All lanes or every other one: each is near the plain one, and what it is alone. */
 static void compare_bf16_rows_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;
-    const int value_dim = MAX_DIM - t->gap,
+    const int value_dim = MAX_DIM - t->gap, key_stride = t->dim + t->gap,
               stride = t->gap ? MAX_COUNT : 0; /* a multiple of 64, and not; biases of their own, and not */
     const float scale = 0.5f, cap = t->lanes % 2 ? CAP : 0.0f;
     static uint16_t values[MAX_COUNT * MAX_DIM], queries[ICE_PANEL * MAX_DIM];
     static float wide[MAX_COUNT * MAX_DIM], biases[ICE_PANEL * MAX_COUNT], alone[MAX_DIM];
     ice_state state[ICE_PANEL], again[ICE_PANEL];
     t->dtype = ICECORE_BFLOAT16;
-    t->gap = 0;
     fill(t, t->panel, t->lanes * t->dim);
     for (int i = 0; i < t->lanes * t->dim; i++)
         t->panel[i] = ice_bfloat16_to_float(queries[i] = ice_float_to_bfloat16(t->panel[i]));
-    for (int i = 0; i < t->count * value_dim; i++)
+    for (int i = 0; i < t->count * MAX_DIM; i++)
         wide[i] = ice_bfloat16_to_float(values[i] = ice_float_to_bfloat16(uniform(t)));
     fill_rows(t, t->count, t->dim);
     fill(t, biases, stride ? t->lanes * stride : t->count);
@@ -130,8 +137,11 @@ static void compare_bf16_rows_attend(selftest *t) {
     uint64_t lanes = 0;
     for (int lane = 0; lane < t->lanes; lane += step) lanes |= (uint64_t)1 << lane;
     for (int lane = 0; lane < t->lanes; lane++) state[lane] = some_state(t, fast(t, 0) + lane * value_dim);
-    const ice_bf16_rows rows = {queries, t->dim, value_dim, scale, cap, state},
-                        alone_rows = {queries, t->dim, value_dim, scale, cap, again};
+    ice_alibi alibi;
+    fill_alibi(t, &alibi);
+    const ice_alibi *lower = t->lanes % 3 ? &alibi : NULL;
+    const ice_bf16_rows rows = {queries, t->dim, value_dim, key_stride, MAX_DIM, scale, cap, state, lower},
+                        alone_rows = {queries, t->dim, value_dim, key_stride, MAX_DIM, scale, cap, again, lower};
     bf16->rows_attend(&rows, lanes, keys, values, t->count, bias, stride);
     for (int lane = 0; lane < t->lanes; lane++) {
         float *accumulator = plain(t, 0) + lane * value_dim, scores[MAX_COUNT], correction;
@@ -144,12 +154,13 @@ static void compare_bf16_rows_attend(selftest *t) {
         again[lane] = some_state(t, alone);
         bf16->rows_attend(&alone_rows, (uint64_t)1 << lane, keys, values, t->count, bias, stride);
         if (!same_state(state[lane], again[lane], value_dim)) fail(t, "other rows matter");
-        t->plain->row_scores(t->panel + lane * t->dim, t->dim, t->dtype, t->raw, t->dim, t->count, scores);
+        t->plain->row_scores(t->panel + lane * t->dim, t->dim, t->dtype, t->raw, key_stride, t->count, scores);
         for (int j = 0; j < t->count; j++) scores[j] = keys ? scores[j] * scale : 0.0f;
         if (keys && cap > 0.0f) t->plain->softcap(scores, 1, t->count, cap);
+        if (keys && lower) t->plain->row_alibi(scores, t->count, lower->slope[lane], lower->offset[lane]);
         for (int j = 0; j < t->count; j++) scores[j] += bias ? bias[lane * stride + j] : 0.0f;
         t->plain->row_softmax(scores, t->count, &wanted.maximum, &wanted.sum, &correction);
-        t->plain->row_weighted_sum(scores, t->count, ICECORE_FLOAT32, wide, value_dim, value_dim, correction,
+        t->plain->row_weighted_sum(scores, t->count, ICECORE_FLOAT32, wide, MAX_DIM, value_dim, correction,
                                    accumulator);
         expect_attended(t, wanted, state[lane], value_dim);
     }
@@ -161,14 +172,6 @@ static ice_state lane_of(const float *maximum, const float *sum, const float *ac
                          float *row) {
     for (int i = 0; i < value_dim; i++) row[i] = accumulator[i * ICE_PANEL + lane];
     return (ice_state){maximum[lane], sum[lane], row};
-}
-
-/* Of a few keys to both sides. */
-static void fill_alibi(selftest *t, ice_alibi *a) {
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        a->slope[lane] = 0.5f + 0.5f * uniform(t);
-        a->offset[lane] = -(float)ice_random_below(&t->random, (uint64_t)t->count + 1);
-    }
 }
 
 /* Keys or none, a bias or none, ALiBi or none, a fresh panel or one on its way. */

@@ -84,9 +84,10 @@ typedef struct {
 /* Single rows on their way through keys of bfloat16, by lane. */
 typedef struct {
     const uint16_t *queries; /* a row's: queries + lane * dim */
-    int64_t dim, value_dim;
-    float scale, cap; /* as of ice_bf16_panel */
-    ice_state *state; /* a row's: state[lane] */
+    int64_t dim, value_dim, key_stride, value_stride;
+    float scale, cap;       /* as of ice_bf16_panel */
+    ice_state *state;       /* a row's: state[lane] */
+    const ice_alibi *alibi; /* as of ice_bf16_panel */
 } ice_bf16_rows;
 
 /* Panel kernels on bfloat16 storage, for machines that multiply it natively.  Pairs are two consecutive components
@@ -113,9 +114,9 @@ typedef struct {
     void (*row_scores)(const uint16_t *query, int64_t dim, float scale, const uint16_t *keys, int64_t stride,
                        int64_t count, float *scores);
     /* For the rows that `lanes` has a bit for, each with bias + lane * bias_stride:
-     * row_scores (keys = NULL: 0), capped, plus bias (NULL: 0), row_softmax and row_weighted_sum in one, over
-     * contiguous keys. The maximum need not be the largest score, but no score is above it by more than 16; weights may
-     * be rounded to bfloat16 for the products.  What becomes of a row does not depend on the others. */
+     * row_scores (keys = NULL: 0), capped, less ALiBi's, plus bias (NULL: 0), row_softmax and row_weighted_sum in one.
+     * The maximum need not be the largest score, but no score is above it by more than 16; weights may be rounded to
+     * bfloat16 for the products.  What becomes of a row does not depend on the others. */
     void (*rows_attend)(const ice_bf16_rows *rows, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
                         int64_t count, const float *bias, int64_t bias_stride);
 } ice_bf16_kernels;
