@@ -12,7 +12,7 @@ import numpy as np
 
 from icecore import _native
 
-MAX_DIM = 512
+MAX_DIM = 576
 MAX_INTEGER = 2**62
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 

@@ -85,9 +85,9 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, s
         in ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
     key : array_like, shape (..., H_k, S, d)
         Same dtype and number of dimensions; H must be a multiple of H_k (grouped-query attention: query head h reads key
-        head ``h // (H // H_k)``). 1 <= d <= 512.
+        head ``h // (H // H_k)``). 1 <= d <= 576.
     value : array_like, shape (..., H_k, S, d_v)
-        1 <= d_v <= 512.
+        1 <= d_v <= 576; it may be a view of `key`, as ``key[..., :512]`` of a shared latent.
     indices : array_like of integers
         The keys of each query. Broadcasts to (..., H, L, K); an axis of H_k in place of H gives all query heads of a key head
         the same lists. Shared lists are faster: their keys are fetched once. -1 is ignored (padding). An index that is

@@ -42,9 +42,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         in ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
     key : array_like, shape (..., H_k, S, d)
         Same dtype and number of dimensions; H must be a multiple of H_k (grouped-query attention: query head h reads key
-        head ``h // (H // H_k)``). 1 <= d <= 512.
+        head ``h // (H // H_k)``). 1 <= d <= 576.
     value : array_like, shape (..., H_k, S, d_v)
-        1 <= d_v <= 512.
+        1 <= d_v <= 576; it may be a view of `key`, as ``key[..., :512]`` of a shared latent.
     k : int, optional
         Near-field keys per query besides sinks and window. None, or k >= S: exact attention. Otherwise keys are grouped in
         cells; a query opens the cells in which an error would weigh most until they hold at least k keys, and sums those

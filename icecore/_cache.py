@@ -35,9 +35,9 @@ class KVCache:
     ----------
     num_kv_heads : int
     dim : int
-        Of queries and keys, 1 to 512.
+        Of queries and keys, 1 to 576.
     value_dim : int, optional
-        Of values, 1 to 512; default `dim`.
+        Of values, 1 to 576; default `dim`.
     dtype : {"float32", "float16", "bfloat16", "int8"}
         Storage. Sums are in float32 always. bfloat16 halves the memory and what a step reads. int8 takes a third of float32's:
         tokens in sealed segments are rounded to 8 bits, 16 neighbouring numbers of a key or a value under one scale, once and

@@ -22,7 +22,7 @@ __all__ = ["as_array", "attention", "replace_sdpa", "scaled_dot_product_attentio
 
 #: What icecore computes on a CPU; float64 goes to an oracle, which nobody wants by way of PyTorch.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MAX_DIM = 512
+_MAX_DIM = 576
 
 
 # ---- Tensors and arrays ----
@@ -243,7 +243,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     Notes
     -----
     PyTorch's own function computes what icecore cannot: where a gradient is wanted (a warning says so once), dropout, other
-    devices and dtypes, nested tensors, widths above 512, a mask together with is_causal.
+    devices and dtypes, nested tensors, widths above 576, a mask together with is_causal.
 
     `torch.compile` and `torch.export` keep the call as the operator ``torch.ops.icecore.scaled_dot_product_attention``.
     """

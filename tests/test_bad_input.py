@@ -45,10 +45,10 @@ BAD_SHAPES = {
     "other heads of values": (QUERY, KEY, VALUE[:, :1], r"value has shape \(2, 1, 20, 6\)"),
     "heads that do not divide": (QUERY[:, :3], KEY, VALUE, r"query has 3 heads and key has 2"),
     "no key heads": (QUERY, KEY[:, :0], VALUE[:, :0], r"query has 4 heads and key has 0"),
-    "dim 0": (QUERY[..., :0], KEY[..., :0], VALUE, r"query has a last axis of 0; expected 1 to 512"),
-    "value dim 0": (QUERY, KEY, VALUE[..., :0], r"value has a last axis of 0; expected 1 to 512"),
-    "dim 513": (*inputs((3, 513), (4, 513), 6), r"query has a last axis of 513; expected 1 to 512"),
-    "value dim 513": (*inputs((3, 8), (4, 8), 513), r"value has a last axis of 513; expected 1 to 512"),
+    "dim 0": (QUERY[..., :0], KEY[..., :0], VALUE, r"query has a last axis of 0; expected 1 to 576"),
+    "value dim 0": (QUERY, KEY, VALUE[..., :0], r"value has a last axis of 0; expected 1 to 576"),
+    "dim 577": (*inputs((3, 577), (4, 577), 6), r"query has a last axis of 577; expected 1 to 576"),
+    "value dim 577": (*inputs((3, 8), (4, 8), 577), r"value has a last axis of 577; expected 1 to 576"),
 }
 
 

@@ -12,7 +12,7 @@ from icecore import reference
 # around the widths of vectors, register tiles, panels and key blocks
 AWKWARD = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129]
 lengths = st.one_of(st.integers(0, 20), st.sampled_from(AWKWARD))
-dims = st.one_of(st.integers(1, 40), st.sampled_from([*AWKWARD, 80, 255, 256, 257, 511, 512]))
+dims = st.one_of(st.integers(1, 40), st.sampled_from([*AWKWARD, 80, 255, 256, 257, 512, 575, 576]))
 
 
 @st.composite

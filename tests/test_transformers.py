@@ -264,7 +264,7 @@ def call(module=None, dtype=torch.float32, width=16, device="cpu", name="icecore
     "options, reason",
     [
         ({"dtype": torch.float64}, "query, key and value are torch.float64"),
-        ({"width": 513}, "heads are wider than 512"),
+        ({"width": 577}, "heads are wider than 576"),
         ({"dropout": 0.5}, "there is dropout"),
         ({"device": "meta"}, "tensors are on meta"),
     ],

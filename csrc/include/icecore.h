@@ -46,8 +46,8 @@ typedef enum {
  * 2^-126 all are 0. */
 typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16, ICECORE_INT8 } icecore_dtype;
 
-/* Largest width of a query, key or value row in attention. */
-#define ICECORE_MAX_DIM 512
+/* Largest width of a query, key or value row in attention: of DeepSeek's latent keys, 512 and 64 with positions. */
+#define ICECORE_MAX_DIM 576
 
 /* ---- Runtime ------------------------------------------------------------------------------------------- */
 

@@ -1,13 +1,13 @@
 /* Exact attention: all keys that a row may see.
  *
- * A task is a tile of rows.  Where a key head has so few rows that there are not enough tasks to share, each tile's
- * keys are split as well, and the parts are merged in order.  The split depends on the shapes alone, so results do not
+ * A task is a tile of rows.  Where there are so few tiles that there are not enough tasks to share, each tile's keys
+ * are split as well, and the parts are merged in order.  The split depends on the shapes alone, so results do not
  * depend on the threads. */
 #include "attend/packed_values.h"
 #include "attend/run.h"
 #include "base/parallel.h"
 
-/* Tasks wanted where a key head has few rows, and the least keys worth a task. */
+/* Tasks wanted where there are few tiles, and the least keys worth a task. */
 #define WANTED_TASKS 32
 #define MIN_KEYS 2048
 /* Products that make a thread worth waking: on a machine of two, 13 us of one thread's work. */
@@ -30,7 +30,9 @@ typedef struct {
 /* Attends to [begin, end) but for what other splits take; boundaries depend on the number of keys alone. */
 static void attend_split(const exact_call *call, ice_tile *tile, int64_t split, int64_t begin, int64_t end) {
     const icecore_attention *p = call->problem;
-    const int64_t size = (p->keys + call->splits - 1) / call->splits, low = split * size, high = low + size;
+    const int64_t blocks = (p->keys + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK;
+    const int64_t size = (blocks + call->splits - 1) / call->splits * ICE_KEY_BLOCK, low = split * size,
+                  high = low + size;
     ice_tile_attend_keys(tile, p, begin > low ? begin : low, end < high ? end : high);
 }
 
@@ -119,9 +121,10 @@ static void merge_parts(const exact_call *call) {
 }
 
 static int64_t splits_of(const icecore_attention *p) {
-    const int64_t heads = p->batch * p->key_heads, by_keys = p->keys / MIN_KEYS;
-    const int64_t by_tasks = (WANTED_TASKS + heads - 1) / heads, wanted = by_tasks < by_keys ? by_tasks : by_keys;
-    return ice_query_rows(p) > ICE_FEW_ROWS || wanted < 1 ? 1 : wanted;
+    const int64_t tiles = p->batch * p->key_heads * ((ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL);
+    const int64_t by_tasks = (WANTED_TASKS + tiles - 1) / tiles, by_keys = p->keys / MIN_KEYS;
+    const int64_t wanted = by_tasks < by_keys ? by_tasks : by_keys;
+    return wanted < 1 ? 1 : wanted;
 }
 
 icecore_status icecore_attend_exact(const icecore_attention *problem) {

@@ -26,7 +26,7 @@ EAGER = {"sinks"}
 REFUSED = {"block_indices", "cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "seq_idx"}
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MAX_DIM = 512
+_MAX_DIM = 576
 #: Below both, PyTorch's function is faster by what a call of icecore costs before it computes (bench/bench_transformers.py).
 MIN_KEYS, MIN_PRODUCTS = 512, 8192
 

@@ -38,7 +38,7 @@ def register(name="icecore", *, tolerance=None, k=None, window=None, sinks=None,
     Notes
     -----
     Whatever icecore does not compute is computed by transformers' own functions, and a warning says so once: gradients,
-    dropout, other devices, float64 and widths above 512 by its sdpa function; soft caps and other changes of the scores by the
+    dropout, other devices, float64 and widths above 576 by its sdpa function; soft caps and other changes of the scores by the
     model's eager function. A keyword of an attention module that is not known is an error. `report` counts.
 
     Masks of padding, sliding windows, chunks, packed sequences, prefixes and blocks are kept as the first and the last key of
