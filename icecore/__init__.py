@@ -16,6 +16,7 @@ from icecore._calibrate import calibrate
 from icecore._index import Index
 from icecore._index_results import RangeResult, SearchResult
 from icecore._index_tuning import Tuning
+from icecore._indexer import indexer_top_k
 from icecore._info import AttentionInfo
 from icecore._merge import merge_states
 from icecore._metric import query_metric
@@ -38,6 +39,7 @@ __all__ = [
     "attention",
     "calibrate",
     "get_num_threads",
+    "indexer_top_k",
     "merge_states",
     "query_metric",
     "selectors",

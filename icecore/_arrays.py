@@ -130,7 +130,7 @@ def refuse_names(function, names):
         raise TypeError(said)
 
 
-def _checked_array(array, name, good_dtype=None):
+def check_array(array, name, good_dtype=None):
     if type(array) is not np.ndarray:
         array = plain(array, name)
     if array.dtype is not good_dtype and native_dtype(array.dtype) is None and array.dtype != FLOAT64:
@@ -190,9 +190,9 @@ def native_result(out, problem):
 
 def check_problem(query, key, value):
     """Validate query, key and value and view them as four-dimensional."""
-    query = _checked_array(query, "query")
+    query = check_array(query, "query")
     dtype, shape = query.dtype, query.shape
-    key, value = _checked_array(key, "key", dtype), _checked_array(value, "value", dtype)
+    key, value = check_array(key, "key", dtype), check_array(value, "value", dtype)
     key_shape, value_shape = key.shape, value.shape
     for array, name in ((key, "key"), (value, "value")):
         if array.dtype != dtype:
@@ -283,8 +283,10 @@ def _of_query_heads(numbers, name, query_heads):
         raise TypeError(f"{name} has dtype {numbers.dtype}; expected a float for each query head")
     if numbers.shape != (query_heads,):
         raise ValueError(f"{name} has shape {numbers.shape}; expected ({query_heads},), one for each query head")
+    if numbers.dtype == FLOAT32:
+        return np.ascontiguousarray(numbers)
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(numbers, np.float32)
+        return numbers.astype(np.float32)
 
 
 def _check_sink_logits(logits, query_heads):

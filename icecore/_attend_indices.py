@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import check_out, check_problem, check_scores, native_problem, native_result, plain
+from icecore._arrays import check_out, check_problem, check_scores, integer, native_problem, native_result, plain
 from icecore._runtime import threads_for_call
 
 
@@ -43,40 +43,42 @@ def _broadcast_indices(indices, problem):
         raise ValueError(f"indices has shape {indices.shape}; expected one that broadcasts to {expected}") from None
 
 
-def _bad_index(given, lists, place, problem):
+def _bad_index(given, lists, place, problem, block_size):
     """The error that names the index at `place`, in C order of `lists`, and where in `given` it stands."""
     batch, key_head, member, query, n = (int(i) for i in np.unravel_index(place, lists.shape))
     heads = given.shape[-3] if given.ndim >= 3 else 1
     head = key_head * lists.shape[2] + member if heads == problem.shape[1] else key_head
     where = (batch, head, query, n)[4 - given.ndim :]
     where = tuple(min(i, size - 1) for i, size in zip(where, given.shape, strict=True))  # 0 along axes that were broadcast
-    keys = problem.key.shape[2]
+    limit = -(-problem.key.shape[2] // block_size)
     at = ", ".join(map(str, where))
-    expected = f" or a key, from 0 to {keys - 1}" if keys else ", as there are no keys"
+    what = "a key" if block_size == 1 else f"a block of {block_size} keys"
+    expected = f" or {what}, from 0 to {limit - 1}" if limit else ", as there are no keys"
     return ValueError(f"indices[{at}] is {given[where]}; expected -1 (ignored){expected}")
 
 
-def _reference(problem, lists, causal, scores, out, lse):
+def _reference(problem, lists, block_size, causal, scores, out, lse):
     """The oracle, for float64."""
     from icecore import reference
 
-    bad = np.flatnonzero((lists < -1) | (lists >= problem.key.shape[2]))
+    bad = np.flatnonzero((lists < -1) | (lists >= -(-problem.key.shape[2] // block_size)))
     if bad.size:
         return int(bad[0])
     four = lists.reshape(*problem.shape[:3], lists.shape[-1])
-    o, s = reference.attend_indices(problem.query, problem.key, problem.value, four, causal=causal, **scores.given())
+    options = {"block_size": block_size, "causal": causal, **scores.given()}
+    o, s = reference.attend_indices(problem.query, problem.key, problem.value, four, **options)
     out[...] = o.reshape(problem.out_shape)
     if lse is not None:
         lse[...] = s
     return None
 
 
-def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, softcap=None, sink_logits=None, return_lse=False,
-                   out=None, num_threads=None):
+def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False, scale=None, softcap=None, sink_logits=None,
+                   return_lse=False, out=None, num_threads=None):
     """Softmax attention of each query over the keys that the caller chose for it, on the CPU.
 
     ``out[i] = sum_n softmax_n(scale * query[i] . key[indices[i, n]]) value[indices[i, n]]``: for the choices
-    of trained sparse indexers, or of any index.
+    of trained sparse indexers (`indexer_top_k`), or of any index.
 
     Parameters
     ----------
@@ -92,6 +94,9 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, s
         The keys of each query. Broadcasts to (..., H, L, K); an axis of H_k in place of H gives all query heads of a key head
         the same lists. Shared lists are faster: their keys are fetched once. -1 is ignored (padding). An index that is
         listed twice counts twice, as if its key were there twice. int32 and int64 are read as they lie, others converted.
+    block_size : int, default 1
+        Index b stands for so many neighbouring keys, from ``b * block_size`` on; the last block may be shorter. Blocks are read
+        where they lie.
     causal : bool, default False
         Listed keys later than S - L + i are ignored for query i.
     scale : float, optional
@@ -117,7 +122,7 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, s
         A dtype that is not supported, arrays of different dtypes, an argument that is not of its type.
     ValueError
         Shapes that do not fit, numbers out of range, `out` read-only or overlapping an input; an index that is neither -1 nor
-        from 0 to S - 1: the message names the first and its place. `out` is as it was then.
+        of a key (0 to S - 1) or a block of keys: the message names the first and its place. `out` is as it was then.
     MemoryError
         Nothing was written then.
 
@@ -127,13 +132,14 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, s
     later than causality allows, contributes nothing, whatever it holds. NaN and inf in listed visible keys propagate as IEEE
     arithmetic has it.
 
-    O(L K (d + d_v)) time, whatever S; extra memory under 2 MB a thread.
+    O(L K block_size (d + d_v)) time, whatever S; extra memory under 2 MB a thread.
 
     Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
     """
     threads = threads_for_call(num_threads) or 0
     problem = check_problem(query, key, value)
     scores = check_scores(scale, softcap, sink_logits, problem.query.shape[1], problem.query.shape[-1])
+    block_size = integer(block_size, "block_size", 1)
     given = plain(indices, "indices")
     indices = _as_integers(given)
     lists = _broadcast_indices(indices, problem)
@@ -144,12 +150,12 @@ def attend_indices(query, key, value, indices, /, *, causal=False, scale=None, s
     result = native_result(out, problem)
     lse = np.empty(problem.shape[:3], np.float32) if return_lse else None
     if problem.is_double:
-        bad = _reference(problem, lists, bool(causal), scores, result, lse)
+        bad = _reference(problem, lists, block_size, bool(causal), scores, result, lse)
     else:
         own = native_problem(problem, result[(None,) * (4 - result.ndim)], lse, scores, causal=bool(causal), threads=threads)
-        bad = _native.attend_indices(own, lists)
+        bad = _native.attend_indices(own, lists, 0 if block_size == 1 else block_size)
     if bad is not None:
-        raise _bad_index(given, lists, bad, problem)
+        raise _bad_index(given, lists, bad, problem, block_size)
     if out is not None and result is not out:
         out[...] = result
     returned = out if out is not None else result

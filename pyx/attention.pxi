@@ -138,13 +138,32 @@ def attend_magicpig(Problem problem not None, int64_t bits, int64_t tables, int6
     check(status)
 
 
-def attend_indices(Problem problem not None, const index_type[:, :, :, :, :] indices):
-    """`indices`: (batch, key_heads, query_heads / key_heads, queries, count).  The first bad one's place in C order, or None."""
+def indexer_top_k(int dtype, query, key, const float[:, :, ::1] weights not None, bint causal, int32_t[:, :, ::1] indices not None,
+                  int threads):
+    """query (batch, heads, queries, dim), key (batch, 1, keys, dim), weights (batch, queries, heads); fills `indices` (batch,
+    queries, count)."""
+    cdef icecore_indexer x
+    cdef int64_t shape[4]
+    x.dtype, x.causal, x.threads = <icecore_dtype>dtype, causal, threads
+    fill_tensor(&x.key, shape, key, dtype)
+    x.keys = shape[2]
+    fill_tensor(&x.query, shape, query, dtype)
+    x.batch, x.heads, x.queries, x.dim = shape[0], shape[1], shape[2], shape[3]
+    x.weights, x.indices, x.count = of_cube(weights), of_cube(indices), indices.shape[2]
+    cdef icecore_status status
+    with nogil:
+        status = icecore_indexer_top_k(&x)
+    check(status)
+
+
+def attend_indices(Problem problem not None, const index_type[:, :, :, :, :] indices, int64_t block):
+    """`indices`: (batch, key_heads, query_heads / key_heads, queries, count), of single keys where `block` is 0.  The first bad
+    one's place in C order, or None."""
     cdef icecore_indices x
     cdef int64_t place = 0
     cdef Py_ssize_t size = sizeof(index_type)
     x.data = &indices[0, 0, 0, 0, 0] if indices.size else NULL
-    x.is_int64, x.count = size == 8, indices.shape[4]
+    x.is_int64, x.count, x.block = size == 8, indices.shape[4], block
     x.batch_stride, x.key_head_stride = indices.strides[0] // size, indices.strides[1] // size
     x.member_stride, x.row_stride = indices.strides[2] // size, indices.strides[3] // size
     x.index_stride = indices.strides[4] // size

@@ -104,7 +104,7 @@ cdef extern from "icecore.h" nogil:
     ctypedef struct icecore_indices:
         const void *data
         int is_int64
-        int64_t count
+        int64_t count, block
         int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride
     icecore_status icecore_attend_top_k(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) nogil
     icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash, int32_t *near_count) nogil
@@ -131,6 +131,17 @@ cdef extern from "icecore.h" nogil:
                                         int32_t *near_count) nogil
     icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t bits, int64_t tables, int64_t sinks,
                                            int64_t local, uint64_t seed, int32_t *near_count) nogil
+    ctypedef struct icecore_indexer:
+        icecore_dtype dtype
+        int64_t batch, heads, queries, keys, dim
+        icecore_tensor query, key
+        const float *weights
+        int causal
+        int64_t count
+        int32_t *indices
+        int threads
+
+    icecore_status icecore_indexer_top_k(const icecore_indexer *indexer) nogil
     icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices,
                                           int64_t *place)
 

@@ -121,6 +121,34 @@ def test_shared_lists_equal_repeated_ones(isa, dtype, group):
             assert_same_bits(one, other)
 
 
+@settings(max_examples=60)
+@given(st.data())
+def test_blocks_equal_the_oracle(isa, data):
+    group, queries, keys = (data.draw(st.sampled_from(of)) for of in ([1, 3, 9, 50], [1, 5, 40], [0, 1, 100, 300]))
+    block, count = data.draw(st.sampled_from([1, 2, 16, 64, 128, 500])), data.draw(st.sampled_from([0, 1, 4, 20]))
+    dtype, seed, causal = data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(0, 2**32)), data.draw(st.booleans())
+    arrays = inputs((2, 2 * group, queries, 32), (2, 2, keys, 32), 16, dtype, seed)
+    indices = lists(seed, 2, data.draw(st.sampled_from([1, 2, 2 * group])), queries, count, keys=-(-keys // block))
+    options = {"block_size": block, "causal": causal}
+    assert_attends(icecore.attend_indices(*arrays, indices, return_lse=True, **options), *arrays, indices, **options)
+
+
+def test_blocks_in_float64():
+    arrays = inputs((2, 5, 8), (2, 50, 8), 8, "float64")
+    indices = np.array([[0, 3, -1]])
+    listed = np.array([[*range(16), *range(48, 50), -1]])
+    assert_same_bits(icecore.attend_indices(*arrays, indices, block_size=16), icecore.attend_indices(*arrays, listed))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_bad_block_is_named(dtype):
+    arrays = [a.astype(dtype) for a in (QUERY, KEY, VALUE)]
+    with pytest.raises(ValueError, match=r"indices\[1\] is 3; expected -1 \(ignored\) or a block of 8 keys, from 0 to 2"):
+        icecore.attend_indices(*arrays, [2, 3], block_size=8)
+    with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
+        icecore.attend_indices(*arrays, [0], block_size=0)
+
+
 def test_shapes_that_broadcast():
     arrays = inputs((2, 6, 5, 16), (2, 3, 50, 16), 16)
     full = lists(0, 2, 6, 5, 9, keys=50)

@@ -74,7 +74,7 @@ def test_results_are_not_written_to_read_only_arrays(of, name, array):
     lambda: _native.attend_near_far(problem(), _native.NearFar(), None),
     lambda: _native.attend_near_far(None, _native.NearFar(), _native.Report()),
     lambda: _native.attend_pages(None, 1, None),
-    lambda: _native.attend_indices(None, np.zeros((1, 2, 1, 3, 1), np.int32)),
+    lambda: _native.attend_indices(None, np.zeros((1, 2, 1, 3, 1), np.int32), 0),
     lambda: _native.Cache.create(None),
     lambda: _native.Index.create(None),
 ])

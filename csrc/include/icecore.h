@@ -258,17 +258,37 @@ typedef struct {
     const void *data;
     int is_int64;  /* else int32 */
     int64_t count; /* indices in a list, >= 0 */
+    int64_t block; /* 0: of single keys; else index b stands for keys b * block .. (b + 1) * block - 1 */
     int64_t batch_stride, key_head_stride, member_stride, row_stride, index_stride;
 } icecore_indices;
 
-/* Attention to the listed keys alone.  An index of -1 is ignored, and with causality one of a key that is not visible;
- * a key that is listed twice counts twice.  Any other index outside [0, keys): ICECORE_ERROR_INDEX before any output is
+/* Attention to the listed keys alone.  An index of -1 is ignored, and with causality a key that is not visible; a key
+ * that is listed twice counts twice.  Any other index of no key: ICECORE_ERROR_INDEX before any output is
  * written, and *place becomes the place of the first of them in an array of (batch, key head, member, query, n).  No
  * row outside the keys is ever read, even if another thread changes the indices meanwhile. Uses of icecore_attention's
  * fields: windows, ranges and mask must be absent (-1, NULL,
  * ICECORE_MASK_NONE). Cost: batch * query_heads * queries * count * (dim +
  * value_dim) products; extra memory under 2 MB a thread. */
 icecore_status icecore_attend_indices(const icecore_attention *problem, const icecore_indices *indices, int64_t *place);
+
+/* The keys that a trained indexer chooses (the lightning indexer of DeepSeek-V3.2, arXiv 2512.02556): of the visible
+ * keys those with the `count` largest scores
+ *
+ *     score[i][j] = sum_h weights[i][h] max(0, query[h][i] . key[j]),
+ *
+ * the smaller among equals; of NaN as of the largest.  Query i stands at position keys - queries + i.  Cost: batch *
+ * heads * queries * keys * dim products.  Memory: 64 MB and 4 bytes per key and thread. */
+typedef struct {
+    icecore_dtype dtype; /* of query and key */
+    int64_t batch, heads, queries, keys, dim;
+    icecore_tensor query, key; /* read only; the key has one head for all */
+    const float *weights;      /* batch x queries x heads */
+    int causal;
+    int64_t count;    /* >= 1: keys of each query */
+    int32_t *indices; /* batch x queries x count: ascending, then -1 where fewer keys are visible */
+    int threads;      /* 0: icecore_default_threads() */
+} icecore_indexer;
+icecore_status icecore_indexer_top_k(const icecore_indexer *indexer);
 
 /* Vertical and slash lines for causal prefill (MInference, arXiv 2407.02490).  The weights of a head's last 64 queries
  * vote for keys and for distances between query and key; a query attends exactly to the `vertical` keys with the most

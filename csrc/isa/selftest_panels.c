@@ -133,6 +133,23 @@ static void compare_weighted_sum(selftest *t) {
     expect_panel_untouched(t, 0, t->dim);
 }
 
+static void compare_relu_sum(selftest *t) {
+    memset(t->panel, 0xFF, sizeof t->panel);
+    for (int j = 0; j < t->count; j++) fill(t, t->panel + j * ICE_PANEL, t->lanes);
+    fill(t, t->list[0], t->lanes);
+    fill_output(t, 0, t->count);
+    begin(t, 1);
+    t->plain->relu_sum(t->panel, t->count, t->lanes, t->list[0], plain(t, 0));
+    t->fast->relu_sum(t->panel, t->count, t->lanes, t->list[0], fast(t, 0));
+    for (int j = 0; j < t->count; j++) {
+        double scale = fabs((double)before(t, 0)[j]);
+        for (int lane = 0; lane < t->lanes; lane++)
+            scale += magnitude(t->panel[j * ICE_PANEL + lane], t->list[0][lane]);
+        expect_near(t, 0, j, scale, 2 * (t->lanes + 1) * U);
+    }
+    expect_untouched(t, 0, 1, BLOCK, t->count);
+}
+
 const ice_comparison ice_selftest_panels[] = {
     {"to_panel", compare_to_panel, DIM},
     {"scores", compare_scores, DIM | LANES | GAP},
@@ -141,5 +158,6 @@ const ice_comparison ice_selftest_panels[] = {
     {"mask_range", compare_mask_range, LANES},
     {"softmax", compare_softmax, LANES},
     {"weighted_sum", compare_weighted_sum, DIM | LANES | GAP},
+    {"relu_sum", compare_relu_sum, LANES},
     {NULL, NULL, 0},
 };

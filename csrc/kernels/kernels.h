@@ -178,6 +178,9 @@ typedef struct {
     void (*weighted_sum)(const float *weights, int64_t count, int lanes, const float *values, int64_t stride,
                          int64_t value_dim, const float *correction, float *accumulator);
 
+    /* sums[j] += sum_lane weights[lane] * max(scores[j][lane], 0), of `lanes` lanes and no more; a NaN stays. */
+    void (*relu_sum)(const float *scores, int64_t count, int lanes, const float *weights, float *sums);
+
     /* ---- kernels/rows.inc.h and int8.inc.h: one query at a time, lanes along the components; strides as
      * ice_row_stride has them ---- */
 

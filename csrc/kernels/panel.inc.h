@@ -158,3 +158,22 @@ static void softmax(float *block, int64_t count, int lanes, float *maximum, floa
         vf_store(correction + lane, change);
     }
 }
+
+/* Four keys at once, whose lanes are added up together. */
+static void relu_sum(const float *block, int64_t count, int lanes, const float *weights, float *sums) {
+    for (int64_t j = 0; j < count; j += 4) {
+        const int rows = count - j < 4 ? (int)(count - j) : 4;
+        vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
+            const int n = lanes - lane < VF_WIDTH ? lanes - lane : VF_WIDTH;
+            const vf weight = vf_load_n(weights + lane, n);
+            for (int u = 0; u < rows; u++) {
+                const vf score = vf_load_n(block + (j + u) * ICE_PANEL + lane, n);
+                sum[u] = vf_fma(weight, vf_select(vf_gt(vf_zero(), score), vf_zero(), score), sum[u]);
+            }
+        }
+        float added[4];
+        vf_reduce_add4(sum[0], sum[1], sum[2], sum[3], added);
+        for (int u = 0; u < rows; u++) sums[j + u] += added[u];
+    }
+}

@@ -55,6 +55,7 @@ const ice_kernels KERNEL_TABLE = {
     .mask_range = mask_range,
     .softmax = softmax,
     .weighted_sum = weighted_sum,
+    .relu_sum = relu_sum,
     .row_scores = row_scores,
     .row_softmax = row_softmax,
     .row_weighted_sum = row_weighted_sum,

@@ -4,31 +4,28 @@
 
 #include "base/parallel.h"
 
-static int64_t index_at(const icecore_indices *x, int64_t offset) {
-    return x->is_int64 ? ((const int64_t *)x->data)[offset] : ((const int32_t *)x->data)[offset];
-}
-
 /* Indices checked in a task, about. */
 #define CHECK_INDICES 16384
 
 typedef struct {
     const icecore_indices *indices;
-    int64_t keys;
+    int64_t limit;
     int64_t batch, key_heads, members, queries; /* lists along each axis; 1 where they are all the same one */
     int64_t chunk;                              /* lists in a task */
     atomic_llong first;                         /* list * count + place of the first bad index so far */
 } check_call;
 
-/* Whether any index of a list is neither -1 nor a key: one branch at the end, so that the compiler can use vectors. */
-static int any_outside(const icecore_indices *x, int64_t list, int64_t keys) {
+/* Whether any index of a list is neither -1 nor below the limit: one branch at the end, so that the compiler can use
+ * vectors. */
+static int any_outside(const icecore_indices *x, int64_t list, int64_t limit) {
     int outside = 0;
     if (x->is_int64) {
         for (int64_t i = 0; i < x->count; i++)
-            outside |= (uint64_t)index_at(x, list + i * x->index_stride) + 1 > (uint64_t)keys;
+            outside |= (uint64_t)ice_index_at(x, list + i * x->index_stride) + 1 > (uint64_t)limit;
         return outside;
     }
-    /* index + 1 in 32 bits: from 0 to the number of keys */
-    const uint32_t maximum = keys <= INT32_MAX ? (uint32_t)keys : (uint32_t)INT32_MAX + 1;
+    /* index + 1 in 32 bits: from 0 to the limit */
+    const uint32_t maximum = limit <= INT32_MAX ? (uint32_t)limit : (uint32_t)INT32_MAX + 1;
     const int32_t *own = (const int32_t *)x->data + list;
     if (x->index_stride == 1)
         for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i] + 1 > maximum;
@@ -46,9 +43,10 @@ static void check_task(void *context, int64_t index, void *scratch) {
         const int64_t head = n / call->queries, key_head = head / call->members;
         const int64_t list = ice_list_offset(x, key_head / call->key_heads, key_head % call->key_heads,
                                              head % call->members, n % call->queries);
-        if (!any_outside(x, list, call->keys)) continue;
+        if (!any_outside(x, list, call->limit)) continue;
         int64_t i = 0;
-        while (i < x->count - 1 && (uint64_t)index_at(x, list + i * x->index_stride) + 1 <= (uint64_t)call->keys) i++;
+        while (i < x->count - 1 && (uint64_t)ice_index_at(x, list + i * x->index_stride) + 1 <= (uint64_t)call->limit)
+            i++;
         long long found = n * x->count + i, minimum = atomic_load(&call->first);
         while (found < minimum && !atomic_compare_exchange_weak(&call->first, &minimum, found)) {}
         return;
@@ -57,7 +55,7 @@ static void check_task(void *context, int64_t index, void *scratch) {
 
 icecore_status ice_check_indices(const icecore_attention *p, const icecore_indices *x, int64_t *place) {
     check_call call = {.indices = x,
-                       .keys = p->keys,
+                       .limit = ice_index_limit(p, x),
                        .batch = x->batch_stride ? p->batch : 1,
                        .key_heads = x->key_head_stride ? p->key_heads : 1,
                        .members = x->member_stride ? ice_group(p) : 1,

@@ -1,7 +1,8 @@
 /* Attention to keys that the caller chose: (batch, key head, chunk of units) tasks.
  *
  * A unit is a row with a list of indices of its own, or up to ICE_PANEL heads of one query that share a list, and goes
- * through its list in blocks.  What no query may see is left out of the blocks, so that nothing is masked. */
+ * through its list in blocks.  What no query may see is left out of the blocks, so that nothing is masked.  Lists of
+ * neighbouring keys (icecore_indices.block) are read where they lie. */
 #include "attend/run.h"
 #include "base/parallel.h"
 #include "select/check_indices.h"
@@ -63,6 +64,25 @@ static int next_block(gather_block *b) {
     return found > 0;
 }
 
+/* Attends to runs of neighbouring keys, those of a list that touch together. */
+static void attend_runs(ice_tile *tile, const gather_block *b) {
+    const icecore_indices *x = b->indices;
+    const int64_t limit = ice_index_limit(b->problem, x);
+    int64_t first = 0, end = 0; /* the run in hand */
+    for (int64_t i = 0; i < x->count && !ice_interrupted(); i++) {
+        const int64_t number = ice_index_at(x, b->list + i * x->index_stride);
+        if ((uint64_t)number >= (uint64_t)limit) continue;
+        const int64_t next = number * x->block, next_end = next + x->block;
+        if (next != end) {
+            ice_tile_attend_keys(tile, b->problem, first, end);
+            first = next;
+        }
+        end = next_end < b->end ? next_end : b->end;
+        if (end < first) end = first;
+    }
+    ice_tile_attend_keys(tile, b->problem, first, end);
+}
+
 static void attend_task(void *context, int64_t index, void *scratch) {
     if (!scratch) return;
     const gather_call *call = context;
@@ -82,8 +102,10 @@ static void attend_task(void *context, int64_t index, void *scratch) {
         block.next = 0, block.end = ice_visible_keys(p, 0, query).end;
         ice_tile tile;
         ice_tile_begin(&tile, p, call->kernels, block.batch, block.key_head, query * group + member, rows, scratch);
-        while (next_block(&block) && !ice_interrupted())
-            ice_tile_attend_gathered(&tile, block.keys, block.values, block.count);
+        if (call->indices->block) attend_runs(&tile, &block);
+        else
+            while (next_block(&block) && !ice_interrupted())
+                ice_tile_attend_gathered(&tile, block.keys, block.values, block.count);
         ice_tile_write(&tile);
     }
 }
@@ -92,7 +114,8 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
                                       int64_t *place) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
-    if (ice_hides_keys(problem) || problem->alibi_slopes || indices->count < 0) return ICECORE_ERROR_VALUE;
+    if (ice_hides_keys(problem) || problem->alibi_slopes || indices->count < 0 || indices->block < 0)
+        return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
     if (indices->count > 0) {
         if (!indices->data) return ICECORE_ERROR_VALUE;

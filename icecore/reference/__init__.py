@@ -4,6 +4,7 @@ from icecore.reference.block_sparse import block_sparse_attention
 from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.dense import attention
 from icecore.reference.iceformer import pdci_attention
+from icecore.reference.indexer import indexer_top_k
 from icecore.reference.indices import attend_indices
 from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.magicpig import magicpig_attention
@@ -44,6 +45,7 @@ __all__ = [
     "dequantize",
     "has_offset",
     "head_error",
+    "indexer_top_k",
     "lift_keys",
     "lift_query",
     "magicpig_attention",

@@ -8,7 +8,13 @@ from icecore.reference.combine import Choice, attend_chosen
 from icecore.reference.dense import visible_count
 
 
-def attend_indices(query, key, value, indices, *, causal=False, scale=None, softcap=None, sink_logits=None):
+def keys_of(indices, block_size):
+    """(..., K) blocks -> (..., K block_size) keys; -1 stays."""
+    keys = indices[..., None] * block_size + np.arange(block_size)
+    return np.where(indices[..., None] < 0, -1, keys).reshape(*indices.shape[:-1], indices.shape[-1] * block_size)
+
+
+def attend_indices(query, key, value, indices, *, block_size=1, causal=False, scale=None, softcap=None, sink_logits=None):
     """Softmax attention of each query over the keys it lists, in float64.
 
     Parameters
@@ -16,7 +22,7 @@ def attend_indices(query, key, value, indices, *, causal=False, scale=None, soft
     query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
     indices : (B, H, L, K) integers
         -1 is ignored; an index that is listed twice counts twice.
-    causal, scale, softcap, sink_logits
+    block_size, causal, scale, softcap, sink_logits
         As in `icecore.attend_indices`.
 
     Returns
@@ -25,6 +31,7 @@ def attend_indices(query, key, value, indices, *, causal=False, scale=None, soft
     """
     query, key, value = (np.asarray(a).astype(np.float64) for a in (query, key, value))
     end = visible_count(query.shape[2], key.shape[2], causal)[:, None]  # (L, 1)
+    indices = keys_of(indices, block_size)
     seen = (indices >= 0) & (indices < end)  # (B, H, L, K)
     return attend_chosen(query, key, value, lambda *row: Choice(indices[row][seen[row]]), scale=scale,
                          softcap=softcap, sink_logits=sink_logits)[:2]

@@ -49,6 +49,25 @@ static icecore_status indexed(const problem *s) {
     return icecore_attend_indices(&s->p, &indices, &place);
 }
 
+static icecore_status indexer(const problem *s) {
+    const icecore_attention *p = &s->p;
+    const float weights[1024] = {0};
+    int32_t indices[4096];
+    const icecore_indexer x = {.dtype = p->dtype,
+                               .batch = p->batch,
+                               .heads = p->query_heads / p->key_heads,
+                               .queries = p->queries,
+                               .keys = p->keys,
+                               .dim = p->dim,
+                               .query = p->query,
+                               .key = p->key,
+                               .weights = weights,
+                               .count = 4,
+                               .indices = indices};
+    EXPECT(x.batch * x.queries * x.heads <= 1024 && x.batch * x.queries * x.count <= 4096);
+    return icecore_indexer_top_k(&x);
+}
+
 static icecore_status segment(const problem *s) {
     icecore_segment *built = NULL;
     icecore_segment_source source = segment_source(s);
@@ -188,7 +207,10 @@ static void near_far_attention(void) {
     expect_errors(retroinfer, 0, 50);
 }
 
-static void listed_keys(void) { expect_errors(indexed, 1, 50); }
+static void listed_keys(void) {
+    expect_errors(indexed, 1, 50);
+    expect_errors(indexer, 1, 50);
+}
 
 static void segments(void) { expect_errors(segment, 0, 50); }
 
