@@ -980,7 +980,7 @@ def test_nan_and_inf_in_int8_show_and_reach_only_those_who_see_them(isa):
 BAD_PARAMETERS = [
     (ValueError, "num_kv_heads must be at least 1, got 0", {"num_kv_heads": 0}),
     (TypeError, "dim must be an integer, got float", {"dim": 2.0}),
-    (ValueError, "value_dim must be at most 512, got 513", {"value_dim": 513}),
+    (ValueError, "value_dim must be at most 576, got 577", {"value_dim": 577}),
     (ValueError, "dtype must be one of .* got 'float64'", {"dtype": "float64"}),
     (ValueError, "tolerance=0.1 replaces k; got k=3", {"k": 3, "tolerance": 0.1}),
     (ValueError, "tolerance must be above 0 and below 1, got 1", {"tolerance": 1.0}),

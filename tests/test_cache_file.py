@@ -372,7 +372,7 @@ def test_foreign_files(tmp_path):
 
 WRONG_PARAMETERS = {
     "num_kv_heads": [0, 1, 3, 2**40, 2.0, None, "absent"],
-    "dim": [DIM // 2, 0, 513, "16", "absent"],
+    "dim": [DIM // 2, 0, 577, "16", "absent"],
     "value_dim": [DIM + 1, -1],
     "dtype": ["bfloat16", "float64", None, 3, []],
     "k": [0, 0.5, "absent"],
