@@ -1,12 +1,12 @@
 """Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
 
     python -m pytest bench/bench_cache.py
-    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch]
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch] [--perplexity]
 
 Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
 about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
 append, fork, truncate; `--file` saving and opening, and the first step after it; `--batch` steps of eight sequences of
-different lengths, as one cache and as eight.
+different lengths, as one cache and as eight; `--perplexity` what each storage makes of SmolLM2's.
 """
 
 import argparse
@@ -22,13 +22,15 @@ from measure import machine
 from recorded import record
 
 import icecore
+from icecore import nn
+from icecore.evaluation import texts
 
 BUDGETS = {
     "k=256": {"k": 256},
     "k=128": {"k": 128},
     "tolerance 0.03": {"tolerance": 0.03},
 }
-STORAGES = ("float32", "bfloat16", "int8")
+STORAGES = ("float32", "bfloat16", "int8", "int4")
 TORCH = {"float32": False, "bfloat16": True}
 
 
@@ -242,6 +244,28 @@ def batches(length, rounds=40, sequences=8):
             print(f"| {heads} | {threads} | {own:.3f} | {others:.3f} | {others / own:.2f} |", flush=True)
 
 
+def perplexities(name, prompt=1024, length=3072, chunk=32):
+    """Print a table of SmolLM2's perplexity of a text behind a prompt, read a few tokens at a time from caches."""
+    path = nn.find_smollm2()
+    weights, tokens = nn.load_gguf(path), np.asarray(nn.load_tokenizer(path).encode(texts.text(name))[:length])
+    spans = [slice(0, prompt), *(slice(first, min(first + chunk, length)) for first in range(prompt, length, chunk))]
+    print(f"\n{name}: tokens {prompt} to {length} of SmolLM2-135M, {chunk} at a time\n")
+    print("| storage | budget | perplexity | ratio to float32's | divergence from float32 |")
+    print("|---|---|---|---|---|")
+    for budget in ({"k": length}, {"tolerance": 0.02}):
+        exact = None
+        for dtype in STORAGES:
+            cache = nn.NearFarCache(dtype=dtype, **budget)
+            hidden = np.concatenate([nn.forward(weights, tokens[rows], cache=cache) for rows in spans])
+            exact = hidden if exact is None else exact
+            wanted, own = (nn.perplexity(nn.score(weights, states, tokens, prompt)[0]) for states in (exact, hidden))
+            print(
+                f"| {dtype} | {', '.join(map('{}={}'.format, budget, budget.values()))} | {own:.4f} | {own / wanted:.4f} "
+                f"| {nn.divergence(weights, hidden, exact, prompt):.5f} |",
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", type=int, default=[8192, 32768, 131072])
@@ -249,8 +273,13 @@ def main():
     parser.add_argument("--calls", action="store_true")
     parser.add_argument("--file", action="store_true")
     parser.add_argument("--batch", action="store_true")
+    parser.add_argument("--perplexity", nargs="+", metavar="TEXT", choices=texts.TEXTS)
     given = parser.parse_args()
     print(machine())
+    if given.perplexity:
+        for name in given.perplexity:
+            perplexities(name)
+        return
     for length in given.length:
         if given.calls:
             calls(length)

@@ -20,7 +20,7 @@ from icecore._files import replacing
 
 #: Types of the core's arrays: (name in the file, bytes). 16-bit floats are named by the parameter dtype.
 TYPES = {"b": ("U8", 1), "i": ("I32", 4), "l": ("I64", 8), "f": ("F32", 4)}
-HALF = {"float16": "F16", "bfloat16": "BF16", "int8": "BF16"}
+HALF = {"float16": "F16", "bfloat16": "BF16", "int8": "BF16", "int4": "BF16"}
 LARGEST_HEADER = 100_000_000
 UNKNOWN = "00000000"
 

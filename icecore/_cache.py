@@ -19,7 +19,7 @@ from icecore._runtime import threads_for_call
 #: Of the core.
 MAX_TOKENS = 2**31 - 1
 #: Numbers from here on become infinite when they are rounded.
-OVERFLOW = {"float16": 65520.0, "bfloat16": float.fromhex("0x1.FFp127")}
+OVERFLOW = {"float16": 65520.0, "bfloat16": float.fromhex("0x1.FFp127"), "int4": 2.0**125}
 #: So many tokens at most are kept as float32 until their offset is known (csrc/cache/offset.c).
 _LOOKED_AT = 64
 
@@ -38,10 +38,11 @@ class KVCache:
         Of queries and keys, 1 to 576.
     value_dim : int, optional
         Of values, 1 to 576; default `dim`.
-    dtype : {"float32", "float16", "bfloat16", "int8"}
+    dtype : {"float32", "float16", "bfloat16", "int8", "int4"}
         Storage. Sums are in float32 always. bfloat16 halves the memory and what a step reads. int8 takes a third of float32's:
         tokens in sealed segments are rounded to 8 bits, 16 neighbouring numbers of a key or a value under one scale, once and
-        for all; the newest tokens and the sinks are bfloat16. Keys with a large offset are held otherwise: see Notes.
+        for all; the newest tokens and the sinks are bfloat16. int4 takes a fifth: as int8, with 4 bits for each number of the
+        Hadamard transform of such 16. Keys with a large offset are held otherwise: see Notes.
     k : int, optional
         Near-field keys of each query, as in `attention`.
     tolerance : float, optional
@@ -82,12 +83,13 @@ class KVCache:
     varies from token to token, sealed keys are rounded less the mean of their cell, anew by each merge, and the newest tokens,
     the sinks and the summaries are float32. Until 64 tokens are there they are float32 in any case.
 
-    NaN and inf in keys and values propagate as in `attention`. With int8, once sealed, they are NaN, and so are the others of
-    the 16 numbers they share a scale with.
+    NaN and inf in keys and values propagate as in `attention`. With int8 and int4, once sealed, they are NaN, and so are the
+    others of the 16 numbers they share a scale with.
 
-    Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries),
-    and while a merge is prepared the merged segment (at most 2048 tokens or two sevenths of all) once more: from 8192 tokens on
-    never more than 1.55 times the keys and values (int8: 0.51 times those of float32), with a large offset 1.65 times (0.56).
+    Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries;
+    int4: a quarter, nearly a half), and while a merge is prepared the merged segment (at most 2048 tokens or two sevenths of
+    all) once more: from 8192 tokens on never more than 1.55 times the keys and values (int8: 0.51 times those of float32,
+    int4: 0.36), with a large offset 1.65 times (0.56, 0.45).
     Time of a step: about that of window + near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the
@@ -97,6 +99,7 @@ class KVCache:
     References
     ----------
     .. [1] IceFormer: Accelerated Inference with Long-Sequence Transformers on CPUs, ICLR 2024, arXiv 2405.02842.
+    .. [2] QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs, NeurIPS 2024, arXiv 2404.00456, of the transform before 4 bits.
     """
 
     def __init__(self, num_kv_heads, dim, *, value_dim=None, dtype="float32", k=None, tolerance=None, plan=None,
@@ -160,7 +163,8 @@ class KVCache:
         Parameters
         ----------
         keys : array_like, ([batch,] num_kv_heads, n, dim)
-            float32, float16 or bfloat16 (or its bits as uint16); rounded to the cache's dtype (int8: to bfloat16). Copied.
+            float32, float16 or bfloat16 (or its bits as uint16); rounded to the cache's dtype (int8 and int4:
+            to bfloat16). Copied.
         values : array_like, ([batch,] num_kv_heads, n, value_dim)
             Same dtype.
         queries : array_like, ([batch,] H, n, dim), optional
@@ -317,8 +321,8 @@ class KVCache:
         """Forget all tokens but the first n: roll rejected ones back.
 
         A few tokens cost nothing. Where the truncated cache ends more than an eighth of a window before the last sealed
-        window would be due, segments are sealed anew: what `append` and `attend` of n tokens would have given. With int8 some
-        tokens then come back from 8 bits to bfloat16.
+        window would be due, segments are sealed anew: what `append` and `attend` of n tokens would have given. With int8 and
+        int4 some tokens then come back to bfloat16, as they were rounded.
 
         Parameters
         ----------

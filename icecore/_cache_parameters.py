@@ -8,7 +8,10 @@ from icecore._metric import check_metric
 from icecore._plan import check_plan
 from icecore._settings import CELL_SIZE, DEFAULT_SINKS, DEFAULT_WINDOW, check_k, check_tolerance
 
-DTYPES = {"float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "int8": _native.INT8}
+DTYPES = {
+    "float32": _native.FLOAT32, "float16": _native.FLOAT16, "bfloat16": _native.BFLOAT16, "int8": _native.INT8,
+    "int4": _native.INT4,
+}
 #: Where neither k nor tolerance is given: the error of exact top-256 attention at 8k (bench/README.md).
 DEFAULT_TOLERANCE = 0.02
 #: Of the core.

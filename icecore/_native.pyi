@@ -8,6 +8,7 @@ FLOAT32: int
 FLOAT16: int
 BFLOAT16: int
 INT8: int
+INT4: int
 
 def built_isas() -> list[str]: ...
 def usable_isas() -> list[str]: ...

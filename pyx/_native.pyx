@@ -14,6 +14,7 @@ FLOAT32 = ICECORE_FLOAT32
 FLOAT16 = ICECORE_FLOAT16
 BFLOAT16 = ICECORE_BFLOAT16
 INT8 = ICECORE_INT8
+INT4 = ICECORE_INT4
 
 # One module, since the core holds state of the process.  What serves the others comes first.
 include "status.pxi"        # the core's statuses as Python's errors

@@ -22,6 +22,7 @@ cdef extern from "icecore.h" nogil:
         ICECORE_FLOAT16
         ICECORE_BFLOAT16
         ICECORE_INT8
+        ICECORE_INT4
 
     int icecore_built_isas(const char **names, int capacity)
     int icecore_usable_isas(const char **names, int capacity)

@@ -5,6 +5,13 @@ cdef bytes copy_of(const void *data, int64_t count, size_t size):
     return PyBytes_FromStringAndSize(<const char *>data, <Py_ssize_t>(count * size))
 
 
+cdef int64_t row_bytes(int storage, int64_t dim):
+    cdef int64_t groups = (dim + 15) // 16
+    if storage == ICECORE_FLOAT32:
+        return 4 * dim
+    return 2 * groups + (dim if storage == ICECORE_INT8 else 8 * groups)
+
+
 cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
     cdef size_t element = sizeof(float) if view.mean_dtype == 0 else sizeof(uint16_t)
     return {
@@ -21,13 +28,11 @@ cdef dict nodes_of(icecore_nodes_view *nodes, icecore_segment_view *view):
 def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int storage, moments, int64_t cell_size, uint64_t seed):
     """The arrays of a segment (icecore_segment_view) as bytes, by name; "cell" and "parent" are such dicts.
 
-    `storage`: FLOAT32 or INT8; `moments`: float32 (dim, dim), or None.
+    `storage`: FLOAT32, INT8 or INT4; `moments`: float32 (dim, dim), or None.
     """
     cdef icecore_segment *segment = NULL
     cdef int64_t count = keys.shape[0], dim = keys.shape[1], value_dim = values.shape[1]
     cdef icecore_segment_source source
-    cdef int64_t key_bytes = 4 * dim if storage == 0 else dim + (dim + 15) // 16 * 2
-    cdef int64_t value_bytes = 4 * value_dim if storage == 0 else value_dim + (value_dim + 15) // 16 * 2
     cdef icecore_status status
     cdef const float[:, ::1] given = moments
     if values.shape[0] != count or (moments is not None and (given.shape[0] != dim or given.shape[1] != dim)):
@@ -44,8 +49,8 @@ def build_segment(const float[:, ::1] keys, const float[:, ::1] values, int stor
     try:
         return {
             "order": copy_of(view.order, view.count, sizeof(int32_t)),
-            "keys": copy_of(view.keys, view.count, key_bytes),
-            "values": copy_of(view.values, view.count, value_bytes),
+            "keys": copy_of(view.keys, view.count, row_bytes(storage, dim)),
+            "values": copy_of(view.values, view.count, row_bytes(storage, value_dim)),
             "metric": copy_of(view.metric, dim, sizeof(float)),
             "component_variance": copy_of(view.component_variance, dim, sizeof(float)),
             "centre": copy_of(view.centre, dim, sizeof(float)),

@@ -19,6 +19,9 @@ from icecore.reference.pdci import true_scores
 #: Names of the dtypes of the fast path; "bits" is bfloat16 as uint16.
 DTYPES = ("float32", "float16", "bfloat16", "bits")
 
+#: Bits of a code in segments that hold rows as codes.
+QUANTIZED = {_native.INT8: 8, _native.INT4: 4}
+
 #: How many times more than usual the tests of random sequences and of killed processes try.
 TEST_FACTOR = max(1, int(os.environ.get("ICECORE_TEST_FACTOR") or 1))
 
@@ -254,10 +257,21 @@ def near_far(
     return (result, measured) if return_measured else result
 
 
+def quantized_rows(rows, dim, bits):
+    """Codes and scales of rows (n, bytes) as segments hold them: as `reference.quantize` has them."""
+    groups = -(-dim // 16)
+    codes = rows[:, : dim if bits == 8 else 8 * groups]
+    scales = np.ascontiguousarray(rows[:, codes.shape[1] :]).view(np.uint16).astype(np.uint32) << 16
+    if bits == 4:  # byte i of a group: code i, and in its high half code i + 8
+        codes = codes.reshape(len(rows), groups, 8)
+        codes = np.stack([codes << 4, codes & 0xF0], axis=2).reshape(len(rows), -1).view(np.int8) >> 4
+    return codes.view(np.int8), scales.view(np.float32)
+
+
 def segment(key, value, cell_size, seed, storage=_native.FLOAT32, moments=None):
     """The arrays of a sealed segment of the core, by name; "cell" and "parent" are dicts of arrays.
 
-    With storage=INT8 keys and values are pairs of codes and scales. moments: (d, d) or a diagonal (d,).
+    With storage=INT8 or INT4 keys and values are pairs of codes and scales. moments: (d, d) or a diagonal (d,).
     """
     key, value = (np.ascontiguousarray(a, np.float32) for a in (key, value))
     types = {"offset": np.int64, "order": np.int32}
@@ -269,11 +283,8 @@ def segment(key, value, cell_size, seed, storage=_native.FLOAT32, moments=None):
         return raw
 
     def shaped(name, data):
-        if storage == _native.INT8 and name in ("keys", "values"):
-            dim = width[name].shape[1]
-            rows = np.frombuffer(data, np.uint8).reshape(len(key), -1)
-            scales = np.ascontiguousarray(rows[:, dim:]).view(np.uint16).astype(np.uint32) << 16
-            return rows[:, :dim].view(np.int8), scales.view(np.float32)
+        if storage in QUANTIZED and name in ("keys", "values"):
+            return quantized_rows(np.frombuffer(data, np.uint8).reshape(len(key), -1), width[name].shape[1], QUANTIZED[storage])
         array = np.frombuffer(data, types.get(name, np.float32))
         return array.reshape(-1, width[name].shape[1]) if name in width else array
 

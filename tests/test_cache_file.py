@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from safetensors.numpy import load_file
-from test_cache import DIM, SINKS, SMALL, CacheMachine, run, tokens
+from test_cache import DIM, QUANTIZED, SINKS, SMALL, CacheMachine, run, tokens
 
 import icecore
 from icecore import _array_file, _native
@@ -46,7 +46,7 @@ def refuses(data, match="", owns=(True, False)):
 # ---- There and back ----
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_what_comes_back_goes_on_with_the_same_bits(tmp_path, isa, dtype):
     cache = sample(dtype=dtype, seed=5)
     cache.save(tmp_path / "a")
@@ -71,7 +71,7 @@ def test_what_comes_back_goes_on_with_the_same_bits(tmp_path, isa, dtype):
         assert index_bytes(twin) == index_bytes(cache)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_how_far_to_open_is_kept(tmp_path, isa, dtype):
     """And the metric: the same bits until the next query is measured; what is measured then begins anew."""
     cache = sample(355, k=None, tolerance=0.2, dtype=dtype)
@@ -272,15 +272,16 @@ def test_radii_hold_all_keys_when_means_are_converted(tmp_path):
     assert np.all(distance <= arrays["cell.radius"].reshape(-1)[cell] * (1 + 1e-5))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_any_safetensors_reader_opens_it(tmp_path, dtype):
     cache = sample(dtype=dtype)
     cache.save(tmp_path / "a.safetensors")
     arrays = load_file(tmp_path / "a.safetensors")
-    stored = np.dtype(ml_dtypes.bfloat16 if dtype == "int8" else getattr(ml_dtypes, dtype, dtype))  # of open rows
+    stored = np.dtype(getattr(ml_dtypes, "bfloat16" if dtype in QUANTIZED else dtype, dtype))  # of open rows
     rows = 2 * (cache.stats["sealed"] - SINKS)
-    if dtype == "int8":  # codes, then a scale of two bytes for each 16
-        assert (arrays["keys"].shape, arrays["keys"].dtype) == ((rows * (DIM + 2 * (DIM // 16)),), np.uint8)
+    if dtype in QUANTIZED:  # codes, then a scale of two bytes for each 16
+        row = QUANTIZED[dtype] * DIM // 8 + 2 * (DIM // 16)
+        assert (arrays["keys"].shape, arrays["keys"].dtype) == ((rows * row,), np.uint8)
     else:
         assert (arrays["keys"].shape, arrays["keys"].dtype) == ((rows, DIM), stored)
     sealed = cache.stats["sealed"]
@@ -513,7 +514,9 @@ print("safe")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "budget"), [("float32", {"k": 24}), ("bfloat16", {"k": None, "tolerance": 0.05}), ("int8", {"k": 24})], ids=str
+    ("dtype", "budget"),
+    [("float32", {"k": 24}), ("bfloat16", {"k": None, "tolerance": 0.05}), ("int8", {"k": 24}), ("int4", {"k": 24})],
+    ids=str,
 )
 def test_numbers_that_no_cache_holds(dtype, budget):
     """NaN, infinities and noise wherever numbers are: calls end, and touch nothing else."""

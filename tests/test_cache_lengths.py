@@ -61,7 +61,7 @@ class RaggedMachine(RuleBasedStateMachine):
     """A ragged batch beside a cache of its own for each sequence."""
 
     @initialize(
-        budget=st.sampled_from(list(BUDGETS)), dtype=st.sampled_from(["float32", "float16", "bfloat16", "int8"]),
+        budget=st.sampled_from(list(BUDGETS)), dtype=st.sampled_from(["float32", "float16", "bfloat16", "int8", "int4"]),
         batch=st.integers(1, 4),
     )
     def start(self, budget, dtype, batch):

@@ -5,7 +5,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SavedFile, assert_same_bits, decode, head_error, index_bytes
+from helpers import SavedFile, assert_same_bits, decode, head_error, index_bytes, quantized_rows
 
 import icecore
 from icecore import reference
@@ -13,6 +13,8 @@ from icecore import reference
 DIM, WINDOW = 64, 128
 SHORT = ["bfloat16", "float16", "int8"]
 BIASED = [25, 30, 57, 62]
+STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 1 / 127, "int4": 1 / 7}
+BITS = {"int8": 8, "int4": 4}
 STORED = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
@@ -85,6 +87,17 @@ def test_an_offset_costs_short_storage_less_than_a_hundredth(base, norm):
         assert error[dtype] < error["float32"] + 0.01, error
 
 
+@pytest.mark.parametrize("norm", [155, 925])
+def test_an_offset_costs_int4_no_more_than_without_one(norm):
+    """Though each merge rounds keys less the mean of their cell anew: those differences are smaller than keys."""
+    error = {}
+    for own in (0, norm):
+        query, key, value = biased(8192, own)
+        exact = icecore.attention(*(a.astype(np.float64) for a in (query[:, -64:], key, value)), causal=True)
+        error[own] = head_error(filled(query, key, value, "int4", chunk=512, k=10**6)[1][:, -64:], exact).max()
+    assert error[norm] < 1.5 * error[0], error
+
+
 @pytest.mark.parametrize("options", [{"k": 64}, {"tolerance": 0.02}], ids=["k", "tolerance"])
 @pytest.mark.parametrize("dtype", SHORT)
 def test_single_steps_and_long_chunks_lose_as_little(isa, dtype, options):
@@ -101,7 +114,7 @@ def test_single_steps_and_long_chunks_lose_as_little(isa, dtype, options):
 # ---- What is kept ----
 
 
-@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("dtype", [*SHORT, "int4"])
 def test_sealed_keys_are_rounded_less_the_mean_of_their_cell(dtype):
     query, key, value = biased(2 * WINDOW + 8, 460, 1e4)
     cache, _ = filled(query, key, value, dtype, window=WINDOW, sinks=0, k=16)
@@ -110,12 +123,11 @@ def test_sealed_keys_are_rounded_less_the_mean_of_their_cell(dtype):
     mean, rows = reference.relative_rows(key[0], members, dtype)
     np.testing.assert_allclose(arrays["cell.mean_key"].reshape(mean.shape), mean, rtol=1e-6, atol=1e-4)
     stored = arrays["keys"].reshape(WINDOW, -1)
-    if dtype == "int8":
-        scales = (np.ascontiguousarray(stored[:, DIM:]).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        stored = reference.dequantize(np.ascontiguousarray(stored[:, :DIM]).view(np.int8), scales)
+    if dtype in BITS:
+        stored = reference.dequantize(*quantized_rows(stored, DIM, BITS[dtype]), BITS[dtype])
     else:
         stored = decode(stored.view(STORED[dtype]))
-    step = np.abs(np.concatenate(rows)).max() * {"bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 1 / 127}[dtype]
+    step = np.abs(np.concatenate(rows)).max() * STEP[dtype]
     np.testing.assert_allclose(stored, np.concatenate(rows), atol=step + 1e-4)
     assert np.abs(stored - np.concatenate(rows)).mean() < step / 100  # another mean's last digits may round the other way
 
@@ -164,9 +176,9 @@ def test_open_tokens_are_float32_where_the_offset_is_large_and_as_before_where_n
     assert sizes["large", dtype] == sizes["large", "float32"] == 2 * sizes["small", dtype]
 
 
-@pytest.mark.parametrize(("dtype", "element", "bound"), [("bfloat16", 2, 1.6), ("int8", 4, 0.55)])
+@pytest.mark.parametrize(("dtype", "element", "bound"), [("bfloat16", 2, 1.6), ("int8", 4, 0.55), ("int4", 4, 0.45)])
 def test_memory_stays_bounded_while_segments_merge(dtype, element, bound):
-    """As a share of the keys and values in `dtype`, of int8 in float32; from 8192 tokens on."""
+    """As a share of the keys and values in `dtype`, of quantized ones in float32; from 8192 tokens on."""
     cache = icecore.KVCache(1, DIM, dtype=dtype, k=8)
     random = np.random.default_rng(0)
     for count in range(64, 12000, 64):

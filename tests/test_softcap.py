@@ -112,7 +112,7 @@ def test_what_is_missed_is_below_its_bound(isa, softcap):
         assert (1 - near_mass <= info.missed_mass_bound + 0.01).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_a_cache_gives_what_one_call_gives(isa, dtype):
     query, key, value = inputs((2, 300, 32), (2, 300, 32), 16)
     for offset in (0.0, 40.0):  # with a large offset caches keep keys less the means of their cells
@@ -124,7 +124,7 @@ def test_a_cache_gives_what_one_call_gives(isa, dtype):
             cache.append(shifted[:, tokens], value[:, tokens])
             parts.append(cache.attend(query[:, tokens], softcap=3.0))
         expected, _ = reference.attention(*(a[None] for a in (query, shifted, value)), causal=True, softcap=3.0)
-        tolerance = {"float32": 2e-5, "bfloat16": 5e-2, "int8": 8e-2}[dtype]
+        tolerance = {"float32": 2e-5, "bfloat16": 5e-2, "int8": 8e-2, "int4": 0.5}[dtype]
         np.testing.assert_allclose(np.concatenate(parts, axis=1), expected[0], atol=tolerance * (1 + 4 * (offset > 0)))
 
 

@@ -19,7 +19,7 @@ static inline size_t ice_size_of(char type) {
 /* The type of numbers of a dtype. */
 static inline char ice_type_of(icecore_dtype dtype) {
     if (dtype == ICECORE_FLOAT32) return 'f';
-    return dtype == ICECORE_INT8 ? 'b' : 'h';
+    return dtype >= ICECORE_INT8 ? 'b' : 'h'; /* quantized rows are bytes */
 }
 
 /* An array of a segment. */

@@ -13,7 +13,7 @@
 
 icecore_status ice_cache_check_options(const icecore_cache_options *o) {
     if (o->heads < 1 || o->dim < 1 || o->dim > ICECORE_MAX_DIM || o->value_dim < 1 || o->value_dim > ICECORE_MAX_DIM ||
-        o->dtype > ICECORE_INT8 || !(o->tolerance >= 0.0f) || (o->tolerance == 0.0f && o->near_keys < 1) ||
+        o->dtype > ICECORE_INT4 || !(o->tolerance >= 0.0f) || (o->tolerance == 0.0f && o->near_keys < 1) ||
         o->block < 1 || o->block > ICE_LARGEST_BLOCK || o->sinks < 0 || o->sinks > ICE_LARGEST_BLOCK ||
         o->cell_size < 1 || !ice_are_moments(o->moments, o->heads, o->dim))
         return ICECORE_ERROR_VALUE;
@@ -156,6 +156,8 @@ static void *row_at(icecore_tensor t, icecore_dtype dtype, int64_t head, int64_t
 /* Numbers from here on become infinite when they are rounded to `dtype`. */
 static float overflow_of(icecore_dtype dtype) {
     if (dtype == ICECORE_FLOAT32) return INFINITY;
+    /* a sum of 16 codes is at most 2.2 times as large, and a key less a mean twice */
+    if (dtype == ICECORE_INT4) return 0x1p125f;
     return dtype == ICECORE_FLOAT16 ? 65520.0f : 0x1.FFp127f;
 }
 
@@ -183,7 +185,7 @@ static icecore_status fill(const icecore_cache *c, ice_open_rows *rows, icecore_
                            icecore_tensor values, int64_t count) {
     const ice_kernels *kernels = ice_active_kernels();
     const icecore_cache_options *o = &c->options;
-    const icecore_dtype storage = ice_open_dtype(o, ICE_OFFSET_SMALL), own = rows->dtype;
+    const icecore_dtype own = rows->dtype, storage = o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
     for (int64_t h = 0; h < o->heads; h++)
         for (int64_t j = 0; j < count; j++) {
             if (j % ICE_UNASKED == ICE_UNASKED - 1 && ice_interrupted()) return ICECORE_INTERRUPTED;

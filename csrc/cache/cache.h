@@ -30,7 +30,7 @@ icecore_status ice_cache_fit_means(icecore_cache *cache, int64_t head);
 /* The type of open rows and sinks: that of storage or, where its rounding would take too much of the keys, float32. */
 static inline icecore_dtype ice_open_dtype(const icecore_cache_options *o, ice_offset offset) {
     if (offset != ICE_OFFSET_SMALL) return ICECORE_FLOAT32;
-    return o->dtype == ICECORE_INT8 ? ICECORE_BFLOAT16 : o->dtype;
+    return ice_is_quantized(o->dtype) ? ICECORE_BFLOAT16 : o->dtype;
 }
 
 /* Room for so many tokens from `first` on and some more; NULL when out of memory. */

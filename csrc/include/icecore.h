@@ -36,15 +36,19 @@ typedef enum {
     ICECORE_ERROR_RANGE   /* a finite number that the storage's type cannot hold */
 } icecore_status;
 
-/* ICECORE_INT8 is a way to store rows in segments and caches, not a type of arguments: signed bytes, each group of 16
- * numbers of a row (the last group may be shorter) under a scale of its own.  With m the group's largest magnitude:
- *   scale = m / 127 rounded to bfloat16
+/* ICECORE_INT8 and ICECORE_INT4 quantize rows in segments and caches and are no types of arguments: codes of 8 or 4
+ * bits, each group of 16 numbers of a row (the last group may be shorter) under a scale of its own.  With m the group's
+ * largest magnitude and c the largest code, 127 or 7:
+ *   scale = m / c rounded to bfloat16
  *   code = number / scale rounded to the nearest integer, halves to even
  *   number = code * scale
  * Errors are at most half a scale, and rounding what was so rounded changes no bit, whatever the other numbers have
- * become a part of.  NaN or inf among 16 numbers makes the scale NaN, and thus NaN of all 16.  Where m / 127 is below
- * 2^-126 all are 0. */
-typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16, ICECORE_INT8 } icecore_dtype;
+ * become a part of.  NaN or inf among 16 numbers makes the scale NaN, and thus NaN of all 16.  Where m / c is below
+ * 2^-126 all are 0.
+ * ICECORE_INT4 does so with y = H x / 16 of a group x, zeros appended to a shorter one, where x = H y and H is the
+ * Hadamard matrix of Sylvester's order, all entries 1 or -1: a component that is larger than the others, as keys of
+ * language models have some, takes no digits from its neighbours. */
+typedef enum { ICECORE_FLOAT32 = 0, ICECORE_FLOAT16, ICECORE_BFLOAT16, ICECORE_INT8, ICECORE_INT4 } icecore_dtype;
 
 /* Largest width of a query, key or value row in attention: of DeepSeek's latent keys, 512 and 64 with positions. */
 #define ICECORE_MAX_DIM 576
@@ -444,7 +448,7 @@ typedef struct icecore_segment icecore_segment;
  * replacement (count by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves
  * to the mean of its keys (a Lloyd step, for cells two), and the keys are assigned once more.  Empty cells vanish.  Up
  * to 23 cells there is one parent.  Keys and values are copied, as `storage`; means are those of what is stored, in
- * that type, of ICECORE_INT8 in float32. */
+ * that type, of quantized ones in float32. */
 typedef struct {
     icecore_dtype dtype;       /* of keys and values */
     const void *keys, *values; /* count x dim, count x value_dim; the last axis is contiguous */
@@ -477,8 +481,10 @@ typedef struct {
     icecore_dtype dtype, mean_dtype; /* of keys and values; of means */
     int64_t count, dim, value_dim;
     const int32_t *order;      /* count: the input row of each stored row */
-    const void *keys, *values; /* count x dim, count x value_dim, in cell order.  ICECORE_INT8: a row is its codes, then
-                                  its scales as bfloat16, without gaps or alignment */
+    const void *keys, *values; /* count x dim, count x value_dim, in cell order.  Quantized: a row is its codes, then
+                                  its scales as bfloat16, without gaps or alignment.  Codes of ICECORE_INT8 are bytes;
+                                  of ICECORE_INT4 a group is 8 bytes, the lower halves codes 0 .. 7, the upper ones
+                                  codes 8 .. 15 */
     const float *metric;       /* dim: the root of the diagonal of M, by its geometric mean, within 2^-6 of the largest;
                                   without M, that of the keys' second moments (of up to 511 of them) */
     const float *component_variance; /* dim: the mean squared distance of keys from their cells' means, by that of all
@@ -496,7 +502,7 @@ icecore_segment_view icecore_segment_get(const icecore_segment *segment);
  * Tokens are appended in order.  The newest one to two blocks and the first `sinks` are kept as they came and attended
  * exactly; older blocks are sealed, in the same segments that icecore_attend_near_far makes of them.  The segment that
  * the next block's queries will need is built a little at each call of attend, so that no merge shows as a pause.  With
- * ICECORE_INT8 rows are rounded when they are sealed; merges round nothing again.
+ * quantized storage rows are rounded when they are sealed; merges round nothing again.
  *
  * Where the first 64 tokens show that keys share a large offset (some component's root mean square is 24 times what it,
  * and what half of the components, vary from token to token) storage shorter than float32 holds sealed keys less the
@@ -509,7 +515,7 @@ typedef struct icecore_cache icecore_cache;
 typedef struct {
     int64_t heads; /* key heads, >= 1 */
     int64_t dim, value_dim;
-    icecore_dtype dtype; /* of storage.  ICECORE_INT8: of sealed rows; open ones and sinks are bfloat16, or as above */
+    icecore_dtype dtype; /* of storage.  Quantized: of sealed rows; open ones and sinks are bfloat16, or as above */
     int64_t near_keys;   /* as in icecore_near_far; near_keys >= 1 or tolerance > 0 */
     float tolerance;
     int64_t block, sinks, cell_size; /* block, cell_size >= 1 */
@@ -552,9 +558,9 @@ icecore_status icecore_cache_attend(icecore_cache *const *caches, int64_t count,
                                     const icecore_report *report);
 
 /* Forgets all tokens but the first `length`.  A few tokens cost nothing; across a block's beginning, or more than an
- * eighth of a block beyond it, segments are sealed anew (of ICECORE_INT8 some rows come back as open ones, rounded to
- * bfloat16).  What is known of queries stays. ICECORE_ERROR_VALUE when length is larger than now, or some but not all
- * of the tokens that remain were evicted. */
+ * eighth of a block beyond it, segments are sealed anew (of quantized storage some rows come back as open ones, rounded
+ * to bfloat16).  What is known of queries stays. ICECORE_ERROR_VALUE when length is larger than now, or some but not
+ * all of the tokens that remain were evicted. */
 icecore_status icecore_cache_truncate(icecore_cache *cache, int64_t length, int threads);
 
 /* Forgets tokens before token `before`, sinks aside: those in segments of which none is newer, in every head the same.

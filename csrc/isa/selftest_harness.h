@@ -27,9 +27,9 @@
 /* ORDINARY: within [-4, 4).  WIDE: magnitudes from 2^-76 to 2^40.  SPECIAL: ordinary with NaN, inf, -inf and 0 among
  * them. */
 enum { ORDINARY, WIDE, SPECIAL, KINDS };
-/* Types of numbers, and with ICECORE_INT8 those of rows. */
+/* Types of numbers, and with the quantized ones those of rows. */
 #define DTYPES 3
-#define ROW_DTYPES 4
+#define ROW_DTYPES 5
 /* A canary of 16 bits. */
 #define UNTOUCHED 0xA5A5
 
@@ -47,7 +47,7 @@ typedef struct {
     double error;
     char reason[160];
     float panel[BLOCK], rows[MAX_COUNT * (MAX_DIM + MAX_GAP)], list[5][MAX_COUNT];
-    float raw[MAX_COUNT * (MAX_DIM + MAX_GAP)]; /* rows of any dtype; of ICECORE_INT8 the gap is one of bytes */
+    float raw[MAX_COUNT * (MAX_DIM + MAX_GAP)]; /* rows of any dtype; of quantized ones the gap is one of bytes */
     output out[OUTPUTS];
     uint64_t open[2][GUARD + MAX_COUNT + GUARD];
     uint16_t pairs[GUARD + BLOCK + GUARD], packed[GUARD + MAX_COUNT * MAX_DIM + GUARD];

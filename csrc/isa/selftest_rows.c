@@ -67,28 +67,57 @@ static void compare_multiply(selftest *t) {
     expect_untouched(t, 0, 1, BLOCK, t->dim);
 }
 
-/* Rows of ICECORE_INT8, to and fro. */
-static void compare_int8_rows(selftest *t) {
-    const int64_t bytes = (int64_t)ice_row_bytes(ICECORE_INT8, t->dim);
+/* Quantized rows, to and fro. */
+static void compare_quantized_rows(selftest *t, icecore_dtype dtype) {
+    const int64_t bytes = (int64_t)ice_row_bytes(dtype, t->dim);
     uint8_t row[2][GUARD + 2 * MAX_DIM + GUARD];
     memset(row, 0xA5, sizeof row);
     fill(t, t->rows, t->dim);
-    t->plain->from_float32(ICECORE_INT8, t->rows, row[0] + GUARD, t->dim);
-    t->fast->from_float32(ICECORE_INT8, t->rows, row[1] + GUARD, t->dim);
+    t->plain->from_float32(dtype, t->rows, row[0] + GUARD, t->dim);
+    t->fast->from_float32(dtype, t->rows, row[1] + GUARD, t->dim);
     if (memcmp(row[0], row[1], sizeof row[0])) fail(t, "rows differ");
     for (int64_t i = GUARD + bytes; i < (int64_t)sizeof row[1]; i++)
         if (row[1][i] != 0xA5) fail(t, "wrote outside its output");
     fill_output(t, 0, t->dim);
     begin(t, 1);
-    t->plain->to_float32(ICECORE_INT8, row[0] + GUARD, plain(t, 0), t->dim);
-    t->fast->to_float32(ICECORE_INT8, row[0] + GUARD, fast(t, 0), t->dim);
+    t->plain->to_float32(dtype, row[0] + GUARD, plain(t, 0), t->dim);
+    t->fast->to_float32(dtype, row[0] + GUARD, fast(t, 0), t->dim);
     for (int i = 0; i < t->dim; i++) expect_equal(t, 0, i);
     expect_untouched(t, 0, 1, BLOCK, t->dim);
+}
+
+static void compare_int8_rows(selftest *t) { compare_quantized_rows(t, ICECORE_INT8); }
+static void compare_int4_rows(selftest *t) { compare_quantized_rows(t, ICECORE_INT4); }
+
+/* What the sum of |row_i| |query_i| is where numbers are by themselves.  Those of ICECORE_INT4 are made of their group.
+ */
+static double score_magnitude(const selftest *t, const float *row, const float *query) {
+    const int width = t->dtype == ICECORE_INT4 ? ICE_CODE_GROUP : 1;
+    double sum = 0.0;
+    for (int first = 0; first < t->dim; first += width) {
+        double of_row = 0.0, of_query = 0.0;
+        for (int i = first; i < first + width && i < t->dim; i++) {
+            of_row += fabs((double)row[i]);
+            of_query += fabs((double)query[i]);
+        }
+        sum += of_row * of_query;
+    }
+    return sum;
+}
+
+/* The same of number `i` of a row. */
+static double number_magnitude(const selftest *t, const float *row, int i) {
+    if (t->dtype != ICECORE_INT4) return fabs((double)row[i]);
+    double sum = 0.0;
+    const int first = i - i % ICE_CODE_GROUP;
+    for (i = first; i < first + ICE_CODE_GROUP && i < t->dim; i++) sum += fabs((double)row[i]);
+    return sum;
 }
 
 static void compare_row_scores(selftest *t) {
     const float *query = t->panel;
     const int64_t stride = row_stride(t, t->dim);
+    const int64_t terms = t->dtype == ICECORE_INT4 ? ice_code_groups(t->dim) * ICE_CODE_GROUP : t->dim;
     memset(t->panel, 0xFF, sizeof t->panel);
     fill(t, t->panel, t->dim);
     fill_rows(t, t->count, t->dim);
@@ -97,9 +126,8 @@ static void compare_row_scores(selftest *t) {
     t->plain->row_scores(query, t->dim, t->dtype, t->raw, stride, t->count, plain(t, 0));
     t->fast->row_scores(query, t->dim, t->dtype, t->raw, stride, t->count, fast(t, 0));
     for (int j = 0; j < t->count; j++) {
-        double scale = 0.0;
-        for (int i = 0; i < t->dim; i++) scale += magnitude(t->rows[j * t->dim + i], query[i]);
-        expect_near(t, 0, j, scale, 2 * (t->dim + 1) * U); /* a scale multiplies the product */
+        const double scale = score_magnitude(t, t->rows + j * t->dim, query);
+        expect_near(t, 0, j, scale, 2 * (terms + 1) * U); /* a scale multiplies the product */
     }
     expect_untouched(t, 0, 1, BLOCK, t->count);
 }
@@ -161,7 +189,7 @@ static void compare_rows_sum(selftest *t, int gathered) {
         double scale = magnitude(before(t, 0)[i], correction);
         for (int j = 0; j < t->count; j++) {
             int row = gathered ? t->count - 1 - j : j;
-            scale += magnitude(weights[j], t->rows[row * t->dim + i]);
+            scale += fabs((double)weights[j]) * number_magnitude(t, t->rows + row * t->dim, i);
         }
         expect_near(t, 0, i, scale, 2 * (t->count + 3) * U);
     }
@@ -176,6 +204,7 @@ const ice_comparison ice_selftest_rows[] = {
     {"from_float32", compare_from_float32, DTYPE},
     {"multiply", compare_multiply, DIM},
     {"int8 rows", compare_int8_rows, DIM},
+    {"int4 rows", compare_int4_rows, DIM},
     {"row_scores", compare_row_scores, DIM | GAP | ROW_DTYPE},
     {"row_alibi", compare_row_alibi, GAP},
     {"row_softmax", compare_row_softmax, GAP},

@@ -5,8 +5,8 @@ static void to_float32(icecore_dtype dtype, const void *source, float *target, i
         memcpy(target, source, (size_t)count * sizeof *target);
         return;
     }
-    if (dtype == ICECORE_INT8) {
-        widen_int8(source, target, count);
+    if (ice_is_quantized(dtype)) {
+        dequantize_row(dtype, source, target, count);
         return;
     }
     const uint16_t *half = source;
@@ -25,8 +25,8 @@ static void from_float32(icecore_dtype dtype, const float *source, void *target,
         memcpy(target, source, (size_t)count * sizeof *source);
         return;
     }
-    if (dtype == ICECORE_INT8) {
-        round_to_int8(source, target, count);
+    if (ice_is_quantized(dtype)) {
+        quantize_row(dtype, source, target, count);
         return;
     }
     uint16_t *half = target;

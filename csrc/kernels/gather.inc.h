@@ -44,7 +44,7 @@ static ALWAYS_INLINE void gather_metric(const float *query, int64_t dim, float s
 static void gathered_scores(const float *query, int64_t dim, float scale, icecore_dtype dtype, const void *const *rows,
                             int64_t count, float *out) {
 #define SCORES(TYPE) gather_metric(query, dim, scale, TYPE, rows, count, out)
-    BY_TYPE(dtype, SCORES, (void)0);
+    BY_TYPE(dtype, SCORES, (void)0, (void)0);
 #undef SCORES
 }
 
@@ -52,6 +52,6 @@ static void gathered_weighted_sum(const float *weights, int64_t count, icecore_d
                                   int64_t value_dim, float correction, float *accumulator) {
 #define SUM(TYPE) \
     weighted_rows(weights, count, TYPE, (row_places){rows, NULL, 0}, 1, value_dim, correction, accumulator)
-    BY_TYPE(dtype, SUM, (void)0);
+    BY_TYPE(dtype, SUM, (void)0, (void)0);
 #undef SUM
 }

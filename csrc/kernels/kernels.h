@@ -19,24 +19,31 @@
 
 #include "icecore.h"
 
-/* Bytes of a number; of ICECORE_INT8 without its share of the scale. */
+/* Whether rows are codes under scales (icecore.h). */
+static inline int ice_is_quantized(icecore_dtype dtype) { return dtype >= ICECORE_INT8; }
+
+/* Bytes of a number; of quantized rows 1, the unit of their strides. */
 static inline size_t ice_element_size(icecore_dtype dtype) {
     if (dtype == ICECORE_FLOAT32) return 4;
-    return dtype == ICECORE_INT8 ? 1 : 2;
+    return ice_is_quantized(dtype) ? 1 : 2;
 }
 
-/* Numbers of an ICECORE_INT8 row under one scale (icecore.h).  A row holds `dim` codes, then the scales, as bfloat16 at
- * any address. */
-#define ICE_INT8_GROUP 16
+/* Numbers of a quantized row under one scale.  A row holds its codes, then the scales, as bfloat16 at any address.
+ * Codes of ICECORE_INT8 are bytes, `dim` of them.  Those of ICECORE_INT4 are whole groups: byte i of a group's 8
+ * holds code i in its low half and code i + 8 in its high half. */
+#define ICE_CODE_GROUP 16
+static inline int64_t ice_code_groups(int64_t dim) { return (dim + ICE_CODE_GROUP - 1) / ICE_CODE_GROUP; }
+static inline int64_t ice_code_bytes(icecore_dtype dtype, int64_t dim) {
+    return dtype == ICECORE_INT4 ? ice_code_groups(dim) * (ICE_CODE_GROUP / 2) : dim;
+}
 
-/* Bytes of a row, and the stride of rows without gaps: in numbers, of ICECORE_INT8 in bytes. */
+/* Bytes of a row, and the stride of rows without gaps: in numbers, of quantized rows in bytes. */
 static inline size_t ice_row_bytes(icecore_dtype dtype, int64_t dim) {
-    size_t scales =
-        dtype == ICECORE_INT8 ? (size_t)((dim + ICE_INT8_GROUP - 1) / ICE_INT8_GROUP) * sizeof(uint16_t) : 0;
-    return (size_t)dim * ice_element_size(dtype) + scales;
+    if (!ice_is_quantized(dtype)) return (size_t)dim * ice_element_size(dtype);
+    return (size_t)ice_code_bytes(dtype, dim) + (size_t)ice_code_groups(dim) * sizeof(uint16_t);
 }
 static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
-    return dtype == ICECORE_INT8 ? (int64_t)ice_row_bytes(dtype, dim) : dim;
+    return ice_is_quantized(dtype) ? (int64_t)ice_row_bytes(dtype, dim) : dim;
 }
 
 /* Queries in a panel: a multiple of 3 vectors of 16 lanes (the register tile) and of the usual 3 heads a key head. */
@@ -137,8 +144,8 @@ typedef struct {
 
     /* ---- kernels/convert.inc.h ---- */
 
-    /* `count` contiguous numbers; of ICECORE_INT8 one row of as many.  Rounds to nearest, ties to even; the same bits
-     * on every instruction set. */
+    /* `count` contiguous numbers; of a quantized type one row of as many.  Rounds to nearest, ties to even; the same
+     * bits on every instruction set. */
     void (*to_float32)(icecore_dtype dtype, const void *source, float *target, int64_t count);
     void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
     /* product[i] = x[i] * factor[i]; x may be the product. */
@@ -181,7 +188,7 @@ typedef struct {
     /* sums[j] += sum_lane weights[lane] * max(scores[j][lane], 0), of `lanes` lanes and no more; a NaN stays. */
     void (*relu_sum)(const float *scores, int64_t count, int lanes, const float *weights, float *sums);
 
-    /* ---- kernels/rows.inc.h and int8.inc.h: one query at a time, lanes along the components; strides as
+    /* ---- kernels/rows.inc.h and quantized.inc.h: one query at a time, lanes along the components; strides as
      * ice_row_stride has them ---- */
 
     /* scores[j] = sum_t query[t] keys[j * stride + t]. */
@@ -193,7 +200,7 @@ typedef struct {
     void (*row_weighted_sum)(const float *weights, int64_t count, icecore_dtype dtype, const void *values,
                              int64_t stride, int64_t value_dim, float correction, float *accumulator);
 
-    /* ---- kernels/gather.inc.h: the same over rows that lie anywhere, but none of ICECORE_INT8 ---- */
+    /* ---- kernels/gather.inc.h: the same over rows that lie anywhere, but no quantized ones ---- */
 
     /* scores[i] = query . row i with scale = 0, else -|query - scale row i|^2 / 2.  rows[i]: dim contiguous numbers of
      * `dtype`. */

@@ -10,13 +10,14 @@ static ALWAYS_INLINE vf load_row(icecore_dtype dtype, const void *row, int64_t t
     return n == VF_WIDTH ? vf_load_f16(half) : vf_load_f16_n(half, n);
 }
 
-/* Calls CALL with the type as a constant; 8-bit rows have kernels of their own. */
-#define BY_TYPE(dtype, CALL, INT8)                        \
+/* Calls CALL with the type as a constant; quantized rows have kernels of their own. */
+#define BY_TYPE(dtype, CALL, INT8, INT4)                  \
     switch (dtype) {                                      \
     case ICECORE_FLOAT32: CALL(ICECORE_FLOAT32); break;   \
     case ICECORE_FLOAT16: CALL(ICECORE_FLOAT16); break;   \
     case ICECORE_BFLOAT16: CALL(ICECORE_BFLOAT16); break; \
     case ICECORE_INT8: INT8; break;                       \
+    case ICECORE_INT4: INT4; break;                       \
     }
 
 /* Rows that lie anywhere, or one behind another, `stride` bytes apart. */
@@ -116,7 +117,8 @@ static void row_scores(const float *query, int64_t dim, icecore_dtype dtype, con
     case ICECORE_FLOAT32: row_scores_f32(query, dim, keys, stride, count, out); break;
     case ICECORE_FLOAT16: row_scores_f16(query, dim, keys, stride, count, out); break;
     case ICECORE_BFLOAT16: row_scores_bf16(query, dim, keys, stride, count, out); break;
-    case ICECORE_INT8: row_scores_int8(query, dim, keys, stride, count, out); break;
+    case ICECORE_INT8: row_scores_quantized(ICECORE_INT8, query, dim, keys, stride, count, out); break;
+    case ICECORE_INT4: row_scores_int4(query, dim, keys, stride, count, out); break;
     }
 }
 
@@ -125,7 +127,10 @@ static void row_weighted_sum(const float *weights, int64_t count, icecore_dtype 
 #define SUM(TYPE)                                                                                                \
     weighted_rows(weights, count, TYPE, (row_places){NULL, values, stride * (int64_t)ice_element_size(TYPE)}, 0, \
                   value_dim, correction, accumulator)
-    BY_TYPE(dtype, SUM, row_weighted_sum_int8(weights, count, values, stride, value_dim, correction, accumulator));
+    BY_TYPE(
+        dtype, SUM,
+        row_weighted_sum_quantized(ICECORE_INT8, weights, count, values, stride, value_dim, correction, accumulator),
+        row_weighted_sum_int4(weights, count, values, stride, value_dim, correction, accumulator));
 #undef SUM
 }
 

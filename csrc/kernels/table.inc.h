@@ -21,7 +21,7 @@
 #error "a panel is a whole number of register tiles"
 #endif
 
-#include "kernels/int8.inc.h"
+#include "kernels/quantized.inc.h"
 #include "kernels/convert.inc.h"
 #include "kernels/softcap.inc.h"
 #include "kernels/alibi.inc.h"

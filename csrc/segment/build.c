@@ -91,7 +91,7 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     const icecore_dtype dtype = s->dtype;
     const int64_t dim = rows->dim;
     const size_t bytes = ice_row_bytes(dtype, dim);
-    const int widening = rows->metric || dtype == ICECORE_INT8;
+    const int widening = rows->metric || ice_is_quantized(dtype);
     const int64_t block = widening ? WIDENED : BLOCK;
     float mean[ICECORE_MAX_DIM], distance[BLOCK], widened[WIDENED][ICECORE_MAX_DIM];
     const void *row[BLOCK];
@@ -266,7 +266,7 @@ static int is_width(int64_t width) { return width >= 1 && width <= ICECORE_MAX_D
 icecore_status icecore_segment_build(const icecore_segment_source *s, icecore_segment **result) {
     const ice_kernels *kernels = ice_active_kernels();
     if (!kernels) return ICECORE_ERROR_ISA;
-    if (s->dtype > ICECORE_BFLOAT16 || s->storage > ICECORE_INT8 || !s->keys || !s->values || s->count < 1 ||
+    if (s->dtype > ICECORE_BFLOAT16 || s->storage > ICECORE_INT4 || !s->keys || !s->values || s->count < 1 ||
         s->count > INT32_MAX || !is_width(s->dim) || !is_width(s->value_dim) ||
         !ice_are_moments(s->moments, 1, s->dim) || s->cell_size < 1)
         return ICECORE_ERROR_VALUE;
@@ -276,7 +276,7 @@ icecore_status icecore_segment_build(const icecore_segment_source *s, icecore_se
                                    .keys = {ice_read_array_row, &keys, s->count, s->dim, NULL},
                                    .values = {ice_read_array_row, &values, s->count, s->value_dim, NULL},
                                    .storage = s->storage,
-                                   .means = s->storage == ICECORE_INT8 ? ICECORE_FLOAT32 : s->storage,
+                                   .means = ice_is_quantized(s->storage) ? ICECORE_FLOAT32 : s->storage,
                                    .moments = s->moments,
                                    .cell_size = s->cell_size,
                                    .seed = s->seed};

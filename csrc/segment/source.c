@@ -61,7 +61,7 @@ static const float *read(const ice_source_rows *r, const ice_array_rows *array, 
 /* As a segment will hold it. */
 static const float *rounded(const ice_source_rows *r, const ice_array_rows *array, const float *x, float *buffer) {
     int8_t stored[2 * ICECORE_MAX_DIM];
-    if (r->storage != ICECORE_INT8) return x;
+    if (!ice_is_quantized(r->storage)) return x;
     array->kernels->from_float32(r->storage, x, stored, array->dim);
     array->kernels->to_float32(r->storage, stored, buffer, array->dim);
     return buffer;

@@ -34,10 +34,10 @@ typedef struct {
     uint64_t seed;
 } ice_source;
 
-/* The keys start .. end - 1 of a source, row by row.  As ICECORE_INT8 they are rounded when they come from the array
- * too, so that cells are the same whether a segment is built at once or by merges; 16-bit ones have that type already,
- * or nothing is merged.  Keys that are stored less the mean of their cell come with it, and each merge rounds them
- * anew. */
+/* The keys start .. end - 1 of a source, row by row.  Quantized, they are rounded when they come from the array too, so
+ * that cells are the same whether a segment is built at once or by merges; 16-bit ones have that type already, or
+ * nothing is merged.  Keys that are stored less the mean of their cell come with it, and each merge rounds them anew.
+ */
 typedef struct {
     ice_array_rows keys, values;
     const float *centre;

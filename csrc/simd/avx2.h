@@ -63,6 +63,11 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     memcpy(lanes, p, (size_t)n);
     return vf_load_i8(lanes);
 }
+/* The wanted half of each byte goes to the top, which brings its sign. */
+static inline vf vf_load_i4(const uint8_t *p, int first) {
+    __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, first ? 24 : 28), 28));
+}
 static inline void vf_store_bf16(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, vf_to_bf16(v)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -86,6 +91,12 @@ static inline vm vm_and(vm a, vm b) { return _mm256_and_ps(a, b); }
 static inline uint32_t vm_bits(vm m) { return (uint32_t)_mm256_movemask_ps(m); }
 static inline vf vf_select(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
 
+static inline vf vf_butterfly(vf v, int half) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), bit = _mm256_set1_epi32(half);
+    const __m256i second = _mm256_cmpeq_epi32(_mm256_and_si256(lane, bit), bit);
+    const vf own = _mm256_xor_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(second, 31)));
+    return _mm256_add_ps(_mm256_permutevar8x32_ps(v, _mm256_xor_si256(lane, bit)), own);
+}
 static inline float vf_reduce_add(vf v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

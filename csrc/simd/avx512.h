@@ -52,6 +52,15 @@ static inline vf vf_load_i8(const int8_t *p) {
 static inline vf vf_load_i8_n(const int8_t *p, int n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(vf_first_lanes(n), p)));
 }
+/* The numbers of codes 0 .. 15; a permutation looks at the low four bits of a lane alone. */
+static inline vf vf_load_i4(const uint8_t *p, int first) {
+    (void)first; /* 0: a vector is all codes */
+    const __m512 number = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    const __m512i shift = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4);
+    int64_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_cvtepu8_epi32(_mm_set1_epi64x(bytes)), shift), number);
+}
 static inline void vf_store_bf16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, vf_to_bf16(v)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -76,6 +85,12 @@ static inline vm vf_ge(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ)
 static inline vm vm_and(vm a, vm b) { return (vm)(a & b); }
 static inline uint32_t vm_bits(vm m) { return m; }
 static inline vf vf_select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }
+static inline vf vf_butterfly(vf v, int half) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                  bit = _mm512_set1_epi32(half);
+    const vf other = _mm512_permutexvar_ps(_mm512_xor_si512(lane, bit), v);
+    return _mm512_mask_sub_ps(_mm512_add_ps(other, v), _mm512_test_epi32_mask(lane, bit), other, v);
+}
 static inline float vf_reduce_add(vf v) { return _mm512_reduce_add_ps(v); }
 static inline float vf_reduce_max(vf v) { return _mm512_reduce_max_ps(v); }
 

@@ -63,6 +63,14 @@ static inline vf vf_load_i8_n(const int8_t *p, int n) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(lanes)))));
 }
 static inline vf vf_load_i8(const int8_t *p) { return vf_load_i8_n(p, VF_WIDTH); }
+/* The wanted half of each byte goes to the top, which brings its sign. */
+static inline vf vf_load_i4(const uint8_t *p, int first) {
+    uint8_t byte[8] = {0};
+    memcpy(byte, p + first % 8, 4);
+    const uint8x8_t codes = vld1_u8(byte);
+    const int8x8_t number = vshr_n_s8(vreinterpret_s8_u8(first < 8 ? vshl_n_u8(codes, 4) : codes), 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(number))));
+}
 static inline void vf_store_bf16(uint16_t *p, vf v) { vst1_u16(p, vf_to_bf16(v)); }
 static inline void vf_store_f16(uint16_t *p, vf v) { vst1_u16(p, vf_to_f16(v)); }
 static inline void vf_store_bf16_n(uint16_t *p, vf v, int n) { vf_store_16_n(p, vf_to_bf16(v), n); }
@@ -86,6 +94,11 @@ static inline uint32_t vm_bits(vm m) {
     return vaddvq_u32(vandq_u32(m, vld1q_u32(weight)));
 }
 static inline vf vf_select(vm m, vf a, vf b) { return vbslq_f32(m, a, b); }
+static inline vf vf_butterfly(vf v, int half) {
+    const uint32x4_t one = {0, 0x80000000, 0, 0x80000000}, two = {0, 0, 0x80000000, 0x80000000};
+    const uint32x4_t own = veorq_u32(vreinterpretq_u32_f32(v), half == 1 ? one : two);
+    return vaddq_f32(half == 1 ? vrev64q_f32(v) : vextq_f32(v, v, 2), vreinterpretq_f32_u32(own));
+}
 static inline float vf_reduce_add(vf v) { return vaddvq_f32(v); }
 static inline float vf_reduce_max(vf v) { return vmaxvq_f32(v); }
 static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {

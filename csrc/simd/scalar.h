@@ -33,6 +33,10 @@ static inline vf vf_set1_bf16(const void *p) {
 }
 static inline vf vf_load_i8(const int8_t *p) { return (float)*p; }
 static inline vf vf_load_i8_n(const int8_t *p, int n) { return n > 0 ? vf_load_i8(p) : 0.0f; }
+static inline vf vf_load_i4(const uint8_t *p, int first) {
+    const int code = p[first % 8] >> first / 8 * 4 & 15;
+    return (float)((code ^ 8) - 8);
+}
 static inline void vf_store_bf16(uint16_t *p, vf v) { *p = ice_float_to_bfloat16(v); }
 static inline void vf_store_f16(uint16_t *p, vf v) { *p = ice_float_to_float16(v); }
 static inline void vf_store_bf16_n(uint16_t *p, vf v, int n) {
@@ -54,6 +58,10 @@ static inline vm vf_ge(vf a, vf b) { return a >= b; }
 static inline vm vm_and(vm a, vm b) { return a & b; }
 static inline uint32_t vm_bits(vm m) { return (uint32_t)m; }
 static inline vf vf_select(vm m, vf a, vf b) { return m ? a : b; }
+static inline vf vf_butterfly(vf v, int half) {
+    (void)half; /* there is no other lane */
+    return v;
+}
 static inline float vf_reduce_add(vf v) { return v; }
 static inline float vf_reduce_max(vf v) { return v; }
 static inline void vf_reduce_add4(vf a, vf b, vf c, vf d, float *out) {

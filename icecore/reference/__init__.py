@@ -2,11 +2,11 @@
 
 from icecore.reference.block_sparse import block_sparse_attention
 from icecore.reference.cells import Cells, Tree, build_tree
+from icecore.reference.codes import dequantize, quantize, quantized
 from icecore.reference.dense import attention
 from icecore.reference.iceformer import pdci_attention
 from icecore.reference.indexer import indexer_top_k
 from icecore.reference.indices import attend_indices
-from icecore.reference.int8 import dequantize, quantize
 from icecore.reference.magicpig import magicpig_attention
 from icecore.reference.measure import THRESHOLDS, Curve, choose_level, head_error, passing_level, row_curve
 from icecore.reference.minference import minference_attention
@@ -58,6 +58,7 @@ __all__ = [
     "pdci_candidates_by_radius",
     "pdci_search",
     "quantize",
+    "quantized",
     "relative_rows",
     "retroinfer_attention",
     "row_curve",

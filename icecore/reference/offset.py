@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from icecore.reference.int8 import dequantize, quantize, round_to_bfloat16
+from icecore.reference.codes import quantized, round_to_bfloat16
 
 #: A component's root mean square by what components vary from token to token.
 LARGE = 24.0
@@ -22,9 +22,9 @@ def has_offset(keys):
 
 
 def rounded(rows, dtype):
-    """Rows (n, d) as "bfloat16", "float16" or "int8" holds them."""
-    if dtype == "int8":
-        return dequantize(*quantize(rows))
+    """Rows (n, d) as "bfloat16", "float16", "int8" or "int4" holds them."""
+    if dtype in ("int8", "int4"):
+        return quantized(rows, int(dtype[3:]))
     return round_to_bfloat16(rows) if dtype == "bfloat16" else rows.astype(np.float16).astype(np.float64)
 
 
@@ -36,7 +36,7 @@ def relative_rows(key, members, dtype):
     key : (n, d) array_like
     members : list of (count,) int arrays
         The rows of each cell.
-    dtype : {"float16", "bfloat16", "int8"}
+    dtype : {"float16", "bfloat16", "int8", "int4"}
 
     Returns
     -------

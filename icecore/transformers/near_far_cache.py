@@ -31,7 +31,7 @@ class NearFarCache(Cache):
         ``model.config``.
     tolerance, k, window, sinks
         As in `icecore.KVCache`; a tolerance of 0.02 where neither it nor k is given.
-    dtype : {"float32", "float16", "bfloat16", "int8"}, optional
+    dtype : {"float32", "float16", "bfloat16", "int8", "int4"}, optional
         Storage; default the model's.
     min_length : int
         Up to here layers attend exactly.

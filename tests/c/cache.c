@@ -90,25 +90,29 @@ static void all_near(void) {
             }
 }
 
-/* Numbers that 8 bits hold: sixteenths up to 127, of which the first of each row is the largest. */
-static void make_representable(const icecore_tensor *t, int64_t width) {
+/* Numbers that codes hold, of rows that 127 sixteenths are the largest of.  8 bits: sixteenths; 4 bits: one number of
+ * 16 is not 0, and all of its group's codes are 7 or -7. */
+static void make_representable(const icecore_tensor *t, int64_t width, icecore_dtype dtype) {
     for (int64_t h = 0; h < HEADS; h++)
         for (int64_t j = 0; j < TOKENS; j++) {
             float *row = (float *)t->data + h * t->head_stride + j * t->row_stride;
-            for (int64_t i = 0; i < width; i++)
-                row[i] = i ? fmaxf(-127.0f, fminf(127.0f, rintf(16.0f * row[i]))) / 16.0f : 127.0f / 16.0f;
+            for (int64_t i = 0; i < width; i++) {
+                const float sixteenths = i ? fmaxf(-127.0f, fminf(127.0f, rintf(16.0f * row[i]))) : 127.0f;
+                if (dtype == ICECORE_INT8) row[i] = sixteenths / 16.0f;
+                else row[i] = i % 16 == j % 16 ? 7.0f * rintf(row[i] * 4.0f) / 16.0f : 0.0f;
+            }
         }
 }
 
 /* On instruction sets that do not multiply bfloat16: those round queries. */
-static void int8_holds_them(void) {
+static void codes_hold_them(icecore_dtype dtype) {
     if (!strcmp(icecore_isa(), "avx512_bf16") || !strcmp(icecore_isa(), "amx")) return;
     for (int64_t chunk = 1; chunk <= TOKENS; chunk = chunk * 5 + 2) {
         check_at("chunk %d", (int)chunk);
         problem s = all_tokens();
-        make_representable(&s.p.key, DIM);
-        make_representable(&s.p.value, VALUE_DIM);
-        icecore_cache *cache = create_of(ICECORE_INT8, 8, 3, TOKENS);
+        make_representable(&s.p.key, DIM, dtype);
+        make_representable(&s.p.value, VALUE_DIM, dtype);
+        icecore_cache *cache = create_of(dtype, 8, 3, TOKENS);
         for (int64_t first = 0; first < TOKENS; first += chunk)
             go_on(cache, &s, first, first + chunk < TOKENS ? first + chunk : TOKENS);
         EXPECT(icecore_cache_truncate(cache, 70, 1) == ICECORE_OK && is_valid_cache(cache));
@@ -118,6 +122,9 @@ static void int8_holds_them(void) {
         problem_free(&s);
     }
 }
+
+static void int8_holds_them(void) { codes_hold_them(ICECORE_INT8); }
+static void int4_holds_them(void) { codes_hold_them(ICECORE_INT4); }
 
 static void forks_and_truncation(void) {
     problem s = all_tokens();
@@ -410,6 +417,7 @@ static void lying_arrays(void) {
 void cache_tests(void) {
     check_run("cache: with all cells open it is exact attention, whatever the chunks", all_near);
     check_run("cache: 8 bits of numbers that they hold are the numbers", int8_holds_them);
+    check_run("cache: 4 bits of numbers that they hold are the numbers", int4_holds_them);
     check_run("cache: forks, truncation, eviction", forks_and_truncation);
     check_run("cache: several at once are each as if alone", several_at_once);
     check_run("cache: queries come with tokens or with calls", queries_of_tokens);

@@ -77,7 +77,7 @@ static void save_cache(const char *folder, int variant, int64_t tokens) {
     option[AT_HEADS] = (uint8_t)(1 + variant % 2);
     option[AT_KEY_DIM] = (uint8_t)(1 + variant * 3 % 8);
     option[AT_VALUE_DIM] = (uint8_t)(1 + variant * 5 % 7);
-    option[AT_STORAGE] = (uint8_t)(variant % 4);
+    option[AT_STORAGE] = (uint8_t)(variant % 7 % 5);
     option[AT_NEAR_KEYS] = (uint8_t)(variant % 3 ? 8 : 0);
     option[AT_TOLERANCE] = (uint8_t)(variant % 3 ? 0 : 30);
     option[AT_BLOCK] = (uint8_t)(8 << variant % 2);

@@ -219,7 +219,8 @@ def index(folder):
 def cache(folder):
     place, seeds = folder / "cache", []
     rows = np.random.default_rng(0).standard_normal((2, 2, 70, 4), np.float32)
-    for options in ({"k": 4}, {"tolerance": 0.1, "dtype": "int8"}, {"k": 5, "batch": 2, "dtype": "bfloat16"}):
+    batched = {"k": 5, "batch": 2, "dtype": "bfloat16"}
+    for options in ({"k": 4}, {"tolerance": 0.1, "dtype": "int8"}, {"k": 4, "dtype": "int4"}, batched):
         own = icecore.KVCache(2, 4, window=16, sinks=2, **options)
         tokens = rows if "batch" in options else rows[0]
         own.append(tokens, tokens)

@@ -15,7 +15,7 @@ icecore_cache_options cache_options(const uint8_t *option) {
     return (icecore_cache_options){.heads = option[AT_HEADS],
                                    .dim = option[AT_KEY_DIM],
                                    .value_dim = option[AT_VALUE_DIM],
-                                   .dtype = (icecore_dtype)(option[AT_STORAGE] & 3),
+                                   .dtype = (icecore_dtype)(option[AT_STORAGE] & 7),
                                    .near_keys = option[AT_NEAR_KEYS],
                                    .tolerance = (float)option[AT_TOLERANCE] / 256.0f,
                                    .block = option[AT_BLOCK] + 256 * option[AT_BLOCK + 1],
