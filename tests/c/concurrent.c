@@ -320,11 +320,60 @@ static void fork_at_work(void) {
     icecore_index_free(idle);
 }
 
+/* ---- A step whose cells several threads share ---- */
+
+static icecore_tensor from_row(icecore_tensor t, int64_t row) {
+    t.data = (float *)t.data + row * t.row_stride;
+    return t;
+}
+
+static void step_in_parts(void) {
+    enum { TOKENS = 4400, STEPS = 4, QUERY_HEADS = 4, HEADS = 2 };
+    const icecore_cache_options options = {.heads = HEADS,
+                                           .dim = DIM,
+                                           .value_dim = DIM,
+                                           .dtype = ICECORE_FLOAT32,
+                                           .near_keys = 1,
+                                           .tolerance = 0.1f,
+                                           .block = 64,
+                                           .cell_size = 16};
+    problem s = one_head(TOKENS, TOKENS, DIM, DIM);
+    icecore_cache *cache = NULL;
+    s.p.query_heads = QUERY_HEADS;
+    s.p.key_heads = HEADS;
+    s.p.causal = 1;
+    problem_allocate(&s);
+    EXPECT(icecore_cache_create(&options, &cache) == ICECORE_OK);
+    EXPECT(icecore_cache_append(cache, s.p.dtype, s.p.key, s.p.value, s.p.query, QUERY_HEADS, TOKENS - STEPS) ==
+           ICECORE_OK);
+    for (int64_t token = TOKENS - STEPS; token < TOKENS; token++) {
+        float out[2][QUERY_HEADS * DIM];
+        EXPECT(icecore_cache_append(cache, s.p.dtype, from_row(s.p.key, token), from_row(s.p.value, token),
+                                    (icecore_tensor){0}, 0, 1) == ICECORE_OK);
+        for (int i = 0; i < 2; i++) {
+            icecore_cache *fork = NULL;
+            icecore_attention p = s.p;
+            p.query = from_row(p.query, token);
+            p.queries = 1;
+            p.out = (icecore_tensor){out[i], 0, DIM, DIM};
+            p.lse = NULL;
+            p.threads = i ? 3 : 1;
+            EXPECT(icecore_cache_fork(cache, &fork) == ICECORE_OK);
+            EXPECT(icecore_cache_attend(i ? &cache : &fork, 1, NULL, &p, NULL, NULL) == ICECORE_OK);
+            icecore_cache_free(fork);
+        }
+        EXPECT(memcmp(out[0], out[1], sizeof out[0]) == 0);
+    }
+    icecore_cache_free(cache);
+    problem_free(&s);
+}
+
 void concurrent_tests(void) {
     check_run("concurrent: attention", attention);
     check_run("concurrent: an index that changes while it is searched", one_index);
     check_run("concurrent: one cache", one_cache);
     check_run("concurrent: forks of a cache", forks);
     check_run("concurrent: calls from within a call", from_within);
+    check_run("concurrent: a step in parts", step_in_parts);
     check_run("concurrent: a fork while another thread is at work", fork_at_work);
 }
