@@ -1,0 +1,238 @@
+"""Every method of choosing keys at equal time: attention's time in a whole model against what it does to the next tokens.
+
+    python bench/bench_frontier.py [--length 4096] [--text prose] [--figure FILE]
+    python bench/bench_frontier.py --dinov2 [--length 4096] [--picture coffee]
+
+Each method, by a few settings as ``python -m icecore evaluate --method`` takes them, attends in all layers of SmolLM2. Time is
+CPU time of one thread in attention alone, which other programs disturb less than the clock's; exact attention takes its turn on
+the same queries and keys in every fifth layer. Error: of outputs there, mean |out - exact| / mean |exact|. Of the text's second
+half: perplexity by exact attention's, and the mean Kullback-Leibler divergence of next tokens from its, which has less noise.
+With ``--dinov2``: the relative difference of DINOv2's features from those by exact attention, of all patches of a picture.
+
+At equal time: each method's divergence or difference in the time of near/far attention's settings, interpolated between its own
+settings (logarithms of both), without those that are slower and no better. Where its slowest takes less time, that one counts;
+where its fastest takes more, there is none.
+"""
+
+import argparse
+import time
+from math import isqrt
+from typing import ClassVar
+
+import numpy as np
+from measure import relative_error
+from recorded import record
+from scipy.special import log_softmax
+
+import icecore
+from icecore import nn
+from icecore.evaluation import methods, models, perplexity, pictures, texts
+
+#: Method -> settings, fast ones first.
+GRID = {
+    "near/far by tolerance": [
+        "near_far:tolerance=0.1,window=512", "near_far:tolerance=0.05,window=512", "near_far:tolerance=0.02,window=512",
+        "near_far:tolerance=0.02,window=768",
+    ],
+    "near/far by k": ["near_far:k=64,window=512", "near_far:k=256,window=512"],
+    "window": ["window:window=512", "window:window=1024", "window:window=2048"],
+    "minference": [
+        "minference:vertical=60,slash=200", "minference:vertical=250,slash=500", "minference:vertical=500,slash=700",
+    ],
+    "xattention": ["xattention:threshold=0.7", "xattention:threshold=0.9", "xattention:threshold=0.97"],
+    "block_sparse": ["block_sparse:k=512", "block_sparse:k=1024", "block_sparse:k=2048"],
+    "pages": ["pages:k=64", "pages:k=256", "pages:k=512"],
+    "arkvale": ["arkvale:k=256", "arkvale:k=512", "arkvale:k=1280"],
+    "retroinfer": [
+        "retroinfer:retrieval=0.01,estimation=0.1,segment=256", "retroinfer:retrieval=0.018,estimation=0.232",
+        "retroinfer:retrieval=0.05,estimation=0.4",
+    ],
+    "zeta": ["zeta:k=64", "zeta:k=256"],
+    # slower than exact attention by any settings that say something: one each, of the cheaper
+    "top_k": ["top_k:k=64"],
+    "sparq": ["sparq:k=64,components=8"],
+    "magicpig": ["magicpig:bits=8,tables=50"],
+    "vattention": ["vattention:k=64,sinks=64,window=64,epsilon=0.1,delta=0.1"],
+    "pdci": ["pdci:k=64,visit=256"],
+}
+NEAR_FAR = ("near/far by tolerance", "near/far by k")
+#: Of pictures, which are not causal.
+IMAGE_GRID = {
+    "near/far by tolerance": [f"near_far:tolerance={tolerance}" for tolerance in (0.2, 0.1, 0.05, 0.02)],
+    "near/far by k": [f"near_far:k={k}" for k in (64, 256)],
+    "block_sparse": [f"block_sparse:k={k}" for k in (512, 1024, 2048)],
+    "pages": [f"pages:k={k}" for k in (64, 256, 512)],
+    "arkvale": [f"arkvale:k={k}" for k in (256, 512, 1280)],
+    "retroinfer": ["retroinfer:retrieval=0.018,estimation=0.232", "retroinfer:retrieval=0.05,estimation=0.4"],
+    "zeta": ["zeta:k=64", "zeta:k=256"],
+} | {name: GRID[name] for name in ("top_k", "sparq", "magicpig", "vattention", "pdci")}
+#: Exact attention takes its turn in layers 0, EVERY, 2 EVERY and so on.
+EVERY = 5
+#: What is below it is rounding, and has no logarithm.
+LEAST = 1e-9
+
+
+class Text:
+    """The second half of a text before a decoder: perplexity and distributions of next tokens, beside exact attention's."""
+
+    #: Column -> its format; methods are compared by the last one.
+    columns: ClassVar = {"perplexity ratio": ".4f", "divergence": ".5f"}
+
+    def __init__(self, weights, tokens):
+        self.weights, self.tokens = weights, np.asarray(tokens)
+        exact = self.forward(self.attend(methods.EXACT))
+        self.reference = list(self._log_probabilities(exact))
+        self.exact_loss = self._scores(exact)[0]
+
+    def attend(self, method):
+        return method.causal
+
+    def forward(self, attention):
+        return nn.forward(self.weights, self.tokens, attention=attention)  # (n, width)
+
+    def judge(self, hidden):
+        loss, divergence = self._scores(hidden)
+        return np.exp(loss - self.exact_loss), divergence
+
+    def _log_probabilities(self, hidden):
+        """Of next tokens: chunks of (rows, vocabulary)."""
+        rows = hidden[len(hidden) // 2 - 1 : -1]
+        return (log_softmax(logits, axis=1) for _, logits in nn.logits_in_chunks(self.weights, rows))
+
+    def _scores(self, hidden):
+        """(mean loss, divergence)."""
+        targets, loss, divergence = self.tokens[len(self.tokens) // 2 :], 0.0, 0.0
+        scored = len(targets)
+        for own, exact in zip(self._log_probabilities(hidden), self.reference, strict=True):
+            now, targets = targets[: len(own)], targets[len(own) :]
+            loss -= own[np.arange(len(now)), now].sum(dtype=np.float64)
+            divergence += np.sum(np.exp(exact) * (exact - own), dtype=np.float64)
+        return loss / scored, divergence / scored
+
+
+class Picture:
+    """A picture before an image encoder: its patches' features beside those by exact attention."""
+
+    columns: ClassVar = {"difference": ".4f"}
+
+    def __init__(self, weights, pixels):
+        self.weights, self.pixels = weights, pixels
+        self.exact = self.forward(self.attend(methods.EXACT))
+
+    def attend(self, method):
+        return method.bidirectional
+
+    def forward(self, attention):
+        return nn.encode_image(self.weights, self.pixels, attention=attention)  # (1 + patches, width)
+
+    def judge(self, features):
+        return (relative_error(features, self.exact),)
+
+
+def run(case, method):
+    """(what the model gives with a method, time by exact attention's, error of outputs)."""
+    seconds, exact_seconds, errors = [], [], []
+
+    def timed(attend, kept, *arrays, layer):
+        start = time.thread_time()
+        out = attend(*arrays, layer=layer)  # (query_heads, n, head_width)
+        kept.append(time.thread_time() - start)
+        return out
+
+    def attention(*arrays, layer):
+        out = timed(case.attend(method), seconds, *arrays, layer=layer)
+        if layer % EVERY == 0:
+            exact = timed(case.attend(methods.EXACT), exact_seconds, *arrays, layer=layer)
+            errors.append(relative_error(out, exact))
+        return out
+
+    result = case.forward(attention)
+    return result, np.mean(seconds) / np.mean(exact_seconds), np.mean(errors)  # exact takes as long in every layer
+
+
+def measure(case, grid):
+    """Print a table; {method: [(time by exact's, last column of the case)]}."""
+    print(f"| method | setting | time by exact | error | {' | '.join(case.columns)} |")
+    print("|---|---|---|---|" + "---|" * len(case.columns), flush=True)
+    points = {}
+    for name, settings in grid.items():
+        for setting in settings:
+            result, ratio, error = run(case, methods.parse(setting))
+            columns = case.judge(result)
+            points.setdefault(name, []).append((ratio, columns[-1]))
+            figures = " | ".join([f"{ratio:.2f}", f"{error:.4f}", *map(format, columns, case.columns.values())])
+            print(f"| {name} | {setting.partition(':')[2]} | {figures} |", flush=True)
+    return points
+
+
+def frontier(points):
+    """Those of a method's (time, error) that no faster one equals, by time."""
+    best = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
+
+
+def in_time(points, limit):
+    """Error of a method in a time, interpolated on its frontier; NaN where its fastest setting takes more."""
+    times, errors = np.log(np.maximum(frontier(points), LEAST)).T
+    return float(np.exp(np.interp(np.log(limit), times, errors, left=np.nan)))
+
+
+def compare(points, grid):
+    """Print what each method has in the times of near/far attention's settings, and who has the least."""
+    limits = {
+        setting.partition(":")[2]: point[0]
+        for name in NEAR_FAR for setting, point in zip(grid[name], points[name], strict=True)
+    }
+    found = {name: [in_time(own, limit) for limit in limits.values()] for name, own in points.items()}
+    print("\n| | " + " | ".join(f"{setting}: {limit:.2f}" for setting, limit in limits.items()) + " |")
+    print("|---|" + "---|" * len(limits))
+    for name, row in found.items():
+        print(f"| {name} | " + " | ".join("" if np.isnan(value) else f"{value:.5f}" for value in row) + " |")
+    least = [min(found, key=lambda name, at=at: np.nan_to_num(found[name][at], nan=np.inf)) for at in range(len(limits))]
+    print("| the least | " + " | ".join(least) + " |")
+
+
+def draw(points, label, path):
+    """Divergence or difference against time, a line for each method."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    axis = drawing.subplots()
+    for number, (name, own) in enumerate(points.items()):
+        style = {"linewidth": 2.5, "color": "black"} if name in NEAR_FAR else {"color": f"C{number % 10}", "alpha": 0.8}
+        axis.loglog(*zip(*sorted(own), strict=True), "osD^v"[number % 5] + "-", label=name, **style)
+    axis.axvline(1, color="gray", linestyle=":", label="time of exact")
+    axis.set(xlabel="time of attention by exact attention's", ylabel=label)
+    axis.grid(alpha=0.3)
+    drawing.legend(loc="outside right upper", fontsize=8)
+    drawing.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--text", choices=texts.TEXTS, default="prose")
+    parser.add_argument("--dinov2", action="store_true")
+    parser.add_argument("--picture", choices=pictures.PICTURES, default="coffee")
+    parser.add_argument("--figure", metavar="FILE")
+    given = parser.parse_args()
+    icecore.set_num_threads(1)
+    model = models.load("dinov2" if given.dinov2 else "smollm2")
+    if given.dinov2:
+        patch = model.weights.config.patch
+        case = Picture(model.weights, pictures.views(given.picture, isqrt(given.length) * patch, patch)[0])
+    else:
+        case = Text(model.weights, perplexity.leading_tokens(model, given.text, given.length))
+    grid = IMAGE_GRID if given.dinov2 else GRID
+    points = measure(case, grid)
+    compare(points, grid)
+    if given.figure:
+        draw(points, [*case.columns][-1], given.figure)
+
+
+if __name__ == "__main__":
+    record()
+    main()
