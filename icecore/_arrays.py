@@ -336,12 +336,16 @@ class Scores(NamedTuple):
 
     def fields(self):
         """As of `_native.Problem`."""
-        return self._asdict() | {"softcap": self.softcap or 0.0}
+        return {"scale": self.scale, "softcap": self.softcap or 0.0, "sink_logits": self.sink_logits,
+                "alibi_slopes": self.alibi_slopes}
 
 
 def check_scores(scale, softcap, sink_logits, query_heads, dim, alibi_slopes=None):
     """The `Scores` of a call's arguments."""
-    return Scores(check_scale(scale, dim), _check_softcap(softcap), _check_sink_logits(sink_logits, query_heads),
+    scale = check_scale(scale, dim)
+    if softcap is sink_logits is alibi_slopes is None:  # nearly always, and calls may be small
+        return Scores(scale)
+    return Scores(scale, _check_softcap(softcap), _check_sink_logits(sink_logits, query_heads),
                   _check_alibi_slopes(alibi_slopes, query_heads))
 
 
