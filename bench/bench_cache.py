@@ -1,12 +1,13 @@
 """Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
 
     python -m pytest bench/bench_cache.py
-    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch] [--perplexity]
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch] [--memory] [--perplexity]
 
 Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
 about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
 append, fork, truncate; `--file` saving and opening, and the first step after it; `--batch` steps of eight sequences of
-different lengths, as one cache and as eight; `--perplexity` what each storage makes of SmolLM2's.
+different lengths, as one cache and as eight; `--memory` of caches that grow, by that of float32's
+keys and values; `--perplexity` what each storage makes of SmolLM2's.
 """
 
 import argparse
@@ -266,6 +267,23 @@ def perplexities(name, prompt=1024, length=3072, chunk=32):
             )
 
 
+def memory(heads=2, width=64, chunk=64, end=40000):
+    """Print a table of the least, median and largest memory of caches while they grow, by float32's keys and values."""
+    random = np.random.default_rng(0)
+    print("\n| storage | tokens | least | median | at most |\n|---|---|---|---|---|")
+    for dtype in STORAGES:
+        cache, shares = icecore.KVCache(heads, width, dtype=dtype, k=8), {}
+        for length in range(chunk, end, chunk):
+            rows = random.standard_normal((heads, chunk, width), np.float32)
+            cache.append(rows, rows)
+            cache.attend(rows[:, -1:])
+            shares.setdefault(length.bit_length(), []).append(cache.nbytes / (length * heads * 2 * width * 4))
+        for bits, own in shares.items():
+            if bits > 12:
+                tokens = f"{2 ** (bits - 1)} to {min(2**bits, end) - 1}"
+                print(f"| {dtype} | {tokens} | {min(own):.2f} | {np.median(own):.2f} | {max(own):.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", type=int, default=[8192, 32768, 131072])
@@ -273,12 +291,16 @@ def main():
     parser.add_argument("--calls", action="store_true")
     parser.add_argument("--file", action="store_true")
     parser.add_argument("--batch", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--perplexity", nargs="+", metavar="TEXT", choices=texts.TEXTS)
     given = parser.parse_args()
     print(machine())
     if given.perplexity:
         for name in given.perplexity:
             perplexities(name)
+        return
+    if given.memory:
+        memory()
         return
     for length in given.length:
         if given.calls:
