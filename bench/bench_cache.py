@@ -1,7 +1,8 @@
 """Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
 
     python -m pytest bench/bench_cache.py
-    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch] [--memory] [--perplexity]
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch] [--memory]
+                                 [--perplexity manual source prose]
 
 Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
 about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
