@@ -177,10 +177,10 @@ def native_view(array):
 
 def native_problem(problem, out, lse, scores, **fields):
     """A checked problem as the core takes it, with four-dimensional `out`; `fields` as of `_native.Problem`."""
-    fields |= scores.fields()
-    fields |= {"dtype": native_dtype(problem.dtype), "query": native_view(problem.query), "key": native_view(problem.key),
-               "value": native_view(problem.value), "out": bits(out), "lse": lse}
-    return _native.Problem(**fields)
+    dtype, query, key, value = problem[:4]
+    return _native.Problem(dtype=native_dtype(dtype), query=native_view(query), key=native_view(key), value=native_view(value),
+                           out=bits(out), lse=lse, scale=scores.scale, softcap=scores.softcap or 0.0,
+                           sink_logits=scores.sink_logits, alibi_slopes=scores.alibi_slopes, **fields)
 
 
 def native_result(out, problem):
@@ -194,29 +194,36 @@ def check_problem(query, key, value):
     dtype, shape = query.dtype, query.shape
     key, value = check_array(key, "key", dtype), check_array(value, "value", dtype)
     key_shape, value_shape = key.shape, value.shape
-    for array, name in ((key, "key"), (value, "value")):
-        if array.dtype != dtype:
-            raise TypeError(f"{name} has dtype {array.dtype}, but query has {dtype}; expected one dtype")
-        if array.ndim != len(shape):
-            raise ValueError(f"{name} has shape {array.shape}, but query has {shape}; expected as many dimensions")
+    if not (key.dtype is value.dtype is dtype and len(key_shape) == len(value_shape) == len(shape)):
+        _check_alike(query, key=key, value=value)
     if key_shape[-1] != shape[-1]:
         raise ValueError(f"key has dim {key_shape[-1]} (shape {key_shape}), but query has {shape[-1]} ({shape})")
     if value_shape[:-1] != key_shape[:-1]:
         raise ValueError(f"value has shape {value_shape}, but key has {key_shape}; expected them equal up to the last axis")
-    for width, name in ((shape[-1], "query"), (value_shape[-1], "value")):
-        if not 1 <= width <= MAX_DIM:
-            raise ValueError(f"{name} has a last axis of {width}; expected 1 to {MAX_DIM}")
+    if not (1 <= shape[-1] <= MAX_DIM and 1 <= value_shape[-1] <= MAX_DIM):
+        width, name = (value_shape[-1], "value") if 1 <= shape[-1] <= MAX_DIM else (shape[-1], "query")
+        raise ValueError(f"{name} has a last axis of {width}; expected 1 to {MAX_DIM}")
     if len(shape) == 4 and shape[0] != key_shape[0]:
         raise ValueError(f"key has batch {key_shape[0]} (shape {key_shape}), but query has {shape[0]} ({shape})")
     if len(shape) >= 3:
         heads, key_heads = shape[-3], key_shape[-3]
         if (key_heads == 0 and heads) or (key_heads and heads % key_heads):
             raise ValueError(f"query has {heads} heads and key has {key_heads}; expected a multiple of the key heads")
-    out_shape = (*shape[:-1], value_shape[-1])
-    if len(shape) < 4:
-        as_four = (None,) * (4 - len(shape))
-        query, key, value = query[as_four], key[as_four], value[as_four]
-    return Problem(dtype, query, key, value, out_shape)
+    return Problem(dtype, as_four(query), as_four(key), as_four(value), (*shape[:-1], value_shape[-1]))
+
+
+def as_four(array):
+    """`array` with batch and heads."""
+    return array if array.ndim == 4 else array[(None,) * (4 - array.ndim)]
+
+
+def _check_alike(query, **others):
+    """One dtype and one number of dimensions."""
+    for name, array in others.items():
+        if array.dtype != query.dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, but query has {query.dtype}; expected one dtype")
+        if array.ndim != query.ndim:
+            raise ValueError(f"{name} has shape {array.shape}, but query has {query.shape}; expected as many dimensions")
 
 
 def check_out(out, problem, inputs):
@@ -410,7 +417,7 @@ def check_mask(mask, problem):
         broadcast = np.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(f"attn_mask has shape {mask.shape}; expected one that broadcasts to {shape}") from None
-    broadcast = broadcast[(None,) * (4 - broadcast.ndim)]
+    broadcast = as_four(broadcast)
     if mask.dtype == np.bool_:
         return Mask(broadcast.view(np.uint8), None, broadcast if problem.is_double else None)
     if mask.dtype.kind == "f" or mask.dtype.name == "bfloat16":
@@ -420,7 +427,7 @@ def check_mask(mask, problem):
                 largest = np.finfo(np.float32).max
                 mask = np.where(np.isinf(mask), mask, np.clip(mask, -largest, largest))
             small = mask.astype(np.float32)
-            broadcast = np.broadcast_to(small, shape)[(None,) * (4 - len(shape))]
+            broadcast = as_four(np.broadcast_to(small, shape))
         if any(stride % 4 for stride in broadcast.strides):
             broadcast = np.ascontiguousarray(broadcast)
         return Mask(None, broadcast, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import check_out, check_problem, check_scores, integer, native_problem, native_result, plain
+from icecore._arrays import as_four, check_out, check_problem, check_scores, integer, native_problem, native_result, plain
 from icecore._runtime import threads_for_call
 
 
@@ -32,7 +32,7 @@ def _broadcast_indices(indices, problem):
     expected = f"{(*problem.out_shape[:-1], count)}" + (f", or with {key_heads} in place of {heads}," if group > 1 else "")
     if indices.ndim > axes:
         raise ValueError(f"indices has shape {indices.shape}; expected one that broadcasts to {expected}")
-    four = indices[(None,) * (4 - indices.ndim)]
+    four = as_four(indices)
     if four.shape[1] == heads:
         five = four.reshape(four.shape[0], key_heads, group, *four.shape[2:])  # splitting an axis never copies
     else:
@@ -152,7 +152,7 @@ def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False,
     if problem.is_double:
         bad = _reference(problem, lists, block_size, bool(causal), scores, result, lse)
     else:
-        own = native_problem(problem, result[(None,) * (4 - result.ndim)], lse, scores, causal=bool(causal), threads=threads)
+        own = native_problem(problem, as_four(result), lse, scores, causal=bool(causal), threads=threads)
         bad = _native.attend_indices(own, lists, 0 if block_size == 1 else block_size)
     if bad is not None:
         raise _bad_index(given, lists, bad, problem, block_size)

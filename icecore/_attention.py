@@ -9,6 +9,7 @@ import numpy as np
 from icecore._alibi import check_alibi
 from icecore._arguments import parts_of
 from icecore._arrays import (
+    as_four,
     check_mask,
     check_out,
     check_problem,
@@ -168,19 +169,16 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     .. [4] gpt-oss-120b & gpt-oss-20b Model Card, arXiv 2508.10925, section 2.
     .. [5] Train Short, Test Long: Attention with Linear Biases, arXiv 2108.12409.
     """
-    refuse_names("attention", others)
+    if others:
+        refuse_names("attention", others)
     if far_field is not None or visit is not None:
         selector, k = _deprecated_selector(far_field, visit, selector, k)
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
     problem, causal = check_problem(query, key, value), bool(causal)
 
     masks = {"attn_mask": attn_mask, "key_ranges": key_ranges}
-    how = {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "metric": metric}
-
-    def parts_of_entry(problem):
-        return parts_of(problem, causal, plan, selector, masks, how)
-
-    parts, entries = parts_of_entry(problem), entries_of(lengths, padding_side, problem, causal)
+    ways = causal, plan, selector, masks, {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "metric": metric}
+    parts, entries = parts_of(problem, *ways), entries_of(lengths, padding_side, problem, causal)
     batch, heads, queries, dim = problem.query.shape
     scores = check_scores(scale, softcap, sink_logits, heads, dim, alibi_slopes)
     if alibi_slopes is not None and any(way is not None for way in (k, tolerance, plan, selector)):
@@ -194,9 +192,12 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
 
     result = native_result(out, problem)
     lse = np.empty((batch, heads, queries), np.float32) if return_lse else None
-    call = Call(problem, scores, result[(None,) * (4 - result.ndim)], lse, causal=causal, mask=mask, threads=threads, seed=seed,
+    call = Call(problem, scores, as_four(result), lse, causal=causal, mask=mask, threads=threads, seed=seed,
                 return_info=return_info)
-    infos = call.run_parts(parts, last_exact) if entries is None else call.run_entries(entries, parts_of_entry, last_exact)
+    if entries is None:
+        infos = call.run_parts(parts, last_exact)
+    else:
+        infos = call.run_entries(entries, lambda entry: parts_of(entry, *ways), last_exact)
     if out is not None and result is not out:
         out[...] = result
     warn_of_errors(call.over)

@@ -9,7 +9,18 @@ import numpy as np
 
 from icecore import _cost_model, _native
 from icecore._alibi import row_constants, with_positions
-from icecore._arrays import NO_MASK, Mask, Problem, Scores, check_problem, check_scale, narrowed, native_problem, widened
+from icecore._arrays import (
+    NO_MASK,
+    Mask,
+    Problem,
+    Scores,
+    as_four,
+    check_problem,
+    check_scale,
+    narrowed,
+    native_problem,
+    widened,
+)
 from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visible_share, visited_fraction
 from icecore._metric import query_metric
 from icecore._settings import EXACT, Settings, rounds, window_sides
@@ -114,12 +125,13 @@ class Call:
         return info
 
     def _native(self, **fields):
-        return native_problem(self.problem, self.out, self.lse, self.scores, causal=self.causal, ranges=self.mask.ranges,
-                              keep=self.mask.keep, bias=self.mask.bias, threads=self.threads, **fields)
+        if self.mask is not NO_MASK:
+            fields |= {"keep": self.mask.keep, "bias": self.mask.bias, "ranges": self.mask.ranges}
+        return native_problem(self.problem, self.out, self.lse, self.scores, causal=self.causal, threads=self.threads, **fields)
 
     def _exact(self, window, sinks):
         left, right = window_sides(window)
-        _native.attend_exact(self._native(window_left=left, window_right=right, sinks=sinks))
+        _native.attend_exact(self._native(sinks=sinks, window_left=left, window_right=right))
         return self._exact_info(window, sinks) if self.return_info else None
 
     def _selected(self):
@@ -268,7 +280,7 @@ def warn_of_errors(over):
 def attend_by(query, key, value, settings, *, causal, return_info=False):
     """Attention of one sequence by given settings: (out, info); for measurements."""
     problem = check_problem(query, key, value)
-    out = np.empty(problem.out_shape, problem.dtype)[(None,) * (4 - len(problem.out_shape))]
+    out = as_four(np.empty(problem.out_shape, problem.dtype))
     scores = Scores(check_scale(None, problem.query.shape[-1]))
     call = Call(problem, scores, out, causal=causal, return_info=return_info, settings=settings)
     return out[0], call.run()
