@@ -2,6 +2,7 @@
 
     python -m pytest bench/bench_exact.py                 (pytest-benchmark's own table)
     python bench/bench_exact.py [prefill] [decode]        (ratios side by side, as quoted in bench/README.md)
+    python bench/bench_exact.py small                     (what a call costs that has next to nothing to do)
 """
 
 import sys
@@ -52,6 +53,14 @@ def decode_calls(length, dtype):
         "torch": torch_sdpa(*arrays, causal=True, bfloat16=dtype == "bfloat16"),
     }
     return calls, arrays
+
+
+def small_calls(threads):
+    """A thousand calls of one query for each of 9 heads over 64 keys."""
+    arrays = gaussian(9, 9, 1, 64, 64)
+    attend, torch = (lambda: icecore.attention(*arrays, num_threads=threads)), torch_sdpa(*arrays, causal=False)
+    calls = {"icecore": attend} if threads else {"icecore": attend, "torch": torch}
+    return {name: lambda call=call: [call() for _ in range(1000)] for name, call in calls.items()}
 
 
 def oracle(arrays, rows=slice(None), **options):
@@ -110,8 +119,21 @@ def test_against_naive_numpy(benchmark, method):
     run(benchmark, calls, method, error, 2 * 2 * 2048 * 2048 * 64, sum(a.nbytes for a in arrays))
 
 
+def print_small():
+    print("| 9 heads × 64 keys, one query | icecore us | torch us |\n|---|---|---|")
+    for name, threads in (("threads by default", None), ("one thread", 1)):
+        seconds = alternate(small_calls(threads), rounds=31)
+        ours, torch = (f"{np.median(seconds[of]) * 1e3:.1f}" if of in seconds else "-" for of in ("icecore", "torch"))
+        print(f"| {name} | {ours} | {torch} |", flush=True)
+
+
 def main(wanted):
     print(machine())
+    if "small" in wanted:
+        print_small()
+        wanted = set(wanted) - {"small"}
+    if not wanted:
+        return
     print("| shape | type | icecore ms | torch ms | torch / icecore |\n|---|---|---|---|---|")
     for dtype in TYPES:
         cases = []

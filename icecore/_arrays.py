@@ -175,12 +175,15 @@ def native_view(array):
     return bits(array if _is_native(array) else np.ascontiguousarray(array))
 
 
-def native_problem(problem, out, lse, scores, **fields):
-    """A checked problem as the core takes it, with four-dimensional `out`; `fields` as of `_native.Problem`."""
-    dtype, query, key, value = problem[:4]
-    return _native.Problem(dtype=native_dtype(dtype), query=native_view(query), key=native_view(key), value=native_view(value),
-                           out=bits(out), lse=lse, scale=scores.scale, softcap=scores.softcap or 0.0,
-                           sink_logits=scores.sink_logits, alibi_slopes=scores.alibi_slopes, **fields)
+def native_problem(problem, out, lse, scores, mask, *, causal=False, sinks=0, sides=(-1, -1), threads=0):
+    """A checked problem as the core takes it, with four-dimensional `out`; `sides` as of `window_sides`."""
+    dtype, query, key, value, _ = problem
+    return _native.Problem(
+        dtype=native_dtype(dtype), query=native_view(query), key=native_view(key), value=native_view(value), out=bits(out),
+        lse=lse, scale=scores.scale, softcap=scores.softcap or 0.0, sink_logits=scores.sink_logits,
+        alibi_slopes=scores.alibi_slopes, causal=causal, window_left=sides[0], window_right=sides[1], sinks=sinks,
+        ranges=mask.ranges, keep=mask.keep, bias=mask.bias, threads=threads,
+    )  # by names, not from a dict: that would be a tenth of a small call's time
 
 
 def native_result(out, problem):

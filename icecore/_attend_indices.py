@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import as_four, check_out, check_problem, check_scores, integer, native_problem, native_result, plain
+from icecore._arrays import (
+    NO_MASK,
+    as_four,
+    check_out,
+    check_problem,
+    check_scores,
+    integer,
+    native_problem,
+    native_result,
+    plain,
+)
 from icecore._runtime import threads_for_call
 
 
@@ -152,7 +162,7 @@ def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False,
     if problem.is_double:
         bad = _reference(problem, lists, block_size, bool(causal), scores, result, lse)
     else:
-        own = native_problem(problem, as_four(result), lse, scores, causal=bool(causal), threads=threads)
+        own = native_problem(problem, as_four(result), lse, scores, NO_MASK, causal=bool(causal), threads=threads)
         bad = _native.attend_indices(own, lists, 0 if block_size == 1 else block_size)
     if bad is not None:
         raise _bad_index(given, lists, bad, problem, block_size)

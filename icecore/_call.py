@@ -124,14 +124,12 @@ class Call:
                 getattr(info, name)[:, :, end] = rows
         return info
 
-    def _native(self, **fields):
-        if self.mask is not NO_MASK:
-            fields |= {"keep": self.mask.keep, "bias": self.mask.bias, "ranges": self.mask.ranges}
-        return native_problem(self.problem, self.out, self.lse, self.scores, causal=self.causal, threads=self.threads, **fields)
+    def _native(self, sinks=0, window=None):
+        return native_problem(self.problem, self.out, self.lse, self.scores, self.mask, causal=self.causal, sinks=sinks,
+                              sides=window_sides(window), threads=self.threads)
 
     def _exact(self, window, sinks):
-        left, right = window_sides(window)
-        _native.attend_exact(self._native(sinks=sinks, window_left=left, window_right=right))
+        _native.attend_exact(self._native(sinks, window))
         return self._exact_info(window, sinks) if self.return_info else None
 
     def _selected(self):
@@ -163,7 +161,7 @@ class Call:
             self.lse = np.empty(shape, np.float32)  # its error counts, too
         if s.tolerance is not None:
             report |= new_errors(shape)
-        _native.attend_near_far(self._native(sinks=s.sinks), self._options(), _native.Report(**report))
+        _native.attend_near_far(self._native(s.sinks), self._options(), _native.Report(**report))
         if s.tolerance is not None:
             self._note_errors(report["error"], report["standard_error"])
         if not self.return_info:
