@@ -103,6 +103,55 @@ static void dot_add_bias(float *block, int64_t count, int lanes, const float *bi
         }
 }
 
+/* Weights become bfloat16, and a polynomial of degree 3 (relative error 1.1e-4, a twentieth of that rounding's) is
+ * enough for them: minimax as in simd/exp2.h.  x is not above 0, or NaN. */
+static ALWAYS_INLINE vf weight_of(vf x) {
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP2_MIN), _CMP_NLT_UQ);
+    const vf n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = vf_sub(x, n);
+    vf p = vf_fma(f, vf_set1(0.0550091019f), vf_set1(0.2422109796f));
+    p = vf_fma(f, p, vf_set1(0.6932828878f));
+    return _mm512_maskz_scalef_ps(kept, vf_fma(f, p, vf_set1(1.0f)), n);
+}
+
+/* As `softmax`, from scores to weights as pairs of keys: a pass over floats less. */
+static ALWAYS_INLINE void dot_softmax(const float *scores, int64_t count, int lanes, float *maximum, float *sum,
+                                      float *correction, uint16_t *weights) {
+    const vf nothing = vf_set1(-INFINITY);
+    for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
+        const float *column = scores + lane;
+        uint16_t *pairs = weights + 2 * lane;
+        const vf before = vf_load(maximum + lane);
+        vf top[4] = {before, before, before, before}, total[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        int64_t j = 0;
+        for (; j + 4 <= count; j += 4) UNROLL
+            for (int u = 0; u < 4; u++) top[u] = vf_max(top[u], vf_load(column + (j + u) * ICE_PANEL));
+        for (; j < count; j++) top[0] = vf_max(top[0], vf_load(column + j * ICE_PANEL));
+        const vf after = vf_max(vf_max(top[0], top[1]), vf_max(top[2], top[3]));
+        /* subtracting -inf from -inf would be NaN: with nothing visible subtract 0 */
+        const vf reference = vf_select(vf_ge(nothing, after), vf_zero(), after);
+        for (j = 0; j + 4 <= count; j += 4) UNROLL
+            for (int u = 0; u < 4; u += 2) {
+                const vf low = weight_of(vf_sub(vf_load(column + (j + u) * ICE_PANEL), reference));
+                const vf high = weight_of(vf_sub(vf_load(column + (j + u + 1) * ICE_PANEL), reference));
+                _mm512_storeu_si512(pairs + (j + u) * ICE_PANEL, interleave_bf16(low, high));
+                total[u] = vf_add(total[u], low);
+                total[u + 1] = vf_add(total[u + 1], high);
+            }
+        for (; j < count; j += 2) {
+            const vf low = weight_of(vf_sub(vf_load(column + j * ICE_PANEL), reference));
+            const vf high =
+                j + 1 < count ? weight_of(vf_sub(vf_load(column + (j + 1) * ICE_PANEL), reference)) : vf_zero();
+            _mm512_storeu_si512(pairs + j * ICE_PANEL, interleave_bf16(low, high));
+            total[0] = vf_add(total[0], vf_add(low, high));
+        }
+        const vf change = vf_select(vf_gt(before, nothing), vf_exp2(vf_sub(before, reference)), vf_set1(1.0f));
+        const vf added = vf_add(vf_add(total[0], total[1]), vf_add(total[2], total[3]));
+        vf_store(maximum + lane, after);
+        vf_store(sum + lane, vf_fma(vf_load(sum + lane), change, added));
+        vf_store(correction + lane, change);
+    }
+}
+
 static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride, const uint16_t *values,
                              int64_t count, const float *bias) {
     float block[ICE_KEY_BLOCK * ICE_PANEL], correction[ICE_PANEL];
@@ -114,9 +163,7 @@ static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int6
         if (keys && p->cap > 0.0f) softcap(block, n, p->lanes, p->cap);
         if (keys && p->alibi) alibi(block, first, n, p->lanes, p->alibi);
         if (keys && bias) dot_add_bias(block, n, p->lanes, bias + first * ICE_PANEL);
-        if (!keys) memcpy(block, bias + first * ICE_PANEL, (size_t)(n * ICE_PANEL) * sizeof *block);
-        softmax(block, n, p->lanes, p->maximum, p->sum, correction);
-        dot_pack_queries(block, n, weights);
+        dot_softmax(keys ? block : bias + first * ICE_PANEL, n, p->lanes, p->maximum, p->sum, correction, weights);
         pair_product(values + first * p->value_dim, p->value_dim, 2, 2 * p->value_dim, weights, (n + 1) / 2, p->lanes,
                      p->accumulator, 1.0f, correction);
         for (int lane = 0; lane < p->lanes; lane += VF_WIDTH)
