@@ -1,6 +1,6 @@
 """Every method of choosing keys at equal time: attention's time in a whole model against what it does to the next tokens.
 
-    python bench/bench_frontier.py [--length 4096] [--text prose] [--figure FILE]
+    python bench/bench_frontier.py [--length 4096] [--text prose] [--methods NAME ...] [--figure FILE]
     python bench/bench_frontier.py --dinov2 [--length 4096] [--picture coffee]
 
 Each method, by a few settings as ``python -m icecore evaluate --method`` takes them, attends in all layers of SmolLM2. Time is
@@ -11,7 +11,7 @@ With ``--dinov2``: the relative difference of DINOv2's features from those by ex
 
 At equal time: each method's divergence or difference in the time of near/far attention's settings, interpolated between its own
 settings (logarithms of both), without those that are slower and no better. Where its slowest takes less time, that one counts;
-where its fastest takes more, there is none.
+where its fastest takes more, there is none. `--methods`: these alone, and near/far attention.
 """
 
 import argparse
@@ -221,6 +221,7 @@ def main():
     parser.add_argument("--text", choices=texts.TEXTS, default="prose")
     parser.add_argument("--dinov2", action="store_true")
     parser.add_argument("--picture", choices=pictures.PICTURES, default="coffee")
+    parser.add_argument("--methods", nargs="+", choices=sorted({*GRID, *IMAGE_GRID} - {*NEAR_FAR}), metavar="NAME")
     parser.add_argument("--figure", metavar="FILE")
     given = parser.parse_args()
     icecore.set_num_threads(1)
@@ -231,6 +232,8 @@ def main():
     else:
         case = Text(model.weights, perplexity.leading_tokens(model, given.text, given.length))
     grid = IMAGE_GRID if given.dinov2 else GRID
+    if given.methods:
+        grid = {name: settings for name, settings in grid.items() if name in (*NEAR_FAR, *given.methods)}
     points = measure(case, grid)
     compare(points, grid)
     if given.figure:
