@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import head_error
+from helpers import head_error, inputs
 from hostile_inputs import CASES, GENERATORS, hostile, idle, with_offset, with_spread
 from hypothesis import given, settings
 
@@ -104,3 +104,20 @@ def test_a_tolerance_is_met_or_the_info_tells(example):
     """But for needles that few rows ask for: there may be none of these among the 48 that are measured."""
     error, info = errors_of(example.arrays(), example.causal, 0.05, window=128 if example.causal else None)
     assert error <= 2 * 0.05 or info.error - info.error_standard_error > 0.05
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_without_structure_are_exact_but_for_rounding_that_the_tolerance_allows(isa, causal):
+    arrays = inputs((3, 4096, 64), (1, 4096, 64), 64)
+    exact = icecore.attention(*arrays, causal=causal)
+    out, info = icecore.attention(*arrays, causal=causal, tolerance=0.05, return_info=True)
+    error = head_error(out[:, -500:], exact[:, -500:])
+    if causal and isa in ("avx512_bf16", "amx"):  # which multiply rounded numbers
+        assert (error > 1e-4).all()
+        assert (error < 0.01).all()
+        np.testing.assert_allclose(info.error, head_error(out[:, 3000:], exact[:, 3000:]), rtol=0.5)
+    else:
+        assert (error < 1e-5).all()
+    rounding = head_error(out[:, -500:], exact[:, -500:]).max()
+    out = icecore.attention(*arrays, causal=causal, tolerance=max(1.5 * rounding, 1e-3))
+    assert (head_error(out[:, -500:], exact[:, -500:]) < 1e-5).all()

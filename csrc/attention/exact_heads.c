@@ -55,6 +55,6 @@ void ice_attend_exact_heads(const ice_exact_call *call, const ice_step *s, const
         const int64_t member = i % group, first = s->first_query + i / group * ICE_PANEL;
         if (rules && !rules[member].exact) continue;
         attend_exactly(call, s, head / p->key_heads, head % p->key_heads * group + member, first,
-                       rules && !s->is_first && rules[member].exact == ICE_UNKNOWN && p->key.data, scratch);
+                       rules && !s->is_first && rules[member].exact != ICE_EXACT && p->key.data, scratch);
     }
 }

@@ -24,6 +24,10 @@
  * measured.  (Of 300 made-up heads, 5 % were above 1.3 x the tolerance without it, 2 % with it.) */
 #define SPARE 0.05
 
+/* A head is exact on rounded numbers where it may be off by so many times what rounding was found to do: other rows may
+ * be off by more than these few. */
+#define ROUNDING_MARGIN 2.0
+
 static float tolerance_of(const icecore_near_far *options, int64_t head) {
     return options->head_tolerance ? options->head_tolerance[head] : options->tolerance;
 }
@@ -55,12 +59,16 @@ static double mass_scale(const ice_measured *m, int g) {
     return m->means[g] > 0.0 && m->far[g] > 0.0 ? m->far[g] / m->means[g] : 1.0;
 }
 
+/* The mean of (error of rounding / |o|)^2. */
+static double squared_rounding(const ice_measured *m) {
+    return m->rounding_weight > 0.0 ? m->rounding / m->rounding_weight : 0.0;
+}
+
 /* The error of a row at a level, rounding and the mass included. */
 static double error_at(const ice_curve *row, int g, double scale, const ice_measured *m) {
     const double mass = (double)row->means[g] * scale - (double)row->far[g],
                  norm = (double)row->norm * (double)row->norm;
-    const double rounding = m->rounding_weight > 0.0 ? m->rounding / m->rounding_weight : 0.0;
-    return sqrt((double)row->distance[g] + norm * (MASS_SHARE * mass * mass + rounding));
+    return sqrt((double)row->distance[g] + norm * (MASS_SHARE * mass * mass + squared_rounding(m)));
 }
 
 static int is_usable(const ice_curve *row) {
@@ -71,6 +79,7 @@ static int is_usable(const ice_curve *row) {
 }
 
 static double error_by(const ice_measured *m, const ice_rule *rule, const ice_curve *row) {
+    if (rule->exact == ICE_ROUNDED) return sqrt(squared_rounding(m)) * (double)row->norm;
     return rule->exact ? 0.0 : error_at(row, nearest_level(rule->threshold), exp2((double)rule->log2_mass), m);
 }
 
@@ -219,16 +228,23 @@ static int finest_for_little(const ice_measured *m, int level, int levels, const
     return level;
 }
 
+/* How a head is exact. */
+static uint8_t exactly(const ice_measured *m, const ice_sample *s, double tolerance) {
+    const int is_rounded = m->rounding_weight > 0.0 && s->problem->key.data;
+    return is_rounded && ROUNDING_MARGIN * sqrt(squared_rounding(m)) <= tolerance ? ICE_ROUNDED : ICE_EXACT;
+}
+
 /* The rule that the rows speak for, whose curves have so many levels.  Returns whether they should be traced again with
  * all cells scored. */
-static int renew(ice_measured *m, ice_rule *rule, int levels, double tolerance, const icecore_near_far *options) {
+static int renew(ice_measured *m, ice_rule *rule, int levels, double tolerance, const ice_sample *s) {
+    const icecore_near_far *options = s->options;
     m->level = passing_level(m, tolerance);
     if (m->level < 0 && !rule->all_cells) return 1;
-    rule->exact = m->level < 0;
+    rule->exact = m->level < 0 ? exactly(m, s, tolerance) : ICE_NOT_EXACT;
     if (m->level < 0) return 0;
     const int cautious = m->level + caution_of(m, tolerance);
     const int level = finest_for_little(m, cautious < levels ? cautious : levels - 1, levels, options);
-    rule->exact = cost_at(m, level, options) >= m->keys;
+    if (cost_at(m, level, options) >= m->keys) rule->exact = exactly(m, s, tolerance);
     rule->threshold = (float)threshold_at(level);
     rule->log2_mass = (float)log2(mass_scale(m, level));
     rule->max_squared = LONGER * LONGER * m->max_squared;
@@ -268,9 +284,9 @@ static uint8_t learn(const ice_sample *s, const ice_curve *found, int levels, fl
     if (((double)s->count < MIN_ROWS && m->rows < MIN_ROWS) || !(m->norm > 0.0)) return SETTLED;
     const int level = passing_level(m, (double)tolerance);
     if (levels < ICE_GRID && (level < 0 || level + caution_of(m, (double)tolerance) >= levels)) return WHOLE;
-    if (!renew(m, rule, levels, (double)tolerance, s->options)) return SETTLED;
+    if (!renew(m, rule, levels, (double)tolerance, s)) return SETTLED;
     rule->all_cells = 1;
-    rule->exact = 1; /* until enough rows are known that score all cells */
+    rule->exact = exactly(m, s, (double)tolerance); /* until enough rows are known that score all cells */
     return CELLS;
 }
 

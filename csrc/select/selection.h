@@ -26,10 +26,11 @@ typedef struct {
     float max_squared; /* above 0: a row whose query has a larger squared length opens all cells */
     float log2_mass;   /* of what the mass of its means is multiplied by, for lse and captured mass */
     uint8_t all_cells; /* parents are not trusted: all are expanded */
-    uint8_t exact; /* its rows are not written here: the tolerance needs it, or ICE_UNKNOWN: nothing has been measured
-                      yet */
+    uint8_t exact;     /* one of these; but for the first its rows are not written here */
 } ice_rule;
-#define ICE_UNKNOWN 2
+/* ICE_ROUNDED: exact on the numbers that near/far attention multiplies, whose rounding keeps the tolerance.
+ * ICE_UNKNOWN: nothing has been measured yet. */
+enum { ICE_NOT_EXACT, ICE_EXACT, ICE_UNKNOWN, ICE_ROUNDED };
 
 /* What all tiles of a head see. */
 typedef struct {
