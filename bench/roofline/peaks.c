@@ -49,7 +49,7 @@ static double float32_turns(void) {
 
 /* Of numbers that a level-1 cache holds. */
 static double exponential_turns(void) {
-    float x[8 * CHAINS * VF_WIDTH];
+    float x[8 * CHAINS * VF_WIDTH] __attribute__((aligned(64)));
     vf sum[CHAINS];
     for (int i = 0; i < 8 * CHAINS * VF_WIDTH; i++) x[i] = -0.01f * (float)i;
     for (int i = 0; i < CHAINS; i++) sum[i] = vf_zero();
