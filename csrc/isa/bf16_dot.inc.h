@@ -5,11 +5,26 @@
  * packed[(j / 2 * value_dim + t) * 2 + j % 2].  The instruction takes subnormal numbers as 0 and rounds to nearest
  * even. Earned by bench/bench_exact.py: see the bfloat16 rows of bench/README.md against ICECORE_ISA=avx512. */
 
+/* Stores a tile of products as scores, capped. */
+static ALWAYS_INLINE void store_capped(vf product[KEY_TILE][QUERY_VECTORS], float *out, const soft_cap *c,
+                                       const int rows, const int vectors) {
+    vf largest = vf_zero();
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) largest = vf_max(_mm512_abs_ps(product[r][q]), largest);
+    const int near = all_near(vf_mul(largest, largest), c);
+    UNROLL for (int r = 0; r < rows; r++) UNROLL
+        for (int q = 0; q < vectors; q++) {
+            const vf square = vf_mul(product[r][q], product[r][q]);
+            vf_store(out + r * ICE_PANEL + q * VF_WIDTH, near ? capped_near(product[r][q], square, c) : product[r][q]);
+        }
+    if (!near) cap_rows(out, rows, vectors * VF_WIDTH, c);
+}
+
 /* sum over i < length of two products: a pairs at a[r * row_stride + i * step] (in 16-bit units), b pairs of all lanes.
  */
 static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64_t step, const uint16_t *b,
-                                    int64_t length, float *out, float scale, const float *correction, const int rows,
-                                    const int vectors) {
+                                    int64_t length, float *out, float scale, const soft_cap *cap,
+                                    const float *correction, const int rows, const int vectors) {
     vf sum[KEY_TILE][QUERY_VECTORS];
     UNROLL for (int r = 0; r < rows; r++) UNROLL
         for (int q = 0; q < vectors; q++) sum[r][q] = vf_zero();
@@ -25,6 +40,10 @@ static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64
                 sum[r][q] = _mm512_dpbf16_ps(sum[r][q], x, column[q]);
         }
     }
+    if (cap) {
+        store_capped(sum, out, cap, rows, vectors);
+        return;
+    }
     UNROLL for (int r = 0; r < rows; r++) UNROLL
         for (int q = 0; q < vectors; q++) {
             float *target = out + r * ICE_PANEL + q * VF_WIDTH;
@@ -35,31 +54,37 @@ static ALWAYS_INLINE void pair_tile(const uint16_t *a, int64_t row_stride, int64
 }
 
 static ALWAYS_INLINE void pair_column(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step,
-                                      const uint16_t *b, int64_t length, float *out, float scale,
+                                      const uint16_t *b, int64_t length, float *out, float scale, const soft_cap *cap,
                                       const float *correction, const int vectors) {
     int64_t r = 0;
     for (; r + KEY_TILE <= rows; r += KEY_TILE)
-        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, KEY_TILE,
-                  vectors);
+        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, cap, correction,
+                  KEY_TILE, vectors);
     for (; r < rows; r++)
-        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, correction, 1, vectors);
+        pair_tile(a + r * row_stride, row_stride, step, b, length, out + r * ICE_PANEL, scale, cap, correction, 1,
+                  vectors);
 }
 
 static ALWAYS_INLINE void pair_product(const uint16_t *a, int64_t rows, int64_t row_stride, int64_t step,
                                        const uint16_t *b, int64_t length, int lanes, float *out, float scale,
-                                       const float *correction) {
+                                       const soft_cap *cap, const float *correction) {
     int lane = 0;
     for (; lanes - lane > (QUERY_VECTORS - 1) * VF_WIDTH; lane += QUERY_VECTORS * VF_WIDTH)
-        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale,
+        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale, cap,
                     correction ? correction + lane : NULL, QUERY_VECTORS);
     for (; lane < lanes; lane += VF_WIDTH)
-        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale,
+        pair_column(a, rows, row_stride, step, b + 2 * lane, length, out + lane, scale, cap,
                     correction ? correction + lane : NULL, 1);
 }
 
 static void dot_scores(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys,
                        int64_t stride, int64_t count, float *out) {
-    pair_product(keys, count, stride, 2, queries, dim / 2, lanes, out, scale, NULL);
+    pair_product(keys, count, stride, 2, queries, dim / 2, lanes, out, scale, NULL, NULL);
+}
+
+static void dot_capped_scores(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride, int64_t count, float *out,
+                              const soft_cap *cap) {
+    pair_product(keys, count, stride, 2, p->queries, p->dim / 2, p->lanes, out, p->scale, cap, NULL);
 }
 
 /* Two float vectors as bfloat16, lane by lane side by side: the first in the low halves. */
@@ -157,16 +182,17 @@ static void dot_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int6
                              int64_t count, const float *bias) {
     float block[ICE_KEY_BLOCK * ICE_PANEL], correction[ICE_PANEL];
     uint16_t weights[ICE_KEY_BLOCK * ICE_PANEL];
+    const soft_cap cap = soft_cap_of(p->scale, p->cap > 0.0f ? p->cap : 1.0f);
     for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH) vf_store(p->correction + lane, vf_set1(1.0f));
     for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
         const int64_t n = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
-        if (keys) dot_scores(p->queries, p->dim, p->lanes, p->scale, keys + first * stride, stride, n, block);
-        if (keys && p->cap > 0.0f) softcap(block, n, p->lanes, p->cap);
+        if (keys && p->cap > 0.0f) dot_capped_scores(p, keys + first * stride, stride, n, block, &cap);
+        else if (keys) dot_scores(p->queries, p->dim, p->lanes, p->scale, keys + first * stride, stride, n, block);
         if (keys && p->alibi) alibi(block, first, n, p->lanes, p->alibi);
         if (keys && bias) dot_add_bias(block, n, p->lanes, bias + first * ICE_PANEL);
         dot_softmax(keys ? block : bias + first * ICE_PANEL, n, p->lanes, p->maximum, p->sum, correction, weights);
         pair_product(values + first * p->value_dim, p->value_dim, 2, 2 * p->value_dim, weights, (n + 1) / 2, p->lanes,
-                     p->accumulator, 1.0f, correction);
+                     p->accumulator, 1.0f, NULL, correction);
         for (int lane = 0; lane < p->lanes; lane += VF_WIDTH)
             vf_store(p->correction + lane, vf_mul(vf_load(p->correction + lane), vf_load(correction + lane)));
     }

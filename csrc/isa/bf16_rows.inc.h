@@ -7,6 +7,10 @@
 /* How far above the maximum (log2 units) scores may rise before the sums are rescaled: weights stay below 2^LAZY. */
 #define LAZY 16.0f
 
+/* Where the sum of a lane's weights is above this, a score of the run is not more than 34 (log2 units) below the
+ * maximum. */
+#define NEAR 0x1p-32f
+
 /* Rows that go through the keys together. */
 #define MAX_ROWS 32
 
@@ -97,19 +101,33 @@ static float bf16_largest(int64_t count, const float *products, float scale, con
     return vf_reduce_max(largest);
 }
 
-/* As bf16_row_weights; the maximum moves only when a score is far above it. */
+/* Another maximum: what was summed is lowered to it. */
+static ALWAYS_INLINE void bf16_move_maximum(bf16_row *row, ice_state *state, float maximum) {
+    if (state->maximum > -INFINITY) {
+        float power[16];
+        vf_store(power, vf_exp2(vf_set1(state->maximum - maximum)));
+        state->sum *= row->correction = power[0];
+    }
+    state->maximum = maximum;
+}
+
+/* As bf16_row_weights; the maximum moves only when a score is far above it.  rise: by how much the scores of this run
+ * are expected to be above those of the last, with ALiBi: they are tried against a maximum that has risen with them,
+ * which holds if one of them is near it. */
 static ALWAYS_INLINE void bf16_row_softmax(bf16_row *row, int64_t count, const float *products, float scale,
-                                           const float *bias, ice_state *state) {
+                                           const float *bias, ice_state *state, float rise) {
     row->correction = 1.0f;
+    if (rise > 1.0f && state->maximum > -INFINITY) {
+        const float risen = state->maximum + rise;
+        if (!bf16_row_weights(row, count, products, scale, bias, risen) && vm_bits(vf_gt(row->sum, vf_set1(NEAR)))) {
+            bf16_move_maximum(row, state, risen);
+            return;
+        }
+    }
     if (!bf16_row_weights(row, count, products, scale, bias, state->maximum) && state->maximum > -INFINITY) return;
     const float largest = bf16_largest(count, products, scale, bias);
     if (!(largest > state->maximum)) return;
-    if (state->maximum > -INFINITY) {
-        float power[16];
-        vf_store(power, vf_exp2(vf_set1(state->maximum - largest)));
-        state->sum *= row->correction = power[0];
-    }
-    state->maximum = largest;
+    bf16_move_maximum(row, state, largest);
     bf16_row_weights(row, count, products, scale, bias, largest);
 }
 
@@ -120,22 +138,26 @@ typedef struct {
     ice_state *state[MAX_ROWS];
     int lane[MAX_ROWS];
     int rows;
+    soft_cap cap; /* if there is one */
 } bf16_group;
 
 /* Products become scores, capped. */
-static void bf16_cap(float *products, int64_t count, float scale, float cap) {
-    for (int64_t j = 0; j < count; j++) products[j] *= scale;
-    softcap(products, 1, count, cap);
+static void bf16_cap(float *products, int64_t count, const soft_cap *cap) {
+    for (int64_t j = 0; j < count; j += VF_WIDTH) vf_store(products + j, capped(vf_load(products + j), cap));
 }
 
-/* Products become scores, less ALiBi's, of a lane's row with keys `first`.. of the call. */
-static void bf16_alibi(float *products, int64_t count, float scale, const ice_alibi *alibi, int lane, int64_t first) {
-    const vf factor = vf_set1(scale), slope = vf_set1(-alibi->slope[lane]);
-    const vf start = counted_from(alibi->offset[lane] + (float)first);
-    for (int64_t j = 0; j < count; j += VF_WIDTH) {
-        const vf lower = vf_mul(slope, distance(start, vf_set1((float)j), 1));
-        vf_store(products + j, vf_fma(vf_load(products + j), factor, lower));
+/* Products become scores, less ALiBi's, of keys from `offset` on from a row's place; returns by how much the next are
+ * above them. */
+static float bf16_alibi(float *products, int64_t count, float scale, float slope, float offset) {
+    const vf factor = vf_set1(scale), step = vf_set1(VF_WIDTH);
+    const int both_sides = offset + KEYS_AT_ONCE > 0.0f;
+    const vf rise = vf_set1(both_sides ? -slope : slope);
+    vf away = counted_from(offset);
+    for (int64_t j = 0; j < count; j += VF_WIDTH, away = vf_add(away, step)) {
+        const vf far = both_sides ? vf_max(away, vf_sub(vf_zero(), away)) : away;
+        vf_store(products + j, vf_fma(vf_load(products + j), factor, vf_mul(rise, far)));
     }
+    return both_sides ? 0.0f : slope * KEYS_AT_ONCE;
 }
 
 static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, const uint16_t *keys,
@@ -148,16 +170,17 @@ static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, c
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
     if (keys) bf16_products(group->query, rows, all->dim, keys, all->key_stride, count, products);
     for (int r = 0; r < rows; r++) {
-        float scale = all->scale;
+        float scale = all->scale, rise = 0.0f;
         if (keys && all->cap > 0.0f) {
-            bf16_cap(products[r], count, scale, all->cap);
+            bf16_cap(products[r], count, &group->cap);
             scale = 1.0f;
         }
         if (keys && all->alibi) {
-            bf16_alibi(products[r], count, scale, all->alibi, group->lane[r], first);
+            const float *slope = &all->alibi->slope[group->lane[r]], *offset = &all->alibi->offset[group->lane[r]];
+            rise = bf16_alibi(products[r], count, scale, *slope, *offset + (float)first);
             scale = 1.0f;
         }
-        bf16_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, group->bias[r], state[r]);
+        bf16_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, group->bias[r], state[r], rise);
     }
     for (int r = 0; r < rows; r += 4) {
         const bf16_row *last = &row[rows - 1];
@@ -184,6 +207,7 @@ static void bf16_rows_attend(const ice_bf16_rows *all, uint64_t lanes, const uin
     while (lanes) {
         bf16_group group;
         group.rows = 0;
+        if (all->cap > 0.0f) group.cap = soft_cap_of(all->scale, all->cap);
         for (; lanes && group.rows < MAX_ROWS; lanes &= lanes - 1, group.rows++) {
             const int lane = __builtin_ctzll(lanes);
             group.query[group.rows] = keys ? all->queries + lane * all->dim : NULL;

@@ -229,9 +229,8 @@ static ALWAYS_INLINE tile_unit tile_unit_after(tile_unit unit, int lanes) {
 
 /* The products of 32 keys become scores, capped. */
 static __attribute__((noinline)) void tile_cap(float *products, float scale, float cap) {
-    const vf factor = vf_set1(scale), limit = vf_set1(cap), inverse = vf_set1(1.0f / cap);
-    for (int64_t i = 0; i < TILE_PAIRED * TILE; i += TILE)
-        vf_store(products + i, capped(vf_mul(vf_load(products + i), factor), limit, inverse));
+    const soft_cap c = soft_cap_of(scale, cap);
+    for (int64_t i = 0; i < TILE_PAIRED * TILE; i += TILE) vf_store(products + i, capped(vf_load(products + i), &c));
 }
 
 /* The products of 32 keys from the call's key `first` on become scores, less ALiBi's. */

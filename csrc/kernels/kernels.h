@@ -122,8 +122,9 @@ typedef struct {
                        int64_t count, float *scores);
     /* For the rows that `lanes` has a bit for, each with bias + lane * bias_stride:
      * row_scores (keys = NULL: 0), capped, less ALiBi's, plus bias (NULL: 0), row_softmax and row_weighted_sum in one.
-     * The maximum need not be the largest score, but no score is above it by more than 16; weights may be rounded to
-     * bfloat16 for the products.  What becomes of a row does not depend on the others. */
+     * The maximum need not be the largest score, but no score is above it by more than 16; with ALiBi it may be above
+     * all of them by up to 34.  Weights may be rounded to bfloat16 for the products.  What becomes of a row does not
+     * depend on the others. */
     void (*rows_attend)(const ice_bf16_rows *rows, uint64_t lanes, const uint16_t *keys, const uint16_t *values,
                         int64_t count, const float *bias, int64_t bias_stride);
 } ice_bf16_kernels;
