@@ -225,7 +225,7 @@ class KVCache:
         self._sequences = sequences
 
     def attend(self, queries, *, lengths=None, padding_side="right", scale=None, softcap=None, sink_logits=None,
-               return_lse=False, return_info=False, out=None, num_threads=None):
+               alibi_slopes=None, return_lse=False, return_info=False, out=None, num_threads=None):
         """Attention of the newest tokens' queries to all tokens up to their own.
 
         Parameters
@@ -241,6 +241,10 @@ class KVCache:
             Default ``1 / sqrt(dim)``.
         softcap, sink_logits
             As in `attention`; with a tolerance the same in all calls, since earlier ones measure for later ones.
+        alibi_slopes : array_like of float, (H,), optional
+            As in `attention`, of positions in the sequence. Attention is then exact, and all tokens stay as they came (int8 and
+            int4: as bfloat16): O(length) a step. For a cache that attends with slopes alone; near/far attention with ALiBi is
+            `attention`'s.
         return_lse, return_info, out, num_threads
             As in `attention`.
 
@@ -258,14 +262,15 @@ class KVCache:
             As in `attention`.
         ValueError
             As in `attention`; also where queries reach back behind what is sealed (``stats["first_query"]``): what such a query
-            must not see has been mixed into cells. Attend to a chunk before appending the next.
+            must not see has been mixed into cells. Attend to a chunk before appending the next. With alibi_slopes, where a call
+            without them has sealed tokens.
         MemoryError
             The cache holds the tokens it held. Part of a chunk longer than a window may be sealed, as after Ctrl-C: `truncate`
             to its beginning and `append` it again to attend to it once more.
         """
         threads = threads_for_call(num_threads) or 0
         queries = self._checked(queries, "queries", None, self.dim)
-        scores = check_scores(scale, softcap, sink_logits, queries.shape[1], self.dim)
+        scores = check_scores(scale, softcap, sink_logits, queries.shape[1], self.dim, alibi_slopes)
         self._check_heads(queries)
         rows = self._own_rows(lengths, padding_side, queries, "queries")
         batch, heads, count, _ = queries.shape

@@ -5,22 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import bits, native_dtype, native_view
-from icecore._info import info_of, new_errors, new_report, visited_fraction
+from icecore._arrays import NO_MASK, bits, native_dtype, native_view
+from icecore._info import exact_info, info_of, new_errors, new_report, visited_fraction
 
 
 def attend_rows(cache, queries, scores, rows, result, return_lse, return_info, threads):
     """Fill the `rows` of `result` that are each sequence's own; (lse or None, parts for `join_infos` or None)."""
     counts, lengths, heads = [own.stop - own.start for own in rows], [], queries.shape[1]
+    by_distance = scores.alibi_slopes is not None
     for i, (sequence, count) in enumerate(zip(cache._sequences, counts, strict=True)):
         state = sequence.state()
         lengths.append(state["length"])
+        whose = "the cache" if cache.batch is None else f"sequence {i}"
         if heads:
-            _check_queries(count, state, "the cache" if cache.batch is None else f"sequence {i}")
+            _check_queries(count, state, whose)
+        if by_distance and state["sealed"]:
+            raise ValueError(f"alibi_slopes needs all tokens as they came, but {state['sealed']} are sealed in {whose} (by a call "
+                             "without alibi_slopes); expected a cache that attends with them alone")
     packed = 1, heads, sum(counts)  # as the core fills them: of each sequence (heads, own rows), one after another
     lse = np.empty(packed, np.float32) if return_lse else None
-    report = new_report(packed) if return_info else {}
-    errors = new_errors(queries.shape) if return_info and cache.tolerance is not None else {}
+    measured = return_info and not by_distance
+    report = new_report(packed) if measured else {}
+    errors = new_errors(queries.shape) if measured and cache.tolerance is not None else {}
     problem = _native.Problem(dtype=native_dtype(queries.dtype), query=native_view(queries), out=bits(result), lse=lse,
                               threads=threads, **scores.fields())
     options = _native.NearFar(head_tolerance=cache._head_tolerance, head_threshold=cache._head_threshold)
@@ -33,7 +39,15 @@ def attend_rows(cache, queries, scores, rows, result, return_lse, return_info, t
         for to, own, part in zip(unpacked, rows, _unpacked(lse, counts), strict=True):
             to[:, own] = part
         lse = unpacked
+    if by_distance and return_info:
+        return lse, _exact_infos(cache, heads, rows, lengths)
     return lse, _infos(cache, report, errors, rows, lengths) if return_info else None
+
+
+def _exact_infos(cache, heads, rows, lengths):
+    shapes = [(1, heads, own.stop - own.start, cache.dim, length, cache.value_dim) for own, length in zip(rows, lengths, strict=True)]
+    return [((slice(i, i + 1), slice(None), own), exact_info(shape, True, None, 0, NO_MASK))
+            for i, (own, shape) in enumerate(zip(rows, shapes, strict=True))]
 
 
 def _infos(cache, report, errors, rows, lengths):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import DTYPES, assert_exact, assert_same_bits, decode, head_error, inputs, normal
+from helpers import DTYPES, assert_exact, assert_same_bits, decode, encode, head_error, inputs, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +215,106 @@ def test_near_far_needs_room_for_positions():
     array = np.ones((1, 3, 576), np.float32)
     with pytest.raises(ValueError, match="query has a last axis of 576; expected at most 575 with alibi_slopes"):
         icecore.attention(array, array, array, causal=True, k=1, alibi_slopes=[0.5])
+
+
+# ---- Caches ----
+
+
+def attended(cache, query, key, value, chunk, slopes, **options):
+    """(out, lse) of a text whose chunks are appended and attended one after another."""
+    outs, lses = [], []
+    for first in range(0, key.shape[-2], chunk):
+        tokens = np.s_[..., first : first + chunk, :]
+        cache.append(key[tokens], value[tokens])
+        out, lse = cache.attend(query[tokens], alibi_slopes=slopes, return_lse=True, **options)
+        outs.append(out)
+        lses.append(lse)
+    return np.concatenate(outs, axis=-2), np.concatenate(lses, axis=-1)
+
+
+@pytest.mark.parametrize("chunk", [1, 47, 130])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
+def test_a_cache_gives_what_one_call_gives(isa, dtype, chunk):
+    query, key, value = inputs((4, 130, 32), (2, 130, 32), 16)
+    slopes = np.float32([0.0, 0.004, 0.1, 0.5])
+    cache = icecore.KVCache(2, 32, value_dim=16, dtype=dtype, window=16, sinks=2)
+    out, lse = attended(cache, query, key, value, chunk, slopes)
+    expected, expected_lse = reference.attention(*(a[None] for a in (query, key, value)), causal=True, alibi_slopes=slopes)
+    tolerance = {"float32": 1e-5, "float16": 5e-3}.get(dtype, 5e-2)
+    np.testing.assert_allclose(out, expected[0], atol=tolerance)
+    np.testing.assert_allclose(lse, expected_lse[0], atol=tolerance)
+    assert cache.stats["sealed"] == 0
+
+
+def test_a_cache_takes_a_cap_and_sinks_with_slopes(isa):
+    query, key, value = inputs((4, 50, 32), (2, 50, 32), 16)
+    options = {"softcap": 2.0, "sink_logits": np.float32([0.0, 1.0, -np.inf, 3.0])}
+    result = attended(icecore.KVCache(2, 32, value_dim=16), query, key, value, 50, published(4), **options)
+    assert_exact(result, query, key, value, causal=True, alibi_slopes=published(4), **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_positions_in_a_cache_stay_exact_in_long_texts(isa, dtype):
+    tokens, slopes = 1_000_000, np.float32([1.0, 0.01])
+    key, value = (encode(np.zeros((1, tokens, 1), np.float32), dtype) for _ in range(2))
+    value[0, -100:] = encode(np.arange(100, dtype=np.float32)[:, None] % 7, dtype)
+    cache = icecore.KVCache(1, 1, dtype=dtype)
+    cache.append(key, value)
+    query = encode(np.zeros((2, 1, 1), np.float32), dtype)
+    out, lse = cache.attend(query, alibi_slopes=slopes, return_lse=True)
+    weights = np.exp(-np.float64(slopes)[:, None] * np.arange(tokens)[::-1])
+    expected = (weights * decode(value)[0, :, 0]).sum(axis=1) / weights.sum(axis=1)
+    np.testing.assert_allclose(decode(out)[:, 0, 0], expected, rtol=1e-5 if dtype == "float32" else 1e-2)
+    np.testing.assert_allclose(lse[:, 0], np.log(weights.sum(axis=1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["fork", "truncate", "save", "view"])
+def test_copies_of_a_cache_keep_positions(tmp_path, way):
+    query, key, value = inputs((4, 90, 32), (2, 90, 32), 16)
+    cache = icecore.KVCache(2, 32, value_dim=16, window=16)
+    attended(cache, query[:, :80], key[:, :80], value[:, :80], 40, published(4))
+    if way == "fork":
+        cache = cache.fork()
+    elif way == "truncate":
+        cache.append(key[:, :5], value[:, :5])
+        cache.truncate(80)
+    else:
+        cache.save(tmp_path / "cache")
+        cache = icecore.KVCache.load(tmp_path / "cache") if way == "save" else icecore.KVCache.view(tmp_path / "cache")
+    assert cache.evict(60) == 0  # nothing is sealed, and so all stays
+    cache.append(key[:, 80:], value[:, 80:])
+    out = cache.attend(query[:, 80:], alibi_slopes=published(4))
+    whole = icecore.attention(query, key, value, causal=True, alibi_slopes=published(4))
+    np.testing.assert_allclose(out, whole[:, 80:], atol=1e-5)
+
+
+def test_sequences_of_a_batch_have_positions_of_their_own(isa):
+    query, key, value = inputs((2, 4, 50, 32), (2, 2, 50, 32), 16)
+    cache, alone = icecore.KVCache(2, 32, value_dim=16, batch=2), icecore.KVCache(2, 32, value_dim=16)
+    cache.append(key, value, lengths=[50, 20], padding_side="left")
+    alone.append(key[1, :, 30:], value[1, :, 30:])
+    options = {"alibi_slopes": published(4), "return_lse": True, "return_info": True}
+    out, lse, info = cache.attend(query[:, :, 40:], lengths=[10, 3], padding_side="left", **options)
+    own, own_lse, own_info = alone.attend(query[1, :, 47:], **options)
+    assert_same_bits(out[1, :, 7:], own)
+    assert_same_bits(lse[1, :, 7:], own_lse)
+    assert not out[1, :, :7].any()
+    np.testing.assert_array_equal(info.near_keys[1, :, 7:], own_info.near_keys)
+    np.testing.assert_array_equal(own_info.near_keys[0], [18, 19, 20])
+
+
+def test_a_cache_with_sealed_tokens_refuses_slopes():
+    query, key, value = inputs((2, 100, 8), (2, 100, 8), 8)
+    cache = icecore.KVCache(2, 8, window=16, sinks=2)
+    cache.append(key, value)
+    cache.attend(query)
+    with pytest.raises(ValueError, match=r"alibi_slopes needs all tokens as they came, but \d+ are sealed in the cache"):
+        cache.attend(query[:, -1:], alibi_slopes=[0.5, 0.25])
+
+
+def test_a_cache_refuses_bad_slopes():
+    array = np.ones((2, 3, 4), np.float32)
+    cache = icecore.KVCache(2, 4)
+    cache.append(array, array)
+    with pytest.raises(ValueError, match=r"alibi_slopes has shape \(1,\); expected \(2,\), one for each query head"):
+        cache.attend(array, alibi_slopes=[0.5])

@@ -226,7 +226,8 @@ static icecore_status check_call(ice_cache_call *call, icecore_cache *c, const i
     call->position = c->length;
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     call->position = c->length - p->queries;
-    if (call->position < 0 || p->alibi_slopes || !ice_all_positive(options->head_tolerance, p->query_heads) ||
+    if (call->position < 0 || (p->alibi_slopes && ice_cache_max_sealed(c)) ||
+        !ice_all_positive(options->head_tolerance, p->query_heads) ||
         !ice_all_positive(options->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
     for (int64_t h = 0; h < o->heads; h++)
@@ -297,6 +298,14 @@ static icecore_status run(attend_calls *all) {
     return status;
 }
 
+/* With ALiBi: over the open rows, which are all, in the order of their places; nothing is sealed or measured. */
+static icecore_status attend_open(attend_calls *all) {
+    icecore_status status = ICECORE_OK;
+    for (int64_t i = 0; i < all->count && status == ICECORE_OK; i++)
+        status = icecore_attend_exact(&all->call[i].problem);
+    return status;
+}
+
 /* Whose shapes are one request's. */
 static int are_alike(icecore_cache *const *caches, int64_t count) {
     const icecore_cache_options *o = &caches[0]->options;
@@ -330,7 +339,7 @@ icecore_status icecore_cache_attend(icecore_cache *const *caches, int64_t count,
         status = check_call(&all.call[i], caches[i], options ? options : &no_options);
         before += own.count;
     }
-    if (status == ICECORE_OK) status = run(&all);
+    if (status == ICECORE_OK) status = problem->alibi_slopes ? attend_open(&all) : run(&all);
     while (locked > 0) ice_unlock(&caches[--locked]->lock);
     ice_free(all.call);
     return status;

@@ -123,7 +123,8 @@ typedef enum { ICECORE_MASK_NONE = 0, ICECORE_MASK_BOOL, ICECORE_MASK_FLOAT32 } 
  * in visible keys, values or queries propagate as IEEE arithmetic has it. sink_logits: as if each query head had one
  * more key, of that score (neither scaled nor capped) and without a value: it joins the denominator of the softmax, and
  * lse, which is the logarithm of that denominator.  alibi_slopes (ALiBi, arXiv 2108.12409): slope * |p - j| is taken
- * off the capped score of key j with a query at position p; every other path than icecore_attend_exact refuses them. */
+ * off the capped score of key j with a query at position p; every other path than icecore_attend_exact and a cache of
+ * which nothing is sealed refuses them. */
 typedef struct {
     icecore_dtype dtype;     /* of query and out */
     icecore_dtype key_dtype; /* of key and value */
@@ -134,7 +135,7 @@ typedef struct {
     float scale;
     float softcap;             /* 0: none; else from 1e-30 to 1e30 */
     const float *sink_logits;  /* NULL, or query_heads: of magnitudes up to 1e30, or -inf for none */
-    const float *alibi_slopes; /* NULL, or query_heads: from 0 to 1e6; of exact attention alone */
+    const float *alibi_slopes; /* NULL, or query_heads: from 0 to 1e6; of exact attention and of caches */
     int causal;
     int64_t window_left, window_right; /* -1: not bounded on this side */
     int64_t sinks;                     /* first keys, visible in spite of the window (causality still holds) */
@@ -542,9 +543,10 @@ typedef struct {
 /* Attends the queries of the last tokens of `count` caches, each as if it were alone, in one go for all threads; entry
  * i of `problem` is for caches[i], of heads and widths as the others'.  rows: NULL, `queries` rows of each, or rows[i]
  * of entry i: of so many tokens, none included.  Of `problem` count: dtype, query_heads, queries, query, out, lse,
- * scale, softcap, sink_logits, threads; of `options`, or NULL: head_tolerance, head_threshold; of `report`, or NULL:
- * all but seconds.  Arrays of lse and `report` hold each cache's own rows, query_heads x rows, one cache after another
- * without gaps.  A cache must not stand twice, and calls at the same time name caches that they share in one order.
+ * scale, softcap, sink_logits, alibi_slopes, threads; of `options`, or NULL: head_tolerance, head_threshold; of
+ * `report`, or NULL: all but seconds.  Arrays of lse and `report` hold each cache's own rows, query_heads x rows, one
+ * cache after another without gaps.  A cache must not stand twice, and calls at the same time name caches that they
+ * share in one order.
  *
  * By tolerance, queries of earlier calls (and of append) are measured when blocks are sealed; until eight tokens'
  * queries are known a query opens all. A call of at most 256 queries opens as well every cell of which one key is
@@ -552,8 +554,9 @@ typedef struct {
  * that a fact hangs on.  Expected: the largest, over cosines c, of exp(-dim c^2 / 2), about how often a direction at
  * random has it, times min(1, exp(mean score + c scale |q / metric| radius) / mass).
  * What was measured is kept by fork, write and map; with another number of query heads it is forgotten.
- * ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state: what it must not see is sealed
- * already. */
+ * With alibi_slopes attention is exact, whatever the cache's tolerance: nothing is sealed, no query is kept, and of
+ * `report` nothing is filled. ICECORE_ERROR_VALUE when a query stands before first_query of icecore_cache_get_state:
+ * what it must not see is sealed already; and with alibi_slopes where anything is. */
 icecore_status icecore_cache_attend(icecore_cache *const *caches, int64_t count, const icecore_rows *rows,
                                     const icecore_attention *problem, const icecore_near_far *options,
                                     const icecore_report *report);
