@@ -20,8 +20,8 @@ def attend_rows(cache, queries, scores, rows, result, return_lse, return_info, t
         if heads:
             _check_queries(count, state, whose)
         if by_distance and state["sealed"]:
-            raise ValueError(f"alibi_slopes needs all tokens as they came, but {state['sealed']} are sealed in {whose} (by a call "
-                             "without alibi_slopes); expected a cache that attends with them alone")
+            raise ValueError(f"alibi_slopes needs all tokens as they came, but {state['sealed']} are sealed in {whose}, by "
+                             "a call without alibi_slopes; expected a cache that attends with them alone")
     packed = 1, heads, sum(counts)  # as the core fills them: of each sequence (heads, own rows), one after another
     lse = np.empty(packed, np.float32) if return_lse else None
     measured = return_info and not by_distance
@@ -45,9 +45,11 @@ def attend_rows(cache, queries, scores, rows, result, return_lse, return_info, t
 
 
 def _exact_infos(cache, heads, rows, lengths):
-    shapes = [(1, heads, own.stop - own.start, cache.dim, length, cache.value_dim) for own, length in zip(rows, lengths, strict=True)]
-    return [((slice(i, i + 1), slice(None), own), exact_info(shape, True, None, 0, NO_MASK))
-            for i, (own, shape) in enumerate(zip(rows, shapes, strict=True))]
+    infos = []
+    for i, (own, length) in enumerate(zip(rows, lengths, strict=True)):
+        shape = 1, heads, own.stop - own.start, cache.dim, length, cache.value_dim
+        infos.append(((slice(i, i + 1), slice(None), own), exact_info(shape, True, None, 0, NO_MASK)))
+    return infos
 
 
 def _infos(cache, report, errors, rows, lengths):

@@ -5,14 +5,13 @@ import pytest
 from helpers import DTYPES, assert_exact, assert_same_bits, decode, encode, head_error, inputs, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from score_options import assert_equals_the_oracle, attended_in_chunks, draw_problem
 
 import icecore
 from icecore import reference
 from icecore._arrays import check_problem, check_scores
 from icecore._call import Call
 from icecore._settings import Settings
-
-LENGTHS = [1, 2, 8, 9, 47, 49, 130]
 
 
 def published(heads):
@@ -23,33 +22,20 @@ def published(heads):
 @st.composite
 def problems(draw):
     """(query, key, value, options)."""
-    queries, keys = draw(st.sampled_from(LENGTHS)), draw(st.sampled_from([0, *LENGTHS, 300, 700]))
-    key_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    dtype, seed, dim = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2**32)), draw(st.sampled_from([3, 32, 64]))
-    batch = draw(st.integers(1, 2))
-    query, key, value = inputs((batch, key_heads * group, queries, dim), (batch, key_heads, keys, dim), 16, dtype, seed)
+    query, key, value, options = draw_problem(draw, more_keys=[700], windows=[st.just((30, 5))])
+    heads = query.shape[1]
     slopes = st.sampled_from([0.0, 1e-9, 2.0**-8, 0.1, 0.5, 3.0])
-    options = {
-        "alibi_slopes": np.float32([draw(slopes) for _ in range(key_heads * group)]),
+    return query, key, value, options | {
+        "alibi_slopes": np.float32([draw(slopes) for _ in range(heads)]),
         "softcap": draw(st.none() | st.sampled_from([0.5, 50.0])),
-        "sink_logits": draw(st.none() | st.just(np.arange(key_heads * group) - 1.0)),
-        "causal": draw(st.booleans()),
-        "window": draw(st.none() | st.integers(0, 80) | st.just((30, 5))),
-        "sinks": draw(st.integers(0, 5)),
+        "sink_logits": draw(st.none() | st.just(np.arange(heads) - 1.0)),
     }
-    if draw(st.booleans()):
-        options["attn_mask"] = normal(seed, queries, keys) > -0.5
-    elif draw(st.booleans()):
-        options["attn_mask"] = np.where(normal(seed, queries, keys) > 1, np.float32(-np.inf), normal(seed + 1, queries, keys))
-    return query, key, value, options
 
 
 @settings(max_examples=60)
 @given(problems())
 def test_equals_the_float64_oracle(isa, problem):
-    query, key, value, options = problem
-    result = icecore.attention(query, key, value, return_lse=True, **options)
-    assert_exact(result, query, key, value, **options)
+    assert_equals_the_oracle(*problem)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -220,25 +206,13 @@ def test_near_far_needs_room_for_positions():
 # ---- Caches ----
 
 
-def attended(cache, query, key, value, chunk, slopes, **options):
-    """(out, lse) of a text whose chunks are appended and attended one after another."""
-    outs, lses = [], []
-    for first in range(0, key.shape[-2], chunk):
-        tokens = np.s_[..., first : first + chunk, :]
-        cache.append(key[tokens], value[tokens])
-        out, lse = cache.attend(query[tokens], alibi_slopes=slopes, return_lse=True, **options)
-        outs.append(out)
-        lses.append(lse)
-    return np.concatenate(outs, axis=-2), np.concatenate(lses, axis=-1)
-
-
 @pytest.mark.parametrize("chunk", [1, 47, 130])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_a_cache_gives_what_one_call_gives(isa, dtype, chunk):
     query, key, value = inputs((4, 130, 32), (2, 130, 32), 16)
     slopes = np.float32([0.0, 0.004, 0.1, 0.5])
     cache = icecore.KVCache(2, 32, value_dim=16, dtype=dtype, window=16, sinks=2)
-    out, lse = attended(cache, query, key, value, chunk, slopes)
+    out, lse = attended_in_chunks(cache, query, key, value, chunk, alibi_slopes=slopes)
     expected, expected_lse = reference.attention(*(a[None] for a in (query, key, value)), causal=True, alibi_slopes=slopes)
     tolerance = {"float32": 1e-5, "float16": 5e-3}.get(dtype, 5e-2)
     np.testing.assert_allclose(out, expected[0], atol=tolerance)
@@ -248,9 +222,9 @@ def test_a_cache_gives_what_one_call_gives(isa, dtype, chunk):
 
 def test_a_cache_takes_a_cap_and_sinks_with_slopes(isa):
     query, key, value = inputs((4, 50, 32), (2, 50, 32), 16)
-    options = {"softcap": 2.0, "sink_logits": np.float32([0.0, 1.0, -np.inf, 3.0])}
-    result = attended(icecore.KVCache(2, 32, value_dim=16), query, key, value, 50, published(4), **options)
-    assert_exact(result, query, key, value, causal=True, alibi_slopes=published(4), **options)
+    options = {"alibi_slopes": published(4), "softcap": 2.0, "sink_logits": np.float32([0.0, 1.0, -np.inf, 3.0])}
+    result = attended_in_chunks(icecore.KVCache(2, 32, value_dim=16), query, key, value, 50, **options)
+    assert_exact(result, query, key, value, causal=True, **options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -272,7 +246,7 @@ def test_positions_in_a_cache_stay_exact_in_long_texts(isa, dtype):
 def test_copies_of_a_cache_keep_positions(tmp_path, way):
     query, key, value = inputs((4, 90, 32), (2, 90, 32), 16)
     cache = icecore.KVCache(2, 32, value_dim=16, window=16)
-    attended(cache, query[:, :80], key[:, :80], value[:, :80], 40, published(4))
+    attended_in_chunks(cache, query[:, :80], key[:, :80], value[:, :80], 40, alibi_slopes=published(4))
     if way == "fork":
         cache = cache.fork()
     elif way == "truncate":

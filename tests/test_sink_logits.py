@@ -2,43 +2,34 @@
 
 import numpy as np
 import pytest
-from helpers import DTYPES, assert_exact, assert_same_bits, decode, inputs, normal
+from helpers import DTYPES, assert_exact, assert_same_bits, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from score_options import assert_equals_the_oracle, assert_listed_keys_equal_the_oracle, attended_in_chunks, draw_problem
 
 import icecore
 from icecore import reference
 
-LENGTHS = [1, 2, 8, 9, 47, 49, 130]
 logits = st.one_of(st.sampled_from([-np.inf, -1e30, -50.0, 0.0, 30.0, 1e30]), st.floats(-5, 10, width=32))
+
+
+@st.composite
+def sinks_of(draw, heads):
+    return {"sink_logits": np.float32([draw(logits) for _ in range(heads)])}
 
 
 @st.composite
 def problems(draw):
     """(query, key, value, options)."""
-    queries, keys = draw(st.sampled_from(LENGTHS)), draw(st.sampled_from([0, *LENGTHS, 300]))
-    key_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    dtype, seed, dim = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2**32)), draw(st.sampled_from([3, 32, 64]))
-    batch = draw(st.integers(1, 2))
-    query, key, value = inputs((batch, key_heads * group, queries, dim), (batch, key_heads, keys, dim), 16, dtype, seed)
-    options = {
-        "sink_logits": np.float32([draw(logits) for _ in range(key_heads * group)]),
-        "softcap": draw(st.none() | st.sampled_from([0.5, 50.0])),
-        "causal": draw(st.booleans()),
-        "window": draw(st.none() | st.integers(0, 80)),
-        "sinks": draw(st.integers(0, 5)),
-    }
-    if draw(st.booleans()):
-        options["attn_mask"] = normal(seed, queries, keys) > 0
-    return query, key, value, options
+    query, key, value, options = draw_problem(draw)
+    options |= draw(sinks_of(query.shape[1]))
+    return query, key, value, options | {"softcap": draw(st.none() | st.sampled_from([0.5, 50.0]))}
 
 
 @settings(max_examples=60)
 @given(problems())
 def test_equals_the_float64_oracle(isa, problem):
-    query, key, value, options = problem
-    result = icecore.attention(query, key, value, return_lse=True, **options)
-    assert_exact(result, query, key, value, **options)
+    assert_equals_the_oracle(*problem)
 
 
 def test_it_is_attention_with_one_more_key_of_value_0(isa):
@@ -80,16 +71,7 @@ def test_of_merged_parts_one_has_the_sinks():
 @settings(max_examples=30)
 @given(st.data())
 def test_listed_keys_equal_the_oracle(isa, data):
-    dtype, seed = data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(0, 2**32))
-    heads, key_heads = data.draw(st.sampled_from([(2, 2), (4, 2), (12, 1)]))
-    query, key, value = inputs((heads, 9, 32), (key_heads, 200, 32), 16, dtype, seed)
-    indices = np.random.default_rng(seed).integers(-1, 200, (heads, 9, data.draw(st.sampled_from([0, 3, 150]))))
-    options = {"sink_logits": np.float32([data.draw(logits) for _ in range(heads)]), "causal": data.draw(st.booleans())}
-    out, lse = icecore.attend_indices(query, key, value, indices, return_lse=True, **options)
-    expected, expected_lse = reference.attend_indices(*(decode(a)[None] for a in (query, key, value)), indices[None], **options)
-    tolerance = {"float32": 1e-5, "float16": 2e-3}.get(query.dtype.name, 3e-2)
-    np.testing.assert_allclose(decode(out), expected[0], atol=tolerance)
-    np.testing.assert_allclose(lse, expected_lse[0], atol=2e-5, rtol=1e-6)
+    assert_listed_keys_equal_the_oracle(data.draw, sinks_of)
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0}])
@@ -98,17 +80,11 @@ def test_a_cache_gives_what_one_call_gives(isa, dtype, options):
     query, key, value = inputs((4, 300, 32), (2, 300, 32), 16)
     options = options | {"sink_logits": np.float32([2.0, -np.inf, 7.0, 0.0])}
     cache = icecore.KVCache(2, 32, value_dim=16, dtype=dtype, k=300, window=20, sinks=2)
-    parts, lses = [], []
-    for first in range(0, 300, 15):
-        tokens = slice(first, first + 15)
-        cache.append(key[:, tokens], value[:, tokens])
-        out, lse = cache.attend(query[:, tokens], return_lse=True, **options)
-        parts.append(out)
-        lses.append(lse)
+    out, lse = attended_in_chunks(cache, query, key, value, 15, **options)
     expected, expected_lse = reference.attention(*(a[None] for a in (query, key, value)), causal=True, **options)
     tolerance = 1e-5 if dtype == "float32" else 5e-2
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected[0], atol=tolerance)
-    np.testing.assert_allclose(np.concatenate(lses, axis=1), expected_lse[0], atol=10 * tolerance)
+    np.testing.assert_allclose(out, expected[0], atol=tolerance)
+    np.testing.assert_allclose(lse, expected_lse[0], atol=10 * tolerance)
 
 
 def test_a_nan_stays_with_its_row(isa):
