@@ -100,8 +100,8 @@ def attend_arkvale(Problem problem not None, int64_t near_keys, int64_t page, in
     check(status)
 
 
-def attend_retroinfer(Problem problem not None, int64_t segment, int64_t sinks, int64_t local, double retrieval,
-                      double estimation, uint64_t seed, int32_t[:, :, ::1] near_count):
+def attend_retroinfer(Problem problem not None, double retrieval, double estimation, int64_t segment, int64_t sinks,
+                      int64_t local, uint64_t seed, int32_t[:, :, ::1] near_count):
     cdef icecore_retroinfer options
     options.segment, options.sinks, options.local = segment, sinks, local
     options.retrieval, options.estimation, options.seed = retrieval, estimation, seed

@@ -43,7 +43,7 @@ KERNEL_BODY_ROOMS = {"kernels", "isa"}
 EVERYBODYS = {"icecore._files"}
 
 #: Where float64 input goes to the oracles; nothing else that is shipped leans on them.
-FLOAT64_DOORS = {"icecore/_call.py", "icecore/_attend_indices.py", "icecore/_indexer.py", "icecore/selectors.py"}
+FLOAT64_DOORS = {"icecore/_call.py", "icecore/_attend_indices.py", "icecore/_indexer.py", "icecore/selectors/selector.py"}
 
 #: Packages that icecore depends on; every other one is optional and imported where it is used.
 REQUIRED = {"numpy", "scipy"}

@@ -8,12 +8,7 @@ import icecore
 from icecore import nn, selectors
 
 #: Method -> the selector that it is.
-SELECTORS = {
-    each.name: each
-    for each in (selectors.TopK, selectors.PDCI, selectors.Pages, selectors.MInference, selectors.BlockSparse, selectors.SparQ,
-                 selectors.MagicPIG, selectors.XAttention, selectors.VAttention, selectors.Zeta, selectors.ArkVale,
-                 selectors.RetroInfer)
-}
+SELECTORS = {each.name: each for each in (getattr(selectors, name) for name in selectors.__all__)}
 #: First tokens that every causal method sees.
 SINKS = 16
 #: Method -> its options where none are given. near_far takes k in place of tolerance.
