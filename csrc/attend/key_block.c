@@ -65,7 +65,7 @@ void ice_key_block_add(ice_tile *tile, const ice_run *run) {
     ice_run rest = *run;
     ice_tile_begin_panel(tile);
     while (rest.count > 0) {
-        const int64_t room = ICE_KEY_BLOCK - tile->pending.count, now = rest.count < room ? rest.count : room;
+        const int64_t room = ICE_KEY_BLOCK - tile->pending.count, now = ice_min(rest.count, room);
         put(tile, &rest, now);
         if (tile->pending.count == ICE_KEY_BLOCK) ice_tile_flush(tile);
         rest.keys = row_behind(rest.keys, rest.dtype, now, dim);

@@ -10,15 +10,12 @@ static void find_seen_by_all(const ice_tile *tile, int64_t *begin, int64_t *end)
     *begin = tile->visible[0].begin;
     *end = tile->visible[0].end;
     for (int lane = 1; lane < tile->lanes; lane++) {
-        if (tile->visible[lane].begin > *begin) *begin = tile->visible[lane].begin;
-        if (tile->visible[lane].end < *end) *end = tile->visible[lane].end;
+        *begin = ice_max(*begin, tile->visible[lane].begin);
+        *end = ice_min(*end, tile->visible[lane].end);
     }
 }
 
-static int64_t clipped(int64_t place, int64_t count) {
-    if (place < 0) return 0;
-    return place < count ? place : count;
-}
+static int64_t clipped(int64_t place, int64_t count) { return ice_max(0, ice_min(place, count)); }
 
 /* What hides of keys first .. first + count - 1 those that a row may not see and those outside [from, to), and what a
  * mask adds to their scores: the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden from
@@ -31,8 +28,8 @@ static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, int6
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         /* relative to the block and clipped to it, so that floats hold them exactly */
         const ice_visible *row = &tile->visible[lane];
-        int64_t low = (row->begin > from ? row->begin : from) - first, high = (row->end < to ? row->end : to) - first;
-        const int64_t sink_end = row->sink_end < to ? row->sink_end : to, sink_high = (from > 0 ? 0 : sink_end) - first;
+        int64_t low = (ice_max(row->begin, from)) - first, high = (ice_min(row->end, to)) - first;
+        const int64_t sink_end = ice_min(row->sink_end, to), sink_high = (from > 0 ? 0 : sink_end) - first;
         /* a begin that only says "after the sinks" hides nothing by itself */
         lower[lane] = (float)clipped(low, count);
         upper[lane] = (float)clipped(high, count);
@@ -53,9 +50,8 @@ static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, int6
     return tile->bias;
 }
 
-/* Rows `first`.. as float32: where they lie, or widened into `buffer`. */
-static const float *float_rows(ice_tile *tile, const icecore_attention *p, const icecore_tensor *tensor, int64_t width,
-                               int64_t first, int64_t count, float *buffer, int64_t *stride) {
+const float *ice_float_rows(const ice_tile *tile, const icecore_attention *p, const icecore_tensor *tensor,
+                            int64_t width, int64_t first, int64_t count, float *buffer, int64_t *stride) {
     if (p->key_dtype == ICECORE_FLOAT32) {
         *stride = tensor->row_stride;
         return ice_address(tensor, p->key_dtype, tile->batch, tile->key_head, first);
@@ -83,9 +79,9 @@ static void find_weights(ice_tile *tile, const float *keys, int64_t stride, int6
 static void attend_in_float32(ice_tile *tile, const icecore_attention *p, int64_t first, int64_t count,
                               const float *bias, int hidden) {
     int64_t key_stride, value_stride;
-    const float *keys = float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &key_stride);
+    const float *keys = ice_float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &key_stride);
     find_weights(tile, keys, key_stride, count, bias, ice_tile_alibi_from(tile, first));
-    const float *values = float_rows(tile, p, &p->value, p->value_dim, first, count, tile->values, &value_stride);
+    const float *values = ice_float_rows(tile, p, &p->value, p->value_dim, first, count, tile->values, &value_stride);
     ice_numbers rows = {ICECORE_FLOAT32, values, value_stride, count, p->value_dim};
     const int cleaned = ice_clean(&rows, hidden, tile->values);
     tile->kernels->weighted_sum(tile->scores, count, tile->lanes, rows.data, rows.stride, p->value_dim,
@@ -161,22 +157,18 @@ static void attend_block(ice_tile *tile, const icecore_attention *source, int64_
  * `end` if need be, and keys that all rows see need no blocks. */
 static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, int64_t seen_begin, int64_t seen_end) {
     const int64_t keys = tile->problem->keys, block = first + ICE_KEY_BLOCK;
-    if (!tile->packed) return block < end ? block : end;
-    if (seen_end > first + MAX_STRETCH) seen_end = first + MAX_STRETCH;
+    if (!tile->packed) return ice_min(block, end);
+    seen_end = ice_min(seen_end, first + MAX_STRETCH);
     if (tile->problem->mask_kind == ICECORE_MASK_NONE && first >= seen_begin && seen_end > block)
         return seen_end < keys ? seen_end - (seen_end - first) % ICE_PACKED : keys;
-    int64_t last = first + (end - first + ICE_PACKED - 1) / ICE_PACKED * ICE_PACKED;
-    if (last > block) last = block;
-    return last < keys ? last : keys;
+    return ice_min(ice_min(first + (end - first + ICE_PACKED - 1) / ICE_PACKED * ICE_PACKED, block), keys);
 }
 
 void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t from, int64_t to) {
     int64_t seen_begin, seen_end, first = tile->packed ? from - from % ICE_PACKED : from;
     find_seen_by_all(tile, &seen_begin, &seen_end);
-    if (seen_begin < from) seen_begin = from;
-    if (seen_end > to) seen_end = to;
     while (first < to && !ice_interrupted()) {
-        const int64_t end = end_of_stretch(tile, first, to, seen_begin, seen_end);
+        const int64_t end = end_of_stretch(tile, first, to, ice_max(seen_begin, from), ice_min(seen_end, to));
         if (end - first > ICE_KEY_BLOCK) attend_in_bf16(tile, source, first, end - first, NULL, 0);
         else attend_block(tile, source, first, end - first, from, to);
         first = end;

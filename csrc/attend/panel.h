@@ -12,6 +12,10 @@ void ice_panel_attend_gathered(ice_tile *tile, const void *const *keys, const vo
  * ICE_PANEL, added to the scores (log2 units; -inf hides); NULL: 0.  keys NULL: the bias is the scores, and is lost. */
 void ice_panel_attend_rows(ice_tile *tile, const void *keys, const void *values, int64_t count, float *bias);
 
+/* Rows `first`.. of a tensor of `source` as float32: where they lie, or widened into `buffer`. */
+const float *ice_float_rows(const ice_tile *tile, const icecore_attention *source, const icecore_tensor *tensor,
+                            int64_t width, int64_t first, int64_t count, float *buffer, int64_t *stride);
+
 /* What is added to scores to hide a key from all lanes but these: 0 there, -inf elsewhere. */
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
 

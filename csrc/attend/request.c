@@ -1,8 +1,5 @@
 #include "attend/request.h"
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* So that these numbers in log2 units, and their inverses, are normal ones. */
 #define MIN_SCORE 1e-30f
 #define MAX_SCORE 1e30f
@@ -62,20 +59,20 @@ icecore_attention ice_heads_of(const icecore_attention *p, int64_t batch, int64_
 }
 
 ice_visible ice_visible_at(const icecore_attention *p, int64_t batch, int64_t query, int64_t position) {
-    int64_t first = 0, end = p->causal ? larger(0, position + 1) : p->keys;
+    int64_t first = 0, end = p->causal ? ice_max(0, position + 1) : p->keys;
     if (p->ranges) {
         const int64_t *range = p->ranges + batch * p->range_batch_stride + query * p->range_row_stride;
-        first = larger(0, range[0]);
-        end = smaller(end, range[1]);
+        first = ice_max(0, range[0]);
+        end = ice_min(end, range[1]);
         if (end <= first) return (ice_visible){0};
     }
     if (!ice_has_window(p)) return (ice_visible){.begin = first, .end = end};
     /* clipped first, so that a huge window cannot overflow */
-    const int64_t most = p->keys + p->queries, sink_end = smaller(p->sinks, end);
-    int64_t begin = larger(sink_end, first);
-    if (p->window_left >= 0) begin = larger(begin, position - smaller(p->window_left, most) + 1);
-    if (p->window_right >= 0) end = smaller(end, larger(0, position + smaller(p->window_right, most)));
-    ice_visible seen = {.begin = begin, .end = larger(begin, end)};
+    const int64_t most = p->keys + p->queries, sink_end = ice_min(p->sinks, end);
+    int64_t begin = ice_max(sink_end, first);
+    if (p->window_left >= 0) begin = ice_max(begin, position - ice_min(p->window_left, most) + 1);
+    if (p->window_right >= 0) end = ice_min(end, ice_max(0, position + ice_min(p->window_right, most)));
+    ice_visible seen = {.begin = begin, .end = ice_max(begin, end)};
     if (first < sink_end) seen.sink_begin = first, seen.sink_end = sink_end;
     return seen;
 }

@@ -41,7 +41,7 @@ static void attend_in_float32(ice_tile *tile, const ice_run *run, const float *b
     const ice_kernels *kernels = tile->kernels;
     const int64_t size = (int64_t)ice_element_size(run->dtype);
     for (int64_t first = 0; first < run->count; first += ICE_KEY_BLOCK) {
-        const int64_t count = run->count - first < ICE_KEY_BLOCK ? run->count - first : ICE_KEY_BLOCK;
+        const int64_t count = ice_min(run->count - first, ICE_KEY_BLOCK);
         const char *keys = (const char *)run->keys + first * run->key_stride * size;
         const ice_numbers values = {run->dtype, (const char *)run->values + first * run->value_stride * size,
                                     run->value_stride, count, p->value_dim};
@@ -116,9 +116,8 @@ static void attend_part(ice_tile *tile, const icecore_attention *source, uint64_
 /* Of a block, what one row sees: all rows that see all of it go together, others by themselves. */
 static int sees_all(ice_tile *tile, const icecore_attention *source, int lane, int64_t block, int64_t end) {
     const ice_visible *row = &tile->visible[lane];
-    const int64_t sink_begin = row->sink_begin > block ? row->sink_begin : block,
-                  sink_end = row->sink_end < end ? row->sink_end : end;
-    const int64_t low = row->begin > block ? row->begin : block, high = row->end < end ? row->end : end;
+    const int64_t sink_begin = ice_max(row->sink_begin, block), sink_end = ice_min(row->sink_end, end);
+    const int64_t low = ice_max(row->begin, block), high = ice_min(row->end, end);
     if (low == block && high == end) return 1;
     if (sink_begin < sink_end) attend_part(tile, source, (uint64_t)1 << lane, sink_begin, sink_end);
     if (low < high) attend_part(tile, source, (uint64_t)1 << lane, low, high);

@@ -86,13 +86,13 @@ ice_visible ice_tile_visible(const ice_tile *tile) {
     ice_visible all = {0};
     for (int lane = 0; lane < tile->lanes; lane++) {
         const ice_visible *row = &tile->visible[lane];
-        if (row->sink_end > all.sink_end) all.sink_end = row->sink_end;
+        all.sink_end = ice_max(all.sink_end, row->sink_end);
         if (row->begin >= row->end) continue;
         if (all.begin == all.end || row->begin < all.begin) all.begin = row->begin;
-        if (row->end > all.end) all.end = row->end;
+        all.end = ice_max(all.end, row->end);
     }
-    if (all.begin < all.sink_end) all.begin = all.sink_end;
-    if (all.end < all.begin) all.end = all.begin;
+    all.begin = ice_max(all.begin, all.sink_end);
+    all.end = ice_max(all.end, all.begin);
     return all;
 }
 

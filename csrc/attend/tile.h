@@ -106,18 +106,6 @@ typedef struct {
     int unchecked;     /* may hold NaN or inf and rows that must not see them */
 } ice_run;
 
-/* Rows without gaps. */
-static inline ice_run ice_run_of(const ice_tile *tile, icecore_dtype dtype, const void *keys, const void *values,
-                                 int64_t count, uint64_t lanes) {
-    return (ice_run){.lanes = lanes,
-                     .dtype = dtype,
-                     .keys = keys,
-                     .values = values,
-                     .key_stride = ice_row_stride(dtype, tile->problem->dim),
-                     .value_stride = ice_row_stride(dtype, tile->problem->value_dim),
-                     .count = count};
-}
-
 /* Keys first .. end - 1 of `source` (see ice_tile_attend_keys). */
 static inline ice_run ice_run_of_keys(const ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end,
                                       uint64_t lanes) {

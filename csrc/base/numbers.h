@@ -1,9 +1,12 @@
-/* Checks of numbers that callers give. */
+/* The smaller and the larger of two numbers, and checks of numbers that callers give. */
 #ifndef ICE_NUMBERS_H
 #define ICE_NUMBERS_H
 
 #include <math.h>
 #include <stdint.h>
+
+static inline int64_t ice_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ice_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Whether all are finite and above 0; NULL: there are none. */
 static inline int ice_all_positive(const float *numbers, int64_t count) {

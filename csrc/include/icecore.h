@@ -365,7 +365,7 @@ icecore_status icecore_attend_vattention(const icecore_attention *problem, const
  * arXiv 2406.10774): a query attends exactly to the pages with the largest bounds until they hold near_keys, equal
  * bounds together, and to the page that it sees a part of; the rest is dropped.  Pages that hold a NaN are attended to.
  * near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, ranges,
- * masks and near_keys below 1.  The same bits for any number of threads. */
+ * masks, near_keys below 1 and more than INT32_MAX keys.  The same bits for any number of threads. */
 icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count);
 
 /* ArkVale (NeurIPS 2024): as icecore_attend_pages, by pages of `page` keys and smaller boxes, which have the same

@@ -77,8 +77,7 @@ static void attend_runs(ice_tile *tile, const gather_block *b) {
             ice_tile_attend_keys(tile, b->problem, first, end);
             first = next;
         }
-        end = next_end < b->end ? next_end : b->end;
-        if (end < first) end = first;
+        end = ice_max(first, ice_min(next_end, b->end));
     }
     ice_tile_attend_keys(tile, b->problem, first, end);
 }
@@ -91,10 +90,10 @@ static void attend_task(void *context, int64_t index, void *scratch) {
                   chunks = (units + call->chunk - 1) / call->chunk;
     /* head after head, so that all threads gather from the same keys */
     const int64_t head = index / chunks, first = index % chunks * call->chunk;
-    const int64_t last = first + call->chunk < units ? first + call->chunk : units;
+    const int64_t last = ice_min(first + call->chunk, units);
     for (int64_t unit = first; unit < last; unit++) {
         const int64_t query = unit / call->lots, member = unit % call->lots * call->unit_rows;
-        const int64_t rows = group - member < call->unit_rows ? group - member : call->unit_rows;
+        const int64_t rows = ice_min(group - member, call->unit_rows);
         gather_block block;
         block.problem = p, block.indices = call->indices;
         block.batch = head / p->key_heads, block.key_head = head % p->key_heads;
@@ -124,12 +123,11 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
     }
     gather_call call = {.problem = problem, .indices = indices, .kernels = ice_active_kernels()};
     const int64_t heads = problem->batch * problem->key_heads, group = ice_group(problem);
-    call.unit_rows = group < ICE_PANEL ? group : ICE_PANEL;
+    call.unit_rows = ice_min(group, ICE_PANEL);
     if (indices->member_stride) call.unit_rows = 1;
     call.lots = (group + call.unit_rows - 1) / call.unit_rows;
     const int64_t units = problem->queries * call.lots, by_tasks = heads * units / WANTED_TASKS;
-    call.chunk = by_tasks < MAX_UNITS ? by_tasks : MAX_UNITS;
-    if (call.chunk < 1) call.chunk = 1;
+    call.chunk = ice_max(1, ice_min(by_tasks, MAX_UNITS));
     return ice_parallel_for(heads * ((units + call.chunk - 1) / call.chunk), problem->threads, ice_tile_bytes(problem),
                             attend_task, &call);
 }

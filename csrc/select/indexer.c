@@ -6,7 +6,7 @@
  * each query keeps its largest. */
 #include <string.h>
 
-#include "attend/tile.h"
+#include "attend/panel.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -38,14 +38,8 @@ static void score_block(const ice_tile *tile, int64_t first, int64_t count) {
                               tile->scores);
         return;
     }
-    int64_t stride = p->key.row_stride;
-    if (p->key_dtype != ICECORE_FLOAT32) {
-        for (int64_t j = 0; j < count; j++)
-            kernels->to_float32(p->key_dtype, ice_address(&p->key, p->key_dtype, tile->batch, 0, first + j),
-                                tile->keys + j * p->dim, p->dim);
-        keys = tile->keys;
-        stride = p->dim;
-    }
+    int64_t stride;
+    keys = ice_float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &stride);
     kernels->scores(tile->queries, p->dim, tile->lanes, keys, stride, count, tile->scores);
 }
 
@@ -60,7 +54,7 @@ static void add_heads(const indexer_call *call, int64_t row, int64_t member, int
     ice_tile_begin(&tile, &call->heads, call->kernels, batch, 0, query * x->heads + member, x->heads - member, scratch);
     ice_tile_begin_panel(&tile);
     for (int64_t block = first, count; block < end && !ice_interrupted(); block += count) {
-        count = end - block < ICE_KEY_BLOCK ? end - block : ICE_KEY_BLOCK;
+        count = ice_min(end - block, ICE_KEY_BLOCK);
         score_block(&tile, block, count);
         call->kernels->relu_sum(tile.scores, count, tile.lanes, weights, scores + block);
     }
@@ -72,8 +66,8 @@ static void score_task(void *context, int64_t index, void *scratch) {
     const int64_t keys = call->given->keys, first = index % call->parts * TASK_KEYS,
                   row = call->first + index / call->parts * TASK_QUERIES, end = call->first + call->count;
     for (int64_t i = row; i < row + TASK_QUERIES && i < end; i++) {
-        const int64_t visible = visible_end(call, i), limit = first + TASK_KEYS < keys ? first + TASK_KEYS : keys,
-                      last = visible < limit ? visible : limit;
+        const int64_t visible = visible_end(call, i), limit = ice_min(first + TASK_KEYS, keys),
+                      last = ice_min(visible, limit);
         float *scores = call->scores + (i - call->first) * keys;
         for (int64_t j = first; j < last; j++) scores[j] = 0.0f;
         for (int64_t member = 0; first < last && member < call->given->heads; member += ICE_PANEL)
@@ -85,7 +79,7 @@ static void keep_task(void *context, int64_t index, void *scratch) {
     if (!scratch) return;
     const indexer_call *call = context;
     const icecore_indexer *x = call->given;
-    const int64_t row = call->first + index, end = visible_end(call, row), kept = end < x->count ? end : x->count;
+    const int64_t row = call->first + index, end = visible_end(call, row), kept = ice_min(end, x->count);
     float *scores = call->scores + index * x->keys;
     int32_t *numbers = scratch, *indices = x->indices + row * x->count;
     for (int64_t j = 0; j < end; j++) {
@@ -102,10 +96,10 @@ static icecore_status find_keys(indexer_call *call) {
     const int64_t rows = x->batch * x->queries, at_once = MAX_SCORES / (x->keys + 1) + TASK_QUERIES;
     icecore_status status = ICECORE_OK;
     call->parts = (x->keys + TASK_KEYS - 1) / TASK_KEYS;
-    call->scores = ice_alloc((rows < at_once ? rows : at_once) * x->keys + 1, sizeof *call->scores);
+    call->scores = ice_alloc((ice_min(rows, at_once)) * x->keys + 1, sizeof *call->scores);
     if (!call->scores) return ICECORE_ERROR_MEMORY;
     for (call->first = 0; status == ICECORE_OK && call->first < rows; call->first += call->count) {
-        call->count = rows - call->first < at_once ? rows - call->first : at_once;
+        call->count = ice_min(rows - call->first, at_once);
         call->lots = (call->count + TASK_QUERIES - 1) / TASK_QUERIES;
         status = ice_parallel_for(call->lots * call->parts, x->threads, ice_tile_bytes(&call->heads), score_task, call);
         if (status == ICECORE_OK)

@@ -8,7 +8,7 @@ static void score(const ice_tile *tile, int lane, ice_kept *kept) {
     const icecore_attention *p = tile->problem;
     const void *key[ICE_KEY_BLOCK];
     for (int64_t first = 0; first < kept->count; first += ICE_KEY_BLOCK) {
-        const int64_t count = kept->count - first < ICE_KEY_BLOCK ? kept->count - first : ICE_KEY_BLOCK;
+        const int64_t count = ice_min(kept->count - first, ICE_KEY_BLOCK);
         for (int64_t j = 0; j < count; j++) key[j] = row_at(tile, &p->key, kept->number[first + j]);
         tile->kernels->gathered_scores(tile->query_rows + lane * p->dim, p->dim, 0.0f, p->key_dtype, key, count,
                                        kept->score + first);
@@ -37,7 +37,7 @@ void ice_kept_attend(ice_tile *tile, int lane, ice_kept *kept, const float *bias
     }
     for (int64_t i = 0; bias && i < kept->count; i++) kept->score[i] += bias[i];
     for (int64_t first = 0; first < kept->count; first += ICE_KEY_BLOCK) {
-        const int64_t count = kept->count - first < ICE_KEY_BLOCK ? kept->count - first : ICE_KEY_BLOCK;
+        const int64_t count = ice_min(kept->count - first, ICE_KEY_BLOCK);
         for (int64_t j = 0; j < count; j++) value[j] = row_at(tile, &tile->problem->value, kept->number[first + j]);
         ice_tile_add_gathered_means(tile, lane, kept->score + first, value, count);
     }

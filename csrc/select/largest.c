@@ -8,50 +8,36 @@
 /* Room of a list besides the keys that it keeps: the threshold rises when this is used up. */
 #define SPARE (4 * ICE_KEY_BLOCK)
 
-static int64_t room(const ice_selector_call *call) {
-    return (call->near_keys < call->problem->keys ? call->near_keys : call->problem->keys) + SPARE;
-}
+static int64_t room(const ice_selector_call *call) { return ice_min(call->near_keys, call->problem->keys) + SPARE; }
 
-size_t ice_largest_lay_out(const ice_selector_call *call, void *scratch, ice_largest *l) {
-    ice_arena a = {scratch, 0};
+void ice_largest_lay_out(const ice_selector_call *call, void *own, ice_arena *arena) {
+    ice_largest *l = own;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        l->kept[lane].score = ice_arena_take(&a, room(call), sizeof(float));
-        l->kept[lane].number = ice_arena_take(&a, room(call), sizeof(int32_t));
+        l->kept[lane].score = ice_arena_take(arena, room(call), sizeof(float));
+        l->kept[lane].number = ice_arena_take(arena, room(call), sizeof(int32_t));
         l->kept[lane].count = 0;
     }
-    l->keys = ice_arena_take(&a, ICE_KEY_BLOCK * call->problem->dim, sizeof(float));
-    l->scores = ice_arena_take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
-    l->places = ice_arena_take(&a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(int32_t));
-    return a.used;
+    l->places = ice_arena_take(arena, ICE_KEY_BLOCK * ICE_PANEL, sizeof(int32_t));
 }
 
 /* A NaN counts as infinite. */
-static void score_block(const ice_selector_call *call, const ice_tile *tile, int64_t first, int64_t count,
-                        ice_largest *l) {
-    const icecore_attention *p = call->problem;
-    const float *keys = ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, first);
-    int64_t stride = p->key.row_stride;
-    if (p->key_dtype != ICECORE_FLOAT32) {
-        for (int64_t j = 0; j < count; j++)
-            call->kernels->to_float32(p->key_dtype,
-                                      ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, first + j),
-                                      l->keys + j * p->dim, p->dim);
-        keys = l->keys;
-        stride = p->dim;
-    }
-    call->kernels->scores(tile->queries, p->dim, tile->lanes, keys, stride, count, l->scores);
+static void score_block(ice_tile *tile, int64_t first, int64_t count) {
+    const icecore_attention *p = tile->problem;
+    int64_t stride;
+    const float *keys = ice_float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &stride);
+    tile->kernels->scores(tile->queries, p->dim, tile->lanes, keys, stride, count, tile->scores);
     for (int64_t i = 0; i < count * ICE_PANEL; i++)
-        l->scores[i] = l->scores[i] == l->scores[i] ? l->scores[i] : INFINITY;
+        tile->scores[i] = tile->scores[i] == tile->scores[i] ? tile->scores[i] : INFINITY;
 }
 
 /* Takes down the keys that reach the thresholds, within [begin, end) of each row; raises these where lists are full. */
 static void take_down(const ice_selector_call *call, const ice_tile *tile, int64_t first, int64_t count, int64_t begin,
                       const int64_t end[ICE_PANEL], float threshold[ICE_PANEL], ice_largest *l) {
-    const int64_t found = call->kernels->find_at_least(l->scores, count, tile->lanes, threshold, l->places);
+    const int64_t found = call->kernels->find_at_least(tile->scores, count, tile->lanes, threshold, l->places);
     for (int64_t i = 0; i < found; i++) {
         const int64_t key = first + l->places[i] / ICE_PANEL, lane = l->places[i] % ICE_PANEL;
         ice_kept *kept = &l->kept[lane];
-        kept->score[kept->count] = l->scores[l->places[i]];
+        kept->score[kept->count] = tile->scores[l->places[i]];
         kept->number[kept->count] = (int32_t)key;
         kept->count += key >= begin && key < end[lane];
     }
@@ -67,11 +53,11 @@ void ice_find_largest(const ice_selector_call *call, ice_tile *tile, int64_t sin
     for (int lane = 0; lane < ICE_PANEL; lane++) threshold[lane] = -INFINITY;
     for (int lane = 0; lane < tile->lanes; lane++) {
         end[lane] = window < tile->visible[lane].end ? tile->visible[lane].end - window : 0;
-        if (end[lane] > last) last = end[lane];
+        last = ice_max(last, end[lane]);
     }
     for (int64_t first; last > sinks && !ice_interrupted(); last = first) {
         first = (last - 1) / ICE_KEY_BLOCK * ICE_KEY_BLOCK;
-        score_block(call, tile, first, last - first, l);
+        score_block(tile, first, last - first);
         take_down(call, tile, first, last - first, sinks, end, threshold, l);
     }
     for (int lane = 0; lane < tile->lanes; lane++) ice_kept_reduce(call->kernels, &l->kept[lane], call->near_keys);

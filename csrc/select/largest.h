@@ -7,16 +7,14 @@
 
 typedef struct {
     ice_kept kept[ICE_PANEL];
-    float *keys;     /* a block of other types, as float32 */
-    float *scores;   /* ICE_KEY_BLOCK x ICE_PANEL */
-    int32_t *places; /* of the scores that reach the thresholds */
+    int32_t *places; /* of a block's scores that reach the thresholds */
 } ice_largest;
 
-/* Bytes of scratch, and where it lies. */
-size_t ice_largest_lay_out(const ice_selector_call *call, void *scratch, ice_largest *l);
+/* As of ice_selector_memory: own is an ice_largest. */
+void ice_largest_lay_out(const ice_selector_call *call, void *own, ice_arena *arena);
 
 /* kept[lane]: the near_keys keys with the largest scores, the first among equals, of those that the row sees without
- * the first `sinks` and the last `window`.  NaN counts as infinite. */
+ * the first `sinks` and the last `window`.  NaN counts as infinite.  No short runs wait in the tile. */
 void ice_find_largest(const ice_selector_call *call, ice_tile *tile, int64_t sinks, int64_t window, ice_largest *l);
 
 #endif

@@ -21,6 +21,13 @@
 /* log2 w by sin(angle / 2), in linear pieces: off by 1e-6 and less where keys are likely. */
 #define KNOTS 4096
 
+#define MAX_BITS 16
+#define MAX_TABLES 4096
+
+typedef struct {
+    int64_t bits, tables, sinks, local; /* sinks, local: first and last keys, which are always attended to */
+} magicpig_settings;
+
 typedef struct {
     float *direction; /* tables x bits x dim */
     float *log2_w;    /* KNOTS + 1 */
@@ -34,28 +41,22 @@ typedef struct {
 
 static int64_t centre_of(const icecore_attention *p, int64_t key) { return p->causal ? key / BLOCK : 0; }
 
-static const ice_magicpig_settings *settings_of(const ice_selector_call *call) { return call->settings; }
+static const magicpig_settings *settings_of(const ice_selector_call *call) { return call->settings; }
 
 static int64_t codes_of(const ice_selector_call *call) { return (int64_t)1 << settings_of(call)->bits; }
 
-static size_t lay_out_index(const ice_selector_call *call, void *digests, hash_index *x) {
+static void lay_out_index(const ice_selector_call *call, void *own, ice_arena *a) {
     const icecore_attention *p = call->problem;
     const int64_t bits = settings_of(call)->bits, tables = settings_of(call)->tables;
-    ice_arena a = {digests, 0};
-    x->direction = ice_arena_take(&a, tables * bits * p->dim, sizeof(float));
-    x->log2_w = ice_arena_take(&a, KNOTS + 1, sizeof(float));
-    x->centre = ice_arena_take(&a, (centre_of(p, p->keys) + 1) * p->dim, sizeof(float));
-    x->length = ice_arena_take(&a, p->keys, sizeof(float));
-    x->offset = ice_arena_take(&a, tables * (codes_of(call) + 1), sizeof(int32_t));
-    x->order = ice_arena_take(&a, tables * p->keys, sizeof(int32_t));
-    x->odd = ice_arena_take(&a, p->keys, sizeof(int32_t));
-    x->odd_count = ice_arena_take(&a, 1, sizeof(int64_t));
-    return a.used;
-}
-
-static size_t digest_bytes(const ice_selector_call *call) {
-    hash_index none;
-    return lay_out_index(call, NULL, &none);
+    hash_index *x = own;
+    x->direction = ice_arena_take(a, tables * bits * p->dim, sizeof(float));
+    x->log2_w = ice_arena_take(a, KNOTS + 1, sizeof(float));
+    x->centre = ice_arena_take(a, (centre_of(p, p->keys) + 1) * p->dim, sizeof(float));
+    x->length = ice_arena_take(a, p->keys, sizeof(float));
+    x->offset = ice_arena_take(a, tables * (codes_of(call) + 1), sizeof(int32_t));
+    x->order = ice_arena_take(a, tables * p->keys, sizeof(int32_t));
+    x->odd = ice_arena_take(a, p->keys, sizeof(int32_t));
+    x->odd_count = ice_arena_take(a, 1, sizeof(int64_t));
 }
 
 /* The probability of two collisions or more in so many tables; same: of one in one table. */
@@ -85,7 +86,7 @@ static float log2_w_at(const float *log2_w, float cosine) {
 static void find_codes(const ice_selector_call *call, const float *panel, int lanes, const float *direction,
                        uint16_t *code) {
     const int64_t dim = call->problem->dim, bits = settings_of(call)->bits;
-    float projection[ICE_MAGICPIG_MAX_BITS * ICE_PANEL];
+    float projection[MAX_BITS * ICE_PANEL];
     call->kernels->scores(panel, dim, lanes, direction, dim, bits, projection);
     for (int lane = 0; lane < lanes; lane++) code[lane] = 0;
     for (int64_t bit = 0; bit < bits; bit++)
@@ -109,12 +110,6 @@ static size_t lay_out_workshop(const ice_selector_call *call, void *memory, work
     return a.used;
 }
 
-static void read_key(const ice_selector_call *call, int64_t head, int64_t key, float *row) {
-    const icecore_attention *p = call->problem;
-    call->kernels->to_float32(
-        p->key_dtype, ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, key), row, p->dim);
-}
-
 /* Means of finite keys; the first is 0 when causal. */
 static void find_centres(const ice_selector_call *call, int64_t head, hash_index *x) {
     const icecore_attention *p = call->problem;
@@ -122,7 +117,7 @@ static void find_centres(const ice_selector_call *call, int64_t head, hash_index
     float row[ICECORE_MAX_DIM];
     for (int64_t j = 0; j < p->keys; j++) {
         int is_finite = 1;
-        read_key(call, head, j, row);
+        ice_read_key(call, head, j, row);
         for (int64_t t = 0; t < p->dim; t++) is_finite &= fabsf(row[t]) < INFINITY;
         if (is_finite) count += 1.0;
         for (int64_t t = 0; is_finite && t < p->dim; t++) total[t] += (double)row[t];
@@ -136,7 +131,7 @@ static void centre_key(const ice_selector_call *call, int64_t head, int64_t key,
     const int64_t dim = call->problem->dim;
     const float *centre = x->centre + centre_of(call->problem, key) * dim;
     double squared = 0.0;
-    read_key(call, head, key, row);
+    ice_read_key(call, head, key, row);
     for (int64_t t = 0; t < dim; t++) {
         row[t] -= centre[t];
         squared += (double)row[t] * (double)row[t];
@@ -148,7 +143,7 @@ static void centre_key(const ice_selector_call *call, int64_t head, int64_t key,
 static void hash_keys(const ice_selector_call *call, int64_t head, hash_index *x, workshop *w) {
     const int64_t keys = call->problem->keys, dim = call->problem->dim, bits = settings_of(call)->bits;
     for (int64_t first = 0; first < keys; first += ICE_PANEL) {
-        const int count = (int)ice_at_most(keys - first, ICE_PANEL);
+        const int count = (int)ice_min(keys - first, ICE_PANEL);
         const float *row[ICE_PANEL];
         for (int j = 0; j < ICE_PANEL; j++) row[j] = w->rows + (j < count ? j : count - 1) * dim;
         for (int j = 0; j < count; j++) centre_key(call, head, first + j, x, w->rows + j * dim);
@@ -170,19 +165,18 @@ static void sort_keys(const uint16_t *code, int64_t keys, int64_t codes, int32_t
 
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const int64_t keys = call->problem->keys, dim = call->problem->dim, tables = settings_of(call)->tables;
-    hash_index x;
+    hash_index *x = digests;
     workshop w;
     void *memory = ice_alloc(1, lay_out_workshop(call, NULL, &w));
     if (!memory) return ICECORE_ERROR_MEMORY;
     lay_out_workshop(call, memory, &w);
-    lay_out_index(call, digests, &x);
-    ice_lists_directions(call->seed, tables * settings_of(call)->bits, dim, x.direction);
-    find_log2_w(call, x.log2_w);
-    find_centres(call, head, &x);
-    hash_keys(call, head, &x, &w);
+    ice_lists_directions(call->seed, tables * settings_of(call)->bits, dim, x->direction);
+    find_log2_w(call, x->log2_w);
+    find_centres(call, head, x);
+    hash_keys(call, head, x, &w);
     for (int64_t table = 0; table < tables; table++)
-        sort_keys(w.code + table * keys, keys, codes_of(call), x.offset + table * (codes_of(call) + 1),
-                  x.order + table * keys);
+        sort_keys(w.code + table * keys, keys, codes_of(call), x->offset + table * (codes_of(call) + 1),
+                  x->order + table * keys);
     ice_free(memory);
     return ICECORE_OK;
 }
@@ -190,7 +184,7 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
 /* ---- What a row attends to ---- */
 
 typedef struct {
-    hash_index index;
+    const hash_index *index;
     float *panel;        /* dim x ICE_PANEL: the rows */
     uint16_t *code;      /* tables x ICE_PANEL */
     float *centre_score; /* centres */
@@ -199,22 +193,16 @@ typedef struct {
     ice_kept kept;
 } space;
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
     const icecore_attention *p = call->problem;
-    ice_arena a = {scratch, 0};
-    s->panel = ice_arena_take(&a, ICE_PANEL * p->dim, sizeof(float));
-    s->code = ice_arena_take(&a, settings_of(call)->tables * ICE_PANEL, sizeof(uint16_t));
-    s->centre_score = ice_arena_take(&a, centre_of(p, p->keys) + 1, sizeof(float));
-    s->hits = ice_arena_take(&a, p->keys, 1);
-    s->bias = ice_arena_take(&a, p->keys, sizeof(float));
-    s->kept.score = ice_arena_take(&a, p->keys, sizeof(float));
-    s->kept.number = ice_arena_take(&a, p->keys, sizeof(int32_t));
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+    space *s = own;
+    s->panel = ice_arena_take(a, ICE_PANEL * p->dim, sizeof(float));
+    s->code = ice_arena_take(a, settings_of(call)->tables * ICE_PANEL, sizeof(uint16_t));
+    s->centre_score = ice_arena_take(a, centre_of(p, p->keys) + 1, sizeof(float));
+    s->hits = ice_arena_take(a, p->keys, 1);
+    s->bias = ice_arena_take(a, p->keys, sizeof(float));
+    s->kept.score = ice_arena_take(a, p->keys, sizeof(float));
+    s->kept.number = ice_arena_take(a, p->keys, sizeof(int32_t));
 }
 
 static void hash_rows(const ice_selector_call *call, const ice_tile *tile, space *s) {
@@ -224,7 +212,7 @@ static void hash_rows(const ice_selector_call *call, const ice_tile *tile, space
         row[lane] = tile->query_rows + (lane < tile->lanes ? lane : tile->lanes - 1) * dim;
     call->kernels->to_panel(row, dim, s->panel);
     for (int64_t table = 0; table < settings_of(call)->tables; table++)
-        find_codes(call, s->panel, tile->lanes, s->index.direction + table * bits * dim, s->code + table * ICE_PANEL);
+        find_codes(call, s->panel, tile->lanes, s->index->direction + table * bits * dim, s->code + table * ICE_PANEL);
 }
 
 static void keep(space *s, int64_t key) {
@@ -235,18 +223,17 @@ static void keep(space *s, int64_t key) {
 
 /* Keys that a row attends to in any case. */
 static void keep_always(const ice_selector_call *call, int64_t end, space *s) {
-    const int64_t sinks = ice_at_most(settings_of(call)->sinks, end),
-                  local = ice_at_most(settings_of(call)->local, end);
+    const int64_t sinks = ice_min(settings_of(call)->sinks, end), local = ice_min(settings_of(call)->local, end);
     for (int64_t key = 0; key < sinks; key++) keep(s, key);
     for (int64_t key = end - local; key < end; key++) keep(s, key);
-    for (int64_t i = 0; i < *s->index.odd_count && s->index.odd[i] < end; i++) keep(s, s->index.odd[i]);
+    for (int64_t i = 0; i < *s->index->odd_count && s->index->odd[i] < end; i++) keep(s, s->index->odd[i]);
 }
 
 static void keep_collisions(const ice_selector_call *call, int lane, int64_t end, space *s) {
     const int64_t keys = call->problem->keys, codes = codes_of(call);
     for (int64_t table = 0; table < settings_of(call)->tables; table++) {
-        const int32_t *offset = s->index.offset + table * (codes + 1) + s->code[table * ICE_PANEL + lane];
-        const int32_t *order = s->index.order + table * keys;
+        const int32_t *offset = s->index->offset + table * (codes + 1) + s->code[table * ICE_PANEL + lane];
+        const int32_t *order = s->index->order + table * keys;
         for (int32_t i = offset[0]; i < offset[1] && order[i] < end; i++) {
             const int32_t key = order[i];
             if (s->hits[key] == 1) keep(s, key);
@@ -262,36 +249,47 @@ static void find_bias(const ice_selector_call *call, const ice_tile *tile, int l
     double squared = 0.0;
     for (int64_t t = 0; t < p->dim; t++) squared += (double)query[t] * (double)query[t];
     const float length = (float)sqrt(squared);
-    call->kernels->row_scores(query, p->dim, ICECORE_FLOAT32, s->index.centre, p->dim,
+    call->kernels->row_scores(query, p->dim, ICECORE_FLOAT32, s->index->centre, p->dim,
                               centre_of(p, tile->visible[lane].end - 1) + 1, s->centre_score);
     for (int64_t i = 0; i < first; i++) s->bias[i] = 0.0f;
     for (int64_t i = first; i < s->kept.count; i++) {
         const int64_t key = s->kept.number[i];
-        const float lengths = length * s->index.length[key],
+        const float lengths = length * s->index->length[key],
                     score = s->kept.score[i] - s->centre_score[centre_of(p, key)];
-        s->bias[i] = -log2_w_at(s->index.log2_w, lengths > 0.0f ? score / lengths : 0.0f);
+        s->bias[i] = -log2_w_at(s->index->log2_w, lengths > 0.0f ? score / lengths : 0.0f);
     }
 }
 
-static void select_collisions(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_collisions(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                               int64_t near_count[ICE_PANEL]) {
-    space s;
-    lay_out(call, scratch, &s);
-    lay_out_index(call, (void *)digests, &s.index);
-    hash_rows(call, tile, &s);
+    space *s = own;
+    s->index = digests;
+    hash_rows(call, tile, s);
     for (int lane = 0; lane < tile->lanes && !ice_interrupted(); lane++) {
         const int64_t end = tile->visible[lane].end;
         if (end == 0) continue;
-        memset(s.hits, 0, (size_t)end);
-        s.kept.count = 0;
-        keep_always(call, end, &s);
-        const int64_t always = s.kept.count;
-        keep_collisions(call, lane, end, &s);
-        ice_kept_score(tile, lane, &s.kept);
-        find_bias(call, tile, lane, always, &s);
-        near_count[lane] = s.kept.count;
-        ice_kept_attend(tile, lane, &s.kept, s.bias);
+        memset(s->hits, 0, (size_t)end);
+        s->kept.count = 0;
+        keep_always(call, end, s);
+        const int64_t always = s->kept.count;
+        keep_collisions(call, lane, end, s);
+        ice_kept_score(tile, lane, &s->kept);
+        find_bias(call, tile, lane, always, s);
+        near_count[lane] = s->kept.count;
+        ice_kept_attend(tile, lane, &s->kept, s->bias);
     }
 }
 
-const ice_selector ice_magicpig = {digest_bytes, scratch_bytes, digest, NULL, select_collisions};
+static const ice_selector magicpig = {.digests = {sizeof(hash_index), lay_out_index},
+                                      .space = {sizeof(space), lay_out},
+                                      .digest = digest,
+                                      .select = select_collisions};
+
+icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t bits, int64_t tables, int64_t sinks,
+                                       int64_t local, uint64_t seed, int32_t *near_count) {
+    const magicpig_settings settings = {bits, tables, sinks, local};
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .seed = seed, .settings = &settings};
+    const int fits = bits >= 1 && bits <= MAX_BITS && tables >= 2 && tables <= MAX_TABLES;
+    if (!fits || sinks < 0 || local < 1) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected(&call, &magicpig, near_count);
+}

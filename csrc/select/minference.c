@@ -13,23 +13,21 @@
 #define FIRST_DIAGONALS 100
 
 typedef struct {
+    int64_t vertical, slash;
+} line_counts;
+
+typedef struct {
     int64_t columns, diagonals;
     int32_t *column, *diagonal; /* ascending */
 } lines;
 
-static size_t lay_out_lines(const ice_selector_call *call, void *digests, lines *l) {
-    const int64_t keys = call->problem->keys;
-    ice_arena a = {digests, 0};
-    l->columns = call->vertical < keys ? call->vertical : keys;
-    l->diagonals = call->slash < keys ? call->slash : keys;
-    l->column = ice_arena_take(&a, l->columns, sizeof(int32_t));
-    l->diagonal = ice_arena_take(&a, l->diagonals, sizeof(int32_t));
-    return a.used;
-}
-
-static size_t digest_bytes(const ice_selector_call *call) {
-    lines none;
-    return lay_out_lines(call, NULL, &none);
+static void lay_out_lines(const ice_selector_call *call, void *own, ice_arena *a) {
+    const line_counts *wanted = call->settings;
+    lines *l = own;
+    l->columns = ice_min(wanted->vertical, call->problem->keys);
+    l->diagonals = ice_min(wanted->slash, call->problem->keys);
+    l->column = ice_arena_take(a, l->columns, sizeof(int32_t));
+    l->diagonal = ice_arena_take(a, l->diagonals, sizeof(int32_t));
 }
 
 typedef struct {
@@ -77,32 +75,32 @@ static void elect(float *votes, int64_t count, int64_t always, int64_t wanted, b
 
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const icecore_attention *p = call->problem;
+    const lines *l = digests;
     ballot b;
-    lines l;
     const size_t bytes = lay_out_ballot(call, NULL, &b);
     void *memory = ice_alloc(1, bytes);
     if (!memory) return ICECORE_ERROR_MEMORY;
     lay_out_ballot(call, memory, &b);
-    lay_out_lines(call, digests, &l);
     for (int64_t j = 0; j < p->keys; j++) b.column[j] = b.diagonal[j] = 0.0f;
     for (int64_t query = p->queries > VOTERS ? p->queries - VOTERS : 0; query < p->queries; query++)
         vote(call, head, query, &b);
-    elect(b.column, p->keys, FIRST_COLUMNS, l.columns, &b, l.column);
-    elect(b.diagonal, p->keys, FIRST_DIAGONALS, l.diagonals, &b, l.diagonal);
+    elect(b.column, p->keys, FIRST_COLUMNS, l->columns, &b, l->column);
+    elect(b.diagonal, p->keys, FIRST_DIAGONALS, l->diagonals, &b, l->diagonal);
     ice_free(memory);
     return ICECORE_OK;
 }
 
-/* Columns outside of a tile's squares. */
-static size_t scratch_bytes(const ice_selector_call *call) {
-    return (size_t)(call->vertical < call->problem->keys ? call->vertical : call->problem->keys) * sizeof(int32_t);
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
+    const line_counts *wanted = call->settings;
+    int32_t **outside = own; /* columns outside of a tile's squares */
+    *outside = ice_arena_take(a, ice_min(wanted->vertical, call->problem->keys), sizeof(int32_t));
 }
 
 static void attend_columns(ice_tile *tile, const int32_t *column, int64_t count) {
     const icecore_attention *p = tile->problem;
     const void *key[ICE_KEY_BLOCK], *value[ICE_KEY_BLOCK];
     for (int64_t first = 0; first < count; first += ICE_KEY_BLOCK) {
-        const int64_t block = count - first < ICE_KEY_BLOCK ? count - first : ICE_KEY_BLOCK;
+        const int64_t block = ice_min(count - first, ICE_KEY_BLOCK);
         for (int64_t i = 0; i < block; i++) {
             key[i] = ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, column[first + i]);
             value[i] = ice_address(&p->value, p->key_dtype, tile->batch, tile->key_head, column[first + i]);
@@ -113,27 +111,37 @@ static void attend_columns(ice_tile *tile, const int32_t *column, int64_t count)
 
 /* Squares from the first key on, those that touch together; between them the columns, which all rows see: the last
  * square is that of the rows themselves. */
-static void select_lines(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_lines(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                          int64_t near_count[ICE_PANEL]) {
     const int64_t keys = call->problem->keys, position = keys - call->problem->queries + tile->first_row;
     int64_t place = 0, columns = 0, first = 0, end = 0;
-    int32_t *outside = scratch;
-    lines l;
-    lay_out_lines(call, (void *)digests, &l);
-    for (int64_t i = l.diagonals - 1; i >= 0; i--) {
-        const int64_t begin = position - l.diagonal[i], last = begin + ICE_PANEL;
+    int32_t *outside = *(int32_t **)own;
+    const lines *l = digests;
+    for (int64_t i = l->diagonals - 1; i >= 0; i--) {
+        const int64_t begin = position - l->diagonal[i], last = begin + ICE_PANEL;
         if (last <= 0) continue;
         if (begin > end) {
             ice_attend_counted(tile, first, end, near_count);
-            for (; place < l.columns && l.column[place] < begin; place++)
-                if (l.column[place] >= end) outside[columns++] = l.column[place];
+            for (; place < l->columns && l->column[place] < begin; place++)
+                if (l->column[place] >= end) outside[columns++] = l->column[place];
             first = begin;
         }
-        end = last < keys ? last : keys;
+        end = ice_min(last, keys);
     }
     ice_attend_counted(tile, first, end, near_count);
     attend_columns(tile, outside, columns);
     for (int lane = 0; lane < tile->lanes; lane++) near_count[lane] += columns;
 }
 
-const ice_selector ice_minference = {digest_bytes, scratch_bytes, digest, NULL, select_lines};
+static const ice_selector minference = {.digests = {sizeof(lines), lay_out_lines},
+                                        .space = {sizeof(int32_t *), lay_out},
+                                        .digest = digest,
+                                        .select = select_lines};
+
+icecore_status icecore_attend_minference(const icecore_attention *problem, int64_t vertical, int64_t slash,
+                                         int32_t *near_count) {
+    const line_counts wanted = {vertical, slash};
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .settings = &wanted};
+    if (vertical < 1 || slash < 1 || !problem->causal) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected_by_heads(&call, &minference, near_count);
+}

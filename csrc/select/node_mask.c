@@ -46,7 +46,7 @@ static void find_rows(ice_node_mask *mask, const ice_tile *tile, const ice_stack
     for (int lane = 0; lane < tile->lanes; lane++) {
         const ice_visible *visible = &tile->visible[lane];
         ice_mask_row row = {.offset = ice_mask_offset(tile->problem, ice_tile_row(tile, lane)),
-                            .first = visible->begin > sealed_first ? visible->begin : sealed_first,
+                            .first = ice_max(visible->begin, sealed_first),
                             .end = visible->end < sealed_end ? visible->end : sealed_end};
         if (row.first >= row.end) row.first = row.end = 0;
         int m = 0;

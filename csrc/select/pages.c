@@ -10,12 +10,25 @@
 #include "select/selector.h"
 #include "select/threshold.h"
 
-static const ice_pages_settings *settings_of(const ice_selector_call *call) { return call->settings; }
+typedef struct {
+    int64_t page;           /* keys */
+    int mean_reach;         /* whether boxes reach from their centre as far as keys do on average, or hold all keys */
+    int64_t oldest, newest; /* whole pages that a row always chooses; near_keys counts them */
+} pages_settings;
+
+static const pages_settings *settings_of(const ice_selector_call *call) { return call->settings; }
 
 static int64_t pages_of(const ice_selector_call *call) { return call->problem->keys / settings_of(call)->page; }
 
-static size_t digest_bytes(const ice_selector_call *call) {
-    return (size_t)(2 * pages_of(call) * call->problem->dim) * sizeof(float);
+/* The boxes of pages. */
+typedef struct {
+    float *high, *low; /* pages x dim each */
+} boxes;
+
+static void lay_out_boxes(const ice_selector_call *call, void *own, ice_arena *a) {
+    boxes *b = own;
+    b->high = ice_arena_take(a, pages_of(call) * call->problem->dim, sizeof(float));
+    b->low = ice_arena_take(a, pages_of(call) * call->problem->dim, sizeof(float));
 }
 
 /* A NaN among a page's keys stays: the bound is then NaN, and the page is chosen by every row. */
@@ -26,18 +39,13 @@ static void widen(float *high, float *low, const float *key, int64_t dim) {
     }
 }
 
-static void read_key(const ice_selector_call *call, int64_t head, int64_t row, float *key) {
-    const icecore_attention *p = call->problem;
-    call->kernels->to_float32(p->key_dtype, ice_key_at(p, head, row), key, p->dim);
-}
-
 static void find_box(const ice_selector_call *call, int64_t head, int64_t first, float *high, float *low) {
     const int64_t dim = call->problem->dim;
     float key[ICECORE_MAX_DIM];
-    read_key(call, head, first, high);
+    ice_read_key(call, head, first, high);
     memcpy(low, high, (size_t)dim * sizeof *low);
     for (int64_t j = 1; j < settings_of(call)->page; j++) {
-        read_key(call, head, first + j, key);
+        ice_read_key(call, head, first + j, key);
         widen(high, low, key, dim);
     }
 }
@@ -48,7 +56,7 @@ static void shrink_to_mean(const ice_selector_call *call, int64_t head, int64_t 
     float key[ICECORE_MAX_DIM], centre[ICECORE_MAX_DIM], reach[ICECORE_MAX_DIM] = {0};
     for (int64_t t = 0; t < dim; t++) centre[t] = 0.5f * high[t] + 0.5f * low[t];
     for (int64_t j = 0; j < page; j++) {
-        read_key(call, head, first + j, key);
+        ice_read_key(call, head, first + j, key);
         for (int64_t t = 0; t < dim; t++) reach[t] += fabsf(key[t] - centre[t]) / (float)page;
     }
     for (int64_t t = 0; t < dim; t++) {
@@ -59,7 +67,8 @@ static void shrink_to_mean(const ice_selector_call *call, int64_t head, int64_t 
 
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const int64_t pages = pages_of(call), dim = call->problem->dim, page = settings_of(call)->page;
-    float *high = digests, *low = high + pages * dim;
+    const boxes *b = digests;
+    float *high = b->high, *low = b->low;
     for (int64_t i = 0; i < pages; i++, high += dim, low += dim) {
         find_box(call, head, i * page, high, low);
         if (settings_of(call)->mean_reach) shrink_to_mean(call, head, i * page, high, low);
@@ -74,22 +83,16 @@ typedef struct {
     uint64_t *open;
 } space;
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
     const int64_t pages = pages_of(call), dim = call->problem->dim;
-    ice_arena a = {scratch, 0};
-    s->positive = ice_arena_take(&a, dim * ICE_PANEL, sizeof(float));
-    s->negative = ice_arena_take(&a, dim * ICE_PANEL, sizeof(float));
-    s->bound = ice_arena_take(&a, pages * ICE_PANEL, sizeof(float));
-    s->other = ice_arena_take(&a, pages * ICE_PANEL, sizeof(float));
-    s->count = ice_arena_take(&a, pages, sizeof(float));
-    s->log2_count = ice_arena_take(&a, pages, sizeof(float));
-    s->open = ice_arena_take(&a, pages, sizeof(uint64_t));
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+    space *s = own;
+    s->positive = ice_arena_take(a, dim * ICE_PANEL, sizeof(float));
+    s->negative = ice_arena_take(a, dim * ICE_PANEL, sizeof(float));
+    s->bound = ice_arena_take(a, pages * ICE_PANEL, sizeof(float));
+    s->other = ice_arena_take(a, pages * ICE_PANEL, sizeof(float));
+    s->count = ice_arena_take(a, pages, sizeof(float));
+    s->log2_count = ice_arena_take(a, pages, sizeof(float));
+    s->open = ice_arena_take(a, pages, sizeof(uint64_t));
 }
 
 /* The lanes that see all of a page. */
@@ -102,21 +105,21 @@ static uint64_t lanes_seeing(const ice_selector_call *call, const ice_tile *tile
 
 /* A lane's pages that are always chosen come first; those that it does not see whole are hidden. */
 static void set_certain(const ice_selector_call *call, const ice_tile *tile, int lane, float *bound) {
-    const ice_pages_settings *settings = settings_of(call);
-    const int64_t whole = tile->visible[lane].end / settings->page, oldest = ice_at_most(settings->oldest, whole);
+    const pages_settings *settings = settings_of(call);
+    const int64_t whole = tile->visible[lane].end / settings->page, oldest = ice_min(settings->oldest, whole);
     for (int64_t i = 0; i < oldest; i++) bound[i * ICE_PANEL + lane] = INFINITY;
-    for (int64_t i = ice_at_most(settings->newest, whole); i > 0; i--) bound[(whole - i) * ICE_PANEL + lane] = INFINITY;
+    for (int64_t i = ice_min(settings->newest, whole); i > 0; i--) bound[(whole - i) * ICE_PANEL + lane] = INFINITY;
     for (int64_t i = whole; i < pages_of(call); i++) bound[i * ICE_PANEL + lane] = -INFINITY;
 }
 
-static void find_bounds(const ice_selector_call *call, const ice_tile *tile, const float *digests, space *s) {
+static void find_bounds(const ice_selector_call *call, const ice_tile *tile, const boxes *b, space *s) {
     const int64_t pages = pages_of(call), dim = call->problem->dim;
     for (int64_t i = 0; i < dim * ICE_PANEL; i++) {
         s->positive[i] = tile->queries[i] >= 0.0f ? tile->queries[i] : 0.0f;
         s->negative[i] = tile->queries[i] - s->positive[i];
     }
-    call->kernels->scores(s->positive, dim, tile->lanes, digests, dim, pages, s->bound);
-    call->kernels->scores(s->negative, dim, tile->lanes, digests + pages * dim, dim, pages, s->other);
+    call->kernels->scores(s->positive, dim, tile->lanes, b->high, dim, pages, s->bound);
+    call->kernels->scores(s->negative, dim, tile->lanes, b->low, dim, pages, s->other);
     for (int64_t i = 0; i < pages * ICE_PANEL; i++) s->bound[i] += s->other[i];
     for (int lane = 0; lane < ICE_PANEL; lane++) set_certain(call, tile, lane, s->bound);
     for (int64_t page = 0; page < pages; page++) {
@@ -132,20 +135,19 @@ static void attend_run(ice_tile *tile, int64_t first, int64_t end, uint64_t lane
     for (; lanes; lanes &= lanes - 1) near_count[__builtin_ctzll(lanes)] += end - first;
 }
 
-static void select_pages(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_pages(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                          int64_t near_count[ICE_PANEL]) {
     const int64_t pages = pages_of(call), size = settings_of(call)->page;
     float threshold[ICE_PANEL];
-    space s;
-    lay_out(call, scratch, &s);
+    space *s = own;
     ice_tile_begin_panel(tile);
-    find_bounds(call, tile, digests, &s);
-    ice_risk_threshold(call->kernels, s.bound, pages, tile->lanes, s.count, call->near_keys, threshold);
-    call->kernels->open_cells(s.other, s.bound, pages, tile->lanes, threshold, s.log2_count, s.open);
-    for (int64_t page = 0; page < pages; page++) s.open[page] &= lanes_seeing(call, tile, page);
+    find_bounds(call, tile, digests, s);
+    ice_risk_threshold(call->kernels, s->bound, pages, tile->lanes, s->count, call->near_keys, threshold);
+    call->kernels->open_cells(s->other, s->bound, pages, tile->lanes, threshold, s->log2_count, s->open);
+    for (int64_t page = 0; page < pages; page++) s->open[page] &= lanes_seeing(call, tile, page);
     for (int64_t page = 0, end; page < pages; page = end) {
-        for (end = page + 1; end < pages && s.open[end] == s.open[page];) end++;
-        if (s.open[page]) attend_run(tile, page * size, end * size, s.open[page], near_count);
+        for (end = page + 1; end < pages && s->open[end] == s->open[page];) end++;
+        if (s->open[page]) attend_run(tile, page * size, end * size, s->open[page], near_count);
     }
     for (int lane = 0; lane < tile->lanes; lane++) {
         const int64_t end = tile->visible[lane].end, begin = end - end % size;
@@ -153,4 +155,23 @@ static void select_pages(const ice_selector_call *call, ice_tile *tile, const vo
     }
 }
 
-const ice_selector ice_pages = {digest_bytes, scratch_bytes, digest, NULL, select_pages};
+static const ice_selector pages = {.digests = {sizeof(boxes), lay_out_boxes},
+                                   .space = {sizeof(space), lay_out},
+                                   .digest = digest,
+                                   .select = select_pages};
+
+static icecore_status attend(const icecore_attention *problem, int64_t near_keys, const pages_settings *settings,
+                             int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .settings = settings};
+    return ice_attend_selected(&call, &pages, near_count);
+}
+
+icecore_status icecore_attend_pages(const icecore_attention *problem, int64_t near_keys, int32_t *near_count) {
+    return attend(problem, near_keys, &(pages_settings){.page = 16}, near_count);
+}
+
+icecore_status icecore_attend_arkvale(const icecore_attention *problem, int64_t near_keys, int64_t page,
+                                      int32_t *near_count) {
+    const pages_settings settings = {.page = page, .mean_reach = 1, .oldest = 2, .newest = 1};
+    return page < 1 ? ICECORE_ERROR_VALUE : attend(problem, near_keys, &settings, near_count);
+}

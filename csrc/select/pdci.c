@@ -42,17 +42,16 @@ typedef struct {
 
 static int64_t block_of(const icecore_attention *p) { return p->causal || p->keys < 1 ? BLOCK : p->keys; }
 
-static size_t lay_out_forest(const ice_selector_call *call, void *digests, forest *f) {
+static void lay_out_forest(const ice_selector_call *call, void *own, ice_arena *a) {
     const icecore_attention *p = call->problem;
-    ice_arena a = {digests, 0};
-    f->direction = ice_arena_take(&a, DIRECTIONS * (p->dim + 1), sizeof(float));
-    f->tree = ice_arena_take(&a, p->keys / block_of(p), sizeof(ice_tree *));
-    return a.used;
+    forest *f = own;
+    f->direction = ice_arena_take(a, DIRECTIONS * (p->dim + 1), sizeof(float));
+    f->tree = ice_arena_take(a, p->keys / block_of(p), sizeof(ice_tree *));
 }
 
-static size_t digest_bytes(const ice_selector_call *call) {
-    forest none;
-    return lay_out_forest(call, NULL, &none);
+/* Keys that each composite index yields, at most all. */
+static int64_t visit_of(const ice_selector_call *call) {
+    return ice_min(*(const int64_t *)call->settings, call->problem->keys);
 }
 
 static int are_finite(const float *numbers, int64_t count) {
@@ -95,27 +94,25 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
     const int64_t block = block_of(p), min_blocks = ice_visible_keys(p, 0, 0).end / block,
                   max_blocks = ice_visible_keys(p, 0, p->queries - 1).end / block;
     icecore_status status = ICECORE_OK;
-    forest f;
-    lay_out_forest(call, digests, &f);
-    ice_lists_directions(call->seed, DIRECTIONS, p->dim + 1, f.direction);
-    for (int64_t last = 1; last <= max_blocks && call->visit < p->keys && status == ICECORE_OK; last++) {
+    const forest *f = digests;
+    ice_lists_directions(call->seed, DIRECTIONS, p->dim + 1, f->direction);
+    for (int64_t last = 1; last <= max_blocks && visit_of(call) < p->keys && status == ICECORE_OK; last++) {
         const int64_t blocks = last & -last;
         if (last + blocks > min_blocks)
-            status = plant(call, head, (last - blocks) * block, blocks * block, f.direction, &f.tree[last - 1]);
+            status = plant(call, head, (last - blocks) * block, blocks * block, f->direction, &f->tree[last - 1]);
     }
     return status;
 }
 
 static void release(const ice_selector_call *call, void *digests) {
-    forest f;
-    lay_out_forest(call, digests, &f);
-    for (int64_t i = 0; i < call->problem->keys / block_of(call->problem); i++) ice_tree_free(f.tree[i]);
+    const forest *f = digests;
+    for (int64_t i = 0; i < call->problem->keys / block_of(call->problem); i++) ice_tree_free(f->tree[i]);
 }
 
 /* ---- What a row visits ---- */
 
 typedef struct {
-    forest forest;
+    const forest *forest;
     float *score;            /* of parents, then of the keys below them, in the end of found keys */
     uint64_t *order, *spare; /* parents, best first */
     int32_t *below;          /* keys below opened parents, from the tree's first on */
@@ -123,21 +120,15 @@ typedef struct {
     ice_kept found;          /* its scores are `score` */
 } space;
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
     const int64_t keys = call->problem->keys; /* at least as many as parents */
-    ice_arena a = {scratch, 0};
-    s->score = ice_arena_take(&a, keys, sizeof(float));
-    s->order = ice_arena_take(&a, keys, sizeof(uint64_t));
-    s->spare = ice_arena_take(&a, keys, sizeof(uint64_t));
-    s->below = ice_arena_take(&a, keys, sizeof(int32_t));
-    s->is_found = ice_arena_take(&a, keys, 1);
-    s->found = (ice_kept){s->score, ice_arena_take(&a, keys, sizeof(int32_t)), 0};
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+    space *s = own;
+    s->score = ice_arena_take(a, keys, sizeof(float));
+    s->order = ice_arena_take(a, keys, sizeof(uint64_t));
+    s->spare = ice_arena_take(a, keys, sizeof(uint64_t));
+    s->below = ice_arena_take(a, keys, sizeof(int32_t));
+    s->is_found = ice_arena_take(a, keys, 1);
+    s->found = (ice_kept){s->score, ice_arena_take(a, keys, sizeof(int32_t)), 0};
 }
 
 static void find(space *s, int64_t first, int64_t end) {
@@ -180,33 +171,42 @@ static void visit_tree(const ice_selector_call *call, const float *query, const 
 static void find_nearest(const ice_selector_call *call, const float *query, int64_t end, space *s) {
     const icecore_attention *p = call->problem;
     float projection[DIRECTIONS];
-    ice_project_query(call->kernels, query, p->dim, s->forest.direction, DIRECTIONS, projection);
-    const int visits_all = call->visit >= end || !are_finite(projection, DIRECTIONS);
+    ice_project_query(call->kernels, query, p->dim, s->forest->direction, DIRECTIONS, projection);
+    const int visits_all = visit_of(call) >= end || !are_finite(projection, DIRECTIONS);
     const int64_t block = block_of(p), sealed = visits_all ? 0 : end - end % block;
     find(s, sealed, end);
     for (int64_t last = sealed / block; last > 0; last -= last & -last) {
-        const ice_tree *tree = s->forest.tree[last - 1];
+        const ice_tree *tree = s->forest->tree[last - 1];
         const int64_t keys = (last & -last) * block, first = last * block - keys;
-        if (tree) visit_tree(call, query, projection, tree, first, (call->visit * keys + sealed - 1) / sealed, s);
+        if (tree) visit_tree(call, query, projection, tree, first, (visit_of(call) * keys + sealed - 1) / sealed, s);
         else find(s, first, first + keys);
     }
 }
 
-static void select_nearest(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_nearest(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                            int64_t near_count[ICE_PANEL]) {
-    space s;
-    lay_out(call, scratch, &s);
-    lay_out_forest(call, (void *)digests, &s.forest);
-    memset(s.is_found, 0, (size_t)call->problem->keys);
+    space *s = own;
+    s->forest = digests;
+    memset(s->is_found, 0, (size_t)call->problem->keys);
     for (int lane = 0; lane < tile->lanes && !ice_interrupted(); lane++) {
-        s.found.count = 0;
-        find_nearest(call, tile->query_rows + lane * call->problem->dim, tile->visible[lane].end, &s);
-        for (int64_t i = 0; i < s.found.count; i++) s.is_found[s.found.number[i]] = 0;
-        ice_kept_score(tile, lane, &s.found);
-        ice_kept_reduce(call->kernels, &s.found, call->near_keys);
-        near_count[lane] = s.found.count;
-        ice_kept_attend(tile, lane, &s.found, NULL);
+        s->found.count = 0;
+        find_nearest(call, tile->query_rows + lane * call->problem->dim, tile->visible[lane].end, s);
+        for (int64_t i = 0; i < s->found.count; i++) s->is_found[s->found.number[i]] = 0;
+        ice_kept_score(tile, lane, &s->found);
+        ice_kept_reduce(call->kernels, &s->found, call->near_keys);
+        near_count[lane] = s->found.count;
+        ice_kept_attend(tile, lane, &s->found, NULL);
     }
 }
 
-const ice_selector ice_pdci = {digest_bytes, scratch_bytes, digest, release, select_nearest};
+static const ice_selector pdci = {.digests = {sizeof(forest), lay_out_forest},
+                                  .space = {sizeof(space), lay_out},
+                                  .digest = digest,
+                                  .release = release,
+                                  .select = select_nearest};
+
+icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t near_keys, int64_t visit, uint64_t seed,
+                                   int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .seed = seed, .settings = &visit};
+    return visit < near_keys ? ICECORE_ERROR_VALUE : ice_attend_selected(&call, &pdci, near_count);
+}

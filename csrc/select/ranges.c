@@ -33,7 +33,7 @@ static void attend_split(const exact_call *call, ice_tile *tile, int64_t split, 
     const int64_t blocks = (p->keys + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK;
     const int64_t size = (blocks + call->splits - 1) / call->splits * ICE_KEY_BLOCK, low = split * size,
                   high = low + size;
-    ice_tile_attend_keys(tile, p, begin > low ? begin : low, end < high ? end : high);
+    ice_tile_attend_keys(tile, p, ice_max(begin, low), ice_min(end, high));
 }
 
 static ice_state *part_of(const exact_call *call, int64_t split, int64_t head, int64_t row) {
@@ -83,7 +83,7 @@ static icecore_status attend_tiles(exact_call *call) {
     call->heads = heads;
     if (call->tiles > 1 && p->keys > 0 && ice_panel_is_bf16(p, call->kernels)) {
         const int64_t maximum = MAX_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
-        if (maximum < heads) call->heads = maximum < 1 ? 1 : maximum;
+        if (maximum < heads) call->heads = ice_max(maximum, 1);
         call->packed = ice_alloc(call->heads * ice_packed_numbers(p), sizeof *call->packed);
         if (!call->packed) return ICECORE_ERROR_MEMORY;
     }
@@ -123,8 +123,7 @@ static void merge_parts(const exact_call *call) {
 static int64_t splits_of(const icecore_attention *p) {
     const int64_t tiles = p->batch * p->key_heads * ((ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL);
     const int64_t by_tasks = (WANTED_TASKS + tiles - 1) / tiles, by_keys = p->keys / MIN_KEYS;
-    const int64_t wanted = by_tasks < by_keys ? by_tasks : by_keys;
-    return wanted < 1 ? 1 : wanted;
+    return ice_max(1, ice_min(by_tasks, by_keys));
 }
 
 icecore_status icecore_attend_exact(const icecore_attention *problem) {

@@ -50,24 +50,18 @@ typedef struct {
     icecore_dtype dtype; /* of these */
 } wave_index;
 
-static size_t lay_out_index(const ice_selector_call *call, void *digests, wave_index *x) {
+static void lay_out_index(const ice_selector_call *call, void *own, ice_arena *a) {
     const icecore_attention *p = call->problem;
     const int64_t segments = segments_before(call, p->keys), clusters = max_clusters(call);
-    ice_arena a = {digests, 0};
+    wave_index *x = own;
     x->dtype = ice_panel_dtype(p, call->kernels);
     x->value_bytes = ice_row_bytes(x->dtype, p->value_dim);
-    x->first = ice_arena_take(&a, segments + 1, sizeof(int64_t));
-    x->begin = ice_arena_take(&a, clusters + 1, sizeof(int64_t));
-    x->member = ice_arena_take(&a, segments * settings_of(call)->segment, sizeof(int32_t));
-    x->log2_count = ice_arena_take(&a, clusters, sizeof(float));
-    x->centroid = ice_arena_take(&a, clusters * p->dim, sizeof(float));
-    x->mean_value = ice_arena_take(&a, clusters, x->value_bytes);
-    return a.used;
-}
-
-static size_t digest_bytes(const ice_selector_call *call) {
-    wave_index none;
-    return lay_out_index(call, NULL, &none);
+    x->first = ice_arena_take(a, segments + 1, sizeof(int64_t));
+    x->begin = ice_arena_take(a, clusters + 1, sizeof(int64_t));
+    x->member = ice_arena_take(a, segments * settings_of(call)->segment, sizeof(int32_t));
+    x->log2_count = ice_arena_take(a, clusters, sizeof(float));
+    x->centroid = ice_arena_take(a, clusters * p->dim, sizeof(float));
+    x->mean_value = ice_arena_take(a, clusters, x->value_bytes);
 }
 
 /* The mean of rows `member`, of all `count` where it is NULL. */
@@ -146,14 +140,13 @@ static icecore_status cluster_segment(const ice_selector_call *call, segment_row
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const int64_t segments = segments_before(call, call->problem->keys);
     icecore_status status = ICECORE_OK;
-    wave_index x;
-    lay_out_index(call, digests, &x); /* first[0] and begin[0] are 0 */
+    wave_index *x = digests; /* first[0] and begin[0] are 0 */
     for (int64_t i = 0; status == ICECORE_OK && i < segments; i++) {
         segment_rows s = rows_of_segment(call, head, i);
-        int64_t clusters = x.first[i];
+        int64_t clusters = x->first[i];
         if (is_finite(&s.keys, s.count) && is_finite(&s.values, s.count))
-            status = cluster_segment(call, &s, &clusters, &x);
-        x.first[i + 1] = clusters;
+            status = cluster_segment(call, &s, &clusters, x);
+        x->first[i + 1] = clusters;
     }
     return status;
 }
@@ -161,7 +154,7 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
 /* ---- The zones of a row ---- */
 
 typedef struct {
-    wave_index index;
+    const wave_index *index;
     int64_t segments[ICE_PANEL], clusters[ICE_PANEL]; /* that each lane sees; lanes see more and more */
     int64_t all_clusters;                             /* that some lane sees */
     float *rank;                                      /* all_clusters x ICE_PANEL: the centroids' scores */
@@ -170,26 +163,20 @@ typedef struct {
     uint64_t *open;                                   /* clusters: the lanes that retrieve each */
 } space;
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
     const int64_t clusters = max_clusters(call);
-    ice_arena a = {scratch, 0};
-    s->rank = ice_arena_take(&a, clusters * ICE_PANEL, sizeof(float));
-    s->mass = ice_arena_take(&a, clusters * ICE_PANEL, sizeof(float));
-    s->one = ice_arena_take(&a, clusters, sizeof(float));
-    s->open = ice_arena_take(&a, clusters, sizeof(uint64_t));
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+    space *s = own;
+    s->rank = ice_arena_take(a, clusters * ICE_PANEL, sizeof(float));
+    s->mass = ice_arena_take(a, clusters * ICE_PANEL, sizeof(float));
+    s->one = ice_arena_take(a, clusters, sizeof(float));
+    s->open = ice_arena_take(a, clusters, sizeof(uint64_t));
 }
 
 static void find_seen(const ice_selector_call *call, const ice_tile *tile, space *s) {
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         const int64_t end = tile->visible[lane < tile->lanes ? lane : tile->lanes - 1].end;
         s->segments[lane] = segments_before(call, end);
-        s->clusters[lane] = s->index.first[s->segments[lane]];
+        s->clusters[lane] = s->index->first[s->segments[lane]];
     }
     s->all_clusters = s->clusters[ICE_PANEL - 1];
 }
@@ -198,12 +185,12 @@ static void find_seen(const ice_selector_call *call, const ice_tile *tile, space
 static void attend_steady(const ice_selector_call *call, ice_tile *tile, const space *s,
                           int64_t near_count[ICE_PANEL]) {
     int64_t first = call->problem->keys;
-    ice_attend_counted(tile, 0, ice_at_most(settings_of(call)->sinks, first), near_count);
+    ice_attend_counted(tile, 0, ice_min(settings_of(call)->sinks, first), near_count);
     for (int lane = 0; lane < tile->lanes; lane++) {
         ice_visible *row = &tile->visible[lane];
-        row->begin = ice_at_most(segment_start(call, s->segments[lane]), row->end);
+        row->begin = ice_min(segment_start(call, s->segments[lane]), row->end);
         near_count[lane] += row->end - row->begin;
-        first = ice_at_most(first, row->begin);
+        first = ice_min(first, row->begin);
     }
     if (first < tile->visible[tile->lanes - 1].end)
         ice_tile_attend_keys(tile, call->problem, first, tile->visible[tile->lanes - 1].end);
@@ -213,7 +200,7 @@ static void attend_steady(const ice_selector_call *call, ice_tile *tile, const s
 static void attend_unclustered(const ice_selector_call *call, ice_tile *tile, const space *s,
                                int64_t near_count[ICE_PANEL]) {
     for (int64_t i = 0; i < s->segments[ICE_PANEL - 1]; i++) {
-        if (s->index.first[i] < s->index.first[i + 1]) continue;
+        if (s->index->first[i] < s->index->first[i + 1]) continue;
         const int64_t first = segment_start(call, i), end = segment_start(call, i + 1);
         ice_run run = ice_run_of_keys(tile, call->problem, first, end, 0);
         run.unchecked = 1;
@@ -233,7 +220,7 @@ static void find_threshold(const ice_tile *tile, double share, const space *s, f
         for (next = lane + 1; next < tile->lanes && s->clusters[next] == s->clusters[lane];) next++;
         const int64_t wanted = (int64_t)ceil(share * (double)s->clusters[lane]);
         ice_risk_threshold(tile->kernels, s->rank, s->all_clusters, tile->lanes, s->one,
-                           ice_at_most(wanted, s->clusters[lane]), found);
+                           ice_min(wanted, s->clusters[lane]), found);
         memcpy(threshold + lane, found + lane, (size_t)(next - lane) * sizeof *found);
     }
 }
@@ -241,7 +228,7 @@ static void find_threshold(const ice_tile *tile, double share, const space *s, f
 /* Those that a lane does not see are hidden from it. */
 static void score_clusters(const ice_tile *tile, space *s) {
     const int64_t dim = tile->problem->dim;
-    tile->kernels->scores(tile->queries, dim, tile->lanes, s->index.centroid, dim, s->all_clusters, s->rank);
+    tile->kernels->scores(tile->queries, dim, tile->lanes, s->index->centroid, dim, s->all_clusters, s->rank);
     memcpy(s->mass, s->rank, (size_t)(s->all_clusters * ICE_PANEL) * sizeof *s->mass);
     ice_tile_cap(tile, s->mass, s->all_clusters);
     for (int lane = 0; lane < ICE_PANEL; lane++)
@@ -256,7 +243,7 @@ static void divide_in_zones(const ice_selector_call *call, const ice_tile *tile,
     score_clusters(tile, s);
     find_threshold(tile, settings->retrieval, s, retrieved);
     find_threshold(tile, settings->retrieval + settings->estimation, s, kept);
-    tile->kernels->open_cells(s->mass, s->rank, s->all_clusters, tile->lanes, retrieved, s->index.log2_count, s->open);
+    tile->kernels->open_cells(s->mass, s->rank, s->all_clusters, tile->lanes, retrieved, s->index->log2_count, s->open);
     for (int64_t i = 0; i < s->all_clusters; i++)
         for (int lane = 0; lane < ICE_PANEL; lane++)
             if (s->rank[i * ICE_PANEL + lane] < kept[lane]) s->mass[i * ICE_PANEL + lane] = -INFINITY;
@@ -265,7 +252,7 @@ static void divide_in_zones(const ice_selector_call *call, const ice_tile *tile,
 static void attend_retrieved(const ice_selector_call *call, ice_tile *tile, int lane, const space *s,
                              int64_t near_count[ICE_PANEL]) {
     const icecore_attention *p = call->problem;
-    const wave_index *x = &s->index;
+    const wave_index *x = s->index;
     const void *key[ICE_KEY_BLOCK], *value[ICE_KEY_BLOCK];
     int64_t count = 0;
     for (int64_t i = 0; i < s->clusters[lane]; i++) {
@@ -284,24 +271,35 @@ static void attend_retrieved(const ice_selector_call *call, ice_tile *tile, int 
 
 static void add_estimated(ice_tile *tile, const space *s) {
     for (int64_t i = 0; i < s->all_clusters; i += ICE_KEY_BLOCK)
-        ice_tile_add_means(tile, s->mass + i * ICE_PANEL, ice_at_most(s->all_clusters - i, ICE_KEY_BLOCK),
-                           s->index.mean_value + (size_t)i * s->index.value_bytes);
+        ice_tile_add_means(tile, s->mass + i * ICE_PANEL, ice_min(s->all_clusters - i, ICE_KEY_BLOCK),
+                           s->index->mean_value + (size_t)i * s->index->value_bytes);
 }
 
-static void select_zones(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_zones(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                          int64_t near_count[ICE_PANEL]) {
-    space s;
-    lay_out(call, scratch, &s);
-    lay_out_index(call, (void *)digests, &s.index);
-    find_seen(call, tile, &s);
-    attend_steady(call, tile, &s, near_count);
-    attend_unclustered(call, tile, &s, near_count);
-    if (s.all_clusters == 0) return;
+    space *s = own;
+    s->index = digests;
+    find_seen(call, tile, s);
+    attend_steady(call, tile, s, near_count);
+    attend_unclustered(call, tile, s, near_count);
+    if (s->all_clusters == 0) return;
     ice_tile_begin_panel(tile);
-    divide_in_zones(call, tile, &s);
+    divide_in_zones(call, tile, s);
     for (int lane = 0; lane < tile->lanes && !ice_interrupted(); lane++)
-        attend_retrieved(call, tile, lane, &s, near_count);
-    add_estimated(tile, &s);
+        attend_retrieved(call, tile, lane, s, near_count);
+    add_estimated(tile, s);
 }
 
-const ice_selector ice_retroinfer = {digest_bytes, scratch_bytes, digest, NULL, select_zones};
+static const ice_selector retroinfer = {.digests = {sizeof(wave_index), lay_out_index},
+                                        .space = {sizeof(space), lay_out},
+                                        .digest = digest,
+                                        .select = select_zones};
+
+icecore_status icecore_attend_retroinfer(const icecore_attention *problem, const icecore_retroinfer *options,
+                                         int32_t *near_count) {
+    const icecore_retroinfer *o = options;
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .settings = options};
+    if (o->segment < 1 || o->sinks < 0 || o->local < 0) return ICECORE_ERROR_VALUE;
+    if (!(o->retrieval > 0.0 && o->estimation > 0.0 && o->retrieval + o->estimation <= 1.0)) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected(&call, &retroinfer, near_count);
+}

@@ -139,10 +139,15 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
  * (ice_base_of), for the rows in `lanes`. */
 static inline ice_run ice_stored_run(const ice_tile *tile, const icecore_segment *s, int64_t cell, int64_t first,
                                      int64_t count, uint64_t lanes) {
-    ice_run run = ice_run_of(tile, s->dtype, ice_key_of(s, first), ice_value_of(s, first), count, lanes);
-    run.base = ice_base_of(s, cell);
-    run.unchecked = ice_hides_keys(tile->problem); /* else all rows open what holds a NaN */
-    return run;
+    return (ice_run){.lanes = lanes,
+                     .dtype = s->dtype,
+                     .keys = ice_key_of(s, first),
+                     .values = ice_value_of(s, first),
+                     .key_stride = ice_row_stride(s->dtype, s->dim),
+                     .value_stride = ice_row_stride(s->dtype, s->value_dim),
+                     .count = count,
+                     .base = ice_base_of(s, cell),
+                     .unchecked = ice_hides_keys(tile->problem)}; /* else all rows open what holds a NaN */
 }
 
 /* Attends to them; bias: of each key, or NULL. */

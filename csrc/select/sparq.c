@@ -20,8 +20,9 @@
 
 /* ---- Digests: mean values ---- */
 
-static size_t digest_bytes(const ice_selector_call *call) {
-    return (size_t)(call->problem->keys / BLOCK * call->problem->value_dim) * sizeof(float);
+static void lay_out_means(const ice_selector_call *call, void *own, ice_arena *a) {
+    float **means = own; /* of all values up to the end of each block */
+    *means = ice_arena_take(a, call->problem->keys / BLOCK * call->problem->value_dim, sizeof(float));
 }
 
 /* mean = mean * correction + factor * (values first .. first + count - 1), count <= BLOCK. */
@@ -30,16 +31,14 @@ static void add_values(const ice_selector_call *call, int64_t head, int64_t firs
     const icecore_attention *p = call->problem;
     float weights[BLOCK];
     for (int64_t j = 0; j < count; j++) weights[j] = (float)factor;
-    call->kernels->row_weighted_sum(
-        weights, count, p->key_dtype,
-        ice_address(&p->value, p->key_dtype, head / p->key_heads, head % p->key_heads, first), p->value.row_stride,
-        p->value_dim, (float)correction, mean);
+    call->kernels->row_weighted_sum(weights, count, p->key_dtype, ice_value_at(p, head, first), p->value.row_stride,
+                                    p->value_dim, (float)correction, mean);
 }
 
 static icecore_status digest(const ice_selector_call *call, int64_t head, void *digests) {
     const int64_t value_dim = call->problem->value_dim;
     double total[ICECORE_MAX_DIM] = {0}; /* of means of blocks */
-    float *mean = digests;
+    float *mean = *(float **)digests;
     for (int64_t block = 0; block < call->problem->keys / BLOCK; block++, mean += value_dim) {
         add_values(call, head, block * BLOCK, BLOCK, 1.0 / BLOCK, 0.0, mean); /* which is 0 before */
         for (int64_t t = 0; t < value_dim; t++) {
@@ -62,8 +61,11 @@ static void find_mean_value(const ice_selector_call *call, const ice_tile *tile,
 /* ---- Approximate scores ---- */
 
 typedef struct {
+    int64_t components, local; /* of a query, the largest ones; last keys, which are always chosen */
+} sparq_settings;
+
+typedef struct {
     int64_t near_keys, local, components;
-    float *keys;         /* ICE_PANEL x dim: keys of other types as float32 */
     float *columns;      /* dim x ICE_PANEL */
     float *weight;       /* ICE_PANEL x components: those of the queries by the temperature */
     const void **column; /* ICE_PANEL x components: in `columns` */
@@ -76,30 +78,23 @@ typedef struct {
 
 static int64_t ranked_keys(const space *s) { return s->near_keys - s->local; }
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
     const icecore_attention *p = call->problem;
-    const ice_sparq_settings *settings = call->settings;
-    ice_arena a = {scratch, 0};
-    s->near_keys = ice_at_most(call->near_keys, p->keys);
-    s->local = ice_at_most(settings->local, s->near_keys);
-    s->components = ice_at_most(settings->components, p->dim);
-    s->keys = ice_arena_take(&a, ICE_PANEL * p->dim, sizeof(float));
-    s->columns = ice_arena_take(&a, ICE_PANEL * p->dim, sizeof(float));
-    s->weight = ice_arena_take(&a, ICE_PANEL * s->components, sizeof(float));
-    s->column = ice_arena_take(&a, ICE_PANEL * s->components, sizeof(void *));
-    s->size = ice_arena_take(&a, p->dim, sizeof(float));
-    s->number = ice_arena_take(&a, p->dim, sizeof(int32_t));
-    s->spare = ice_arena_take(&a, s->near_keys, sizeof(float));
+    const sparq_settings *settings = call->settings;
+    space *s = own;
+    s->near_keys = ice_min(call->near_keys, p->keys);
+    s->local = ice_min(settings->local, s->near_keys);
+    s->components = ice_min(settings->components, p->dim);
+    s->columns = ice_arena_take(a, ICE_PANEL * p->dim, sizeof(float));
+    s->weight = ice_arena_take(a, ICE_PANEL * s->components, sizeof(float));
+    s->column = ice_arena_take(a, ICE_PANEL * s->components, sizeof(void *));
+    s->size = ice_arena_take(a, p->dim, sizeof(float));
+    s->number = ice_arena_take(a, p->dim, sizeof(int32_t));
+    s->spare = ice_arena_take(a, s->near_keys, sizeof(float));
     for (int lane = 0; lane < ICE_PANEL; lane++) {
-        s->kept[lane].score = ice_arena_take(&a, s->near_keys + SPARE, sizeof(float));
-        s->kept[lane].number = ice_arena_take(&a, s->near_keys + SPARE, sizeof(int32_t));
+        s->kept[lane].score = ice_arena_take(a, s->near_keys + SPARE, sizeof(float));
+        s->kept[lane].number = ice_arena_take(a, s->near_keys + SPARE, sizeof(int32_t));
     }
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
 }
 
 /* The largest components of a lane's query, the first among equals; a NaN counts as infinite. */
@@ -131,18 +126,13 @@ static void begin(const ice_selector_call *call, const ice_tile *tile, space *s)
 }
 
 /* Keys first .. first + count - 1 side by side; count <= ICE_PANEL. */
-static void turn_keys(const ice_selector_call *call, const ice_tile *tile, int64_t first, int64_t count, space *s) {
-    const icecore_attention *p = call->problem;
+static void turn_keys(const ice_tile *tile, int64_t first, int64_t count, space *s) {
+    const icecore_attention *p = tile->problem;
     const float *row[ICE_PANEL];
-    for (int64_t j = 0; j < ICE_PANEL; j++) {
-        const void *key =
-            ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, first + (j < count ? j : count - 1));
-        row[j] = key;
-        if (p->key_dtype == ICECORE_FLOAT32) continue;
-        call->kernels->to_float32(p->key_dtype, key, s->keys + j * p->dim, p->dim);
-        row[j] = s->keys + j * p->dim;
-    }
-    call->kernels->to_panel(row, p->dim, s->columns);
+    int64_t stride;
+    const float *keys = ice_float_rows(tile, p, &p->key, p->dim, first, count, tile->keys, &stride);
+    for (int64_t j = 0; j < ICE_PANEL; j++) row[j] = keys + ice_min(j, count - 1) * stride;
+    tile->kernels->to_panel(row, p->dim, s->columns);
 }
 
 /* Takes down those of `count` keys whose scores reach the lane's threshold. */
@@ -163,15 +153,15 @@ static void take_down(const ice_selector_call *call, int lane, const float *scor
 
 /* A NaN counts as infinite. */
 static void score_panel(const ice_selector_call *call, const ice_tile *tile, int lane, int64_t first, space *s) {
-    const int64_t end = tile->visible[lane].end, count = ice_at_most(end - first, ICE_PANEL),
-                  ranked = ice_at_most(end - s->local - first, ICE_PANEL);
+    const int64_t end = tile->visible[lane].end, count = ice_min(end - first, ICE_PANEL),
+                  ranked = ice_min(end - s->local - first, ICE_PANEL);
     float scores[ICE_PANEL] = {0}, correction;
     if (count <= 0) return;
     call->kernels->gathered_weighted_sum(s->weight + lane * s->components, s->components, ICECORE_FLOAT32,
                                          s->column + lane * s->components, ICE_PANEL, 0.0f, scores);
     for (int i = 0; i < ICE_PANEL; i++) scores[i] = scores[i] == scores[i] ? scores[i] : INFINITY;
     if (ranked > 0 && ranked_keys(s) > 0) take_down(call, lane, scores, first, ranked, s);
-    for (int64_t key = first + (ranked > 0 ? ranked : 0); key < first + count; key++) {
+    for (int64_t key = first + (ice_max(ranked, 0)); key < first + count; key++) {
         if (key < end - s->local) continue;
         s->kept[lane].score[s->near_keys + SPARE - (end - key)] = scores[key - first];
     }
@@ -183,7 +173,7 @@ static void score_panel(const ice_selector_call *call, const ice_tile *tile, int
 
 /* The keys with the largest scores, and the last ones, whose scores wait in the end of the list. */
 static void choose_keys(const ice_selector_call *call, const ice_tile *tile, int lane, space *s) {
-    const int64_t end = tile->visible[lane].end, local = ice_at_most(s->local, end);
+    const int64_t end = tile->visible[lane].end, local = ice_min(s->local, end);
     ice_kept *kept = &s->kept[lane];
     if (ranked_keys(s) > 0) ice_kept_reduce(call->kernels, kept, ranked_keys(s));
     memmove(kept->score + kept->count, kept->score + s->near_keys + SPARE - local, (size_t)local * sizeof(float));
@@ -219,22 +209,33 @@ static void attend(const ice_selector_call *call, ice_tile *tile, int lane, cons
     ice_kept_attend(tile, lane, kept, NULL);
 }
 
-static void select_approximately(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_approximately(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                                  int64_t near_count[ICE_PANEL]) {
     const int64_t end = ice_tile_visible(tile).end;
-    space s;
-    lay_out(call, scratch, &s);
-    begin(call, tile, &s);
+    float *const *means = digests;
+    space *s = own;
+    begin(call, tile, s);
     for (int64_t last = end, first; last > 0 && !ice_interrupted(); last = first) { /* as in top_k.c */
         first = (last - 1) / ICE_PANEL * ICE_PANEL;
-        turn_keys(call, tile, first, last - first, &s);
-        for (int lane = 0; lane < tile->lanes; lane++) score_panel(call, tile, lane, first, &s);
+        turn_keys(tile, first, last - first, s);
+        for (int lane = 0; lane < tile->lanes; lane++) score_panel(call, tile, lane, first, s);
     }
     for (int lane = 0; lane < tile->lanes; lane++) {
-        choose_keys(call, tile, lane, &s);
-        near_count[lane] = s.kept[lane].count;
-        attend(call, tile, lane, digests, &s);
+        choose_keys(call, tile, lane, s);
+        near_count[lane] = s->kept[lane].count;
+        attend(call, tile, lane, *means, s);
     }
 }
 
-const ice_selector ice_sparq = {digest_bytes, scratch_bytes, digest, NULL, select_approximately};
+static const ice_selector sparq = {.digests = {sizeof(float *), lay_out_means},
+                                   .space = {sizeof(space), lay_out},
+                                   .digest = digest,
+                                   .select = select_approximately};
+
+icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components,
+                                    int64_t local, int32_t *near_count) {
+    const sparq_settings settings = {components, local};
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .settings = &settings};
+    if (components < 1 || local < 0 || local > near_keys) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected(&call, &sparq, near_count);
+}

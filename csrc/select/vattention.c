@@ -19,6 +19,12 @@
 #define MIN_BASE 32
 
 typedef struct {
+    int64_t sinks, window;
+    double epsilon;
+    double deviate; /* that a normal number exceeds, to both sides, with probability delta */
+} sample_settings;
+
+typedef struct {
     ice_largest largest;
     uint8_t *is_taken; /* of each key */
     int32_t *number;   /* of keys: those that are always attended to, then the rest, the sample first */
@@ -26,20 +32,14 @@ typedef struct {
     float *weighed;    /* scores with the soft cap */
 } space;
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
     const int64_t keys = call->problem->keys;
-    const size_t bytes = ice_round_up(ice_largest_lay_out(call, scratch, &s->largest));
-    ice_arena a = {scratch, bytes};
-    s->is_taken = ice_arena_take(&a, keys, 1);
-    s->number = ice_arena_take(&a, keys, sizeof(int32_t));
-    s->score = ice_arena_take(&a, keys, sizeof(float));
-    s->weighed = ice_arena_take(&a, keys, sizeof(float));
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+    space *s = own;
+    ice_largest_lay_out(call, &s->largest, a);
+    s->is_taken = ice_arena_take(a, keys, 1);
+    s->number = ice_arena_take(a, keys, sizeof(int32_t));
+    s->score = ice_arena_take(a, keys, sizeof(float));
+    s->weighed = ice_arena_take(a, keys, sizeof(float));
 }
 
 /* Lays out the row's keys in `number` and returns how many are always attended to: those before sink_end, from
@@ -71,7 +71,7 @@ static void sample(int32_t *number, int64_t count, int64_t first, int64_t end, u
 
 /* How many of the `rest` keys are sampled, by the scores of `fixed` keys and of the `base` first samples behind them.
  * Where the largest score is not finite no size keeps a promise, and the first sample is all. */
-static int64_t sample_size(const ice_vattention_settings *settings, const float *score, int64_t fixed, int64_t base,
+static int64_t sample_size(const sample_settings *settings, const float *score, int64_t fixed, int64_t base,
                            int64_t rest) {
     double maximum = -INFINITY, sum = 0.0, mean = 0.0, squares = 0.0;
     for (int64_t i = 0; i < fixed + base; i++) maximum = score[i] > maximum ? (double)score[i] : maximum;
@@ -90,14 +90,13 @@ static int64_t sample_size(const ice_vattention_settings *settings, const float 
 }
 
 static int64_t attend_row(const ice_selector_call *call, ice_tile *tile, int lane, space *s) {
-    const ice_vattention_settings *settings = call->settings;
+    const sample_settings *settings = call->settings;
     const icecore_attention *p = call->problem;
-    const int64_t end = tile->visible[lane].end, sink_end = ice_at_most(settings->sinks, end),
-                  window_begin = end - ice_at_most(settings->window, end - sink_end);
+    const int64_t end = tile->visible[lane].end, sink_end = ice_min(settings->sinks, end),
+                  window_begin = end - ice_min(settings->window, end - sink_end);
     const ice_row row = ice_tile_row(tile, lane);
     const int64_t fixed = order_keys(s, &s->largest.kept[lane], sink_end, window_begin, end), rest = end - fixed;
-    const int64_t share = (rest + BASE_STEP - 1) / BASE_STEP,
-                  base = ice_at_most(share > MIN_BASE ? share : MIN_BASE, rest);
+    const int64_t share = (rest + BASE_STEP - 1) / BASE_STEP, base = ice_min(ice_max(share, MIN_BASE), rest);
     uint64_t state = ice_range_seed(call->seed, p->keys - p->queries + row.query, row.head);
     ice_kept always = {s->score, s->number, fixed + base}, sampled = {s->score + fixed, s->number + fixed, base};
     sample(sampled.number, rest, 0, base, &state);
@@ -116,16 +115,37 @@ static int64_t attend_row(const ice_selector_call *call, ice_tile *tile, int lan
     return fixed + size;
 }
 
-static void select_and_sample(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_and_sample(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                               int64_t near_count[ICE_PANEL]) {
-    const ice_vattention_settings *settings = call->settings;
-    space s;
+    const sample_settings *settings = call->settings;
+    space *s = own;
     (void)digests;
-    lay_out(call, scratch, &s);
-    memset(s.is_taken, 0, (size_t)call->problem->keys);
-    ice_find_largest(call, tile, settings->sinks, settings->window, &s.largest);
+    memset(s->is_taken, 0, (size_t)call->problem->keys);
+    ice_find_largest(call, tile, settings->sinks, settings->window, &s->largest);
     for (int lane = 0; lane < tile->lanes && !ice_interrupted(); lane++)
-        near_count[lane] = attend_row(call, tile, lane, &s);
+        near_count[lane] = attend_row(call, tile, lane, s);
 }
 
-const ice_selector ice_vattention = {NULL, scratch_bytes, NULL, NULL, select_and_sample};
+static const ice_selector vattention = {.space = {sizeof(space), lay_out}, .select = select_and_sample};
+
+/* The number that a normal one exceeds, to both sides, with probability p: erfc(z / sqrt(2)) = p. */
+static double normal_deviate(double p) {
+    double low = 0.0, high = 64.0; /* by doubles' least p it is 38.5 */
+    for (int i = 0; i < 64; i++) {
+        const double middle = (low + high) / 2.0;
+        if (erfc(middle * 0.70710678118654752440) > p) low = middle;
+        else high = middle;
+    }
+    return high;
+}
+
+icecore_status icecore_attend_vattention(const icecore_attention *problem, const icecore_vattention *options,
+                                         int32_t *near_count) {
+    const icecore_vattention *o = options;
+    if (o->sinks < 0 || o->window < 0) return ICECORE_ERROR_VALUE;
+    if (!(o->epsilon > 0.0 && o->epsilon < 1.0 && o->delta > 0.0 && o->delta < 1.0)) return ICECORE_ERROR_VALUE;
+    const sample_settings settings = {o->sinks, o->window, o->epsilon, normal_deviate(o->delta)};
+    const ice_selector_call call = {
+        .problem = problem, .near_keys = o->near_keys, .seed = o->seed, .settings = &settings};
+    return ice_attend_selected(&call, &vattention, near_count);
+}

@@ -18,6 +18,11 @@
 _Static_assert(ICE_PANEL % MAX_STRIDE == 0 && BLOCK % MAX_STRIDE == 0, "tiles and blocks are whole groups");
 
 typedef struct {
+    int64_t stride; /* 4, 8 or 16 */
+    double threshold;
+} xattention_settings;
+
+typedef struct {
     int64_t stride, row_groups, key_groups; /* those that the tile's last row sees some key of */
     float *query;                           /* ICE_PANEL x dim, each group's rows in reverse order */
     float *score;                           /* row_groups x key_groups: then weights */
@@ -27,35 +32,26 @@ typedef struct {
     uint8_t *chosen;
 } space;
 
-static int64_t stride_of(const ice_selector_call *call) {
-    return ((const ice_xattention_settings *)call->settings)->stride;
-}
-
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
-    const int64_t stride = stride_of(call), groups = (call->problem->keys + stride - 1) / stride,
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
+    const xattention_settings *settings = call->settings;
+    const int64_t stride = settings->stride, groups = (call->problem->keys + stride - 1) / stride,
                   blocks = call->problem->keys / BLOCK;
-    ice_arena a = {scratch, 0};
+    space *s = own;
     s->stride = stride;
-    s->query = ice_arena_take(&a, ICE_PANEL * call->problem->dim, sizeof(float));
-    s->score = ice_arena_take(&a, ICE_PANEL / stride * groups, sizeof(float));
-    s->part = ice_arena_take(&a, BLOCK, sizeof(float));
-    s->mass = ice_arena_take(&a, blocks, sizeof(float));
-    s->order = ice_arena_take(&a, blocks, sizeof(uint64_t));
-    s->spare = ice_arena_take(&a, blocks, sizeof(uint64_t));
-    s->chosen = ice_arena_take(&a, blocks, 1);
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+    s->query = ice_arena_take(a, ICE_PANEL * call->problem->dim, sizeof(float));
+    s->score = ice_arena_take(a, ICE_PANEL / stride * groups, sizeof(float));
+    s->part = ice_arena_take(a, BLOCK, sizeof(float));
+    s->mass = ice_arena_take(a, blocks, sizeof(float));
+    s->order = ice_arena_take(a, blocks, sizeof(uint64_t));
+    s->spare = ice_arena_take(a, blocks, sizeof(uint64_t));
+    s->chosen = ice_arena_take(a, blocks, 1);
 }
 
 /* ---- Scores of groups ---- */
 
 static int64_t rows_of(const ice_tile *tile, const space *s, int64_t row_group) {
     const int64_t rest = tile->lanes - row_group * s->stride;
-    return rest < s->stride ? rest : s->stride;
+    return ice_min(rest, s->stride);
 }
 
 /* Groups of keys that a group of rows sees whole: its first row sees least. */
@@ -108,7 +104,7 @@ static void score_groups(const ice_tile *tile, space *s) {
     }
     for (int64_t first = 0; first < s->key_groups; first += step)
         for (int64_t m = 0; m < s->row_groups; m++) {
-            const int64_t rest = whole_groups(tile, s, m) - first, count = rest < step ? rest : step;
+            const int64_t rest = whole_groups(tile, s, m) - first, count = ice_min(rest, step);
             if (count > 0) score_whole(tile, m, first, count, s);
         }
     for (int64_t m = 0; m < s->row_groups; m++)
@@ -155,22 +151,30 @@ static void choose(const ice_tile *tile, int64_t blocks, double threshold, space
     }
 }
 
-static void select_blocks(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_blocks(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                           int64_t near_count[ICE_PANEL]) {
-    const ice_xattention_settings *settings = call->settings;
+    const xattention_settings *settings = call->settings;
     const int64_t blocks = tile->visible[0].end / BLOCK, end = ice_tile_visible(tile).end;
-    space s;
+    space *s = own;
     (void)digests;
-    lay_out(call, scratch, &s);
-    s.row_groups = (tile->lanes + s.stride - 1) / s.stride;
-    s.key_groups = (end + s.stride - 1) / s.stride;
-    score_groups(tile, &s);
-    choose(tile, blocks, settings->threshold, &s);
+    s->row_groups = (tile->lanes + s->stride - 1) / s->stride;
+    s->key_groups = (end + s->stride - 1) / s->stride;
+    score_groups(tile, s);
+    choose(tile, blocks, settings->threshold, s);
     for (int64_t i = 0, next; i < blocks; i = next) { /* neighbours together */
-        for (next = i + 1; next < blocks && s.chosen[next] == s.chosen[i];) next++;
-        if (s.chosen[i]) ice_attend_counted(tile, i * BLOCK, next * BLOCK, near_count);
+        for (next = i + 1; next < blocks && s->chosen[next] == s->chosen[i];) next++;
+        if (s->chosen[i]) ice_attend_counted(tile, i * BLOCK, next * BLOCK, near_count);
     }
     ice_attend_counted(tile, blocks * BLOCK, end, near_count);
 }
 
-const ice_selector ice_xattention = {NULL, scratch_bytes, NULL, NULL, select_blocks};
+static const ice_selector xattention = {.space = {sizeof(space), lay_out}, .select = select_blocks};
+
+icecore_status icecore_attend_xattention(const icecore_attention *problem, int64_t stride, double threshold,
+                                         int32_t *near_count) {
+    const xattention_settings settings = {stride, threshold};
+    const ice_selector_call call = {.problem = problem, .near_keys = 1, .settings = &settings};
+    if (stride != 4 && stride != 8 && stride != 16) return ICECORE_ERROR_VALUE;
+    if (!(threshold > 0.0 && threshold < 1.0) || !problem->causal) return ICECORE_ERROR_VALUE;
+    return ice_attend_selected_by_heads(&call, &xattention, near_count);
+}

@@ -27,16 +27,10 @@ typedef struct {
     uint64_t *place;  /* of the keys, ascending: code << 32 | key */
 } curve;
 
-static size_t lay_out_curve(const ice_selector_call *call, void *digests, curve *c) {
-    ice_arena a = {digests, 0};
-    c->direction = ice_arena_take(&a, AXES * call->problem->dim, sizeof(float));
-    c->place = ice_arena_take(&a, call->problem->keys, sizeof(uint64_t));
-    return a.used;
-}
-
-static size_t digest_bytes(const ice_selector_call *call) {
-    curve none;
-    return lay_out_curve(call, NULL, &none);
+static void lay_out_curve(const ice_selector_call *call, void *own, ice_arena *a) {
+    curve *c = own;
+    c->direction = ice_arena_take(a, AXES * call->problem->dim, sizeof(float));
+    c->place = ice_arena_take(a, call->problem->keys, sizeof(uint64_t));
 }
 
 /* The Morton code of a vector; NaN and vectors without a direction are in the first cell. */
@@ -61,16 +55,14 @@ static icecore_status digest(const ice_selector_call *call, int64_t head, void *
     const icecore_attention *p = call->problem;
     uint64_t *spare = ice_alloc(p->keys > 0 ? p->keys : 1, sizeof *spare);
     float key[ICECORE_MAX_DIM];
-    curve c;
+    const curve *c = digests;
     if (!spare) return ICECORE_ERROR_MEMORY;
-    lay_out_curve(call, digests, &c);
-    ice_lists_directions(call->seed, AXES, p->dim, c.direction);
+    ice_lists_directions(call->seed, AXES, p->dim, c->direction);
     for (int64_t j = 0; j < p->keys; j++) {
-        call->kernels->to_float32(
-            p->key_dtype, ice_address(&p->key, p->key_dtype, head / p->key_heads, head % p->key_heads, j), key, p->dim);
-        c.place[j] = code_of(key, p->dim, c.direction) << 32 | (uint64_t)j;
+        ice_read_key(call, head, j, key);
+        c->place[j] = code_of(key, p->dim, c->direction) << 32 | (uint64_t)j;
     }
-    ice_sort(c.place, spare, p->keys);
+    ice_sort(c->place, spare, p->keys);
     ice_free(spare);
     return ICECORE_OK;
 }
@@ -80,18 +72,12 @@ typedef struct {
     ice_kept kept;
 } space;
 
-static size_t lay_out(const ice_selector_call *call, void *scratch, space *s) {
-    const int64_t keys = call->problem->keys, kept = call->near_keys < keys ? call->near_keys : keys;
-    ice_arena a = {scratch, 0};
-    s->place = ice_arena_take(&a, keys, sizeof(uint64_t));
-    s->kept.score = ice_arena_take(&a, kept, sizeof(float));
-    s->kept.number = ice_arena_take(&a, kept, sizeof(int32_t));
-    return a.used;
-}
-
-static size_t scratch_bytes(const ice_selector_call *call) {
-    space none;
-    return lay_out(call, NULL, &none);
+static void lay_out(const ice_selector_call *call, void *own, ice_arena *a) {
+    const int64_t keys = call->problem->keys, kept = ice_min(call->near_keys, keys);
+    space *s = own;
+    s->place = ice_arena_take(a, keys, sizeof(uint64_t));
+    s->kept.score = ice_arena_take(a, kept, sizeof(float));
+    s->kept.number = ice_arena_take(a, kept, sizeof(int32_t));
 }
 
 /* The first of `count` places that is not before `code`. */
@@ -130,29 +116,36 @@ static void take_neighbours(const uint64_t *place, int64_t count, uint64_t code,
     }
 }
 
-static void select_neighbours(const ice_selector_call *call, ice_tile *tile, const void *digests, void *scratch,
+static void select_neighbours(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
                               int64_t near_count[ICE_PANEL]) {
     const icecore_attention *p = call->problem;
     const int64_t end = ice_tile_visible(tile).end;
     const float sign = p->scale < 0.0f ? -1.0f : 1.0f;
     float query[ICECORE_MAX_DIM];
     int64_t count = 0;
-    curve c;
-    space s;
-    lay_out(call, scratch, &s);
-    lay_out_curve(call, (void *)digests, &c);
+    const curve *c = digests;
+    space *s = own;
     for (int64_t j = 0; j < p->keys; j++) {
-        s.place[count] = c.place[j];
-        count += (int64_t)(uint32_t)c.place[j] < end;
+        s->place[count] = c->place[j];
+        count += (int64_t)(uint32_t)c->place[j] < end;
     }
     for (int lane = 0; lane < tile->lanes && !ice_interrupted(); lane++) {
         ice_load_query(p, call->kernels, ice_tile_row(tile, lane), sign, query);
-        take_neighbours(s.place, count, code_of(query, p->dim, c.direction), tile->visible[lane].end, call->near_keys,
-                        &s.kept);
-        near_count[lane] = s.kept.count;
-        ice_kept_score(tile, lane, &s.kept);
-        ice_kept_attend(tile, lane, &s.kept, NULL);
+        take_neighbours(s->place, count, code_of(query, p->dim, c->direction), tile->visible[lane].end, call->near_keys,
+                        &s->kept);
+        near_count[lane] = s->kept.count;
+        ice_kept_score(tile, lane, &s->kept);
+        ice_kept_attend(tile, lane, &s->kept, NULL);
     }
 }
 
-const ice_selector ice_zeta = {digest_bytes, scratch_bytes, digest, NULL, select_neighbours};
+static const ice_selector zeta = {.digests = {sizeof(curve), lay_out_curve},
+                                  .space = {sizeof(space), lay_out},
+                                  .digest = digest,
+                                  .select = select_neighbours};
+
+icecore_status icecore_attend_zeta(const icecore_attention *problem, int64_t near_keys, uint64_t seed,
+                                   int32_t *near_count) {
+    const ice_selector_call call = {.problem = problem, .near_keys = near_keys, .seed = seed};
+    return ice_attend_selected(&call, &zeta, near_count);
+}
