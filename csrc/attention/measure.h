@@ -46,7 +46,7 @@ static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed,
 #define ICE_MAX_QUERIES_MEASURED 32
 static inline int64_t ice_measured_queries(int64_t group, int renews) {
     const int64_t minimum = renews ? 8 : 3, wanted = (renews ? ICE_MAX_QUERIES_MEASURED : 12) / group;
-    return wanted < minimum ? minimum : wanted;
+    return ice_max(wanted, minimum);
 }
 /* Of fewer rows than 1 / tolerance none may be the one that misses everything: so many times the queries that are
  * measured at once, at most four.  (At 0.005 once left made-up heads at four times the tolerance.)  Causal calls

@@ -94,8 +94,7 @@ static int64_t cell_size_of(const icecore_near_far *options, int64_t key_head) {
 
 static int64_t min_cell_size(const icecore_near_far *options, int64_t key_heads) {
     int64_t minimum = cell_size_of(options, 0);
-    for (int64_t h = 1; h < key_heads; h++)
-        if (cell_size_of(options, h) < minimum) minimum = cell_size_of(options, h);
+    for (int64_t h = 1; h < key_heads; h++) minimum = ice_min(minimum, cell_size_of(options, h));
     return minimum;
 }
 
@@ -124,8 +123,8 @@ static int find_moments(const void *context, int64_t first, int64_t end, float *
         first_query = 0; /* rows of the first step are exact */
         end_query = call->step[0].end_query;
     }
-    if (first_query < 0) first_query = 0;
-    if (end_query > p->queries) end_query = p->queries;
+    first_query = ice_max(first_query, 0);
+    end_query = ice_min(end_query, p->queries);
     if (first_query >= end_query) return 0;
     const ice_query_range range = {p, call->kernels, batch, key_head, first_query, end_query};
     return ice_find_query_moments(&range, moments, &known) == ICECORE_OK ? known : -1;
@@ -314,8 +313,7 @@ static icecore_status attend(near_far_call *call) {
         int64_t nodes = ice_stack_max_nodes(problem->keys, cell_size);
         const int64_t levels = problem->causal ? ice_stack_max_levels(problem->keys, options->block) : 1;
         int64_t measured = 0; /* queries at once */
-        for (int64_t i = 0; i < call->steps && measuring; i++)
-            if (call->step[i].measured > measured) measured = call->step[i].measured;
+        for (int64_t i = 0; i < call->steps && measuring; i++) measured = ice_max(measured, call->step[i].measured);
         size_t bytes = ice_selection_bytes(problem, levels, nodes), exact = ice_tile_bytes(call->given);
         if (bytes < exact) bytes = exact;
         if (measured) bytes = ice_measure_bytes(problem, call->given, levels, nodes, measured); /* more than both */
@@ -334,59 +332,63 @@ static icecore_status attend(near_far_call *call) {
     return status;
 }
 
+static int are_right(const icecore_attention *p, const icecore_near_far *o) {
+    if (p->key_heads > 0 && min_cell_size(o, p->key_heads) < 1) return 0;
+    if (p->keys > INT32_MAX || ice_has_window(p) || p->alibi_slopes) return 0; /* their numbers are of 32 bits */
+    return o->tolerance >= 0.0f && o->near_price >= 0.0f && o->node_price >= 0.0f && (!p->causal || o->block >= 1) &&
+           (ice_by_threshold(o) || o->near_keys >= 1) && ice_all_positive(o->head_tolerance, p->query_heads) &&
+           ice_all_positive(o->head_threshold, p->query_heads) && ice_are_moments(o->moments, p->key_heads, p->dim);
+}
+
+/* Where panels multiply bfloat16 and keys are of another type, these are rounded, less a centre if they have one.
+ * *centre and *copies: to be freed, also after a failure. */
+static icecore_status round_keys(near_far_call *call, icecore_attention *used, float **centre, char **copies) {
+    const icecore_attention *given = call->given;
+    if (call->options->rounding) used->key_dtype = ICECORE_BFLOAT16;
+    const icecore_dtype dtype = ice_panel_dtype(used, call->kernels);
+    used->key_dtype = given->key_dtype;
+    if (dtype != ICECORE_BFLOAT16 || given->key_dtype == dtype || given->keys == 0) return ICECORE_OK;
+    if (!given->softcap && !given->sink_logits) { /* these need whole scores */
+        *centre = ice_alloc(given->batch * given->key_heads * given->dim, sizeof **centre);
+        if (!*centre) return ICECORE_ERROR_MEMORY;
+        if (ice_find_centres(given, call->kernels, call->options->block, *centre)) call->centre = *centre;
+    }
+    if (reads_keys(given)) {
+        call->source = used;
+        return ice_round_problem(given, call->kernels, dtype, call->centre, used, copies);
+    }
+    used->key_dtype = dtype; /* what panels multiply */
+    used->key.data = used->value.data = NULL;
+    return ICECORE_OK;
+}
+
+static icecore_status pack_values(near_far_call *call) {
+    const icecore_attention *p = call->problem;
+    const int64_t heads = p->batch * p->key_heads;
+    if (!reads_keys(p) || p->keys == 0 || !ice_panel_is_bf16(p, call->kernels)) return ICECORE_OK;
+    call->packed = ice_alloc(heads * ice_packed_numbers(p), sizeof *call->packed);
+    return call->packed ? ice_pack_heads(p, call->kernels, 0, heads, call->packed) : ICECORE_ERROR_MEMORY;
+}
+
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
                                        const icecore_report *report) {
     icecore_status status = ice_check_problem(problem);
     if (status != ICECORE_OK) return status;
-    const int by_threshold = ice_by_threshold(options);
-    if (problem->key_heads > 0 && min_cell_size(options, problem->key_heads) < 1) return ICECORE_ERROR_VALUE;
-    if (problem->keys > INT32_MAX) return ICECORE_ERROR_VALUE; /* their numbers are of 32 bits */
-    if (ice_has_window(problem) || problem->alibi_slopes || !(options->tolerance >= 0.0f) ||
-        !(options->near_price >= 0.0f) || !(options->node_price >= 0.0f) || (problem->causal && options->block < 1) ||
-        (!by_threshold && options->near_keys < 1) || !ice_all_positive(options->head_tolerance, problem->query_heads) ||
-        !ice_all_positive(options->head_threshold, problem->query_heads) ||
-        !ice_are_moments(options->moments, problem->key_heads, problem->dim))
-        return ICECORE_ERROR_VALUE;
+    if (!are_right(problem, options)) return ICECORE_ERROR_VALUE;
     if (ice_is_empty(problem)) return ICECORE_OK;
     icecore_near_far clipped = *options;
     clipped.block = ice_clipped_block(problem, options->block);
-    const ice_kernels *kernels = ice_active_kernels();
     icecore_attention used = *problem;
-    char *copies = NULL;
     float *centre = NULL;
-    if (options->rounding) used.key_dtype = ICECORE_BFLOAT16;
-    const icecore_dtype dtype = ice_panel_dtype(&used, kernels);
-    const icecore_attention *source = problem;
-    used.key_dtype = problem->key_dtype;
-    if (dtype == ICECORE_BFLOAT16 && problem->key_dtype != dtype && problem->keys > 0) {
-        if (!problem->softcap && !problem->sink_logits) { /* these need whole scores */
-            centre = ice_alloc(problem->batch * problem->key_heads * problem->dim, sizeof *centre);
-            if (!centre) return ICECORE_ERROR_MEMORY;
-        }
-        if (centre && !ice_find_centres(problem, kernels, clipped.block, centre)) {
-            ice_free(centre);
-            centre = NULL;
-        }
-        if (reads_keys(problem)) {
-            status = ice_round_problem(problem, kernels, dtype, centre, &used, &copies);
-            source = &used;
-        } else {
-            used.key_dtype = dtype; /* what panels multiply */
-            used.key.data = used.value.data = NULL;
-        }
-    }
+    char *copies = NULL;
     near_far_call call = {.problem = &used,
                           .given = problem,
-                          .source = source,
+                          .source = problem,
                           .options = &clipped,
                           .report = report ? report : &ice_no_report,
-                          .kernels = kernels,
-                          .centre = centre};
-    if (status == ICECORE_OK && reads_keys(problem) && problem->keys > 0 && ice_panel_is_bf16(&used, kernels)) {
-        const int64_t heads = problem->batch * problem->key_heads;
-        call.packed = ice_alloc(heads * ice_packed_numbers(&used), sizeof *call.packed);
-        status = call.packed ? ice_pack_heads(&used, kernels, 0, heads, call.packed) : ICECORE_ERROR_MEMORY;
-    }
+                          .kernels = ice_active_kernels()};
+    status = round_keys(&call, &used, &centre, &copies);
+    if (status == ICECORE_OK) status = pack_values(&call);
     if (status == ICECORE_OK) status = attend(&call);
     ice_free(call.packed);
     ice_free(copies);

@@ -23,7 +23,7 @@ static void add_products(const ice_kernels *kernels, const workspace *w, int64_t
     float correction[ICE_PANEL];
     for (int lane = 0; lane < ICE_PANEL; lane++) correction[lane] = 1.0f;
     for (int64_t first = 0; first < dim; first += ICE_PANEL) {
-        const int64_t lanes = dim - first < ICE_PANEL ? dim - first : ICE_PANEL;
+        const int64_t lanes = ice_min(dim - first, ICE_PANEL);
         memset(w->accumulator, 0, (size_t)(dim * ICE_PANEL) * sizeof(float));
         for (int64_t j = 0; j < count; j++) {
             memcpy(w->weights + j * ICE_PANEL, w->rows + j * dim + first, (size_t)lanes * sizeof(float));
@@ -42,8 +42,7 @@ icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step,
     const int64_t end_query = range->end;
     int64_t query = range->first + (step - 1 - (position % step + step) % step), filled = 0;
     if (query >= end_query) return ICECORE_OK;
-    const int64_t all = ((end_query - query + step - 1) / step) * group,
-                  room = all < ICE_KEY_BLOCK ? all : ICE_KEY_BLOCK;
+    const int64_t all = ((end_query - query + step - 1) / step) * group, room = ice_min(all, ICE_KEY_BLOCK);
     float *memory = ice_alloc(room * p->dim + room * ICE_PANEL + p->dim * ICE_PANEL, sizeof *memory);
     workspace w = {memory, memory + room * p->dim, memory + room * p->dim + room * ICE_PANEL};
     if (!memory) return ICECORE_ERROR_MEMORY;

@@ -13,7 +13,7 @@ void ice_bound_far_field(ice_selection *t) {
         const ice_node_run *now = &t->run[r];
         const float *norm = ice_spread_of(t, now->from)->norm;
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
-            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            int64_t count = ice_min(now->count - i, ICE_KEY_BLOCK);
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < ICE_PANEL; lane++) {
                     float own = t->scores[(now->row + i + j) * ICE_PANEL +

@@ -21,7 +21,7 @@ typedef struct {
 static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, const float *centre, int64_t head,
                       int64_t first, char *target) {
     const icecore_attention *p = c->problem;
-    const int64_t end = first + COPIED_ROWS < p->keys ? first + COPIED_ROWS : p->keys;
+    const int64_t end = ice_min(first + COPIED_ROWS, p->keys);
     const size_t bytes = (size_t)width * ice_element_size(c->dtype);
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = first; j < end; j++) {
@@ -52,8 +52,8 @@ static void copy_task(void *context, int64_t index, void *scratch) {
 #define MAX_DRIFT 0.016f
 int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int64_t block, float *centre) {
     int any = 0;
-    const int64_t keys = p->causal && block < p->keys ? block : p->keys,
-                  count = keys < CENTRED_KEYS ? keys : CENTRED_KEYS, step = keys / count;
+    const int64_t keys = p->causal && block < p->keys ? block : p->keys, count = ice_min(keys, CENTRED_KEYS),
+                  step = keys / count;
     for (int64_t head = 0; head < p->batch * p->key_heads; head++) {
         float half[2][ICECORE_MAX_DIM], *own = centre + head * p->dim;
         double spread[ICECORE_MAX_DIM];

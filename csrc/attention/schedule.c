@@ -6,8 +6,6 @@
  * instead of half a per cent; and pictures need fewer near keys, since the standard error is smaller.) */
 #define QUERIES_AT_ONCE ICE_PANEL
 
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-
 static float min_tolerance(const icecore_near_far *options, int64_t query_heads) {
     float minimum = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
     for (int64_t h = 1; options->head_tolerance && h < query_heads; h++)
@@ -39,7 +37,7 @@ static void plan_measuring(ice_schedule *schedule, ice_step *step) {
         if (!ice_is_measured(step->blocks, schedule->last, schedule->renewed, ICE_NEW_IN_PROMPT, &step->renews)) return;
         wanted = schedule->panels * ice_measured_queries(ice_group(p), step->renews);
     }
-    step->measured = smaller(queries, wanted);
+    step->measured = ice_min(queries, wanted);
     step->stands_for = schedule->since;
     schedule->since = 0;
     schedule->last = step->blocks;
@@ -53,14 +51,14 @@ int ice_schedule_next(ice_schedule *schedule, ice_step *step) {
     *step = (ice_step){.first_query = schedule->query, .end_query = p->queries, .blocks = -1, .exact.sinks = p};
     if (p->causal) {
         const int64_t number = position < 0 ? 0 : position / schedule->block;
-        step->end_query = smaller((number + 1) * schedule->block - offset, p->queries);
+        step->end_query = ice_min((number + 1) * schedule->block - offset, p->queries);
         step->blocks = ice_sealed_blocks(position, schedule->block);
         step->is_first = number == 0;
         step->exact.open_begin = step->blocks * schedule->block;
         if (step->exact.open_begin <= p->sinks) step->exact.open_begin = 0;
         step->exact.sink_end = step->exact.open_begin ? p->sinks : 0;
     } else {
-        step->exact.sink_end = smaller(p->sinks, p->keys);
+        step->exact.sink_end = ice_min(p->sinks, p->keys);
         step->exact.open_begin = p->keys;
     }
     step->tiles = ((step->end_query - step->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
@@ -82,13 +80,13 @@ int64_t ice_count_steps(const icecore_attention *p, const icecore_near_far *opti
 static int64_t visible_pairs(const icecore_attention *p, const ice_step *s) {
     const int64_t queries = s->end_query - s->first_query, end = p->keys - p->queries + s->end_query;
     if (!p->causal) return queries * p->keys;
-    const int64_t seeing = end < queries ? end : queries; /* the others stand before the first key */
+    const int64_t seeing = ice_min(end, queries); /* the others stand before the first key */
     return seeing > 0 ? seeing * (end - seeing) + seeing * (seeing + 1) / 2 : 0;
 }
 
 /* Adds the building of a segment over keys first .. end - 1. */
 static void add_segment(icecore_near_far_step *work, int64_t first, int64_t end, int64_t sinks, int64_t cell_size) {
-    const int64_t keys = end - (first < sinks ? sinks : first);
+    const int64_t keys = end - (ice_max(first, sinks));
     if (keys <= 0) return;
     work->built_keys += keys;
     work->distances += 2 * keys * ICE_CELLS_PER_PARENT + keys * keys / cell_size / (ICE_CELLS_PER_PARENT / 2);

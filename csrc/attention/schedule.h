@@ -29,7 +29,7 @@ static inline int ice_is_measuring(const icecore_near_far *o) { return o->tolera
 
 /* Not longer than all that there is: the end of such a block cannot overflow. */
 static inline int64_t ice_clipped_block(const icecore_attention *p, int64_t block) {
-    return block < p->keys + p->queries ? block : p->keys + p->queries;
+    return ice_min(block, p->keys + p->queries);
 }
 
 ice_schedule ice_schedule_begin(const icecore_attention *problem, const icecore_near_far *options);
