@@ -4,9 +4,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+from chosen_keys import clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import are_clear, clustered
+from test_pages import are_clear
 
 import icecore
 from icecore import reference
@@ -130,9 +131,3 @@ def test_a_page_that_is_not_finite_is_attended_to(isa, number):
     spoiled = (np.isnan(number) | (q[..., 3] * number > 0)) & (np.arange(500) >= 112)
     np.testing.assert_array_equal(np.isnan(out).any(axis=-1)[..., 112:], spoiled[..., 112:])
     assert np.isfinite(out[:, :, :100]).all()
-
-
-def test_arkvale_gives_the_same_bits_for_any_number_of_threads(isa):
-    arrays = clustered(np.random.default_rng(7), 6, 2, 300, 700, 48)
-    one, two = (arkvale(arrays, 150, 32, causal=True, num_threads=n)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)

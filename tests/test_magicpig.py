@@ -5,9 +5,9 @@ from math import comb
 
 import numpy as np
 import pytest
+from chosen_keys import clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import clustered
 
 import icecore
 from icecore import reference
@@ -158,20 +158,6 @@ def test_nothing_but_such_keys_queries_or_zeros():
             out, _, info = magicpig(arrays, 4, 8, 4, 9, causal=True)
             assert (info.near_keys >= 9).all()
             assert np.isfinite(out).all() == (number == 0 or number == 1e30)
-
-
-def test_magicpig_gives_the_same_bits_for_any_number_of_threads(isa):
-    given = clustered(np.random.default_rng(7), 6, 2, 300, 500, 48)
-    one, two = (magicpig(given, 5, 20, 4, 20, causal=True, num_threads=n)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
-
-
-def test_float64_is_computed_by_the_oracle():
-    wide = [a.astype(np.float64) for a in clustered(np.random.default_rng(8), 2, 1, 20, 300, 8)]
-    options = {"bits": 4, "tables": 6, "sinks": 4, "local": 9, "causal": True, "seed": 3}
-    out, _, info = magicpig(wide, **options)
-    assert info.path == "reference"
-    np.testing.assert_allclose(out, reference.magicpig_attention(*wide, **options)[0], atol=1e-12)
 
 
 @pytest.mark.parametrize(("make", "error", "named"), [

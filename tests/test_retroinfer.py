@@ -5,9 +5,9 @@ from itertools import count
 
 import numpy as np
 import pytest
+from chosen_keys import clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import clustered
 
 import icecore
 from icecore import reference
@@ -187,20 +187,6 @@ def test_equal_huge_tiny_and_empty_inputs():
             assert np.abs(out).max() <= np.abs(v).max() * 1.001
     none = [np.ones((1, 1, n, 4), np.float32) for n in (0, 300, 300)]
     assert retroinfer(none, **USUAL)[0].shape == (1, 1, 0, 4)
-
-
-def test_retroinfer_gives_the_same_bits_for_any_number_of_threads(isa):
-    arrays = clustered(np.random.default_rng(11), 6, 2, 300, 700, 48)
-    one, two = (retroinfer(arrays, causal=True, num_threads=n, **USUAL)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
-
-
-def test_float64_is_computed_by_the_oracle():
-    wide = [a.astype(np.float64) for a in clustered(np.random.default_rng(12), 2, 1, 20, 300, 8)]
-    options = USUAL | {"causal": True, "seed": 3}
-    out, _, info = retroinfer(wide, **options)
-    assert info.path == "reference"
-    np.testing.assert_allclose(out, reference.retroinfer_attention(*wide, **options)[0], atol=1e-12)
 
 
 @pytest.mark.parametrize(("make", "error", "named"), [

@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from chosen_keys import assert_clear_equal, clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import assert_clear_equal, clustered
 
 import icecore
 from icecore import reference
@@ -144,20 +144,6 @@ def test_huge_tiny_and_empty_inputs():
         assert np.abs(out).max() <= np.abs(v).max() * 1.001
     none = [np.ones((1, 1, n, 4), np.float32) for n in (0, 9, 9)]
     assert sparq(none, 3, 2, 1)[0].shape == (1, 1, 0, 4)
-
-
-def test_sparq_gives_the_same_bits_for_any_number_of_threads(isa):
-    given = clustered(np.random.default_rng(9), 6, 2, 300, 700, 48)
-    one, two = (sparq(given, 50, 9, 10, causal=True, num_threads=n)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
-
-
-def test_float64_is_computed_by_the_oracle():
-    wide = [a.astype(np.float64) for a in clustered(np.random.default_rng(10), 2, 1, 20, 600, 8)]
-    out, _, info = sparq(wide, 30, 3, 5, causal=True)
-    narrow = sparq([a.astype(np.float32) for a in wide], 30, 3, 5, causal=True)[0]
-    assert info.path == "reference"
-    np.testing.assert_allclose(out, narrow, atol=2e-5)
 
 
 @pytest.mark.parametrize(("make", "error", "named"), [

@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from chosen_keys import arrays, clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import arrays, clustered
 
 import icecore
 from icecore import reference
@@ -195,12 +195,6 @@ def test_keys_of_nothing_else_end(number):
     assert np.all(info.near_keys >= 40) and np.all(info.near_keys[0, 0] <= visible_count(60, 600, True))
 
 
-def test_vattention_gives_the_same_bits_for_any_number_of_threads(isa):
-    given = clustered(np.random.default_rng(69), 6, 2, 200, 900, 48)
-    one, two = (vattention(given, causal=True, num_threads=n, **LOOSE)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
-
-
 @pytest.mark.parametrize(("make", "error", "named"), [
     (lambda: VAttention(k=0), ValueError, "k must be at least 1, got 0"),
     (lambda: VAttention(sinks=-1), ValueError, "sinks must be at least 0, got -1"),
@@ -213,11 +207,3 @@ def test_vattention_gives_the_same_bits_for_any_number_of_threads(isa):
 def test_wrong_parameters_are_refused(make, error, named):
     with pytest.raises(error, match=named):
         make()
-
-
-def test_float64_is_computed_by_the_oracle():
-    wide = [a.astype(np.float64) for a in clustered(np.random.default_rng(70), 2, 1, 60, 600, 8)]
-    selector = VAttention(**LOOSE)
-    out, info = icecore.attention(*wide, selector=selector, causal=True, seed=3, return_info=True)
-    assert info.path == "reference"
-    np.testing.assert_allclose(out, reference.vattention_attention(*wide, causal=True, seed=3, **LOOSE)[0], atol=1e-12)

@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from chosen_keys import assert_clear_equal, clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import assert_clear_equal, clustered
 
 import icecore
 from icecore import reference
@@ -132,12 +132,6 @@ def test_xattention_of_huge_numbers_ends():
     np.testing.assert_array_equal(info.near_keys[0, 0], np.arange(301, 601))  # scores overflow: all keys
 
 
-def test_xattention_gives_the_same_bits_for_any_number_of_threads(isa):
-    arrays = clustered(np.random.default_rng(46), 6, 2, 300, 900, 48)
-    one, two = (xattention(arrays, 8, 0.8, num_threads=n)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
-
-
 @pytest.mark.parametrize(("make", "error", "named"), [
     (lambda: XAttention(stride=5), ValueError, "stride must be 4, 8 or 16, got 5"),
     (lambda: XAttention(stride=0), ValueError, "stride must be at least 1, got 0"),
@@ -157,11 +151,3 @@ def test_it_needs_causal_attention():
     arrays = clustered(np.random.default_rng(47), 1, 1, 9, 9, 4)
     with pytest.raises(ValueError, match="selector='xattention' needs causal=True"):
         icecore.attention(*arrays, selector="xattention")
-
-
-def test_float64_is_computed_by_the_oracle():
-    wide = [a.astype(np.float64) for a in clustered(np.random.default_rng(48), 2, 1, 60, 600, 8)]
-    out, info = icecore.attention(*wide, selector=XAttention(8, 0.6), causal=True, return_info=True)
-    narrow = icecore.attention(*(a.astype(np.float32) for a in wide), selector=XAttention(8, 0.6), causal=True)
-    assert info.path == "reference"
-    np.testing.assert_allclose(out, narrow, atol=2e-5)

@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from chosen_keys import clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selectors import clustered
 
 import icecore
 from icecore import reference
@@ -155,12 +155,6 @@ def test_seeds_give_other_curves():
     assert np.abs(first - other).max() > 0.01
 
 
-def test_zeta_gives_the_same_bits_for_any_number_of_threads(isa):
-    arrays = clustered(np.random.default_rng(57), 6, 2, 300, 900, 48)
-    one, two = (zeta(arrays, 50, causal=True, num_threads=n)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
-
-
 @pytest.mark.parametrize(("make", "error", "named"), [
     (lambda: Zeta(0), ValueError, "k must be at least 1, got 0"),
     (lambda: Zeta(2.5), TypeError, "k must be an integer, got float"),
@@ -169,11 +163,3 @@ def test_zeta_gives_the_same_bits_for_any_number_of_threads(isa):
 def test_wrong_parameters_are_refused(make, error, named):
     with pytest.raises(error, match=named):
         make()
-
-
-def test_float64_is_computed_by_the_oracle():
-    wide = [a.astype(np.float32).astype(np.float64) for a in clustered(np.random.default_rng(58), 2, 1, 60, 600, 8)]
-    out, info = icecore.attention(*wide, selector=Zeta(30), causal=True, seed=3, return_info=True)
-    narrow = icecore.attention(*(a.astype(np.float32) for a in wide), selector=Zeta(30), causal=True, seed=3)
-    assert info.path == "reference"
-    np.testing.assert_allclose(out, narrow, atol=2e-5)
