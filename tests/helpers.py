@@ -14,7 +14,7 @@ import numpy as np
 from icecore import _native, reference
 from icecore.reference.cells import key_metric, moments_scale, summarize_tree
 from icecore.reference.dense import alibi_bias, per_query_head
-from icecore.reference.pdci import true_scores
+from icecore.reference.search import true_scores
 
 #: Names of the dtypes of the fast path; "bits" is bfloat16 as uint16.
 DTYPES = ("float32", "float16", "bfloat16", "bits")

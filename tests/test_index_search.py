@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import icecore
 from icecore import _native, reference
 from icecore.reference import Level
-from icecore.reference.pdci import true_scores
+from icecore.reference.search import true_scores
 
 METRICS = ("ip", "l2")
 #: Enough vectors at once that they become a segment.

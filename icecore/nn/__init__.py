@@ -6,7 +6,6 @@ from .cache import KeyValueCache
 from .capture import capture_layers
 from .decoder import forward, forward_batch, logits_in_chunks
 from .dinov2_onnx import load_dinov2_onnx
-from .evaluate import agreement, divergence, perplexity, score
 from .gemma3 import Gemma3Config, Gemma3Layer, Gemma3Weights
 from .generate import continue_from, generate, sample
 from .gguf_file import open_gguf
@@ -14,6 +13,7 @@ from .gpt2 import Gpt2Config, Gpt2Weights
 from .llama import LlamaConfig, LlamaLayer, LlamaWeights
 from .near_far_cache import NearFarCache
 from .pre_norm import PreNormLayer
+from .scores import agreement, divergence, perplexity, score
 from .tokenizer import Tokenizer, load_tokenizer
 from .vit import VitConfig, VitWeights, encode_image
 from .weights import find_dinov2, find_smollm2, load_gguf, load_model, load_safetensors

@@ -4,7 +4,6 @@ from icecore.reference.block_sparse import block_sparse_attention
 from icecore.reference.cells import Cells, Tree, build_tree
 from icecore.reference.codes import dequantize, quantize, quantized
 from icecore.reference.dense import attention
-from icecore.reference.iceformer import pdci_attention
 from icecore.reference.indexer import indexer_top_k
 from icecore.reference.indices import attend_indices
 from icecore.reference.magicpig import magicpig_attention
@@ -13,7 +12,9 @@ from icecore.reference.minference import minference_attention
 from icecore.reference.near_far import near_far_attention
 from icecore.reference.offset import has_offset, relative_rows
 from icecore.reference.pages import arkvale_attention, pages_attention
-from icecore.reference.pdci import (
+from icecore.reference.pdci import pdci_attention
+from icecore.reference.retroinfer import retroinfer_attention
+from icecore.reference.search import (
     Level,
     lift_keys,
     lift_query,
@@ -23,7 +24,6 @@ from icecore.reference.pdci import (
     search_exact,
     tree_search,
 )
-from icecore.reference.retroinfer import retroinfer_attention
 from icecore.reference.sparq import sparq_attention
 from icecore.reference.top_k import top_k_attention
 from icecore.reference.vattention import vattention_attention

@@ -1,265 +1,148 @@
-"""Nearest-neighbour search: Prioritized DCI (Li & Malik, 2017), brute force, and search down a tree of means."""
+"""The published method, IceFormer (arXiv 2405.02842): of the keys that P-DCI visits those with the largest scores."""
 
 from __future__ import annotations
 
-import heapq
 from typing import NamedTuple
 
 import numpy as np
 
-# ---- Lifting: maximum inner product as nearest neighbour ----
+from icecore.reference.cells import cluster
+from icecore.reference.dense import add_sink, capped, per_query_head, softmax_sum, visible_count
+from icecore.reference.random import random_directions, segment_seed
+from icecore.reference.search import dot, lift_keys, lift_query
+
+#: Composite indices and the simple ones of each, as published.
+COMPOSITES, SIMPLES = 2, 7
+#: Parents are opened until the keys below them come to so many times the keys to visit.
+FIELD_OF_VIEW = 4
+#: Keys of a block when causal; the newest, fewer ones, are compared exactly.
+BLOCK = 512
+#: Rows that a centre is found from, and how many times the median a component of them may be.
+SAMPLE, OUTLYING = 512, 16
 
 
-def dot(rows, vector):
-    """(n, d), (d,) -> (n,): sums row by row, so that equal rows give equal bits wherever they stand."""
-    return (np.asarray(rows).astype(np.float64, order="C") * vector).sum(axis=1)
+class PdciTree(NamedTuple):
+    """Keys first .. first + n - 1 in two levels: promoted keys, moved to the means of the keys next to them, and the keys."""
+
+    first: int
+    members: list  # of each parent, (n_c,) int
+    means: np.ndarray  # (parents, d)
+    projected: np.ndarray  # (n, COMPOSITES, SIMPLES), of the lifted keys
 
 
-def lift_keys(keys, scale=None):
-    """(n, d) -> (n, d + 1): [k/c ; sqrt(1 - |k|^2/c^2)], unit vectors, for a scale c no less than the largest norm.
+def seen_ranges(blocks):
+    """The ranges (first, end) of blocks that cover the first `blocks` ones in a Fenwick tree, the last first."""
+    ranges = []
+    while blocks:
+        size = blocks & -blocks
+        ranges.append((blocks - size, blocks))
+        blocks -= size
+    return ranges
 
-    scale : float, optional
-        c; default the largest norm, or 1 where all keys are zero.
+
+def sampled_centre(key):
+    """(n, d) -> (d,): the mean of up to 512 rows, without those whose largest component is above 16 times the median."""
+    rows = key[np.arange(min(len(key), SAMPLE)) * len(key) // min(len(key), SAMPLE)]
+    size = np.abs(rows).max(axis=1)
+    return rows[size / OUTLYING <= np.sort(size)[len(size) // 2]].mean(axis=0)
+
+
+def lifted(key):
+    """(n, d) -> (n, d + 1), for inner products: less their centre where that makes the longest of them shorter."""
+    centred = key - sampled_centre(key)
+    longest = [np.linalg.norm(rows, axis=1).max() for rows in (key, centred)]
+    return lift_keys(key if longest[0] <= longest[1] else centred)
+
+
+def build_pdci_tree(key, first, directions, seed):
+    """The tree of key (n, d), n^(1/2) of which are promoted; None where a key is not finite."""
+    if not np.isfinite(key).all():
+        return None
+    parents = int(np.sqrt(len(key)) + 0.5)
+    members = cluster(key, parents, segment_seed(seed, first, len(key)), 1)
+    means = np.array([key[m].mean(axis=0) for m in members])
+    return PdciTree(first, members, means, np.einsum("nd,lmd->nlm", lifted(key), directions))
+
+
+def visited_keys(query, tree, directions, visit):
+    """The keys of a tree that its composite indices yield, and how clearly they differ from the others.
+
+    Parents rank by q . mean. Each composite yields `visit` of the keys below opened parents, in order of the largest difference
+    of projections.
     """
-    keys = np.asarray(keys).astype(np.float64, order="C")
-    scale = (np.linalg.norm(keys, axis=1).max(initial=0.0) or 1.0) if scale is None else scale
-    keys = keys / scale
-    rest = np.sqrt(np.maximum(0.0, 1.0 - (keys**2).sum(axis=1)))  # (n,)
-    return np.column_stack([keys, rest])
+    score = dot(tree.means, query)
+    order = np.argsort(-score, kind="stable")
+    held = np.cumsum([len(tree.members[i]) for i in order])
+    opened = int(np.searchsorted(held, min(FIELD_OF_VIEW * visit, held[-1]))) + 1
+    margin = score[order[opened - 1]] - score[order[opened]] if opened < len(order) else np.inf
+    below = np.sort(np.concatenate([tree.members[i] for i in order[:opened]]))
+    radius = np.abs(tree.projected[below] - directions @ lift_query(query)).max(axis=-1)  # (n, COMPOSITES)
+    nearest = np.argsort(radius, axis=0, kind="stable")
+    if visit < len(below):
+        edge = np.take_along_axis(radius, nearest[visit - 1 : visit + 1], axis=0)  # (2, COMPOSITES)
+        margin = min(margin, (edge[1] - edge[0]).min())
+    return tree.first + np.unique(below[nearest[:visit]]), margin
 
 
-def lift_query(query):
-    """(d,) -> (d + 1,): [q/|q| ; 0]; a zero query stays zero."""
-    query = np.asarray(query).astype(np.float64)
-    norm = np.linalg.norm(query)
-    return np.append(query / norm if norm else query, 0.0)
+def choose_nearest(query, key, k, visit, directions, seed, causal=False):
+    """(L, S) bool: the keys that each query attends to; (L,): how clearly they differ from the others."""
+    queries, keys = len(query), len(key)
+    chosen, margin = np.zeros((queries, keys), bool), np.full(queries, np.inf)
+    block, planted = BLOCK if causal or not keys else keys, {}
+    for row, end in enumerate(visible_count(queries, keys, causal).tolist()):
+        sealed = end // block * block
+        found = [np.arange(end)]
+        if visit < end and np.isfinite(query[row]).all():
+            found = [np.arange(sealed, end)]
+            for first, last in (np.multiply(each, block).tolist() for each in seen_ranges(end // block)):
+                if (first, last) not in planted:
+                    planted[first, last] = build_pdci_tree(key[first:last], first, directions, seed)
+                tree, own = planted[first, last], (np.arange(first, last), np.inf)
+                if tree is not None:
+                    own = visited_keys(query[row], tree, directions, -(-visit * (last - first) // sealed))
+                found.append(own[0])
+                margin[row] = min(margin[row], own[1])
+        found = np.sort(np.concatenate(found))
+        with np.errstate(invalid="ignore", over="ignore"):
+            score = dot(key[found], query[row])
+        score = np.where(np.isnan(score), np.inf, score)
+        order = np.argsort(-score, kind="stable")
+        chosen[row, found[order[:k]]] = True
+        if k < len(order) and score[order[k - 1]] < np.inf:
+            margin[row] = min(margin[row], score[order[k - 1]] - score[order[k]])
+    return chosen, margin
 
 
-# ---- One composite index ----
-
-
-def closest_first(projection, query):
-    """The points of one simple index, its sorted list (n,) walked outwards from `query`: yields (|difference|, point)."""
-    order = np.argsort(projection, kind="stable")
-    right = np.searchsorted(projection[order], query)
-    left = right - 1
-    while left >= 0 or right < len(order):
-        below = query - projection[order[left]] if left >= 0 else np.inf
-        above = projection[order[right]] - query if right < len(order) else np.inf
-        if right == len(order) or (left >= 0 and below <= above):
-            yield below, order[left]
-            left -= 1
-        else:
-            yield above, order[right]
-            right += 1
-
-
-def pdci_candidates(projected_points, projected_query, *, visit, retrieve):
-    """Candidates of one composite index, by the published queue over its sorted lists.
-
-    The list whose next point has the smallest |difference| of projections is popped and moves on to its next-closest
-    point; a point popped from all m lists is a candidate; the search ends after `visit` pops or `retrieve` candidates.
-    One rule is added: pops at exactly the distance of the last one are made too. The candidates then do not depend on how
-    a queue orders equal distances, and both budgets may be exceeded by ties.
+def pdci_attention(query, key, value, *, k, visit, causal=False, scale=None, softcap=None, sink_logits=None, seed=0,
+                   return_margin=False):
+    """Attention to the k keys with the largest scores among those that P-DCI visits, in float64.
 
     Parameters
     ----------
-    projected_points : (n, m); projected_query : (m,), m >= 1
-    visit, retrieve : int
-        At least 1.
+    query : (B, H, L, d); key : (B, H_k, S, d); value : (B, H_k, S, dv)
+    k, visit, causal, scale, softcap, sink_logits, seed
+        As in `icecore.attention` with ``selector="pdci"``.
 
     Returns
     -------
-    (candidates,) int array, in the order found: ascending in r (see `pdci_candidates_by_radius`), ties in any order
+    out : (B, H, L, dv) float64
+    lse : (B, H, L) float64
+    near_keys : (B, H, L) int, the keys attended to
+    margin : (B, H, L) float64, only with return_margin
+        The least difference of scores or projections by which a key or a parent was chosen; where it is tiny, rounding may
+        choose another.
     """
-    projected_points = np.asarray(projected_points).astype(np.float64)
-    projected_query = np.asarray(projected_query).astype(np.float64)
-    points, simple = projected_points.shape
-    lists = [closest_first(projected_points[:, j], projected_query[j]) for j in range(simple)]
-    queue, popped, found = [], np.zeros(points, int), []
-    pops, last = 0, -np.inf
-
-    def advance(j):
-        entry = next(lists[j], None)
-        if entry is not None:
-            difference, point = entry
-            heapq.heappush(queue, (difference, j, point))
-
-    for j in range(simple):
-        advance(j)
-    while queue and ((pops < visit and len(found) < retrieve) or queue[0][0] == last):
-        last, j, point = heapq.heappop(queue)
-        advance(j)
-        pops += 1
-        popped[point] += 1
-        if popped[point] == simple:
-            found.append(point)
-    return np.array(found, int)
-
-
-def pdci_candidates_by_radius(projected_points, projected_query, *, visit, retrieve):
-    """The set of `pdci_candidates` in closed form, in ascending r and, among equals, by index.
-
-    A queue pops the n m differences |x_j - q_j| in ascending order, so it completes points in ascending order of the
-    Chebyshev distance r(x) = max_j |x_j - q_j|. With ties popped too, it ends when all differences up to some distance are
-    popped: the visit-th smallest difference or the retrieve-th smallest r, whichever is less.
-    """
-    projected_points = np.asarray(projected_points).astype(np.float64)
-    difference = np.abs(projected_points - np.asarray(projected_query).astype(np.float64))  # (n, m)
-    radius = difference.max(axis=1)  # (n,)
-
-    def smallest(values, rank):
-        return np.sort(values, axis=None)[rank - 1] if rank <= values.size else np.inf
-
-    end = min(smallest(difference, visit), smallest(radius, retrieve))
-    order = np.argsort(radius, kind="stable")
-    return order[radius[order] <= end]
-
-
-# ---- Search ----
-
-
-def true_scores(points, query, metric):
-    """(n, d), (d,) -> (n,): squared distances ('l2', the less the better) or inner products ('ip', the more the better)."""
-    if metric == "l2":
-        return ((np.asarray(points).astype(np.float64, order="C") - query) ** 2).sum(axis=1)
-    if metric == "ip":
-        return dot(points, query)
-    raise ValueError(f"metric {metric!r} is neither 'l2' nor 'ip'")
-
-
-def best_of(candidates, points, query, k, metric):
-    """The k best of `candidates` (ascending indices) by true score, the smaller index among equals: indices, scores."""
-    query = np.asarray(query).astype(np.float64)
-    scores = true_scores(np.asarray(points)[candidates], query, metric)
-    best = np.argsort(scores if metric == "l2" else -scores, kind="stable")[:k]
-    return candidates[best], scores[best]
-
-
-def search_exact(points, query, k, metric):
-    """Brute force: indices and scores of the k best of all points (n, d), the best first, the smaller index among equals."""
-    return best_of(np.arange(len(points)), points, query, k, metric)
-
-
-def pdci_search(points, query, k, projections, *, metric, visit, retrieve, scale=None):
-    """Prioritized DCI: the k best, by true score, among the candidates of all composite indices.
-
-    Parameters
-    ----------
-    points : (n, d); query : (d,)
-    projections : (num_composite, num_simple, width)
-        Unit directions; the width is d for 'l2' and d + 1, the lifted one, for 'ip'.
-    metric : 'l2' or 'ip'
-        Scores: squared distance, ascending, or inner product, descending.
-    visit, retrieve : int
-        Budgets of each composite index, as in `pdci_candidates`.
-    scale : float, optional
-        As in `lift_keys`, for 'ip'.
-
-    Returns
-    -------
-    indices, scores : (k,), fewer where there are fewer candidates; the smaller index among equals
-    candidates : the union of all candidates, ascending
-    """
-    lifted = metric == "ip"
-    placed = lift_keys(points, scale) if lifted else points  # (n, width)
-    sought = lift_query(query) if lifted else np.asarray(query).astype(np.float64)  # (width,)
-    candidates = np.zeros(0, int)
-    for directions in np.asarray(projections).astype(np.float64):  # (num_simple, width)
-        projected_points = np.column_stack([dot(placed, u) for u in directions])  # (n, num_simple)
-        found = pdci_candidates_by_radius(projected_points, dot(directions, sought), visit=visit, retrieve=retrieve)
-        candidates = np.union1d(candidates, found)
-    return *best_of(candidates, points, query, k, metric), candidates
-
-
-# ---- Trees ----
-
-
-class Level(NamedTuple):
-    """The nodes of one level of a tree: the children of node i are offset[i] .. offset[i + 1] - 1 of the level below."""
-
-    means: np.ndarray  # (nodes, d)
-    offset: np.ndarray  # (nodes + 1,) int
-
-
-def tree_search(levels, points, query, k, *, metric, field_of_view, extend=False):
-    """Search down a given tree, keeping the best `field_of_view` of the nodes reached at each level.
-
-    Nodes rank by q.mean ('ip') or q.mean - |mean|^2/2 ('l2', as the distance from the mean), the smaller index first
-    among equals. The points below the nodes kept last are scored exactly.
-
-    Parameters
-    ----------
-    levels : list of Level
-        From the top, all of whose nodes are reached, to the level whose children are points; without levels, all points.
-    points : (n, d) in the order of the tree; query : (d,)
-    k, metric
-        As in `search_exact`.
-    extend : bool
-        Of one level: then the points of other nodes are scored as well, if by `reach` one may be among the k best. Where the
-        metric is 'ip', so are, half as many as `field_of_view`, the nodes of largest reach at the root mean square distance.
-
-    Returns
-    -------
-    indices, scores : (k,), fewer where fewer points are reached
-    visited : int, the points scored exactly
-    """
-    query = np.asarray(query).astype(np.float64)
-    reached = np.arange(len(levels[0].means) if levels else len(points))
-    if extend:
-        return _extended_search(*levels, points, query, k, metric, field_of_view)
-    for level in levels:
-        means = np.asarray(level.means).astype(np.float64)[reached]
-        rank = dot(means, query) - (0.5 * (means**2).sum(axis=1) if metric == "l2" else 0.0)
-        kept = np.sort(reached[np.argsort(-rank, kind="stable")[:field_of_view]])
-        children = [np.arange(level.offset[i], level.offset[i + 1]) for i in kept]
-        reached = np.concatenate([np.zeros(0, int), *children])
-    return *best_of(reached, points, query, k, metric), len(reached)
-
-
-def reach(level, points, query, k, metric):
-    """What the best points below each of N nodes may score, (N,), if their directions from the mean are random.
-
-    Points x = m + r score s + w.r ('ip': w = q, and s the mean's score) or s + w.r - |r|^2/2 ('l2': w = q - m, in scores of
-    -|q - x|^2/2). Of random directions, w.r exceeds z |w| |r| / sqrt(d) with a probability of about exp(-z^2/2) / 2 at most. z
-    is such that N nodes of n points each hold fewer than k points beyond it: exp(-z^2/2) / 2 = k / (n N). Distances |r| are
-    taken as all equal to their root mean square, or as either the largest one or 0, whichever may score more.
-    """
-    typical, farthest = _reach(level, points, query, k, metric)
-    return np.maximum(typical, farthest)
-
-
-def _reach(level, points, query, k, metric):
-    """`reach` of all points at the root mean square distance, and of as many as can be at the largest one."""
-    means = np.asarray(level.means).astype(np.float64)
-    count = np.diff(level.offset)
-    squared = ((points - np.repeat(means, count, axis=0)) ** 2).sum(axis=1)
-    groups = np.split(squared, level.offset[1:-1])
-    distance = np.sqrt(((query - means) ** 2).sum(axis=1))
-    score, length = (-(distance**2) / 2, distance) if metric == "l2" else (dot(means, query), np.linalg.norm(query))
-
-    def at(lengths, points_there):
-        z = np.sqrt(2 * np.log(np.maximum(points_there * len(means) / (2 * k), 1)))
-        gain = np.minimum(1, z / np.sqrt(len(query))) * length * lengths
-        return gain - lengths**2 / 2 if metric == "l2" else gain
-
-    spread = np.sqrt([group.mean() if len(group) else 0 for group in groups])
-    radius = np.sqrt([group.max(initial=0) for group in groups])
-    at_radius = count * (spread / np.where(radius, radius, 1)) ** 2  # so many, if all others are at the mean
-    return score + at(spread, count), score + at(radius, at_radius)
-
-
-def _extended_search(level, points, query, k, metric, field_of_view):
-    """`tree_search` in one level, with `extend`."""
-    means = np.asarray(level.means).astype(np.float64)
-    node = np.repeat(np.arange(len(means)), np.diff(level.offset))  # (n,)
-    typical, farthest = _reach(level, points, query, k, metric)
-    rank = dot(means, query) if metric == "ip" else -((query - means) ** 2).sum(axis=1)
-    opened = np.isin(np.arange(len(means)), np.argsort(-rank, kind="stable")[:field_of_view])
-    if metric == "ip":
-        opened[np.argsort(-typical, kind="stable")[: (field_of_view + 1) // 2]] = True
-    scores = best_of(np.flatnonzero(opened[node]), points, query, k, metric)[1]
-    kth = (scores[-1] if metric == "ip" else -scores[-1] / 2) if len(scores) == k else -np.inf
-    opened |= np.maximum(typical, farthest) >= kth
-    reached = np.flatnonzero(opened[node])
-    return *best_of(reached, points, query, k, metric), len(reached)
+    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
+    key, value = per_query_head(key, query.shape[1]), per_query_head(value, query.shape[1])
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    directions = random_directions(seed, COMPOSITES * SIMPLES, query.shape[-1] + 1).astype(np.float64)
+    directions = directions.reshape(COMPOSITES, SIMPLES, -1)
+    chosen, margin = np.zeros((*query.shape[:3], key.shape[2]), bool), np.full(query.shape[:3], np.inf)
+    for b, h in np.ndindex(*query.shape[:2]):
+        chosen[b, h], margin[b, h] = choose_nearest(scale * query[b, h], key[b, h], k, visit, directions, seed, causal)
+    with np.errstate(invalid="ignore", over="ignore"):
+        out, lse = softmax_sum(np.where(chosen, capped(scale * query @ key.swapaxes(-1, -2), softcap), -np.inf), value)
+    if sink_logits is not None:
+        out, lse = add_sink(out, lse, np.asarray(sink_logits, np.float64)[:, None])
+    returned = (out, lse, chosen.sum(axis=-1))
+    return (*returned, margin) if return_margin else returned

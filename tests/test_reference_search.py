@@ -19,7 +19,7 @@ from icecore.reference import (
     search_exact,
     tree_search,
 )
-from icecore.reference.pdci import closest_first, dot
+from icecore.reference.search import closest_first, dot
 
 METRICS = ("ip", "l2")
 EVERYTHING = 10**9
