@@ -42,13 +42,13 @@ def assert_same(out, query, key, value, mask=None, **options):
 @pytest.fixture
 def computed(monkeypatch):
     """The calls that icecore computed."""
-    calls, original = [], icecore.torch._compute
+    calls, original = [], icecore.torch.sdpa._compute
 
     def compute(*arguments):
         calls.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(icecore.torch, "_compute", compute)
+    monkeypatch.setattr(icecore.torch.sdpa, "_compute", compute)
     return calls
 
 
@@ -379,7 +379,7 @@ def test_dropout_is_torchs(computed):
 
 
 def test_gradients_are_torchs_and_a_warning_says_once_that_they_are(monkeypatch, computed):
-    monkeypatch.setattr(icecore.torch, "_warned", False)
+    monkeypatch.setattr(icecore.torch.sdpa, "_warned", False)
     gradients = []
     for function in (functional.scaled_dot_product_attention, scaled_dot_product_attention):
         tensors = [tensor.requires_grad_() for tensor in inputs((2, 4, 5, 16), (2, 4, 9, 16), 8)]
@@ -396,7 +396,7 @@ def test_gradients_are_torchs_and_a_warning_says_once_that_they_are(monkeypatch,
 
 
 def test_the_gradient_of_a_mask_is_torchs(monkeypatch):
-    monkeypatch.setattr(icecore.torch, "_warned", True)
+    monkeypatch.setattr(icecore.torch.sdpa, "_warned", True)
     query, key, value = inputs((4, 5, 16), (4, 9, 16), 8)
     mask = normal(6, 5, 9).requires_grad_()
     scaled_dot_product_attention(query, key, value, mask).sum().backward()
@@ -416,7 +416,7 @@ def test_autocast_casts_as_for_torchs_function(mask, computed):
 
 def test_transforms_and_tensor_classes_are_torchs(monkeypatch, computed):
     query, key, value = inputs((2, 4, 5, 16), (2, 4, 9, 16), 8)
-    monkeypatch.setattr(icecore.torch, "_warned", True)
+    monkeypatch.setattr(icecore.torch.sdpa, "_warned", True)
     mapped = torch.vmap(scaled_dot_product_attention)(query, key, value)
     assert torch.allclose(mapped, functional.scaled_dot_product_attention(query, key, value), atol=2e-6)
 
