@@ -1,4 +1,4 @@
-"""Attention over long sequences on CPUs, at inference, for pretrained transformers as they are."""
+"""Fast attention for long sequences on CPUs: pretrained transformers run unchanged, exactly or to an error that you choose."""
 
 from importlib.util import find_spec
 

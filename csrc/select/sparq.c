@@ -215,7 +215,7 @@ static void select_approximately(const ice_selector_call *call, ice_tile *tile, 
     float *const *means = digests;
     space *s = own;
     begin(call, tile, s);
-    for (int64_t last = end, first; last > 0 && !ice_interrupted(); last = first) { /* as in top_k.c */
+    for (int64_t last = end, first; last > 0 && !ice_interrupted(); last = first) { /* as in largest.c */
         first = (last - 1) / ICE_PANEL * ICE_PANEL;
         turn_keys(tile, first, last - first, s);
         for (int lane = 0; lane < tile->lanes; lane++) score_panel(call, tile, lane, first, s);
