@@ -1,11 +1,12 @@
 """Decoding from a KVCache against PyTorch: time of a step (appends inside), its 99th percentile, error, memory.
 
     python -m pytest bench/bench_cache.py
-    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--calls] [--file] [--batch] [--memory]
+    python bench/bench_cache.py [--length 8192 32768 131072] [--steps 4000] [--cold] [--calls] [--file] [--batch] [--memory]
                                  [--perplexity manual source prose]
 
 Eight key heads with one query head each, d = 64 (data.py); beyond 8192 tokens they are continued, and errors there say little
-about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--calls` times
+about models. PyTorch attends to the same tokens as one array, without appending; its best type for each column. `--cold`: steps
+as a model takes them, with nine query heads on three key heads and 64 MB of other memory read before each; `--calls` times
 append, fork, truncate; `--file` saving and opening, and the first step after it; `--batch` steps of eight sequences of
 different lengths, as one cache and as eight; `--memory` of caches that grow, by that of float32's
 keys and values; `--perplexity` what each storage makes of SmolLM2's.
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from baselines import torch_sdpa
-from data import decode_heads
+from data import LAYERS, continued, decode_heads, smollm2
 from measure import machine
 from recorded import record
 
@@ -135,6 +136,45 @@ def compare(length, steps):
                 + f" | {error(outs[:, rows], exact):.4f} | {cache.nbytes / 1e6:.0f}, {share:.2f} x, {maximum / 4:.2f} x |",
                 flush=True,
             )
+
+
+def cold(length, steps, threads=(1, 2)):
+    """Print a table of steps of whole layers whose keys and values are in no cache of the processor's, as in a model that reads
+    its weights between two steps of a layer. Layers and storages take turns."""
+    weights, prompt, rows = np.ones(2**24, np.float32), length - steps, np.arange(0, steps, max(steps // 16, 1))
+    given = [[continued(array, length) for array in smollm2(layer=layer)] for layer in LAYERS]
+    caches, wanted = {}, []
+    for query, key, value in given:
+        group = len(query) // len(key)
+        wanted.append(truth(query, key.repeat(group, axis=0), value.repeat(group, axis=0), prompt + rows)[0])
+    for dtype in ("float32", "bfloat16", "int8"):
+        caches[dtype] = [icecore.KVCache(len(key), key.shape[-1], dtype=dtype, tolerance=0.02) for _, key, _ in given]
+        for cache, (query, key, value) in zip(caches[dtype], given, strict=True):
+            cache.append(key[:, :prompt], value[:, :prompt], query[:, :prompt])
+            cache.attend(query[:, prompt - 1 : prompt])
+    seconds = {(dtype, count): [] for dtype in caches for count in threads}
+    outs = {dtype: [[] for _ in given] for dtype in caches}
+    for step in range(steps):
+        one = slice(prompt + step, prompt + step + 1)
+        for dtype, own in caches.items():
+            for cache, (query, key, value), found in zip(own, given, outs[dtype], strict=True):
+                cache.append(key[:, one], value[:, one])
+                for count in threads:
+                    weights.sum()
+                    clock = time.thread_time if count == 1 else time.perf_counter
+                    start = clock()
+                    out = cache.attend(query[:, one], num_threads=count)
+                    seconds[dtype, count].append(clock() - start)
+                found.append(out)
+    print(f"\n{length} tokens, SmolLM2, layers {', '.join(map(str, LAYERS))}, tolerance 0.02, the last {steps} steps; "
+          "on one thread time of the processor\n")
+    print("| storage | " + " | ".join(f"step on {count} threads, ms" for count in threads) + " | error | MB |")
+    print("|---|" + "---|" * (len(threads) + 2))
+    for dtype, own in caches.items():
+        errors = [error(np.concatenate(out, axis=1)[:, rows], exact) for out, exact in zip(outs[dtype], wanted, strict=True)]
+        times = " | ".join(f"{1e3 * np.mean(np.median(np.reshape(seconds[dtype, count], (steps, -1)), axis=0)):.3f}"
+                           for count in threads)
+        print(f"| {dtype} | {times} | {np.mean(errors):.4f} | {sum(cache.nbytes for cache in own) / 1e6:.0f} |", flush=True)
 
 
 def calls(length):
@@ -289,6 +329,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", nargs="*", type=int, default=[8192, 32768, 131072])
     parser.add_argument("--steps", type=int, default=256)
+    parser.add_argument("--cold", action="store_true")
     parser.add_argument("--calls", action="store_true")
     parser.add_argument("--file", action="store_true")
     parser.add_argument("--batch", action="store_true")
@@ -304,7 +345,9 @@ def main():
         memory()
         return
     for length in given.length:
-        if given.calls:
+        if given.cold:
+            cold(length, given.steps)
+        elif given.calls:
             calls(length)
         elif given.file:
             files(length)

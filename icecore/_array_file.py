@@ -20,7 +20,7 @@ from icecore._files import replacing
 
 #: Types of the core's arrays: (name in the file, bytes). 16-bit floats are named by the parameter dtype.
 TYPES = {"b": ("U8", 1), "i": ("I32", 4), "l": ("I64", 8), "f": ("F32", 4)}
-HALF = {"float16": "F16", "bfloat16": "BF16", "int8": "BF16", "int4": "BF16"}
+HALF = {"float32": "BF16", "float16": "F16", "bfloat16": "BF16", "int8": "BF16", "int4": "BF16"}
 LARGEST_HEADER = 100_000_000
 UNKNOWN = "00000000"
 
@@ -39,7 +39,7 @@ def _header(form, table, parameters, checksum):
     entries, offset = {}, 0
     for name, kind, count in table:
         type_name, size = TYPES.get(kind, (half, 2))
-        # rows of 8 bits hold their scales too
+        # rows of bytes hold their scales too, or lie in halves
         width = parameters[form.widths[name]] if name in form.widths and kind != "b" else None
         shape = [count] if width is None else [count // width, width]
         entries[name] = {"dtype": type_name, "shape": shape, "data_offsets": [offset, offset + count * size]}

@@ -14,7 +14,7 @@ PARAMETERS = (
 #: Arrays of a file that are rows of keys, or of values.
 _KEYS = ("keys", "sinks.keys", "open.keys", "cell.mean_key", "parent.mean_key")
 _VALUES = ("values", "sinks.values", "open.values", "cell.mean_value", "parent.mean_value")
-FILE = _array_file.Format("icecore.cache", "a cache", 6, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
+FILE = _array_file.Format("icecore.cache", "a cache", 7, dict.fromkeys(_KEYS, "dim") | dict.fromkeys(_VALUES, "value_dim"))
 
 
 def parameters_of(cache):

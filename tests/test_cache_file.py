@@ -263,7 +263,7 @@ def test_radii_hold_all_keys_when_means_are_converted(tmp_path):
     finally:
         icecore.set_isa(None)
     assert arrays["cell.mean_key"].dtype == ml_dtypes.bfloat16
-    count, cells, _, _ = arrays["segment"].reshape(-1, 4)[0]
+    count, cells, *_ = arrays["segment"].reshape(-1, 5)[0]
     keys, means = (arrays[name].reshape(-1, 16).astype(np.float64) for name in ("keys", "cell.mean_key"))
     means += arrays["centre"].reshape(-1, 16)[0]
     cell = np.repeat(np.arange(cells), np.diff(arrays["cell.offset"].reshape(-1)[: cells + 1]))
@@ -400,7 +400,7 @@ def test_parameters_that_do_not_fit(small, name, value):
 
 
 def test_other_versions(small):
-    refuses(resealed(small, lambda header: header["__metadata__"].update(version="3")), "of version '3'; .* reads version 6")
+    refuses(resealed(small, lambda header: header["__metadata__"].update(version="3")), "of version '3'; .* reads version 7")
 
 
 # ---- Files made to harm: the checksums are right ----

@@ -8,9 +8,10 @@ static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t cou
     return (const char *)rows + (size_t)count * ice_row_bytes(dtype, width);
 }
 
-/* Copies rows, plus `base` where it is not NULL, into a buffer of `wanted`, behind `filled` ones. */
-static void copy_rows(const ice_tile *tile, icecore_dtype dtype, const void *rows, const float *base, int64_t count,
-                      int64_t width, float *buffer) {
+/* Copies rows, with their second halves and plus `base` where these are not NULL, into a buffer of `wanted`, behind
+ * those that wait. */
+static void copy_rows(const ice_tile *tile, icecore_dtype dtype, const void *rows, const uint16_t *second,
+                      const float *base, int64_t count, int64_t width, float *buffer) {
     const icecore_dtype wanted = ice_panel_dtype(tile->problem, tile->kernels);
     const size_t bytes = ice_row_bytes(wanted, width);
     char *target = (char *)buffer + (size_t)tile->pending.count * bytes;
@@ -18,7 +19,9 @@ static void copy_rows(const ice_tile *tile, icecore_dtype dtype, const void *row
     const int as_is = dtype == wanted && !base;
     if (as_is) memcpy(target, rows, (size_t)count * bytes);
     for (int64_t j = 0; !as_is && j < count; j++) {
-        tile->kernels->to_float32(dtype, row_behind(rows, dtype, j, width), widened, width);
+        const void *row = row_behind(rows, dtype, j, width);
+        if (second) tile->kernels->join(row, second + j * width, widened, width);
+        else tile->kernels->to_float32(dtype, row, widened, width);
         for (int64_t t = 0; base && t < width; t++) widened[t] += base[t];
         tile->kernels->from_float32(wanted, widened, target + (size_t)j * bytes, width);
     }
@@ -47,8 +50,8 @@ static void put(ice_tile *tile, const ice_run *run, int64_t count) {
         block->values = run->values;
     } else if (!as_they_lie) {
         gather_waiting(tile);
-        copy_rows(tile, run->dtype, run->keys, run->base, count, dim, tile->keys);
-        copy_rows(tile, run->dtype, run->values, NULL, count, value_dim, tile->values);
+        copy_rows(tile, run->dtype, run->keys, run->second_keys, run->base, count, dim, tile->keys);
+        copy_rows(tile, run->dtype, run->values, run->second_values, NULL, count, value_dim, tile->values);
         block->keys = tile->keys;
         block->values = tile->values;
     }
@@ -70,6 +73,10 @@ void ice_key_block_add(ice_tile *tile, const ice_run *run) {
         if (tile->pending.count == ICE_KEY_BLOCK) ice_tile_flush(tile);
         rest.keys = row_behind(rest.keys, rest.dtype, now, dim);
         rest.values = row_behind(rest.values, rest.dtype, now, value_dim);
+        if (rest.second_keys) {
+            rest.second_keys += now * dim;
+            rest.second_values += now * value_dim;
+        }
         rest.count -= now;
     }
 }

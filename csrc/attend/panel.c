@@ -206,12 +206,26 @@ void ice_panel_attend_gathered(ice_tile *tile, const void *const *keys, const vo
     ice_panel_attend_rows(tile, tile->keys, tile->values, count, NULL);
 }
 
-void ice_tile_score(ice_tile *tile, const void *means, int64_t count, float *scores) {
+const void *ice_panel_rows(const ice_tile *tile, icecore_dtype dtype, const void *rows, int64_t count, int64_t width,
+                           float *buffer) {
+    if (tile->query_pairs || dtype == ICECORE_FLOAT32) return rows;
+    tile->kernels->to_float32(dtype, rows, buffer, count * width);
+    return buffer;
+}
+
+void ice_tile_score(ice_tile *tile, icecore_dtype dtype, const void *means, int64_t count, float *scores) {
     const int64_t dim = tile->problem->dim;
     ice_tile_begin_panel(tile);
-    if (tile->query_pairs)
+    if (tile->query_pairs) {
         tile->kernels->bf16->scores(tile->query_pairs, dim, tile->lanes, tile->scale, means, dim, count, scores);
-    else tile->kernels->scores(tile->queries, dim, tile->lanes, means, dim, count, scores);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += ICE_KEY_BLOCK) {
+        const int64_t some = count - i < ICE_KEY_BLOCK ? count - i : ICE_KEY_BLOCK;
+        const void *rows = (const char *)means + (size_t)i * ice_row_bytes(dtype, dim);
+        tile->kernels->scores(tile->queries, dim, tile->lanes, ice_panel_rows(tile, dtype, rows, some, dim, tile->keys),
+                              dim, some, scores + i * ICE_PANEL);
+    }
 }
 
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]) {

@@ -19,7 +19,11 @@ const float *ice_float_rows(const ice_tile *tile, const icecore_attention *sourc
 /* What is added to scores to hide a key from all lanes but these: 0 there, -inf elsewhere. */
 void ice_panel_hiding(uint64_t lanes, float hiding[ICE_PANEL]);
 
-/* The scores of neighbouring means: count x ICE_PANEL, in log2 units. */
-void ice_tile_score(ice_tile *tile, const void *means, int64_t count, float *scores);
+/* Contiguous means as the panel multiplies them, of ice_panel_dtype: where they lie, or bfloat16 ones as float32 in a
+ * buffer. */
+const void *ice_panel_rows(const ice_tile *tile, icecore_dtype dtype, const void *rows, int64_t count, int64_t width,
+                           float *buffer);
+/* The scores of neighbouring means: count x ICE_PANEL, in log2 units.  No short runs wait. */
+void ice_tile_score(ice_tile *tile, icecore_dtype dtype, const void *means, int64_t count, float *scores);
 
 #endif

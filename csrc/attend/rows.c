@@ -58,6 +58,24 @@ static void attend_in_float32(ice_tile *tile, const ice_run *run, const float *b
     }
 }
 
+/* Rows in halves that are made whole at a time. */
+#define JOINED 16
+
+static void attend_joined(ice_tile *tile, const ice_run *run) {
+    const int64_t dim = tile->problem->dim, value_dim = tile->problem->value_dim;
+    float keys[JOINED * ICECORE_MAX_DIM], values[JOINED * ICECORE_MAX_DIM];
+    for (int64_t i = 0; i < run->count; i += JOINED) {
+        const int64_t count = run->count - i < JOINED ? run->count - i : JOINED;
+        ice_run whole = ice_run_of(tile, ICECORE_FLOAT32, keys, values, count, run->lanes);
+        whole.first = run->first + i;
+        whole.bias = run->bias ? run->bias + i : NULL;
+        tile->kernels->join((const uint16_t *)run->keys + i * dim, run->second_keys + i * dim, keys, count * dim);
+        tile->kernels->join((const uint16_t *)run->values + i * value_dim, run->second_values + i * value_dim, values,
+                            count * value_dim);
+        attend_in_float32(tile, &whole, NULL);
+    }
+}
+
 static void find_base_scores(const ice_tile *tile, const ice_run *run, float score[ICE_PANEL]) {
     const int64_t dim = tile->problem->dim;
     for (uint64_t left = run->lanes; left; left &= left - 1) {
@@ -75,6 +93,10 @@ static void add_to_maxima(ice_tile *tile, uint64_t lanes, const float score[ICE_
  * is a cap. */
 void ice_rows_attend(ice_tile *tile, const ice_run *run) {
     float score[ICE_PANEL];
+    if (run->second_keys) {
+        attend_joined(tile, run);
+        return;
+    }
     const float *capped_base = run->base && tile->cap > 0.0f ? score : NULL;
     const uint64_t lowered = run->base && !capped_base ? run->lanes : 0;
     if (run->base) find_base_scores(tile, run, score);

@@ -55,8 +55,9 @@ void ice_tile_attend_gathered(ice_tile *tile, const void *const *keys, const voi
     }
 }
 
-void ice_tile_add_means(ice_tile *tile, float *scores, int64_t count, const void *values) {
+void ice_tile_add_means(ice_tile *tile, float *scores, int64_t count, icecore_dtype dtype, const void *values) {
     begin_panel(tile);
+    values = ice_panel_rows(tile, dtype, values, count, tile->problem->value_dim, tile->values);
     ice_panel_attend_rows(tile, NULL, values, count, scores);
 }
 

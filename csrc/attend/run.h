@@ -23,9 +23,10 @@ void ice_tile_attend_keys(ice_tile *tile, const icecore_attention *source, int64
 /* Attends all rows to at most ICE_KEY_BLOCK keys that lie anywhere, all visible. */
 void ice_tile_attend_gathered(ice_tile *tile, const void *const *keys, const void *const *values, int64_t count);
 
-/* Adds at most ICE_KEY_BLOCK neighbouring means of ice_panel_dtype by their scores, which are lost: a mean that stands
- * for n keys has log2(n) in its score.  The tile's correction is what older sums were multiplied by. */
-void ice_tile_add_means(ice_tile *tile, float *scores, int64_t count, const void *values);
+/* Adds at most ICE_KEY_BLOCK neighbouring means, of ice_panel_dtype or bfloat16, by their scores, which are lost: a
+ * mean that stands for n keys has log2(n) in its score.  The tile's correction is what older sums were multiplied by.
+ */
+void ice_tile_add_means(ice_tile *tile, float *scores, int64_t count, icecore_dtype dtype, const void *values);
 
 /* So many rows that open the same run are faster together, the others hidden, than one by one. */
 int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype);

@@ -97,7 +97,9 @@ void ice_add_centre(const ice_tile *tile, int lane, const float *centre, float *
 typedef struct {
     uint64_t lanes; /* the rows that attend */
     icecore_dtype dtype;
-    const void *keys, *values; /* must stay until the tile is finished */
+    const void *keys, *values;                   /* must stay until the tile is finished */
+    const uint16_t *second_keys, *second_values; /* of float32 rows in halves (kernels.h), whose first ones are `keys`
+                                                    and `values`, of bfloat16; NULL: what is rounded there is taken */
     int64_t key_stride, value_stride;
     int64_t count;
     int64_t first;     /* the first key's place in the problem; ALiBi alone asks for it */
@@ -105,6 +107,18 @@ typedef struct {
     const float *base; /* dim numbers that all keys lack; NULL: 0 */
     int unchecked;     /* may hold NaN or inf and rows that must not see them */
 } ice_run;
+
+/* Rows without gaps. */
+static inline ice_run ice_run_of(const ice_tile *tile, icecore_dtype dtype, const void *keys, const void *values,
+                                 int64_t count, uint64_t lanes) {
+    return (ice_run){.lanes = lanes,
+                     .dtype = dtype,
+                     .keys = keys,
+                     .values = values,
+                     .key_stride = ice_row_stride(dtype, tile->problem->dim),
+                     .value_stride = ice_row_stride(dtype, tile->problem->value_dim),
+                     .count = count};
+}
 
 /* Keys first .. end - 1 of `source` (see ice_tile_attend_keys). */
 static inline ice_run ice_run_of_keys(const ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end,

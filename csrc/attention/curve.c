@@ -27,6 +27,7 @@ static void find_levels_of(ice_traced_tile *own, int lane, float log2_norm) {
     ice_selection *t = own->t;
     const ice_rule *rule = ice_rule_of(t, lane);
     const int dense = ice_is_masked(t) && ((t->mask.dense >> lane) & 1);
+    t->halves |= (uint64_t)(rule->halves != 0) << lane;
     const float log2_share = log2f(ICE_EXPAND_SHARE);
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
@@ -86,7 +87,8 @@ static void snapshot(ice_tile *tile, ice_state *states, float *sums) {
 static void attend_cells_at(ice_traced_tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s,
                             int64_t cell, int64_t first, int64_t count, const float *bias) {
     ice_tile *tile = &own->t->tile; /* its rows' states are free: those of all keys have been copied */
-    ice_run run = ice_stored_run(tile, s, cell, first, count, lanes);
+    const uint64_t rounded = ice_lanes_by_halves(own->t, s, lanes);
+    ice_run run = ice_stored_run(tile, s, cell, first, count, lanes & ~rounded);
     run.bias = bias;
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
@@ -94,7 +96,11 @@ static void attend_cells_at(ice_traced_tile *own, uint64_t lanes, const uint8_t 
         if (opened->sum == 0.0f) *opened = ice_state_start(opened->accumulator, own->problem.value_dim);
         tile->state[lane] = *opened;
     }
-    ice_rows_attend(tile, &run);
+    if (rounded) {
+        const ice_run halves = ice_run_of_halves(&run, rounded);
+        ice_rows_attend(tile, &halves);
+    }
+    if (run.lanes) ice_rows_attend(tile, &run);
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         own->opened[lane * ICE_GRID + level[lane]] = tile->state[lane];

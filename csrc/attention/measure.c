@@ -264,8 +264,9 @@ static double exact_keys(const ice_sample *s, int64_t position) {
     return (double)(s->exact.sink_end + end - s->exact.open_begin);
 }
 
-/* What a head's rows are traced for once more. */
-enum { SETTLED, PARENTS, WHOLE, CELLS };
+/* What a head's rows are traced for once more: parents are trusted again, and first halves; all levels; rows in halves
+ * are read whole; parents are not trusted. */
+enum { SETTLED, PARENTS, WHOLE, ROUNDED, CELLS };
 
 /* The rows of one query head, `group` apart, whose curves of so many levels were traced by its rule, renew it.  Returns
  * what they should be traced for. */
@@ -284,7 +285,14 @@ static uint8_t learn(const ice_sample *s, const ice_curve *found, int levels, fl
     if (((double)s->count < MIN_ROWS && m->rows < MIN_ROWS) || !(m->norm > 0.0)) return SETTLED;
     const int level = passing_level(m, (double)tolerance);
     if (levels < ICE_GRID && (level < 0 || level + caution_of(m, (double)tolerance) >= levels)) return WHOLE;
-    if (!renew(m, rule, levels, (double)tolerance, s)) return SETTLED;
+    const int failed = renew(m, rule, levels, (double)tolerance, s);
+    if (rule->halves && ice_has_halves(s->stack) && (failed || rule->exact)) {
+        rule->halves = 0;
+        rule->exact = ICE_EXACT;
+        if ((double)s->count >= MIN_ROWS) return ROUNDED;
+    } else if (!failed) {
+        return SETTLED;
+    }
     rule->all_cells = 1;
     rule->exact = exactly(m, s, (double)tolerance); /* until enough rows are known that score all cells */
     return CELLS;
@@ -297,8 +305,9 @@ static uint8_t test_and_learn(const ice_sample *s, const ice_curve *found, int l
     const int64_t group = ice_group(s->problem), rows = s->count * group;
     for (int64_t row = 0; row < rows; row += group)
         if (is_usable(&found[row])) test_row(m, rule, &found[row], s->stands_for);
-    if (s->renew && rule->all_cells) {
+    if (s->renew && (rule->all_cells || (!rule->halves && ice_has_halves(s->stack)))) {
         rule->all_cells = 0;
+        rule->halves = 1;
         return PARENTS;
     }
     fade(m, fading_of(s, found, group, tolerance, m, rule));

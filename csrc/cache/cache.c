@@ -283,6 +283,7 @@ static int64_t first_in_cells(const icecore_cache *c) {
 
 icecore_dtype ice_cache_means(const icecore_cache *c) {
     const icecore_cache_options *o = &c->options;
+    if (ice_is_in_halves(o)) return ICECORE_BFLOAT16;
     const icecore_attention like = {
         .key_dtype = ice_open_dtype(o, c->offset), .dim = o->dim, .value_dim = o->value_dim};
     return ice_panel_dtype(&like, ice_active_kernels());
@@ -315,6 +316,7 @@ ice_source ice_cache_source(const icecore_cache *c, const ice_cache_metric *metr
         .storage = o->dtype,
         .means = ice_cache_means(c),
         .relative = relative,
+        .halves = ice_is_in_halves(o),
         .keys = c->open ? ice_open_key(c->open, head, origin) : NULL,
         .values = c->open ? ice_open_value(c->open, head, origin) : NULL,
         .origin = origin,

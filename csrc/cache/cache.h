@@ -22,7 +22,13 @@ static inline int64_t ice_cache_held(const icecore_cache *c) {
 /* ICECORE_ERROR_VALUE where they are out of range. */
 icecore_status ice_cache_check_options(const icecore_cache_options *options);
 
-/* The dtype of means that the instruction set in force multiplies. */
+/* Whether sealed rows lie in halves (segment.h), and means are bfloat16: float32 where a tolerance is measured, and
+ * with it what the rounding takes. */
+static inline int ice_is_in_halves(const icecore_cache_options *o) {
+    return o->dtype == ICECORE_FLOAT32 && o->tolerance > 0.0f;
+}
+
+/* The dtype of means, of others than those that of what the instruction set in force multiplies. */
 icecore_dtype ice_cache_means(const icecore_cache *cache);
 /* Gives a head's segments means of that dtype: those from a file, or from before icecore_set_isa, may have others. */
 icecore_status ice_cache_fit_means(icecore_cache *cache, int64_t head);

@@ -6,8 +6,9 @@
  *   sequence         l   of each cache: the numbers listed below
  *   head             l   of each cache's heads: sealed blocks of its stack
  *   level            i   of each cache's heads' stack's levels: the number of its segment, or -1
- *   segment          l   of each segment: keys, cells, parents, whether keys are less the means of cells
- *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact (select/selection.h)
+ *   segment          l   of each segment: keys, cells, parents, whether keys are less the means of cells, ice_halves
+ *   rule             f   of each cache's query heads: threshold, log2_mass, all_cells, exact, max_squared, halves
+ *                        (select/selection.h)
  *   open.query_sum   f   of each cache's blocks from the sealed ones on: the sums of all heads (cache/queries.h)
  *   query.position   l   of each cache's kept queries
  *   query            f   of each cache's kept queries: query heads x dim
@@ -44,8 +45,8 @@ enum {
     ICE_SEQUENCE_NUMBERS
 };
 /* Numbers of a query head in "rule". */
-#define ICE_RULE_NUMBERS 5
-#define ICE_SEGMENT_NUMBERS 4
+#define ICE_RULE_NUMBERS 6
+#define ICE_SEGMENT_NUMBERS 5
 
 /* Parts that are rows as they came. */
 enum { ICE_SINK_KEYS, ICE_SINK_VALUES, ICE_OPEN_KEYS, ICE_OPEN_VALUES, ICE_ROW_PARTS };

@@ -34,7 +34,8 @@ static void check_header(mapping *m) {
     }
     m->offset = (ice_offset)h[ICE_HEADER_OFFSET];
     if (h[ICE_HEADER_MEANS] != ICECORE_FLOAT32 &&
-        (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 || ice_open_dtype(o, m->offset) != ICECORE_BFLOAT16))
+        (h[ICE_HEADER_MEANS] != ICECORE_BFLOAT16 ||
+         (!ice_is_in_halves(o) && ice_open_dtype(o, m->offset) != ICECORE_BFLOAT16)))
         ice_refuse(&m->reader, "header", "has means of a type that does not fit");
     m->means = (icecore_dtype)h[ICE_HEADER_MEANS];
 }
@@ -57,7 +58,8 @@ static const icecore_array *check_shapes(mapping *m, int64_t *max_keys) {
     for (int64_t n = 0; n < m->segments && !m->reader.failed; n++, shape += ICE_SEGMENT_NUMBERS) {
         if (shape[0] < 1 || shape[0] > left || shape[0] > INT32_MAX ||
             !ice_stack_nodes_fit(shape[0], shape[1], shape[2], m->options->cell_size) || shape[3] < 0 ||
-            shape[3] > (m->offset == ICE_OFFSET_LARGE)) {
+            shape[3] > (m->offset == ICE_OFFSET_LARGE) || (shape[4] != ICE_WHOLE) != ice_is_in_halves(m->options) ||
+            shape[4] < 0 || shape[4] > ICE_WHOLE_IN_HALVES) {
             ice_refuse(&m->reader, "segment", "is not a list of sizes of segments");
             break;
         }
@@ -74,6 +76,7 @@ static icecore_segment *new_segment(const mapping *m, const int64_t *shape) {
     s->cells = s->cell.count = shape[1];
     s->parent.count = shape[2];
     s->relative = (int)shape[3];
+    s->halves = (ice_halves)shape[4];
     s->dim = m->options->dim;
     s->value_dim = m->options->value_dim;
     s->dtype = m->options->dtype;
@@ -92,6 +95,7 @@ static int64_t find_fields(mapping *m, const icecore_array **array) {
                             .value_dim = m->options->value_dim,
                             .dtype = m->options->dtype,
                             .mean_dtype = m->means,
+                            .halves = ice_is_in_halves(m->options) ? ICE_HALVES : ICE_WHOLE,
                             .query_numbers = 1};
     int64_t count = ice_attention_fields(&none, fields);
     for (int64_t n = 0; n < m->segments; n++) {
@@ -208,7 +212,8 @@ static void map_rules(mapping *m, ice_cache_queries *q, int64_t heads, const flo
     for (int64_t i = 0; i < heads; i++, number += ICE_RULE_NUMBERS) {
         if (!(number[0] > 0.0f && number[0] < INFINITY) || !isfinite(number[1]) ||
             !(number[2] == 0.0f || number[2] == 1.0f) ||
-            !(number[3] == 0.0f || number[3] == 1.0f || number[3] == (float)ICE_UNKNOWN) || !(number[4] >= 0.0f)) {
+            !(number[3] == 0.0f || number[3] == 1.0f || number[3] == (float)ICE_UNKNOWN) || !(number[4] >= 0.0f) ||
+            !(number[5] == 0.0f || number[5] == 1.0f)) {
             ice_refuse(&m->reader, "rule", "has a number that is out of range");
             return;
         }
@@ -216,7 +221,8 @@ static void map_rules(mapping *m, ice_cache_queries *q, int64_t heads, const flo
                                 .log2_mass = number[1],
                                 .all_cells = (uint8_t)number[2],
                                 .exact = (uint8_t)number[3],
-                                .max_squared = number[4]};
+                                .max_squared = number[4],
+                                .halves = (uint8_t)number[5]};
     }
 }
 

@@ -227,7 +227,7 @@ icecore_status ice_queries_begin(icecore_cache *c, int64_t group) {
         return ICECORE_ERROR_MEMORY;
     }
     for (int64_t h = 0; h < heads; h++)
-        new.rule[h] = new.applied[h] = (ice_rule){.threshold = 1.0f, .exact = ICE_UNKNOWN};
+        new.rule[h] = new.applied[h] = (ice_rule){.threshold = 1.0f, .exact = ICE_UNKNOWN, .halves = 1};
     memset(new.measured, 0, (size_t)heads * sizeof *new.measured);
     new.noted = q->noted;
     new.first = q->first;

@@ -36,18 +36,15 @@ static icecore_status read_tokens(const reading *r, const ice_open_rows *from, i
 }
 
 static icecore_status read_segment(const reading *r, const icecore_segment *s, int64_t head, int64_t first) {
-    const char *stored_key = s->keys, *stored_value = s->values;
     for (int64_t i = 0, cell = 0; i < s->count; i++) {
         if (i % ICE_UNASKED == 0 && ice_interrupted()) return ICECORE_INTERRUPTED;
         while (i >= s->cell.offset[cell + 1]) cell++;
         const int64_t token = first + s->order[i];
         const float *base = ice_base_of(s, cell);
         float *key = place(r, r->keys, s->dim, head, token), *value = place(r, r->values, s->value_dim, head, token);
-        if (key) r->kernels->to_float32(s->dtype, stored_key, key, s->dim);
+        if (key) ice_read_stored(s, r->kernels, s->keys, i, 1, s->dim, key);
         for (int64_t t = 0; key && base && t < s->dim; t++) key[t] += base[t];
-        if (value) r->kernels->to_float32(s->dtype, stored_value, value, s->value_dim);
-        stored_key += ice_row_bytes(s->dtype, s->dim);
-        stored_value += ice_row_bytes(s->dtype, s->value_dim);
+        if (value) ice_read_stored(s, r->kernels, s->values, i, 1, s->value_dim, value);
     }
     return ICECORE_OK;
 }

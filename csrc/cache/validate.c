@@ -43,7 +43,7 @@ static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
         const icecore_segment *s = level->segment;
         int64_t start = s->count > level->end - level->first ? -1 : level->end - s->count;
         if (start < level->first || s->dim != c->options.dim || s->value_dim != c->options.value_dim ||
-            s->dtype != c->options.dtype)
+            s->dtype != c->options.dtype || (s->halves != ICE_WHOLE) != ice_is_in_halves(&c->options))
             return "a segment of another shape";
         if (start > level->first && start > skip) return "a segment lacks keys";
         if (s->relative && (c->offset != ICE_OFFSET_LARGE || s->mean_dtype != ICECORE_FLOAT32))

@@ -92,8 +92,8 @@ static void number_segments(contents *c) {
         };
         for (int64_t i = 0; i < cache->options.heads * q->group; i++, rule += ICE_RULE_NUMBERS) {
             const ice_rule *r = &q->rule[i];
-            const float numbers[ICE_RULE_NUMBERS] = {r->threshold, r->log2_mass, (float)r->all_cells, (float)r->exact,
-                                                     r->max_squared};
+            const float numbers[ICE_RULE_NUMBERS] = {r->threshold,    r->log2_mass,   (float)r->all_cells,
+                                                     (float)r->exact, r->max_squared, (float)r->halves};
             memcpy(rule, numbers, sizeof numbers);
         }
         memcpy(sequence, own, sizeof own);
@@ -105,7 +105,8 @@ static void number_segments(contents *c) {
                 icecore_segment *s = stack->level[level].segment;
                 *number = s ? known(c, i, h, level) : -1;
                 if (!s || *number >= 0) continue;
-                const int64_t counts[ICE_SEGMENT_NUMBERS] = {s->count, s->cell.count, s->parent.count, s->relative};
+                const int64_t counts[ICE_SEGMENT_NUMBERS] = {s->count, s->cell.count, s->parent.count, s->relative,
+                                                             s->halves};
                 memcpy(shape, counts, sizeof counts);
                 shape += ICE_SEGMENT_NUMBERS;
                 *number = (int32_t)c->segments;
@@ -145,6 +146,7 @@ static void list_contents(contents *c) {
                             .value_dim = o->value_dim,
                             .dtype = o->dtype,
                             .mean_dtype = ice_cache_means(c->cache[0]),
+                            .halves = ice_is_in_halves(o) ? ICE_HALVES : ICE_WHOLE,
                             .query_numbers = 1};
     ice_field fields[ICE_MAX_ATTENTION_FIELDS], own[ICE_MAX_ATTENTION_FIELDS];
     int64_t count = ice_attention_fields(&none, fields);
@@ -213,7 +215,8 @@ static int give_part(const void *owner, int part, const ice_sink *sink) {
 
 static int same_layout(const icecore_cache_options *a, const icecore_cache_options *b) {
     return a->heads == b->heads && a->dim == b->dim && a->value_dim == b->value_dim && a->dtype == b->dtype &&
-           a->block == b->block && a->sinks == b->sinks && a->cell_size == b->cell_size;
+           a->block == b->block && a->sinks == b->sinks && a->cell_size == b->cell_size &&
+           ice_is_in_halves(a) == ice_is_in_halves(b);
 }
 
 static icecore_status write_all(contents *c, icecore_cache *const *caches, icecore_write write, void *context) {

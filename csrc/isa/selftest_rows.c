@@ -56,6 +56,31 @@ static void compare_from_float32(selftest *t) {
     }
 }
 
+/* Halves: the first is next to the number, both together are it. */
+static void compare_halves(selftest *t) {
+    uint16_t half[2][2][2 * GUARD + MAX_COUNT];
+    float guarded[GUARD + MAX_COUNT + GUARD], *found = guarded + GUARD;
+    int over[2];
+    for (int i = 0; i < t->count; i++) t->rows[i] = hard_to_round(t);
+    fill_untouched(half[0][0], sizeof half / sizeof half[0][0][0]);
+    for (int i = 0; i < GUARD + MAX_COUNT + GUARD; i++) guarded[i] = 1.0f;
+    over[0] = t->plain->split(t->rows, half[0][0] + GUARD, half[0][1] + GUARD, t->count);
+    over[1] = t->fast->split(t->rows, half[1][0] + GUARD, half[1][1] + GUARD, t->count);
+    if (over[0] != over[1]) fail(t, "overflow is told otherwise");
+    if (memcmp(half[0], half[1], sizeof half[0])) fail(t, "halves differ");
+    t->fast->join(half[1][0] + GUARD, half[1][1] + GUARD, found, t->count);
+    for (int i = 0; i < t->count; i++) {
+        const float whole = t->rows[i], rounded = ice_bfloat16_to_float(half[1][0][GUARD + i]);
+        if (isnan(whole) ? !isnan(found[i]) || !isnan(rounded) : ice_float_bits(found[i]) != ice_float_bits(whole))
+            fail(t, "%.9g is not %.9g", (double)found[i], (double)whole);
+        if (fabsf(whole) < 0x1.FFp127f && fabsf(rounded - whole) > 0x1p-8f * fabsf(whole) + 0x1p-133f)
+            fail(t, "%.9g is not next to %.9g", (double)rounded, (double)whole);
+        if (isinf(rounded) && isfinite(whole) && !over[1]) fail(t, "an overflow was not told");
+    }
+    for (int i = -GUARD; i < MAX_COUNT + GUARD; i++)
+        if ((i < 0 || i >= t->count) && found[i] != 1.0f) fail(t, "wrote outside its output");
+}
+
 static void compare_multiply(selftest *t) {
     fill(t, t->list[0], t->dim);
     fill(t, t->list[1], t->dim);
@@ -202,6 +227,7 @@ static void compare_gathered_weighted_sum(selftest *t) { compare_rows_sum(t, 1);
 const ice_comparison ice_selftest_rows[] = {
     {"to_float32", compare_to_float32, DTYPE},
     {"from_float32", compare_from_float32, DTYPE},
+    {"halves", compare_halves, 0},
     {"multiply", compare_multiply, DIM},
     {"int8 rows", compare_int8_rows, DIM},
     {"int4 rows", compare_int4_rows, DIM},

@@ -149,6 +149,10 @@ typedef struct {
      * bits on every instruction set. */
     void (*to_float32)(icecore_dtype dtype, const void *source, float *target, int64_t count);
     void (*from_float32)(icecore_dtype dtype, const float *source, void *target, int64_t count);
+    /* Numbers in halves: `high` is a number rounded to bfloat16, ties away from 0, and `low` what makes it whole again,
+     * bit for bit; of a NaN some NaN.  split returns whether a finite number's first half is infinite. */
+    int (*split)(const float *source, uint16_t *high, uint16_t *low, int64_t count);
+    void (*join)(const uint16_t *high, const uint16_t *low, float *target, int64_t count);
     /* product[i] = x[i] * factor[i]; x may be the product. */
     void (*multiply)(const float *x, const float *factor, int64_t count, float *product);
 

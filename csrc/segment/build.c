@@ -14,11 +14,25 @@
 #define BLOCK 128
 #define WIDENED 16
 
+static void store_halves(const ice_builder *b, const ice_rows *rows, int64_t first, int64_t end, void *target) {
+    icecore_segment *s = b->segment;
+    const int64_t dim = rows->dim;
+    float buffer[ICECORE_MAX_DIM];
+    for (int64_t i = first; i < end; i++)
+        if (b->kernels->split(rows->read(rows->context, s->order[i], buffer), ice_first_half(target, i, dim),
+                              ice_second_half(s, target, i, dim), dim))
+            s->halves = ICE_WHOLE_IN_HALVES;
+}
+
 /* Rows first .. end - 1 in the order of the cells, in the segment's dtype. */
 static void store_rows(const ice_builder *b, const ice_rows *rows, int64_t first, int64_t end, void *target) {
     const icecore_segment *s = b->segment;
     const size_t bytes = ice_row_bytes(s->dtype, rows->dim);
     float buffer[ICECORE_MAX_DIM];
+    if (s->halves) {
+        store_halves(b, rows, first, end, target);
+        return;
+    }
     for (int64_t i = first; i < end; i++) {
         char *place = (char *)target + (size_t)i * bytes;
         const void *stored = rows->stored ? rows->stored(rows->context, s->order[i], s->dtype) : NULL;
@@ -54,7 +68,7 @@ static void store_relative_keys(const ice_builder *b, int64_t cell, int64_t cell
 
 /* Stored keys, or values, of some cells from `cell` on. */
 typedef struct {
-    const void *data;
+    void *data;
     int64_t dim, first, end, cell;
     const float *metric; /* of distances, or NULL */
     const float *centre; /* which stored means lack, or NULL */
@@ -68,7 +82,13 @@ static int find_mean(const ice_kernels *kernels, const icecore_segment *s, const
     int finite = 1;
     for (int i = 0; i < BLOCK; i++) weight[i] = 1.0f / (float)(rows->end - rows->first);
     memset(mean, 0, (size_t)rows->dim * sizeof *mean);
-    for (int64_t i = rows->first; i < rows->end; i += BLOCK) {
+    for (int64_t i = rows->first; s->halves && i < rows->end; i += WIDENED) {
+        const int64_t count = rows->end - i < WIDENED ? rows->end - i : WIDENED;
+        float joined[WIDENED * ICECORE_MAX_DIM];
+        ice_read_stored(s, kernels, rows->data, i, count, rows->dim, joined);
+        kernels->row_weighted_sum(weight, count, ICECORE_FLOAT32, joined, rows->dim, rows->dim, 1.0f, mean);
+    }
+    for (int64_t i = rows->first; !s->halves && i < rows->end; i += BLOCK) {
         const int64_t count = rows->end - i < BLOCK ? rows->end - i : BLOCK;
         kernels->row_weighted_sum(weight, count, s->dtype, (const char *)rows->data + (size_t)i * bytes,
                                   ice_row_stride(s->dtype, rows->dim), rows->dim, 1.0f, mean);
@@ -84,6 +104,13 @@ static int find_mean(const ice_kernels *kernels, const icecore_segment *s, const
     return finite;
 }
 
+/* Means of rows in halves are bfloat16 (other rows fit the dtype of their means). */
+static int is_rounded_to_infinity(const float *mean, int64_t dim) {
+    int over = 0;
+    for (int64_t t = 0; t < dim; t++) over |= fabsf(mean[t]) >= 0x1.FFp127f;
+    return over;
+}
+
 /* The mean into `stored`, and the distances from it as it is stored.  0 when the mean is not finite: then 0 is stored.
  */
 static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, const summarized *rows, void *stored,
@@ -91,13 +118,15 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     const icecore_dtype dtype = s->dtype;
     const int64_t dim = rows->dim;
     const size_t bytes = ice_row_bytes(dtype, dim);
-    const int widening = rows->metric || ice_is_quantized(dtype);
+    const int widening = rows->metric || ice_is_quantized(dtype) || s->halves;
     const int64_t block = widening ? WIDENED : BLOCK;
-    float mean[ICECORE_MAX_DIM], distance[BLOCK], widened[WIDENED][ICECORE_MAX_DIM];
+    float mean[ICECORE_MAX_DIM], distance[BLOCK], widened[WIDENED * ICECORE_MAX_DIM];
     const void *row[BLOCK];
-    const int finite = find_mean(kernels, s, rows, mean);
+    int finite = find_mean(kernels, s, rows, mean);
     /* distances are those from what is stored */
     for (int64_t t = 0; rows->centre && finite && t < dim; t++) mean[t] -= rows->centre[t];
+    finite &= !s->halves || !is_rounded_to_infinity(mean, dim);
+    if (!finite) memset(mean, 0, (size_t)dim * sizeof *mean);
     kernels->from_float32(s->mean_dtype, mean, stored, dim);
     kernels->to_float32(s->mean_dtype, stored, mean, dim);
     for (int64_t t = 0; rows->centre && t < dim; t++) mean[t] += rows->centre[t];
@@ -105,15 +134,16 @@ static int summarize_rows(const ice_kernels *kernels, const icecore_segment *s, 
     *mean_square = *largest = 0.0;
     for (int64_t i = rows->first, cell = rows->cell; i < rows->end; i += block) {
         int64_t count = rows->end - i < block ? rows->end - i : block;
+        if (widening) ice_read_stored(s, kernels, rows->data, i, count, dim, widened);
         for (int64_t j = 0; j < count; j++) {
-            row[j] = (const char *)rows->data + (size_t)(i + j) * bytes;
-            if (!widening) continue;
-            kernels->to_float32(dtype, row[j], widened[j], dim);
+            float *own = widened + j * dim;
+            row[j] = widening ? (const void *)own : (const char *)rows->data + (size_t)(i + j) * bytes;
             while (rows->relative && i + j >= s->cell.offset[cell + 1]) cell++;
-            for (int64_t t = 0; rows->relative && t < dim; t++) widened[j][t] += ice_base_of(s, cell)[t];
-            if (rows->metric) kernels->multiply(widened[j], rows->metric, dim, widened[j]);
-            row[j] = widened[j];
+            for (int64_t t = 0; rows->relative && t < dim; t++) own[t] += ice_base_of(s, cell)[t];
         }
+        if (rows->metric)
+            for (int64_t j = 0; j < count; j++)
+                kernels->multiply(widened + j * dim, rows->metric, dim, widened + j * dim);
         kernels->gathered_scores(mean, dim, 1, widening ? ICECORE_FLOAT32 : dtype, row, count, distance);
         for (int64_t j = 0; j < count; j++) {
             double squared = -2.0 * (double)distance[j];
@@ -206,6 +236,7 @@ static icecore_status begin_storing(ice_builder *b) {
         s->dtype = b->storage;
         s->mean_dtype = b->means;
         s->relative = b->relative;
+        s->halves = b->halves ? ICE_HALVES : ICE_WHOLE;
         s->query_numbers = b->query_numbers;
         s->cell.count = b->groups.cells;
         s->parent.count = b->groups.parents;

@@ -16,6 +16,7 @@ typedef struct {
     float *projection;     /* and cells are found among the images of keys under this; NULL: times the metric, too */
     double mass_weight;    /* the mass counts as one more component of the values, of this square */
     int relative;          /* as in the segment; may be set once the builder has begun, with float32 means */
+    int halves;            /* float32 rows are stored in halves; may be set once the builder has begun */
     int64_t query_numbers; /* to be kept in the segment; may be set once the builder has begun */
     float *query_sum;      /* the builder's */
     ice_groups groups;

@@ -33,11 +33,12 @@ static int64_t add_nodes(ice_field *fields, int64_t n, const char *prefix, const
 }
 
 int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
-    const char rows = ice_type_of(s->dtype);
+    const char rows = s->halves ? 'b' : ice_type_of(s->dtype); /* halves are no numbers to anybody else */
+    const int64_t units = s->halves ? (int64_t)sizeof(float) : 1;
     const array own[] = {
         {"order", 'i', s->count, (void **)&s->order},
-        {"keys", rows, s->count * ice_row_stride(s->dtype, s->dim), &s->keys},
-        {"values", rows, s->count * ice_row_stride(s->dtype, s->value_dim), &s->values},
+        {"keys", rows, s->count * ice_row_stride(s->dtype, s->dim) * units, &s->keys},
+        {"values", rows, s->count * ice_row_stride(s->dtype, s->value_dim) * units, &s->values},
         {"metric", 'f', s->dim, (void **)&s->metric},
         {"component_variance", 'f', s->dim, (void **)&s->component_variance},
         {"centre", 'f', s->dim, (void **)&s->centre},

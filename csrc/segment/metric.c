@@ -162,7 +162,7 @@ void ice_find_component_variance(icecore_segment *s, const ice_kernels *kernels)
             for (int64_t t = 0; t < dim; t++) mean[t] = s->relative ? 0.0f : mean[t] + s->centre[t];
         }
         if (isnan(s->cell.log2_weight[cell])) continue; /* its mean is not finite */
-        kernels->to_float32(s->dtype, (const char *)s->keys + (size_t)i * ice_row_bytes(s->dtype, dim), key, dim);
+        ice_read_stored(s, kernels, s->keys, i, 1, dim, key);
         for (int64_t t = 0; t < dim; t++) {
             const float difference = (key[t] - mean[t]) * s->metric[t];
             squares[t] += difference * difference;

@@ -19,10 +19,9 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
         r->values.data = row_at(s->values, from_array - s->origin, s->value_stride, s->dtype);
     }
     if (!r->sealed) return ICECORE_OK;
-    r->key = ice_alloc(r->sealed, sizeof *r->key);
-    r->value = ice_alloc(r->sealed, sizeof *r->value);
+    r->place = ice_alloc(r->sealed, sizeof *r->place);
     r->base = s->relative ? ice_alloc(r->sealed, sizeof *r->base) : NULL;
-    if (!r->key || !r->value || (s->relative && !r->base)) {
+    if (!r->place || (s->relative && !r->base)) {
         ice_source_end(r);
         return ICECORE_ERROR_MEMORY;
     }
@@ -35,26 +34,29 @@ icecore_status ice_source_begin(ice_source_rows *r, const ice_kernels *kernels, 
             while (i >= segment->cell.offset[cell + 1]) cell++;
             if (row < 0 || row >= r->sealed) continue;
             if (r->base) r->base[row] = ice_base_of(segment, cell);
-            r->key[row] = (const char *)segment->keys + (size_t)i * ice_row_bytes(segment->dtype, segment->dim);
-            r->value[row] =
-                (const char *)segment->values + (size_t)i * ice_row_bytes(segment->dtype, segment->value_dim);
+            r->place[row] = (ice_stored_row){segment, i};
         }
     }
     return ICECORE_OK;
 }
 
 void ice_source_end(ice_source_rows *r) {
-    ice_free(r->key);
-    ice_free(r->value);
+    ice_free(r->place);
     ice_free(r->base);
     *r = (ice_source_rows){0};
 }
 
-static const float *read(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row,
-                         float *buffer) {
+/* The array of a segment that holds a place's rows like those of `array`. */
+static void *rows_like(const ice_source_rows *r, const ice_array_rows *array, const icecore_segment *segment) {
+    return array == &r->keys ? segment->keys : segment->values;
+}
+
+static const float *read(const ice_source_rows *r, const ice_array_rows *array, int64_t row, float *buffer) {
     if (row >= r->sealed) return ice_read_array_row(array, row - r->sealed, buffer);
-    if (r->storage == ICECORE_FLOAT32) return sealed[row];
-    array->kernels->to_float32(r->storage, sealed[row], buffer, array->dim);
+    const ice_stored_row *place = &r->place[row];
+    void *rows = rows_like(r, array, place->segment);
+    if (r->storage == ICECORE_FLOAT32 && !place->segment->halves) return (const float *)rows + place->row * array->dim;
+    ice_read_stored(place->segment, array->kernels, rows, place->row, 1, array->dim, buffer);
     return buffer;
 }
 
@@ -69,7 +71,7 @@ static const float *rounded(const ice_source_rows *r, const ice_array_rows *arra
 
 const float *ice_read_source_key(const void *context, int64_t row, float *buffer) {
     const ice_source_rows *r = context;
-    const float *x = read(r, &r->keys, r->key, row, buffer), *base = row < r->sealed && r->base ? r->base[row] : NULL;
+    const float *x = read(r, &r->keys, row, buffer), *base = row < r->sealed && r->base ? r->base[row] : NULL;
     for (int64_t t = 0; base && t < r->keys.dim; t++) buffer[t] = x[t] + base[t];
     if (base) return buffer;
     if (row < r->sealed || r->relative) return x;
@@ -79,22 +81,26 @@ const float *ice_read_source_key(const void *context, int64_t row, float *buffer
 
 const float *ice_read_source_value(const void *context, int64_t row, float *buffer) {
     const ice_source_rows *r = context;
-    const float *x = read(r, &r->values, r->value, row, buffer);
+    const float *x = read(r, &r->values, row, buffer);
     return row < r->sealed ? x : rounded(r, &r->values, x, buffer);
 }
 
-static const void *stored(const ice_source_rows *r, const ice_array_rows *array, const void *const *sealed, int64_t row,
-                          icecore_dtype dtype) {
-    if (row < r->sealed) return r->storage == dtype ? sealed[row] : NULL;
+static const void *stored(const ice_source_rows *r, const ice_array_rows *array, int64_t row, icecore_dtype dtype) {
+    if (row < r->sealed) {
+        const ice_stored_row *place = &r->place[row];
+        if (r->storage != dtype || place->segment->halves) return NULL;
+        return (const char *)rows_like(r, array, place->segment) +
+               (size_t)place->row * ice_row_bytes(dtype, array->dim);
+    }
     return array->dtype == dtype ? row_at(array->data, row - r->sealed, array->stride, dtype) : NULL;
 }
 
 const void *ice_stored_source_key(const void *context, int64_t row, icecore_dtype dtype) {
     const ice_source_rows *r = context;
-    return r->relative || (r->centre && row >= r->sealed) ? NULL : stored(r, &r->keys, r->key, row, dtype);
+    return r->relative || (r->centre && row >= r->sealed) ? NULL : stored(r, &r->keys, row, dtype);
 }
 
 const void *ice_stored_source_value(const void *context, int64_t row, icecore_dtype dtype) {
     const ice_source_rows *r = context;
-    return stored(r, &r->values, r->value, row, dtype);
+    return stored(r, &r->values, row, dtype);
 }

@@ -19,6 +19,7 @@ typedef struct {
     int64_t origin, key_stride, value_stride, dim, value_dim;
     const float *centre;       /* NULL, or what is taken off the array's keys */
     int relative;              /* keys in segments are less the mean key of their cell (segment.h) */
+    int halves;                /* float32 rows in segments lie in halves */
     const ice_stacked *sealed; /* hold the keys before `origin`, those before `skip` aside */
     int64_t sealed_count;
     int64_t skip; /* keys before this one stay outside all segments: the sinks, and what was evicted */
@@ -34,6 +35,12 @@ typedef struct {
     uint64_t seed;
 } ice_source;
 
+/* Where a row is stored. */
+typedef struct {
+    const icecore_segment *segment;
+    int64_t row;
+} ice_stored_row;
+
 /* The keys start .. end - 1 of a source, row by row.  Quantized, they are rounded when they come from the array too, so
  * that cells are the same whether a segment is built at once or by merges; 16-bit ones have that type already, or
  * nothing is merged.  Keys that are stored less the mean of their cell come with it, and each merge rounds them anew.
@@ -44,8 +51,8 @@ typedef struct {
     int64_t sealed; /* so many of the first rows come from segments, which hold them as `storage` */
     icecore_dtype storage;
     int relative;
-    const void **key, **value; /* these rows */
-    const float **base;        /* what their keys lack; NULL: nothing */
+    ice_stored_row *place; /* of these rows */
+    const float **base;    /* what their keys lack; NULL: nothing */
 } ice_source_rows;
 
 /* What is read must not move or change until the end. */

@@ -76,6 +76,7 @@ icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source,
     }
     ice_free(moments);
     if (status == ICECORE_OK) sealing->builder.relative = source->relative;
+    if (status == ICECORE_OK) sealing->builder.halves = source->halves;
     if (status == ICECORE_OK && sum) {
         memset(sum, 0, (size_t)source->query_numbers * sizeof *sum);
         source->add_query_sums(source->moments_context, first, end, sum);

@@ -33,6 +33,14 @@ typedef struct {
     ice_stacked level[];
 } ice_stack;
 
+/* Whether rows of some segment may be read by their first halves alone. */
+static inline int ice_has_halves(const ice_stack *stack) {
+    int any = 0;
+    for (int64_t i = 0; i < stack->levels; i++)
+        any |= stack->level[i].segment && stack->level[i].segment->halves == ICE_HALVES;
+    return any;
+}
+
 /* How a sealed range comes about in steps: what is read, and what is built from it. */
 typedef struct {
     int64_t first, end;

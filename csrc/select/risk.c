@@ -63,7 +63,7 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
                 for (int lane = 0; lane < ICE_PANEL; lane++)
                     weights[j * ICE_PANEL + lane] =
                         t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
-            ice_tile_add_means(&guess, weights, count, ice_mean_value_of(now, i));
+            ice_tile_add_means(&guess, weights, count, now->from->segment->mean_dtype, ice_mean_value_of(now, i));
         }
     }
     float squared[ICE_PANEL] = {0};
@@ -88,7 +88,9 @@ void ice_find_thresholds(ice_selection *t, float expand[ICE_PANEL]) {
         t->key_share[lane] = rule->key_share > 0.0f ? log2f(rule->key_share) : INFINITY;
         t->doubts |= rule->key_share > 0.0f;
         threshold[lane] = rule->exact ? INFINITY : threshold[lane] + log2f(rule->threshold);
-        if (!rule->exact && ice_is_unlike(rule, squared[lane])) threshold[lane] = -INFINITY;
+        const int is_unlike = !rule->exact && ice_is_unlike(rule, squared[lane]);
+        if (is_unlike) threshold[lane] = -INFINITY;
+        t->halves |= (uint64_t)(rule->halves && !is_unlike) << lane;
         expand[lane] = rule->all_cells ? -INFINITY : threshold[lane] + log2f(ICE_EXPAND_SHARE);
         if (rule->exact) expand[lane] = INFINITY;
     }

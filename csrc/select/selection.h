@@ -26,6 +26,7 @@ typedef struct {
     float max_squared; /* above 0: a row whose query has a larger squared length opens all cells */
     float log2_mass;   /* of what the mass of its means is multiplied by, for lse and captured mass */
     uint8_t all_cells; /* parents are not trusted: all are expanded */
+    uint8_t halves;    /* of float32 rows in halves the first ones are read alone */
     uint8_t exact;     /* one of these; but for the first its rows are not written here */
 } ice_rule;
 /* ICE_ROUNDED: exact on the numbers that near/far attention multiplies, whose rounding keeps the tolerance.
@@ -79,6 +80,7 @@ typedef struct {
     ice_spread *spread;                          /* of each of the stack's levels */
     float *guess;                                /* value_dim x ICE_PANEL */
     float threshold[ICE_PANEL];                  /* the risks from which on each row opens cells */
+    uint64_t halves;                             /* the lanes that read first halves alone */
     int doubts;                                  /* whether single keys are looked for: some rule has a key_share */
     float mass[ICE_PANEL], key_share[ICE_PANEL]; /* the row's mass, guessed, and what it looks for; inf: for none */
     float far[ICE_PANEL];                        /* of the panel's sum */
@@ -92,11 +94,15 @@ typedef struct {
 static inline const void *ice_row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
     return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
 }
+/* What a stored row's first bytes are numbers of. */
+static inline icecore_dtype ice_stored_dtype(const icecore_segment *s) {
+    return s->halves ? ICECORE_BFLOAT16 : s->dtype;
+}
 static inline const void *ice_key_of(const icecore_segment *s, int64_t row) {
-    return ice_row_of(s->dtype, s->keys, row, s->dim);
+    return ice_row_of(ice_stored_dtype(s), s->keys, row, s->dim);
 }
 static inline const void *ice_value_of(const icecore_segment *s, int64_t row) {
-    return ice_row_of(s->dtype, s->values, row, s->value_dim);
+    return ice_row_of(ice_stored_dtype(s), s->values, row, s->value_dim);
 }
 static inline const void *ice_mean_value_of(const ice_node_run *r, int64_t node) {
     const icecore_segment *s = r->from->segment;
@@ -139,23 +145,40 @@ static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
  * (ice_base_of), for the rows in `lanes`. */
 static inline ice_run ice_stored_run(const ice_tile *tile, const icecore_segment *s, int64_t cell, int64_t first,
                                      int64_t count, uint64_t lanes) {
-    return (ice_run){.lanes = lanes,
-                     .dtype = s->dtype,
-                     .keys = ice_key_of(s, first),
-                     .values = ice_value_of(s, first),
-                     .key_stride = ice_row_stride(s->dtype, s->dim),
-                     .value_stride = ice_row_stride(s->dtype, s->value_dim),
-                     .count = count,
-                     .base = ice_base_of(s, cell),
-                     .unchecked = ice_hides_keys(tile->problem)}; /* else all rows open what holds a NaN */
+    ice_run run = ice_run_of(tile, ice_stored_dtype(s), ice_key_of(s, first), ice_value_of(s, first), count, lanes);
+    run.base = ice_base_of(s, cell);
+    run.unchecked = ice_hides_keys(tile->problem); /* else all rows open what holds a NaN */
+    if (s->halves) {
+        run.second_keys = ice_second_half(s, s->keys, first, s->dim);
+        run.second_values = ice_second_half(s, s->values, first, s->value_dim);
+    }
+    return run;
+}
+
+/* The lanes of a run of a segment that read its first halves alone. */
+static inline uint64_t ice_lanes_by_halves(const ice_selection *t, const icecore_segment *s, uint64_t lanes) {
+    return s->halves == ICE_HALVES ? lanes & t->halves : 0;
+}
+
+/* The same run for other lanes, by first halves alone. */
+static inline ice_run ice_run_of_halves(const ice_run *run, uint64_t lanes) {
+    ice_run rounded = *run;
+    rounded.lanes = lanes;
+    rounded.second_keys = rounded.second_values = NULL;
+    return rounded;
 }
 
 /* Attends to them; bias: of each key, or NULL. */
 static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const icecore_segment *s, int64_t cell,
                                      int64_t first, int64_t count, const float *bias) {
-    ice_run run = ice_stored_run(&t->tile, s, cell, first, count, lanes);
+    const uint64_t rounded = ice_lanes_by_halves(t, s, lanes);
+    ice_run run = ice_stored_run(&t->tile, s, cell, first, count, lanes & ~rounded);
     run.bias = bias;
-    ice_tile_attend(&t->tile, &run);
+    if (rounded) {
+        const ice_run halves = ice_run_of_halves(&run, rounded);
+        ice_tile_attend(&t->tile, &halves);
+    }
+    if (run.lanes) ice_tile_attend(&t->tile, &run);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 

@@ -60,6 +60,7 @@ void ice_selection_begin(ice_selection *t) {
         t->few_far_maximum[lane] = t->bound_maximum[lane] = -INFINITY;
     }
     t->rows = t->runs = t->parent_runs = 0;
+    t->halves = 0;
     t->mask.dense = 0;
     t->is_masked = ice_node_mask_is_needed(&t->tile, t->stack);
     t->doubts = 0;
@@ -95,7 +96,8 @@ void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lan
     const ice_spreads rows = {spread->variance, spread->half_log2, spread->norm};
     float *scores = t->scores + now->row * ICE_PANEL, *risk = t->risk + now->row * ICE_PANEL, added[ICE_PANEL];
     ice_panel_hiding(lanes | ~ice_tile_lanes(&t->tile), added);
-    ice_tile_score(&t->tile, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), now->count, scores);
+    ice_tile_score(&t->tile, s->mean_dtype, ice_row_of(s->mean_dtype, nodes->mean_key, now->node, s->dim), now->count,
+                   scores);
     if (t->tile.cap > 0.0f) cap_scores(t, now, scores);
     else
         for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
@@ -260,7 +262,7 @@ void ice_add_far_field(ice_selection *t) {
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             memcpy(before, tile->sum, sizeof before);
-            ice_tile_add_means(tile, t->scores + (now->row + i) * ICE_PANEL, count,
+            ice_tile_add_means(tile, t->scores + (now->row + i) * ICE_PANEL, count, now->from->segment->mean_dtype,
                                ice_mean_value_of(now, now->node + i));
             for (int lane = 0; lane < tile->lanes; lane++)
                 t->far[lane] =
