@@ -510,9 +510,9 @@ icecore_segment_view icecore_segment_get(const icecore_segment *segment);
  * and what half of the components, vary from token to token) storage shorter than float32 holds sealed keys less the
  * mean of their cell, rounded anew by each merge, and open rows, sinks and means as float32.
  *
- * Where a tolerance is measured, sealed keys and values of float32 lie in halves, and means are bfloat16: of opened cells
- * the first half of each number, it rounded to bfloat16, is read alone, for half of the memory's time.  What that takes
- * is part of the error that is measured; heads whose tolerance it breaks read both halves.
+ * Where a tolerance is measured, sealed keys and values of float32 lie in halves, and means are bfloat16: of opened
+ * cells the first half of each number, it rounded to bfloat16, is read alone, for half of the memory's time.  What that
+ * takes is part of the error that is measured; heads whose tolerance it breaks read both halves.
  *
  * Every call on a cache waits for the others on it (ICECORE_ERROR_BUSY, ICECORE_ERROR_FORKED).  Forks are caches of
  * their own, whatever they share inside. */

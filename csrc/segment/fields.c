@@ -2,6 +2,8 @@
 
 #include <stdio.h>
 
+#include "base/memory.h"
+
 typedef struct {
     const char *name;
     char type;
@@ -49,12 +51,16 @@ int64_t ice_attention_fields(icecore_segment *s, ice_field *fields) {
     return add_nodes(fields, n, "parent.", s, &s->parent);
 }
 
+/* One block, so that a segment of 4096 keys and more lies in huge pages (memory.c). */
 int ice_attention_alloc(icecore_segment *s) {
     ice_field fields[ICE_MAX_ATTENTION_FIELDS];
-    int64_t count = ice_attention_fields(s, fields);
-    for (int64_t i = 0; i < count; i++) {
-        *fields[i].data = ice_owned_alloc(&s->owned, fields[i].count, ice_size_of(fields[i].type));
-        if (!*fields[i].data) return 0;
+    const int64_t count = ice_attention_fields(s, fields);
+    size_t bytes = 0;
+    for (int64_t i = 0; i < count; i++) bytes += ice_round_up((size_t)fields[i].count * ice_size_of(fields[i].type));
+    char *memory = ice_owned_alloc(&s->owned, (int64_t)bytes, 1);
+    for (int64_t i = 0; memory && i < count; i++) {
+        *fields[i].data = memory;
+        memory += ice_round_up((size_t)fields[i].count * ice_size_of(fields[i].type));
     }
-    return 1;
+    return memory != NULL;
 }

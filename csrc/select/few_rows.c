@@ -7,6 +7,17 @@
 /* As many as row_open_cells can do. */
 #define CELLS_AT_ONCE 64
 
+/* The cells of which one key is expected to hold a row's key_share, a bit each. */
+static uint64_t doubtful_cells(const ice_selection *t, int lane, float norm, const float *radius, int64_t count,
+                               const float *scores) {
+    const float mass = t->mass[lane], wanted = t->key_share[lane], dim = (float)t->problem->dim;
+    float share[CELLS_AT_ONCE];
+    uint64_t doubtful = 0;
+    for (int64_t c = 0; c < count; c++) share[c] = ice_expected_share(mass - scores[c], norm * radius[c], dim);
+    for (int64_t c = 0; c < count; c++) doubtful |= (uint64_t)(share[c] >= wanted) << c;
+    return doubtful;
+}
+
 /* Step 3 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
 static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *from, int64_t node, int64_t count,
                               float *scores) {
@@ -21,11 +32,7 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     const ice_node_facts facts = ice_facts_of(cells, node);
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
     uint64_t doubtful = 0;
-    for (int64_t c = 0; t->doubts && c < count; c++)
-        doubtful |=
-            (uint64_t)(ice_expected_share(t->mass[lane] - scores[c], spread->norm[lane] * cells->radius[node + c],
-                                          (float)s->dim) >= t->key_share[lane])
-            << c;
+    if (t->doubts) doubtful = doubtful_cells(t, lane, spread->norm[lane], cells->radius + node, count, scores);
     const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, t->threshold[lane]) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
     if (t->report->missed_bound) {

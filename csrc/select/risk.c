@@ -7,19 +7,26 @@
 /* Lanes of the widest vectors. */
 #define WIDEST 16
 
-/* sum[lane] = the weighted sum of squares of a row's components. */
+/* Lanes of a tile as far as the widest vectors read: a decode step has few rows. */
+static int lanes_read(const ice_tile *tile) { return (tile->lanes + WIDEST - 1) / WIDEST * WIDEST; }
+
+/* sum[lane] = the weighted sum of squares of a row's components; of spare lanes it is the last row's. */
 static void add_squares(const ice_tile *tile, const float *weight, int64_t dim, int lanes, float *sum) {
-    memset(sum, 0, (size_t)lanes * sizeof *sum);
-    for (int64_t i = 0; i < dim; i++) {
-        const float *component = tile->queries + i * ICE_PANEL;
-        for (int lane = 0; lane < lanes; lane++) sum[lane] += component[lane] * (component[lane] * weight[i]);
+    const int own = (tile->lanes + 3) / 4 * 4;
+    for (int first = 0; first < own; first += 4) {
+        float four[4] = {0};
+        for (int64_t i = 0; i < dim; i++) {
+            const float *component = tile->queries + i * ICE_PANEL + first;
+            for (int j = 0; j < 4; j++) four[j] += component[j] * (component[j] * weight[i]);
+        }
+        memcpy(sum + first, four, sizeof four);
     }
+    for (int lane = own; lane < lanes; lane++) sum[lane] = sum[own - 1];
 }
 
 void ice_find_spreads(ice_selection *t) {
     const int64_t dim = t->problem->dim;
-    /* a decode step has few; so many as the widest vectors read, and a bound reads all */
-    const int lanes = t->report->missed_bound ? ICE_PANEL : (t->tile.lanes + WIDEST - 1) / WIDEST * WIDEST;
+    const int lanes = t->report->missed_bound ? ICE_PANEL : lanes_read(&t->tile); /* a bound reads all */
     float weight[ICECORE_MAX_DIM];
     for (int64_t l = 0; l < t->stack->levels; l++) {
         const icecore_segment *s = t->stack->level[l].segment;
@@ -42,11 +49,12 @@ void ice_find_spreads(ice_selection *t) {
 void ice_squared_lengths(const ice_selection *t, float squared[ICE_PANEL]) {
     float weight[ICECORE_MAX_DIM];
     for (int64_t i = 0; i < t->problem->dim; i++) weight[i] = 1.0f;
-    add_squares(&t->tile, weight, t->problem->dim, ICE_PANEL, squared);
+    add_squares(&t->tile, weight, t->problem->dim, lanes_read(&t->tile), squared);
 }
 
 void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
     const icecore_attention *p = t->problem;
+    const int lanes = lanes_read(&t->tile);
     float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->tile.scores;
     ice_tile guess = t->tile; /* with an accumulator of its own */
     guess.accumulator = t->guess;
@@ -60,7 +68,7 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
             for (int64_t j = 0; j < count; j++)
-                for (int lane = 0; lane < ICE_PANEL; lane++)
+                for (int lane = 0; lane < lanes; lane++)
                     weights[j * ICE_PANEL + lane] =
                         t->scores[(now->row + i + j) * ICE_PANEL + lane] + now->nodes->log2_count[i + j];
             ice_tile_add_means(&guess, weights, count, now->from->segment->mean_dtype, ice_mean_value_of(now, i));
@@ -68,11 +76,11 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
     }
     float squared[ICE_PANEL] = {0};
     for (int64_t i = 0; i < p->value_dim; i++)
-        for (int lane = 0; lane < ICE_PANEL; lane++) {
+        for (int lane = 0; lane < lanes; lane++) {
             float component = guess.accumulator[i * ICE_PANEL + lane];
             squared[lane] += component * component;
         }
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
+    for (int lane = 0; lane < lanes; lane++) {
         log2_norm[lane] = maximum[lane] + 0.5f * log2f(squared[lane]);
         log2_mass[lane] = maximum[lane] + log2f(sum[lane]);
     }
@@ -83,7 +91,7 @@ void ice_find_thresholds(ice_selection *t, float expand[ICE_PANEL]) {
     ice_selection_guess(t, threshold, t->mass);
     ice_squared_lengths(t, squared);
     t->doubts = 0;
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
+    for (int lane = 0; lane < lanes_read(&t->tile); lane++) {
         const ice_rule *rule = ice_rule_of(t, lane);
         t->key_share[lane] = rule->key_share > 0.0f ? log2f(rule->key_share) : INFINITY;
         t->doubts |= rule->key_share > 0.0f;

@@ -218,9 +218,10 @@ void ice_add_far_field(ice_selection *t);
  * keys.) All are logarithms to base 2; lacking: the row's mass less the mean's score; reach: the farthest key's score
  * less the mean's at c = 1. */
 static inline float ice_expected_share(float lacking, float reach, float dim) {
-    const float rareness = dim / (2.0f * ICE_LN_2), missing = fmaxf(lacking, 0.0f);
-    const float cosine = fminf(fminf(1.0f, 0.5f * reach / rareness), missing / reach);
-    return fminf(0.0f, cosine * reach - missing) - rareness * cosine * cosine;
+    const float rareness = dim / (2.0f * ICE_LN_2), missing = lacking > 0.0f ? lacking : 0.0f;
+    const float half = 0.5f * reach / rareness, most = half < 1.0f ? half : 1.0f, all = missing / reach;
+    const float cosine = all < most ? all : most, share = cosine * reach - missing;
+    return (share < 0.0f ? share : 0.0f) - rareness * cosine * cosine;
 }
 
 void ice_find_spreads(ice_selection *t);
