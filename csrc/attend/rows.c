@@ -89,21 +89,29 @@ static void add_to_maxima(ice_tile *tile, uint64_t lanes, const float score[ICE_
         tile->state[__builtin_ctzll(lanes)].maximum += factor * score[__builtin_ctzll(lanes)];
 }
 
+static void attend_numbers(ice_tile *tile, const ice_run *run) {
+    if (is_bf16(tile, run->dtype)) attend_in_bf16(tile, run);
+    else attend_in_float32(tile, run, NULL);
+}
+
 /* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile, unless there
  * is a cap. */
-void ice_rows_attend(ice_tile *tile, const ice_run *run) {
+static void attend_less_base(ice_tile *tile, const ice_run *run) {
     float score[ICE_PANEL];
-    if (run->second_keys) {
-        attend_joined(tile, run);
+    find_base_scores(tile, run, score);
+    if (tile->cap > 0.0f) {
+        attend_in_float32(tile, run, score);
         return;
     }
-    const float *capped_base = run->base && tile->cap > 0.0f ? score : NULL;
-    const uint64_t lowered = run->base && !capped_base ? run->lanes : 0;
-    if (run->base) find_base_scores(tile, run, score);
-    add_to_maxima(tile, lowered, score, -1.0f);
-    if (is_bf16(tile, run->dtype) && !capped_base) attend_in_bf16(tile, run);
-    else attend_in_float32(tile, run, capped_base);
-    add_to_maxima(tile, lowered, score, 1.0f);
+    add_to_maxima(tile, run->lanes, score, -1.0f);
+    attend_numbers(tile, run);
+    add_to_maxima(tile, run->lanes, score, 1.0f);
+}
+
+void ice_rows_attend(ice_tile *tile, const ice_run *run) {
+    if (run->second_keys) attend_joined(tile, run);
+    else if (run->base) attend_less_base(tile, run);
+    else attend_numbers(tile, run);
 }
 
 /* ---- Keys of the problem ---- */
