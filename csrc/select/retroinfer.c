@@ -271,8 +271,8 @@ static void attend_retrieved(const ice_selector_call *call, ice_tile *tile, int 
 
 static void add_estimated(ice_tile *tile, const space *s) {
     for (int64_t i = 0; i < s->all_clusters; i += ICE_KEY_BLOCK)
-        ice_tile_add_means(tile, s->mass + i * ICE_PANEL, ice_min(s->all_clusters - i, ICE_KEY_BLOCK),
-                           s->index->dtype, s->index->mean_value + (size_t)i * s->index->value_bytes);
+        ice_tile_add_means(tile, s->mass + i * ICE_PANEL, ice_min(s->all_clusters - i, ICE_KEY_BLOCK), s->index->dtype,
+                           s->index->mean_value + (size_t)i * s->index->value_bytes);
 }
 
 static void select_zones(const ice_selector_call *call, ice_tile *tile, const void *digests, void *own,
