@@ -46,7 +46,6 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->node_begin = ice_arena_take(&a, parents + 1, sizeof(int64_t));
     w->visited = ice_arena_take(&a, chunk, sizeof(int64_t));
     w->code = ice_arena_take(&a, o->metric == ICECORE_INNER_PRODUCT ? chunk * stride : 0, 1);
-    w->own_code = ice_arena_take(&a, stride, 1);
     w->code_scale = ice_arena_take(&a, chunk, sizeof(float));
     w->code_offset = ice_arena_take(&a, chunk, sizeof(int32_t));
     w->quads = ice_arena_take(&a, stride * ICE_PANEL, 1);

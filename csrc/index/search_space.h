@@ -47,7 +47,7 @@ typedef struct {
     int64_t *node_begin;      /* parents + 1 */
     int64_t *visited;         /* count */
     int64_t stride;           /* of codes */
-    int8_t *code, *own_code;  /* count x stride: inner products; stride: one query's from one parent's mean */
+    int8_t *code;             /* count x stride: inner products */
     float *code_scale;
     int32_t *code_offset;
     int8_t *quads;        /* stride x ICE_PANEL */

@@ -14,7 +14,7 @@ void ice_encode_queries(ice_search_space *w) {
     const ice_search_call *call = w->call;
     const icecore_index_options *o = &call->index->options;
     for (int64_t q = 0; q < w->count; q++)
-        ice_encode_query(call->kernels, ice_scaled_query(w, q), NULL, o->dim, w->stride, w->code + q * w->stride,
+        ice_encode_query(call->kernels, ice_scaled_query(w, q), o->dim, w->stride, w->code + q * w->stride,
                          &w->code_scale[q], &w->code_offset[q]);
 }
 
@@ -35,20 +35,18 @@ static void gather_panel(ice_search_space *w, const ice_layer *layer, int64_t pa
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         if (lane >= lanes && lane % call->kernels->width == 0)
             break; /* kernels work on whole vectors, not on whole panels */
-        int32_t q = queries[lane < lanes ? lane : 0];
-        const int8_t *code = w->code + q * stride;
+        const int32_t q = queries[lane < lanes ? lane : 0];
+        const float *query = ice_scaled_query(w, q);
+        int8_t *quads = w->quads + (ptrdiff_t)lane * 4;
+        if (squared) {
+            p->scale[lane] = call->scale * call->kernels->encode_lane(query, mean, call->scale, dim, quads,
+                                                                      &p->offset[lane], &p->base[lane]);
+            continue;
+        }
         p->scale[lane] = w->code_scale[q];
         p->offset[lane] = w->code_offset[q];
-        if (squared) {
-            ice_encode_query(call->kernels, call->queries + ice_query_row(w, q) * dim, mean, dim, stride, w->own_code,
-                             &p->scale[lane], &p->offset[lane]);
-            p->scale[lane] =
-                p->scale[lane] * call->scale * call->scale; /* from the left: the square alone may overflow */
-            code = w->own_code;
-        }
-        for (int64_t t = 0; t < stride; t += 4) memcpy(w->quads + t * ICE_PANEL + lane * 4, code + t, 4);
-        call->kernels->gathered_scores(ice_scaled_query(w, q), dim, call->scale, ICECORE_FLOAT32, &row, 1,
-                                       &p->base[lane]);
+        for (int64_t t = 0; t < stride; t += 4) memcpy(quads + t * ICE_PANEL, w->code + q * stride + t, 4);
+        call->kernels->gathered_scores(query, dim, call->scale, ICECORE_FLOAT32, &row, 1, &p->base[lane]);
     }
 }
 

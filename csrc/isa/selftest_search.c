@@ -16,8 +16,8 @@
 #define U 0x1p-24
 
 const char *const ice_search_kernel_names[ICE_SEARCH_KERNELS] = {
-    "code_scores", "find_at_least",   "nth_largest",       "keep_largest", "rank",
-    "encode",      "gathered_scores", "squared_distances", "chebyshev",
+    "code_scores", "find_at_least", "nth_largest",     "keep_largest",      "rank",
+    "encode",      "encode_lane",   "gathered_scores", "squared_distances", "chebyshev",
 };
 
 static const int dims[] = {1, 3, 4, 15, 16, 17, 63, 64, 130};
@@ -204,6 +204,38 @@ static void compare_encode(test *t) {
     ice_free(center);
 }
 
+/* Codes are those of `encode`, for a scale is a power of two. */
+static void compare_encode_lane(test *t) {
+    const int64_t stride = (t->dim + 3) & ~3;
+    const float scale = t->variant % 2 ? 0.25f : 1.0f;
+    float *x = floats(t, t->dim), *center = floats(t, t->dim), *scaled = floats(t, t->dim), score[2];
+    int8_t code[MAX_DIM], *quads[2];
+    int32_t offset[2], sum = 0;
+    if (t->variant == 2) memcpy(x, center, (size_t)t->dim * sizeof *x);
+    for (int d = 0; d < t->dim; d++) scaled[d] = scale * center[d];
+    const float expected = t->plain->encode(x, scaled, t->dim, stride, code);
+    /* the last lane, of which not a byte follows */
+    const int64_t bytes = (stride / 4 - 1) * ICE_PANEL * 4 + 4;
+    for (int i = 0; i < 2; i++) {
+        quads[i] = ice_alloc(bytes, 1);
+        memset(quads[i], 1, (size_t)bytes);
+        const ice_kernels *kernels = i ? t->fast : t->plain;
+        if (kernels->encode_lane(x, center, scale, t->dim, quads[i], &offset[i], &score[i]) != expected)
+            fail(t, "scales differ");
+    }
+    for (int64_t d = 0; d < stride; d++) {
+        sum += code[d];
+        if (quads[1][d / 4 * ICE_PANEL * 4 + d % 4] != code[d]) fail(t, "codes differ");
+    }
+    if (memcmp(quads[0], quads[1], (size_t)bytes) != 0) fail(t, "a byte between the codes is written");
+    if (offset[1] != -128 * sum) fail(t, "the offset is not that of the codes");
+    expect_near(t, (double)score[0], (double)score[1], fabs((double)score[0]), 2 * t->dim * U);
+    for (int i = 0; i < 2; i++) ice_free(quads[i]);
+    ice_free(x);
+    ice_free(center);
+    ice_free(scaled);
+}
+
 static void compare_gathered_scores(test *t) {
     float *query = floats(t, t->dim), out[2][MAX_COUNT], *wide = floats(t, (int64_t)t->count * t->dim);
     const icecore_dtype dtype = (icecore_dtype)(t->variant % 3);
@@ -278,8 +310,8 @@ static void compare_chebyshev(test *t) {
 
 /* In the order of the names. */
 static void (*const compare[ICE_SEARCH_KERNELS])(test *) = {
-    compare_code_scores, compare_find_at_least,   compare_nth_largest,       compare_keep_largest, compare_rank,
-    compare_encode,      compare_gathered_scores, compare_squared_distances, compare_chebyshev,
+    compare_code_scores, compare_find_at_least, compare_nth_largest,     compare_keep_largest,      compare_rank,
+    compare_encode,      compare_encode_lane,   compare_gathered_scores, compare_squared_distances, compare_chebyshev,
 };
 
 int ice_selftest_search(int number, const ice_kernels *plain, const ice_kernels *fast, char *reason, size_t size,

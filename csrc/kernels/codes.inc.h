@@ -178,38 +178,78 @@ static void rank(const float *scores, int64_t count, int32_t *place) {
     }
 }
 
-/* Overflow and NaN, from numbers near the end of the range, stay within the range of codes too. */
-/* Numbers that are encoded together. */
+/* Numbers that are encoded together, a multiple of 4. */
 #define ENCODED 64
 
-static float encode(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code) {
-    float rounded[ENCODED];
-    vf top = vf_zero();
-    int64_t t = 0;
-    for (; t + VF_WIDTH <= dim; t += VF_WIDTH) {
-        vf value = center ? vf_sub(vf_load(x + t), vf_load(center + t)) : vf_load(x + t);
+/* Of x - scale center the `n` components from t on; center: NULL for 0. */
+static ALWAYS_INLINE vf less_center(const float *x, const float *center, float scale, int64_t t, int n) {
+    vf value = n == VF_WIDTH ? vf_load(x + t) : vf_load_n(x + t, n);
+    if (!center) return value;
+    return vf_fma(n == VF_WIDTH ? vf_load(center + t) : vf_load_n(center + t, n), vf_set1(-scale), value);
+}
+
+/* The largest magnitude in x - scale center, 0 where it has no inverse, and the squared length unless NULL. */
+static ALWAYS_INLINE float measure(const float *x, const float *center, float scale, int64_t dim, float *squared) {
+    vf top = vf_zero(), sum = vf_zero();
+    for (int64_t t = 0; t < dim; t += VF_WIDTH) {
+        vf value = less_center(x, center, scale, t, dim - t < VF_WIDTH ? (int)(dim - t) : VF_WIDTH);
         top = vf_max(top, vf_max(value, vf_sub(vf_zero(), value)));
+        if (squared) sum = vf_fma(value, value, sum);
     }
-    float largest = vf_reduce_max(top);
-    for (; t < dim; t++) {
-        float size = fabsf(center ? x[t] - center[t] : x[t]);
-        largest = size > largest ? size : largest;
-    }
-    if (largest < 127.0f / FLT_MAX) largest = 0.0f; /* it has no inverse */
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    if (squared) *squared = vf_reduce_add(sum);
+    const float largest = vf_reduce_max(top);
+    return largest < 127.0f / FLT_MAX ? 0.0f : largest;
+}
+
+/* Overflow and NaN, from numbers near the end of the range, stay within the range of codes too.  Where the count is a
+ * constant the conversion has no tail. */
+static ALWAYS_INLINE void encode_block(const float *x, const float *center, float scale, int64_t t, float inverse,
+                                       int8_t *code, const int count) {
+    float rounded[ENCODED];
     const vf maximum = vf_set1(127.0f), minimum = vf_set1(-127.0f), half = vf_set1(0.5f), minus_half = vf_set1(-0.5f);
-    for (int64_t begin = 0; begin < dim; begin += ENCODED) {
-        const int count = dim - begin < ENCODED ? (int)(dim - begin) : ENCODED;
-        for (int i = 0; i < count; i += VF_WIDTH) {
-            const int n = count - i < VF_WIDTH ? count - i : VF_WIDTH;
-            vf value = vf_load_n(x + begin + i, n);
-            if (center) value = vf_sub(value, vf_load_n(center + begin + i, n));
-            value = vf_max(vf_min(vf_mul(value, vf_set1(inverse)), maximum), minimum);
-            vf_store(rounded + i, vf_add(value, vf_select(vf_gt(vf_zero(), value), minus_half, half)));
-        }
-        for (int i = 0; i < count; i++) code[begin + i] = (int8_t)(int)rounded[i];
+    for (int i = 0; i < count; i += VF_WIDTH) {
+        vf value = less_center(x, center, scale, t + i, count - i < VF_WIDTH ? count - i : VF_WIDTH);
+        value = vf_max(vf_min(vf_mul(value, vf_set1(inverse)), maximum), minimum);
+        vf_store(rounded + i, vf_add(value, vf_select(vf_gt(vf_zero(), value), minus_half, half)));
     }
+    for (int i = 0; i < count; i++) code[i] = (int8_t)(int)rounded[i];
+}
+
+static float encode(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code) {
+    const float largest = measure(x, center, 1.0f, dim, NULL), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    int64_t t = 0;
+    for (; t + ENCODED <= dim; t += ENCODED) encode_block(x, center, 1.0f, t, inverse, code + t, ENCODED);
+    if (t < dim) encode_block(x, center, 1.0f, t, inverse, code + t, (int)(dim - t));
     for (t = dim; t < stride; t++) code[t] = 0;
+    return largest / 127.0f;
+}
+
+/* Puts the codes of a block in a lane; returns their sum. */
+static ALWAYS_INLINE int32_t place_block(const int8_t *code, const int count, int8_t *quads) {
+    int32_t sum = 0;
+    for (int i = 0; i < count; i++) sum += code[i];
+    for (int i = 0; i < count; i += 4) memcpy(quads + i * ICE_PANEL, code + i, 4);
+    return sum;
+}
+
+static float encode_lane(const float *query, const float *center, float scale, int64_t dim, int8_t *quads,
+                         int32_t *offset, float *score) {
+    float squared;
+    const float largest = measure(query, center, scale, dim, &squared), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    int32_t sum = 0;
+    int64_t t = 0;
+    for (; t + ENCODED <= dim; t += ENCODED) {
+        int8_t code[ENCODED];
+        encode_block(query, center, scale, t, inverse, code, ENCODED);
+        sum += place_block(code, ENCODED, quads + t * ICE_PANEL);
+    }
+    if (t < dim) {
+        int8_t code[ENCODED] = {0};
+        encode_block(query, center, scale, t, inverse, code, (int)(dim - t));
+        sum += place_block(code, (int)(dim - t), quads + t * ICE_PANEL);
+    }
+    *offset = -128 * sum;
+    *score = -0.5f * squared;
     return largest / 127.0f;
 }
 

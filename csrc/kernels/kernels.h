@@ -267,6 +267,12 @@ typedef struct {
      * that the largest magnitude becomes 127, or all 0 where that is below 127 / FLT_MAX; the last bytes up to `stride`
      * are 0.  Returns the scale.  center: NULL for 0. */
     float (*encode)(const float *x, const float *center, int64_t dim, int64_t stride, int8_t *code);
+    /* A query less a mean in one lane of an ice_code_panel: query - scale center, in codes as of `encode`, four at
+     * every 4 ICE_PANEL bytes from `quads` on, up to the width rounded up to a multiple of 4; *offset as in the panel;
+     * *score =
+     * -|query - scale center|^2 / 2.  scale: a power of two.  Returns the codes' scale. */
+    float (*encode_lane)(const float *query, const float *center, float scale, int64_t dim, int8_t *quads,
+                         int32_t *offset, float *score);
     /* scores[j][lane] = -|query[lane] - scale keys[j]|^2 / 2, from the differences; the panel and the rows as in
      * `scores`. */
     void (*squared_distances)(const float *panel, int64_t dim, int lanes, float scale, const float *keys,

@@ -74,6 +74,7 @@ const ice_kernels KERNEL_TABLE = {
     .keep_largest = keep_largest,
     .rank = rank,
     .encode = encode,
+    .encode_lane = encode_lane,
     .squared_distances = squared_distances,
     .chebyshev = chebyshev,
 };

@@ -24,9 +24,9 @@ float ice_encode(const ice_kernels *kernels, const ice_tree *s, ice_layer *layer
     return squared;
 }
 
-void ice_encode_query(const ice_kernels *kernels, const float *query, const float *mean, int64_t dim, int64_t stride,
-                      int8_t *code, float *scale, int32_t *offset) {
-    *scale = kernels->encode(query, mean, dim, stride, code);
+void ice_encode_query(const ice_kernels *kernels, const float *query, int64_t dim, int64_t stride, int8_t *code,
+                      float *scale, int32_t *offset) {
+    *scale = kernels->encode(query, NULL, dim, stride, code);
     int32_t sum = 0;
     for (int64_t t = 0; t < dim; t++) sum += code[t];
     *offset = -128 * sum;

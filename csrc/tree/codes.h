@@ -15,9 +15,8 @@ int64_t ice_parent_of(const ice_layer *layer, int64_t child);
 float ice_encode(const ice_kernels *kernels, const ice_tree *tree, ice_layer *layer, int64_t parent, int64_t child,
                  const float *x, float *work);
 
-/* Bytes (stride of them, the last ones 0) of query - mean, their scale and -128 times their sum.  mean: NULL for inner
- * products. */
-void ice_encode_query(const ice_kernels *kernels, const float *query, const float *mean, int64_t dim, int64_t stride,
-                      int8_t *code, float *scale, int32_t *offset);
+/* Inner products: bytes (stride of them, the last ones 0) of a query, their scale and -128 times their sum. */
+void ice_encode_query(const ice_kernels *kernels, const float *query, int64_t dim, int64_t stride, int8_t *code,
+                      float *scale, int32_t *offset);
 
 #endif
