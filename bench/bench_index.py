@@ -1,18 +1,20 @@
 """The index against faiss, hnswlib and usearch: building and asking all queries, and asking alone, at equal recall.
 
     python -m pytest bench/bench_index.py                    (small cases, pytest-benchmark's table)
-    python bench/bench_index.py [--set smollm2 dinov2 images clustered] [--k 10 64] [--recall 0.9 0.95 0.99] [--json FILE]
+    python bench/bench_index.py [--set smollm2 dinov2 images embeddings logits clustered] [--k 10] [--recall 0.9 0.95 0.99]
     python bench/bench_index.py --dynamic                    (inserts and deletes one at a time)
     python bench/bench_index.py --file                       (saving, loading and mapping a gigabyte)
     python bench/bench_index.py --sublinear [--figure FILE]  (keys visited per query against n)
 
-Every method is tuned on a sample of the queries, twice: for the least build + search of all queries, and for the least search.
-Tuning is not in the times; the recall shown is that of other queries. The methods take turns; what the tuning found several
-times slower than the best runs once. Data sets: index_data.py; tuning: index_baselines.py.
+Every method is tuned on a sample of the queries, for each recall twice: for the least build + search of all queries, and for
+the least search (index_tuning.py; baselines: index_baselines.py; data sets: index_data.py). Then icecore and what is near the
+best of the others take turns: they build, and ask up to 5000 queries with the two budgets between whose recalls the wanted
+one lies. Times are interpolated at that recall. What tuning found to take over twice the time of the best of the others is not
+measured again.
 """
 
 import argparse
-import json
+import sys
 import tempfile
 import time
 from functools import partial
@@ -21,19 +23,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_baselines import METHODS, Method, Searcher, Truth, timed, tune
-from index_data import SETS, clustered, dinov2, images, intrinsic, smollm2
-from measure import alternate, machine
+from index_baselines import METHODS, Method, Searcher, pairs, steps
+from index_data import SETS, clustered, dinov2, embeddings, images, intrinsic, logits, smollm2
+from index_tuning import GOALS, Truth, Tuner, at_recall, cpu_clock, timed
+from measure import REST, machine
 from recorded import record
 
 import icecore
 
-SAMPLE = 1000  # queries to tune on, and as many others to measure recall on
+ASKED, SAMPLE = 5000, 500  # queries to time searches with, and to tune and measure recall on
+NEAR = 2  # times the best of the others: what is measured in turns
 LENGTHS = [2**power for power in range(12, 19)]
 
 
 def icecore_index(keys, metric, threads, **options):
-    """icecore's index; its budgets are a dict, and it finds them itself."""
+    """icecore's index; its budgets are a dict."""
     index, budgets = icecore.Index(keys.shape[1], metric=metric, **options), {}
     with icecore.threads(threads):
         index.add(keys)
@@ -41,16 +45,10 @@ def icecore_index(keys, metric, threads, **options):
     def search(queries, k):
         return index.search(queries, k, num_threads=threads, **budgets).ids
 
-    def limit(chosen):
-        budgets.clear()
-        budgets.update(chosen)
+    def limit(budget):
+        budgets["field_of_view"], budgets["retrieve"] = budget
 
-    def fit(queries, k, recall):
-        with icecore.threads(threads):
-            tuning = index.tune(queries, k, recall=recall)
-        return tuning.budgets if tuning.recall >= recall else None
-
-    return Searcher(search, limit, fit=fit)
+    return Searcher(search, limit, lambda k: pairs(steps(1, index.stats["cells"], 1.5), (k, 2 * k, 4 * k, 8 * k)))
 
 
 def promotions(n):
@@ -59,134 +57,166 @@ def promotions(n):
 
 
 def _grid(keys, metric):
-    return [*({"num_levels": 2, "promotion": share} for share in promotions(len(keys))), {"num_levels": 1}]
+    return {"promotion": promotions(len(keys)), "num_levels": (2, 1)}
 
 
-EVERY = METHODS | {"icecore": Method(icecore_index, _grid, "icecore")}
+EVERY = {"icecore": Method(icecore_index, _grid, "icecore"), **METHODS}
 
 
 class Run:
-    """Building an index and asking it all queries, as one call that notes the seconds of both."""
+    """One method in turns: builds, asks with the budgets on both sides of a recall, and notes the seconds of each."""
 
-    def __init__(self, method, choice, keys, queries, metric, k, threads):
+    def __init__(self, method, choice, keys, queries, metric, threads, clock=time.perf_counter):
         self.build = partial(method.build, keys, metric, threads, **choice.options)
-        self.choice, self.queries, self.k, self.seconds, self.ids, self.searcher = choice, queries, k, [], None, None
+        self.choice, self.queries, self.clock, self.searcher = choice, queries, clock, None
+        self.builds, self.searches, self.found = [], [], {}
 
-    def __call__(self):
-        start = time.perf_counter()
-        self.prepare()
-        built = time.perf_counter()
-        self.search()
-        self.seconds.append((built - start, time.perf_counter() - built))
-        self.searcher = None
+    def turn(self, k, rebuild=True):
+        if rebuild or self.searcher is None:
+            self.searcher = None
+            self.searcher = self._timed(self.builds, self.build)
+        seconds = []
+        for budget in self.choice.budgets:
+            self.searcher.limit(budget)
+            self.found[budget] = self._timed(seconds, self.searcher.search, self.queries, k)
+        self.searches.append(seconds)
 
-    def prepare(self):
-        self.searcher = self.build()
-        self.searcher.limit(self.choice.budget)
+    def _timed(self, seconds, call, *arguments):
+        time.sleep(REST)
+        start = self.clock()
+        result = call(*arguments)
+        seconds.append(self.clock() - start)
+        return result
 
-    def search(self):
-        self.ids = self.searcher.search(self.queries, self.k)
-
-
-def sampled(count, seed):
-    """Rows of the queries to sample."""
-    return np.random.default_rng(seed).choice(count, min(SAMPLE, count), replace=False)
+    def searched(self, truth, recall):
+        """Seconds of each search at a recall; the sample is what the queries begin with."""
+        recalls = [truth.recall(ids[: len(truth.queries)]) for ids in self.found.values()]
+        return np.array([at_recall(recall, recalls, seconds) for seconds in self.searches])
 
 
 def rounds_for(seconds):
     """How many rounds of so long."""
-    return 7 if seconds < 5 else 3 if seconds < 30 else 1
+    return 7 if seconds < 3 else 3 if seconds < 15 else 1
 
 
-def turns(runs, what):
-    """{name: seconds of each round}, of "total" or "search"; what is over four times slower than the best runs once."""
-    cost = {name: getattr(run.choice, what) for name, run in runs.items()}
-    often = [name for name in runs if cost[name] < 4 * min(cost.values()) or name == "icecore"]
-    if what == "search":
+def near(tuned, goal):
+    """Names of the methods to be measured in turns."""
+    cost = {name: getattr(best[goal], goal) for name, best in tuned.items()}
+    limit = NEAR * min((seconds for name, seconds in cost.items() if name != "icecore"), default=np.inf)
+    return [name for name in cost if name == "icecore" or cost[name] <= limit]
+
+
+def measured(tuned, goal, case, k, recall):
+    """{name: facts} for one target: seconds of build and of the search of all queries, and the goal's by icecore's."""
+    keys, queries, metric, threads, truth, clock = case
+    asked = queries[:ASKED]
+    runs = {name: Run(EVERY[name], tuned[name][goal], keys, asked, metric, threads, clock) for name in near(tuned, goal)}
+    share = len(asked) / len(queries)
+    once = sum(run.choice.build + share * run.choice.search * len(run.choice.budgets) for run in runs.values())
+    for turn in range(rounds_for(once)):
         for run in runs.values():
-            run.prepare()
-    calls = {name: run if what == "total" else run.search for name, run in runs.items()}
-    seconds = alternate({name: calls[name] for name in often}, rounds_for(sum(cost[name] for name in often)))
-    for name in runs:
-        if name not in often:
-            start = time.perf_counter()
-            calls[name]()
-            seconds[name] = np.array([time.perf_counter() - start])
-    if what == "total":  # without the time to free the index
-        seconds = {name: np.sum(runs[name].seconds[-len(times) :], axis=1) for name, times in seconds.items()}
-    return seconds
+            run.turn(k, rebuild=goal == "total" or turn == 0)
+    facts = {}
+    for name, best in tuned.items():
+        choice = best[goal]
+        build, search = np.array([choice.build]), np.array([choice.search])
+        if name in runs:
+            build, search = runs[name].builds, runs[name].searched(truth, recall) / share
+        facts[name] = {"choice": choice, "build": np.median(build), "search": np.median(search), "measured": name in runs}
+        facts[name]["turns"] = (build if goal == "total" else 0) + search
+    if "icecore" in facts:
+        ours = facts["icecore"]["turns"]
+        for name, of in facts.items():
+            of["ratio"] = np.median(of["turns"] / ours) if name in runs else of["turns"][0] / np.median(ours)
+    return facts
 
 
-def compare(case, keys, queries, metric, targets, threads, tuning_seconds):
-    """Rows of one data set, one for each target and method; those that do not reach a recall are left out."""
-    maximum = max(k for k, _ in targets)
-    tuning, judge = (queries[sampled(len(queries), seed)] for seed in (1, 2))
-    rows_judged = sampled(len(queries), 2)
-    tuning, judge = Truth(keys, tuning, metric, maximum), Truth(keys, judge, metric, maximum)
-    tuned, rows, longest = {}, [], np.inf
-    for name, method in EVERY.items():
-        if not method.importable():
-            print(f"{name}: not installed")
+def compare(case, keys, queries, metric, targets, threads, tuning_seconds, clock):
+    """((case, k, recall), {goal: {name: facts}}) of one data set; methods that do not reach a recall are left out."""
+    queries = queries[np.random.default_rng(1).permutation(len(queries))]
+    truth = Truth(keys, queries[:SAMPLE], metric, max(k for k, _ in targets))
+    tuned, longest = {}, np.inf
+    for name in sorted(EVERY, key=lambda name: name != "faiss flat"):
+        method = EVERY[name]
+        if metric not in method.metrics or not method.importable():
             continue
-        begin = time.perf_counter()
-        tuned[name], complete = tune(method, keys, queries, metric, threads, targets, tuning, tuning_seconds, longest)
+        begin = clock()
+        tuner = Tuner(method, keys, metric, threads, targets, truth, len(queries), longest, clock)
+        complete = tuner.tune(tuning_seconds)
+        tuned[name] = tuner.best
         if name == "faiss flat":
-            longest = 4 * max(best["search"].search for best in tuned[name].values()) * len(tuning.queries) / len(queries)
-        print(f"{name}: tuned in {time.perf_counter() - begin:.0f} s{'' if complete else ', grid not exhausted'}", flush=True)
+            longest = max(best["search"].search for best in tuner.best.values()) / tuner.scale
+        say(f"{case}, {name}: tuned in {clock() - begin:.0f} s{'' if complete else ', not all options tried'}")
     for k, recall in targets:
-        found = {name: best[k, recall] for name, best in tuned.items() if (k, recall) in best}
-        group = {name: {"set": case, "k": k, "target": recall, "method": name} for name in found}
-        for what in ("total", "search"):
-            runs = {name: Run(EVERY[name], best[what], keys, queries, metric, k, threads) for name, best in found.items()}
-            seconds = turns(runs, what)
-            for name, run in runs.items():
-                facts = {"recall": judge.recall(run.ids[rows_judged])}
-                facts |= {"options": run.choice.options, "budget": run.choice.budget}
-                if what == "total":
-                    facts["build"], facts["search"] = np.median(run.seconds[-len(seconds[name]) :], axis=0).tolist()
-                facts |= {"seconds": float(np.median(seconds[name])), "rounds": len(seconds[name])}
-                if "icecore" in runs:
-                    same = min(len(seconds[name]), len(seconds["icecore"]))
-                    facts["ratio"] = float(np.median(seconds[name][:same] / seconds["icecore"][:same]))
-                group[name][what] = facts
-        show(group, case, len(keys), len(queries), k, recall)
-        rows += group.values()
-    return rows
+        reached = {name: best[k, recall] for name, best in tuned.items() if (k, recall) in best}
+        data = keys, queries, metric, threads, truth, clock
+        goals = {goal: measured(reached, goal, data, k, recall) for goal in GOALS}
+        for goal, facts in goals.items():
+            by_icecore = ", ".join(f"{name} {of.get('ratio', np.nan):.2f}" for name, of in facts.items())
+            say(f"{case}, k={k}, recall {recall}, {goal}: {by_icecore}")
+        yield (case, k, recall), goals
 
 
-def said(facts):
-    """Options and budget in few words."""
-    settings = dict(facts["options"])
-    settings |= facts["budget"] if isinstance(facts["budget"], dict) else {"budget": facts["budget"]}
-    settings = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in settings.items()}
-    return " ".join(f"{name}={value}" for name, value in settings.items())
+def say(text):
+    """Progress; the tables stand alone in the output."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def show(group, case, keys, queries, k, recall):
-    """The table of one data set and target."""
-    print(f"\n{case}: {keys} keys, {queries} queries, k={k}, recall at least {recall}\n")
-    print("| method | build s | search s | total s | recall | × icecore | with | search alone s | recall | × icecore | with |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for name, row in group.items():
-        total, alone = row["total"], row["search"]
-        ratios = [f"{facts['ratio']:.2f}" if "ratio" in facts else "" for facts in (total, alone)]
-        print(f"| {name} | {total['build']:.3f} | {total['search']:.3f} | {total['seconds']:.3f} | {total['recall']:.3f} "
-              f"| {ratios[0]} | {said(total)} | {alone['seconds']:.3f} | {alone['recall']:.3f} | {ratios[1]} | {said(alone)} |",
-              flush=True)
+def said(choice):
+    """Options and budgets in few words."""
+    settings = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in choice.options.items()}
+    budgets = [str(budget) for budget in choice.budgets if budget is not None]
+    return ", ".join([*(f"{name}={value}" for name, value in settings.items()), *([" to ".join(budgets)] if budgets else [])])
 
 
-def summary(rows):
-    """The best baseline by icecore, for each data set and target."""
-    print("\n| set | k | recall | best build + search | by icecore's | best search alone | by icecore's |")
-    print("|---|---|---|---|---|---|---|")
-    for case, k, recall in dict.fromkeys((row["set"], row["k"], row["target"]) for row in rows):
-        group = [row for row in rows if (row["set"], row["k"], row["target"]) == (case, k, recall)]
-        best = [min((row for row in group if row["method"] != "icecore" and row[what]["recall"] > recall - 0.03),
-                    key=lambda row: row[what]["seconds"], default=None)  # a search that failed is not a fast one
-                for what in ("total", "search")]
-        cells = [f"{row['method']} | {row[what].get('ratio', np.nan):.2f}" if row else "none |"
-                 for row, what in zip(best, ("total", "search"), strict=True)]
-        print(f"| {case} | {k} | {recall} | {' | '.join(cells)} |")
+def heading(*columns):
+    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+
+
+def summary(results, queries):
+    """icecore and the best of the others, for each data set and target."""
+    heading("set", "k", "recall", "icecore ms (build + search)", "best of the others, ms", "×",
+            "search alone: icecore, queries per s", "best of the others", "×")
+    for (case, k, recall), goals in results.items():
+        cells = []
+        for goal, facts in goals.items():
+            others = {name: of for name, of in facts.items() if name != "icecore"}
+            best = min(others, key=lambda name: np.median(others[name]["turns"]), default=None)
+            if best is None or "icecore" not in facts:
+                cells += ["none"] * 3
+                continue
+            mine, of = facts["icecore"], others[best]
+            if goal == "total":
+                cells.append(f"{1e3 * np.median(mine['turns']):.0f} ({1e3 * mine['build']:.0f} + {1e3 * mine['search']:.0f})")
+                cells.append(f"{1e3 * np.median(of['turns']):.0f} {best}")
+            else:
+                cells += [f"{queries[case] / mine['search']:.0f}", f"{queries[case] / of['search']:.0f} {best}"]
+            cells.append(f"{of['ratio']:.2f}")
+        print(f"| {case} | {k} | {recall} | " + " | ".join(cells) + " |")
+
+
+def ratios(results):
+    """Every method's time by icecore's, build + search / search alone; "~": from tuning."""
+    names = [name for name in METHODS if any(name in facts for goals in results.values() for facts in goals.values())]
+    heading("set", "k", "recall", *names)
+
+    def cell(facts):
+        return f"{'' if facts['measured'] else '~'}{facts['ratio']:.3g}" if "ratio" in facts else "?"
+
+    for (case, k, recall), goals in results.items():
+        cells = [" / ".join(cell(goals[goal][name]) for goal in GOALS) if name in goals["total"] else "–" for name in names]
+        print(f"| {case} | {k} | {recall} | " + " | ".join(cells) + " |")
+
+
+def details(results, queries):
+    """What every method was tuned to."""
+    heading("set", "k", "recall", "for", "method", "build s", "queries per s", "options, budgets")
+    for (case, k, recall), goals in results.items():
+        for goal, facts in goals.items():
+            for name, of in facts.items():
+                what = "build + search" if goal == "total" else "search"
+                cells = f"{of['build']:.3f} | {queries[case] / of['search']:.0f} | {said(of['choice'])}"
+                print(f"| {case} | {k} | {recall} | {what} | {name} | {cells} |")
 
 
 def growing(keys):
@@ -336,7 +366,7 @@ def small(name):
     if name == "dinov2":
         pytest.importorskip("onnx")
     calls = {"smollm2": lambda: smollm2(15, 0), "dinov2": partial(dinov2, 6, 0, side=518), "images": partial(images, 4096),
-             "clustered": partial(clustered, 4096, clusters=50)}
+             "embeddings": embeddings, "logits": partial(logits, 512), "clustered": partial(clustered, 4096, clusters=50)}
     try:
         keys, queries, metric = calls[name]()
     except (ImportError, FileNotFoundError) as error:
@@ -351,19 +381,19 @@ def test_build_and_search(benchmark, name, method):
     if not EVERY[method].importable():
         pytest.skip(f"{method} is not installed")
     keys, queries, metric = small(name)
-    threads = icecore.get_num_threads()
-    truth = Truth(keys, queries[sampled(len(queries), 1)[:300]], metric, 10)
-    tried = EVERY[method].grid(keys, metric)[:2]
-    best, _ = tune(EVERY[method], keys, queries, metric, threads, [(10, 0.9)], truth, options=tried)
-    if not best and method != "icecore":
+    if metric not in EVERY[method].metrics:
+        pytest.skip(f"{method} has no metric {metric!r}")
+    truth = Truth(keys, queries[:300], metric, 10)
+    tuner = Tuner(EVERY[method], keys, metric, icecore.get_num_threads(), [(10, 0.9)], truth, len(queries))
+    tuner.tune(seconds=0)  # the default alone
+    if not tuner.best and method != "icecore":
         pytest.skip(f"{method} does not reach the recall")
-    choice = best[10, 0.9]["total"]
-    run = Run(EVERY[method], choice, keys, queries, metric, 10, threads)
-    run()
-    recall = Truth(keys, queries, metric, 10).recall(run.ids)
+    choice = tuner.best[10, 0.9]["total"]
+    run = Run(EVERY[method], choice, keys, queries, metric, icecore.get_num_threads())
+    benchmark.pedantic(run.turn, args=(10,), rounds=3, warmup_rounds=1)
+    recall = truth.recall(run.found[choice.budgets[-1]][:300])
     assert recall > 0.85
-    benchmark.extra_info.update(machine(), recall=recall, options=str(choice.options), budget=str(choice.budget))
-    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    benchmark.extra_info.update(machine(), recall=recall, options=str(choice.options), budgets=str(choice.budgets))
 
 
 def test_insert(benchmark):
@@ -393,41 +423,43 @@ def test_visited_keys(benchmark):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", nargs="+", choices=SETS)
-    parser.add_argument("--k", nargs="+", type=int, default=[10, 64])
+    parser.add_argument("--k", nargs="+", type=int, default=[10])
     parser.add_argument("--recall", nargs="+", type=float, default=[0.9, 0.95, 0.99])
     parser.add_argument("--keys", type=int, help="take only so many keys and queries of each set")
     parser.add_argument("--threads", type=int, default=icecore.get_num_threads())
-    parser.add_argument("--tuning-seconds", type=float, default=300, help="for each method and set (default: %(default)s)")
+    parser.add_argument("--tuning-seconds", type=float, default=12, help="for each method and case (default: %(default)s)")
+    parser.add_argument("--cpu-time", action="store_true", help="by threads, where other work disturbs the clock")
     parser.add_argument("--dynamic", action="store_true")
     parser.add_argument("--file", action="store_true")
     parser.add_argument("--sublinear", action="store_true")
     parser.add_argument("--figure", metavar="FILE", help="of --sublinear")
-    parser.add_argument("--json", metavar="FILE")
     given = parser.parse_args()
-    results, wanted = {"machine": machine() | {"threads": given.threads}}, given.set
-    print(results["machine"])
+    say(f"{machine() | {'threads': given.threads}}")
     if given.dynamic:
-        results["dynamic"] = dynamic(given.keys or 100_000)
+        dynamic(given.keys or 100_000)
     if given.file:
-        results["file"] = on_disk(given.keys or 2_800_000)
+        on_disk(given.keys or 2_800_000)
     if given.sublinear or given.figure:
-        results["sublinear"] = sublinear([n for n in LENGTHS if n <= (given.keys or n)], threads=given.threads)
+        rows = sublinear([n for n in LENGTHS if n <= (given.keys or n)], threads=given.threads)
         if given.figure:
-            figure(results["sublinear"], given.figure)
-    if wanted is None:
-        wanted = [] if len(results) > 1 else SETS
+            figure(rows, given.figure)
+    others = given.dynamic or given.file or given.sublinear or given.figure
+    wanted = given.set or ([] if others else SETS)
     targets = [(k, recall) for k in given.k for recall in given.recall]
-    rows = []
-    for case, load in chain.from_iterable(SETS[name].items() for name in wanted):
-        keys, queries, metric = load()
-        keys, queries = keys[: given.keys], queries[: given.keys]
-        rows += compare(case, keys, queries, metric, targets, given.threads, given.tuning_seconds)
-    if rows:
-        summary(rows)
-        results["search"] = rows
-    if given.json:
-        with open(given.json, "w") as file:
-            json.dump(results, file, indent=1)
+    clock = cpu_clock(given.threads) if given.cpu_time else time.perf_counter
+    results, asked = {}, {}
+    try:
+        for case, load in chain.from_iterable(SETS[name].items() for name in wanted):
+            keys, queries, metric = load()
+            keys, queries = keys[: given.keys], queries[: given.keys]
+            asked[case] = len(queries)
+            for target, goals in compare(case, keys, queries, metric, targets, given.threads, given.tuning_seconds, clock):
+                results[target] = goals
+    finally:  # also of a run that is interrupted
+        if results:
+            summary(results, asked)
+            ratios(results)
+            details(results, asked)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Nearest-neighbour libraries that people would use instead, and the tuning that shows each at its best.
+"""Nearest-neighbour libraries that people would use instead of icecore's index.
 
-A builder is a function (keys, metric, threads, **options) -> Searcher; METHODS lists them with the options worth trying. `tune`
-builds them in turn, finds for every k and recall the smallest search budget that reaches it on a sample of the queries, and
-keeps the cheapest build + search of all queries, and the cheapest search alone.
+A builder is a function (keys, metric, threads, **options) -> Searcher; METHODS lists them with the options worth trying,
+of which index_tuning.py finds the best.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 
 MAX_EF = 4096
+REFINED = (1, 2, 4, 8, 16, 32)  # so many times k of the best by codes are compared exactly
 
 
 @dataclass
@@ -21,17 +20,17 @@ class Searcher:
 
     search: Callable
     limit: Callable = lambda budget: None  # sets how much a search may look at
-    limits: tuple = (1, 1)  # the least and the most of that; None as the least: k
-    fit: Callable | None = None  # (queries, k, recall) -> budget or None, for an index that tunes itself
+    budgets: Callable = lambda k: [[None]]  # k -> lists of budgets, each from the least to the most
 
 
 @dataclass
 class Method:
-    """A builder, the options to try, and the module it needs."""
+    """A builder, the options to try, the module it needs, and the metrics it has."""
 
     build: Callable
-    grid: Callable  # (keys, metric) -> list of options, the default first
+    grid: Callable  # (keys, metric) -> {option: values}, the default first
     module: str
+    metrics: tuple = ("ip", "l2")
 
     def importable(self):
         try:
@@ -41,19 +40,15 @@ class Method:
         return True
 
 
-@dataclass
-class Choice:
-    """Options and budget of one method that reach a recall on the sample, and the seconds that they took or would take."""
+def pairs(first, second):
+    """Lists of (a, b): one list for each b, in which a grows."""
+    return [[(a, b) for a in first] for b in second]
 
-    options: dict
-    budget: object
-    recall: float
-    build: float
-    search: float
 
-    @property
-    def total(self):
-        return self.build + self.search
+def steps(minimum, maximum, factor=1.3):
+    """Integers from `minimum` to `maximum`, each about `factor` times the one before."""
+    count = int(np.ceil(np.log(max(maximum / minimum, 1)) / np.log(factor))) + 1
+    return np.unique(np.rint(np.geomspace(minimum, max(minimum, maximum), count)).astype(int)).tolist()
 
 
 def faiss_flat(keys, metric, threads):
@@ -66,8 +61,60 @@ def faiss_flat(keys, metric, threads):
     return Searcher(_faiss_search(index, threads))
 
 
-def faiss_ivf(keys, metric, threads, nlist, niter=10, sample=64, cells="l2"):
-    """Inverted lists: k-means of `sample` keys a cell, `niter` iterations.
+def faiss_ivf(keys, metric, threads, nlist, niter=5, sample=16, cells="l2"):
+    """Inverted lists of vectors as they are."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index, quantizer = _lists(faiss.IndexIVFFlat, keys.shape[1], nlist, cells, _faiss_metric(metric))
+    kept = _fill(index, quantizer, keys, metric, niter, sample, cells)
+    return _probing(index, index, nlist, threads, kept)
+
+
+def faiss_panorama(keys, metric, threads, nlist, niter=5, sample=16, cells="l2", levels=8):
+    """Inverted lists of vectors in principal components, whose distances are given up level by level (Panorama)."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    turn = _principal_components(keys, metric)
+    index, quantizer = _lists(faiss.IndexIVFFlatPanorama, keys.shape[1], nlist, cells, levels, _faiss_metric(metric))
+    kept = _fill(index, quantizer, turn.apply(keys), metric, niter, sample, cells)
+    return _probing(index, faiss.IndexPreTransform(turn, index), nlist, threads, kept, turn)
+
+
+def faiss_rabitq(keys, metric, threads, nlist, niter=5, sample=16, cells="l2", bits=1, rotation="hadamard"):
+    """Inverted lists of RaBitQ codes scanned in registers, the best of them compared exactly."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    dim = keys.shape[1]
+    if rotation == "hadamard":
+        turn = faiss.HadamardRotation(dim, 0)
+    else:
+        turn = faiss.RandomRotationMatrix(dim, dim)
+        turn.init(0)
+    turned = turn.apply(keys)
+    options = _faiss_metric(metric), 32, True, bits  # 32: vectors of a block, what the scan takes
+    index, quantizer = _lists(faiss.IndexIVFRaBitQFastScan, turned.shape[1], nlist, cells, *options)
+    kept = _fill(index, quantizer, turned, metric, niter, sample, cells)
+    return _refined(index, faiss.IndexPreTransform(turn, index), keys, metric, nlist, threads, kept, turn)
+
+
+def faiss_pq(keys, metric, threads, nlist, niter=5, sample=16, cells="l2", width=2, residual=False):
+    """Inverted lists of 4-bit product codes of `width` components each, scanned in registers, the best compared exactly."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    dim = keys.shape[1]
+    index, quantizer = _lists(faiss.IndexIVFPQFastScan, dim, nlist, cells, dim // width, 4, _faiss_metric(metric))
+    index.by_residual = residual
+    index.pq.cp.niter = niter
+    kept = _fill(index, quantizer, keys, metric, niter, sample, cells)
+    return _refined(index, index, keys, metric, nlist, threads, kept)
+
+
+def _lists(kind, dim, nlist, cells, *options):
+    """An empty index of inverted lists and its quantizer.
 
     Where the metric is the inner product, `cells` says what the cells are made by: "ip" is what faiss does by itself (centres
     of unit length, the cell of largest inner product); "l2" makes ordinary cells, of which a query opens those of the largest
@@ -75,25 +122,64 @@ def faiss_ivf(keys, metric, threads, nlist, niter=10, sample=64, cells="l2"):
     """
     import faiss
 
-    faiss.omp_set_num_threads(threads)
-    dim = keys.shape[1]
-    by = faiss.METRIC_L2 if cells == "l2" else faiss.METRIC_INNER_PRODUCT
-    quantizer = faiss.IndexFlat(dim, by)
-    index = faiss.IndexIVFFlat(quantizer, dim, nlist, _faiss_metric(metric))
+    quantizer = faiss.IndexFlat(dim, faiss.METRIC_L2 if cells == "l2" else faiss.METRIC_INNER_PRODUCT)
+    return kind(quantizer, dim, nlist, *options), quantizer
+
+
+def _fill(index, quantizer, keys, metric, niter, sample, cells):
+    """k-means of `sample` keys a cell, `niter` iterations, and all keys; what must be kept alive."""
+    import faiss
+
     index.cp.spherical = cells != "l2"
     index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = niter, sample, 1
     index.train(keys)
     index.add(keys)
     if metric == "ip" and cells == "l2":
-        opened = faiss.IndexFlatIP(dim)
-        opened.add(quantizer.reconstruct_n(0, nlist))
+        opened = faiss.IndexFlatIP(keys.shape[1])
+        opened.add(quantizer.reconstruct_n(0, index.nlist))
         quantizer, index.quantizer = opened, opened
-    find = _faiss_search(index, threads)
+    return index, quantizer
 
-    def search(queries, k, keep=quantizer):  # the index holds no reference to it
+
+def _probing(index, outer, nlist, threads, *kept):
+    """A search of `outer` by the number of lists that are opened; `kept`: faiss does not refer to all that it needs."""
+    find = _faiss_search(outer, threads)
+
+    def search(queries, k, kept=kept):
         return find(queries, k)
 
-    return Searcher(search, lambda budget: setattr(index, "nprobe", budget), (1, nlist))
+    return Searcher(search, lambda budget: setattr(index, "nprobe", budget), lambda k: [steps(1, nlist)])
+
+
+def _refined(index, outer, keys, metric, nlist, threads, *kept):
+    """The same, and of the best by codes so many times k compared exactly."""
+    import faiss
+
+    exact = faiss.IndexFlat(keys.shape[1], _faiss_metric(metric))
+    exact.add(keys)
+    both = faiss.IndexRefine(outer, exact)
+    probing = _probing(index, both, nlist, threads, outer, exact, *kept)
+
+    def limit(budget):
+        index.nprobe, both.k_factor = budget
+
+    return Searcher(probing.search, limit, lambda k: pairs(steps(1, nlist, 1.5), REFINED))
+
+
+def _principal_components(keys, metric):
+    """The rotation to principal components; of squared distances also the centre is taken away."""
+    import faiss
+
+    dim = keys.shape[1]
+    centre = keys.mean(axis=0) if metric == "l2" else np.zeros(dim, np.float32)
+    some = keys[:: max(1, len(keys) // 20_000)] - centre
+    axes = np.linalg.eigh(some.T @ some)[1].T[::-1]
+    turn = faiss.LinearTransform(dim, dim, metric == "l2")
+    faiss.copy_array_to_vector(np.ascontiguousarray(axes, np.float32).ravel(), turn.A)
+    if metric == "l2":
+        faiss.copy_array_to_vector(-(axes @ centre).astype(np.float32), turn.b)
+    turn.is_trained = True
+    return turn
 
 
 def faiss_hnsw(keys, metric, threads, m=16, ef_construction=40):
@@ -104,7 +190,28 @@ def faiss_hnsw(keys, metric, threads, m=16, ef_construction=40):
     index = faiss.IndexHNSWFlat(keys.shape[1], m, _faiss_metric(metric))
     index.hnsw.efConstruction = ef_construction
     index.add(keys)
-    return Searcher(_faiss_search(index, threads), lambda budget: setattr(index.hnsw, "efSearch", budget), (None, MAX_EF))
+    return Searcher(_faiss_search(index, threads), lambda budget: setattr(index.hnsw, "efSearch", budget), _beams)
+
+
+def faiss_hnsw_panorama(keys, metric, threads, m=16, ef_construction=40, levels=8):
+    """faiss's graph over principal components, whose distances are given up level by level."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    turn = _principal_components(keys, metric)
+    index = faiss.IndexHNSWFlatPanorama(keys.shape[1], m, levels, _faiss_metric(metric))
+    index.hnsw.efConstruction = ef_construction
+    index.add(turn.apply(keys))
+    find = _faiss_search(faiss.IndexPreTransform(turn, index), threads)
+
+    def search(queries, k, kept=turn):
+        return find(queries, k)
+
+    return Searcher(search, lambda budget: setattr(index.hnsw, "efSearch", budget), _beams)
+
+
+def _beams(k):
+    return [steps(k, MAX_EF)]
 
 
 def _faiss_metric(metric):
@@ -137,7 +244,7 @@ def hnswlib_graph(keys, metric, threads, m=16, ef_construction=100):
         except RuntimeError:  # raised where a search finds fewer than k
             return np.full((len(queries), k), -1)
 
-    return Searcher(search, index.set_ef, (None, MAX_EF))
+    return Searcher(search, index.set_ef, _beams)
 
 
 def usearch_graph(keys, metric, threads, m=16, ef_construction=100, dtype="f32"):
@@ -157,157 +264,53 @@ def usearch_graph(keys, metric, threads, m=16, ef_construction=100, dtype="f32")
         found = index.search(stored(queries), k, threads=threads)
         return np.where(np.arange(k) < np.asarray(found.counts)[:, None], found.keys.astype(np.int64), -1)
 
-    return Searcher(search, lambda budget: setattr(index, "expansion_search", budget), (None, MAX_EF))
+    return Searcher(search, lambda budget: setattr(index, "expansion_search", budget), _beams)
 
 
-def _ivf_grid(keys, metric):
+def _lists_grid(keys, metric, **others):
     root = len(keys) ** 0.5
-    return [{"nlist": int(root * factor), "niter": niter, "sample": sample, "cells": cells}
-            for cells in (("l2", "ip") if metric == "ip" else ("l2",)) for factor in (1, 0.5, 2, 4)
-            for niter in (5, 2, 10) for sample in (16, 64)]
+    cells = {"cells": ("l2", "ip")} if metric == "ip" else {}
+    sizes = {"nlist": [int(root * factor) for factor in (1, 0.5, 2, 4)], "niter": (5, 2, 10), "sample": (16, 64)}
+    return others | cells | sizes
+
+
+def _level_counts(keys):
+    """Of a Panorama: levels of 32, 16 and 64 components."""
+    return [max(keys.shape[1] // width, 1) for width in (32, 16, 64)]
+
+
+def _panorama_grid(keys, metric):
+    return _lists_grid(keys, metric, levels=_level_counts(keys))
+
+
+def _rabitq_grid(keys, metric):
+    return _lists_grid(keys, metric, bits=(1, 2, 4), rotation=("dense", "hadamard"))
+
+
+def _pq_grid(keys, metric):
+    return _lists_grid(keys, metric, width=(2, 4), residual=(metric == "ip", metric != "ip"))
 
 
 def _graph_grid(keys, metric):
-    return [{"m": m, "ef_construction": ef} for m in (16, 8, 32) for ef in (40, 100, 200)]
+    return {"ef_construction": (40, 100, 200), "m": (16, 8, 32)}
+
+
+def _graph_panorama_grid(keys, metric):
+    return {"levels": _level_counts(keys), **_graph_grid(keys, metric)}
 
 
 def _usearch_grid(keys, metric):
-    middle = {"m": 16, "ef_construction": 100}
-    kinds = [middle | {"dtype": dtype} for dtype in ("f32", "bf16", "f16", "i8")]
-    return kinds + [options for options in _graph_grid(keys, metric) if options != middle]
+    return {"dtype": ("bf16", "f32", "f16", "i8"), **_graph_grid(keys, metric)}
 
 
 METHODS = {
-    "faiss flat": Method(faiss_flat, lambda keys, metric: [{}], "faiss"),
-    "faiss IVF": Method(faiss_ivf, _ivf_grid, "faiss"),
+    "faiss flat": Method(faiss_flat, lambda keys, metric: {}, "faiss"),
+    "faiss IVF": Method(faiss_ivf, _lists_grid, "faiss"),
+    "faiss IVF Panorama": Method(faiss_panorama, _panorama_grid, "faiss"),
+    "faiss RaBitQ": Method(faiss_rabitq, _rabitq_grid, "faiss"),
+    "faiss PQ": Method(faiss_pq, _pq_grid, "faiss"),
     "faiss HNSW": Method(faiss_hnsw, _graph_grid, "faiss"),
+    "faiss HNSW Panorama": Method(faiss_hnsw_panorama, _graph_panorama_grid, "faiss", ("l2",)),
     "hnswlib": Method(hnswlib_graph, _graph_grid, "hnswlib"),
-    "usearch": Method(usearch_graph, _usearch_grid, "usearch.index"),  # a grid without dtype: the best kind so far
+    "usearch": Method(usearch_graph, _usearch_grid, "usearch.index"),
 }
-
-
-@dataclass
-class Truth:
-    """Brute force of some queries: what a result's recall is measured against, ties by value.
-
-    A returned key counts where its score, in float64, is no worse than the k-th best, but for float32's rounding; a key
-    returned twice counts once.
-    """
-
-    keys: np.ndarray
-    queries: np.ndarray
-    metric: str
-    maximum: int
-    best: np.ndarray = field(init=False)  # (m, maximum), descending
-
-    def __post_init__(self):
-        norms = np.einsum("nd,nd->n", self.keys, self.keys)
-        self.maximum = min(self.maximum, len(self.keys))
-        found = np.empty((len(self.queries), self.maximum), np.int64)
-        for first in range(0, len(found), 128):
-            scores = self.queries[first : first + 128] @ self.keys.T
-            if self.metric == "l2":
-                scores -= norms / 2
-            found[first : first + 128] = np.argpartition(scores, -self.maximum, axis=1)[:, -self.maximum :]
-        self.best = -np.sort(-self.scores(found), axis=1)
-        maximum = norms.max()
-        self.slack = 2e-6 * (maximum if self.metric == "l2" else maximum**0.5 * np.linalg.norm(self.queries, axis=1))
-
-    def scores(self, ids):
-        """Float64 scores of keys (m, k), the larger the better; -inf where there is none."""
-        out = np.empty(ids.shape)
-        for row, (query, chosen) in enumerate(zip(self.queries.astype(np.float64), ids, strict=True)):
-            keys = self.keys[np.maximum(chosen, 0)]
-            out[row] = keys @ query if self.metric == "ip" else -np.square(keys - query).sum(axis=1)
-        return np.where(ids < 0, -np.inf, out)
-
-    def recall(self, ids):
-        """Mean share of the k best that `ids` (m, k) hold."""
-        ids = np.sort(np.asarray(ids), axis=1)
-        ids = np.where(np.diff(ids, axis=1, prepend=-1) == 0, -1, ids)
-        k = min(ids.shape[1], self.maximum)
-        good = self.scores(ids) >= (self.best[:, k - 1] - self.slack)[:, None]
-        return float(np.minimum(good.sum(axis=1), k).mean() / k)
-
-
-def timed(call, *arguments, **options):
-    """(result, seconds); the shortest of three where it takes less than half a second."""
-    shortest = np.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        result = call(*arguments, **options)
-        shortest = min(shortest, time.perf_counter() - start)
-        if shortest > 0.5:
-            break
-    return result, shortest
-
-
-def smallest_budget(searcher, k, recall, truth, longest=np.inf):
-    """The smallest budget that reaches the recall, to five percent; None if it takes longer than `longest`."""
-    if searcher.fit:
-        return searcher.fit(truth.queries, k, recall)
-    minimum, maximum = searcher.limits
-    minimum = min(k, maximum) if minimum is None else minimum
-
-    def reaches(budget):
-        nonlocal seconds
-        searcher.limit(budget)
-        begin = time.perf_counter()
-        ids = searcher.search(truth.queries, k)
-        seconds = time.perf_counter() - begin
-        return truth.recall(ids) >= recall
-
-    high, seconds = minimum, 0
-    while not reaches(high):
-        if high == maximum or seconds > longest:
-            return None
-        minimum, high = high + 1, min(2 * high, maximum)
-    while high - minimum > 0.05 * high:
-        middle = (minimum + high) // 2
-        minimum, high = (minimum, middle) if reaches(middle) else (middle + 1, high)
-    return high
-
-
-def tune(method, keys, queries, metric, threads, targets, truth, seconds=np.inf, longest=np.inf, options=None):
-    """Try a method's options.
-
-    Parameters
-    ----------
-    method : Method
-    targets : list of (k, recall)
-    truth : Truth
-        Of the sample of the queries to tune on.
-    seconds : float
-        Begin no further build after so long; the grid goes on from its default to what is less likely.
-    longest : float
-        Give a target up where a search of the sample takes longer and does not reach it.
-    options : list of dict, optional
-        Instead of the method's own grid.
-
-    Returns
-    -------
-    dict, bool
-        ``{(k, recall): {"total": Choice, "search": Choice}}``, without the targets that nothing reaches; and whether all
-        options were tried.
-    """
-    best, kind, begin = {}, None, time.perf_counter()
-    for chosen in method.grid(keys, metric) if options is None else options:
-        if time.perf_counter() - begin > seconds:
-            return best, False
-        if kind and "dtype" not in chosen:
-            chosen = chosen | {"dtype": kind}
-        searcher, build = timed(method.build, keys, metric, threads, **chosen)
-        for k, recall in targets:
-            budget = smallest_budget(searcher, k, recall, truth, longest)
-            if budget is None:
-                continue
-            searcher.limit(budget)
-            ids, search = timed(searcher.search, truth.queries, k)
-            found = Choice(chosen, budget, truth.recall(ids), build, search * len(queries) / len(truth.queries))
-            of = best.setdefault((k, recall), {"total": found, "search": found})
-            for what in of:
-                if getattr(found, what) < getattr(of[what], what):
-                    of[what] = found
-        if best and "dtype" in chosen:
-            kind = best[min(best)]["total"].options.get("dtype")
-    return best, True

@@ -7,6 +7,10 @@ in tests/data.
 scikit-image at 1260 x 1260, 8101 tokens.
 `images()`: 60,000 patches of 28 x 28 grey pixels, cut from the photographs that scikit-image ships; the queries are the keys
 themselves (the usual self-join of a k-NN graph: the first neighbour is the point itself).
+`embeddings()`: the token embeddings of SmolLM2-135M-Instruct, 49,152 x 576, as unit vectors; the queries are the keys, so that
+tokens of like meaning are found.
+`logits()`: the same table as it is, asked by the hidden states of 8192 tokens: the likeliest next tokens, for the table is the
+model's last layer as well. Queries and keys are distributed quite differently.
 `clustered()`: 100,000 points in 1000 overlapping Gaussian clusters, as many queries from the same distribution.
 `mixture()`: 300 equal Gaussian clusters, queries beside the first vectors: the ordinary case of default budgets.
 `normed()`: such vectors, or such without any structure, for inner products, of norms that vary in several ways.
@@ -72,6 +76,33 @@ def _smollm2_layer(layer, tokens):
     wanted = layer
     nn.forward(weights, tokenizer.encode(manual())[:tokens], attention=attention)
     return caught
+
+
+def embeddings():
+    """Unit vectors; metric "l2", which orders them as cosines do."""
+    keys = cached("smollm2_embeddings", _smollm2_embeddings)["keys"].astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    return keys, keys, "l2"
+
+
+def logits(tokens=8192):
+    """Metric "ip"."""
+    keys = cached("smollm2_embeddings", _smollm2_embeddings)["keys"].astype(np.float32)
+    return keys, cached(f"smollm2_hidden_{tokens}", lambda: _smollm2_hidden(tokens))["queries"], "ip"
+
+
+def _smollm2_embeddings():
+    from icecore import nn
+
+    return {"keys": nn.load_gguf(nn.find_smollm2()).embedding.astype(np.float16)}
+
+
+def _smollm2_hidden(tokens):
+    from icecore import nn
+    from icecore.evaluation.texts import manual
+
+    path = nn.find_smollm2()
+    return {"queries": nn.forward(nn.load_gguf(path), nn.load_tokenizer(path).encode(manual())[:tokens])}
 
 
 def _dinov2_cached(layer, side, picture):
@@ -207,9 +238,10 @@ def intrinsic(n, dim=64, intrinsic_dim=8, queries=1000, noise=0.01, seed=0):
 
 # What bench_index.py calls by name: {set: {case: function}}
 SETS = {
-    "smollm2": {"smollm2 layer 15 head 0": lambda: smollm2(15, 0), "smollm2 layer 15 head 4": lambda: smollm2(15, 4),
-                "smollm2 layer 25 head 8": lambda: smollm2(25, 8)},
+    "smollm2": {"smollm2 layer 15 head 0": lambda: smollm2(15, 0), "smollm2 layer 25 head 8": lambda: smollm2(25, 8)},
     "dinov2": {"dinov2 layer 6 head 0": lambda: dinov2(6, 0), "dinov2 layer 10 head 3": lambda: dinov2(10, 3)},
     "images": {"images": images},
+    "embeddings": {"embeddings": embeddings},
+    "logits": {"logits": logits},
     "clustered": {"clustered": clustered},
 }
