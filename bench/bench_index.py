@@ -96,7 +96,9 @@ class Run:
 
 def rounds_for(seconds):
     """How many rounds of so long."""
-    return 7 if seconds < 3 else 3 if seconds < 15 else 1
+    if seconds < 1:
+        return 7
+    return 3 if seconds < 5 else 1
 
 
 def near(tuned, goal):
@@ -451,7 +453,9 @@ def main():
     try:
         for case, load in chain.from_iterable(SETS[name].items() for name in wanted):
             keys, queries, metric = load()
-            keys, queries = keys[: given.keys], queries[: given.keys]
+            if given.keys:
+                keys, queries = keys[: given.keys], queries[: given.keys]
+                case = f"{case}, {len(keys)} of the keys"
             asked[case] = len(queries)
             for target, goals in compare(case, keys, queries, metric, targets, given.threads, given.tuning_seconds, clock):
                 results[target] = goals
