@@ -211,13 +211,13 @@ def ratios(results):
 
 def details(results, queries):
     """What every method was tuned to."""
-    heading("set", "k", "recall", "for", "method", "build s", "queries per s", "options, budgets")
+    print()
     for (case, k, recall), goals in results.items():
         for goal, facts in goals.items():
             for name, of in facts.items():
                 what = "build + search" if goal == "total" else "search"
-                cells = f"{of['build']:.3f} | {queries[case] / of['search']:.0f} | {said(of['choice'])}"
-                print(f"| {case} | {k} | {recall} | {what} | {name} | {cells} |")
+                speed = f"built in {of['build']:.3f} s, {queries[case] / of['search']:.0f} queries per s"
+                print(f"{case}, k={k}, recall {recall}, {what}: {name}, {speed}; {said(of['choice'])}")
 
 
 def sublinear(lengths=LENGTHS, k=10, recall=0.9, threads=None):
