@@ -272,6 +272,9 @@ def check_scale(scale, dim):
 
 #: Soft caps and sink logits lie within what float32 holds in any unit, and so do their inverses.
 MIN_SCORE, MAX_SCORE = 1e-30, 1e30
+LARGEST_SINK = float(np.float32(MAX_SCORE))
+#: Slopes up to here take a finite number off a score at any distance.
+MAX_SLOPE = 1e6
 
 
 def _check_softcap(softcap):
@@ -287,41 +290,36 @@ def _check_softcap(softcap):
 
 
 def _of_query_heads(numbers, name, query_heads):
-    """An argument of a float for each query head, (H,), as float32."""
+    """An argument of a float for each query head, (H,): as float32, and as an array of its own dtype."""
     numbers = plain(numbers, name)
     if numbers.dtype.kind != "f" and numbers.dtype.name != "bfloat16":
         raise TypeError(f"{name} has dtype {numbers.dtype}; expected a float for each query head")
     if numbers.shape != (query_heads,):
         raise ValueError(f"{name} has shape {numbers.shape}; expected ({query_heads},), one for each query head")
     if numbers.dtype == FLOAT32:
-        return np.ascontiguousarray(numbers)
+        return np.ascontiguousarray(numbers), numbers
     with np.errstate(over="ignore"):
-        return numbers.astype(np.float32)
+        return numbers.astype(np.float32), numbers
 
 
 def _check_sink_logits(logits, query_heads):
     if logits is None:
         return None
-    own = _of_query_heads(logits, "sink_logits", query_heads)
-    logits = plain(logits, "sink_logits")
-    bad = np.flatnonzero((logits != -np.inf) & ~(np.abs(own) <= np.float32(MAX_SCORE)))
-    if bad.size:
-        found = logits[bad[0]]
-        raise ValueError(f"sink_logits[{bad[0]}] is {found}; expected magnitudes up to {MAX_SCORE:g}, or -inf for none")
+    own, logits = _of_query_heads(logits, "sink_logits", query_heads)
+    pairs = enumerate(zip(own.tolist(), logits.tolist(), strict=True))  # one a head: fewer than pay for NumPy's operations
+    bad = next((i for i, (number, given) in pairs if not (abs(number) <= LARGEST_SINK or given == -math.inf)), None)
+    if bad is not None:
+        raise ValueError(f"sink_logits[{bad}] is {logits[bad]}; expected magnitudes up to {MAX_SCORE:g}, or -inf for none")
     return own
-
-
-#: Slopes up to here take a finite number off a score at any distance.
-MAX_SLOPE = 1e6
 
 
 def _check_alibi_slopes(slopes, query_heads):
     if slopes is None:
         return None
-    own = _of_query_heads(slopes, "alibi_slopes", query_heads)
-    bad = np.flatnonzero(~((own >= 0) & (own <= np.float32(MAX_SLOPE))))
-    if bad.size:
-        raise ValueError(f"alibi_slopes[{bad[0]}] is {own[bad[0]]}; expected 0 to {MAX_SLOPE:g} (by which scores fall)")
+    own, _ = _of_query_heads(slopes, "alibi_slopes", query_heads)
+    bad = next((i for i, slope in enumerate(own.tolist()) if not 0 <= slope <= MAX_SLOPE), None)
+    if bad is not None:
+        raise ValueError(f"alibi_slopes[{bad}] is {own[bad]}; expected 0 to {MAX_SLOPE:g} (by which scores fall)")
     return own
 
 
