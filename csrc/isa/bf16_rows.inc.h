@@ -61,27 +61,37 @@ static void bf16_row_scores(const uint16_t *query, int64_t dim, float scale, con
     for (int64_t j = 0; j < count; j++) out[j] *= scale;
 }
 
-/* The scores: products times scale plus bias, either of which may be missing; -inf behind the last. */
-static ALWAYS_INLINE vf bf16_score(const float *products, float scale, const float *bias, int64_t j, int64_t count) {
-    const __mmask16 present = vf_first_lanes(count - j < 16 ? (int)(count - j) : 16);
-    const vf own = products ? vf_mul(_mm512_maskz_loadu_ps(present, products + j), vf_set1(scale)) : vf_zero();
-    vf score = own;
-    if (bias) {
-        const vf added = _mm512_maskz_loadu_ps(present, bias + j);
-        score = products ? vf_add(own, added) : added;
+/* What a run's scores are made of: products times scale plus bias, either of which may be missing, and of ALiBi with
+ * all keys to one side slope * (offset + j). */
+typedef struct {
+    const float *products, *bias;
+    float scale, slope, offset;
+    int64_t count; /* <= KEYS_AT_ONCE */
+} bf16_scores;
+
+/* The scores j .. j + 15; -inf behind the last.  sloped: whether there is a slope, a compile-time constant. */
+static ALWAYS_INLINE vf bf16_score(const bf16_scores *x, int64_t j, const int sloped) {
+    const __mmask16 present = vf_first_lanes(x->count - j < 16 ? (int)(x->count - j) : 16);
+    vf score = vf_zero();
+    if (x->products) {
+        const vf own = _mm512_maskz_loadu_ps(present, x->products + j), scale = vf_set1(x->scale);
+        score = sloped ? vf_fma(own, scale, vf_mul(vf_set1(x->slope), counted_from(x->offset + (float)j)))
+                       : vf_mul(own, scale);
+    }
+    if (x->bias) {
+        const vf added = _mm512_maskz_loadu_ps(present, x->bias + j);
+        score = x->products ? vf_add(score, added) : added;
     }
     return _mm512_mask_mov_ps(vf_set1(-INFINITY), present, score);
 }
 
-/* Weights of `count` <= KEYS_AT_ONCE scores, 0 behind the last, relative to the maximum; returns whether some score is
- * far above that. */
-static ALWAYS_INLINE int bf16_row_weights(bf16_row *row, int64_t count, const float *products, float scale,
-                                          const float *bias, float maximum) {
+/* Weights of the scores, 0 behind the last, relative to the maximum; returns whether some score is far above that. */
+static ALWAYS_INLINE int bf16_row_weights(bf16_row *row, const bf16_scores *x, float maximum, const int sloped) {
     const vf limit = vf_set1(maximum + LAZY), reference = vf_set1(maximum == -INFINITY ? 0.0f : maximum);
     vf total = vf_zero();
     __mmask16 above = 0;
-    for (int64_t j = 0; j < count; j += 16) {
-        const vf score = bf16_score(products, scale, bias, j, count);
+    for (int64_t j = 0; j < x->count; j += 16) {
+        const vf score = bf16_score(x, j, sloped);
         const vf weight = vf_exp2(vf_sub(score, reference));
         above |= _mm512_cmp_ps_mask(score, limit, _CMP_GT_OQ);
         total = vf_add(total, weight);
@@ -92,10 +102,10 @@ static ALWAYS_INLINE int bf16_row_weights(bf16_row *row, int64_t count, const fl
 }
 
 /* The largest number; a NaN is left out, and shows in the sum. */
-static float bf16_largest(int64_t count, const float *products, float scale, const float *bias) {
+static float bf16_largest(const bf16_scores *x, const int sloped) {
     vf largest = vf_set1(-INFINITY);
-    for (int64_t j = 0; j < count; j += 16) {
-        const vf score = bf16_score(products, scale, bias, j, count);
+    for (int64_t j = 0; j < x->count; j += 16) {
+        const vf score = bf16_score(x, j, sloped);
         largest = _mm512_mask_max_ps(largest, _mm512_cmp_ps_mask(score, score, _CMP_EQ_OQ), largest, score);
     }
     return vf_reduce_max(largest);
@@ -111,24 +121,24 @@ static ALWAYS_INLINE void bf16_move_maximum(bf16_row *row, ice_state *state, flo
     state->maximum = maximum;
 }
 
-/* As bf16_row_weights; the maximum moves only when a score is far above it.  rise: by how much the scores of this run
- * are expected to be above those of the last, with ALiBi: they are tried against a maximum that has risen with them,
- * which holds if one of them is near it. */
-static ALWAYS_INLINE void bf16_row_softmax(bf16_row *row, int64_t count, const float *products, float scale,
-                                           const float *bias, ice_state *state, float rise) {
+/* As bf16_row_weights; the maximum moves only when a score is far above it.  With a slope, scores of this run are
+ * expected to be above those of the last: they are tried against a maximum that has risen with them, which holds if one
+ * of them is near it. */
+static ALWAYS_INLINE void bf16_row_softmax(bf16_row *row, const bf16_scores *x, ice_state *state, const int sloped) {
+    const float rise = sloped ? x->slope * KEYS_AT_ONCE : 0.0f;
     row->correction = 1.0f;
     if (rise > 1.0f && state->maximum > -INFINITY) {
         const float risen = state->maximum + rise;
-        if (!bf16_row_weights(row, count, products, scale, bias, risen) && vm_bits(vf_gt(row->sum, vf_set1(NEAR)))) {
+        if (!bf16_row_weights(row, x, risen, sloped) && vm_bits(vf_gt(row->sum, vf_set1(NEAR)))) {
             bf16_move_maximum(row, state, risen);
             return;
         }
     }
-    if (!bf16_row_weights(row, count, products, scale, bias, state->maximum) && state->maximum > -INFINITY) return;
-    const float largest = bf16_largest(count, products, scale, bias);
+    if (!bf16_row_weights(row, x, state->maximum, sloped) && state->maximum > -INFINITY) return;
+    const float largest = bf16_largest(x, sloped);
     if (!(largest > state->maximum)) return;
     bf16_move_maximum(row, state, largest);
-    bf16_row_weights(row, count, products, scale, bias, largest);
+    bf16_row_weights(row, x, largest, sloped);
 }
 
 /* Rows that go through keys together. */
@@ -141,23 +151,26 @@ typedef struct {
     soft_cap cap; /* if there is one */
 } bf16_group;
 
-/* Products become scores, capped. */
-static void bf16_cap(float *products, int64_t count, const soft_cap *cap) {
-    for (int64_t j = 0; j < count; j += VF_WIDTH) vf_store(products + j, capped(vf_load(products + j), cap));
+/* The scores of one row. */
+static ALWAYS_INLINE bf16_scores bf16_scores_of(const bf16_group *group, int r, const ice_bf16_rows *all,
+                                                float *products, int64_t first, int64_t count) {
+    bf16_scores x = {.products = products, .bias = group->bias[r], .scale = all->scale, .count = count};
+    if (products && all->cap > 0.0f) {
+        cap_rows(products, 1, count, &group->cap);
+        x.scale = 1.0f;
+    }
+    if (products && all->alibi) {
+        x.slope = all->alibi->slope[group->lane[r]];
+        x.offset = all->alibi->offset[group->lane[r]] + (float)first;
+    }
+    return x;
 }
 
-/* Products become scores, less ALiBi's, of keys from `offset` on from a row's place; returns by how much the next are
- * above them. */
-static float bf16_alibi(float *products, int64_t count, float scale, float slope, float offset) {
-    const vf factor = vf_set1(scale), step = vf_set1(VF_WIDTH);
-    const int both_sides = offset + KEYS_AT_ONCE > 0.0f;
-    const vf rise = vf_set1(both_sides ? -slope : slope);
-    vf away = counted_from(offset);
-    for (int64_t j = 0; j < count; j += VF_WIDTH, away = vf_add(away, step)) {
-        const vf far = both_sides ? vf_max(away, vf_sub(vf_zero(), away)) : away;
-        vf_store(products + j, vf_fma(vf_load(products + j), factor, vf_mul(rise, far)));
-    }
-    return both_sides ? 0.0f : slope * KEYS_AT_ONCE;
+/* Where keys lie to both sides of a row: products become scores, less ALiBi's. */
+static void bf16_lower(bf16_scores *x, float *products) {
+    for (int64_t j = 0; j < x->count; j++) products[j] *= x->scale;
+    row_alibi(products, x->count, x->slope, x->offset);
+    x->scale = 1.0f, x->slope = 0.0f;
 }
 
 static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, const uint16_t *keys,
@@ -170,17 +183,10 @@ static void bf16_attend_run(const bf16_group *group, const ice_bf16_rows *all, c
     for (int r = 0; r < rows; r++) products[r] = row[r].products;
     if (keys) bf16_products(group->query, rows, all->dim, keys, all->key_stride, count, products);
     for (int r = 0; r < rows; r++) {
-        float scale = all->scale, rise = 0.0f;
-        if (keys && all->cap > 0.0f) {
-            bf16_cap(products[r], count, &group->cap);
-            scale = 1.0f;
-        }
-        if (keys && all->alibi) {
-            const float *slope = &all->alibi->slope[group->lane[r]], *offset = &all->alibi->offset[group->lane[r]];
-            rise = bf16_alibi(products[r], count, scale, *slope, *offset + (float)first);
-            scale = 1.0f;
-        }
-        bf16_row_softmax(&row[r], count, keys ? products[r] : NULL, scale, group->bias[r], state[r], rise);
+        bf16_scores x = bf16_scores_of(group, r, all, keys ? products[r] : NULL, first, count);
+        if (x.slope > 0.0f && x.offset + (float)count > 1.0f) bf16_lower(&x, products[r]);
+        if (x.slope > 0.0f) bf16_row_softmax(&row[r], &x, state[r], 1);
+        else bf16_row_softmax(&row[r], &x, state[r], 0);
     }
     for (int r = 0; r < rows; r += 4) {
         const bf16_row *last = &row[rows - 1];
