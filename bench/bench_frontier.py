@@ -2,16 +2,18 @@
 
     python bench/bench_frontier.py [--length 4096] [--text prose] [--methods NAME ...] [--figure FILE]
     python bench/bench_frontier.py --dinov2 [--length 4096] [--picture coffee]
+    python bench/bench_frontier.py --continued 32768
 
 Each method, by a few settings as ``python -m icecore evaluate --method`` takes them, attends in all layers of SmolLM2. Time is
 CPU time of one thread in attention alone, which other programs disturb less than the clock's; exact attention takes its turn on
 the same queries and keys in every fifth layer. Error: of outputs there, mean |out - exact| / mean |exact|. Of the text's second
 half: perplexity by exact attention's, and the mean Kullback-Leibler divergence of next tokens from its, which has less noise.
-With ``--dinov2``: the relative difference of DINOv2's features from those by exact attention, of all patches of a picture.
+With ``--dinov2``: the relative difference of DINOv2's features from those by exact attention, of all patches of a picture. With
+``--continued``: the error of outputs alone, of three heads of SmolLM2 on one key head, continued to a length (data.py).
 
-At equal time: each method's divergence or difference in the time of near/far attention's settings, interpolated between its own
-settings (logarithms of both), without those that are slower and no better. Where its slowest takes less time, that one counts;
-where its fastest takes more, there is none. `--methods`: these alone, and near/far attention.
+At equal time: each method's divergence, difference or error in the time of near/far attention's settings, interpolated between
+its own settings (logarithms of both), without those that are slower and no better. Where its slowest takes less time, that one
+counts; where its fastest takes more, there is none. `--methods`: these alone, and near/far attention.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import time
 from math import isqrt
 from typing import ClassVar
 
+import data
 import numpy as np
 from measure import relative_error
 from recorded import record
@@ -66,6 +69,21 @@ IMAGE_GRID = {
     "retroinfer": ["retroinfer:retrieval=0.018,estimation=0.232", "retroinfer:retrieval=0.05,estimation=0.4"],
     "zeta": ["zeta:k=64", "zeta:k=256"],
 } | {name: GRID[name] for name in ("top_k", "sparq", "magicpig", "vattention", "pdci")}
+#: Of 32k tokens and more: budgets grow with the length, and what takes as long as exact attention is left out.
+LONG_GRID = {
+    "near/far by tolerance": [f"near_far:tolerance={tolerance},window=512" for tolerance in (0.15, 0.05, 0.02)],
+    "near/far by k": [f"near_far:k={k},window=512" for k in (64, 256)],
+    "window": [f"window:window={window}" for window in (1024, 4096, 8192)],
+    "minference": [
+        "minference:vertical=250,slash=500", "minference:vertical=500,slash=1500", "minference:vertical=1000,slash=6096",
+    ],
+    "xattention": ["xattention:threshold=0.7", "xattention:threshold=0.9"],
+    "block_sparse": [f"block_sparse:k={k}" for k in (1024, 4096)],
+    "pages": [f"pages:k={k}" for k in (256, 1024)],
+    "arkvale": [f"arkvale:k={k}" for k in (512, 2048)],
+    "retroinfer": ["retroinfer:retrieval=0.005,estimation=0.1", "retroinfer:retrieval=0.018,estimation=0.232"],
+    "zeta": [f"zeta:k={k}" for k in (64, 256)],
+}
 #: Exact attention takes its turn in layers 0, EVERY, 2 EVERY and so on.
 EVERY = 5
 #: What is below it is rounding, and has no logarithm.
@@ -129,6 +147,26 @@ class Picture:
         return (relative_error(features, self.exact),)
 
 
+class Heads:
+    """Three heads on one key head of a decoder's layer, whose queries, keys and values are continued to a length."""
+
+    columns: ClassVar = {"error": ".4f"}
+
+    def __init__(self, length):
+        self.source, query, key, value = data.capture(length)
+        self.rows = query[0, :3], key[0, :1], value[0, :1]  # (heads, n, 64)
+        self.exact = self.forward(self.attend(methods.EXACT))
+
+    def attend(self, method):
+        return method.causal
+
+    def forward(self, attention):
+        return attention(*self.rows, layer=0)
+
+    def judge(self, out):
+        return (relative_error(out, self.exact),)
+
+
 def run(case, method):
     """(what the model gives with a method, time by exact attention's, error of outputs)."""
     seconds, exact_seconds, errors = [], [], []
@@ -152,16 +190,17 @@ def run(case, method):
 
 def measure(case, grid):
     """Print a table; {method: [(time by exact's, last column of the case)]}."""
-    print(f"| method | setting | time by exact | error | {' | '.join(case.columns)} |")
-    print("|---|---|---|---|" + "---|" * len(case.columns), flush=True)
+    names = ["method", "setting", "time by exact", *{"error": ".4f"} | case.columns]
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}", flush=True)
     points = {}
     for name, settings in grid.items():
         for setting in settings:
             result, ratio, error = run(case, methods.parse(setting))
             columns = case.judge(result)
             points.setdefault(name, []).append((ratio, columns[-1]))
-            figures = " | ".join([f"{ratio:.2f}", f"{error:.4f}", *map(format, columns, case.columns.values())])
-            print(f"| {name} | {setting.partition(':')[2]} | {figures} |", flush=True)
+            figures = dict(zip(case.columns, map(format, columns, case.columns.values()), strict=True))
+            figures = {"error": f"{error:.4f}"} | figures
+            print(f"| {name} | {setting.partition(':')[2]} | {ratio:.2f} | {' | '.join(figures.values())} |", flush=True)
     return points
 
 
@@ -220,18 +259,22 @@ def main():
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--text", choices=texts.TEXTS, default="prose")
     parser.add_argument("--dinov2", action="store_true")
+    parser.add_argument("--continued", type=int, metavar="LENGTH")
     parser.add_argument("--picture", choices=pictures.PICTURES, default="coffee")
     parser.add_argument("--methods", nargs="+", choices=sorted({*GRID, *IMAGE_GRID} - {*NEAR_FAR}), metavar="NAME")
     parser.add_argument("--figure", metavar="FILE")
     given = parser.parse_args()
     icecore.set_num_threads(1)
-    model = models.load("dinov2" if given.dinov2 else "smollm2")
-    if given.dinov2:
-        patch = model.weights.config.patch
-        case = Picture(model.weights, pictures.views(given.picture, isqrt(given.length) * patch, patch)[0])
+    if given.continued:
+        case, grid = Heads(given.continued), LONG_GRID
+        print(case.source)
+    elif given.dinov2:
+        weights = models.load("dinov2").weights
+        patch = weights.config.patch
+        case, grid = Picture(weights, pictures.views(given.picture, isqrt(given.length) * patch, patch)[0]), IMAGE_GRID
     else:
-        case = Text(model.weights, perplexity.leading_tokens(model, given.text, given.length))
-    grid = IMAGE_GRID if given.dinov2 else GRID
+        model = models.load("smollm2")
+        case, grid = Text(model.weights, perplexity.leading_tokens(model, given.text, given.length)), GRID
     if given.methods:
         grid = {name: settings for name, settings in grid.items() if name in (*NEAR_FAR, *given.methods)}
     points = measure(case, grid)

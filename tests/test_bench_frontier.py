@@ -29,7 +29,9 @@ def test_settings_are_ones_that_evaluate_takes_and_no_method_is_missing(script):
     assert set(named) == set(methods.DEFAULTS) - {"exact", "plan"}
     images = [methods.parse(setting).name for settings in script.IMAGE_GRID.values() for setting in settings]
     assert set(images) == set(named) - {"window", "minference", "xattention"}  # which are causal
-    assert set(script.NEAR_FAR) <= set(script.GRID) & set(script.IMAGE_GRID)
+    long = [methods.parse(setting).name for settings in script.LONG_GRID.values() for setting in settings]
+    assert set(long) < set(named)
+    assert set(script.NEAR_FAR) <= set(script.GRID) & set(script.IMAGE_GRID) & set(script.LONG_GRID)
 
 
 def test_a_setting_that_takes_all_keys_is_exact_and_others_are_not(script, capsys):
@@ -48,6 +50,13 @@ def test_pictures_too(script, capsys):
     every, some = table(capsys.readouterr().out)
     assert every[3:] == ["0.0000", "0.0000"]
     assert float(some[3]) > 0.01 and points["top_k"][1][1] > 0.001
+
+
+def test_continued_heads_too(script, capsys):
+    points = script.measure(script.Heads(600), {"near/far by k": ["near_far:k=600"], "window": ["window:window=2"]})
+    exact, window = table(capsys.readouterr().out)
+    assert exact[1] == "k=600" and exact[3:] == ["0.0000"]
+    assert float(window[3]) > 0.01 and points["window"][0][1] == pytest.approx(float(window[3]), abs=1e-4)
 
 
 def test_scores_are_those_of_the_models_own_functions(script):
