@@ -20,13 +20,13 @@ static int level_of(const ice_traced_tile *own, float log2_norm, float risk, flo
 /* ---- Which node counts when ---- */
 
 static int is_marked(const ice_selection *t, const uint64_t *marks, int64_t number, int lane) {
-    return ice_is_masked(t) && ((marks[number] >> lane) & 1);
+    return t->is_masked && ((marks[number] >> lane) & 1);
 }
 
 static void find_levels_of(ice_traced_tile *own, int lane, float log2_norm) {
     ice_selection *t = own->t;
     const ice_rule *rule = ice_rule_of(t, lane);
-    const int dense = ice_is_masked(t) && ((t->mask.dense >> lane) & 1);
+    const int dense = t->is_masked && ((t->mask.dense >> lane) & 1);
     t->halves |= (uint64_t)(rule->halves != 0) << lane;
     const float log2_share = log2f(ICE_EXPAND_SHARE);
     for (int64_t r = 0; r < t->parent_runs; r++) {
@@ -57,7 +57,7 @@ static void find_levels_of(ice_traced_tile *own, int lane, float log2_norm) {
 /* All keys of all cells, for all rows. */
 static void attend_sealed(ice_traced_tile *own, const ice_exact_keys *exact) {
     ice_tile *tile = &own->t->tile;
-    if (ice_is_masked(own->t) || tile->packed) { /* never of a cache: all keys are the problem's */
+    if (own->t->is_masked || tile->packed) { /* never of a cache: all keys are the problem's */
         ice_tile_attend_keys(tile, &own->problem, exact->sink_end, exact->open_begin);
         return;
     }
@@ -135,9 +135,9 @@ static void attend_cells(ice_traced_tile *own) {
             const uint8_t *level = own->end + (cells->row + c) * ICE_PANEL;
             const uint64_t lanes = lanes_opening(own, level);
             uint64_t marked = 0;
-            if (ice_is_masked(t))
+            if (t->is_masked)
                 marked = (t->mask.cut[cells->number + c] | t->mask.hidden[cells->number + c] | t->mask.dense) & lanes;
-            const int together = !ice_is_masked(t) && !s->relative;
+            const int together = !t->is_masked && !s->relative;
             const size_t used = (size_t)t->tile.lanes;
             for (end = c + 1; end < cells->count && together && !memcmp(level + (end - c) * ICE_PANEL, level, used);)
                 end++;
@@ -236,7 +236,7 @@ static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule
     if (exact.sinks == s->problem) exact.sinks = &own->problem;
     ice_attend_exact_keys(&t->tile, &exact);
     snapshot(&t->tile, own->base, own->sums);
-    if (ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, s->stack);
+    if (t->is_masked) ice_node_mask_read(&t->mask, &t->tile, s->stack);
     score_all(own);
     ice_selection_guess(t, log2_norm, log2_mass);
     ice_squared_lengths(t, squared);

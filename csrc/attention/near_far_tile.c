@@ -36,7 +36,7 @@ ice_selection *ice_near_far_begin(const ice_head_view *view, int64_t first_row, 
 
 void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int64_t end_row, void *scratch) {
     ice_selection *t = ice_near_far_begin(view, first_row, end_row - first_row, scratch);
-    if (view->stack->nodes && ice_is_masked(t)) ice_node_mask_read(&t->mask, &t->tile, view->stack);
+    if (view->stack->nodes && t->is_masked) ice_node_mask_read(&t->mask, &t->tile, view->stack);
     if (view->stack->nodes) {
         if (t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t, &view->exact);
         else attend_cells(t);

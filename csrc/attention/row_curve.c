@@ -4,7 +4,7 @@
 static int64_t keys_of(const ice_traced_tile *own, int lane, const ice_node_run *cells, int64_t c) {
     const icecore_segment *s = cells->from->segment;
     const int64_t first = s->cell.offset[c], end = s->cell.offset[c + 1];
-    if (!ice_is_masked(own->t)) return end - first;
+    if (!own->t->is_masked) return end - first;
     int64_t count = 0;
     for (int m = 0; m < own->t->mask.rows; m++)
         for (int64_t j = first; j < end && ((own->t->mask.row[m].lanes >> lane) & 1); j++)

@@ -18,8 +18,7 @@ ice_exact_keys ice_cache_exact_keys(const ice_cache_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
     int64_t open_begin = c->head[head].sealed * c->options.block;
     if (open_begin < c->evicted) open_begin = c->evicted;
-    return (ice_exact_keys){c->options.sinks < open_begin ? c->options.sinks : open_begin, open_begin, &call->sinks,
-                            NULL, NULL};
+    return (ice_exact_keys){ice_cache_sinks(c, open_begin), open_begin, &call->sinks, NULL, NULL};
 }
 
 static icecore_status seal(ice_cache_call *call, int64_t head, void *scratch) {

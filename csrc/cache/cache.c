@@ -277,10 +277,6 @@ icecore_status icecore_cache_append(icecore_cache *c, icecore_dtype dtype, iceco
 
 /* ---- Sealing ---- */
 
-static int64_t first_in_cells(const icecore_cache *c) {
-    return c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
-}
-
 icecore_dtype ice_cache_means(const icecore_cache *c) {
     const icecore_cache_options *o = &c->options;
     if (ice_is_in_halves(o)) return ICECORE_BFLOAT16;
@@ -326,7 +322,7 @@ ice_source ice_cache_source(const icecore_cache *c, const ice_cache_metric *metr
         .value_dim = o->value_dim,
         .sealed = c->head[head].stack->level,
         .sealed_count = c->head[head].stack->levels,
-        .skip = first_in_cells(c),
+        .skip = ice_cache_first_in_cells(c),
         .block = o->block,
         .cell_size = o->cell_size,
         .seed = o->seed,
@@ -376,7 +372,7 @@ icecore_status ice_cache_prepare(icecore_cache *c, int64_t head) {
     ice_stacked next[ICE_NEXT_RANGES];
     const int count = ice_stack_next_ranges(h->sealed, block, next);
     for (int i = 0; i < count; i++) {
-        if (next[i].end <= first_in_cells(c)) continue;
+        if (next[i].end <= ice_cache_first_in_cells(c)) continue;
         ice_pending **pending = &h->pending[i];
         icecore_status status = ICECORE_OK;
         if (!*pending) {

@@ -9,14 +9,13 @@
 
 /* The sinks are held, and the tokens from here on. */
 static inline int64_t ice_cache_first_held(const icecore_cache *c) {
-    const int64_t first = c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
+    const int64_t first = ice_cache_first_in_cells(c);
     return first < c->length ? first : c->length;
 }
 
 /* Tokens that are not forgotten. */
 static inline int64_t ice_cache_held(const icecore_cache *c) {
-    const int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
-    return sinks + c->length - ice_cache_first_held(c);
+    return ice_cache_sinks(c, c->length) + c->length - ice_cache_first_held(c);
 }
 
 /* ICECORE_ERROR_VALUE where they are out of range. */

@@ -73,4 +73,13 @@ struct icecore_cache {
     ice_cache_queries queries;
 };
 
+/* Of `length` tokens those that are sinks. */
+static inline int64_t ice_cache_sinks(const icecore_cache *c, int64_t length) {
+    return c->options.sinks < length ? c->options.sinks : length;
+}
+/* The first token that may be in cells. */
+static inline int64_t ice_cache_first_in_cells(const icecore_cache *c) {
+    return c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
+}
+
 #endif

@@ -54,7 +54,7 @@ static const char *const ice_row_part_names[ICE_ROW_PARTS] = {"sinks.keys", "sin
 
 /* Rows that a cache has as sinks or as open ones, from row *first on. */
 static inline int64_t ice_rows_of(const icecore_cache *c, int part, int64_t *first) {
-    const int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
+    const int64_t sinks = ice_cache_sinks(c, c->length);
     *first = part < ICE_OPEN_KEYS ? 0 : c->sealed * c->options.block;
     return part < ICE_OPEN_KEYS ? sinks : c->length - *first;
 }

@@ -36,7 +36,7 @@ static void reseal(void *context, int64_t head, void *scratch) {
     if (!scratch) return;
     call->status[head] = ice_stack_seal(&source, call->blocks, c->head[head].stack, NULL, 0, &call->stack[head]);
     if (call->status[head] != ICECORE_OK) return;
-    const int64_t first = call->open->first, sinks = c->options.sinks < call->length ? c->options.sinks : call->length;
+    const int64_t first = call->open->first, sinks = ice_cache_sinks(c, call->length);
     int64_t start = first;
     for (; start < sinks; start++) {
         memcpy(ice_open_key(call->open, head, start), ice_open_key(c->sinks, head, start), (size_t)dim * element);

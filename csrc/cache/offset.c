@@ -62,7 +62,7 @@ static ice_open_rows *converted(const ice_open_rows *r, icecore_dtype dtype, int
 icecore_status ice_cache_set_offset(icecore_cache *c, ice_offset offset) {
     const icecore_dtype dtype = ice_open_dtype(&c->options, offset);
     ice_open_rows **rows[] = {&c->sinks, &c->open}, *own[2] = {NULL, NULL};
-    const int64_t end[] = {c->length < c->options.sinks ? c->length : c->options.sinks, c->length};
+    const int64_t end[] = {ice_cache_sinks(c, c->length), c->length};
     for (int i = 0; i < 2; i++) {
         if (!*rows[i] || (*rows[i])->dtype == dtype) continue;
         own[i] = converted(*rows[i], dtype, end[i]);

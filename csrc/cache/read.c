@@ -11,7 +11,7 @@ typedef struct {
 } reading;
 
 static reading begin(const icecore_cache *c, float *keys, float *values) {
-    const int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
+    const int64_t sinks = ice_cache_sinks(c, c->length);
     return (reading){c, ice_active_kernels(), sinks, ice_cache_first_held(c), ice_cache_held(c), keys, values};
 }
 

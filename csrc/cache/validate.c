@@ -30,7 +30,7 @@ const char *ice_cache_segment_fault(const icecore_segment *s, uint8_t *seen) {
 }
 
 static const char *head_fault(const icecore_cache *c, const ice_cache_head *h) {
-    const int64_t skip = c->evicted > c->options.sinks ? c->evicted : c->options.sinks;
+    const int64_t skip = ice_cache_first_in_cells(c);
     int64_t first = 0, nodes = 0, keys = 0;
     for (int64_t i = 0; i < h->stack->levels; i++) {
         const ice_stacked *level = &h->stack->level[i];
@@ -73,7 +73,7 @@ const char *ice_cache_structure_fault(const icecore_cache *c) {
     if (c->offset == ICE_OFFSET_UNKNOWN && c->length >= ice_cache_looked_at(&c->options))
         return "an offset that should be known";
     if (c->evicted < 0 || c->evicted > c->length) return "more is evicted than there was";
-    int64_t sinks = c->options.sinks < c->length ? c->options.sinks : c->length;
+    int64_t sinks = ice_cache_sinks(c, c->length);
     if (sinks && (!c->sinks || c->sinks->filled < sinks)) return "sinks are missing";
     for (int64_t h = 0; h < c->options.heads; h++) {
         const char *fault = c->head[h].sealed < c->sealed ? "a head is behind" : head_fault(c, &c->head[h]);

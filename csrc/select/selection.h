@@ -119,8 +119,6 @@ static inline int ice_is_unlike(const ice_rule *rule, float squared) {
     return rule->max_squared > 0.0f && squared > rule->max_squared;
 }
 
-static inline int ice_is_masked(const ice_selection *t) { return t->is_masked; }
-
 static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_stacked *from) {
     return &t->spread[from - t->stack->level];
 }

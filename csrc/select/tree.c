@@ -102,7 +102,7 @@ void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lan
     else
         for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
     t->kernels->cell_risk(scores, now->count, t->tile.lanes, &facts, &rows, added, risk);
-    if (ice_is_masked(t)) leave_out_marked(t, now->number, now->count, scores, risk);
+    if (t->is_masked) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
 }
 
@@ -134,7 +134,7 @@ static int are_few(const ice_selection *t, icecore_dtype dtype, uint64_t lanes) 
 /* The cells of every parent that some lane expands. */
 static void score_cells(ice_selection *t) {
     const uint64_t lanes = ice_tile_lanes(&t->tile);
-    const int by_threshold = t->rules != NULL, few_apart = by_threshold && !ice_is_masked(t);
+    const int by_threshold = t->rules != NULL, few_apart = by_threshold && !t->is_masked;
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r];
         const icecore_segment *s = parents->from->segment;
@@ -166,7 +166,7 @@ static void open_nodes(ice_selection *t, int64_t first_run, int64_t end_run, con
         const ice_node_run *now = &t->run[r];
         t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count,
                                t->tile.lanes, threshold, now->nodes->log2_count + now->node, t->open + now->row);
-        for (int64_t i = 0; ice_is_masked(t) && i < now->count; i++)
+        for (int64_t i = 0; t->is_masked && i < now->count; i++)
             t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) &
                                     ~t->mask.hidden[now->number + i];
     }
@@ -241,7 +241,7 @@ void ice_add_near_field(ice_selection *t) {
             if (!lanes) continue;
             prefetch_next(t, now, i + 1);
             int64_t first = s->cell.offset[now->node + i], count = s->cell.offset[now->node + i + 1] - first;
-            uint64_t cut = ice_is_masked(t) ? t->mask.cut[now->number + i] & lanes : 0;
+            uint64_t cut = t->is_masked ? t->mask.cut[now->number + i] & lanes : 0;
             if (lanes & ~cut) ice_attend_stored(t, lanes & ~cut, s, now->node + i, first, count, NULL);
             for (int m = 0; cut && m < t->mask.rows; m++)
                 if (cut & t->mask.row[m].lanes)
