@@ -302,7 +302,8 @@ def core_tree(key, value, cell_size, seed, moments=None):
     arrays = segment(key, value, cell_size, seed, moments=moments)
     parent = np.repeat(np.arange(len(arrays["parent"]["offset"]) - 1), np.diff(arrays["parent"]["offset"]))
     metric = key_metric(np.float64(key)) if moments is None else moments_scale(full_moments(moments, 2))
-    return summarize_tree(key, value, cell_members(arrays), parent, metric)
+    has_apart = bool(np.isnan(arrays["parent"]["log2_weight"][-1]))
+    return summarize_tree(key, value, cell_members(arrays), parent, metric, has_apart=has_apart)
 
 
 def run_python(code, timeout=120, **environment):

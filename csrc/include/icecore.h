@@ -449,7 +449,15 @@ typedef struct icecore_segment icecore_segment;
 /* Keys under parents, 16 cells each, and each parent's keys in cells: both times so many keys are sampled without
  * replacement (count by the wanted size, rounded, at least one), each key goes to the nearest sample, each sample moves
  * to the mean of its keys (a Lloyd step, for cells two), and the keys are assigned once more.  Empty cells vanish.  Up
- * to 23 cells there is one parent.  Keys and values are copied, as `storage`; means are those of what is stored, in
+ * to 23 cells there is one parent.
+ *
+ * A cell is apart where its mean's squared distance from that of its parent's keys is above 8 times the mean of theirs,
+ * and a key where its squared distance from its cell's mean is above 8 times the mean of those: the farthest, at most
+ * one for four cells of a parent, each in a cell of its own.  With moments these are distances by the eight components
+ * of a factor of M in which keys differ most.  What is apart is under one more parent, the last, which is always
+ * expanded, and of its cells those of one key are always opened.
+ *
+ * Keys and values are copied, as `storage`; means are those of what is stored, in
  * that type, of quantized ones in float32. */
 typedef struct {
     icecore_dtype dtype;       /* of keys and values */
@@ -475,7 +483,7 @@ typedef struct {
     const float *variance;             /* mean squared distance of the keys from their mean, per dimension */
     const float *radius;               /* largest distance of a key from the mean */
     const float *log2_count;           /* keys */
-    const float *log2_weight;          /* log2(keys w), w as in icecore_near_far */
+    const float *log2_weight;          /* log2(keys w), w as in icecore_near_far; NaN: always opened or expanded */
 } icecore_nodes_view;
 
 /* Views into a segment, valid as long as it lives. */

@@ -175,10 +175,18 @@ static void summarize(const ice_builder *b, const ice_nodes *nodes, int64_t n, i
     nodes->half_log2_variance[n] = 0.5f * log2f(nodes->variance[n]);
 }
 
+/* What is apart: one mean cannot stand for what has nothing in common, and a key alone is as cheap as its mean, but
+ * exact, and counts as such. */
+static void always_open(icecore_segment *s, int64_t parent, int64_t cell, int64_t cells) {
+    s->parent.log2_weight[parent] = NAN;
+    for (int64_t c = cell; c < cell + cells; c++)
+        if (s->cell.offset[c + 1] - s->cell.offset[c] == 1) s->cell.log2_weight[c] = NAN;
+}
+
 /* The next parent's rows and summaries; its cells become the next ones of the segment. */
 static void store_parent(ice_builder *b) {
     icecore_segment *s = b->segment;
-    const int64_t parent = b->next++, *group = b->groups.cell + b->groups.parent[parent], cell = s->cell.count;
+    const int64_t parent = b->next++, *group = b->groups.found.cell + b->groups.parent[parent], cell = s->cell.count;
     const int64_t cells = b->groups.parent[parent + 1] - b->groups.parent[parent];
     const int64_t first = group[0], end = group[cells];
     memcpy(s->cell.offset + cell, group, (size_t)(cells + 1) * sizeof *group);
@@ -187,6 +195,7 @@ static void store_parent(ice_builder *b) {
     store_rows(b, &b->values, first, end, s->values);
     for (int64_t c = 0; c < cells; c++) summarize(b, &s->cell, cell + c, cell + c, group[c], group[c + 1]);
     summarize(b, &s->parent, parent, cell, first, end);
+    if (b->groups.has_apart && ice_builder_done(b)) always_open(s, parent, cell, cells);
     s->parent.offset[parent + 1] = s->cells = s->cell.count += cells;
 }
 
@@ -238,14 +247,14 @@ static icecore_status begin_storing(ice_builder *b) {
         s->relative = b->relative;
         s->halves = b->halves ? ICE_HALVES : ICE_WHOLE;
         s->query_numbers = b->query_numbers;
-        s->cell.count = b->groups.cells;
+        s->cell.count = b->groups.found.cells;
         s->parent.count = b->groups.parents;
     }
     if (!s || !ice_attention_alloc(s)) {
         icecore_segment_free(s);
         return ICECORE_ERROR_MEMORY;
     }
-    memcpy(s->order, b->groups.order, (size_t)s->count * sizeof *s->order);
+    memcpy(s->order, b->groups.found.order, (size_t)s->count * sizeof *s->order);
     memcpy(s->metric, b->metric, (size_t)s->dim * sizeof *s->metric);
     if (s->relative) memset(s->centre, 0, (size_t)s->dim * sizeof *s->centre);
     else ice_find_centre(&b->keys, s->centre);
@@ -268,7 +277,7 @@ icecore_status ice_builder_step(ice_builder *b, int64_t *work) {
     while (*work > 0 && !ice_builder_done(b)) {
         if (ice_interrupted()) return ICECORE_INTERRUPTED;
         const int64_t *parent = b->groups.parent + b->next;
-        *work -= STORE_COST * (b->groups.cell[parent[1]] - b->groups.cell[parent[0]]);
+        *work -= STORE_COST * (b->groups.found.cell[parent[1]] - b->groups.found.cell[parent[0]]);
         store_parent(b);
         if (ice_builder_done(b)) ice_find_component_variance(b->segment, b->kernels);
     }

@@ -10,13 +10,23 @@
 #include "cluster/cells.h"
 
 #define ICE_CELLS_PER_PARENT 16
+/* Keys that are far from their cell become cells of their own: of a parent at most one for so many cells. */
+#define ICE_CELLS_PER_APART 4
+
+/* Rows in cells: cell c holds the rows order[cell[c]] .. order[cell[c + 1] - 1]. */
+typedef struct {
+    int64_t cells, rows;
+    int64_t *cell; /* cells + 1 */
+    int32_t *order;
+} ice_grouped;
 
 typedef struct {
-    int64_t parents, cells;
-    int64_t *parent; /* parents + 1: parent p holds cells parent[p] .. parent[p + 1] - 1 */
-    int64_t *cell;   /* cells + 1: cell c holds the rows order[cell[c]] .. order[cell[c + 1] - 1] */
-    int32_t *order;  /* rows.count */
+    int64_t parents;
+    int64_t *parent; /* parents + 1: parent p holds cells parent[p] .. parent[p + 1] - 1 of `found` */
+    ice_grouped found;
+    int has_apart; /* whether the last parent holds what is apart */
     /* on the way there */
+    ice_grouped apart;
     const ice_kernels *kernels;
     ice_rows rows;
     ice_projection projection;

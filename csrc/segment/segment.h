@@ -14,7 +14,8 @@ typedef struct {
                                     not finite */
     float *variance, *radius;    /* distances from the mean key in the metric: mean square per dimension, largest */
     float *log2_count;
-    float *log2_weight; /* log2(keys w); NaN where a mean is not finite, so that it is always opened */
+    float *log2_weight; /* log2(keys w); NaN where it is always opened: a mean is not finite, or it is apart (groups.h),
+                           a parent or a cell of one key */
     float *half_log2_variance;
 } ice_nodes;
 

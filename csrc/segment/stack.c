@@ -39,13 +39,15 @@ int64_t ice_stack_max_nodes(int64_t keys, int64_t cell_size) {
     /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of
      * a size that is not the largest there are at most 7 segments: 6 that wait, and one without a second half */
     int64_t levels = keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16;
-    int64_t cells = keys / cell_size + levels, parents = cells / ICE_CELLS_PER_PARENT + 2 * levels;
-    return cells + 2 * parents;
+    const int64_t wanted = keys / cell_size + levels, parents = wanted / ICE_CELLS_PER_PARENT + 3 * levels,
+                  cells = wanted + parents;
+    return cells + cells / ICE_CELLS_PER_APART + parents;
 }
 
 int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size) {
+    const int64_t maximum = count / cell_size + parents;
     return 1 <= parents && parents <= cells && cells <= count &&
-           parents <= count / cell_size / ICE_CELLS_PER_PARENT + 1 && cells <= count / cell_size + parents;
+           parents <= count / cell_size / ICE_CELLS_PER_PARENT + 2 && cells <= maximum + maximum / ICE_CELLS_PER_APART;
 }
 
 icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end) {

@@ -34,6 +34,8 @@ class Tree:
     All of it is of keys multiplied by `metric` (d,). component_variance (d,): the mean squared distance of such keys from
     their cells' means in each component, divided by that of all components, a tenth of it as if all were alike.
     mean_value (dv,): the mean value of the whole segment, by a sample of its rows.
+    has_apart: whether the last parent is that of what is apart (`set_apart`), which one mean cannot stand for: it is always
+    expanded, and its cells of one key are always opened.
     """
 
     cells: Cells
@@ -42,10 +44,14 @@ class Tree:
     metric: np.ndarray
     component_variance: np.ndarray
     mean_value: np.ndarray
+    has_apart: bool = False
 
 
 #: Cells under a parent, on average, and Lloyd steps to find them; parents are found in one.
 CELLS_PER_PARENT, CELL_STEPS = 16, 2
+#: Keys and cells are apart whose squared distance from the mean of their cell, or parent, is above so many times the mean of
+#: those of the parent's keys; keys at most one for so many cells. Of projected keys so many components are looked at.
+APART, CELLS_PER_APART, APART_WIDTH = 8.0, 4, 8
 #: A segment's metric, projection, component_variance and mean_value come from so many rows, up to twice as many, spread evenly.
 SAMPLE = 256
 #: Sums of squares above this count as not finite.
@@ -149,13 +155,13 @@ def summarize(key, value, members):
     return Cells(members, np.array([len(m) for m in members]), mean_key, mean_value, variance, radius, value_variance)
 
 
-def summarize_tree(key, value, members, parent, metric):
+def summarize_tree(key, value, members, parent, metric, *, has_apart=False):
     """The Tree of a given partition of keys in cells, and of these under parents (C,)."""
     key, value = np.asarray(key).astype(np.float64) * metric, np.asarray(value).astype(np.float64)
     under = [np.concatenate([m for m, p in zip(members, parent, strict=True) if p == each]) for each in range(max(parent) + 1)]
     cells = summarize(key, value, members)
     parents = summarize(key, value, under)
-    return Tree(cells, parents, np.asarray(parent), metric, component_variance(key, cells), sampled_mean(value))
+    return Tree(cells, parents, np.asarray(parent), metric, component_variance(key, cells), sampled_mean(value), has_apart)
 
 
 def nearest_parent(key, parents):
@@ -173,6 +179,33 @@ def cluster(key, wanted, seed, steps):
     return [np.flatnonzero(label == c) for c in range(len(means))]
 
 
+def set_apart(place, cells):
+    """Of the cells of place (n, r) those that stay under their parent, and those that are apart.
+
+    One key that all queries look for, among others that none does, hides behind their mean: its mass, and the risk of opening
+    it too late, are e times too small for each unit by which its score is above theirs. A cell whose mean is so far from its
+    parent's is apart, and a key that is so far from its cell's alone.
+    """
+    means = [place[members].mean(axis=0) for members in cells]
+    squared, apart_by = np.empty(len(place)), np.empty(len(place))  # of a key from its cell's mean, of that from its parent's
+    for members, mean in zip(cells, means, strict=True):
+        squared[members] = ((place[members] - mean) ** 2).sum(axis=1)
+        apart_by[members] = ((mean - place.mean(axis=0)) ** 2).sum()
+    usable = squared <= LARGEST
+    within, between = squared[usable].sum(), apart_by[apart_by <= LARGEST].sum()
+    far = (apart_by > APART * (within + between) / len(place)) & (apart_by <= LARGEST)
+    limit = APART * within / len(place)
+    order = np.concatenate(cells)
+    candidates = order[(usable & (squared > limit))[order]]
+    alone = candidates[np.argsort(-squared[candidates], kind="stable")][: len(cells) // CELLS_PER_APART]
+    near, apart = [], []
+    for members in cells:
+        single = np.isin(members, alone)
+        (apart if far[members[0]] else near).append(members[~single])
+        apart += [members[i : i + 1] for i in np.flatnonzero(single)]
+    return [[rows for rows in found if len(rows)] for found in (near, apart)]
+
+
 def build_tree(key, value, *, cell_size, seed, moments=None):
     """The tree of a segment over key (n, d), value (n, dv), n >= 1.
 
@@ -187,9 +220,12 @@ def build_tree(key, value, *, cell_size, seed, moments=None):
 
     parents = rounded(rounded(len(key), cell_size), CELLS_PER_PARENT)
     under = cluster(place, parents, ~seed % 2**64, 1) if parents > 1 else [np.arange(len(key))]
-    members, parent = [], []
+    members, apart, parent = [], [], []
     for p, rows in enumerate(under):
         found = cluster(place[rows], rounded(len(rows), cell_size), (seed + p) % 2**64, CELL_STEPS)
+        found, far = set_apart(place[rows] if moments is None else place[rows, :APART_WIDTH], found)
         members += [rows[m] for m in found]
+        apart += [rows[m] for m in far]
         parent += [p] * len(found)
-    return summarize_tree(key, value, members, parent, metric)
+    parent += [len(under)] * len(apart)
+    return summarize_tree(key, value, members + apart, parent, metric, has_apart=bool(apart))

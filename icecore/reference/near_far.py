@@ -76,7 +76,7 @@ DENSE_SHARE = 6
 
 
 def log_risk(query, scale, cells, tree, softcap=None):
-    """(C,): log of n_c exp(z_c) exp(F_c) w_c, the error of replacing each cell of a tree by its mean.
+    """(C,): log of n_c exp(z_c) exp(F_c) w_c, the error of replacing each cell of a tree by its mean; inf for what is apart.
 
     A soft cap brings scores nearer to one another, so F_c is then an upper estimate.
     w_c: what values differ by from their mean; the mass counts as one more component, as large as the segment's mean value.
@@ -84,7 +84,16 @@ def log_risk(query, scale, cells, tree, softcap=None):
     squared_weight = cells.value_variance + (tree.mean_value**2).sum()
     with np.errstate(divide="ignore"):
         log_weight = 0.5 * np.log(squared_weight)
-        return log_mass(query, scale, cells, tree, softcap) + log_spread(query, scale, cells, tree) + log_weight
+    risk = log_mass(query, scale, cells, tree, softcap) + log_spread(query, scale, cells, tree) + log_weight
+    return np.where(always_open(cells, tree), np.inf, risk)
+
+
+def always_open(cells, tree):
+    """(C,) bool: the parent of what is apart, and its cells of one key."""
+    last = len(tree.parents.count) - 1
+    if not tree.has_apart:
+        return np.zeros(len(cells.count), bool)
+    return np.arange(last + 1) == last if cells is tree.parents else (tree.parent == last) & (cells.count == 1)
 
 
 def log_spread(query, scale, cells, tree):
