@@ -309,20 +309,22 @@ def perplexities(name, prompt=1024, length=3072, chunk=32):
 
 
 def memory(heads=2, width=64, chunk=64, end=40000):
-    """Print a table of the least, median and largest memory of caches while they grow, by float32's keys and values."""
-    random = np.random.default_rng(0)
-    print("\n| storage | tokens | least | median | at most |\n|---|---|---|---|---|")
+    """Print a table of the memory of growing caches: by float32's keys and values, and by a float32 cache of as many."""
+    random, first = np.random.default_rng(0), {}  # length -> bytes of the float32 cache
+    print("\n| storage | tokens | least | median | at most | by float32's cache: median | at most |\n" + "|---" * 7 + "|")
     for dtype in STORAGES:
         cache, shares = icecore.KVCache(heads, width, dtype=dtype, k=8), {}
         for length in range(chunk, end, chunk):
             rows = random.standard_normal((heads, chunk, width), np.float32)
             cache.append(rows, rows)
             cache.attend(rows[:, -1:])
-            shares.setdefault(length.bit_length(), []).append(cache.nbytes / (length * heads * 2 * width * 4))
+            bases = length * heads * 2 * width * 4, first.setdefault(length, cache.nbytes)
+            shares.setdefault(length.bit_length(), []).append([cache.nbytes / base for base in bases])
         for bits, own in shares.items():
             if bits > 12:
-                tokens = f"{2 ** (bits - 1)} to {min(2**bits, end) - 1}"
-                print(f"| {dtype} | {tokens} | {min(own):.2f} | {np.median(own):.2f} | {max(own):.2f} |", flush=True)
+                (least, median, most), (_, of_cache, most_of_cache) = np.quantile(own, [0, 0.5, 1], axis=0).T
+                figures = " | ".join(f"{share:.2f}" for share in (least, median, most, of_cache, most_of_cache))
+                print(f"| {dtype} | {2 ** (bits - 1)} to {min(2**bits, end) - 1} | {figures} |", flush=True)
 
 
 def main():

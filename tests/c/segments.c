@@ -58,8 +58,9 @@ static double squared_mean_value(const icecore_segment_view *v) {
     return squared;
 }
 
+/* always_open: it says so by a NaN. */
 static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view *nodes, int64_t node, int64_t first,
-                         int64_t end) {
+                         int64_t end, int always_open) {
     const float *mean_key = (const float *)nodes->mean_key + node * v->dim,
                 *mean_value = (const float *)nodes->mean_value + node * v->value_dim;
     double squared, of_values,
@@ -70,7 +71,8 @@ static void expect_nodes(const icecore_segment_view *v, const icecore_nodes_view
     EXPECT(fabs((double)nodes->variance[node] - squared / (double)v->dim) < 1e-5);
     EXPECT(fabs((double)nodes->log2_count[node] - log2((double)(end - first))) < 1e-6);
     const double weight = of_values + squared_mean_value(v);
-    if (weight > 1e-3)
+    EXPECT(!isnan(nodes->log2_weight[node]) == !always_open);
+    if (weight > 1e-3 && !always_open)
         EXPECT(fabs((double)nodes->log2_weight[node] - log2((double)(end - first)) - 0.5 * log2(weight)) < 1e-3);
 }
 
@@ -99,9 +101,16 @@ static void expect_valid(const problem *s, const icecore_segment *segment) {
         for (int64_t t = 0; t < v.value_dim; t++)
             EXPECT((double)values[j * v.value_dim + t] == element_get(&p->value, p->dtype, value + t));
     }
-    for (int64_t c = 0; c < v.cell.count; c++) expect_nodes(&v, &v.cell, c, v.cell.offset[c], v.cell.offset[c + 1]);
-    for (int64_t n = 0; n < v.parent.count; n++)
-        expect_nodes(&v, &v.parent, n, v.cell.offset[v.parent.offset[n]], v.cell.offset[v.parent.offset[n + 1]]);
+    /* what is apart is under the last parent */
+    const int64_t last = v.parent.count - 1, first_apart = v.parent.offset[last];
+    const int has_apart = isnan(v.parent.log2_weight[last]) != 0;
+    for (int64_t c = 0; c < v.cell.count; c++) {
+        const int64_t first = v.cell.offset[c], end = v.cell.offset[c + 1];
+        expect_nodes(&v, &v.cell, c, first, end, has_apart && c >= first_apart && end - first == 1);
+    }
+    for (int64_t n = 0; n <= last; n++)
+        expect_nodes(&v, &v.parent, n, v.cell.offset[v.parent.offset[n]], v.cell.offset[v.parent.offset[n + 1]],
+                     has_apart && n == last);
     free(seen);
 }
 
