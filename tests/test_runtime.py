@@ -434,7 +434,7 @@ for _ in range(4):
     os.close(sender)
     outcomes.append(os.read(receiver, 99).decode())
     os.waitpid(child, 0)
-print(*outcomes)
+print(*outcomes, flush=True)  # before _exit, which writes nothing
 os._exit(0)
 """
 
