@@ -45,9 +45,9 @@ int64_t ice_stack_max_nodes(int64_t keys, int64_t cell_size) {
 }
 
 int ice_stack_nodes_fit(int64_t count, int64_t cells, int64_t parents, int64_t cell_size) {
-    const int64_t maximum = count / cell_size + parents;
-    return 1 <= parents && parents <= cells && cells <= count &&
-           parents <= count / cell_size / ICE_CELLS_PER_PARENT + 2 && cells <= maximum + maximum / ICE_CELLS_PER_APART;
+    const int64_t wanted = count / cell_size;
+    if (parents < 1 || parents > wanted / ICE_CELLS_PER_PARENT + 2) return 0; /* of a file they may be anything */
+    return parents <= cells && cells <= count && cells <= wanted + parents + (wanted + parents) / ICE_CELLS_PER_APART;
 }
 
 icecore_status ice_sealing_begin(ice_sealing *sealing, const ice_source *source, int64_t first, int64_t end) {
