@@ -161,7 +161,7 @@ void ice_find_component_variance(icecore_segment *s, const ice_kernels *kernels)
                                 mean, dim);
             for (int64_t t = 0; t < dim; t++) mean[t] = s->relative ? 0.0f : mean[t] + s->centre[t];
         }
-        if (isnan(s->cell.log2_weight[cell])) continue; /* its mean is not finite */
+        if (isnan(s->cell.log2_weight[cell])) continue; /* its mean is not finite, or its only key */
         ice_read_stored(s, kernels, s->keys, i, 1, dim, key);
         for (int64_t t = 0; t < dim; t++) {
             const float difference = (key[t] - mean[t]) * s->metric[t];

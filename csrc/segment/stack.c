@@ -36,8 +36,9 @@ int64_t ice_stack_max_levels(int64_t keys, int64_t block) {
 }
 
 int64_t ice_stack_max_nodes(int64_t keys, int64_t cell_size) {
-    /* each segment rounds to the nearest number of parents, each parent to that of cells, and each has at least one; of
-     * a size that is not the largest there are at most 7 segments: 6 that wait, and one without a second half */
+    /* each segment rounds to the nearest number of parents and may have one more, of what is apart, each parent rounds
+     * to the nearest number of cells, and each has at least one; of a size that is not the largest there are at most 7
+     * segments: 6 that wait, and one without a second half */
     int64_t levels = keys / (ICE_LARGEST_SEGMENT / 2) + 7 * 16;
     const int64_t wanted = keys / cell_size + levels, parents = wanted / ICE_CELLS_PER_PARENT + 3 * levels,
                   cells = wanted + parents;
