@@ -127,18 +127,21 @@ static void recall_weights(ice_tile *tile, const uint16_t *keys, int64_t stride,
 static void attend_in_bf16(ice_tile *tile, const icecore_attention *p, int64_t first, int64_t count, const float *bias,
                            int hidden) {
     const ice_bf16_kernels *bf16 = tile->kernels->bf16;
-    const uint16_t *keys = ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, first);
+    const ice_packed_head *head = &tile->packed;
+    const uint16_t *keys = head->keys ? head->keys + first * p->dim
+                                      : ice_address(&p->key, p->key_dtype, tile->batch, tile->key_head, first);
+    const int64_t stride = head->keys ? p->dim : p->key.row_stride;
     const uint16_t *packed = tile->packed_values;
     const void *values = ice_address(&p->value, p->key_dtype, tile->batch, tile->key_head, first);
     const ice_numbers given = {ICECORE_BFLOAT16, values, p->value.row_stride, count, p->value_dim};
     ice_numbers rows = given;
     const int cleaned = ice_clean(&rows, hidden, tile->values);
-    if (tile->packed && !cleaned) packed = tile->packed + first * p->value_dim;
+    if (head->values && !cleaned) packed = head->values + first * p->value_dim;
     else bf16->pack_values(rows.data, rows.stride, count, p->value_dim, tile->packed_values);
     const ice_alibi *alibi = ice_tile_alibi_from(tile, first);
-    attend_by_bf16(tile, keys, p->key.row_stride, packed, count, bias, alibi);
+    attend_by_bf16(tile, keys, stride, packed, count, bias, alibi);
     if (!cleaned) return;
-    recall_weights(tile, keys, p->key.row_stride, count, bias, alibi);
+    recall_weights(tile, keys, stride, count, bias, alibi);
     ice_add_nonfinite(&given, tile->scores, tile->lanes, ICE_PANEL, tile->accumulator);
 }
 
@@ -157,7 +160,7 @@ static void attend_block(ice_tile *tile, const icecore_attention *source, int64_
  * `end` if need be, and keys that all rows see need no blocks. */
 static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, int64_t seen_begin, int64_t seen_end) {
     const int64_t keys = tile->problem->keys, block = first + ICE_KEY_BLOCK;
-    if (!tile->packed) return ice_min(block, end);
+    if (!tile->packed.values) return ice_min(block, end);
     seen_end = ice_min(seen_end, first + MAX_STRETCH);
     if (tile->problem->mask_kind == ICECORE_MASK_NONE && first >= seen_begin && seen_end > block)
         return seen_end < keys ? seen_end - (seen_end - first) % ICE_PACKED : keys;
@@ -165,7 +168,7 @@ static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, 
 }
 
 void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t from, int64_t to) {
-    int64_t seen_begin, seen_end, first = tile->packed ? from - from % ICE_PACKED : from;
+    int64_t seen_begin, seen_end, first = tile->packed.values ? from - from % ICE_PACKED : from;
     find_seen_by_all(tile, &seen_begin, &seen_end);
     while (first < to && !ice_interrupted()) {
         const int64_t end = end_of_stretch(tile, first, to, ice_max(seen_begin, from), ice_min(seen_end, to));

@@ -7,7 +7,7 @@
  * bfloat16 have a number of their own. */
 #define SHARED_LANES 24
 
-static int is_few(const ice_tile *tile) { return tile->lanes <= ICE_FEW_ROWS && !tile->packed; }
+static int is_few(const ice_tile *tile) { return tile->lanes <= ICE_FEW_ROWS && !tile->packed.values; }
 
 int ice_tile_shared_lanes(const ice_tile *tile, icecore_dtype dtype) {
     return tile->query_pairs && dtype == ICECORE_BFLOAT16 ? tile->kernels->bf16->panel_lanes : SHARED_LANES;

@@ -49,7 +49,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->cap = (float)(p->softcap * ICE_LOG2_E);
     tile->has_alibi = p->alibi_slopes != NULL;
     tile->has_panel = 0;
-    tile->packed = NULL;
+    tile->packed = (ice_packed_head){NULL, NULL};
     tile->pending.count = tile->pending.pieces = 0;
     if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
     for (int lane = 0; lane < lanes; lane++) {

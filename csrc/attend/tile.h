@@ -6,6 +6,7 @@
 #ifndef ICE_TILE_H
 #define ICE_TILE_H
 
+#include "attend/packed_heads.h"
 #include "attend/state.h"
 #include "base/arena.h"
 
@@ -45,7 +46,7 @@ typedef struct {
     float *scores, *bias;              /* ICE_KEY_BLOCK x ICE_PANEL */
     float *keys, *values;    /* ICE_KEY_BLOCK rows each: widened to float32, cleaned of NaN and inf, or side by side */
     uint16_t *packed_values; /* as the bfloat16 kernels want a block's values */
-    const uint16_t *packed;  /* all values of the key head so packed, where a call has packed them once; else NULL */
+    ice_packed_head packed;  /* the key head, where a call has packed it once */
     ice_key_block pending;
 } ice_tile;
 

@@ -57,7 +57,7 @@ static void find_levels_of(ice_traced_tile *own, int lane, float log2_norm) {
 /* All keys of all cells, for all rows. */
 static void attend_sealed(ice_traced_tile *own, const ice_exact_keys *exact) {
     ice_tile *tile = &own->t->tile;
-    if (own->t->is_masked || tile->packed) { /* never of a cache: all keys are the problem's */
+    if (own->t->is_masked || tile->packed.values) { /* never of a cache: all keys are the problem's */
         ice_tile_attend_keys(tile, &own->problem, exact->sink_end, exact->open_begin);
         return;
     }

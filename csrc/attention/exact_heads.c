@@ -1,6 +1,6 @@
 #include "attention/exact_heads.h"
 
-#include "attend/packed_values.h"
+#include "attend/packed_heads.h"
 
 /* Keys first .. end - 1 that a row's range and mask leave. */
 static int64_t count_seen(const icecore_attention *p, ice_row row, int64_t first, int64_t end) {
@@ -34,8 +34,8 @@ static void attend_exactly(const ice_exact_call *call, const ice_step *s, int64_
         rounded && call->centre ? call->centre + (batch * p->key_heads + head / ice_group(p)) * p->dim : NULL;
     ice_tile tile;
     ice_tile_begin(&tile, &own, call->kernels, 0, 0, first, s->end_query - first, scratch);
-    if (call->packed && p == call->problem)
-        tile.packed = call->packed + (batch * p->key_heads + head / ice_group(p)) * ice_packed_numbers(p);
+    if (p == call->problem)
+        tile.packed = ice_packed_head_of(p, call->packed, batch * p->key_heads + head / ice_group(p));
     const ice_visible visible = ice_tile_visible(&tile);
     ice_tile_attend_keys(&tile, &own, visible.begin, visible.end);
     ice_tile_finish(&tile);

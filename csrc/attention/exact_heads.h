@@ -9,7 +9,7 @@ typedef struct {
     const icecore_attention *problem; /* as near/far attention multiplies it */
     const icecore_attention *given;   /* by the caller, of his types */
     const float *centre;              /* of each head, which `problem`'s keys lack; NULL: nothing */
-    const uint16_t *packed;           /* the values of all heads of `problem`, packed; NULL: not */
+    const uint16_t *packed;           /* all heads of `problem`, packed; NULL: not */
     const icecore_report *report;
     const ice_kernels *kernels;
 } ice_exact_call;

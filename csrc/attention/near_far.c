@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "attend/packed_values.h"
+#include "attend/packed_heads.h"
 #include "attention/exact_heads.h"
 #include "attention/near_far_tile.h"
 #include "attention/query_moments.h"
@@ -30,7 +30,7 @@ typedef struct {
     const icecore_attention *given;  /* by the caller, of his types */
     const icecore_attention *source; /* whose keys and values are sealed */
     const float *centre;             /* of each head, which `problem`'s keys lack; NULL: nothing */
-    uint16_t *packed;                /* the values of all heads, packed; NULL: each panel packs what it reads */
+    uint16_t *packed;                /* all heads, packed; NULL: each panel packs what it reads */
     const icecore_near_far *options;
     const icecore_report *report;
     const ice_kernels *kernels;
@@ -76,7 +76,7 @@ static void measure(near_far_call *call, const ice_step *s, const ice_stack *sta
         .fading = ICE_FADING,
     };
     sample.query.data = ice_address(&p->query, p->dtype, 0, 0, first);
-    if (call->packed) sample.exact.packed = call->packed + head * ice_packed_numbers(p);
+    sample.exact.packed = ice_packed_head_of(p, call->packed, head);
     sample.query.row_stride *= stride;
     ice_measure(&sample, call->measured + head * ice_group(p), rules, scratch);
     atomic_fetch_add(&call->measuring, now() - begin);
@@ -205,7 +205,7 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
                               .exact = now->exact,
                               .head = head};
         if (call->centre) view.exact.centre = call->centre + head * call->problem->dim;
-        if (call->packed) view.exact.packed = call->packed + head * ice_packed_numbers(call->problem);
+        view.exact.packed = ice_packed_head_of(call->problem, call->packed, head);
         if (seen->status == ICECORE_OK && !rounded_first && !all_exact(seen->rules, group))
             ice_near_far_attend(&view, first, now->end_query * group, scratch);
         const ice_exact_call exact = {call->problem, call->given,  call->centre,
@@ -362,7 +362,7 @@ static icecore_status round_keys(near_far_call *call, icecore_attention *used, f
     return ICECORE_OK;
 }
 
-static icecore_status pack_values(near_far_call *call) {
+static icecore_status pack_heads(near_far_call *call) {
     const icecore_attention *p = call->problem;
     const int64_t heads = p->batch * p->key_heads;
     if (!reads_keys(p) || p->keys == 0 || !ice_panel_is_bf16(p, call->kernels)) return ICECORE_OK;
@@ -388,7 +388,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
                           .report = report ? report : &ice_no_report,
                           .kernels = ice_active_kernels()};
     status = round_keys(&call, &used, &centre, &copies);
-    if (status == ICECORE_OK) status = pack_values(&call);
+    if (status == ICECORE_OK) status = pack_heads(&call);
     if (status == ICECORE_OK) status = attend(&call);
     ice_free(call.packed);
     ice_free(copies);

@@ -18,7 +18,8 @@ ice_exact_keys ice_cache_exact_keys(const ice_cache_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
     int64_t open_begin = c->head[head].sealed * c->options.block;
     if (open_begin < c->evicted) open_begin = c->evicted;
-    return (ice_exact_keys){ice_cache_sinks(c, open_begin), open_begin, &call->sinks, NULL, NULL};
+    return (ice_exact_keys){
+        .sink_end = ice_cache_sinks(c, open_begin), .open_begin = open_begin, .sinks = &call->sinks};
 }
 
 static icecore_status seal(ice_cache_call *call, int64_t head, void *scratch) {

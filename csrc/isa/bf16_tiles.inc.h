@@ -4,10 +4,10 @@
  * = keys x queries. Weighted sum: a = 16 value components x 32 keys (packed: transposed), b = 16 key pairs x 16 queries
  * (the weights as softmax writes them), c = components x queries, a part of the panel's accumulator.
  *
- * Tiles multiply while vectors take exponentials: the scores of the next 32 keys are asked for before the weights of
- * these are made, and the values of a unit (128 keys, 16 queries) are summed up while the next unit is scored.  The
- * reference of a softmax moves only when a score is far above it, so that an accumulator is rarely rescaled and its
- * tiles are loaded and stored once per unit.
+ * Tiles and vectors take turns: while a tile operation is under way, one of the two units that multiply vectors stands
+ * still.  Two tiles a meet all groups of 16 queries, so that keys and values are read once for a panel, and the sums of
+ * 128 keys are loaded and stored once.  The reference of a softmax moves only when a score is far above it, which the
+ * sum of the weights shows: there is no pass that looks for maxima.
  *
  * Tiles take subnormal numbers as 0.  Sums are in float32, two products at a time.
  * Earned by bench/bench_exact.py: see the bfloat16 rows of bench/README.md against ICECORE_ISA=avx512_bf16. */
@@ -17,57 +17,128 @@
 #define TILE 16        /* rows of a tile, and floats or pairs in a row */
 #define TILE_PAIRED 32 /* bfloat16 numbers in a row; keys in a step */
 #define TILE_NUMBERS (TILE * TILE_PAIRED)
-#define UNIT_STEPS 4 /* of 32 keys; so many keys and values stay in a level-1 cache for all queries of a panel */
+#define GROUPS (ICE_PANEL / TILE)
+#define STEP_PRODUCTS (TILE_PAIRED * TILE) /* of one group */
+#define UNIT_STEPS 4                       /* whose weights are made before their values are summed up */
 #define UNIT_KEYS (UNIT_STEPS * TILE_PAIRED)
-#define SUM_TILES 4                     /* of value components whose sums are in tiles at a time */
 #define SMALLEST_SCALE 0x1p-100f        /* whose inverse is a number, and the largest score is found among products */
 #define PANEL_ROW_BYTES (ICE_PANEL * 4) /* of scores, of accumulators, and of pairs */
-#define TILE_LAZY 8.0f /* how far above the maximum (log2 units) scores may rise before the sums are rescaled */
+#define LARGEST_SUM 256.0f /* of the weights of 32 keys; above it the reference is moved to the largest score */
 
 #if ICE_PANEL != 3 * TILE || TILE_PAIRED != ICE_PACKED
 #error "three tiles cover a panel, and values are packed by steps"
 #endif
 
-/* c tiles 4 and 5 = the products of 32 keys and 16 queries.  Tiles 0 to 3 belong to the sums. */
-static ALWAYS_INLINE void tile_products(const uint16_t *queries, int64_t dim, const uint16_t *keys, int64_t stride,
-                                        float *out) {
-    const int64_t row_bytes = stride * (int64_t)sizeof *keys;
-    tile_zero(4);
-    tile_zero(5);
-    for (int64_t t = 0; t < dim; t += TILE_PAIRED) {
-        tile_load(7, queries + t * ICE_PANEL, PANEL_ROW_BYTES);
-        tile_load(6, keys + t, row_bytes);
-        tile_float_product(4, 6, 7);
-        tile_load(6, keys + TILE * stride + t, row_bytes);
-        tile_float_product(5, 6, 7);
+/* ---- Two tiles a by up to three tiles b ----
+ *
+ * Tiles 0 to 2 are the sums of the first a, 3 to 5 those of the second; 6 holds an a, 7 a b.  `groups`, how many tiles
+ * b there are, and `both`, whether there is a second a, are constants wherever these are inlined. */
+
+static ALWAYS_INLINE void tiles_zero(const int groups) {
+    tile_zero(0);
+    tile_zero(3);
+    if (groups > 1) tile_zero(1);
+    if (groups > 1) tile_zero(4);
+    if (groups > 2) tile_zero(2);
+    if (groups > 2) tile_zero(5);
+}
+
+/* sums[a * second + b * group] is the first number of a's and b's. */
+static ALWAYS_INLINE void tiles_load(const float *sums, int64_t row_bytes, int64_t group, int64_t second,
+                                     const int groups, const int both) {
+    tile_load(0, sums, row_bytes);
+    if (groups > 1) tile_load(1, sums + group, row_bytes);
+    if (groups > 2) tile_load(2, sums + 2 * group, row_bytes);
+    if (!both) return;
+    tile_load(3, sums + second, row_bytes);
+    if (groups > 1) tile_load(4, sums + second + group, row_bytes);
+    if (groups > 2) tile_load(5, sums + second + 2 * group, row_bytes);
+}
+
+static ALWAYS_INLINE void tiles_store(float *sums, int64_t row_bytes, int64_t group, int64_t second, const int groups,
+                                      const int both) {
+    tile_store(0, sums, row_bytes);
+    if (groups > 1) tile_store(1, sums + group, row_bytes);
+    if (groups > 2) tile_store(2, sums + 2 * group, row_bytes);
+    if (!both) return;
+    tile_store(3, sums + second, row_bytes);
+    if (groups > 1) tile_store(4, sums + second + group, row_bytes);
+    if (groups > 2) tile_store(5, sums + second + 2 * group, row_bytes);
+}
+
+/* The sums += a b.  The second a meets the tiles b from the last on, which is still there. */
+static ALWAYS_INLINE void tiles_multiply(const uint16_t *a, const uint16_t *second_a, int64_t a_bytes,
+                                         const uint16_t *b, int64_t group, int64_t b_bytes, const int groups,
+                                         const int both) {
+    tile_load(6, a, a_bytes);
+    tile_load(7, b, b_bytes);
+    tile_float_product(0, 6, 7);
+    if (groups > 1) {
+        tile_load(7, b + group, b_bytes);
+        tile_float_product(1, 6, 7);
     }
-    tile_store(4, out, TILE * sizeof *out);
-    tile_store(5, out + TILE * TILE, TILE * sizeof *out);
+    if (groups > 2) {
+        tile_load(7, b + 2 * group, b_bytes);
+        tile_float_product(2, 6, 7);
+    }
+    if (!both) return;
+    tile_load(6, second_a, a_bytes);
+    if (groups > 2) {
+        tile_float_product(5, 6, 7);
+        tile_load(7, b + group, b_bytes);
+    }
+    if (groups > 1) {
+        tile_float_product(4, 6, 7);
+        tile_load(7, b, b_bytes);
+    }
+    tile_float_product(3, 6, 7);
+}
+
+/* ---- Scores ---- */
+
+/* The products of 32 keys and all groups of queries, where `row_bytes`, `group` and `second` say. */
+static ALWAYS_INLINE void tile_products(const uint16_t *queries, int64_t dim, const uint16_t *keys, int64_t stride,
+                                        float *out, int64_t row_bytes, int64_t group, int64_t second,
+                                        const int groups) {
+    tiles_zero(groups);
+    for (int64_t t = 0; t < dim; t += TILE_PAIRED)
+        tiles_multiply(keys + t, keys + TILE * stride + t, stride * (int64_t)sizeof *keys, queries + t * ICE_PANEL,
+                       TILE_PAIRED, PANEL_ROW_BYTES, groups, 1);
+    tiles_store(out, row_bytes, group, second, groups, 1);
 }
 
 /* The same of `count` < 32 keys, and of no keys behind them. */
-static void tile_products_of_last(const uint16_t *queries, int64_t dim, const uint16_t *keys, int64_t stride,
-                                  int64_t count, float *out) {
+static ALWAYS_INLINE void tile_products_of_last(const uint16_t *queries, int64_t dim, const uint16_t *keys,
+                                                int64_t stride, int64_t count, float *out, int64_t row_bytes,
+                                                int64_t group, int64_t second, const int groups) {
     uint16_t padded[TILE_PAIRED * ICECORE_MAX_DIM];
     for (int64_t j = 0; j < TILE_PAIRED; j++)
         memcpy(padded + j * dim, keys + (j < count ? j : 0) * stride, (size_t)dim * sizeof *keys);
-    tile_products(queries, dim, padded, dim, out);
+    tile_products(queries, dim, padded, dim, out, row_bytes, group, second, groups);
+}
+
+static ALWAYS_INLINE void tile_scores_of(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys,
+                                         int64_t stride, int64_t count, float *out, const int groups) {
+    const vf factor = vf_set1(scale);
+    for (int64_t j = 0; j < count; j += TILE_PAIRED, keys += TILE_PAIRED * stride, out += TILE_PAIRED * ICE_PANEL) {
+        const int64_t present = count - j < TILE_PAIRED ? count - j : TILE_PAIRED;
+        float last[TILE_PAIRED * ICE_PANEL], *products = present < TILE_PAIRED ? last : out;
+        if (present < TILE_PAIRED)
+            tile_products_of_last(queries, dim, keys, stride, present, products, PANEL_ROW_BYTES, TILE,
+                                  TILE * ICE_PANEL, groups);
+        else tile_products(queries, dim, keys, stride, products, PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL, groups);
+        for (int64_t i = 0; i < present * ICE_PANEL; i += ICE_PANEL)
+            for (int lane = 0; lane < groups * TILE; lane += TILE)
+                vf_store(out + i + lane, vf_mul(vf_load(products + i + lane), factor));
+    }
 }
 
 static void tile_scores(const uint16_t *queries, int64_t dim, int lanes, float scale, const uint16_t *keys,
                         int64_t stride, int64_t count, float *out) {
-    const vf factor = vf_set1(scale);
-    float products[TILE_PAIRED * TILE];
     tiles_begin();
-    for (int64_t j = 0; j < count; j += TILE_PAIRED)
-        for (int lane = 0; lane < lanes; lane += TILE) {
-            const int64_t present = count - j < TILE_PAIRED ? count - j : TILE_PAIRED;
-            if (present < TILE_PAIRED)
-                tile_products_of_last(queries + 2 * lane, dim, keys + j * stride, stride, present, products);
-            else tile_products(queries + 2 * lane, dim, keys + j * stride, stride, products);
-            for (int64_t i = 0; i < present; i++)
-                vf_store(out + (j + i) * ICE_PANEL + lane, vf_mul(vf_load(products + i * TILE), factor));
-        }
+    if (lanes > 2 * TILE) tile_scores_of(queries, dim, scale, keys, stride, count, out, 3);
+    else if (lanes > TILE) tile_scores_of(queries, dim, scale, keys, stride, count, out, 2);
+    else tile_scores_of(queries, dim, scale, keys, stride, count, out, 1);
     tiles_end();
 }
 
@@ -107,12 +178,11 @@ static ALWAYS_INLINE __m512i tile_pair(vf low, vf high) {
     return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(first, 16), second);
 }
 
-/* The sums, and the `count` pairs of the unit's earlier keys, become relative to larger maxima in the lanes where `top`
- * is far above the present one, or is NaN. */
-static void tile_raise(const tile_lanes *lanes, vf top, __mmask16 far_above, uint16_t *pairs, int count) {
-    const vf before = vf_load(lanes->maximum), after = vf_select(far_above, top, before), nothing = vf_set1(-INFINITY);
+/* The sums, and the `count` pairs of the unit's earlier keys, become relative to `top` in the `raised` lanes. */
+static void tile_raise(const tile_lanes *lanes, vf top, __mmask16 raised, uint16_t *pairs, int count) {
+    const vf before = vf_load(lanes->maximum), after = vf_select(raised, top, before), nothing = vf_set1(-INFINITY);
     const vf change = vf_select(vf_gt(before, nothing), vf_exp2(vf_sub(before, after)), vf_set1(1.0f));
-    const vf own = vf_select(far_above, change, vf_set1(1.0f));
+    const vf own = vf_select(raised, change, vf_set1(1.0f));
     vf_store(lanes->maximum, after);
     vf_store(lanes->sum, vf_mul(vf_load(lanes->sum), own));
     vf_store(lanes->correction, vf_mul(vf_load(lanes->correction), own));
@@ -124,33 +194,63 @@ static void tile_raise(const tile_lanes *lanes, vf top, __mmask16 far_above, uin
     }
 }
 
-/* Weights of a unit's 32 keys number `step`: 16 pairs of keys for 16 lanes, behind those of the earlier ones. */
-static ALWAYS_INLINE void tile_weights(const float *products, float scale, const tile_lanes *lanes,
-                                       uint16_t *unit_pairs, int step) {
-    uint16_t *pairs = unit_pairs + step * TILE_NUMBERS;
-    const vf factor = vf_set1(scale);
-    vf top[4];
-    UNROLL for (int u = 0; u < 4; u++)
-        top[u] = vf_load(products + u * TILE);
-    for (int j = 4; j < TILE_PAIRED; j += 4) UNROLL
-        for (int u = 0; u < 4; u++) top[u] = vf_max(top[u], vf_load(products + (j + u) * TILE));
-    const vf highest = vf_mul(vf_max(vf_max(top[0], top[1]), vf_max(top[2], top[3])), factor);
-    const __mmask16 far_above =
-        _mm512_cmp_ps_mask(highest, vf_add(vf_load(lanes->maximum), vf_set1(TILE_LAZY)), _CMP_NLE_UQ);
-    if (__builtin_expect(far_above != 0, 0)) tile_raise(lanes, highest, far_above, unit_pairs, step * TILE);
-    /* subtracting -inf from -inf would be NaN: with nothing visible subtract 0 */
-    const vf maximum = vf_load(lanes->maximum), nothing = vf_set1(-INFINITY);
-    const vf less = vf_sub(vf_zero(), vf_select(vf_ge(nothing, maximum), vf_zero(), maximum));
-    vf sum[2] = {vf_load(lanes->sum), vf_zero()};
-    for (int j = 0; j < TILE_PAIRED; j += 4) UNROLL
-        for (int u = 0; u < 2; u++) {
+/* 2^x to 2.9e-6, as weight_of: minimax among polynomials of degree 4 for x - floor(x) that are 1 at 0.  NaN remains
+ * NaN, and -inf gives 0. */
+static ALWAYS_INLINE vf tile_weight(vf x) {
+    const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf p = vf_fma(f, vf_set1(0.013426684674f), vf_set1(0.052242472702f));
+    p = vf_fma(f, p, vf_set1(0.24128020608f));
+    p = vf_fma(f, p, vf_set1(0.69304484467f));
+    return _mm512_scalef_ps(vf_fma(f, p, vf_set1(1.0f)), x);
+}
+
+/* Lines that the next products will read come nearer while vectors are at work. */
+typedef struct {
+    const char *next;
+    int lines; /* per four keys */
+} tile_ahead;
+
+/* Weights of 32 keys for 16 lanes, 2^(products * factor + less), as pairs; returns their sum. */
+static ALWAYS_INLINE vf tile_weigh(const float *products, vf factor, vf less, uint16_t *pairs, tile_ahead ahead) {
+    vf sum[2] = {vf_zero(), vf_zero()};
+    for (int j = 0; j < TILE_PAIRED; j += 4) {
+        for (int i = 0; i < ahead.lines; i++, ahead.next += 64) _mm_prefetch(ahead.next, _MM_HINT_T0);
+        UNROLL for (int u = 0; u < 2; u++) {
             const float *even = products + (j + 2 * u) * TILE;
-            const vf low = vf_exp2(vf_fma(vf_load(even), factor, less)),
-                     high = vf_exp2(vf_fma(vf_load(even + TILE), factor, less));
+            const vf low = tile_weight(vf_fma(vf_load(even), factor, less)),
+                     high = tile_weight(vf_fma(vf_load(even + TILE), factor, less));
             sum[u] = vf_add(sum[u], vf_add(low, high));
             _mm512_storeu_si512(pairs + (j + 2 * u) * TILE, tile_pair(low, high));
         }
-    vf_store(lanes->sum, vf_add(sum[0], sum[1]));
+    }
+    return vf_add(sum[0], sum[1]);
+}
+
+/* The same as tile_weights, after the references of the lanes in `large` have moved to their largest scores. */
+static __attribute__((noinline)) void tile_weights_raised(const float *products, float scale, const tile_lanes *lanes,
+                                                          uint16_t *unit_pairs, int step, __mmask16 large) {
+    const vf factor = vf_set1(scale), nothing = vf_set1(-INFINITY);
+    vf top = vf_load(products);
+    for (int j = 1; j < TILE_PAIRED; j++) top = vf_max(top, vf_load(products + j * TILE));
+    top = vf_mul(top, factor);
+    large &= _mm512_cmp_ps_mask(top, vf_load(lanes->maximum), _CMP_NLE_UQ);
+    if (large) tile_raise(lanes, top, large, unit_pairs, step * TILE);
+    /* subtracting -inf from -inf would be NaN: with nothing visible subtract 0 */
+    const vf maximum = vf_load(lanes->maximum);
+    const vf less = vf_sub(vf_zero(), vf_select(vf_ge(nothing, maximum), vf_zero(), maximum));
+    const vf sum = tile_weigh(products, factor, less, unit_pairs + step * TILE_NUMBERS, (tile_ahead){NULL, 0});
+    vf_store(lanes->sum, vf_add(vf_load(lanes->sum), sum));
+}
+
+/* Weights of a unit's 32 keys number `step`: 16 pairs of keys for 16 lanes, behind those of the earlier ones. A sum
+ * that is not small is that of scores far above the reference, or of a reference of -inf, or NaN. */
+static ALWAYS_INLINE void tile_weights(const float *products, float scale, const tile_lanes *lanes,
+                                       uint16_t *unit_pairs, int step, tile_ahead ahead) {
+    const vf less = vf_sub(vf_zero(), vf_load(lanes->maximum));
+    const vf sum = tile_weigh(products, vf_set1(scale), less, unit_pairs + step * TILE_NUMBERS, ahead);
+    const __mmask16 large = _mm512_cmp_ps_mask(sum, vf_set1(LARGEST_SUM), _CMP_NLE_UQ);
+    if (__builtin_expect(large != 0, 0)) tile_weights_raised(products, scale, lanes, unit_pairs, step, large);
+    else vf_store(lanes->sum, vf_add(vf_load(lanes->sum), sum));
 }
 
 /* products * factor + bias * bias_factor in the place of products; -inf where the bias is, and behind `count`. */
@@ -166,65 +266,6 @@ static ALWAYS_INLINE void tile_add_bias(float *products, float factor, const flo
         }
         vf_store(products + j * TILE, score);
     }
-}
-
-/* ---- Weighted sums ---- */
-
-/* What is left to do for the values of a unit: for each of `groups` of SUM_TILES tiles of components, `steps` times 32
- * keys. */
-typedef struct {
-    const uint16_t *values, *pairs;
-    float *accumulator;
-    int64_t value_dim;
-    int steps, step;
-    int64_t done; /* components of finished groups */
-} tile_sum;
-
-#define SUM_TILE(c)                                    \
-    if (tiles > (c)) {                                 \
-        tile_load(6, values + (c) * TILE_NUMBERS, 64); \
-        tile_float_product(c, 6, 7);                   \
-    }
-#define LOAD_TILE(c) \
-    if (tiles > (c)) tile_load(c, accumulator + (c) * TILE * ICE_PANEL, PANEL_ROW_BYTES);
-#define STORE_TILE(c) \
-    if (tiles > (c)) tile_store(c, accumulator + (c) * TILE * ICE_PANEL, PANEL_ROW_BYTES);
-
-/* The next 32 keys of the group in hand. */
-static ALWAYS_INLINE void tile_sum_step(tile_sum *sum) {
-    const int64_t tiles = (sum->value_dim - sum->done) / TILE; /* SUM_TILES or more: all */
-    float *accumulator = sum->accumulator + sum->done * ICE_PANEL;
-    const uint16_t *values = sum->values + sum->step * TILE_PAIRED * sum->value_dim + sum->done * TILE_PAIRED;
-    if (sum->step == 0) { LOAD_TILE(0) LOAD_TILE(1) LOAD_TILE(2) LOAD_TILE(3) }
-    tile_load(7, sum->pairs + sum->step * TILE_NUMBERS, 64);
-    SUM_TILE(0) SUM_TILE(1) SUM_TILE(2) SUM_TILE(3) if (++sum->step < sum->steps) return;
-    STORE_TILE(0) STORE_TILE(1) STORE_TILE(2) STORE_TILE(3) sum->step = 0;
-    sum->done += SUM_TILES * TILE;
-}
-
-#undef SUM_TILE
-#undef LOAD_TILE
-#undef STORE_TILE
-
-/* Multiplies sixteen lanes of an accumulator, if that changes anything. */
-static void tile_correct(float *accumulator, int64_t value_dim, const float *correction) {
-    const vf change = vf_load(correction);
-    if (!_mm512_cmp_ps_mask(change, vf_set1(1.0f), _CMP_NEQ_UQ)) return;
-    for (int64_t t = 0; t < value_dim; t++)
-        vf_store(accumulator + t * ICE_PANEL, vf_mul(vf_load(accumulator + t * ICE_PANEL), change));
-}
-
-/* ---- All of it ---- */
-
-/* Up to 128 keys and 16 queries. */
-typedef struct {
-    int64_t first; /* key */
-    int lane;
-} tile_unit;
-
-static ALWAYS_INLINE tile_unit tile_unit_after(tile_unit unit, int lanes) {
-    unit.lane += TILE;
-    return unit.lane < lanes ? unit : (tile_unit){unit.first + UNIT_KEYS, 0};
 }
 
 /* The products of 32 keys become scores, capped. */
@@ -244,68 +285,103 @@ static __attribute__((noinline)) void tile_alibi(float *products, float scale, c
     }
 }
 
-/* The scores of 32 keys of a unit; returns by what they are still to be multiplied: the same whether a bias hides keys
- * from other lanes or not. */
+/* The scores of 32 keys from the call's key `first` on, of each group; returns by what they are still to be multiplied:
+ * the same whether a bias hides keys from other lanes or not. */
 static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride,
-                                            int64_t count, const float *bias, tile_unit unit, int64_t step,
-                                            float *out) {
-    const int64_t first = unit.first + step * TILE_PAIRED,
-                  present = count - first < TILE_PAIRED ? count - first : TILE_PAIRED;
-    const uint16_t *queries = p->queries + 2 * unit.lane;
+                                            int64_t count, const float *bias, int64_t first, float *out,
+                                            const int groups) {
+    const int64_t present = count - first < TILE_PAIRED ? count - first : TILE_PAIRED;
+    const int capped = keys && p->cap > 0.0f, lowered = keys && p->alibi;
     float now = p->scale > SMALLEST_SCALE ? 1.0f : p->scale, later = keys && now == 1.0f ? p->scale : 1.0f;
-    if (keys && present == TILE_PAIRED) tile_products(queries, p->dim, keys + first * stride, stride, out);
-    else if (keys) tile_products_of_last(queries, p->dim, keys + first * stride, stride, present, out);
-    else memset(out, 0, TILE_PAIRED * TILE * sizeof *out);
-    if (keys && p->cap > 0.0f) {
-        tile_cap(out, p->scale, p->cap);
-        now = later = 1.0f;
-    }
-    if (keys && p->alibi) {
-        tile_alibi(out, now * later, p->alibi, unit.lane, first);
-        now = later = 1.0f;
-    }
-    if (bias || present < TILE_PAIRED || now != 1.0f)
-        tile_add_bias(out, now, bias ? bias + first * ICE_PANEL + unit.lane : NULL, 1.0f / later, present);
+    if (!keys) memset(out, 0, (size_t)(groups * STEP_PRODUCTS) * sizeof *out);
+    else if (present < TILE_PAIRED)
+        tile_products_of_last(p->queries, p->dim, keys + first * stride, stride, present, out, TILE * sizeof *out,
+                              STEP_PRODUCTS, TILE * TILE, groups);
+    else
+        tile_products(p->queries, p->dim, keys + first * stride, stride, out, TILE * sizeof *out, STEP_PRODUCTS,
+                      TILE * TILE, groups);
+    for (int g = 0; g < groups && capped; g++) tile_cap(out + g * STEP_PRODUCTS, p->scale, p->cap);
+    if (capped) now = later = 1.0f;
+    for (int g = 0; g < groups && lowered; g++)
+        tile_alibi(out + g * STEP_PRODUCTS, now * later, p->alibi, g * TILE, first);
+    if (lowered) now = later = 1.0f;
+    for (int g = 0; g < groups && (bias || present < TILE_PAIRED || now != 1.0f); g++)
+        tile_add_bias(out + g * STEP_PRODUCTS, now, bias ? bias + first * ICE_PANEL + g * TILE : NULL, 1.0f / later,
+                      present);
     return later;
+}
+
+/* ---- Weighted sums ---- */
+
+/* accumulator += the values of a unit's steps times its weights. */
+static ALWAYS_INLINE void tile_sum_values(const uint16_t *values, int64_t value_dim, const uint16_t *pairs, int steps,
+                                          float *accumulator, const int groups, const int both) {
+    tiles_load(accumulator, PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL, groups, both);
+    for (int step = 0; step < steps; step++) {
+        const uint16_t *a = values + step * TILE_PAIRED * value_dim;
+        tiles_multiply(a, a + TILE_NUMBERS, TILE_PAIRED * sizeof *a, pairs + step * TILE_NUMBERS,
+                       UNIT_STEPS * TILE_NUMBERS, TILE_PAIRED * sizeof *pairs, groups, both);
+    }
+    tiles_store(accumulator, PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL, groups, both);
+}
+
+/* Multiplies sixteen lanes of an accumulator, if that changes anything. */
+static void tile_correct(float *accumulator, int64_t value_dim, const float *correction) {
+    const vf change = vf_load(correction);
+    if (!_mm512_cmp_ps_mask(change, vf_set1(1.0f), _CMP_NEQ_UQ)) return;
+    for (int64_t t = 0; t < value_dim; t++)
+        vf_store(accumulator + t * ICE_PANEL, vf_mul(vf_load(accumulator + t * ICE_PANEL), change));
+}
+
+/* ---- All of it ---- */
+
+static ALWAYS_INLINE void tile_attend(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride,
+                                      const uint16_t *values, int64_t count, const float *bias, const int groups) {
+    float products[GROUPS * STEP_PRODUCTS] __attribute__((aligned(64))),
+        correction[ICE_PANEL] __attribute__((aligned(64)));
+    uint16_t pairs[GROUPS][UNIT_STEPS * TILE_NUMBERS] __attribute__((aligned(64)));
+    /* the next 32 keys, whose lines the groups share */
+    const int lines = keys && stride == p->dim ? (int)p->dim / (16 * groups) : 0;
+    for (int64_t first = 0; first < count; first += UNIT_KEYS) {
+        const int64_t left = count - first;
+        const int steps = left >= UNIT_KEYS ? UNIT_STEPS : (int)((left + TILE_PAIRED - 1) / TILE_PAIRED);
+        for (int lane = 0; lane < groups * TILE; lane += TILE) vf_store(correction + lane, vf_set1(1.0f));
+        for (int step = 0; step < steps; step++) {
+            const int64_t key = first + step * TILE_PAIRED, next = key + TILE_PAIRED;
+            const float scale = tile_step_scores(p, keys, stride, count, bias, key, products, groups);
+            const tile_ahead ahead = {(const char *)(keys + next * stride), count - next >= TILE_PAIRED ? lines : 0};
+            for (int g = 0; g < groups; g++) {
+                const tile_lanes lanes = {p->maximum + g * TILE, p->sum + g * TILE, correction + g * TILE};
+                const tile_ahead own = {ahead.next + g * lines * (TILE_PAIRED / 4) * 64, ahead.lines};
+                tile_weights(products + g * STEP_PRODUCTS, scale, &lanes, pairs[g], step, own);
+            }
+        }
+        for (int lane = 0; lane < groups * TILE; lane += TILE) {
+            tile_correct(p->accumulator + lane, p->value_dim, correction + lane);
+            vf_store(p->correction + lane, vf_mul(vf_load(p->correction + lane), vf_load(correction + lane)));
+        }
+        const uint16_t *own = values + first * p->value_dim;
+        int64_t t = 0;
+        for (; t + 2 * TILE <= p->value_dim; t += 2 * TILE)
+            tile_sum_values(own + t * TILE_PAIRED, p->value_dim, pairs[0], steps, p->accumulator + t * ICE_PANEL,
+                            groups, 1);
+        if (t < p->value_dim)
+            tile_sum_values(own + t * TILE_PAIRED, p->value_dim, pairs[0], steps, p->accumulator + t * ICE_PANEL,
+                            groups, 0);
+    }
 }
 
 static void tile_panel_attend(const ice_bf16_panel *p, const uint16_t *keys, int64_t stride, const uint16_t *values,
                               int64_t count, const float *bias) {
-    float products[2][TILE_PAIRED * TILE] __attribute__((aligned(64))),
-        correction[2][TILE] __attribute__((aligned(64)));
-    uint16_t pairs[2][UNIT_STEPS * TILE_NUMBERS] __attribute__((aligned(64)));
-    tile_unit unit = {0, 0};
-    tile_sum sum = {.value_dim = 0}; /* of the unit before: none */
-    const int64_t groups = (p->value_dim + SUM_TILES * TILE - 1) / (SUM_TILES * TILE);
-    int parity = 0, own = 0; /* of products, and of the unit's weights */
+    const unsigned control = _mm_getcsr();
+    _mm_setcsr(control | _MM_FLUSH_ZERO_ON); /* weights that would be subnormal take 200 cycles each */
     for (int lane = 0; lane < ICE_PANEL; lane += VF_WIDTH) vf_store(p->correction + lane, vf_set1(1.0f));
     tiles_begin();
-    float scale = tile_step_scores(p, keys, stride, count, bias, unit, 0, products[0]);
-    while (unit.first < count) {
-        const tile_unit next = tile_unit_after(unit, p->lanes);
-        const int64_t left = count - unit.first;
-        const int steps = left >= UNIT_KEYS ? UNIT_STEPS : (int)((left + TILE_PAIRED - 1) / TILE_PAIRED);
-        const tile_lanes lanes = {p->maximum + unit.lane, p->sum + unit.lane, correction[own]};
-        vf_store(correction[own], vf_set1(1.0f));
-        for (int step = 0; step < steps; step++, parity ^= 1) {
-            const float factor = scale;
-            if (step + 1 < steps)
-                scale = tile_step_scores(p, keys, stride, count, bias, unit, step + 1, products[parity ^ 1]);
-            else if (next.first < count)
-                scale = tile_step_scores(p, keys, stride, count, bias, next, 0, products[parity ^ 1]);
-            tile_weights(products[parity], factor, &lanes, pairs[own], step);
-            for (int64_t g = 0; g < groups && sum.done < sum.value_dim; g++) tile_sum_step(&sum);
-        }
-        while (sum.done < sum.value_dim) tile_sum_step(&sum);
-        sum = (tile_sum){
-            values + unit.first * p->value_dim, pairs[own], p->accumulator + unit.lane, p->value_dim, steps, 0, 0};
-        tile_correct(sum.accumulator, p->value_dim, correction[own]);
-        vf_store(p->correction + unit.lane, vf_mul(vf_load(p->correction + unit.lane), vf_load(correction[own])));
-        own ^= 1;
-        unit = next;
-    }
-    while (sum.done < sum.value_dim) tile_sum_step(&sum);
+    if (p->lanes > 2 * TILE) tile_attend(p, keys, stride, values, count, bias, 3);
+    else if (p->lanes > TILE) tile_attend(p, keys, stride, values, count, bias, 2);
+    else tile_attend(p, keys, stride, values, count, bias, 1);
     tiles_end();
+    _mm_setcsr(control);
 }
 
 static const ice_bf16_kernels bf16_tiles = {

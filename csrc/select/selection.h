@@ -14,7 +14,7 @@ typedef struct {
     int64_t sink_end, open_begin;
     const icecore_attention *sinks; /* the problem, or one like it whose keys and values are where the sinks lie */
     const float *centre;            /* NULL, or what was taken off all keys: lse wants its score back */
-    const uint16_t *packed; /* NULL, or the key head's values, packed (packed_values.h); then sinks is the problem */
+    ice_packed_head packed;         /* the key head's, if it is packed; then sinks is the problem */
 } ice_exact_keys;
 
 /* How far a query head opens at present. */
