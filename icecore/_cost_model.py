@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 #: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
 MARGIN = 1.1
 #: Of exact attention's time: what a call may spend on sealing and measuring to find that a tolerance needs exact attention.
-TRIAL = 0.08
+TRIAL = 0.12
 #: Causal: what measuring costs a call whose heads turn out to be exact, by rows that are measured once at its end.
 TIMES_MEASURED = 3
 
@@ -151,10 +151,19 @@ class CostModel:
         return 1e-9 * (scored + work.width * (work.near_pairs * near + work.queries * query))
 
     def near_far_seconds(self, work):
-        """Both shared by the threads; of sealing, at most one thread does a key head's at a time."""
+        """Both shared by the threads; of sealing, at most one thread does a key head's at a time.
+
+        Where heads may be exact on rounded numbers (causal, with a tolerance), no more than that takes if all of them are.
+        """
         sealing, attending = self.sealing_seconds(work), self.attending_seconds(work)
         alone = sealing / min(work.threads, work.heads)
-        return max((sealing + attending) / work.threads, alone) if work.causal else alone + attending / work.threads
+        if not work.causal:
+            return alone + attending / work.threads
+        seconds = max((sealing + attending) / work.threads, alone)
+        if work.counted or not work.stored_bfloat16 or work.bfloat16:
+            return seconds
+        rounding = 1e-9 * work.queries * work.width * self.rounded / work.threads
+        return min(seconds, self.exact_seconds(replace(work, bfloat16=True)) + rounding + self.trial_seconds(work))
 
     def trial_seconds(self, work):
         """What a call loses whose tolerance turns out to need exact attention: sealing, and measuring as the keys double.
@@ -168,12 +177,18 @@ class CostModel:
         return (self.sealing_seconds(work) + measuring) / min(work.threads, work.heads)
 
     def prices(self, work):
-        """What a near key, and a scored cell or parent, cost in keys of exact attention: keyword arguments of the core."""
+        """What a near key, a scored cell or parent, and a key of exact attention on rounded numbers cost in keys of exact
+        attention: keyword arguments of the core."""
         exact = work.width * (self.product_bfloat16 if work.bfloat16 else self.product_float32) + self.weight
         near, product = self.near_float32, self.product_float32
         if work.stored_bfloat16:
             near, product = self.near_bfloat16, self.product_bfloat16
-        return {"near_price": work.width * near / exact, "node_price": (work.width * product + self.weight + self.node) / exact}
+        mean = work.width * product + self.weight
+        return {
+            "near_price": work.width * near / exact,
+            "node_price": (mean + self.node) / exact,
+            "rounded_price": mean / exact,
+        }
 
     def predict(self, work):
         """{"exact": seconds, "near_far": seconds}."""
@@ -253,8 +268,8 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
 
 # The model in force ------------------------------------------------------------------------------------------
 
-#: Two cores of an AMD EPYC (Zen 5), by ``python -m icecore tune``. Guessed: amx, with products at half of what avx512_bf16
-#: takes, and neon, with multiply-adds at twice what avx2 takes.
+#: By ``python -m icecore tune``: amx on two cores of a Xeon, the others on two of an AMD EPYC (Zen 5). Guessed: neon, with
+#: multiply-adds at twice what avx2 takes.
 SHIPPED = {
     "scalar": CostModel(
         product_float32=0.11, product_bfloat16=0.109, weight=2.39, query=0, rounded=0, node=4.03, choice=14.9,
@@ -273,8 +288,8 @@ SHIPPED = {
         near_float32=0.0144, near_bfloat16=0.0133, distance=0.0127, sealed=0.997, sealed_row=86.1,
     ),
     "amx": CostModel(
-        product_float32=0.00903, product_bfloat16=0.0026, weight=0.115, query=0.765, rounded=1.05, node=1.38, choice=0.803,
-        near_float32=0.0144, near_bfloat16=0.0133, distance=0.0127, sealed=0.997, sealed_row=86.1,
+        product_float32=0.0107, product_bfloat16=0.00113, weight=0.219, query=2.2, rounded=0.786, node=4.8, choice=0,
+        near_float32=0.0211, near_bfloat16=0.0121, distance=0, sealed=4.43, sealed_row=145,
     ),
     "neon": CostModel(
         product_float32=0.034, product_bfloat16=0.0354, weight=0.272, query=1.23, rounded=0, node=1.22, choice=1.93,

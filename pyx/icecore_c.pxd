@@ -76,7 +76,7 @@ cdef extern from "icecore.h" nogil:
         float tolerance
         const float *head_tolerance
         const float *head_threshold
-        float near_price, node_price
+        float near_price, node_price, rounded_price
         const float *moments
         int rounding
         int64_t block, cell_size

@@ -50,14 +50,14 @@ cdef class NearFar:
     cdef tuple arrays
 
     def __cinit__(self, *, int64_t near_keys=1, float tolerance=0,
-                  const float[::1] head_tolerance=None, const float[::1] head_threshold=None, float near_price=0, float node_price=0,
+                  const float[::1] head_tolerance=None, const float[::1] head_threshold=None, float near_price=0, float node_price=0, float rounded_price=0,
                   const float[:, :, ::1] moments=None, bint rounding=False, int64_t block=1, int64_t cell_size=1,
                   const int64_t[::1] head_cell_size=None, uint64_t seed=0):
         cdef icecore_near_far *c = &self.c
         self.arrays = head_tolerance, head_threshold, moments, head_cell_size
         c.near_keys = near_keys
         c.tolerance, c.head_tolerance, c.head_threshold = tolerance, of_list(head_tolerance), of_list(head_threshold)
-        c.near_price, c.node_price = near_price, node_price
+        c.near_price, c.node_price, c.rounded_price = near_price, node_price, rounded_price
         c.moments, c.rounding, c.block = of_cube(moments), rounding, block
         c.cell_size, c.head_cell_size, c.seed = cell_size, of_list(head_cell_size), seed
 

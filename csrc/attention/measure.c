@@ -214,11 +214,11 @@ static int caution_of(const ice_measured *m, double tolerance) {
     return m->later_rows >= MIN_ROWS ? finer : 0;
 }
 
+static double price(float given) { return given > 0.0f ? (double)given : 1.0; }
+
 /* What near keys and nodes cost the rows at a level, by keys of exact attention. */
 static double cost_at(const ice_measured *m, int g, const icecore_near_far *options) {
-    const double near = options->near_price > 0.0f ? (double)options->near_price : 1.0;
-    const double node = options->node_price > 0.0f ? (double)options->node_price : 1.0;
-    return near * m->near[g] + node * m->nodes[g];
+    return price(options->near_price) * m->near[g] + price(options->node_price) * m->nodes[g];
 }
 
 /* The finest level that costs little more than the given one, of those that were traced. */
@@ -244,7 +244,9 @@ static int renew(ice_measured *m, ice_rule *rule, int levels, double tolerance, 
     if (m->level < 0) return 0;
     const int cautious = m->level + caution_of(m, tolerance);
     const int level = finest_for_little(m, cautious < levels ? cautious : levels - 1, levels, options);
-    if (cost_at(m, level, options) >= m->keys) rule->exact = exactly(m, s, tolerance);
+    const uint8_t exact = exactly(m, s, tolerance);
+    const double key = exact == ICE_ROUNDED ? price(options->rounded_price) : 1.0;
+    if (cost_at(m, level, options) >= key * m->keys) rule->exact = exact;
     rule->threshold = (float)threshold_at(level);
     rule->log2_mass = (float)log2(mass_scale(m, level));
     rule->max_squared = LONGER * LONGER * m->max_squared;

@@ -210,8 +210,9 @@ typedef struct {
     const float *head_tolerance; /* NULL, or query_heads: each head's own, above 0, instead */
     const float *head_threshold; /* NULL, or query_heads, above 0: where measuring starts; without a tolerance they stay
                                     in force */
-    float near_price,
-        node_price;       /* what a near key, and a cell or parent scored, cost by a key of exact attention; 0: 1 */
+    /* what a near key, a cell or parent scored, and a key of exact attention on rounded numbers cost by a key of exact
+     * attention; 0: 1 */
+    float near_price, node_price, rounded_price;
     const float *moments; /* NULL, or key_heads x dim x dim, finite */
     int rounding;      /* 1: keys, values, queries and weights are rounded to bfloat16 where this machine multiplies it
                           natively (and the widths suit); sums stay in float32 */

@@ -23,6 +23,7 @@
 #define UNIT_KEYS (UNIT_STEPS * TILE_PAIRED)
 #define SMALLEST_SCALE 0x1p-100f        /* whose inverse is a number, and the largest score is found among products */
 #define PANEL_ROW_BYTES (ICE_PANEL * 4) /* of scores, of accumulators, and of pairs */
+#define LINE_BYTES 64                   /* of a cache */
 #define LARGEST_SUM 256.0f /* of the weights of 32 keys; above it the reference is moved to the largest score */
 
 #if ICE_PANEL != 3 * TILE || TILE_PAIRED != ICE_PACKED
@@ -43,27 +44,32 @@ static ALWAYS_INLINE void tiles_zero(const int groups) {
     if (groups > 2) tile_zero(5);
 }
 
-/* sums[a * second + b * group] is the first number of a's and b's. */
-static ALWAYS_INLINE void tiles_load(const float *sums, int64_t row_bytes, int64_t group, int64_t second,
-                                     const int groups, const int both) {
-    tile_load(0, sums, row_bytes);
-    if (groups > 1) tile_load(1, sums + group, row_bytes);
-    if (groups > 2) tile_load(2, sums + 2 * group, row_bytes);
+/* Where sums lie: rows so many bytes apart, those of the next b and of the second a so many numbers further on. */
+typedef struct {
+    int64_t row_bytes, group, second;
+} tile_layout;
+
+static const tile_layout in_panel = {PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL}, /* of scores, and of accumulators */
+    by_group = {TILE * sizeof(float), STEP_PRODUCTS, TILE * TILE};
+
+static ALWAYS_INLINE void tiles_load(const float *sums, tile_layout at, const int groups, const int both) {
+    tile_load(0, sums, at.row_bytes);
+    if (groups > 1) tile_load(1, sums + at.group, at.row_bytes);
+    if (groups > 2) tile_load(2, sums + 2 * at.group, at.row_bytes);
     if (!both) return;
-    tile_load(3, sums + second, row_bytes);
-    if (groups > 1) tile_load(4, sums + second + group, row_bytes);
-    if (groups > 2) tile_load(5, sums + second + 2 * group, row_bytes);
+    tile_load(3, sums + at.second, at.row_bytes);
+    if (groups > 1) tile_load(4, sums + at.second + at.group, at.row_bytes);
+    if (groups > 2) tile_load(5, sums + at.second + 2 * at.group, at.row_bytes);
 }
 
-static ALWAYS_INLINE void tiles_store(float *sums, int64_t row_bytes, int64_t group, int64_t second, const int groups,
-                                      const int both) {
-    tile_store(0, sums, row_bytes);
-    if (groups > 1) tile_store(1, sums + group, row_bytes);
-    if (groups > 2) tile_store(2, sums + 2 * group, row_bytes);
+static ALWAYS_INLINE void tiles_store(float *sums, tile_layout at, const int groups, const int both) {
+    tile_store(0, sums, at.row_bytes);
+    if (groups > 1) tile_store(1, sums + at.group, at.row_bytes);
+    if (groups > 2) tile_store(2, sums + 2 * at.group, at.row_bytes);
     if (!both) return;
-    tile_store(3, sums + second, row_bytes);
-    if (groups > 1) tile_store(4, sums + second + group, row_bytes);
-    if (groups > 2) tile_store(5, sums + second + 2 * group, row_bytes);
+    tile_store(3, sums + at.second, at.row_bytes);
+    if (groups > 1) tile_store(4, sums + at.second + at.group, at.row_bytes);
+    if (groups > 2) tile_store(5, sums + at.second + 2 * at.group, at.row_bytes);
 }
 
 /* The sums += a b.  The second a meets the tiles b from the last on, which is still there. */
@@ -96,25 +102,24 @@ static ALWAYS_INLINE void tiles_multiply(const uint16_t *a, const uint16_t *seco
 
 /* ---- Scores ---- */
 
-/* The products of 32 keys and all groups of queries, where `row_bytes`, `group` and `second` say. */
+/* The products of 32 keys and all groups of queries. */
 static ALWAYS_INLINE void tile_products(const uint16_t *queries, int64_t dim, const uint16_t *keys, int64_t stride,
-                                        float *out, int64_t row_bytes, int64_t group, int64_t second,
-                                        const int groups) {
+                                        float *out, tile_layout at, const int groups) {
     tiles_zero(groups);
     for (int64_t t = 0; t < dim; t += TILE_PAIRED)
         tiles_multiply(keys + t, keys + TILE * stride + t, stride * (int64_t)sizeof *keys, queries + t * ICE_PANEL,
                        TILE_PAIRED, PANEL_ROW_BYTES, groups, 1);
-    tiles_store(out, row_bytes, group, second, groups, 1);
+    tiles_store(out, at, groups, 1);
 }
 
 /* The same of `count` < 32 keys, and of no keys behind them. */
 static ALWAYS_INLINE void tile_products_of_last(const uint16_t *queries, int64_t dim, const uint16_t *keys,
-                                                int64_t stride, int64_t count, float *out, int64_t row_bytes,
-                                                int64_t group, int64_t second, const int groups) {
+                                                int64_t stride, int64_t count, float *out, tile_layout at,
+                                                const int groups) {
     uint16_t padded[TILE_PAIRED * ICECORE_MAX_DIM];
     for (int64_t j = 0; j < TILE_PAIRED; j++)
         memcpy(padded + j * dim, keys + (j < count ? j : 0) * stride, (size_t)dim * sizeof *keys);
-    tile_products(queries, dim, padded, dim, out, row_bytes, group, second, groups);
+    tile_products(queries, dim, padded, dim, out, at, groups);
 }
 
 static ALWAYS_INLINE void tile_scores_of(const uint16_t *queries, int64_t dim, float scale, const uint16_t *keys,
@@ -124,9 +129,8 @@ static ALWAYS_INLINE void tile_scores_of(const uint16_t *queries, int64_t dim, f
         const int64_t present = count - j < TILE_PAIRED ? count - j : TILE_PAIRED;
         float last[TILE_PAIRED * ICE_PANEL], *products = present < TILE_PAIRED ? last : out;
         if (present < TILE_PAIRED)
-            tile_products_of_last(queries, dim, keys, stride, present, products, PANEL_ROW_BYTES, TILE,
-                                  TILE * ICE_PANEL, groups);
-        else tile_products(queries, dim, keys, stride, products, PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL, groups);
+            tile_products_of_last(queries, dim, keys, stride, present, products, in_panel, groups);
+        else tile_products(queries, dim, keys, stride, products, in_panel, groups);
         for (int64_t i = 0; i < present * ICE_PANEL; i += ICE_PANEL)
             for (int lane = 0; lane < groups * TILE; lane += TILE)
                 vf_store(out + i + lane, vf_mul(vf_load(products + i + lane), factor));
@@ -214,7 +218,7 @@ typedef struct {
 static ALWAYS_INLINE vf tile_weigh(const float *products, vf factor, vf less, uint16_t *pairs, tile_ahead ahead) {
     vf sum[2] = {vf_zero(), vf_zero()};
     for (int j = 0; j < TILE_PAIRED; j += 4) {
-        for (int i = 0; i < ahead.lines; i++, ahead.next += 64) _mm_prefetch(ahead.next, _MM_HINT_T0);
+        for (int i = 0; i < ahead.lines; i++, ahead.next += LINE_BYTES) _mm_prefetch(ahead.next, _MM_HINT_T0);
         UNROLL for (int u = 0; u < 2; u++) {
             const float *even = products + (j + 2 * u) * TILE;
             const vf low = tile_weight(vf_fma(vf_load(even), factor, less)),
@@ -293,13 +297,10 @@ static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint1
     const int64_t present = count - first < TILE_PAIRED ? count - first : TILE_PAIRED;
     const int capped = keys && p->cap > 0.0f, lowered = keys && p->alibi;
     float now = p->scale > SMALLEST_SCALE ? 1.0f : p->scale, later = keys && now == 1.0f ? p->scale : 1.0f;
+    const uint16_t *own = keys ? keys + first * stride : NULL;
     if (!keys) memset(out, 0, (size_t)(groups * STEP_PRODUCTS) * sizeof *out);
-    else if (present < TILE_PAIRED)
-        tile_products_of_last(p->queries, p->dim, keys + first * stride, stride, present, out, TILE * sizeof *out,
-                              STEP_PRODUCTS, TILE * TILE, groups);
-    else
-        tile_products(p->queries, p->dim, keys + first * stride, stride, out, TILE * sizeof *out, STEP_PRODUCTS,
-                      TILE * TILE, groups);
+    else if (present == TILE_PAIRED) tile_products(p->queries, p->dim, own, stride, out, by_group, groups);
+    else tile_products_of_last(p->queries, p->dim, own, stride, present, out, by_group, groups);
     for (int g = 0; g < groups && capped; g++) tile_cap(out + g * STEP_PRODUCTS, p->scale, p->cap);
     if (capped) now = later = 1.0f;
     for (int g = 0; g < groups && lowered; g++)
@@ -316,13 +317,13 @@ static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint1
 /* accumulator += the values of a unit's steps times its weights. */
 static ALWAYS_INLINE void tile_sum_values(const uint16_t *values, int64_t value_dim, const uint16_t *pairs, int steps,
                                           float *accumulator, const int groups, const int both) {
-    tiles_load(accumulator, PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL, groups, both);
+    tiles_load(accumulator, in_panel, groups, both);
     for (int step = 0; step < steps; step++) {
         const uint16_t *a = values + step * TILE_PAIRED * value_dim;
         tiles_multiply(a, a + TILE_NUMBERS, TILE_PAIRED * sizeof *a, pairs + step * TILE_NUMBERS,
                        UNIT_STEPS * TILE_NUMBERS, TILE_PAIRED * sizeof *pairs, groups, both);
     }
-    tiles_store(accumulator, PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL, groups, both);
+    tiles_store(accumulator, in_panel, groups, both);
 }
 
 /* Multiplies sixteen lanes of an accumulator, if that changes anything. */
@@ -341,7 +342,7 @@ static ALWAYS_INLINE void tile_attend(const ice_bf16_panel *p, const uint16_t *k
         correction[ICE_PANEL] __attribute__((aligned(64)));
     uint16_t pairs[GROUPS][UNIT_STEPS * TILE_NUMBERS] __attribute__((aligned(64)));
     /* the next 32 keys, whose lines the groups share */
-    const int lines = keys && stride == p->dim ? (int)p->dim / (16 * groups) : 0;
+    const int lines = keys && stride == p->dim ? (int)(p->dim / (16 * groups)) : 0;
     for (int64_t first = 0; first < count; first += UNIT_KEYS) {
         const int64_t left = count - first;
         const int steps = left >= UNIT_KEYS ? UNIT_STEPS : (int)((left + TILE_PAIRED - 1) / TILE_PAIRED);
@@ -349,11 +350,12 @@ static ALWAYS_INLINE void tile_attend(const ice_bf16_panel *p, const uint16_t *k
         for (int step = 0; step < steps; step++) {
             const int64_t key = first + step * TILE_PAIRED, next = key + TILE_PAIRED;
             const float scale = tile_step_scores(p, keys, stride, count, bias, key, products, groups);
-            const tile_ahead ahead = {(const char *)(keys + next * stride), count - next >= TILE_PAIRED ? lines : 0};
+            const int ahead = count - next >= TILE_PAIRED ? lines : 0;
+            const char *nearer = ahead ? (const char *)(keys + next * stride) : NULL;
             for (int g = 0; g < groups; g++) {
                 const tile_lanes lanes = {p->maximum + g * TILE, p->sum + g * TILE, correction + g * TILE};
-                const tile_ahead own = {ahead.next + g * lines * (TILE_PAIRED / 4) * 64, ahead.lines};
-                tile_weights(products + g * STEP_PRODUCTS, scale, &lanes, pairs[g], step, own);
+                tile_weights(products + g * STEP_PRODUCTS, scale, &lanes, pairs[g], step, (tile_ahead){nearer, ahead});
+                if (ahead) nearer += ahead * (TILE_PAIRED / 4) * LINE_BYTES;
             }
         }
         for (int lane = 0; lane < groups * TILE; lane += TILE) {
