@@ -1,5 +1,6 @@
 """attention() without k differs from float64 by rounding only: any shape, layout, dtype, instruction set."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import DTYPES, as_four, assert_exact, assert_same_bits, decode, inputs, normal, relative_error
@@ -80,6 +81,30 @@ def test_bfloat16_widths_of_matrix_tiles(isa, dim, value_dim):
     for options in ({}, {"causal": True, "window": 150, "sinks": 5}):
         result = icecore.attention(query, key, value, return_lse=True, **options)
         assert_exact(result, query, key, value, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "window": 150, "sinks": 5}])
+@pytest.mark.parametrize("rise", [-0.5, 0.02, 0.5, 3.0])
+def test_bfloat16_scores_that_rise_or_fall_along_the_keys(isa, rise, options):
+    """By a little, or by far more than a softmax's reference may lag behind: in blocks, and from one block to the next."""
+    query, key, value = inputs((2, 90, 64), (2, 400, 64), 32, "float32")
+    query[..., 0] = 1 + np.arange(90) % 7
+    key[..., 0] = rise * np.arange(400)
+    query, key, value = (array.astype(ml_dtypes.bfloat16) for array in (query, key, value))
+    assert_exact(icecore.attention(query, key, value, return_lse=True, **options), query, key, value, **options)
+
+
+def test_tiles_that_share_stretches_of_bfloat16_keys(isa):
+    """More keys than a stretch, and so many rows that threads take several tiles together: the same bits for any threads."""
+    query, key, value = inputs((1600, 128), (1600, 128), 128, "bfloat16")
+    options, results = {"causal": True, "window": 1300, "sinks": 5}, []
+    for threads in (1, 2, 7):
+        with icecore.threads(threads):
+            results.append(icecore.attention(query, key, value, return_lse=True, **options))
+    assert_exact(results[0], query, key, value, **options)
+    for out, lse in results[1:]:
+        assert_same_bits(out, results[0][0])
+        assert_same_bits(lse, results[0][1])
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "float64"])

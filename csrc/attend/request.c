@@ -79,7 +79,7 @@ ice_visible ice_visible_at(const icecore_attention *p, int64_t batch, int64_t qu
 
 void ice_load_query(const icecore_attention *p, const ice_kernels *kernels, ice_row row, float factor, float *target) {
     kernels->to_float32(p->dtype, ice_address(&p->query, p->dtype, row.batch, row.head, row.query), target, p->dim);
-    for (int64_t t = 0; t < p->dim; t++) target[t] *= factor;
+    for (int64_t t = 0; t < p->dim && factor != 1.0f; t++) target[t] *= factor;
 }
 
 int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t count, float *scores, int64_t step) {
