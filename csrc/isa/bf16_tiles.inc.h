@@ -208,17 +208,29 @@ static ALWAYS_INLINE vf tile_weight(vf x) {
     return _mm512_scalef_ps(vf_fma(f, p, vf_set1(1.0f)), x);
 }
 
-/* Lines that the next products will read come nearer while vectors are at work. */
+/* Rows that tiles will read next come nearer while vectors are at work: so many lines for each four keys weighed. */
 typedef struct {
     const char *next;
-    int lines; /* per four keys */
+    int lines;
 } tile_ahead;
 
+static ALWAYS_INLINE void tile_fetch(tile_ahead *ahead) {
+    for (int i = 0; i < ahead->lines; i++, ahead->next += LINE_BYTES) _mm_prefetch(ahead->next, _MM_HINT_T0);
+}
+
+/* The share of one of `groups` in 32 packed rows of so many numbers; NULL: nothing. */
+static ALWAYS_INLINE tile_ahead tile_share(const uint16_t *rows, int64_t width, int group, int groups) {
+    const int lines = rows ? (int)(width / (TILE * groups)) : 0; /* of TILE_PAIRED * width / (LINE_BYTES / 2) in all */
+    return (tile_ahead){(const char *)rows + (rows ? group * lines * (TILE_PAIRED / 4) * LINE_BYTES : 0), lines};
+}
+
 /* Weights of 32 keys for 16 lanes, 2^(products * factor + less), as pairs; returns their sum. */
-static ALWAYS_INLINE vf tile_weigh(const float *products, vf factor, vf less, uint16_t *pairs, tile_ahead ahead) {
+static ALWAYS_INLINE vf tile_weigh(const float *products, vf factor, vf less, uint16_t *pairs, tile_ahead keys,
+                                   tile_ahead values) {
     vf sum[2] = {vf_zero(), vf_zero()};
     for (int j = 0; j < TILE_PAIRED; j += 4) {
-        for (int i = 0; i < ahead.lines; i++, ahead.next += LINE_BYTES) _mm_prefetch(ahead.next, _MM_HINT_T0);
+        tile_fetch(&keys);
+        tile_fetch(&values);
         UNROLL for (int u = 0; u < 2; u++) {
             const float *even = products + (j + 2 * u) * TILE;
             const vf low = tile_weight(vf_fma(vf_load(even), factor, less)),
@@ -242,16 +254,17 @@ static __attribute__((noinline)) void tile_weights_raised(const float *products,
     /* subtracting -inf from -inf would be NaN: with nothing visible subtract 0 */
     const vf maximum = vf_load(lanes->maximum);
     const vf less = vf_sub(vf_zero(), vf_select(vf_ge(nothing, maximum), vf_zero(), maximum));
-    const vf sum = tile_weigh(products, factor, less, unit_pairs + step * TILE_NUMBERS, (tile_ahead){NULL, 0});
+    const tile_ahead none = {NULL, 0};
+    const vf sum = tile_weigh(products, factor, less, unit_pairs + step * TILE_NUMBERS, none, none);
     vf_store(lanes->sum, vf_add(vf_load(lanes->sum), sum));
 }
 
 /* Weights of a unit's 32 keys number `step`: 16 pairs of keys for 16 lanes, behind those of the earlier ones. A sum
  * that is not small is that of scores far above the reference, or of a reference of -inf, or NaN. */
 static ALWAYS_INLINE void tile_weights(const float *products, float scale, const tile_lanes *lanes,
-                                       uint16_t *unit_pairs, int step, tile_ahead ahead) {
+                                       uint16_t *unit_pairs, int step, tile_ahead keys, tile_ahead values) {
     const vf less = vf_sub(vf_zero(), vf_load(lanes->maximum));
-    const vf sum = tile_weigh(products, vf_set1(scale), less, unit_pairs + step * TILE_NUMBERS, ahead);
+    const vf sum = tile_weigh(products, vf_set1(scale), less, unit_pairs + step * TILE_NUMBERS, keys, values);
     const __mmask16 large = _mm512_cmp_ps_mask(sum, vf_set1(LARGEST_SUM), _CMP_NLE_UQ);
     if (__builtin_expect(large != 0, 0)) tile_weights_raised(products, scale, lanes, unit_pairs, step, large);
     else vf_store(lanes->sum, vf_add(vf_load(lanes->sum), sum));
@@ -341,8 +354,7 @@ static ALWAYS_INLINE void tile_attend(const ice_bf16_panel *p, const uint16_t *k
     float products[GROUPS * STEP_PRODUCTS] __attribute__((aligned(64))),
         correction[ICE_PANEL] __attribute__((aligned(64)));
     uint16_t pairs[GROUPS][UNIT_STEPS * TILE_NUMBERS] __attribute__((aligned(64)));
-    /* the next 32 keys, whose lines the groups share */
-    const int lines = keys && stride == p->dim ? (int)(p->dim / (16 * groups)) : 0;
+    const int is_packed = keys && stride == p->dim;
     for (int64_t first = 0; first < count; first += UNIT_KEYS) {
         const int64_t left = count - first;
         const int steps = left >= UNIT_KEYS ? UNIT_STEPS : (int)((left + TILE_PAIRED - 1) / TILE_PAIRED);
@@ -350,12 +362,12 @@ static ALWAYS_INLINE void tile_attend(const ice_bf16_panel *p, const uint16_t *k
         for (int step = 0; step < steps; step++) {
             const int64_t key = first + step * TILE_PAIRED, next = key + TILE_PAIRED;
             const float scale = tile_step_scores(p, keys, stride, count, bias, key, products, groups);
-            const int ahead = count - next >= TILE_PAIRED ? lines : 0;
-            const char *nearer = ahead ? (const char *)(keys + next * stride) : NULL;
+            const uint16_t *next_keys = is_packed && count - next >= TILE_PAIRED ? keys + next * stride : NULL;
             for (int g = 0; g < groups; g++) {
                 const tile_lanes lanes = {p->maximum + g * TILE, p->sum + g * TILE, correction + g * TILE};
-                tile_weights(products + g * STEP_PRODUCTS, scale, &lanes, pairs[g], step, (tile_ahead){nearer, ahead});
-                if (ahead) nearer += ahead * (TILE_PAIRED / 4) * LINE_BYTES;
+                tile_weights(products + g * STEP_PRODUCTS, scale, &lanes, pairs[g], step,
+                             tile_share(next_keys, p->dim, g, groups),
+                             tile_share(values + key * p->value_dim, p->value_dim, g, groups));
             }
         }
         for (int lane = 0; lane < groups * TILE; lane += TILE) {
