@@ -27,6 +27,16 @@ size_t ice_tile_bytes(const icecore_attention *problem) {
     return arena.used;
 }
 
+static void round_query(ice_tile *tile, int lane) {
+    const icecore_attention *p = tile->problem;
+    const ice_row row = ice_tile_row(tile, lane);
+    uint16_t *rounded = tile->rounded_rows + lane * p->dim;
+    if (p->dtype == ICECORE_BFLOAT16)
+        memcpy(rounded, ice_address(&p->query, p->dtype, row.batch, row.head, row.query),
+               (size_t)p->dim * sizeof *rounded);
+    else tile->kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows + lane * p->dim, rounded, p->dim);
+}
+
 /* Where a lane's row stands, and its head's slope. */
 static void begin_alibi(ice_tile *tile, int lane, ice_row row) {
     const icecore_attention *p = tile->problem;
@@ -52,10 +62,11 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->packed = (ice_packed_head){NULL, NULL};
     tile->pending.count = tile->pending.pieces = 0;
     if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
+    memset(tile->state_accumulators, 0, (size_t)(lanes * p->value_dim) * sizeof(float));
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, batch, row.query);
-        tile->state[lane] = ice_state_start(tile->state_accumulators + lane * p->value_dim, p->value_dim);
+        tile->state[lane] = (ice_state){-INFINITY, 0.0f, tile->state_accumulators + lane * p->value_dim};
         if (tile->has_alibi) begin_alibi(tile, lane, row);
         if (p->sink_logits) ice_state_add_sink(&tile->state[lane], p->sink_logits[row.head]);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
@@ -65,8 +76,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
         tile->alibi.slope[lane] = tile->alibi.slope[lanes - 1];
     }
     /* rounded before scaling: a bfloat16 query goes in as it is */
-    if (tile->rounded_rows)
-        kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows, tile->rounded_rows, p->dim * lanes);
+    for (int lane = 0; lane < lanes && tile->rounded_rows; lane++) round_query(tile, lane);
     for (int64_t i = 0; i < p->dim * lanes; i++) tile->query_rows[i] *= tile->scale;
 }
 
