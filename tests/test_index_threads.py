@@ -102,7 +102,7 @@ vectors = np.random.default_rng(0).standard_normal((400_000, 16)).astype(np.floa
 index = icecore.Index(16)
 index.add(vectors[:2000])
 before = index.search(vectors[:10], 5)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
 def stop(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, stop)

@@ -335,9 +335,10 @@ static icecore_status attend(near_far_call *call) {
 static int are_right(const icecore_attention *p, const icecore_near_far *o) {
     if (p->key_heads > 0 && min_cell_size(o, p->key_heads) < 1) return 0;
     if (p->keys > INT32_MAX || ice_has_window(p) || p->alibi_slopes) return 0; /* their numbers are of 32 bits */
-    return o->tolerance >= 0.0f && o->near_price >= 0.0f && o->node_price >= 0.0f && (!p->causal || o->block >= 1) &&
-           (ice_by_threshold(o) || o->near_keys >= 1) && ice_all_positive(o->head_tolerance, p->query_heads) &&
-           ice_all_positive(o->head_threshold, p->query_heads) && ice_are_moments(o->moments, p->key_heads, p->dim);
+    return o->tolerance >= 0.0f && o->near_price >= 0.0f && o->node_price >= 0.0f && o->rounded_price >= 0.0f &&
+           (!p->causal || o->block >= 1) && (ice_by_threshold(o) || o->near_keys >= 1) &&
+           ice_all_positive(o->head_tolerance, p->query_heads) && ice_all_positive(o->head_threshold, p->query_heads) &&
+           ice_are_moments(o->moments, p->key_heads, p->dim);
 }
 
 /* Where panels multiply bfloat16 and keys are of another type, these are rounded, less a centre if they have one.

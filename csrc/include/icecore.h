@@ -185,9 +185,10 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * within the tolerance; or a smaller one, by which later rows have kept the tolerance so far, and at which a row costs
  * up to a twentieth more.  Rows whose query is more than 1.5 times as long as the longest lately measured open all
  * cells.  Where no threshold keeps the tolerance, parents are no longer trusted and all cells are scored; where that
- * does not help either, or costs more than exact attention, the head is exact; causal on rounded numbers, if there are
- * such and twice what rounding was found to do is within the tolerance.  Causal: rows of earlier blocks measure for
- * later ones, and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not causal:
+ * does not help either, or costs more than exact attention, the head is exact.  A causal head is exact on rounded
+ * numbers, if there are such and twice what rounding was found to do is within the tolerance; then it is so also where
+ * near/far attention costs more than that does (rounded_price).  Causal: rows of earlier blocks measure for later ones,
+ * and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not causal:
  * 48 rows of each head are measured first.  Where these, or causal those of one step, are fewer than about
  * 1 / tolerance (causal: 0.6 / tolerance), two to four times as many are.
  *
