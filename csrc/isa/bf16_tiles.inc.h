@@ -52,25 +52,25 @@ typedef struct {
 static const tile_layout in_panel = {PANEL_ROW_BYTES, TILE, TILE * ICE_PANEL}, /* of scores, and of accumulators */
     by_group = {TILE * sizeof(float), STEP_PRODUCTS, TILE * TILE};
 
+#define EACH_SUM(operation)                                                                  \
+    do {                                                                                     \
+        operation(0, sums, at.row_bytes);                                                    \
+        if (groups > 1) operation(1, sums + at.group, at.row_bytes);                         \
+        if (groups > 2) operation(2, sums + 2 * at.group, at.row_bytes);                     \
+        if (both) operation(3, sums + at.second, at.row_bytes);                              \
+        if (both && groups > 1) operation(4, sums + at.second + at.group, at.row_bytes);     \
+        if (both && groups > 2) operation(5, sums + at.second + 2 * at.group, at.row_bytes); \
+    } while (0)
+
 static ALWAYS_INLINE void tiles_load(const float *sums, tile_layout at, const int groups, const int both) {
-    tile_load(0, sums, at.row_bytes);
-    if (groups > 1) tile_load(1, sums + at.group, at.row_bytes);
-    if (groups > 2) tile_load(2, sums + 2 * at.group, at.row_bytes);
-    if (!both) return;
-    tile_load(3, sums + at.second, at.row_bytes);
-    if (groups > 1) tile_load(4, sums + at.second + at.group, at.row_bytes);
-    if (groups > 2) tile_load(5, sums + at.second + 2 * at.group, at.row_bytes);
+    EACH_SUM(tile_load);
 }
 
 static ALWAYS_INLINE void tiles_store(float *sums, tile_layout at, const int groups, const int both) {
-    tile_store(0, sums, at.row_bytes);
-    if (groups > 1) tile_store(1, sums + at.group, at.row_bytes);
-    if (groups > 2) tile_store(2, sums + 2 * at.group, at.row_bytes);
-    if (!both) return;
-    tile_store(3, sums + at.second, at.row_bytes);
-    if (groups > 1) tile_store(4, sums + at.second + at.group, at.row_bytes);
-    if (groups > 2) tile_store(5, sums + at.second + 2 * at.group, at.row_bytes);
+    EACH_SUM(tile_store);
 }
+
+#undef EACH_SUM
 
 /* The sums += a b.  The second a meets the tiles b from the last on, which is still there. */
 static ALWAYS_INLINE void tiles_multiply(const uint16_t *a, const uint16_t *second_a, int64_t a_bytes,
@@ -218,9 +218,10 @@ static ALWAYS_INLINE void tile_fetch(tile_ahead *ahead) {
     for (int i = 0; i < ahead->lines; i++, ahead->next += LINE_BYTES) _mm_prefetch(ahead->next, _MM_HINT_T0);
 }
 
-/* The share of one of `groups` in 32 packed rows of so many numbers; NULL: nothing. */
+/* What one of `groups` fetches of 32 rows that lie side by side; NULL: nothing.  Together they fetch the first third to
+ * half, by their number: more was slower (level-1 caches are full), and the rest follows by itself. */
 static ALWAYS_INLINE tile_ahead tile_share(const uint16_t *rows, int64_t width, int group, int groups) {
-    const int lines = rows ? (int)(width / (TILE * groups)) : 0; /* of TILE_PAIRED * width / (LINE_BYTES / 2) in all */
+    const int lines = rows ? (int)(width / (TILE * groups)) : 0;
     return (tile_ahead){(const char *)rows + (rows ? group * lines * (TILE_PAIRED / 4) * LINE_BYTES : 0), lines};
 }
 

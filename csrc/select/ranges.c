@@ -35,7 +35,7 @@ typedef struct {
     float *accumulators;       /* of these */
 } exact_call;
 
-/* Attends to [begin, end) but for what other splits take; boundaries depend on the number of keys alone. */
+/* The tiles attend to a split's keys, stretch by stretch; where splits end depends on the number of keys alone. */
 static void attend_split(const exact_call *call, ice_tile *tiles, int64_t count, int64_t split) {
     const icecore_attention *p = call->problem;
     const int64_t blocks = (p->keys + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK;
@@ -106,7 +106,7 @@ static void share_stretches(exact_call *call) {
     call->together = ice_max(1, ice_min(each, MAX_TOGETHER));
 }
 
-/* Heads by the group, so that packed values take no more than their share of memory. */
+/* Heads by the group, so that packed ones take no more than their share of memory. */
 static icecore_status attend_tiles(exact_call *call) {
     const icecore_attention *p = call->problem;
     const int64_t heads = p->batch * p->key_heads;
