@@ -175,7 +175,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("padding", ["left", "right", None])
-@pytest.mark.parametrize("queries", [40, 7])
+@pytest.mark.parametrize("queries", [40, 7, 1])
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_masks_whose_rows_are_runs_are_kept_as_these(monkeypatch, kind, queries, padding):
     """Of the same keys as dense ones, never built whole, and attended as these are."""
@@ -184,20 +184,33 @@ def test_masks_whose_rows_are_runs_are_kept_as_these(monkeypatch, kind, queries,
     mask, dense = masks_of_both(attention_mask=None if padding is None else paddings()[padding].bool(), **options)
     assert type(mask) is masks.RangeMask and mask.shape == (2, 1, queries, 40) and mask.device.type == "cpu"
     assert torch.equal(mask.full(), dense)
-    assert mask.causal == (not dense.triu(41 - queries).any())
+    seen = dense.any(dim=2).any(dim=0)[0].nonzero()
+    assert (mask.first, mask.end) == (int(seen.min()), int(seen.max()) + 1)
+    assert mask.causal == (not dense.triu(mask.end + 1 - queries).any())
     assert torch.equal(mask[:, :, :, :20], dense[..., :20]) and torch.equal(~mask, ~dense)
     query, key, value = (torch.randn(2, heads, n, 16) for heads, n in ((4, queries), (2, 40), (2, 40)))
     one, other = (transformers.AttentionInterface()["icecore"](Attention(), query, key, value, m)[0] for m in (mask, dense))
     assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_masks_with_holes_and_of_single_queries_are_built():
+def test_masks_with_holes_are_built():
     hole = torch.ones(2, 40, dtype=torch.bool)
     hole[1, 20] = False
-    for options in ({"attention_mask": hole}, {"q_length": 1, "q_offset": 39}):
-        mask, dense = masks_of_both(mask_function=FUNCTIONS["window"], allow_is_causal_skip=False, **options)
-        assert type(mask) is torch.Tensor
-        assert torch.equal(mask, dense)
+    mask, dense = masks_of_both(mask_function=FUNCTIONS["window"], attention_mask=hole, allow_is_causal_skip=False)
+    assert type(mask) is torch.Tensor and torch.equal(mask, dense)
+
+
+@pytest.mark.parametrize("queries", [9, 1])
+@pytest.mark.parametrize("name", ["icecore", "icecore-near"])
+def test_of_a_static_cache_no_more_is_read_than_is_filled(name, queries):
+    """Its offset is a tensor, and what lies behind is NaN here."""
+    mask, dense = masks_of_both(q_length=queries, q_offset=torch.tensor(20), allow_is_causal_skip=False)
+    assert type(mask) is masks.RangeMask and (mask.first, mask.end) == (0, 20 + queries) and mask.causal
+    query, key, value = (torch.randn(2, heads, n, 16) for heads, n in ((4, queries), (2, 40), (2, 40)))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, dense, enable_gqa=True).transpose(1, 2)
+    key[:, :, 20 + queries :] = value[:, :, 20 + queries :] = torch.nan
+    out = transformers.AttentionInterface()[name](Attention(), query, key, value, mask)[0]
+    assert torch.allclose(out, expected, atol=1e-5 if name == "icecore" else 0.5)
 
 
 def test_nothing_hidden_needs_no_mask():

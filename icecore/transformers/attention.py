@@ -229,7 +229,7 @@ class _Call:
         elif isinstance(self.mask, CompactMask):
             self._padded(out.transpose(1, 2))
         elif isinstance(self.mask, RangeMask):
-            self._part(out.transpose(1, 2), ranges=self.mask.ranges, causal=self.mask.causal)
+            self._ranged(out.transpose(1, 2))
         elif self.mask is not None:
             self._part(out.transpose(1, 2), mask=self.mask)
         else:
@@ -251,6 +251,14 @@ class _Call:
                 out[row, :, : self.queries - own] = 0
                 tokens = slice(self.queries - own, None)
                 self._part(out, slice(row, row + 1), tokens, slice(first, last), causal=mask.causal)
+
+    def _ranged(self, out):
+        """Of keys those that some query sees, without ranges where each sees all of them."""
+        mask = self.mask
+        ranges = (mask.ranges - mask.first).clamp_(min=0)
+        if (ranges == torch.tensor([0, mask.end - mask.first])).all():
+            ranges = None
+        self._part(out, keys=slice(mask.first, mask.end), ranges=ranges, causal=mask.causal)
 
     def _part(self, out, rows=slice(None), queries=slice(None), keys=slice(None), *, mask=None, ranges=None,
               causal=False, near_far=True):

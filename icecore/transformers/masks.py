@@ -2,6 +2,7 @@
 keys that each query sees."""
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils import _pytree as pytree
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
@@ -34,8 +35,10 @@ class RangeMask(_UnbuiltMask):
     ----------
     ranges : Tensor of int64, shape (batch, queries, 2)
         Of each query the first key that it sees and the one behind its last; 0 and 0 where it sees none.
+    first, end : int
+        The first key that any query sees, and the one behind the last: all that a window or a static cache needs to be read.
     causal : bool
-        Whether no query sees a later key than its own, where the last stands at the last key.
+        Whether no query sees a later key than its own, where the last stands at the last key that any sees.
     """
 
     @staticmethod
@@ -45,7 +48,9 @@ class RangeMask(_UnbuiltMask):
     def __init__(self, ranges, keys):
         self.ranges, self.keys = ranges, keys
         self.batch, self.queries, _ = ranges.shape
-        self.causal = bool((ranges[..., 1] <= torch.arange(keys - self.queries + 1, keys + 1)).all())
+        seen = ranges[ranges[..., 1] > 0]
+        self.first, self.end = (int(seen[:, 0].min()), int(seen[:, 1].max())) if len(seen) else (0, keys)
+        self.causal = bool((ranges[..., 1] <= torch.arange(self.end - self.queries + 1, self.end + 1)).all())
 
     device = property(lambda self: self.ranges.device)
 
@@ -115,13 +120,17 @@ def compact_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_
     CompactMask
         Padding is hidden, and later keys, aligned bottom-right.
     RangeMask
-        Rows are runs of keys: sliding windows, chunks, packed sequences, prefixes and blocks of images, padding at the ends.
+        Rows are runs of keys: sliding windows, chunks, packed sequences, prefixes and blocks of images, static caches, padding
+        at the ends.
     Tensor of bool, shape (batch_size, 1, q_length, kv_length)
-        Everything else, and for single queries.
+        Everything else, and in graphs.
     """
     causal = mask_function is causal_mask_function
     skips = allow_is_causal_skip if causal else mask_function is bidirectional_mask_function and allow_is_bidirectional_skip
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(q_offset, torch.Tensor)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if isinstance(q_offset, torch.Tensor) and not (traced or is_fake(q_offset)):
+        q_offset = int(q_offset)  # of a static cache
+    traced = traced or isinstance(q_offset, torch.Tensor)
     here = attention_mask is None or (attention_mask.ndim == 2 and attention_mask.device.type == "cpu")
     plain = skips and not traced and here and local_size is None and kv_offset == 0
     if not plain or (causal and q_offset + q_length != kv_length):
@@ -129,7 +138,7 @@ def compact_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_
             return sdpa_mask(batch_size, count, kv_length, q_offset + first, kv_offset, mask_function=mask_function,
                              attention_mask=attention_mask, local_size=local_size, **skipping, **others)
 
-        here = here and not traced and torch.device(others.get("device", "cpu")).type == "cpu" and q_length > 1
+        here = here and not traced and torch.device(others.get("device", "cpu")).type == "cpu"
         ranges = _ranges(rows, batch_size, q_length, kv_length) if here else None
         if ranges is None:
             return rows(0, q_length, allow_is_causal_skip=allow_is_causal_skip,
