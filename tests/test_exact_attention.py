@@ -107,6 +107,22 @@ def test_tiles_that_share_stretches_of_bfloat16_keys(isa):
         assert_same_bits(lse, results[0][1])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sinks", [200, 2500, 3000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_sinks_beside_a_window(isa, dtype, sinks, threads):
+    """Sinks that splits of the keys, and stretches of packed ones, begin and end among; some rows see them all, others not."""
+    query, key, value = inputs((2, 100, 64), (1, 4608, 64), 64, dtype)
+    ranges = np.tile([0, 4608], (1, 100, 1))
+    ranges[0, ::3] = 100, 4600
+    ranges[0, 1::7, 0] = sinks - 30
+    for more in ({}, {"key_ranges": ranges}):
+        options = {"causal": True, "window": 64, "sinks": sinks} | more
+        with icecore.threads(threads):
+            result = icecore.attention(query, key, value, return_lse=True, **options)
+        assert_exact(result, query, key, value, **options)
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
 def test_a_query_that_sees_no_key_gives_zero(dtype):
     query, key, value = inputs((60, 8), (50, 8), 5, dtype)

@@ -17,33 +17,31 @@ static void find_seen_by_all(const ice_tile *tile, int64_t *begin, int64_t *end)
 
 static int64_t clipped(int64_t place, int64_t count) { return ice_max(0, ice_min(place, count)); }
 
-/* What hides of keys first .. first + count - 1 those that a row may not see and those outside [from, to), and what a
- * mask adds to their scores: the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden from
- * some row. */
-static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, int64_t from, int64_t to, int *hidden) {
+/* Keys of a call: sinks, or what lies behind them. */
+typedef struct {
+    int64_t from, to;
+    int are_sinks;
+} call_keys;
+
+/* What hides of keys first .. first + count - 1 those that a row may not see and those outside of the call's, and what
+ * a mask adds to their scores: the panel's bias, or NULL where that is nothing.  *hidden: whether some key is hidden
+ * from some row. */
+static const float *find_bias(ice_tile *tile, int64_t first, int64_t count, const call_keys *keys, int *hidden) {
     const icecore_attention *p = tile->problem;
-    float lower[ICE_PANEL], upper[ICE_PANEL], sink_upper[ICE_PANEL];
-    const int64_t sinks = clipped(ice_has_window(p) ? p->sinks - first : 0, count);
-    int partial = 0;
+    float lower[ICE_PANEL], upper[ICE_PANEL];
+    *hidden = 0;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         /* relative to the block and clipped to it, so that floats hold them exactly */
         const ice_visible *row = &tile->visible[lane];
-        int64_t low = (ice_max(row->begin, from)) - first, high = (ice_min(row->end, to)) - first;
-        const int64_t sink_end = ice_min(row->sink_end, to), sink_high = (from > 0 ? 0 : sink_end) - first;
-        /* a begin that only says "after the sinks" hides nothing by itself */
-        lower[lane] = (float)clipped(low, count);
-        upper[lane] = (float)clipped(high, count);
-        sink_upper[lane] = (float)clipped(sink_high, count);
-        partial |= sink_upper[lane] < (float)sinks || (sinks > 0 && row->sink_begin > first);
-        partial |= sinks < count && (lower[lane] > (float)sinks || upper[lane] < (float)count);
+        const int64_t begin = keys->are_sinks ? row->sink_begin : row->begin;
+        const int64_t end = keys->are_sinks ? row->sink_end : row->end;
+        lower[lane] = (float)clipped(ice_max(begin, keys->from) - first, count);
+        upper[lane] = (float)clipped(ice_min(end, keys->to) - first, count);
+        *hidden |= lower[lane] > 0.0f || upper[lane] < (float)count;
     }
-    *hidden = partial;
-    if (!partial && p->mask_kind == ICECORE_MASK_NONE) return NULL;
+    if (!*hidden && p->mask_kind == ICECORE_MASK_NONE) return NULL;
     memset(tile->bias, 0, (size_t)(count * ICE_PANEL) * sizeof *tile->bias);
-    if (partial) tile->kernels->mask_range(tile->bias, count, tile->lanes, lower, upper, sink_upper, (float)sinks);
-    for (int64_t j = 0; p->ranges && j < sinks; j++) /* those of a range that begins among them */
-        for (int lane = 0; lane < tile->lanes; lane++)
-            if (first + j < tile->visible[lane].sink_begin) tile->bias[j * ICE_PANEL + lane] = -INFINITY;
+    if (*hidden) tile->kernels->mask_range(tile->bias, count, tile->lanes, lower, upper);
     if (p->mask_kind != ICECORE_MASK_NONE)
         for (int lane = 0; lane < tile->lanes; lane++)
             *hidden |= ice_add_mask(p, ice_tile_row(tile, lane), first, count, tile->bias + lane, ICE_PANEL);
@@ -145,10 +143,10 @@ static void attend_in_bf16(ice_tile *tile, const icecore_attention *p, int64_t f
     ice_add_nonfinite(&given, tile->scores, tile->lanes, ICE_PANEL, tile->accumulator);
 }
 
-static void attend_block(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t count, int64_t from,
-                         int64_t to) {
+static void attend_block(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t count,
+                         const call_keys *keys) {
     int hidden;
-    const float *bias = find_bias(tile, first, count, from, to, &hidden);
+    const float *bias = find_bias(tile, first, count, keys, &hidden);
     if (tile->query_pairs) attend_in_bf16(tile, source, first, count, bias, hidden);
     else attend_in_float32(tile, source, first, count, bias, hidden);
 }
@@ -168,12 +166,13 @@ static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, 
 }
 
 void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t from, int64_t to) {
+    const call_keys keys = {from, to, from < ice_tile_visible(tile).sink_end};
     int64_t seen_begin, seen_end, first = tile->packed.values ? from - from % ICE_PACKED : from;
     find_seen_by_all(tile, &seen_begin, &seen_end);
     while (first < to && !ice_interrupted()) {
         const int64_t end = end_of_stretch(tile, first, to, ice_max(seen_begin, from), ice_min(seen_end, to));
         if (end - first > ICE_KEY_BLOCK) attend_in_bf16(tile, source, first, end - first, NULL, 0);
-        else attend_block(tile, source, first, end - first, from, to);
+        else attend_block(tile, source, first, end - first, &keys);
         first = end;
     }
 }

@@ -1,7 +1,7 @@
 /* What a selector streams into a tile: runs of keys, and means that stand for several.
  *
- * The only place that picks kernels: by rows where few rows share keys, else by panel, in bfloat16 where keys and the
- * instruction set have it. */
+ * Kernels are picked here: by rows where few rows share keys, else by panel, in bfloat16 where keys and the instruction
+ * set have it.  Who knows that rows go one by one calls rows.h. */
 #ifndef ICE_RUN_H
 #define ICE_RUN_H
 
@@ -16,8 +16,9 @@
 /* Attends to a run exactly. */
 void ice_tile_attend(ice_tile *tile, const ice_run *run);
 
-/* Attends to keys first .. end - 1 of `source`, each row to those it may see: windows, sinks, causality, mask.  source:
- * the tile's problem, or one like it whose keys and values lie elsewhere. */
+/* Attends to keys first .. end - 1 of `source`, each row to those it may see: windows, sinks, causality, mask.  Where
+ * there is a window, either sinks (of ice_tile_visible) or keys behind them.  source: the tile's problem, or one like
+ * it whose keys and values lie elsewhere. */
 void ice_tile_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end);
 
 /* Attends all rows to at most ICE_KEY_BLOCK keys that lie anywhere, all visible. */

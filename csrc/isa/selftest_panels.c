@@ -90,17 +90,15 @@ static void compare_alibi(selftest *t) {
 }
 
 static void compare_mask_range(selftest *t) {
-    float *lower = t->list[0], *upper = t->list[1], *sink_upper = t->list[2];
+    float *lower = t->list[0], *upper = t->list[1];
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         lower[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
         upper[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
-        sink_upper[lane] = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
     }
-    float sinks = (float)ice_random_below(&t->random, (uint64_t)t->count + 1);
     fill_output(t, 0, t->count * ICE_PANEL);
     begin(t, 1);
-    t->plain->mask_range(plain(t, 0), t->count, t->lanes, lower, upper, sink_upper, sinks);
-    t->fast->mask_range(fast(t, 0), t->count, t->lanes, lower, upper, sink_upper, sinks);
+    t->plain->mask_range(plain(t, 0), t->count, t->lanes, lower, upper);
+    t->fast->mask_range(fast(t, 0), t->count, t->lanes, lower, upper);
     for (int j = 0; j < t->count; j++)
         for (int lane = 0; lane < t->lanes; lane++) expect_equal(t, 0, j * ICE_PANEL + lane);
     expect_panel_untouched(t, 0, t->count);

@@ -178,9 +178,8 @@ typedef struct {
     /* scores[j][lane] = sum_t keys[j * stride + t] panel[t][lane]  for j < count, t < dim. */
     void (*scores)(const float *panel, int64_t dim, int lanes, const float *keys, int64_t stride, int64_t count,
                    float *scores);
-    /* scores[j][lane] = -inf unless  j < sinks ? j < sink_upper[lane] : lower[lane] <= j < upper[lane]. */
-    void (*mask_range)(float *scores, int64_t count, int lanes, const float *lower, const float *upper,
-                       const float *sink_upper, float sinks);
+    /* scores[j][lane] = -inf unless lower[lane] <= j < upper[lane]. */
+    void (*mask_range)(float *scores, int64_t count, int lanes, const float *lower, const float *upper);
     /* One step of the online softmax.  new = max(maximum, max_j scores[j]); scores[j] becomes 2^(scores[j] - new);
      * correction = 2^(maximum - new); sum = sum * correction + sum_j scores[j]; maximum = new.
      * While nothing was visible the maximum stays -inf, weights are 0 and the correction is 1. */

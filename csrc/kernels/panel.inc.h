@@ -111,14 +111,13 @@ static void weighted_sum(const float *weights, int64_t count, int lanes, const f
     product(ADDED_PRODUCT, values, value_dim, 1, stride, weights, count, lanes, accumulator, 0.0f, correction);
 }
 
-static void mask_range(float *block, int64_t count, int lanes, const float *lower, const float *upper,
-                       const float *sink_upper, float sinks) {
+static void mask_range(float *block, int64_t count, int lanes, const float *lower, const float *upper) {
     const vf hidden = vf_set1(-INFINITY);
     for (int lane = 0; lane < lanes; lane += VF_WIDTH) {
-        vf low = vf_load(lower + lane), high = vf_load(upper + lane), sink_high = vf_load(sink_upper + lane);
+        vf low = vf_load(lower + lane), high = vf_load(upper + lane);
         for (int64_t j = 0; j < count; j++) {
             vf key = vf_set1((float)j);
-            vm visible = (float)j < sinks ? vf_gt(sink_high, key) : vm_and(vf_gt(high, key), vf_ge(key, low));
+            vm visible = vm_and(vf_gt(high, key), vf_ge(key, low));
             float *score = block + j * ICE_PANEL + lane;
             vf_store(score, vf_select(visible, vf_load(score), hidden));
         }
