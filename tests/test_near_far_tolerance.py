@@ -237,6 +237,24 @@ def test_the_bound_on_missed_mass_holds(seed, size, outlier, tolerance):
     assert np.all((info.missed_mass_bound >= 0) & (info.missed_mass_bound <= 1))
 
 
+@pytest.mark.parametrize("queries", [4, 100])
+@pytest.mark.parametrize("size", [1e20, 1e25])
+def test_the_bound_on_missed_mass_holds_where_radii_overflow(size, queries):
+    """Of cells that are opened, and of some that are not."""
+    query, key, value = (0.3 * a for a in inputs((1, 4608, 16), (1, 4608, 16), 16))
+    query[..., 0] = key[..., 0] = 0
+    key[:, 600:2000:100, 0] = size
+    cache = icecore.KVCache(1, 16, tolerance=0.2)
+    before, last = (slice(None, -queries), slice(-queries, None))
+    cache.append(key[:, before], value[:, before], query[:, before])
+    cache.append(key[:, last], value[:, last])
+    _, lse, info = cache.attend(query[:, last], return_lse=True, return_info=True)
+    exact_lse = icecore.attention(query[:, last], key, value, causal=True, return_lse=True)[1].astype(np.float64)
+    exact_mass = info.captured_mass * np.exp(lse.astype(np.float64) - exact_lse)
+    assert (exact_mass < 0.9).all()
+    assert np.all(1 - exact_mass <= info.missed_mass_bound + 1e-3)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("budget", [{"k": 16}, {"k": 64}, {"tolerance": 0.1}], ids=str)
 def test_the_info_says_about_how_large_the_error_is(budget, causal):

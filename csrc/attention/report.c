@@ -5,8 +5,6 @@
 
 const icecore_report ice_no_report = {0};
 
-/* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
- * segment's metric. */
 void ice_bound_far_field(ice_selection *t) {
     float correction[ICE_PANEL], *maximum = t->tile.scores;
     for (int64_t r = 0; r < t->runs; r++) {
@@ -15,12 +13,10 @@ void ice_bound_far_field(ice_selection *t) {
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
             int64_t count = ice_min(now->count - i, ICE_KEY_BLOCK);
             for (int64_t j = 0; j < count; j++)
-                for (int lane = 0; lane < ICE_PANEL; lane++) {
-                    float own = t->scores[(now->row + i + j) * ICE_PANEL +
-                                          lane]; /* -inf: opened or hidden, whatever the radius */
+                for (int lane = 0; lane < ICE_PANEL; lane++)
                     maximum[j * ICE_PANEL + lane] =
-                        own == -INFINITY ? own : own + norm[lane] * now->nodes->radius[now->node + i + j];
-                }
+                        ice_largest_score(t->scores[(now->row + i + j) * ICE_PANEL + lane], norm[lane],
+                                          now->nodes->radius[now->node + i + j]);
             t->kernels->softmax(maximum, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
         }
     }
@@ -60,7 +56,8 @@ void ice_report_row(ice_selection *t, int lane, const float *centre) {
     if (report->missed_bound) {
         float exact = state->sum - far;
         if (exact < 0.0f) exact = 0.0f;
-        float missed = t->bound[lane] > 0.0f ? t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum) : 0.0f;
+        const float missed = /* NaN: a radius that is no number */
+            t->bound[lane] == 0.0f ? 0.0f : t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum);
         report->missed_bound[at] = missed < INFINITY && exact < INFINITY ? share_of(missed, exact + missed) : 1.0f;
     }
     ice_state_write(state, p, t->kernels, row);

@@ -18,7 +18,7 @@ static uint64_t doubtful_cells(const ice_selection *t, int lane, float norm, con
     return doubtful;
 }
 
-/* Step 3 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
+/* Step 2 for one row; its scores become those of the cells that it does not open.  Returns the others, a bit each. */
 static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *from, int64_t node, int64_t count,
                               float *scores) {
     const icecore_segment *s = from->segment;
@@ -36,7 +36,8 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, t->threshold[lane]) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
     if (t->report->missed_bound) {
-        for (int64_t c = 0; c < count; c++) copy[c] = scores[c] + spread->norm[lane] * cells->radius[node + c];
+        for (int64_t c = 0; c < count; c++)
+            copy[c] = ice_largest_score(scores[c], spread->norm[lane], cells->radius[node + c]);
         t->kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);
     }
     if (t->report->captured_mass || t->report->missed_bound || t->problem->lse) {
@@ -47,7 +48,7 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     return open;
 }
 
-/* Steps 3 to 5 for at most CELLS_AT_ONCE cells. */
+/* Steps 2 to 4 for at most CELLS_AT_ONCE cells. */
 static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count) {
     const icecore_segment *s = from->segment;
     float *scores = t->tile.scores;     /* CELLS_AT_ONCE for each lane */

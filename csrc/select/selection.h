@@ -222,6 +222,12 @@ static inline float ice_expected_share(float lacking, float reach, float dim) {
     return (share < 0.0f ? share : 0.0f) - rareness * cosine * cosine;
 }
 
+/* No key of a node scores higher than its mean by more than the norm of the query times the radius, both in the
+ * segment's metric.  A score of -inf, of a node that is opened or hidden, stays whatever the radius. */
+static inline float ice_largest_score(float score, float norm, float radius) {
+    return score == -INFINITY ? score : score + norm * radius;
+}
+
 void ice_find_spreads(ice_selection *t);
 /* Of each lane the logarithms of the norm of the sum of weighted values and of the mass, guessed from the exact keys
  * and the parents. */
