@@ -5,7 +5,6 @@
  * say how far that one's open. */
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "attend/packed_heads.h"
 #include "attention/exact_heads.h"
@@ -42,11 +41,7 @@ typedef struct {
     atomic_llong sealing, attending, measuring; /* nanoseconds */
 } near_far_call;
 
-static int64_t now(void) {
-    struct timespec time;
-    timespec_get(&time, TIME_UTC);
-    return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
+static int64_t now(void) { return (int64_t)(1e9 * ice_seconds()); }
 
 /* ---- Measuring ---- */
 
@@ -334,7 +329,8 @@ static icecore_status attend(near_far_call *call) {
 
 static int are_right(const icecore_attention *p, const icecore_near_far *o) {
     if (p->key_heads > 0 && min_cell_size(o, p->key_heads) < 1) return 0;
-    if (p->keys > INT32_MAX || ice_has_window(p) || p->alibi_slopes) return 0; /* their numbers are of 32 bits */
+    if (p->keys > INT32_MAX) return 0; /* their numbers are of 32 bits */
+    if (ice_has_window(p) || p->alibi_slopes) return 0;
     return o->tolerance >= 0.0f && o->near_price >= 0.0f && o->node_price >= 0.0f && o->rounded_price >= 0.0f &&
            (!p->causal || o->block >= 1) && (ice_by_threshold(o) || o->near_keys >= 1) &&
            ice_all_positive(o->head_tolerance, p->query_heads) && ice_all_positive(o->head_threshold, p->query_heads) &&

@@ -66,7 +66,7 @@ static _Thread_local double next_check;
 
 void icecore_set_interrupt_check(int (*check)(void)) { interrupt_check = check; }
 
-static double seconds_now(void) {
+double ice_seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
@@ -76,14 +76,14 @@ static int is_stopped(void) { return here.list && atomic_load(&here.list->stop);
 
 int ice_interrupted_now(void) {
     if (is_stopped() || !here.is_caller || !interrupt_check) return is_stopped();
-    next_check = seconds_now() + CHECK_INTERVAL; /* before: what it calls does not ask at once again */
+    next_check = ice_seconds() + CHECK_INTERVAL; /* before: what it calls does not ask at once again */
     const int stop = interrupt_check();
     if (stop && here.list) atomic_store(&here.list->stop, 1);
     return stop;
 }
 
 int ice_interrupted(void) {
-    return here.is_caller && interrupt_check && seconds_now() >= next_check ? ice_interrupted_now() : is_stopped();
+    return here.is_caller && interrupt_check && ice_seconds() >= next_check ? ice_interrupted_now() : is_stopped();
 }
 
 /* ---- Threads ---- */

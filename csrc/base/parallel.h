@@ -32,6 +32,9 @@ int ice_interrupted(void);
  * interrupted afterwards. */
 int ice_interrupted_now(void);
 
+/* Of a clock that never goes back. */
+double ice_seconds(void);
+
 /* Returns when *flag is not 0.  Set it with ice_signal: what was written before is then visible here. */
 void ice_wait(const atomic_int *flag);
 void ice_signal(atomic_int *flag);
