@@ -44,8 +44,8 @@ icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step,
     if (query >= end_query) return ICECORE_OK;
     const int64_t all = ((end_query - query + step - 1) / step) * group, room = ice_min(all, ICE_KEY_BLOCK);
     float *memory = ice_alloc(room * p->dim + room * ICE_PANEL + p->dim * ICE_PANEL, sizeof *memory);
-    workspace w = {memory, memory + room * p->dim, memory + room * p->dim + room * ICE_PANEL};
     if (!memory) return ICECORE_ERROR_MEMORY;
+    workspace w = {memory, memory + room * p->dim, memory + room * p->dim + room * ICE_PANEL};
     for (; query < end_query; query += step)
         for (int64_t member = 0; member < group; member++) {
             float *row = w.rows + filled * p->dim;

@@ -13,7 +13,7 @@
 #define MIN_KEYS 2048
 /* Products that make a thread worth waking: on a machine of two, 13 us of one thread's work. */
 #define MIN_PRODUCTS ((int64_t)1 << 18)
-/* Heads are packed once for all their tiles, as many at a time as take this many bytes. */
+/* Heads are packed once for all their tiles, as many at a time as take this many bytes, at least one. */
 #define MAX_PACKED_BYTES ((int64_t)64 << 20)
 /* Tiles of a task, at most, tasks that each thread is to have for them to be more than one, and bytes of the packed
  * keys and values of a stretch. */
@@ -86,7 +86,7 @@ static void attend_task(void *context, int64_t index, void *scratch) {
 
 /* So many threads as have enough to do: for fewer keys than some hundred one is faster. */
 static int threads_for(const icecore_attention *p) {
-    const int threads = p->threads == 0 ? icecore_default_threads() : p->threads;
+    const int threads = p->threads <= 0 ? icecore_default_threads() : p->threads;
     const double products =
         (double)(p->batch * p->query_heads) * (double)p->queries * (double)p->keys * (double)(p->dim + p->value_dim);
     const double worth = products / (double)MIN_PRODUCTS;

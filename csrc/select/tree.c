@@ -84,7 +84,7 @@ static void leave_out_marked(ice_selection *t, int64_t number, int64_t count, fl
 static void cap_scores(const ice_selection *t, const ice_node_run *now, float *scores) {
     const float *shift = ice_spread_of(t, now->from)->shift;
     for (int64_t i = 0; i < now->count; i++)
-        for (int lane = 0; lane < ICE_PANEL; lane++) scores[i * ICE_PANEL + lane] += shift[lane];
+        for (int lane = 0; lane < t->tile.lanes; lane++) scores[i * ICE_PANEL + lane] += shift[lane];
     ice_tile_cap(&t->tile, scores, now->count);
 }
 
@@ -100,7 +100,7 @@ void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lan
                    scores);
     if (t->tile.cap > 0.0f) cap_scores(t, now, scores);
     else
-        for (int lane = 0; lane < ICE_PANEL; lane++) added[lane] += spread->shift[lane];
+        for (int lane = 0; lane < t->tile.lanes; lane++) added[lane] += spread->shift[lane];
     t->kernels->cell_risk(scores, now->count, t->tile.lanes, &facts, &rows, added, risk);
     if (t->is_masked) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
