@@ -49,7 +49,7 @@ def indexer_top_k(query, key, weights, k, /, *, causal=False, num_threads=None):
     -----
     Sums are in float32, in the same order for any number of threads; bfloat16 is multiplied natively where the machine does.
 
-    O(L S H d) time; memory of 64 MB, 4 S bytes for each thread and the result.
+    O(L S H d) time; memory of 64 MB, 64 S bytes, 4 S for each thread, and the result.
 
     References
     ----------

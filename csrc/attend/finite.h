@@ -12,7 +12,7 @@
 
 /* count x dim numbers; a row begins `stride` numbers after the one before. */
 typedef struct {
-    icecore_dtype dtype;
+    icecore_dtype dtype; /* not a quantized one */
     const void *data;
     int64_t stride, count, dim;
 } ice_numbers;

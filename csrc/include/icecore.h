@@ -148,8 +148,10 @@ typedef struct {
 } icecore_attention;
 
 /* Exact attention, blocked, with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; the blocking of
- * FlashAttention, arXiv 2205.14135).  No array of queries x keys exists: extra memory is under 1 MB a thread plus, for
- * short query sides, batch * query_heads * queries * value_dim * 4 bytes for each split of the keys (at most 32). */
+ * FlashAttention, arXiv 2205.14135).  No array of queries x keys exists.  Extra memory: per thread 0.2 MB at a width
+ * of 64 to 1.1 MB at 576; for short query sides batch * query_heads * queries * value_dim * 4 bytes for each split of
+ * the keys (at most 32); where bfloat16 is multiplied natively four times as much per thread, and copies of values, and
+ * of keys whose rows do not fill cache lines: of as many heads as take 64 MB, at least one. */
 icecore_status icecore_attend_exact(const icecore_attention *problem);
 
 /* Near/far attention: a treecode for softmax.  Sinks, the local window and the keys of opened cells count exactly, all
@@ -285,7 +287,7 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
  *     score[i][j] = sum_h weights[i][h] max(0, query[h][i] . key[j]),
  *
  * the smaller among equals; of NaN as of the largest.  Query i stands at position keys - queries + i.  Cost: batch *
- * heads * queries * keys * dim products.  Memory: 64 MB and 4 bytes per key and thread. */
+ * heads * queries * keys * dim products.  Memory: 64 MB, 64 bytes per key, and 4 per key and thread. */
 typedef struct {
     icecore_dtype dtype; /* of query and key */
     int64_t batch, heads, queries, keys, dim;
@@ -325,9 +327,9 @@ icecore_status icecore_attend_block_sparse(const icecore_attention *problem, int
  * them see whole, until they hold `threshold` of it (above 0, below 1), each as far as it sees them; the first block
  * and the keys behind the others are always among them, and the rest is dropped.  Queries of which such a score is not
  * a number attend to all keys.  near_count: NULL, or batch x query_heads x queries, the keys attended to.
- * ICECORE_ERROR_VALUE for windows, masks, another `stride` or `threshold`, where the problem is not causal, and more
- * than INT32_MAX keys.  The same bits for any number of threads; no row depends on keys behind its block of queries.
- * Memory: 192 / stride^2 bytes per key and thread. */
+ * ICECORE_ERROR_VALUE for windows, ranges, masks, another `stride` or `threshold`, where the problem is not causal, and
+ * more than INT32_MAX keys.  The same bits for any number of threads; no row depends on keys behind its block of
+ * queries.  Memory: 192 / stride^2 bytes per key and thread. */
 icecore_status icecore_attend_xattention(const icecore_attention *problem, int64_t stride, double threshold,
                                          int32_t *near_count);
 
@@ -336,9 +338,9 @@ icecore_status icecore_attend_xattention(const icecore_attention *problem, int64
  * numbers, interleaved bit by bit, are the places of keys and queries on the curve.  A query attends exactly to the
  * near_keys next to its place, of those that it sees, half on either side, or more where a side has fewer; the rest is
  * dropped.  A coordinate that is not a number is in the first cell.  near_count: NULL, or batch x query_heads x
- * queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys below 1 and more than INT32_MAX
- * keys.  The same bits for any number of threads; causal, no row depends on a later key.  Memory: 8 bytes per key of a
- * head, and per key and thread. */
+ * queries, the keys attended to.  ICECORE_ERROR_VALUE for windows, ranges, masks, near_keys below 1 and more than
+ * INT32_MAX keys.  The same bits for any number of threads; causal, no row depends on a later key.  Memory: 8 bytes per
+ * key of a head, and per key and thread. */
 icecore_status icecore_attend_zeta(const icecore_attention *problem, int64_t near_keys, uint64_t seed,
                                    int32_t *near_count);
 
@@ -357,9 +359,9 @@ typedef struct {
  * of cases, by the central limit theorem: s is the standard deviation of the samples' weights, D the estimated sum, z
  * the normal deviate that is exceeded to both sides with probability delta.  A NaN score is among the largest and makes
  * the row NaN.  The sample depends on the seed, the query's position and its head alone.  near_count: NULL, or batch x
- * query_heads x queries, the keys attended to, the sample among them.  ICECORE_ERROR_VALUE for windows and masks of the
- * problem, options out of range, and more than INT32_MAX keys.  The same bits for any number of threads; causal, no row
- * depends on a later key.  Memory: 13 bytes per key and 400 * near_keys bytes per thread. */
+ * query_heads x queries, the keys attended to, the sample among them.  ICECORE_ERROR_VALUE for windows, ranges and
+ * masks of the problem, options out of range, and more than INT32_MAX keys.  The same bits for any number of threads;
+ * causal, no row depends on a later key.  Memory: 13 bytes per key and 400 * near_keys bytes per thread. */
 icecore_status icecore_attend_vattention(const icecore_attention *problem, const icecore_vattention *options,
                                          int32_t *near_count);
 
@@ -423,9 +425,9 @@ icecore_status icecore_attend_pdci(const icecore_attention *problem, int64_t nea
  * the sum of |query|.  alpha being the mass of the keys in the softmax of the approximate scores, the mean weighs
  * (1 - alpha) / alpha times the keys; lse is the keys' less log(alpha).  A NaN score is chosen and makes the row NaN,
  * and a value that is not finite spoils all rows that see it.  near_count: NULL, or batch x query_heads x queries, the
- * keys attended to.  ICECORE_ERROR_VALUE for windows, masks, near_keys and `components` below 1, `local` below 0 or
- * above near_keys, and more than INT32_MAX keys.  The same bits for any number of threads; no row depends on a later
- * key.  Memory: value_dim / 16 bytes per key of a head, and 400 * near_keys bytes per thread. */
+ * keys attended to.  ICECORE_ERROR_VALUE for windows, ranges, masks, near_keys and `components` below 1, `local` below
+ * 0 or above near_keys, and more than INT32_MAX keys.  The same bits for any number of threads; no row depends on a
+ * later key.  Memory: value_dim / 16 bytes per key of a head, and 400 * near_keys bytes per thread. */
 icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t near_keys, int64_t components,
                                     int64_t local, int32_t *near_count);
 
@@ -436,9 +438,9 @@ icecore_status icecore_attend_sparq(const icecore_attention *problem, int64_t ne
  * blocks of 64 before the key's own (0 for the first).  Two vectors have the same sign with the probability 1 - angle /
  * pi, of which less than 2^-10 counts as that.  Keys that are not finite are attended to exactly.  lse is an estimate,
  * too.  near_count: NULL, or batch x query_heads x queries, the keys attended to.  ICECORE_ERROR_VALUE for windows,
- * masks, `bits` outside of 1 to 16, `tables` outside of 2 to 4096, `sinks` below 0, `local` below 1, and more than
- * INT32_MAX keys.  The same bits for any number of threads; no row depends on a later key.  Memory: 4 * tables bytes
- * per key of a head, and 4 * tables * (2^bits + bits * dim) per head. */
+ * ranges, masks, `bits` outside of 1 to 16, `tables` outside of 2 to 4096, `sinks` below 0, `local` below 1, and more
+ * than INT32_MAX keys.  The same bits for any number of threads; no row depends on a later key.  Memory: 4 * tables
+ * bytes per key of a head, and 4 * tables * (2^bits + bits * dim) per head. */
 icecore_status icecore_attend_magicpig(const icecore_attention *problem, int64_t bits, int64_t tables, int64_t sinks,
                                        int64_t local, uint64_t seed, int32_t *near_count);
 
