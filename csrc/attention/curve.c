@@ -87,20 +87,13 @@ static void snapshot(ice_tile *tile, ice_state *states, float *sums) {
 static void attend_cells_at(ice_traced_tile *own, uint64_t lanes, const uint8_t *level, const icecore_segment *s,
                             int64_t cell, int64_t first, int64_t count, const float *bias) {
     ice_tile *tile = &own->t->tile; /* its rows' states are free: those of all keys have been copied */
-    const uint64_t rounded = ice_lanes_by_halves(own->t, s, lanes);
-    ice_run run = ice_stored_run(tile, s, cell, first, count, lanes & ~rounded);
-    run.bias = bias;
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         ice_state *opened = &own->opened[lane * ICE_GRID + level[lane]];
         if (opened->sum == 0.0f) *opened = ice_state_start(opened->accumulator, own->problem.value_dim);
         tile->state[lane] = *opened;
     }
-    if (rounded) {
-        const ice_run halves = ice_run_of_halves(&run, rounded);
-        ice_rows_attend(tile, &halves);
-    }
-    if (run.lanes) ice_rows_attend(tile, &run);
+    ice_attend_stored_by(ice_rows_attend, own->t, lanes, s, cell, first, count, bias);
     for (uint64_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         own->opened[lane * ICE_GRID + level[lane]] = tile->state[lane];
@@ -180,7 +173,9 @@ static void place_rows(ice_tile *tile, const ice_sample *s) {
 }
 
 /* Measures and lays out by the same code. */
-static void lay_out(ice_traced_tile *own, int64_t nodes, int64_t value_dim, ice_arena *a) {
+static void lay_out(ice_traced_tile *own, const icecore_attention *problem, int64_t levels, int64_t nodes,
+                    ice_arena *a) {
+    const int64_t value_dim = problem->value_dim;
     own->begin = ice_arena_take(a, nodes, ICE_PANEL);
     own->end = ice_arena_take(a, nodes, ICE_PANEL);
     own->mean_value = ice_arena_take(a, nodes, sizeof(void *));
@@ -193,6 +188,8 @@ static void lay_out(ice_traced_tile *own, int64_t nodes, int64_t value_dim, ice_
     own->output = ice_arena_take(a, (ICE_GRID + 1) * value_dim, sizeof(float));
     own->rows = ice_arena_take(a, 2 * nodes, sizeof(void *));
     own->event = ice_arena_take(a, 2 * nodes, sizeof(int32_t));
+    own->scratch = ice_arena_take(a, 1, ice_selection_bytes(problem, levels, nodes));
+    own->outputs = ice_arena_take(a, ICE_PANEL * value_dim, sizeof(float));
 }
 
 /* Scores all cells of all segments, so that run parent_runs + r is of the cells under run r. */
@@ -215,9 +212,8 @@ static void score_all(ice_traced_tile *own) {
     }
 }
 
-/* outputs: of the rows, value_dim each. */
 static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule *rules, int64_t first_row, int lanes,
-                       char *scratch, ice_curve *found, float *outputs) {
+                       ice_curve *found) {
     const int64_t value_dim = own->problem.value_dim;
     const ice_head_view view = {.problem = &own->problem,
                                 .options = s->options,
@@ -226,7 +222,7 @@ static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule
                                 .kernels = s->kernels,
                                 .stack = s->stack};
     char *rest;
-    ice_selection *t = own->t = ice_selection_lay_out(&view, scratch, &rest);
+    ice_selection *t = own->t = ice_selection_lay_out(&view, own->scratch, &rest);
     float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL], squared[ICE_PANEL];
     ice_tile_begin(&t->tile, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
     place_rows(&t->tile, s);
@@ -255,15 +251,15 @@ static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule
         found[lane].rounding = -1.0f;
         found[lane].squared_query = squared[lane];
         ice_row_curve(own, lane, &found[lane]);
-        memcpy(outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
+        memcpy(own->outputs + lane * value_dim, own->output + ICE_GRID * value_dim, (size_t)value_dim * sizeof(float));
     }
 }
 
 /* How far rounding moves the outputs of the first rows. */
-static void measure_rounding(const ice_sample *s, int lanes, const float *outputs, void *scratch, ice_curve *found) {
+static void measure_rounding(const ice_traced_tile *own, const ice_sample *s, int lanes, ice_curve *found) {
     const icecore_attention given = sampled_problem(s->given, s);
     ice_tile tile;
-    ice_tile_begin(&tile, &given, s->kernels, s->batch, s->key_head, 0, lanes, scratch);
+    ice_tile_begin(&tile, &given, s->kernels, s->batch, s->key_head, 0, lanes, own->scratch);
     place_rows(&tile, s);
     ice_tile_attend_keys(&tile, &given, 0, ice_tile_visible(&tile).end);
     ice_tile_finish(&tile);
@@ -271,41 +267,29 @@ static void measure_rounding(const ice_sample *s, int lanes, const float *output
         double squared = 0.0;
         for (int64_t i = 0; i < given.value_dim; i++) {
             const double difference = (double)tile.state[lane].accumulator[i] / (double)tile.state[lane].sum -
-                                      (double)outputs[lane * given.value_dim + i];
+                                      (double)own->outputs[lane * given.value_dim + i];
             squared += difference * difference;
         }
         found[lane].rounding = (float)squared;
     }
 }
 
-/* Scratch: the tile's own arrays, the selection's or a tile's of what was given, and outputs of a tile. */
-static size_t tree_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
-                         int64_t nodes) {
-    const size_t exact = ice_tile_bytes(given), tree = ice_selection_bytes(problem, levels, nodes);
-    return ice_round_up(tree < exact ? exact : tree);
-}
-
-size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
-                       int64_t nodes) {
+size_t ice_trace_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes) {
     ice_traced_tile none;
     ice_arena arena = {NULL, 0};
-    lay_out(&none, nodes, problem->value_dim, &arena);
-    return arena.used + tree_bytes(problem, given, levels, nodes) +
-           ice_round_up(ICE_PANEL * (size_t)problem->value_dim * sizeof(float));
+    lay_out(&none, problem, levels, nodes, &arena);
+    return arena.used;
 }
 
 void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,
                void *memory) {
-    const int64_t nodes = s->stack->nodes, rows = s->count * ice_group(s->problem);
+    const int64_t rows = s->count * ice_group(s->problem);
     ice_traced_tile own = {.problem = sampled_problem(s->problem, s), .levels = levels};
     ice_arena arena = {memory, 0};
-    lay_out(&own, nodes, s->problem->value_dim, &arena);
-    char *scratch = arena.memory + arena.used;
-    float *output = (float *)(void *)(scratch + tree_bytes(s->problem, s->given, s->stack->levels, nodes));
+    lay_out(&own, s->problem, s->stack->levels, s->stack->nodes, &arena);
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {
         const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
-        trace_tile(&own, s, rules, row, lanes, scratch, found + row, output);
-        if (row == 0 && with_rounding)
-            measure_rounding(s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, output, scratch, found);
+        trace_tile(&own, s, rules, row, lanes, found + row);
+        if (row == 0 && with_rounding) measure_rounding(&own, s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, found);
     }
 }

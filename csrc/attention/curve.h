@@ -27,7 +27,7 @@ typedef struct {
 } ice_sample;
 
 /* Scratch of tracing over at most so many levels, and cells and parents. */
-size_t ice_trace_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels, int64_t nodes);
+size_t ice_trace_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes);
 /* The curves of a sample's rows over the first `levels` thresholds, query by query and within a query head by head;
  * with_rounding: also how far rounding moves the first of them. */
 void ice_trace(const ice_sample *sample, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,

@@ -253,10 +253,9 @@ static int renew(ice_measured *m, ice_rule *rule, int levels, double tolerance, 
     return 0;
 }
 
-size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
-                         int64_t nodes, int64_t count) {
+size_t ice_measure_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes, int64_t count) {
     const size_t group = (size_t)ice_group(problem);
-    return ice_trace_bytes(problem, given, levels, nodes) + ice_round_up((size_t)count * group * sizeof(ice_curve)) +
+    return ice_trace_bytes(problem, levels, nodes) + ice_round_up((size_t)count * group * sizeof(ice_curve)) +
            ice_round_up(group * sizeof(ice_rule)) + ice_round_up(group * sizeof(ice_measured)) + ice_round_up(group);
 }
 

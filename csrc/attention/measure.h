@@ -61,8 +61,7 @@ static inline int64_t ice_panels_measured(float tolerance, float queries) {
 }
 
 /* Scratch for at most `count` queries of a key head over at most so many levels, and cells and parents. */
-size_t ice_measure_bytes(const icecore_attention *problem, const icecore_attention *given, int64_t levels,
-                         int64_t nodes, int64_t count);
+size_t ice_measure_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes, int64_t count);
 /* Tests the rules in force on the rows, then renews them.  measured, rules: of the key head's query heads. */
 void ice_measure(const ice_sample *sample, ice_measured *measured, ice_rule *rules, void *scratch);
 

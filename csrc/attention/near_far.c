@@ -194,7 +194,7 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         ice_head_view view = {.problem = call->problem,
                               .options = call->options,
                               .report = call->report,
-                              .rules = seen->rules,
+                              .rules = rounded_first ? NULL : seen->rules,
                               .kernels = call->kernels,
                               .stack = seen->stack,
                               .exact = now->exact,
@@ -203,10 +203,8 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
         view.exact.packed = ice_packed_head_of(call->problem, call->packed, head);
         if (seen->status == ICECORE_OK && !rounded_first && !all_exact(seen->rules, group))
             ice_near_far_attend(&view, first, now->end_query * group, scratch);
-        const ice_exact_call exact = {call->problem, call->given,  call->centre,
-                                      call->packed,  call->report, call->kernels};
         if (seen->status == ICECORE_OK && (rounded_first || seen->rules))
-            ice_attend_exact_heads(&exact, now, rounded_first ? NULL : seen->rules, head, tile, scratch);
+            ice_attend_exact_heads(&view, call->given, now, tile, scratch);
     }
     let_go(seen);
 }
@@ -309,9 +307,9 @@ static icecore_status attend(near_far_call *call) {
         const int64_t levels = problem->causal ? ice_stack_max_levels(problem->keys, options->block) : 1;
         int64_t measured = 0; /* queries at once */
         for (int64_t i = 0; i < call->steps && measuring; i++) measured = ice_max(measured, call->step[i].measured);
-        size_t bytes = ice_selection_bytes(problem, levels, nodes), exact = ice_tile_bytes(call->given);
-        if (bytes < exact) bytes = exact;
-        if (measured) bytes = ice_measure_bytes(problem, call->given, levels, nodes, measured); /* more than both */
+        /* a tile of what was given is not larger than one of the problem, whose keys may be bfloat16 besides */
+        const size_t bytes = measured ? ice_measure_bytes(problem, levels, nodes, measured)
+                                      : ice_selection_bytes(problem, levels, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, call);
         report_call(call);
         /* a failure passes from step to step, so the last one tells */

@@ -33,6 +33,8 @@ typedef struct {
     float *weight, *output; /* 2 x nodes; ICE_GRID + 1 x value_dim */
     const void **rows;      /* 2 x nodes */
     int32_t *event;         /* 2 x nodes */
+    void *scratch;          /* of the selection */
+    float *outputs;         /* exact ones: ICE_PANEL x value_dim */
 } ice_traced_tile;
 
 /* Of a lane, once its keys are attended to: all but `squared_query` and `rounding`.  The exact output lies behind

@@ -130,8 +130,7 @@ static size_t scratch_bytes(const ice_cache_call *call) {
     const icecore_cache *c = call->cache;
     const int64_t levels = ice_stack_max_levels(c->length, c->options.block), nodes = max_nodes(c, call->blocks);
     const size_t bytes = ice_selection_bytes(&call->problem, levels, nodes);
-    const size_t measuring =
-        call->measuring ? ice_measure_bytes(&call->problem, &call->problem, levels, nodes, call->measured) : 0;
+    const size_t measuring = call->measuring ? ice_measure_bytes(&call->problem, levels, nodes, call->measured) : 0;
     return bytes < measuring ? measuring : bytes;
 }
 

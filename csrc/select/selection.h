@@ -153,30 +153,26 @@ static inline ice_run ice_stored_run(const ice_tile *tile, const icecore_segment
     return run;
 }
 
-/* The lanes of a run of a segment that read its first halves alone. */
-static inline uint64_t ice_lanes_by_halves(const ice_selection *t, const icecore_segment *s, uint64_t lanes) {
-    return s->halves == ICE_HALVES ? lanes & t->halves : 0;
-}
-
-/* The same run for other lanes, by first halves alone. */
-static inline ice_run ice_run_of_halves(const ice_run *run, uint64_t lanes) {
-    ice_run rounded = *run;
-    rounded.lanes = lanes;
-    rounded.second_keys = rounded.second_values = NULL;
-    return rounded;
-}
-
-/* Attends to them; bias: of each key, or NULL. */
-static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const icecore_segment *s, int64_t cell,
-                                     int64_t first, int64_t count, const float *bias) {
-    const uint64_t rounded = ice_lanes_by_halves(t, s, lanes);
+/* Attends to them by one of the functions that take runs, the rows that read first halves alone before the others.
+ * bias: of each key, or NULL. */
+static inline void ice_attend_stored_by(void (*attend)(ice_tile *, const ice_run *), ice_selection *t, uint64_t lanes,
+                                        const icecore_segment *s, int64_t cell, int64_t first, int64_t count,
+                                        const float *bias) {
+    const uint64_t rounded = s->halves == ICE_HALVES ? lanes & t->halves : 0;
     ice_run run = ice_stored_run(&t->tile, s, cell, first, count, lanes & ~rounded);
     run.bias = bias;
     if (rounded) {
-        const ice_run halves = ice_run_of_halves(&run, rounded);
-        ice_tile_attend(&t->tile, &halves);
+        ice_run halves = run;
+        halves.lanes = rounded;
+        halves.second_keys = halves.second_values = NULL;
+        attend(&t->tile, &halves);
     }
-    if (run.lanes) ice_tile_attend(&t->tile, &run);
+    if (run.lanes) attend(&t->tile, &run);
+}
+
+static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const icecore_segment *s, int64_t cell,
+                                     int64_t first, int64_t count, const float *bias) {
+    ice_attend_stored_by(ice_tile_attend, t, lanes, s, cell, first, count, bias);
     for (; lanes; lanes &= lanes - 1) t->near_count[__builtin_ctzll(lanes)] += count;
 }
 
