@@ -3,13 +3,101 @@
  * A unit is a row with a list of indices of its own, or up to ICE_PANEL heads of one query that share a list, and goes
  * through its list in blocks.  What no query may see is left out of the blocks, so that nothing is masked.  Lists of
  * neighbouring keys (icecore_indices.block) are read where they lie. */
+#include <stdatomic.h>
+
 #include "attend/run.h"
 #include "base/parallel.h"
-#include "select/check_indices.h"
 
 /* Units in a task at most, and tasks wanted where there are fewer units. */
 #define MAX_UNITS 16
 #define WANTED_TASKS 64
+/* Indices checked in a task, about. */
+#define CHECK_INDICES 16384
+
+/* ---- Whether lists name keys ---- */
+
+/* Where a row's list begins, in elements. */
+static int64_t list_offset(const icecore_indices *x, int64_t batch, int64_t key_head, int64_t member, int64_t query) {
+    return batch * x->batch_stride + key_head * x->key_head_stride + member * x->member_stride + query * x->row_stride;
+}
+
+static int64_t index_at(const icecore_indices *x, int64_t offset) {
+    return x->is_int64 ? ((const int64_t *)x->data)[offset] : ((const int32_t *)x->data)[offset];
+}
+
+/* Indices are below this: the number of keys, or of blocks of them. */
+static int64_t index_limit(const icecore_attention *p, const icecore_indices *x) {
+    return x->block ? p->keys / x->block + (p->keys % x->block > 0) : p->keys;
+}
+
+typedef struct {
+    const icecore_indices *indices;
+    int64_t limit;
+    int64_t batch, key_heads, members, queries; /* lists along each axis; 1 where they are all the same one */
+    int64_t chunk;                              /* lists in a task */
+    atomic_llong first;                         /* list * count + place of the first bad index so far */
+} check_call;
+
+/* Whether any index of a list is neither -1 nor below the limit: one branch at the end, so that the compiler can use
+ * vectors. */
+static int any_outside(const icecore_indices *x, int64_t list, int64_t limit) {
+    int outside = 0;
+    if (x->is_int64) {
+        for (int64_t i = 0; i < x->count; i++)
+            outside |= (uint64_t)index_at(x, list + i * x->index_stride) + 1 > (uint64_t)limit;
+        return outside;
+    }
+    /* index + 1 in 32 bits: from 0 to the limit */
+    const uint32_t maximum = limit <= INT32_MAX ? (uint32_t)limit : (uint32_t)INT32_MAX + 1;
+    const int32_t *own = (const int32_t *)x->data + list;
+    if (x->index_stride == 1)
+        for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i] + 1 > maximum;
+    else
+        for (int64_t i = 0; i < x->count; i++) outside |= (uint32_t)own[i * x->index_stride] + 1 > maximum;
+    return outside;
+}
+
+static void check_task(void *context, int64_t index, void *scratch) {
+    if (!scratch) return;
+    check_call *call = context;
+    const icecore_indices *x = call->indices;
+    const int64_t lists = call->batch * call->key_heads * call->members * call->queries, first = index * call->chunk;
+    for (int64_t n = first; n < lists && n < first + call->chunk; n++) {
+        const int64_t head = n / call->queries, key_head = head / call->members;
+        const int64_t list = list_offset(x, key_head / call->key_heads, key_head % call->key_heads,
+                                         head % call->members, n % call->queries);
+        if (!any_outside(x, list, call->limit)) continue;
+        int64_t i = 0;
+        while (i < x->count - 1 && (uint64_t)index_at(x, list + i * x->index_stride) + 1 <= (uint64_t)call->limit) i++;
+        long long found = n * x->count + i, minimum = atomic_load(&call->first);
+        while (found < minimum && !atomic_compare_exchange_weak(&call->first, &minimum, found)) {}
+        return;
+    }
+}
+
+/* ICECORE_ERROR_INDEX and the place of the first index that is neither -1 nor names keys. */
+static icecore_status check_indices(const icecore_attention *p, const icecore_indices *x, int64_t *place) {
+    check_call call = {.indices = x,
+                       .limit = index_limit(p, x),
+                       .batch = x->batch_stride ? p->batch : 1,
+                       .key_heads = x->key_head_stride ? p->key_heads : 1,
+                       .members = x->member_stride ? ice_group(p) : 1,
+                       .queries = x->row_stride ? p->queries : 1,
+                       .chunk = CHECK_INDICES / (x->count + 1) + 1,
+                       .first = INT64_MAX};
+    const int64_t lists = call.batch * call.key_heads * call.members * call.queries;
+    icecore_status status = ice_parallel_for((lists + call.chunk - 1) / call.chunk, p->threads, 0, check_task, &call);
+    const int64_t found = atomic_load(&call.first);
+    if (status != ICECORE_OK || found == INT64_MAX) return status;
+    /* from the lists that differ to all of them */
+    const int64_t n = found / x->count, head = n / call.queries, key_head = head / call.members;
+    const int64_t all_heads = key_head / call.key_heads * p->key_heads + key_head % call.key_heads;
+    *place = ((all_heads * ice_group(p) + head % call.members) * p->queries + n % call.queries) * x->count +
+             found % x->count;
+    return ICECORE_ERROR_INDEX;
+}
+
+/* ---- Attending ---- */
 
 typedef struct {
     const icecore_attention *problem;
@@ -36,20 +124,10 @@ typedef struct {
 static int next_block(gather_block *b) {
     const icecore_indices *x = b->indices;
     const icecore_attention *p = b->problem;
-    const int64_t step = x->index_stride;
     int64_t chosen[ICE_KEY_BLOCK], found = 0, i = b->next; /* found < ICE_KEY_BLOCK wherever it is an index */
-    if (x->is_int64) {
-        const int64_t *own = (const int64_t *)x->data + b->list;
-        for (; i < x->count && found < ICE_KEY_BLOCK; i++) {
-            chosen[found] = own[i * step];
-            found += (uint64_t)chosen[found] < (uint64_t)b->end;
-        }
-    } else {
-        const int32_t *own = (const int32_t *)x->data + b->list;
-        for (; i < x->count && found < ICE_KEY_BLOCK; i++) {
-            chosen[found] = own[i * step];
-            found += (uint64_t)chosen[found] < (uint64_t)b->end;
-        }
+    for (; i < x->count && found < ICE_KEY_BLOCK; i++) {
+        chosen[found] = index_at(x, b->list + i * x->index_stride);
+        found += (uint64_t)chosen[found] < (uint64_t)b->end;
     }
     const int64_t element = (int64_t)ice_element_size(p->key_dtype);
     const int64_t key_step = p->key.row_stride * element, value_step = p->value.row_stride * element;
@@ -67,10 +145,10 @@ static int next_block(gather_block *b) {
 /* Attends to runs of neighbouring keys, those of a list that touch together. */
 static void attend_runs(ice_tile *tile, const gather_block *b) {
     const icecore_indices *x = b->indices;
-    const int64_t limit = ice_index_limit(b->problem, x);
+    const int64_t limit = index_limit(b->problem, x);
     int64_t first = 0, end = 0; /* the run in hand */
     for (int64_t i = 0; i < x->count && !ice_interrupted(); i++) {
-        const int64_t number = ice_index_at(x, b->list + i * x->index_stride);
+        const int64_t number = index_at(x, b->list + i * x->index_stride);
         if ((uint64_t)number >= (uint64_t)limit) continue;
         const int64_t next = number * x->block, next_end = next + x->block;
         if (next != end) {
@@ -97,7 +175,7 @@ static void attend_task(void *context, int64_t index, void *scratch) {
         gather_block block;
         block.problem = p, block.indices = call->indices;
         block.batch = head / p->key_heads, block.key_head = head % p->key_heads;
-        block.list = ice_list_offset(call->indices, block.batch, block.key_head, member, query);
+        block.list = list_offset(call->indices, block.batch, block.key_head, member, query);
         block.next = 0, block.end = ice_visible_keys(p, 0, query).end;
         ice_tile tile;
         ice_tile_begin(&tile, p, call->kernels, block.batch, block.key_head, query * group + member, rows, scratch);
@@ -118,7 +196,7 @@ icecore_status icecore_attend_indices(const icecore_attention *problem, const ic
     if (ice_is_empty(problem)) return ICECORE_OK;
     if (indices->count > 0) {
         if (!indices->data) return ICECORE_ERROR_VALUE;
-        status = ice_check_indices(problem, indices, place);
+        status = check_indices(problem, indices, place);
         if (status != ICECORE_OK) return status;
     }
     gather_call call = {.problem = problem, .indices = indices, .kernels = ice_active_kernels()};
