@@ -76,42 +76,27 @@ static void attend_joined(ice_tile *tile, const ice_run *run) {
     }
 }
 
-static void find_base_scores(const ice_tile *tile, const ice_run *run, float score[ICE_PANEL]) {
+/* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile, unless there
+ * is a cap.  Keys that lack something are never multiplied in bfloat16. */
+static void attend_less_base(ice_tile *tile, const ice_run *run) {
     const int64_t dim = tile->problem->dim;
+    const int is_capped = tile->cap > 0.0f;
+    float score[ICE_PANEL];
     for (uint64_t left = run->lanes; left; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
         tile->kernels->row_scores(query_of(tile, lane), dim, ICECORE_FLOAT32, run->base, dim, 1, &score[lane]);
+        if (!is_capped) tile->state[lane].maximum -= score[lane];
     }
-}
-
-static void add_to_maxima(ice_tile *tile, uint64_t lanes, const float score[ICE_PANEL], float factor) {
-    for (; lanes; lanes &= lanes - 1)
-        tile->state[__builtin_ctzll(lanes)].maximum += factor * score[__builtin_ctzll(lanes)];
-}
-
-static void attend_numbers(ice_tile *tile, const ice_run *run) {
-    if (is_bf16(tile, run->dtype)) attend_in_bf16(tile, run);
-    else attend_in_float32(tile, run, NULL);
-}
-
-/* The score of what all keys lack is the same for all of them: a row's maximum is lowered by it meanwhile, unless there
- * is a cap. */
-static void attend_less_base(ice_tile *tile, const ice_run *run) {
-    float score[ICE_PANEL];
-    find_base_scores(tile, run, score);
-    if (tile->cap > 0.0f) {
-        attend_in_float32(tile, run, score);
-        return;
-    }
-    add_to_maxima(tile, run->lanes, score, -1.0f);
-    attend_numbers(tile, run);
-    add_to_maxima(tile, run->lanes, score, 1.0f);
+    attend_in_float32(tile, run, is_capped ? score : NULL);
+    for (uint64_t left = is_capped ? 0 : run->lanes; left; left &= left - 1)
+        tile->state[__builtin_ctzll(left)].maximum += score[__builtin_ctzll(left)];
 }
 
 void ice_rows_attend(ice_tile *tile, const ice_run *run) {
     if (run->second_keys) attend_joined(tile, run);
     else if (run->base) attend_less_base(tile, run);
-    else attend_numbers(tile, run);
+    else if (is_bf16(tile, run->dtype)) attend_in_bf16(tile, run);
+    else attend_in_float32(tile, run, NULL);
 }
 
 /* ---- Keys of the problem ---- */
