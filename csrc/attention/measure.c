@@ -357,10 +357,13 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
             if (is_usable(&found[row])) test_row(&measured[i], &rules[i], &found[row], s->stands_for);
 }
 
-void ice_measured_error(const ice_measured *m, float *error, float *standard) {
-    *error = *standard = NAN;
-    if (!(m->tested_norm > 0.0)) return;
-    *error = (float)(m->tested_error / m->tested_norm);
-    *standard = (float)standard_error(m->tested_squared, m->tested_cross, m->tested_squared_norm, m->tested_error,
-                                      m->tested_norm);
+void ice_report_error(const icecore_report *report, int64_t head, const ice_measured *m) {
+    const int known = m && m->tested_norm > 0.0;
+    if (report->error) report->error[head] = known ? (float)(m->tested_error / m->tested_norm) : NAN;
+    if (report->standard_error)
+        report->standard_error[head] =
+            known ? (float)standard_error(m->tested_squared, m->tested_cross, m->tested_squared_norm, m->tested_error,
+                                          m->tested_norm)
+                  : NAN;
+    if (report->error_rows) report->error_rows[head] = m ? (int32_t)m->tested_rows : 0;
 }

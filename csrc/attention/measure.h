@@ -65,7 +65,8 @@ size_t ice_measure_bytes(const icecore_attention *problem, int64_t levels, int64
 /* Tests the rules in force on the rows, then renews them.  measured, rules: of the key head's query heads. */
 void ice_measure(const ice_sample *sample, ice_measured *measured, ice_rule *rules, void *scratch);
 
-/* The tested error of a query head, its standard error; NaN where no row was tested. */
-void ice_measured_error(const ice_measured *measured, float *error, float *standard_error);
+/* Writes the tested error of a query head, its standard error, NaN where no row was tested, and the number of rows.
+ * measured NULL: none was. */
+void ice_report_error(const icecore_report *report, int64_t head, const ice_measured *measured);
 
 #endif

@@ -273,13 +273,8 @@ static void begin_rules(near_far_call *call) {
 
 static void report_call(const near_far_call *call) {
     const icecore_report *report = call->report;
-    for (int64_t i = 0; i < call->heads * ice_group(call->problem); i++) {
-        float error = NAN, standard = NAN;
-        if (call->measured) ice_measured_error(&call->measured[i], &error, &standard);
-        if (report->error) report->error[i] = error;
-        if (report->standard_error) report->standard_error[i] = standard;
-        if (report->error_rows) report->error_rows[i] = call->measured ? (int32_t)call->measured[i].tested_rows : 0;
-    }
+    for (int64_t i = 0; i < call->heads * ice_group(call->problem); i++)
+        ice_report_error(report, i, call->measured ? &call->measured[i] : NULL);
     if (!report->seconds) return;
     report->seconds[0] = 1e-9 * (double)(call->sealing - call->measuring);
     report->seconds[1] = 1e-9 * (double)call->attending;

@@ -130,14 +130,7 @@ void ice_cache_note_measuring(const ice_cache_call *call) {
 
 void ice_cache_report_errors(const ice_cache_call *call) {
     const ice_cache_queries *q = &call->cache->queries;
-    const icecore_report *report = &call->report;
-    for (int64_t i = 0; i < call->problem.query_heads; i++) {
-        const int known = q->group == ice_group(&call->problem); /* without rows there may never have been a query */
-        const ice_measured none = {0}, *measured = known ? &q->measured[i] : &none;
-        float error, standard;
-        ice_measured_error(measured, &error, &standard);
-        if (report->error) report->error[i] = error;
-        if (report->standard_error) report->standard_error[i] = standard;
-        if (report->error_rows) report->error_rows[i] = (int32_t)measured->tested_rows;
-    }
+    const int known = q->group == ice_group(&call->problem); /* without rows there may never have been a query */
+    for (int64_t i = 0; i < call->problem.query_heads; i++)
+        ice_report_error(&call->report, i, known ? &q->measured[i] : NULL);
 }
