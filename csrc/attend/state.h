@@ -12,13 +12,6 @@ static inline ice_state ice_state_start(float *accumulator, int64_t value_dim) {
     return (ice_state){-INFINITY, 0.0f, accumulator};
 }
 
-/* Adds a key of this score (natural units) without a value to a state that has seen none. */
-static inline void ice_state_add_sink(ice_state *state, float logit) {
-    if (logit == -INFINITY) return;
-    state->maximum = logit * (float)ICE_LOG2_E;
-    state->sum = 1.0f;
-}
-
 /* Adds the state over other keys. */
 void ice_state_merge(ice_state *state, int64_t value_dim, const ice_state *other);
 

@@ -37,11 +37,14 @@ static void round_query(ice_tile *tile, int lane) {
     else tile->kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows + lane * p->dim, rounded, p->dim);
 }
 
-/* Where a lane's row stands, and its head's slope. */
-static void begin_alibi(ice_tile *tile, int lane, ice_row row) {
+/* Before the first key, but for a sink's logit: a key without a value. */
+static ice_state start(const ice_tile *tile, int lane, int64_t head) {
     const icecore_attention *p = tile->problem;
-    tile->position[lane] = p->keys - p->queries + row.query;
-    tile->alibi.slope[lane] = (float)(p->alibi_slopes[row.head] * ICE_LOG2_E);
+    ice_state state = ice_state_start(tile->state_accumulators + lane * p->value_dim, p->value_dim);
+    if (!p->sink_logits || p->sink_logits[head] == -INFINITY) return state;
+    state.maximum = p->sink_logits[head] * (float)ICE_LOG2_E;
+    state.sum = 1.0f;
+    return state;
 }
 
 void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
@@ -57,21 +60,19 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->lanes = lanes;
     tile->scale = (float)(p->scale * ICE_LOG2_E);
     tile->cap = (float)(p->softcap * ICE_LOG2_E);
-    tile->has_alibi = p->alibi_slopes != NULL;
     tile->has_panel = 0;
     tile->packed = (ice_packed_head){NULL, NULL};
     tile->pending.count = tile->pending.pieces = 0;
     if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
-    memset(tile->state_accumulators, 0, (size_t)(lanes * p->value_dim) * sizeof(float));
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, batch, row.query);
-        tile->state[lane] = (ice_state){-INFINITY, 0.0f, tile->state_accumulators + lane * p->value_dim};
-        if (tile->has_alibi) begin_alibi(tile, lane, row);
-        if (p->sink_logits) ice_state_add_sink(&tile->state[lane], p->sink_logits[row.head]);
+        tile->state[lane] = start(tile, lane, row.head);
+        tile->position[lane] = p->keys - p->queries + row.query;
+        if (p->alibi_slopes) tile->alibi.slope[lane] = (float)(p->alibi_slopes[row.head] * ICE_LOG2_E);
         ice_load_query(p, kernels, row, 1.0f, tile->query_rows + lane * p->dim);
     }
-    for (int lane = lanes; tile->has_alibi && lane < ICE_PANEL; lane++) { /* spare lanes are as the last row */
+    for (int lane = lanes; p->alibi_slopes && lane < ICE_PANEL; lane++) { /* spare lanes are as the last row */
         tile->position[lane] = tile->position[lanes - 1];
         tile->alibi.slope[lane] = tile->alibi.slope[lanes - 1];
     }
@@ -81,14 +82,14 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
 }
 
 const ice_alibi *ice_tile_alibi_from(ice_tile *tile, int64_t first) {
-    if (!tile->has_alibi) return NULL;
+    if (!tile->problem->alibi_slopes) return NULL;
     const int lanes = tile->has_panel ? ICE_PANEL : tile->lanes; /* panel kernels read whole vectors */
     for (int lane = 0; lane < lanes; lane++) tile->alibi.offset[lane] = (float)(first - tile->position[lane]);
     return &tile->alibi;
 }
 
 void ice_tile_alibi_row(const ice_tile *tile, int lane, int64_t first, int64_t count, float *scores) {
-    if (tile->has_alibi)
+    if (tile->problem->alibi_slopes)
         tile->kernels->row_alibi(scores, count, tile->alibi.slope[lane], (float)(first - tile->position[lane]));
 }
 

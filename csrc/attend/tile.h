@@ -27,8 +27,7 @@ typedef struct {
     float scale; /* scale * log2(e) */
     float cap;   /* softcap * log2(e); 0: none */
     ice_visible visible[ICE_PANEL];
-    int has_alibi;
-    int64_t position[ICE_PANEL]; /* with ALiBi: where the rows stand */
+    int64_t position[ICE_PANEL]; /* where the rows stand */
     ice_alibi alibi;             /* its offsets: of the keys in hand (ice_tile_alibi_from) */
 
     /* by rows */
