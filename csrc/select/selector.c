@@ -16,19 +16,12 @@ typedef struct {
     int32_t *near_count;
 } selected_call;
 
-/* A struct, and behind it its arrays. */
-static void *lay_out(const ice_selector_call *call, const ice_selector_memory *own, void *memory) {
+/* A struct at the beginning of `memory`, and behind it its arrays: measures and lays out by the same code.  own: the
+ * struct, or room for one.  Returns the bytes. */
+static size_t lay_out(const ice_selector_call *call, const ice_selector_memory *kind, char *memory, void *own) {
     ice_arena arena = {memory, 0};
-    void *front = ice_arena_take(&arena, 1, own->size);
-    if (own->size) own->lay_out(call, front, &arena);
-    return front;
-}
-
-/* none: room for the struct. */
-static size_t bytes_of(const ice_selector_call *call, const ice_selector_memory *own, void *none) {
-    ice_arena arena = {NULL, 0};
-    ice_arena_take(&arena, 1, own->size);
-    if (own->size) own->lay_out(call, none, &arena);
+    ice_arena_take(&arena, 1, kind->size);
+    if (kind->size) kind->lay_out(call, own, &arena);
     return arena.used;
 }
 
@@ -49,11 +42,11 @@ static void attend_task(void *context, int64_t index, void *scratch) {
     const icecore_attention *p = own->call.problem;
     const int64_t head = index % own->heads, first = index / own->heads * ICE_PANEL;
     int64_t near_count[ICE_PANEL] = {0};
-    void *space = lay_out(&own->call, &own->selector->space, scratch);
+    lay_out(&own->call, &own->selector->space, scratch, scratch);
     ice_tile tile;
     ice_tile_begin(&tile, p, own->call.kernels, head / p->key_heads, head % p->key_heads, first,
                    ice_query_rows(p) - first, (char *)scratch + own->space_bytes);
-    own->selector->select(&own->call, &tile, digests_of(own, head), space, near_count);
+    own->selector->select(&own->call, &tile, digests_of(own, head), scratch, near_count);
     ice_tile_write(&tile);
     for (int lane = 0; own->near_count && lane < tile.lanes; lane++)
         own->near_count[ice_place_of(p, ice_tile_row(&tile, lane))] = (int32_t)near_count[lane];
@@ -74,13 +67,14 @@ static icecore_status begin(selected_call *own) {
     const ice_selector *s = own->selector;
     void *none = ice_alloc(1, s->digests.size + s->space.size + 1);
     if (!none) return ICECORE_ERROR_MEMORY;
-    own->digest_bytes = bytes_of(&own->call, &s->digests, none);
-    own->space_bytes = bytes_of(&own->call, &s->space, none);
+    own->digest_bytes = lay_out(&own->call, &s->digests, NULL, none);
+    own->space_bytes = lay_out(&own->call, &s->space, NULL, none);
     ice_free(none);
     own->digests = ice_alloc(own->heads, own->digest_bytes ? own->digest_bytes : 1);
     if (!own->digests) return ICECORE_ERROR_MEMORY;
     memset(own->digests, 0, (size_t)own->heads * own->digest_bytes);
-    for (int64_t head = 0; head < own->heads; head++) lay_out(&own->call, &s->digests, digests_of(own, head));
+    for (int64_t head = 0; head < own->heads; head++)
+        lay_out(&own->call, &s->digests, digests_of(own, head), digests_of(own, head));
     return ICECORE_OK;
 }
 
