@@ -81,6 +81,13 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     for (int64_t i = 0; i < p->dim * lanes; i++) tile->query_rows[i] *= tile->scale;
 }
 
+void ice_tile_place(ice_tile *tile, const int64_t *position) {
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        const ice_row row = ice_tile_row(tile, lane);
+        tile->visible[lane] = ice_visible_at(tile->problem, row.batch, row.query, position[row.query]);
+    }
+}
+
 const ice_alibi *ice_tile_alibi_from(ice_tile *tile, int64_t first) {
     if (!tile->problem->alibi_slopes) return NULL;
     const int lanes = tile->has_panel ? ICE_PANEL : tile->lanes; /* panel kernels read whole vectors */

@@ -71,6 +71,9 @@ size_t ice_tile_bytes(const icecore_attention *problem);
 void ice_tile_begin(ice_tile *tile, const icecore_attention *problem, const ice_kernels *kernels, int64_t batch,
                     int64_t key_head, int64_t first_row, int64_t rows, void *scratch);
 
+/* Before the first key: the problem's queries stand at other positions than at its last keys. */
+void ice_tile_place(ice_tile *tile, const int64_t *position);
+
 /* All lanes of the tile. */
 static inline uint64_t ice_tile_lanes(const ice_tile *tile) { return ((uint64_t)1 << tile->lanes) - 1; }
 

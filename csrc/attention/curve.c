@@ -55,7 +55,8 @@ static void find_levels_of(ice_traced_tile *own, int lane, float log2_norm) {
 /* ---- Keys ---- */
 
 /* All keys of all cells, for all rows. */
-static void attend_sealed(ice_traced_tile *own, const ice_exact_keys *exact) {
+static void attend_sealed(ice_traced_tile *own) {
+    const ice_exact_keys *exact = &own->t->view.exact;
     ice_tile *tile = &own->t->tile;
     if (own->t->is_masked || tile->packed.values) { /* never of a cache: all keys are the problem's */
         ice_tile_attend_keys(tile, &own->problem, exact->sink_end, exact->open_begin);
@@ -145,7 +146,7 @@ static void attend_cells(ice_traced_tile *own) {
 
 /* ---- A tile ---- */
 
-/* The problem of the sampled queries alone; where they stand is not in it (place_rows). */
+/* The problem of the sampled queries alone; where they stand is not in it. */
 static icecore_attention sampled_problem(const icecore_attention *p, const ice_sample *s) {
     icecore_attention own = *p;
     own.query = s->query;
@@ -161,15 +162,6 @@ static icecore_attention sampled_problem(const icecore_attention *p, const ice_s
         own.range_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
     }
     return own;
-}
-
-/* What the rows of a tile over a sampled problem see. */
-static void place_rows(ice_tile *tile, const ice_sample *s) {
-    const int64_t group = ice_group(tile->problem);
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        const int64_t row = tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1);
-        tile->visible[lane] = ice_visible_at(tile->problem, tile->batch, row / group, s->position[row / group]);
-    }
 }
 
 /* Measures and lays out by the same code. */
@@ -215,28 +207,24 @@ static void score_all(ice_traced_tile *own) {
 static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule *rules, int64_t first_row, int lanes,
                        ice_curve *found) {
     const int64_t value_dim = own->problem.value_dim;
-    const ice_head_view view = {.problem = &own->problem,
-                                .options = s->options,
-                                .report = &ice_no_report,
-                                .rules = rules,
-                                .kernels = s->kernels,
-                                .stack = s->stack};
-    char *rest;
-    ice_selection *t = own->t = ice_selection_lay_out(&view, own->scratch, &rest);
+    ice_head_view view = {.problem = &own->problem,
+                          .options = s->options,
+                          .report = &ice_no_report,
+                          .rules = rules,
+                          .kernels = s->kernels,
+                          .stack = s->stack,
+                          .exact = s->exact,
+                          .head = s->batch * s->problem->key_heads + s->key_head,
+                          .position = s->position};
+    if (s->exact.sinks == s->problem) view.exact.sinks = &own->problem;
+    ice_selection *t = own->t = ice_near_far_begin(&view, first_row, lanes, own->scratch);
     float log2_norm[ICE_PANEL], log2_mass[ICE_PANEL], squared[ICE_PANEL];
-    ice_tile_begin(&t->tile, &own->problem, s->kernels, s->batch, s->key_head, first_row, lanes, rest);
-    place_rows(&t->tile, s);
-    t->tile.packed = s->exact.packed;
-    ice_selection_begin(t);
-    ice_exact_keys exact = s->exact;
-    if (exact.sinks == s->problem) exact.sinks = &own->problem;
-    ice_attend_exact_keys(&t->tile, &exact);
     snapshot(&t->tile, own->base, own->sums);
     if (t->is_masked) ice_node_mask_read(&t->mask, &t->tile, s->stack);
     score_all(own);
     ice_selection_guess(t, log2_norm, log2_mass);
     ice_squared_lengths(t, squared);
-    attend_sealed(own, &exact);
+    attend_sealed(own);
     ice_tile_finish(&t->tile);
     memcpy(own->all, t->tile.state, (size_t)lanes * sizeof *own->all);
     for (int lane = 0; lane < lanes; lane++) {
@@ -260,7 +248,7 @@ static void measure_rounding(const ice_traced_tile *own, const ice_sample *s, in
     const icecore_attention given = sampled_problem(s->given, s);
     ice_tile tile;
     ice_tile_begin(&tile, &given, s->kernels, s->batch, s->key_head, 0, lanes, own->scratch);
-    place_rows(&tile, s);
+    ice_tile_place(&tile, s->position);
     ice_tile_attend_keys(&tile, &given, 0, ice_tile_visible(&tile).end);
     ice_tile_finish(&tile);
     for (int lane = 0; lane < lanes; lane++) {

@@ -82,12 +82,12 @@ static void write_rows(const ice_split *split, const ice_tile *tile) {
 
 void ice_split_attend(ice_split *split, int64_t part, void *scratch) {
     if (!split->begun) return;
-    char *rest = scratch;
-    ice_selection *t = ice_take(&rest, sizeof *t);
+    ice_arena arena = {scratch, 0};
+    ice_selection *t = ice_arena_take(&arena, 1, sizeof *t);
     const ice_tile *before = &split->chosen.tile;
     *t = split->chosen;
     ice_tile_begin(&t->tile, before->problem, before->kernels, before->batch, before->key_head, before->first_row,
-                   split->rows, rest);
+                   split->rows, arena.memory + arena.used);
     for (int lane = 0; lane < t->tile.lanes; lane++) /* sink logits count in the first state alone */
         t->tile.state[lane] = ice_state_start(t->tile.state[lane].accumulator, before->problem->value_dim);
     ice_attend_expanded(t, part, split->parts);

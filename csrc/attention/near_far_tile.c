@@ -1,15 +1,17 @@
 /* The order of a tile: exact keys, which nodes a mask hides, the choice of cells, near field, far field, report. */
 #include "attention/near_far_tile.h"
 
-void ice_attend_exact_keys(ice_tile *tile, const ice_exact_keys *exact) {
+static void attend_exact_keys(ice_tile *tile, const ice_exact_keys *exact) {
     ice_tile_attend_keys(tile, exact->sinks, 0, exact->sink_end);
     ice_tile_attend_keys(tile, tile->problem, exact->open_begin, ice_tile_visible(tile).end);
     ice_tile_move_to_panel(tile);
 }
 
 /* Rows to which the mask leaves so little of every cell that they see all keys. */
-static void attend_all(ice_selection *t, const ice_exact_keys *exact) {
-    ice_tile_attend_keys(&t->tile, t->problem, exact->sink_end, exact->open_begin); /* never of a cache: no masks */
+static void attend_all(ice_selection *t) {
+    const ice_exact_keys *exact = &t->view.exact;
+    ice_tile_attend_keys(&t->tile, t->view.problem, exact->sink_end,
+                         exact->open_begin); /* never of a cache: no masks */
     for (int m = 0; m < t->mask.rows; m++)
         for (uint64_t left = t->mask.row[m].lanes; left; left &= left - 1)
             t->near_count[__builtin_ctzll(left)] = t->mask.row[m].seen;
@@ -17,20 +19,14 @@ static void attend_all(ice_selection *t, const ice_exact_keys *exact) {
 
 static void attend_cells(ice_selection *t) {
     ice_choose_cells(t);
-    if (t->report->missed_bound) ice_bound_far_field(t);
+    if (t->view.report->missed_bound) ice_bound_far_field(t);
     ice_add_near_field(t);
     ice_add_far_field(t);
 }
 
 ice_selection *ice_near_far_begin(const ice_head_view *view, int64_t first_row, int64_t rows, void *scratch) {
-    const icecore_attention *p = view->problem;
-    char *rest;
-    ice_selection *t = ice_selection_lay_out(view, scratch, &rest);
-    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row, rows,
-                   rest);
-    t->tile.packed = view->exact.packed;
-    ice_selection_begin(t);
-    ice_attend_exact_keys(&t->tile, &view->exact);
+    ice_selection *t = ice_selection_begin(view, first_row, rows, scratch);
+    attend_exact_keys(&t->tile, &view->exact);
     return t;
 }
 
@@ -38,9 +34,9 @@ void ice_near_far_attend(const ice_head_view *view, int64_t first_row, int64_t e
     ice_selection *t = ice_near_far_begin(view, first_row, end_row - first_row, scratch);
     if (view->stack->nodes && t->is_masked) ice_node_mask_read(&t->mask, &t->tile, view->stack);
     if (view->stack->nodes) {
-        if (t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t, &view->exact);
+        if (t->mask.dense == ice_tile_lanes(&t->tile)) attend_all(t);
         else attend_cells(t);
     }
     ice_tile_finish(&t->tile);
-    for (int lane = 0; lane < t->tile.lanes; lane++) ice_report_row(t, lane, view->exact.centre);
+    for (int lane = 0; lane < t->tile.lanes; lane++) ice_report_row(t, lane);
 }

@@ -9,10 +9,8 @@ static inline int ice_by_threshold(const icecore_near_far *o) {
     return o->tolerance > 0.0f || o->head_tolerance || o->head_threshold;
 }
 
-/* Attends to what is exact for all: sinks and open blocks.  The tile's panel holds the result. */
-void ice_attend_exact_keys(ice_tile *tile, const ice_exact_keys *exact);
-
-/* A panel of a head's rows that has attended to what is exact for all.  scratch: ice_selection_bytes. */
+/* A panel of a head's rows that has attended to what is exact for all, sinks and open blocks; the tile's panel holds
+ * the result.  scratch: ice_selection_bytes. */
 ice_selection *ice_near_far_begin(const ice_head_view *view, int64_t first_row, int64_t rows, void *scratch);
 
 /* Attends and writes the panel of a head's rows that begins with first_row, up to end_row.  scratch:
@@ -28,6 +26,6 @@ extern const icecore_report ice_no_report;
  */
 void ice_bound_far_field(ice_selection *t);
 /* Writes a row that the tile has finished, and what is reported of it; rows of exact heads are not written here. */
-void ice_report_row(ice_selection *t, int lane, const float *centre);
+void ice_report_row(ice_selection *t, int lane);
 
 #endif

@@ -17,7 +17,7 @@ void ice_bound_far_field(ice_selection *t) {
                     maximum[j * ICE_PANEL + lane] =
                         ice_largest_score(t->scores[(now->row + i + j) * ICE_PANEL + lane], norm[lane],
                                           now->nodes->radius[now->node + i + j]);
-            t->kernels->softmax(maximum, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
+            t->view.kernels->softmax(maximum, count, t->tile.lanes, t->bound_maximum, t->bound, correction);
         }
     }
 }
@@ -37,16 +37,16 @@ static float share_of(float part, float whole) {
     return share < 1.0f ? share : 1.0f;
 }
 
-void ice_report_row(ice_selection *t, int lane, const float *centre) {
-    const icecore_attention *p = t->problem;
-    const icecore_report *report = t->report;
+void ice_report_row(ice_selection *t, int lane) {
+    const icecore_attention *p = t->view.problem;
+    const icecore_report *report = t->view.report;
     const ice_row row = ice_tile_row(&t->tile, lane);
     const ice_state *state = &t->tile.state[lane];
-    if (t->rules && ice_rule_of(t, lane)->exact) return;
+    if (t->view.rules && ice_rule_of(t, lane)->exact) return;
     const int64_t at = ice_place_of(p, row);
     /* what the means lack of the mass they stand for, as measured */
     const float far = far_mass(t, lane, state->maximum),
-                lacking = t->rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
+                lacking = t->view.rules ? far * (exp2f(ice_rule_of(t, lane)->log2_mass) - 1.0f) : 0.0f;
     if (report->near_count) report->near_count[at] = (int32_t)t->near_count[lane];
     if (report->captured_mass) {
         const float total = state->sum + lacking;
@@ -60,7 +60,7 @@ void ice_report_row(ice_selection *t, int lane, const float *centre) {
             t->bound[lane] == 0.0f ? 0.0f : t->bound[lane] * exp2f(t->bound_maximum[lane] - state->maximum);
         report->missed_bound[at] = missed < INFINITY && exact < INFINITY ? share_of(missed, exact + missed) : 1.0f;
     }
-    ice_state_write(state, p, t->kernels, row);
+    ice_state_write(state, p, t->view.kernels, row);
     if (p->lse && lacking != 0.0f && state->sum > 0.0f) p->lse[at] += log1pf(lacking / state->sum);
-    if (p->lse && centre) ice_add_centre(&t->tile, lane, centre, &p->lse[at]);
+    if (p->lse && t->view.exact.centre) ice_add_centre(&t->tile, lane, t->view.exact.centre, &p->lse[at]);
 }

@@ -61,8 +61,8 @@ static void sort_events(const ice_traced_tile *own, int lane, int64_t first[ICE_
 static void add_scaled(const ice_traced_tile *own, const ice_state *state, float share, float *sum) {
     const int64_t value_dim = own->problem.value_dim;
     if (share > 0.0f)
-        own->t->kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, state->accumulator, value_dim, value_dim, 1.0f,
-                                          sum);
+        own->t->view.kernels->row_weighted_sum(&share, 1, ICECORE_FLOAT32, state->accumulator, value_dim, value_dim,
+                                               1.0f, sum);
 }
 
 /* What a state's sums count relative to `top`. */
@@ -72,7 +72,7 @@ static float share_of(const ice_state *state, float top) {
 
 void ice_row_curve(ice_traced_tile *own, int lane, ice_curve *found) {
     ice_selection *t = own->t;
-    const ice_kernels *kernels = t->kernels;
+    const ice_kernels *kernels = t->view.kernels;
     const int64_t value_dim = own->problem.value_dim;
     const ice_state *opened = own->opened + lane * ICE_GRID, *base = &own->base[lane], *all = &own->all[lane];
     float top = all->sum > 0.0f ? all->maximum : -INFINITY, *exact_output = own->output + ICE_GRID * value_dim,

@@ -10,7 +10,7 @@
 /* The cells of which one key is expected to hold a row's key_share, a bit each. */
 static uint64_t doubtful_cells(const ice_selection *t, int lane, float norm, const float *radius, int64_t count,
                                const float *scores) {
-    const float mass = t->mass[lane], wanted = t->key_share[lane], dim = (float)t->problem->dim;
+    const float mass = t->mass[lane], wanted = t->key_share[lane], dim = (float)t->view.problem->dim;
     float share[CELLS_AT_ONCE];
     uint64_t doubtful = 0;
     for (int64_t c = 0; c < count; c++) share[c] = ice_expected_share(mass - scores[c], norm * radius[c], dim);
@@ -33,16 +33,16 @@ static uint64_t open_cells_of(ice_selection *t, int lane, const ice_stacked *fro
     const ice_spreads row = {&spread->variance[lane], &spread->half_log2[lane], &spread->norm[lane]};
     uint64_t doubtful = 0;
     if (t->doubts) doubtful = doubtful_cells(t, lane, spread->norm[lane], cells->radius + node, count, scores);
-    const uint64_t open = t->kernels->row_open_cells(scores, count, &facts, &row, t->threshold[lane]) | doubtful;
+    const uint64_t open = t->view.kernels->row_open_cells(scores, count, &facts, &row, t->threshold[lane]) | doubtful;
     for (; doubtful; doubtful &= doubtful - 1) scores[__builtin_ctzll(doubtful)] = -INFINITY;
-    if (t->report->missed_bound) {
+    if (t->view.report->missed_bound) {
         for (int64_t c = 0; c < count; c++)
             copy[c] = ice_largest_score(scores[c], spread->norm[lane], cells->radius[node + c]);
-        t->kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);
+        t->view.kernels->row_softmax(copy, count, &t->bound_maximum[lane], &t->bound[lane], &correction);
     }
-    if (t->report->captured_mass || t->report->missed_bound || t->problem->lse) {
+    if (t->view.report->captured_mass || t->view.report->missed_bound || t->view.problem->lse) {
         memcpy(copy, scores, (size_t)count * sizeof *copy);
-        t->kernels->row_softmax(copy, count, &t->few_far_maximum[lane], &t->few_far[lane], &correction);
+        t->view.kernels->row_softmax(copy, count, &t->few_far_maximum[lane], &t->few_far[lane], &correction);
     }
     t->few_scored[lane] += count;
     return open;

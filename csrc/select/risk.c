@@ -25,11 +25,11 @@ static void add_squares(const ice_tile *tile, const float *weight, int64_t dim, 
 }
 
 void ice_find_spreads(ice_selection *t) {
-    const int64_t dim = t->problem->dim;
-    const int lanes = t->report->missed_bound ? ICE_PANEL : lanes_read(&t->tile); /* a bound reads all */
+    const int64_t dim = t->view.problem->dim;
+    const int lanes = t->view.report->missed_bound ? ICE_PANEL : lanes_read(&t->tile); /* a bound reads all */
     float weight[ICECORE_MAX_DIM];
-    for (int64_t l = 0; l < t->stack->levels; l++) {
-        const icecore_segment *s = t->stack->level[l].segment;
+    for (int64_t l = 0; l < t->view.stack->levels; l++) {
+        const icecore_segment *s = t->view.stack->level[l].segment;
         ice_spread *spread = &t->spread[l];
         if (!s) continue;
         for (int64_t i = 0; i < dim; i++) /* back from log2 units */
@@ -42,18 +42,18 @@ void ice_find_spreads(ice_selection *t) {
         add_squares(&t->tile, weight, dim, lanes, spread->norm);
         for (int lane = 0; lane < lanes; lane++) /* a little more, for the query's rounding */
             spread->norm[lane] = 1.004f * sqrtf(spread->norm[lane]);
-        t->kernels->scores(t->tile.queries, dim, lanes, s->centre, dim, 1, spread->shift);
+        t->view.kernels->scores(t->tile.queries, dim, lanes, s->centre, dim, 1, spread->shift);
     }
 }
 
 void ice_squared_lengths(const ice_selection *t, float squared[ICE_PANEL]) {
     float weight[ICECORE_MAX_DIM];
-    for (int64_t i = 0; i < t->problem->dim; i++) weight[i] = 1.0f;
-    add_squares(&t->tile, weight, t->problem->dim, lanes_read(&t->tile), squared);
+    for (int64_t i = 0; i < t->view.problem->dim; i++) weight[i] = 1.0f;
+    add_squares(&t->tile, weight, t->view.problem->dim, lanes_read(&t->tile), squared);
 }
 
 void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log2_mass[ICE_PANEL]) {
-    const icecore_attention *p = t->problem;
+    const icecore_attention *p = t->view.problem;
     const int lanes = lanes_read(&t->tile);
     float maximum[ICE_PANEL], sum[ICE_PANEL], *weights = t->tile.scores;
     ice_tile guess = t->tile; /* with an accumulator of its own */
@@ -105,7 +105,7 @@ void ice_find_thresholds(ice_selection *t, float expand[ICE_PANEL]) {
 }
 
 void ice_raise_doubtful(ice_selection *t, const ice_node_run *now, const float *threshold) {
-    const float *norm = ice_spread_of(t, now->from)->norm, dim = (float)t->problem->dim;
+    const float *norm = ice_spread_of(t, now->from)->norm, dim = (float)t->view.problem->dim;
     for (int64_t i = 0; i < now->count; i++) {
         const float radius = now->nodes->radius[now->node + i], *scores = t->scores + (now->row + i) * ICE_PANEL;
         float *risk = t->risk + (now->row + i) * ICE_PANEL;

@@ -42,7 +42,8 @@ typedef struct {
     const ice_kernels *kernels;
     const ice_stack *stack;
     ice_exact_keys exact;
-    int64_t head; /* batch * key_heads + key head */
+    int64_t head;            /* batch * key_heads + key head */
+    const int64_t *position; /* where the problem's queries stand; NULL: the last one at the last key */
 } ice_head_view;
 
 /* Neighbouring nodes of one segment, whose rows lie together in `scores`. */
@@ -62,12 +63,7 @@ typedef struct {
 } ice_spread;
 
 typedef struct {
-    const icecore_attention *problem;
-    const icecore_near_far *options;
-    const icecore_report *report;
-    const ice_rule *rules; /* NULL: by near_keys */
-    const ice_kernels *kernels;
-    const ice_stack *stack;
+    ice_head_view view;
     ice_tile tile;
     int64_t parents, rows; /* rows of `scores`: the parents', then those of the cells of expanded ones */
     float *scores, *risk;  /* rows x ICE_PANEL */
@@ -111,7 +107,8 @@ static inline const void *ice_mean_value_of(const ice_node_run *r, int64_t node)
 
 static inline const ice_rule *ice_rule_of(const ice_selection *t, int lane) {
     const ice_tile *tile = &t->tile; /* spare lanes are the last row's */
-    return &t->rules[(tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1)) % ice_group(t->problem)];
+    return &t->view
+                .rules[(tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1)) % ice_group(t->view.problem)];
 }
 
 /* What risks promise was measured on queries that are not much shorter. */
@@ -120,7 +117,7 @@ static inline int ice_is_unlike(const ice_rule *rule, float squared) {
 }
 
 static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_stacked *from) {
-    return &t->spread[from - t->stack->level];
+    return &t->spread[from - t->view.stack->level];
 }
 
 /* So much of a large cell: the processor sees the rest coming. */
@@ -180,10 +177,8 @@ static inline void ice_attend_stored(ice_selection *t, uint64_t lanes, const ice
 
 /* Scratch of a selection and its tile over at most so many levels, and cells and parents. */
 size_t ice_selection_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes);
-/* *rest: the tile's scratch. */
-ice_selection *ice_selection_lay_out(const ice_head_view *view, char *scratch, char **rest);
-/* Once the tile has begun: everything else as it is before the first key. */
-void ice_selection_begin(ice_selection *t);
+/* A panel of a head's rows before the first key.  scratch: ice_selection_bytes. */
+ice_selection *ice_selection_begin(const ice_head_view *view, int64_t first_row, int64_t rows, void *scratch);
 
 void ice_selection_score_parents(ice_selection *t);
 /* Scores and risks of neighbouring nodes, whose rows are the next ones.  lanes: those that have to do with them. */

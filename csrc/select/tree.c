@@ -36,21 +36,16 @@ size_t ice_selection_bytes(const icecore_attention *p, int64_t levels, int64_t n
     return ice_round_up(sizeof(ice_selection)) + arena.used + ice_tile_bytes(p);
 }
 
-ice_selection *ice_selection_lay_out(const ice_head_view *view, char *scratch, char **rest) {
-    ice_selection *t = ice_take(&scratch, sizeof *t);
+ice_selection *ice_selection_begin(const ice_head_view *view, int64_t first_row, int64_t rows, void *scratch) {
+    const icecore_attention *p = view->problem;
     ice_arena arena = {scratch, 0};
-    t->problem = view->problem;
-    t->options = view->options;
-    t->report = view->report;
-    t->rules = view->rules;
-    t->stack = view->stack;
-    t->kernels = view->kernels;
-    lay_out(t, view->problem, view->stack->levels, view->stack->nodes, &arena);
-    *rest = scratch + arena.used;
-    return t;
-}
-
-void ice_selection_begin(ice_selection *t) {
+    ice_selection *t = ice_arena_take(&arena, 1, sizeof *t);
+    t->view = *view;
+    lay_out(t, p, view->stack->levels, view->stack->nodes, &arena);
+    ice_tile_begin(&t->tile, p, view->kernels, view->head / p->key_heads, view->head % p->key_heads, first_row, rows,
+                   arena.memory + arena.used);
+    t->tile.packed = view->exact.packed;
+    if (view->position) ice_tile_place(&t->tile, view->position);
     ice_tile_begin_panel(&t->tile);
     ice_find_spreads(t);
     for (int lane = 0; lane < ICE_PANEL; lane++) {
@@ -62,8 +57,9 @@ void ice_selection_begin(ice_selection *t) {
     t->rows = t->runs = t->parent_runs = 0;
     t->halves = 0;
     t->mask.dense = 0;
-    t->is_masked = ice_node_mask_is_needed(&t->tile, t->stack);
+    t->is_masked = ice_node_mask_is_needed(&t->tile, t->view.stack);
     t->doubts = 0;
+    return t;
 }
 
 /* ---- Scores and risks ---- */
@@ -101,7 +97,7 @@ void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lan
     if (t->tile.cap > 0.0f) cap_scores(t, now, scores);
     else
         for (int lane = 0; lane < t->tile.lanes; lane++) added[lane] += spread->shift[lane];
-    t->kernels->cell_risk(scores, now->count, t->tile.lanes, &facts, &rows, added, risk);
+    t->view.kernels->cell_risk(scores, now->count, t->tile.lanes, &facts, &rows, added, risk);
     if (t->is_masked) leave_out_marked(t, now->number, now->count, scores, risk);
     t->rows += now->count;
 }
@@ -109,12 +105,12 @@ void ice_selection_score(ice_selection *t, const ice_node_run *now, uint64_t lan
 void ice_selection_score_parents(ice_selection *t) {
     int64_t number = 0;
     t->rows = t->runs = 0;
-    for (int64_t level = 0; level < t->stack->levels; level++) {
-        const ice_stacked *from = &t->stack->level[level];
+    for (int64_t level = 0; level < t->view.stack->levels; level++) {
+        const ice_stacked *from = &t->view.stack->level[level];
         if (!from->segment) continue;
         const ice_nodes *parents = &from->segment->parent, *cells = &from->segment->cell;
         t->run[t->runs] = (ice_node_run){from, parents, 0, parents->count, t->rows, number};
-        for (int64_t p = 0; !t->rules && p < parents->count; p++)
+        for (int64_t p = 0; !t->view.rules && p < parents->count; p++)
             t->count[t->rows + p] = (float)(cells->offset[parents->offset[p + 1]] - cells->offset[parents->offset[p]]);
         ice_selection_score(t, &t->run[t->runs++], ice_tile_lanes(&t->tile));
         number += parents->count + cells->count;
@@ -134,7 +130,7 @@ static int are_few(const ice_selection *t, icecore_dtype dtype, uint64_t lanes) 
 /* The cells of every parent that some lane expands. */
 static void score_cells(ice_selection *t) {
     const uint64_t lanes = ice_tile_lanes(&t->tile);
-    const int by_threshold = t->rules != NULL, few_apart = by_threshold && !t->is_masked;
+    const int by_threshold = t->view.rules != NULL, few_apart = by_threshold && !t->is_masked;
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r];
         const icecore_segment *s = parents->from->segment;
@@ -164,8 +160,8 @@ static void score_cells(ice_selection *t) {
 static void open_nodes(ice_selection *t, int64_t first_run, int64_t end_run, const float *threshold) {
     for (int64_t r = first_run; r < end_run; r++) {
         const ice_node_run *now = &t->run[r];
-        t->kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count,
-                               t->tile.lanes, threshold, now->nodes->log2_count + now->node, t->open + now->row);
+        t->view.kernels->open_cells(t->scores + now->row * ICE_PANEL, t->risk + now->row * ICE_PANEL, now->count,
+                                    t->tile.lanes, threshold, now->nodes->log2_count + now->node, t->open + now->row);
         for (int64_t i = 0; t->is_masked && i < now->count; i++)
             t->open[now->row + i] = (t->open[now->row + i] | t->mask.cut[now->number + i] | t->mask.dense) &
                                     ~t->mask.hidden[now->number + i];
@@ -173,15 +169,15 @@ static void open_nodes(ice_selection *t, int64_t first_run, int64_t end_run, con
 }
 
 void ice_choose_parents(ice_selection *t) {
-    const int64_t wanted = t->options->near_keys;
+    const int64_t wanted = t->view.options->near_keys;
     float expand[ICE_PANEL];
     ice_selection_score_parents(t);
-    if (t->rules) {
+    if (t->view.rules) {
         ice_find_thresholds(t, expand);
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) ice_raise_doubtful(t, &t->run[r], expand);
-    } else if (wanted < t->stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->stack->keys) {
+    } else if (wanted < t->view.stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->view.stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > MIN_EXPANDED ? wanted * EXPAND_FACTOR : MIN_EXPANDED;
-        ice_risk_threshold(t->kernels, t->risk, t->parents, t->tile.lanes, t->count, reached, expand);
+        ice_risk_threshold(t->view.kernels, t->risk, t->parents, t->tile.lanes, t->count, reached, expand);
     } else {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
     }
@@ -189,14 +185,14 @@ void ice_choose_parents(ice_selection *t) {
 }
 
 void ice_choose_cells(ice_selection *t) {
-    const int64_t wanted = t->options->near_keys;
+    const int64_t wanted = t->view.options->near_keys;
     ice_choose_parents(t);
     score_cells(t);
-    if (!t->rules) {
-        if (wanted >= t->stack->keys)
+    if (!t->view.rules) {
+        if (wanted >= t->view.stack->keys)
             for (int lane = 0; lane < ICE_PANEL; lane++) t->threshold[lane] = -INFINITY;
         else
-            ice_risk_threshold(t->kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->tile.lanes,
+            ice_risk_threshold(t->view.kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->tile.lanes,
                                t->count + t->parents, wanted, t->threshold);
     }
     open_nodes(t, t->parent_runs, t->runs, t->threshold);
@@ -212,11 +208,11 @@ static void attend_cut_cell(ice_selection *t, uint64_t lanes, const ice_mask_row
     while (first < end) {
         int64_t count = 0;
         while (count < ICE_KEY_BLOCK && first + count < end) {
-            bias[count] = ice_mask_at(t->problem, row, from->end - s->count + s->order[first + count]);
+            bias[count] = ice_mask_at(t->view.problem, row, from->end - s->count + s->order[first + count]);
             if (bias[count] == -INFINITY) break;
             count++;
         }
-        if (count && t->problem->mask_kind != ICECORE_MASK_FLOAT32)
+        if (count && t->view.problem->mask_kind != ICECORE_MASK_FLOAT32)
             ice_attend_stored(t, lanes, s, cell, first, count, NULL);
         else if (count) ice_attend_stored(t, lanes, s, cell, first, count, bias);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;
