@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attend/panel.h"
+#include "attention/near_far_tile.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 
@@ -28,10 +29,6 @@
  * be off by more than these few. */
 #define ROUNDING_MARGIN 2.0
 
-static float tolerance_of(const icecore_near_far *options, int64_t head) {
-    return options->head_tolerance ? options->head_tolerance[head] : options->tolerance;
-}
-
 static double threshold_at(int level) { return exp2(ICE_LOG2_FIRST - ICE_LOG2_STEP * level); }
 
 /* The level of a threshold that need not be on the grid. */
@@ -45,7 +42,7 @@ static int nearest_level(float threshold) {
 static int levels_for(const ice_sample *s, const ice_rule *rules, int64_t group) {
     int levels = 1;
     for (int64_t i = 0; i < group; i++) {
-        const int last = nearest_level(tolerance_of(s->options, s->key_head * group + i) / TRACED);
+        const int last = nearest_level(ice_tolerance_of(s->options, s->key_head * group + i) / TRACED);
         const int own = rules[i].exact == ICE_UNKNOWN ? 0 : nearest_level(rules[i].threshold);
         levels = own + 1 > levels ? own + 1 : levels;
         levels = last + 1 > levels ? last + 1 : levels;
@@ -87,12 +84,12 @@ static void test_row(ice_measured *m, const ice_rule *rule, const ice_curve *row
     if (rule->exact == ICE_UNKNOWN) return; /* nothing was in force */
     const double error = ice_is_unlike(rule, row->squared_query) ? 0.0 : error_by(m, rule, row),
                  norm = (double)row->norm;
-    m->tested_error += weight * error;
-    m->tested_norm += weight * norm;
-    m->tested_squared += weight * weight * error * error;
-    m->tested_cross += weight * weight * error * norm;
-    m->tested_squared_norm += weight * weight * norm * norm;
-    m->tested_rows++;
+    m->tested.error += weight * error;
+    m->tested.norm += weight * norm;
+    m->tested.squared += weight * weight * error * error;
+    m->tested.cross += weight * weight * error * norm;
+    m->tested.squared_norm += weight * weight * norm * norm;
+    m->tested.rows++;
 }
 
 /* What earlier rows weigh beside these, `group` apart: no more than the fewest when these are of another kind. */
@@ -177,20 +174,13 @@ static void fade(ice_measured *m, double fading) {
 
 /* All but what was tested. */
 static void forget(ice_measured *m) {
-    const ice_measured old = *m;
-    *m = (ice_measured){.rounding = old.rounding,
-                        .rounding_weight = old.rounding_weight,
-                        .tested_error = old.tested_error,
-                        .tested_squared = old.tested_squared,
-                        .tested_cross = old.tested_cross,
-                        .tested_norm = old.tested_norm,
-                        .tested_squared_norm = old.tested_squared_norm,
-                        .tested_rows = old.tested_rows};
+    *m = (ice_measured){.rounding = m->rounding, .rounding_weight = m->rounding_weight, .tested = m->tested};
 }
 
-static double standard_error(double squared, double cross, double squared_norm, double error, double norm) {
-    const double ratio = error / norm, variance = squared - 2.0 * ratio * cross + ratio * ratio * squared_norm;
-    return sqrt(fmax(variance, 0.0)) / norm;
+static double standard_error(const ice_tested *x) {
+    const double ratio = x->error / x->norm,
+                 variance = x->squared - 2.0 * ratio * x->cross + ratio * ratio * x->squared_norm;
+    return sqrt(fmax(variance, 0.0)) / x->norm;
 }
 
 /* The loosest level such that it and all finer ones keep the tolerance with a standard error added; -1 where the finest
@@ -198,9 +188,8 @@ static double standard_error(double squared, double cross, double squared_norm, 
 static int passing_level(const ice_measured *m, double tolerance) {
     int passing = -1;
     for (int g = ICE_GRID - 1; g >= 0; g--) {
-        const double error = m->error[g] / m->norm;
-        if (!(error + standard_error(m->squared[g], m->cross[g], m->squared_norm, m->error[g], m->norm) <= tolerance))
-            break;
+        const ice_tested at = {m->error[g], m->norm, m->squared[g], m->cross[g], m->squared_norm, 0};
+        if (!(at.error / at.norm + standard_error(&at) <= tolerance)) break;
         passing = g;
     }
     return passing;
@@ -238,13 +227,13 @@ static uint8_t exactly(const ice_measured *m, const ice_sample *s, double tolera
  * all cells scored. */
 static int renew(ice_measured *m, ice_rule *rule, int levels, double tolerance, const ice_sample *s) {
     const icecore_near_far *options = s->options;
+    const uint8_t exact = exactly(m, s, tolerance);
     m->level = passing_level(m, tolerance);
     if (m->level < 0 && !rule->all_cells) return 1;
-    rule->exact = m->level < 0 ? exactly(m, s, tolerance) : ICE_NOT_EXACT;
+    rule->exact = m->level < 0 ? exact : ICE_NOT_EXACT;
     if (m->level < 0) return 0;
     const int cautious = m->level + caution_of(m, tolerance);
     const int level = finest_for_little(m, cautious < levels ? cautious : levels - 1, levels, options);
-    const uint8_t exact = exactly(m, s, tolerance);
     const double key = exact == ICE_ROUNDED ? price(options->rounded_price) : 1.0;
     if (cost_at(m, level, options) >= key * m->keys) rule->exact = exact;
     rule->threshold = (float)threshold_at(level);
@@ -253,10 +242,31 @@ static int renew(ice_measured *m, ice_rule *rule, int levels, double tolerance, 
     return 0;
 }
 
+/* What measuring a key head's rows needs: of its query heads, but for the curves. */
+typedef struct {
+    ice_curve *found; /* count x query heads */
+    ice_rule *traced;
+    ice_measured *before;
+    uint8_t *again;
+    void *scratch; /* of tracing */
+} measuring;
+
+/* Measures and lays out by the same code. */
+static void lay_out(measuring *own, const icecore_attention *problem, int64_t levels, int64_t nodes, int64_t count,
+                    ice_arena *a) {
+    const int64_t group = ice_group(problem);
+    own->found = ice_arena_take(a, count * group, sizeof *own->found);
+    own->traced = ice_arena_take(a, group, sizeof *own->traced);
+    own->before = ice_arena_take(a, group, sizeof *own->before);
+    own->again = ice_arena_take(a, group, sizeof *own->again);
+    own->scratch = ice_arena_take(a, 1, ice_trace_bytes(problem, levels, nodes));
+}
+
 size_t ice_measure_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes, int64_t count) {
-    const size_t group = (size_t)ice_group(problem);
-    return ice_trace_bytes(problem, levels, nodes) + ice_round_up((size_t)count * group * sizeof(ice_curve)) +
-           ice_round_up(group * sizeof(ice_rule)) + ice_round_up(group * sizeof(ice_measured)) + ice_round_up(group);
+    measuring none;
+    ice_arena arena = {NULL, 0};
+    lay_out(&none, problem, levels, nodes, count, &arena);
+    return arena.used;
 }
 
 /* Of a sampled row. */
@@ -265,9 +275,9 @@ static double exact_keys(const ice_sample *s, int64_t position) {
     return (double)(s->exact.sink_end + end - s->exact.open_begin);
 }
 
-/* What a head's rows are traced for once more: parents are trusted again, and first halves; all levels; rows in halves
- * are read whole; parents are not trusted. */
-enum { SETTLED, PARENTS, WHOLE, ROUNDED, CELLS };
+/* What a head's rows are traced for once more: all levels; by another rule (parents are trusted again, and first
+ * halves; rows in halves are read whole; parents are not trusted). */
+enum { SETTLED, WHOLE, ANEW };
 
 /* The rows of one query head, `group` apart, whose curves of so many levels were traced by its rule, renew it.  Returns
  * what they should be traced for. */
@@ -290,13 +300,13 @@ static uint8_t learn(const ice_sample *s, const ice_curve *found, int levels, fl
     if (rule->halves && ice_has_halves(s->stack) && (failed || rule->exact)) {
         rule->halves = 0;
         rule->exact = ICE_EXACT;
-        if ((double)s->count >= MIN_ROWS) return ROUNDED;
+        if ((double)s->count >= MIN_ROWS) return ANEW;
     } else if (!failed) {
         return SETTLED;
     }
     rule->all_cells = 1;
     rule->exact = exactly(m, s, (double)tolerance); /* until enough rows are known that score all cells */
-    return CELLS;
+    return ANEW;
 }
 
 /* The first pass over a head's rows: they test the rule in force, and renew it.  *before: what was measured of rows
@@ -309,7 +319,7 @@ static uint8_t test_and_learn(const ice_sample *s, const ice_curve *found, int l
     if (s->renew && (rule->all_cells || (!rule->halves && ice_has_halves(s->stack)))) {
         rule->all_cells = 0;
         rule->halves = 1;
-        return PARENTS;
+        return ANEW;
     }
     fade(m, fading_of(s, found, group, tolerance, m, rule));
     *before = *m;
@@ -319,51 +329,46 @@ static uint8_t test_and_learn(const ice_sample *s, const ice_curve *found, int l
 void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, void *scratch) {
     const int64_t group = ice_group(s->problem), rows = s->count * group, first_head = s->key_head * group;
     const int with_rounding = s->renew && s->given->key_dtype != s->problem->key_dtype;
-    char *memory = scratch;
     if (!s->stack->nodes || rows == 0) return;
-    ice_curve *found = ice_take(&memory, (size_t)rows * sizeof *found);
-    ice_rule *traced = ice_take(&memory, (size_t)group * sizeof *traced);
-    ice_measured *before = ice_take(&memory, (size_t)group * sizeof *before);
-    uint8_t *again = ice_take(&memory, (size_t)group);
+    measuring own;
+    ice_arena arena = {scratch, 0};
+    lay_out(&own, s->problem, s->stack->levels, s->stack->nodes, s->count, &arena);
     const int levels = levels_for(s, rules, group);
-    memcpy(traced, rules, (size_t)group * sizeof *traced);
-    ice_trace(s, traced, levels, found, with_rounding, memory);
+    memcpy(own.traced, rules, (size_t)group * sizeof *own.traced);
+    ice_trace(s, own.traced, levels, own.found, with_rounding, own.scratch);
     if (ice_interrupted()) return; /* what was found is not whole */
     int left = 0;
     for (int64_t i = 0; i < group; i++) {
-        again[i] = test_and_learn(s, found + i, levels, tolerance_of(s->options, first_head + i), &measured[i],
-                                  &rules[i], &before[i]);
-        left |= again[i];
+        own.again[i] = test_and_learn(s, own.found + i, levels, ice_tolerance_of(s->options, first_head + i),
+                                      &measured[i], &rules[i], &own.before[i]);
+        left |= own.again[i];
     }
     while (left) {
-        memcpy(traced, rules, (size_t)group * sizeof *traced);
-        ice_trace(s, traced, ICE_GRID, found, 0, memory);
+        memcpy(own.traced, rules, (size_t)group * sizeof *own.traced);
+        ice_trace(s, own.traced, ICE_GRID, own.found, 0, own.scratch);
         left = 0;
         const int interrupted = ice_interrupted();
         for (int64_t i = 0; i < group; i++) {
-            if (again[i] == SETTLED) continue;
+            if (own.again[i] == SETTLED) continue;
             if (interrupted) {
                 rules[i].all_cells = 1;
                 continue;
             }
-            if (again[i] == WHOLE) measured[i] = before[i];
+            if (own.again[i] == WHOLE) measured[i] = own.before[i];
             else forget(&measured[i]);
-            again[i] = learn(s, found + i, ICE_GRID, tolerance_of(s->options, first_head + i), &measured[i], &rules[i]);
-            left |= again[i];
+            own.again[i] = learn(s, own.found + i, ICE_GRID, ice_tolerance_of(s->options, first_head + i), &measured[i],
+                                 &rules[i]);
+            left |= own.again[i];
         }
     }
     for (int64_t i = 0; i < group && !s->problem->causal; i++) /* there is nothing to test but what decided */
         for (int64_t row = i; row < rows; row += group)
-            if (is_usable(&found[row])) test_row(&measured[i], &rules[i], &found[row], s->stands_for);
+            if (is_usable(&own.found[row])) test_row(&measured[i], &rules[i], &own.found[row], s->stands_for);
 }
 
 void ice_report_error(const icecore_report *report, int64_t head, const ice_measured *m) {
-    const int known = m && m->tested_norm > 0.0;
-    if (report->error) report->error[head] = known ? (float)(m->tested_error / m->tested_norm) : NAN;
-    if (report->standard_error)
-        report->standard_error[head] =
-            known ? (float)standard_error(m->tested_squared, m->tested_cross, m->tested_squared_norm, m->tested_error,
-                                          m->tested_norm)
-                  : NAN;
-    if (report->error_rows) report->error_rows[head] = m ? (int32_t)m->tested_rows : 0;
+    const int known = m && m->tested.norm > 0.0;
+    if (report->error) report->error[head] = known ? (float)(m->tested.error / m->tested.norm) : NAN;
+    if (report->standard_error) report->standard_error[head] = known ? (float)standard_error(&m->tested) : NAN;
+    if (report->error_rows) report->error_rows[head] = m ? (int32_t)m->tested.rows : 0;
 }

@@ -11,6 +11,13 @@
  * 6000th of it. */
 #define ICE_FINER 48
 
+/* Sums over rows by the threshold that was in force before each was known: of w e, w |o|, w^2 e^2, w^2 e |o| and
+ * w^2 |o|^2, e a row's error and o its output. */
+typedef struct {
+    double error, norm, squared, cross, squared_norm;
+    int64_t rows;
+} ice_tested;
+
 /* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
 typedef struct {
     double rows, norm, squared_norm;                            /* sums of w, w |o| and w^2 |o|^2 */
@@ -25,9 +32,7 @@ typedef struct {
     double later_rows, later_norm, later_error[ICE_FINER]; /* of w, w |o| and w e of rows at the finer levels from that
                                                   on which was chosen before they were known */
     double rounding, rounding_weight;                      /* of w (error of rounding / |o|)^2 and w */
-    double tested_error, tested_squared, tested_cross, tested_norm,
-        tested_squared_norm; /* by the threshold in force before the row was known */
-    int64_t tested_rows;
+    ice_tested tested;
 } ice_measured;
 
 /* Rows that see fewer sealed blocks are exact and say nothing: what the next block is about, one need not have met.
@@ -36,11 +41,10 @@ typedef struct {
 /* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last
  * that were measured thoroughly (then *renews), and others where one block in so many is new: that is a few per cent of
  * a prompt's time.  Decoding measures single queries, the more blocks there are the fewer (cache/attend.c). */
-#define ICE_NEW_IN_PROMPT 16
-#define ICE_NEW_IN_DECODING 32
-static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int64_t one_in, int *renews) {
+#define ICE_NEW_BLOCKS 16
+static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int *renews) {
     *renews = renewed == 0 || blocks >= 2 * renewed;
-    return *renews || one_in * (blocks - last) >= blocks;
+    return *renews || ICE_NEW_BLOCKS * (blocks - last) >= blocks;
 }
 /* And of how many queries at once: about 32 rows of all query heads together, or 12. */
 #define ICE_MAX_QUERIES_MEASURED 32

@@ -14,17 +14,10 @@ int64_t ice_split_parts(const icecore_attention *p, const icecore_report *report
     return rows > ICE_FEW_ROWS || is_reported || p->lse || parts < 1 ? 1 : parts;
 }
 
-static int64_t count_parents(const ice_stack *stack) {
-    int64_t parents = 0;
-    for (int64_t level = 0; level < stack->levels; level++)
-        if (stack->level[level].segment) parents += stack->level[level].segment->parent.count;
-    return parents;
-}
-
 /* Measures and lays out by the same code. */
 static void lay_out(ice_split *split, const ice_head_view *view, int64_t rows, int64_t parts, ice_arena *a) {
     const int64_t states = (1 + parts) * rows, levels = view->stack->levels;
-    split->chosen.open = ice_arena_take(a, count_parents(view->stack), sizeof *split->chosen.open);
+    split->chosen.open = ice_arena_take(a, view->stack->parents, sizeof *split->chosen.open);
     split->chosen.run = ice_arena_take(a, levels, sizeof *split->chosen.run);
     split->chosen.spread = ice_arena_take(a, levels, sizeof *split->chosen.spread);
     split->state = ice_arena_take(a, states, sizeof *split->state);
@@ -62,7 +55,7 @@ void ice_split_begin(ice_split *split, const ice_head_view *view, int64_t first_
     ice_add_far_field(t);
     split->chosen = *t;
     lay_out(split, view, split->rows, split->parts, &arena);
-    memcpy(split->chosen.open, t->open, (size_t)t->parents * sizeof *t->open);
+    memcpy(split->chosen.open, t->open, (size_t)t->view.stack->parents * sizeof *t->open);
     memcpy(split->chosen.run, t->run, (size_t)t->parent_runs * sizeof *t->run);
     memcpy(split->chosen.spread, t->spread, (size_t)view->stack->levels * sizeof *t->spread);
     for (int64_t i = 0; i < (1 + split->parts) * split->rows; i++)

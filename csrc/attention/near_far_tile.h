@@ -4,10 +4,13 @@
 
 #include "select/selection.h"
 
-/* Whether thresholds say what is opened, not near_keys. */
-static inline int ice_by_threshold(const icecore_near_far *o) {
-    return o->tolerance > 0.0f || o->head_tolerance || o->head_threshold;
+/* Of a query head. */
+static inline float ice_tolerance_of(const icecore_near_far *o, int64_t head) {
+    return o->head_tolerance ? o->head_tolerance[head] : o->tolerance;
 }
+static inline int ice_is_measuring(const icecore_near_far *o) { return o->tolerance > 0.0f || o->head_tolerance; }
+/* Whether thresholds say what is opened, not near_keys. */
+static inline int ice_by_threshold(const icecore_near_far *o) { return ice_is_measuring(o) || o->head_threshold; }
 
 /* A panel of a head's rows that has attended to what is exact for all, sinks and open blocks; the tile's panel holds
  * the result.  scratch: ice_selection_bytes. */

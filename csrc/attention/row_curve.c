@@ -16,7 +16,7 @@ static int64_t keys_of(const ice_traced_tile *own, int lane, const ice_node_run 
 static void count_work(const ice_traced_tile *own, int lane, ice_curve *found) {
     const ice_selection *t = own->t;
     double near[ICE_GRID + 2] = {0}, nodes[ICE_GRID + 2] = {0};
-    nodes[0] = (double)t->parents;
+    nodes[0] = (double)t->view.stack->parents;
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *parents = &t->run[r], *cells = &t->run[t->parent_runs + r];
         const icecore_segment *s = parents->from->segment;

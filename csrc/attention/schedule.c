@@ -7,9 +7,8 @@
 #define QUERIES_AT_ONCE ICE_PANEL
 
 static float min_tolerance(const icecore_near_far *options, int64_t query_heads) {
-    float minimum = options->head_tolerance ? options->head_tolerance[0] : options->tolerance;
-    for (int64_t h = 1; options->head_tolerance && h < query_heads; h++)
-        minimum = fminf(minimum, options->head_tolerance[h]);
+    float minimum = ice_tolerance_of(options, 0);
+    for (int64_t h = 1; h < query_heads; h++) minimum = fminf(minimum, ice_tolerance_of(options, h));
     return minimum;
 }
 
@@ -34,7 +33,7 @@ static void plan_measuring(ice_schedule *schedule, ice_step *step) {
     schedule->since += queries;
     step->renews = 1;
     if (p->causal) {
-        if (!ice_is_measured(step->blocks, schedule->last, schedule->renewed, ICE_NEW_IN_PROMPT, &step->renews)) return;
+        if (!ice_is_measured(step->blocks, schedule->last, schedule->renewed, &step->renews)) return;
         wanted = schedule->panels * ice_measured_queries(ice_group(p), step->renews);
     }
     step->measured = ice_min(queries, wanted);

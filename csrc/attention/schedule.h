@@ -3,6 +3,7 @@
 #define ICE_SCHEDULE_H
 
 #include "attention/measure.h"
+#include "attention/near_far_tile.h"
 
 /* The queries of one block, which see the same sealed keys. */
 typedef struct {
@@ -24,8 +25,6 @@ typedef struct {
     int64_t query;                /* the next step's first */
     int64_t last, renewed, since; /* blocks when rows were measured, and thoroughly; queries since */
 } ice_schedule;
-
-static inline int ice_is_measuring(const icecore_near_far *o) { return o->tolerance > 0.0f || o->head_tolerance; }
 
 /* Not longer than all that there is: the end of such a block cannot overflow. */
 static inline int64_t ice_clipped_block(const icecore_attention *p, int64_t block) {

@@ -16,8 +16,7 @@ typedef struct {
 
 ice_exact_keys ice_cache_exact_keys(const ice_cache_call *call, int64_t head) {
     const icecore_cache *c = call->cache;
-    int64_t open_begin = c->head[head].sealed * c->options.block;
-    if (open_begin < c->evicted) open_begin = c->evicted;
+    const int64_t open_begin = ice_max(c->head[head].sealed * c->options.block, c->evicted);
     return (ice_exact_keys){
         .sink_end = ice_cache_sinks(c, open_begin), .open_begin = open_begin, .sinks = &call->sinks};
 }
@@ -204,8 +203,8 @@ static icecore_status check_call(ice_cache_call *call, icecore_cache *c, const i
                                        .tolerance = o->tolerance,
                                        .head_tolerance = options->head_tolerance,
                                        .head_threshold = options->head_threshold};
-    call->by_tolerance = o->tolerance > 0.0f || options->head_tolerance;
-    call->by_threshold = call->by_tolerance || options->head_threshold;
+    call->by_tolerance = ice_is_measuring(&call->options);
+    call->by_threshold = ice_by_threshold(&call->options);
     p->batch = 1;
     p->key_heads = o->heads;
     p->keys = c->length;
@@ -226,11 +225,10 @@ static icecore_status check_call(ice_cache_call *call, icecore_cache *c, const i
     if (status != ICECORE_OK || ice_is_empty(p)) return status;
     call->position = c->length - p->queries;
     if (call->position < 0 || (p->alibi_slopes && ice_cache_max_sealed(c)) ||
+        ice_cache_max_sealed(c) * o->block > call->position + 1 ||
         !ice_all_positive(options->head_tolerance, p->query_heads) ||
         !ice_all_positive(options->head_threshold, p->query_heads))
         return ICECORE_ERROR_VALUE;
-    for (int64_t h = 0; h < o->heads; h++)
-        if (c->head[h].sealed * o->block > call->position + 1) return ICECORE_ERROR_VALUE;
     return ICECORE_OK;
 }
 
@@ -247,15 +245,13 @@ static void begin_block(ice_cache_call *call) {
     icecore_cache *c = call->cache;
     icecore_attention *p = &call->problem;
     const int64_t block = c->options.block, first = c->length - p->queries;
-    int64_t end = (call->position / block + 1) * block;
-    if (end > c->length) end = c->length;
+    const int64_t end = ice_min((call->position / block + 1) * block, c->length);
     call->first_query = call->position - first;
     call->end_query = end - first;
     call->tiles = ((call->end_query - call->first_query) * ice_group(p) + ICE_PANEL - 1) / ICE_PANEL;
     if (!call->tiles) return;
     call->last = end == c->length;
-    call->blocks = ice_sealed_blocks(call->position, block);
-    if (call->blocks < c->sealed) call->blocks = c->sealed;
+    call->blocks = ice_max(ice_sealed_blocks(call->position, block), c->sealed);
     p->key = rows_of(c->open, 0); /* they may move when blocks have been sealed */
     p->value = rows_of(c->open, 1);
     call->sinks = *p;

@@ -8,9 +8,8 @@
 static int64_t usable_queries(const ice_cache_call *call, int64_t *end) {
     const icecore_cache *c = call->cache;
     const ice_cache_queries *q = &c->queries;
-    int64_t sealed = c->sealed, first = 0;
-    for (int64_t h = 0; h < c->options.heads; h++)
-        if (c->head[h].sealed > sealed) sealed = c->head[h].sealed;
+    const int64_t sealed = ice_cache_max_sealed(c);
+    int64_t first = 0;
     for (*end = q->kept;
          *end > 0 && q->position[*end - 1] >= call->problem.keys - call->problem.queries + call->first_query;)
         --*end;
@@ -27,10 +26,13 @@ static int is_decoding(const ice_cache_call *call) {
  * their time; with half as many made-up inputs have no smaller errors.) */
 #define STEPS_PER_MEASURED 96
 
+/* Sealed blocks for which the steps between are as many once more. */
+#define BLOCKS_PER_MEASURED 32
+
 /* Of so many kept queries one is measured, as soon as the last of them has been attended. */
 static int64_t decoding_step(const icecore_cache *c) {
     const int64_t spacing = ice_queries_spacing(c);
-    return (STEPS_PER_MEASURED + spacing - 1) / spacing * (1 + c->sealed / ICE_NEW_IN_DECODING);
+    return (STEPS_PER_MEASURED + spacing - 1) / spacing * (1 + c->sealed / BLOCKS_PER_MEASURED);
 }
 
 /* What of the newest kept queries is measured before this block's queries attend. */
@@ -50,7 +52,7 @@ void ice_cache_plan_measuring(ice_cache_call *call) {
         if (call->measured >= 8 && call->blocks >= ICE_MIN_BLOCKS) call->measuring = MEASURED_AFTER;
         return;
     }
-    if (seals && ice_is_measured(c->sealed, q->last, q->renewed, ICE_NEW_IN_PROMPT, &call->renews) &&
+    if (seals && ice_is_measured(c->sealed, q->last, q->renewed, &call->renews) &&
         (call->renews || !is_decoding(call))) {
         wanted = ice_measured_queries(q->group, call->renews);
     } else if (is_decoding(call) && c->sealed > 0) {
@@ -99,17 +101,14 @@ void ice_cache_measure(ice_cache_call *call, int64_t head, void *scratch) {
  * with twice as much a step of SmolLM2 reads 8 % fewer keys of 4000 tokens, with 0.7 times as much 9 % more. */
 #define KEY_SHARE (1.0f / 64)
 
-static float tolerance_of(const ice_cache_call *call, int64_t query_head) {
-    return call->options.head_tolerance ? call->options.head_tolerance[query_head] : call->options.tolerance;
-}
-
 /* As they are attended: what the rules call exact opens all. */
 void ice_cache_apply_rules(const ice_cache_call *call, int64_t head) {
     const ice_cache_queries *q = &call->cache->queries;
     for (int64_t i = head * q->group; i < (head + 1) * q->group; i++) {
         q->applied[i] = q->rule[i];
         if (q->rule[i].exact) q->applied[i] = (ice_rule){.all_cells = 1};
-        else if (call->problem.queries <= FEW_QUERIES) q->applied[i].key_share = KEY_SHARE * tolerance_of(call, i);
+        else if (call->problem.queries <= FEW_QUERIES)
+            q->applied[i].key_share = KEY_SHARE * ice_tolerance_of(&call->options, i);
     }
 }
 

@@ -130,10 +130,11 @@ static ice_stack *empty_stack(int64_t levels) {
 }
 
 void ice_stack_add_up(ice_stack *stack) {
-    stack->nodes = stack->keys = 0;
+    stack->parents = stack->nodes = stack->keys = 0;
     for (int64_t i = 0; i < stack->levels; i++) {
         const icecore_segment *s = stack->level[i].segment;
         if (!s) continue;
+        stack->parents += s->parent.count;
         stack->nodes += s->cell.count + s->parent.count;
         stack->keys += s->count;
     }

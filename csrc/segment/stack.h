@@ -29,7 +29,7 @@ int64_t ice_stacked_blocks(int64_t first, int64_t blocks, int64_t block);
 /* Immutable once made.  Stacks share segments; each owns its part. */
 typedef struct {
     int64_t levels;
-    int64_t nodes, keys; /* of all segments; nodes: cells and parents */
+    int64_t parents, nodes, keys; /* of all segments; nodes: cells and parents */
     ice_stacked level[];
 } ice_stack;
 

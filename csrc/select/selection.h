@@ -65,11 +65,11 @@ typedef struct {
 typedef struct {
     ice_head_view view;
     ice_tile tile;
-    int64_t parents, rows; /* rows of `scores`: the parents', then those of the cells of expanded ones */
-    float *scores, *risk;  /* rows x ICE_PANEL */
-    uint64_t *open;        /* rows: the lanes that expand or open */
-    float *count;          /* rows: keys; with a count of near keys only */
-    ice_node_run *run;     /* of parents, one for each segment; then of cells */
+    int64_t rows;         /* of `scores`: all parents', then those of the cells of expanded ones */
+    float *scores, *risk; /* rows x ICE_PANEL */
+    uint64_t *open;       /* rows: the lanes that expand or open */
+    float *count;         /* rows: keys; with a count of near keys only */
+    ice_node_run *run;    /* of parents, one for each segment; then of cells */
     int64_t parent_runs, runs;
     int is_masked;                               /* whether a mask or a range may hide sealed keys from some row */
     ice_node_mask mask;                          /* of these only */

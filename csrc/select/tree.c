@@ -115,7 +115,6 @@ void ice_selection_score_parents(ice_selection *t) {
         ice_selection_score(t, &t->run[t->runs++], ice_tile_lanes(&t->tile));
         number += parents->count + cells->count;
     }
-    t->parents = t->rows;
     t->parent_runs = t->runs;
 }
 
@@ -177,7 +176,7 @@ void ice_choose_parents(ice_selection *t) {
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) ice_raise_doubtful(t, &t->run[r], expand);
     } else if (wanted < t->view.stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->view.stack->keys) {
         int64_t reached = wanted * EXPAND_FACTOR > MIN_EXPANDED ? wanted * EXPAND_FACTOR : MIN_EXPANDED;
-        ice_risk_threshold(t->view.kernels, t->risk, t->parents, t->tile.lanes, t->count, reached, expand);
+        ice_risk_threshold(t->view.kernels, t->risk, t->view.stack->parents, t->tile.lanes, t->count, reached, expand);
     } else {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
     }
@@ -192,8 +191,9 @@ void ice_choose_cells(ice_selection *t) {
         if (wanted >= t->view.stack->keys)
             for (int lane = 0; lane < ICE_PANEL; lane++) t->threshold[lane] = -INFINITY;
         else
-            ice_risk_threshold(t->view.kernels, t->risk + t->parents * ICE_PANEL, t->rows - t->parents, t->tile.lanes,
-                               t->count + t->parents, wanted, t->threshold);
+            ice_risk_threshold(t->view.kernels, t->risk + t->view.stack->parents * ICE_PANEL,
+                               t->rows - t->view.stack->parents, t->tile.lanes, t->count + t->view.stack->parents,
+                               wanted, t->threshold);
     }
     open_nodes(t, t->parent_runs, t->runs, t->threshold);
 }
