@@ -14,7 +14,7 @@ typedef struct {
 int64_t ice_packed_numbers(const icecore_attention *problem);
 
 /* Packs batch x key heads first_head .. first_head + heads - 1 one after the other, on the problem's threads.  The
- * problem must be one that the bfloat16 kernels serve (ice_panel_is_bf16). */
+ * problem must be one whose ice_panel_dtype is bfloat16. */
 icecore_status ice_pack_heads(const icecore_attention *problem, const ice_kernels *kernels, int64_t first_head,
                               int64_t heads, uint16_t *packed);
 

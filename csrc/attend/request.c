@@ -107,8 +107,9 @@ int ice_add_mask(const icecore_attention *p, ice_row row, int64_t first, int64_t
     return hid;
 }
 
-int ice_panel_is_bf16(const icecore_attention *p, const ice_kernels *kernels) {
+icecore_dtype ice_panel_dtype(const icecore_attention *p, const ice_kernels *kernels) {
     const ice_bf16_kernels *bf16 = kernels->bf16;
-    return bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 &&
-           p->value_dim % bf16->value_dim_multiple == 0;
+    const int serves = bf16 && p->key_dtype == ICECORE_BFLOAT16 && p->dim % bf16->dim_multiple == 0 &&
+                       p->value_dim % bf16->value_dim_multiple == 0;
+    return serves ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
 }

@@ -96,12 +96,8 @@ static inline int64_t ice_mask_offset(const icecore_attention *p, ice_row row) {
 int ice_add_mask(const icecore_attention *problem, ice_row row, int64_t first, int64_t count, float *scores,
                  int64_t step);
 
-/* Whether the bfloat16 kernels serve this problem: its keys and values have that dtype and widths they can do. */
-int ice_panel_is_bf16(const icecore_attention *problem, const ice_kernels *kernels);
-
-/* What panels multiply: bfloat16 where ice_panel_is_bf16, else float32. */
-static inline icecore_dtype ice_panel_dtype(const icecore_attention *problem, const ice_kernels *kernels) {
-    return ice_panel_is_bf16(problem, kernels) ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
-}
+/* What panels multiply: bfloat16 where there are kernels for it, keys and values have that dtype, and widths they can
+ * do; else float32. */
+icecore_dtype ice_panel_dtype(const icecore_attention *problem, const ice_kernels *kernels);
 
 #endif

@@ -49,7 +49,7 @@ static ice_state start(const ice_tile *tile, int lane, int64_t head) {
 
 void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernels *kernels, int64_t batch,
                     int64_t key_head, int64_t first_row, int64_t rows, void *scratch) {
-    const int lanes = rows < ICE_PANEL ? (int)rows : ICE_PANEL;
+    const int lanes = (int)ice_min(rows, ICE_PANEL);
     ice_arena arena = {scratch, 0};
     lay_out(tile, p, &arena);
     tile->problem = p;
@@ -63,7 +63,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->has_panel = 0;
     tile->packed = (ice_packed_head){NULL, NULL};
     tile->pending.count = tile->pending.pieces = 0;
-    if (!ice_panel_is_bf16(p, kernels)) tile->query_pairs = tile->rounded_rows = NULL;
+    if (ice_panel_dtype(p, kernels) != ICECORE_BFLOAT16) tile->query_pairs = tile->rounded_rows = NULL;
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, batch, row.query);

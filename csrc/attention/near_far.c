@@ -3,16 +3,11 @@
  * Keys are sealed block by block; the queries of a block, a step, see the same sealed keys.  A tile of their rows is a
  * task (near_far_tile.h).  By tolerance, some rows of a step are measured (measure.h) when the next one is sealed, and
  * say how far that one's open. */
-#include <math.h>
 #include <string.h>
 
-#include "attend/packed_heads.h"
 #include "attention/exact_heads.h"
-#include "attention/near_far_tile.h"
 #include "attention/query_moments.h"
 #include "attention/rounding.h"
-#include "base/memory.h"
-#include "base/numbers.h"
 #include "base/parallel.h"
 
 /* One head's stack at one step.  Whoever needs it holds it; the last to let go frees it. */
@@ -105,7 +100,6 @@ static int find_moments(const void *context, int64_t first, int64_t end, float *
     const icecore_attention *p = call->problem;
     const int64_t batch = own->head / p->key_heads, key_head = own->head % p->key_heads, offset = p->keys - p->queries;
     int64_t first_query = first - offset, end_query = end - offset;
-    int known;
     if (call->options->moments) {
         memcpy(moments, call->options->moments + key_head * p->dim * p->dim,
                (size_t)(p->dim * p->dim) * sizeof *moments);
@@ -122,7 +116,7 @@ static int find_moments(const void *context, int64_t first, int64_t end, float *
     end_query = ice_min(end_query, p->queries);
     if (first_query >= end_query) return 0;
     const ice_query_range range = {p, call->kernels, batch, key_head, first_query, end_query};
-    return ice_find_query_moments(&range, moments, &known) == ICECORE_OK ? known : -1;
+    return ice_find_query_moments(&range, moments);
 }
 
 static icecore_status build_stack(const near_far_call *call, int64_t blocks, int64_t head, const ice_stack *previous,
@@ -215,13 +209,12 @@ static void attend_task(near_far_call *call, int64_t number, int64_t index, void
  * the queries that need it, and no thread waits at the end of a block. */
 static void run_task(void *context, int64_t index, void *scratch) {
     near_far_call *call = context;
-    int64_t low = 0, high = call->steps; /* the step whose tasks include `index` */
+    int64_t low = 0, high = call->steps + 1; /* the step whose tasks include `index`, or the end of the list */
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
         if (call->step[middle].first_task <= index) low = middle;
         else high = middle;
     }
-    if (index >= call->step[call->steps].first_task) low = call->steps;
     int64_t offset = index - call->step[low].first_task;
     int sealing = low < call->steps && offset < call->heads;
     const int64_t begin = now();
@@ -332,12 +325,13 @@ static int are_right(const icecore_attention *p, const icecore_near_far *o) {
 
 /* Where panels multiply bfloat16 and keys are of another type, these are rounded, less a centre if they have one.
  * *centre and *copies: to be freed, also after a failure. */
-static icecore_status round_keys(near_far_call *call, icecore_attention *used, float **centre, char **copies) {
+static icecore_status round_keys(near_far_call *call, icecore_attention *used, float **centre, uint16_t **copies) {
     const icecore_attention *given = call->given;
-    if (call->options->rounding) used->key_dtype = ICECORE_BFLOAT16;
-    const icecore_dtype dtype = ice_panel_dtype(used, call->kernels);
-    used->key_dtype = given->key_dtype;
-    if (dtype != ICECORE_BFLOAT16 || given->key_dtype == dtype || given->keys == 0) return ICECORE_OK;
+    icecore_attention rounded = *given; /* what panels multiply */
+    rounded.key_dtype = ICECORE_BFLOAT16;
+    if (!call->options->rounding || given->key_dtype == ICECORE_BFLOAT16 || given->keys == 0 ||
+        ice_panel_dtype(&rounded, call->kernels) != ICECORE_BFLOAT16)
+        return ICECORE_OK;
     if (!given->softcap && !given->sink_logits) { /* these need whole scores */
         *centre = ice_alloc(given->batch * given->key_heads * given->dim, sizeof **centre);
         if (!*centre) return ICECORE_ERROR_MEMORY;
@@ -345,9 +339,9 @@ static icecore_status round_keys(near_far_call *call, icecore_attention *used, f
     }
     if (reads_keys(given)) {
         call->source = used;
-        return ice_round_problem(given, call->kernels, dtype, call->centre, used, copies);
+        return ice_round_problem(given, call->kernels, call->centre, used, copies);
     }
-    used->key_dtype = dtype; /* what panels multiply */
+    *used = rounded;
     used->key.data = used->value.data = NULL;
     return ICECORE_OK;
 }
@@ -355,7 +349,7 @@ static icecore_status round_keys(near_far_call *call, icecore_attention *used, f
 static icecore_status pack_heads(near_far_call *call) {
     const icecore_attention *p = call->problem;
     const int64_t heads = p->batch * p->key_heads;
-    if (!reads_keys(p) || p->keys == 0 || !ice_panel_is_bf16(p, call->kernels)) return ICECORE_OK;
+    if (!reads_keys(p) || p->keys == 0 || ice_panel_dtype(p, call->kernels) != ICECORE_BFLOAT16) return ICECORE_OK;
     call->packed = ice_alloc(heads * ice_packed_numbers(p), sizeof *call->packed);
     return call->packed ? ice_pack_heads(p, call->kernels, 0, heads, call->packed) : ICECORE_ERROR_MEMORY;
 }
@@ -370,7 +364,7 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     clipped.block = ice_clipped_block(problem, options->block);
     icecore_attention used = *problem;
     float *centre = NULL;
-    char *copies = NULL;
+    uint16_t *copies = NULL;
     near_far_call call = {.problem = &used,
                           .given = problem,
                           .source = problem,

@@ -39,14 +39,13 @@ static void add_products(const ice_kernels *kernels, const workspace *w, int64_t
 icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step, float *sum, int64_t *rows) {
     const icecore_attention *p = range->problem;
     const int64_t offset = p->keys - p->queries, group = ice_group(p), position = offset + range->first;
-    const int64_t end_query = range->end;
     int64_t query = range->first + (step - 1 - (position % step + step) % step), filled = 0;
-    if (query >= end_query) return ICECORE_OK;
-    const int64_t all = ((end_query - query + step - 1) / step) * group, room = ice_min(all, ICE_KEY_BLOCK);
+    if (query >= range->end) return ICECORE_OK;
+    const int64_t all = ((range->end - query + step - 1) / step) * group, room = ice_min(all, ICE_KEY_BLOCK);
     float *memory = ice_alloc(room * p->dim + room * ICE_PANEL + p->dim * ICE_PANEL, sizeof *memory);
     if (!memory) return ICECORE_ERROR_MEMORY;
     workspace w = {memory, memory + room * p->dim, memory + room * p->dim + room * ICE_PANEL};
-    for (; query < end_query; query += step)
+    for (; query < range->end; query += step)
         for (int64_t member = 0; member < group; member++) {
             float *row = w.rows + filled * p->dim;
             const ice_row own = {range->batch, range->key_head * group + member, query};
@@ -65,22 +64,20 @@ icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step,
     return ICECORE_OK;
 }
 
-icecore_status ice_find_query_moments(const ice_query_range *range, float *moments, int *known) {
+int ice_find_query_moments(const ice_query_range *range, float *moments) {
     const icecore_attention *p = range->problem;
-    const int64_t wide = (range->end - range->first) / MAX_POSITIONS;
-    const int64_t steps[] = {wide > ICE_MOMENT_STEP ? wide : ICE_MOMENT_STEP, 1};
-    *known = 0;
-    for (int i = 0; i < 2 && !*known; i++) {
+    const int64_t steps[] = {ice_max((range->end - range->first) / MAX_POSITIONS, ICE_MOMENT_STEP), 1};
+    int known = 0;
+    for (int i = 0; i < 2 && !known; i++) {
         int64_t rows = 0;
         memset(moments, 0, (size_t)(p->dim * p->dim) * sizeof *moments);
-        icecore_status status = ice_add_query_moments(range, steps[i], moments, &rows);
-        if (status != ICECORE_OK) return status;
+        if (ice_add_query_moments(range, steps[i], moments, &rows) != ICECORE_OK) return -1;
         if (rows < ICE_MIN_MOMENT_ROWS) continue;
-        *known = 1;
+        known = 1;
         for (int64_t t = 0; t < p->dim * p->dim; t++) {
             moments[t] /= (float)rows;
-            *known &= isfinite(moments[t]) != 0;
+            known &= isfinite(moments[t]) != 0;
         }
     }
-    return ICECORE_OK;
+    return known;
 }

@@ -22,7 +22,7 @@ typedef struct {
 icecore_status ice_add_query_moments(const ice_query_range *range, int64_t step, float *sum, int64_t *rows);
 
 /* moments (dim x dim) = the mean of q q^T, of every ICE_MOMENT_STEP-th position or, where these are too few rows, of
- * all; *known: whether there are enough. */
-icecore_status ice_find_query_moments(const ice_query_range *range, float *moments, int *known);
+ * all.  1, or 0 where there are not enough; below 0 on failure. */
+int ice_find_query_moments(const ice_query_range *range, float *moments);
 
 #endif

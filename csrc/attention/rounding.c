@@ -11,28 +11,23 @@
 typedef struct {
     const icecore_attention *problem;
     const ice_kernels *kernels;
-    icecore_dtype dtype; /* of the copies */
     const float *centre; /* of each head, taken off keys; NULL: nothing */
-    char *keys, *values;
+    uint16_t *keys, *values;
 } copying;
 
 #define COPIED_ROWS 256
 
 static void copy_rows(const copying *c, const icecore_tensor *tensor, int64_t width, const float *centre, int64_t head,
-                      int64_t first, char *target) {
+                      int64_t first, uint16_t *target) {
     const icecore_attention *p = c->problem;
+    const void *data = ice_address(tensor, p->key_dtype, head / p->key_heads, head % p->key_heads, 0);
+    const ice_array_rows rows = {c->kernels, p->key_dtype, data, tensor->row_stride, width};
     const int64_t end = ice_min(first + COPIED_ROWS, p->keys);
-    const size_t bytes = (size_t)width * ice_element_size(c->dtype);
     float buffer[ICECORE_MAX_DIM];
     for (int64_t j = first; j < end; j++) {
-        const void *row = ice_address(tensor, p->key_dtype, head / p->key_heads, head % p->key_heads, j);
-        if (p->key_dtype != ICECORE_FLOAT32) {
-            c->kernels->to_float32(p->key_dtype, row, buffer, width);
-            row = buffer;
-        }
-        for (int64_t t = 0; centre && t < width; t++) buffer[t] = ((const float *)row)[t] - centre[t];
-        if (centre) row = buffer;
-        c->kernels->from_float32(c->dtype, row, target + (size_t)(head * p->keys + j) * bytes, width);
+        const float *row = ice_read_array_row(&rows, j, buffer);
+        for (int64_t t = 0; centre && t < width; t++) buffer[t] = row[t] - centre[t];
+        c->kernels->from_float32(ICECORE_BFLOAT16, centre ? buffer : row, target + (head * p->keys + j) * width, width);
     }
 }
 
@@ -77,15 +72,14 @@ int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int
     return any;
 }
 
-icecore_status ice_round_problem(const icecore_attention *p, const ice_kernels *kernels, icecore_dtype dtype,
-                                 const float *centre, icecore_attention *copied, char **copies) {
+icecore_status ice_round_problem(const icecore_attention *p, const ice_kernels *kernels, const float *centre,
+                                 icecore_attention *copied, uint16_t **copies) {
     const int64_t heads = p->batch * p->key_heads;
-    const size_t element = ice_element_size(dtype);
-    *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), element);
+    *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), sizeof **copies);
     if (!*copies) return ICECORE_ERROR_MEMORY;
-    copying c = {p, kernels, dtype, centre, *copies, *copies + (size_t)(heads * p->keys * p->dim) * element};
+    copying c = {p, kernels, centre, *copies, *copies + heads * p->keys * p->dim};
     *copied = *p;
-    copied->key_dtype = dtype;
+    copied->key_dtype = ICECORE_BFLOAT16;
     copied->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
     copied->value =
         (icecore_tensor){c.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};

@@ -1,4 +1,4 @@
-/* Keys and values rounded to a shorter type, less what softmax does not notice. */
+/* Keys and values rounded to bfloat16, less what softmax does not notice. */
 #ifndef ICE_ROUNDING_H
 #define ICE_ROUNDING_H
 
@@ -10,9 +10,9 @@
  * whether any is not 0. */
 int ice_find_centres(const icecore_attention *problem, const ice_kernels *kernels, int64_t block, float *centre);
 
-/* The same problem on copies of its keys, less `centre` (or NULL), and values, as `dtype`.  *copies: to be freed, also
+/* The same problem on copies of its keys, less `centre` (or NULL), and values, in bfloat16.  *copies: to be freed, also
  * after a failure. */
-icecore_status ice_round_problem(const icecore_attention *problem, const ice_kernels *kernels, icecore_dtype dtype,
-                                 const float *centre, icecore_attention *copied, char **copies);
+icecore_status ice_round_problem(const icecore_attention *problem, const ice_kernels *kernels, const float *centre,
+                                 icecore_attention *copied, uint16_t **copies);
 
 #endif

@@ -4,7 +4,6 @@
  * has it: matrix tiles multiply faster than far caches are read.  Where there are so few tiles that there are not
  * enough tasks to share, each tile's keys are split as well, and the parts are merged in order.  The split depends on
  * the shapes alone, so results do not depend on the threads. */
-#include "attend/packed_heads.h"
 #include "attend/run.h"
 #include "base/parallel.h"
 
@@ -112,7 +111,7 @@ static icecore_status attend_tiles(exact_call *call) {
     const int64_t heads = p->batch * p->key_heads;
     icecore_status status = ICECORE_OK;
     call->heads = heads;
-    if (call->tiles > 1 && p->keys > 0 && ice_panel_is_bf16(p, call->kernels)) {
+    if (call->tiles > 1 && p->keys > 0 && ice_panel_dtype(p, call->kernels) == ICECORE_BFLOAT16) {
         const int64_t maximum = MAX_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
         if (maximum < heads) call->heads = ice_max(maximum, 1);
         call->packed = ice_alloc(call->heads * ice_packed_numbers(p), sizeof *call->packed);
