@@ -1,12 +1,10 @@
-#include "attend/key_block.h"
-
+/* Short runs for the panel kernels.
+ *
+ * A cell holds few keys, too few for the panel kernels' tiles; so the keys of several runs are put together, copied
+ * side by side unless they lie so already. */
 #include <string.h>
 
 #include "attend/panel.h"
-
-static const void *row_behind(const void *rows, icecore_dtype dtype, int64_t count, int64_t width) {
-    return (const char *)rows + (size_t)count * ice_row_bytes(dtype, width);
-}
 
 /* Copies rows, with their second halves and plus `base` where these are not NULL, into a buffer of `wanted`, behind
  * those that wait. */
@@ -19,7 +17,7 @@ static void copy_rows(const ice_tile *tile, icecore_dtype dtype, const void *row
     const int as_is = dtype == wanted && !base;
     if (as_is) memcpy(target, rows, (size_t)count * bytes);
     for (int64_t j = 0; !as_is && j < count; j++) {
-        const void *row = row_behind(rows, dtype, j, width);
+        const void *row = ice_row_of(dtype, rows, j, width);
         if (second) tile->kernels->join(row, second + j * width, widened, width);
         else tile->kernels->to_float32(dtype, row, widened, width);
         for (int64_t t = 0; base && t < width; t++) widened[t] += base[t];
@@ -43,8 +41,8 @@ static void put(ice_tile *tile, const ice_run *run, int64_t count) {
     const int64_t dim = tile->problem->dim, value_dim = tile->problem->value_dim;
     const int as_they_lie =
         run->dtype == wanted && !run->base &&
-        (!block->count || (row_behind(block->keys, wanted, block->count, dim) == run->keys &&
-                           row_behind(block->values, wanted, block->count, value_dim) == run->values));
+        (!block->count || (ice_row_of(wanted, block->keys, block->count, dim) == run->keys &&
+                           ice_row_of(wanted, block->values, block->count, value_dim) == run->values));
     if (as_they_lie && !block->count) {
         block->keys = run->keys;
         block->values = run->values;
@@ -71,8 +69,8 @@ void ice_key_block_add(ice_tile *tile, const ice_run *run) {
         const int64_t room = ICE_KEY_BLOCK - tile->pending.count, now = ice_min(rest.count, room);
         put(tile, &rest, now);
         if (tile->pending.count == ICE_KEY_BLOCK) ice_tile_flush(tile);
-        rest.keys = row_behind(rest.keys, rest.dtype, now, dim);
-        rest.values = row_behind(rest.values, rest.dtype, now, value_dim);
+        rest.keys = ice_row_of(rest.dtype, rest.keys, now, dim);
+        rest.values = ice_row_of(rest.dtype, rest.values, now, value_dim);
         if (rest.second_keys) {
             rest.second_keys += now * dim;
             rest.second_values += now * value_dim;

@@ -223,10 +223,9 @@ void ice_tile_score(ice_tile *tile, icecore_dtype dtype, const void *means, int6
         return;
     }
     for (int64_t i = 0; i < count; i += ICE_KEY_BLOCK) {
-        const int64_t some = count - i < ICE_KEY_BLOCK ? count - i : ICE_KEY_BLOCK;
-        const void *rows = (const char *)means + (size_t)i * ice_row_bytes(dtype, dim);
-        tile->kernels->scores(tile->queries, dim, tile->lanes, ice_panel_rows(tile, dtype, rows, some, dim, tile->keys),
-                              dim, some, scores + i * ICE_PANEL);
+        const int64_t some = ice_min(count - i, ICE_KEY_BLOCK);
+        const void *rows = ice_panel_rows(tile, dtype, ice_row_of(dtype, means, i, dim), some, dim, tile->keys);
+        tile->kernels->scores(tile->queries, dim, tile->lanes, rows, dim, some, scores + i * ICE_PANEL);
     }
 }
 

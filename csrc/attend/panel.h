@@ -26,4 +26,12 @@ const void *ice_panel_rows(const ice_tile *tile, icecore_dtype dtype, const void
 /* The scores of neighbouring means: count x ICE_PANEL, in log2 units.  No short runs wait. */
 void ice_tile_score(ice_tile *tile, icecore_dtype dtype, const void *means, int64_t count, float *scores);
 
+/* ---- key_block.c ---- */
+
+/* Puts a short run of contiguous rows to those that wait.  Hidden lanes get the products with weight 0, so that keys
+ * and values must be finite where some lanes are left out.  Uses the tile's buffers until the flush. */
+void ice_key_block_add(ice_tile *tile, const ice_run *run);
+/* Attends to the keys that wait: afterwards the tile's sums are of all that it has attended to. */
+void ice_tile_flush(ice_tile *tile);
+
 #endif

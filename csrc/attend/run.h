@@ -5,7 +5,6 @@
 #ifndef ICE_RUN_H
 #define ICE_RUN_H
 
-#include "attend/key_block.h"
 #include "attend/panel.h"
 #include "attend/rows.h"
 

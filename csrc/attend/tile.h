@@ -8,9 +8,9 @@
 
 #include "attend/packed_heads.h"
 #include "attend/state.h"
-#include "base/arena.h"
+#include "base/memory.h"
 
-/* Keys of short runs, put together for the panel kernels (key_block.h). */
+/* Keys of short runs, put together for the panel kernels (key_block.c). */
 typedef struct {
     const void *keys, *values; /* in ice_panel_dtype */
     int64_t count;

@@ -5,7 +5,6 @@
 
 #include "attend/panel.h"
 #include "attention/near_far_tile.h"
-#include "base/memory.h"
 #include "base/parallel.h"
 
 /* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys,

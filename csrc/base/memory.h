@@ -1,4 +1,4 @@
-/* Aligned memory. */
+/* Aligned memory, and memory laid out and measured by the same code. */
 #ifndef ICE_MEMORY_H
 #define ICE_MEMORY_H
 
@@ -15,17 +15,23 @@ static inline size_t ice_round_up(size_t bytes) { return (bytes + (ICE_ALIGNMENT
 void *ice_alloc(int64_t count, size_t size);
 void ice_free(void *memory);
 
-/* The next `bytes` of scratch, which moves on by as much, rounded up.  With NULL nothing moves: for code that only
- * measures. */
-static inline void *ice_take(char **scratch, size_t bytes) {
-    void *taken = *scratch;
-    if (*scratch) *scratch += ice_round_up(bytes);
-    return taken;
-}
-
 /* As ice_alloc, for arrays that others replace: large ones go back to the system as soon as they are freed, where
  * malloc would keep a good part of them.  Free with ice_free_kept. */
 void *ice_alloc_kept(int64_t count, size_t size);
 void ice_free_kept(void *memory);
+
+/* Memory laid out and measured by the same code: a function takes its arrays from an arena, and with an arena of no
+ * memory it only finds out how many bytes they need. */
+typedef struct {
+    char *memory; /* aligned to ICE_ALIGNMENT; NULL: only measured */
+    size_t used;
+} ice_arena;
+
+/* count * size bytes on cache lines of their own; NULL where the arena only measures. */
+static inline void *ice_arena_take(ice_arena *arena, int64_t count, size_t size) {
+    void *taken = arena->memory ? arena->memory + arena->used : NULL;
+    arena->used += ice_round_up((size_t)count * size);
+    return taken;
+}
 
 #endif

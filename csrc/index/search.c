@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/arena.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "index/search_exact.h"
 #include "index/search_lists.h"

@@ -45,6 +45,9 @@ static inline size_t ice_row_bytes(icecore_dtype dtype, int64_t dim) {
 static inline int64_t ice_row_stride(icecore_dtype dtype, int64_t dim) {
     return ice_is_quantized(dtype) ? (int64_t)ice_row_bytes(dtype, dim) : dim;
 }
+static inline const void *ice_row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
+    return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
+}
 
 /* Queries in a panel: a multiple of 3 vectors of 16 lanes (the register tile) and of the usual 3 heads a key head. */
 #define ICE_PANEL 48

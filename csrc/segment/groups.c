@@ -3,7 +3,6 @@
 #include <float.h>
 #include <string.h>
 
-#include "base/arena.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 

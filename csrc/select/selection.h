@@ -87,9 +87,6 @@ typedef struct {
     int64_t near_count[ICE_PANEL];
 } ice_selection;
 
-static inline const void *ice_row_of(icecore_dtype dtype, const void *rows, int64_t row, int64_t dim) {
-    return (const char *)rows + (size_t)row * ice_row_bytes(dtype, dim);
-}
 /* What a stored row's first bytes are numbers of. */
 static inline icecore_dtype ice_stored_dtype(const icecore_segment *s) {
     return s->halves ? ICECORE_BFLOAT16 : s->dtype;
