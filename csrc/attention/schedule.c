@@ -67,10 +67,10 @@ int ice_schedule_next(ice_schedule *schedule, ice_step *step) {
 }
 
 int64_t ice_count_steps(const icecore_attention *p, const icecore_near_far *options) {
-    const int64_t block = ice_clipped_block(p, options->block), first = p->keys - p->queries, last = p->keys - 1;
-    if (p->queries == 0) return 0;
-    if (!p->causal || last < 0) return 1;
-    return last / block - (first < 0 ? 0 : first / block) + 1;
+    ice_schedule schedule = ice_schedule_begin(p, options);
+    int64_t count = 0;
+    for (ice_step step; ice_schedule_next(&schedule, &step);) count++;
+    return count;
 }
 
 /* ---- What it all comes to ---- */
@@ -108,7 +108,8 @@ int64_t icecore_near_far_count(const icecore_attention *problem, const icecore_n
     const int measuring = ice_is_measuring(options);
     int known = !measuring || !problem->causal || options->head_threshold;
     int64_t before = 0, count = 0;
-    for (ice_step s; count < capacity && ice_schedule_next(&schedule, &s); count++) {
+    for (ice_step s; ice_schedule_next(&schedule, &s); count++) {
+        if (count >= capacity) continue;
         icecore_near_far_step *work = &steps[count];
         const int64_t sealed = s.exact.open_begin - s.exact.sink_end;
         *work = (icecore_near_far_step){.queries = s.end_query - s.first_query,
@@ -121,5 +122,5 @@ int64_t icecore_near_far_count(const icecore_attention *problem, const icecore_n
         known |= s.measured > 0;
         before = s.blocks;
     }
-    return ice_count_steps(problem, options);
+    return count;
 }
