@@ -19,19 +19,23 @@ int ice_all_finite(const ice_numbers *rows) {
     return !found;
 }
 
-static void copy_finite(const ice_numbers *rows, void *target) {
-    const int64_t dim = rows->dim;
-    for (int64_t j = 0; j < rows->count; j++) {
-        if (rows->dtype == ICECORE_FLOAT32) {
-            const uint32_t *row = (const uint32_t *)rows->data + j * rows->stride;
-            uint32_t *copy = (uint32_t *)target + j * dim;
-            for (int64_t t = 0; t < dim; t++) copy[t] = (row[t] & 0x7F800000u) == 0x7F800000u ? 0 : row[t];
-        } else {
-            const uint16_t exponent = exponent_of(rows->dtype), *row = (const uint16_t *)rows->data + j * rows->stride;
-            uint16_t *copy = (uint16_t *)target + j * dim;
-            for (int64_t t = 0; t < dim; t++) copy[t] = (row[t] & exponent) == exponent ? 0 : row[t];
-        }
+static float number_at(icecore_dtype dtype, const void *rows, int64_t index) {
+    switch (dtype) {
+    case ICECORE_FLOAT16: return ice_float16_to_float(((const uint16_t *)rows)[index]);
+    case ICECORE_BFLOAT16: return ice_bfloat16_to_float(((const uint16_t *)rows)[index]);
+    default: return ((const float *)rows)[index];
     }
+}
+
+static void copy_finite(const ice_numbers *rows, void *target) {
+    for (int64_t j = 0; j < rows->count; j++)
+        for (int64_t t = 0; t < rows->dim; t++) {
+            const int64_t from = j * rows->stride + t, to = j * rows->dim + t;
+            const float x = number_at(rows->dtype, rows->data, from);
+            const int finite = x - x == 0.0f;
+            if (rows->dtype == ICECORE_FLOAT32) ((float *)target)[to] = finite ? x : 0.0f;
+            else ((uint16_t *)target)[to] = finite ? ((const uint16_t *)rows->data)[from] : 0;
+        }
 }
 
 int ice_clean(ice_numbers *rows, int hidden, void *target) {
@@ -40,14 +44,6 @@ int ice_clean(ice_numbers *rows, int hidden, void *target) {
     rows->data = target;
     rows->stride = rows->dim;
     return 1;
-}
-
-static float number_at(icecore_dtype dtype, const void *rows, int64_t index) {
-    switch (dtype) {
-    case ICECORE_FLOAT16: return ice_float16_to_float(((const uint16_t *)rows)[index]);
-    case ICECORE_BFLOAT16: return ice_bfloat16_to_float(((const uint16_t *)rows)[index]);
-    default: return ((const float *)rows)[index];
-    }
 }
 
 void ice_add_nonfinite(const ice_numbers *rows, const float *weights, int lanes, int64_t lane_step,

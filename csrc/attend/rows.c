@@ -65,7 +65,7 @@ static void attend_joined(ice_tile *tile, const ice_run *run) {
     const int64_t dim = tile->problem->dim, value_dim = tile->problem->value_dim;
     float keys[JOINED * ICECORE_MAX_DIM], values[JOINED * ICECORE_MAX_DIM];
     for (int64_t i = 0; i < run->count; i += JOINED) {
-        const int64_t count = run->count - i < JOINED ? run->count - i : JOINED;
+        const int64_t count = ice_min(run->count - i, JOINED);
         ice_run whole = ice_run_of(tile, ICECORE_FLOAT32, keys, values, count, run->lanes);
         whole.first = run->first + i;
         whole.bias = run->bias ? run->bias + i : NULL;
@@ -144,7 +144,7 @@ static int sees_all(ice_tile *tile, const icecore_attention *source, int lane, i
 void ice_rows_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t end) {
     for (int64_t block = first, last; block < end && !ice_interrupted(); block = last) {
         uint64_t lanes = 0;
-        last = end - block < ICE_KEY_BLOCK ? end : block + ICE_KEY_BLOCK;
+        last = block + ice_min(end - block, ICE_KEY_BLOCK);
         for (int lane = 0; lane < tile->lanes; lane++)
             lanes |= (uint64_t)sees_all(tile, source, lane, block, last) << lane;
         if (lanes) attend_part(tile, source, lanes, block, last);

@@ -74,12 +74,10 @@ static void attend_sealed(ice_traced_tile *own) {
     }
 }
 
-/* The panel's states so far, with accumulators in `sums`: lanes x value_dim. */
+/* The panel's states so far, with accumulators in `sums`: ICE_PANEL x value_dim. */
 static void snapshot(ice_tile *tile, ice_state *states, float *sums) {
     const int64_t value_dim = tile->problem->value_dim;
-    float *accumulator = tile->values;
-    tile->kernels->from_panel(tile->accumulator, value_dim, accumulator);
-    memcpy(sums, accumulator, (size_t)(tile->lanes * value_dim) * sizeof *sums);
+    tile->kernels->from_panel(tile->accumulator, value_dim, sums);
     for (int lane = 0; lane < tile->lanes; lane++)
         states[lane] = (ice_state){tile->maximum[lane], tile->sum[lane], sums + lane * value_dim};
 }
@@ -148,18 +146,20 @@ static void attend_cells(ice_traced_tile *own) {
 
 /* The problem of the sampled queries alone; where they stand is not in it. */
 static icecore_attention sampled_problem(const icecore_attention *p, const ice_sample *s) {
+    const int64_t first = s->position[0] - (p->keys - p->queries),
+                  step = s->count > 1 ? s->position[1] - s->position[0] : 1;
     icecore_attention own = *p;
     own.query = s->query;
     own.queries = s->count;
     own.lse = NULL;
     if (p->mask_kind != ICECORE_MASK_NONE) {
         const int64_t size = p->mask_kind == ICECORE_MASK_BOOL ? (int64_t)sizeof(uint8_t) : (int64_t)sizeof(float);
-        own.mask = (const char *)p->mask + (s->position[0] - (p->keys - p->queries)) * p->mask_row_stride * size;
-        own.mask_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
+        own.mask = (const char *)p->mask + first * p->mask_row_stride * size;
+        own.mask_row_stride *= step;
     }
     if (p->ranges) {
-        own.ranges = p->ranges + (s->position[0] - (p->keys - p->queries)) * p->range_row_stride;
-        own.range_row_stride *= s->count > 1 ? s->position[1] - s->position[0] : 1;
+        own.ranges = p->ranges + first * p->range_row_stride;
+        own.range_row_stride *= step;
     }
     return own;
 }
@@ -276,7 +276,7 @@ void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve
     ice_arena arena = {memory, 0};
     lay_out(&own, s->problem, s->stack->levels, s->stack->nodes, &arena);
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {
-        const int lanes = rows - row < ICE_PANEL ? (int)(rows - row) : ICE_PANEL;
+        const int lanes = (int)ice_min(rows - row, ICE_PANEL);
         trace_tile(&own, s, rules, row, lanes, found + row);
         if (row == 0 && with_rounding) measure_rounding(&own, s, lanes < ROUNDED_ROWS ? lanes : ROUNDED_ROWS, found);
     }

@@ -10,7 +10,7 @@ int64_t ice_split_parts(const icecore_attention *p, const icecore_report *report
                         int64_t rows) {
     const int is_reported = report->near_count || report->captured_mass || report->missed_bound || report->summaries;
     const int64_t by_tasks = (WANTED_TASKS + p->key_heads - 1) / p->key_heads, by_keys = stack->keys / KEYS_PER_PART;
-    const int64_t parts = by_tasks < by_keys ? by_tasks : by_keys;
+    const int64_t parts = ice_min(by_tasks, by_keys);
     return rows > ICE_FEW_ROWS || is_reported || p->lse || parts < 1 ? 1 : parts;
 }
 

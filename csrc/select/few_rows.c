@@ -73,7 +73,7 @@ static void attend_cells(ice_selection *t, uint64_t lanes, const ice_stacked *fr
 
 void ice_attend_cells_of_few(ice_selection *t, uint64_t lanes, const ice_stacked *from, int64_t node, int64_t count) {
     for (int64_t c = 0; c < count; c += CELLS_AT_ONCE)
-        attend_cells(t, lanes, from, node + c, count - c < CELLS_AT_ONCE ? count - c : CELLS_AT_ONCE);
+        attend_cells(t, lanes, from, node + c, ice_min(count - c, CELLS_AT_ONCE));
 }
 
 /* Attends to the cells of expanded parents first .. end - 1; returns how many are expanded. */

@@ -23,8 +23,8 @@ static void find_sealed(const ice_stack *stack, int64_t *first, int64_t *end) {
     for (int64_t level = 0; level < stack->levels; level++) {
         const ice_stacked *from = &stack->level[level];
         if (!from->segment) continue;
-        if (from->end - from->segment->count < *first) *first = from->end - from->segment->count;
-        if (from->end > *end) *end = from->end;
+        *first = ice_min(*first, from->end - from->segment->count);
+        *end = ice_max(*end, from->end);
     }
 }
 
@@ -47,7 +47,7 @@ static void find_rows(ice_node_mask *mask, const ice_tile *tile, const ice_stack
         const ice_visible *visible = &tile->visible[lane];
         ice_mask_row row = {.offset = ice_mask_offset(tile->problem, ice_tile_row(tile, lane)),
                             .first = ice_max(visible->begin, sealed_first),
-                            .end = visible->end < sealed_end ? visible->end : sealed_end};
+                            .end = ice_min(visible->end, sealed_end)};
         if (row.first >= row.end) row.first = row.end = 0;
         int m = 0;
         while (m < mask->rows &&

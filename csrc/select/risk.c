@@ -66,7 +66,7 @@ void ice_selection_guess(ice_selection *t, float log2_norm[ICE_PANEL], float log
     for (int64_t r = 0; r < t->parent_runs; r++) {
         const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
-            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            const int64_t count = ice_min(now->count - i, ICE_KEY_BLOCK);
             for (int64_t j = 0; j < count; j++)
                 for (int lane = 0; lane < lanes; lane++)
                     weights[j * ICE_PANEL + lane] =

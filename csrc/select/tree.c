@@ -175,7 +175,7 @@ void ice_choose_parents(ice_selection *t) {
         ice_find_thresholds(t, expand);
         for (int64_t r = 0; t->doubts && r < t->parent_runs; r++) ice_raise_doubtful(t, &t->run[r], expand);
     } else if (wanted < t->view.stack->keys / EXPAND_FACTOR && MIN_EXPANDED < t->view.stack->keys) {
-        int64_t reached = wanted * EXPAND_FACTOR > MIN_EXPANDED ? wanted * EXPAND_FACTOR : MIN_EXPANDED;
+        const int64_t reached = ice_max(wanted * EXPAND_FACTOR, MIN_EXPANDED);
         ice_risk_threshold(t->view.kernels, t->risk, t->view.stack->parents, t->tile.lanes, t->count, reached, expand);
     } else {
         for (int lane = 0; lane < ICE_PANEL; lane++) expand[lane] = -INFINITY;
@@ -204,6 +204,7 @@ void ice_choose_cells(ice_selection *t) {
 static void attend_cut_cell(ice_selection *t, uint64_t lanes, const ice_mask_row *row, const ice_stacked *from,
                             int64_t cell, int64_t first, int64_t end) {
     const icecore_segment *s = from->segment;
+    const int is_biased = t->view.problem->mask_kind == ICECORE_MASK_FLOAT32;
     float bias[ICE_KEY_BLOCK];
     while (first < end) {
         int64_t count = 0;
@@ -212,9 +213,7 @@ static void attend_cut_cell(ice_selection *t, uint64_t lanes, const ice_mask_row
             if (bias[count] == -INFINITY) break;
             count++;
         }
-        if (count && t->view.problem->mask_kind != ICECORE_MASK_FLOAT32)
-            ice_attend_stored(t, lanes, s, cell, first, count, NULL);
-        else if (count) ice_attend_stored(t, lanes, s, cell, first, count, bias);
+        if (count) ice_attend_stored(t, lanes, s, cell, first, count, is_biased ? bias : NULL);
         first += count < ICE_KEY_BLOCK ? count + 1 : count;
     }
 }
@@ -256,7 +255,7 @@ void ice_add_far_field(ice_selection *t) {
     for (int64_t r = 0; r < t->runs; r++) {
         const ice_node_run *now = &t->run[r];
         for (int64_t i = 0; i < now->count; i += ICE_KEY_BLOCK) {
-            int64_t count = now->count - i < ICE_KEY_BLOCK ? now->count - i : ICE_KEY_BLOCK;
+            const int64_t count = ice_min(now->count - i, ICE_KEY_BLOCK);
             memcpy(before, tile->sum, sizeof before);
             ice_tile_add_means(tile, t->scores + (now->row + i) * ICE_PANEL, count, now->from->segment->mean_dtype,
                                ice_mean_value_of(now, now->node + i));
