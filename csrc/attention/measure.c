@@ -176,7 +176,7 @@ static void forget(ice_measured *m) {
     *m = (ice_measured){.rounding = m->rounding, .rounding_weight = m->rounding_weight, .tested = m->tested};
 }
 
-static double standard_error(const ice_tested *x) {
+static double standard_error(const ice_error_sums *x) {
     const double ratio = x->error / x->norm,
                  variance = x->squared - 2.0 * ratio * x->cross + ratio * ratio * x->squared_norm;
     return sqrt(fmax(variance, 0.0)) / x->norm;
@@ -187,7 +187,7 @@ static double standard_error(const ice_tested *x) {
 static int passing_level(const ice_measured *m, double tolerance) {
     int passing = -1;
     for (int g = ICE_GRID - 1; g >= 0; g--) {
-        const ice_tested at = {m->error[g], m->norm, m->squared[g], m->cross[g], m->squared_norm, 0};
+        const ice_error_sums at = {m->error[g], m->norm, m->squared[g], m->cross[g], m->squared_norm, 0};
         if (!(at.error / at.norm + standard_error(&at) <= tolerance)) break;
         passing = g;
     }

@@ -11,12 +11,11 @@
  * 6000th of it. */
 #define ICE_FINER 48
 
-/* Sums over rows by the threshold that was in force before each was known: of w e, w |o|, w^2 e^2, w^2 e |o| and
- * w^2 |o|^2, e a row's error and o its output. */
+/* Sums over rows of w e, w |o|, w^2 e^2, w^2 e |o| and w^2 |o|^2: w a row's weight, e its error, o its output. */
 typedef struct {
     double error, norm, squared, cross, squared_norm;
     int64_t rows;
-} ice_tested;
+} ice_error_sums;
 
 /* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
 typedef struct {
@@ -32,7 +31,7 @@ typedef struct {
     double later_rows, later_norm, later_error[ICE_FINER]; /* of w, w |o| and w e of rows at the finer levels from that
                                                   on which was chosen before they were known */
     double rounding, rounding_weight;                      /* of w (error of rounding / |o|)^2 and w */
-    ice_tested tested;
+    ice_error_sums tested;                                 /* by the threshold in force before the row was known */
 } ice_measured;
 
 /* Rows that see fewer sealed blocks are exact and say nothing: what the next block is about, one need not have met.
@@ -40,7 +39,7 @@ typedef struct {
 #define ICE_MIN_BLOCKS 2
 /* Whether rows that see so many sealed blocks are measured: the first, and those that see twice as many as the last
  * that were measured thoroughly (then *renews), and others where one block in so many is new: that is a few per cent of
- * a prompt's time.  Decoding measures single queries, the more blocks there are the fewer (cache/attend.c). */
+ * a prompt's time.  Decoding measures single queries, the more blocks there are the fewer (cache/measure.c). */
 #define ICE_NEW_BLOCKS 16
 static inline int ice_is_measured(int64_t blocks, int64_t last, int64_t renewed, int *renews) {
     *renews = renewed == 0 || blocks >= 2 * renewed;

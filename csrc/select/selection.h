@@ -103,9 +103,8 @@ static inline const void *ice_mean_value_of(const ice_node_run *r, int64_t node)
 }
 
 static inline const ice_rule *ice_rule_of(const ice_selection *t, int lane) {
-    const ice_tile *tile = &t->tile; /* spare lanes are the last row's */
-    return &t->view
-                .rules[(tile->first_row + (lane < tile->lanes ? lane : tile->lanes - 1)) % ice_group(t->view.problem)];
+    const int64_t row = t->tile.first_row + ice_min(lane, t->tile.lanes - 1); /* spare lanes are the last row's */
+    return &t->view.rules[row % ice_group(t->view.problem)];
 }
 
 /* What risks promise was measured on queries that are not much shorter. */
