@@ -108,11 +108,11 @@ def test_tiles_that_share_stretches_of_bfloat16_keys(isa):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sinks", [200, 2500, 3000])
+@pytest.mark.parametrize(("dim", "sinks"), [(64, 200), (64, 2500), (64, 3000), (576, 200)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_many_sinks_beside_a_window(isa, dtype, sinks, threads):
+def test_many_sinks_beside_a_window(isa, dtype, dim, sinks, threads):
     """Sinks that splits of the keys, and stretches of packed ones, begin and end among; some rows see them all, others not."""
-    query, key, value = inputs((2, 100, 64), (1, 4608, 64), 64, dtype)
+    query, key, value = inputs((2, 100, dim), (1, 4608, dim), dim, dtype)
     ranges = np.tile([0, 4608], (1, 100, 1))
     ranges[0, ::3] = 100, 4600
     ranges[0, 1::7, 0] = sinks - 30
