@@ -70,10 +70,11 @@ class KVCache:
     rounding (`attention` rounds float32 to bfloat16 on some machines; a cache does what its dtype says).
 
     With a tolerance the cache measures how far to open: queries that it has seen are attended exactly as well. In a prompt
-    these are some of each window of tokens that is sealed; in decoding one in 50 to 150 tokens (fewer beyond 16k tokens), soon
-    after it came. Where their error is far above the tolerance the text has changed, and what older ones told counts for
-    little; until then rows may be off by more. Until it has seen the queries of eight tokens the cache opens everything. What
-    it found is kept by `fork`, `save`, `load` and `view`. `AttentionInfo.error` is what was measured so far.
+    these are some of each window of tokens that is sealed; in decoding one in 50 to 150 tokens (half as many where 32 windows
+    are sealed, a third where 64 are), soon after it came. Where their error is far above the tolerance the text has changed,
+    and what older ones told counts for little; until then rows may be off by more. Until it has seen the queries of eight
+    tokens the cache opens everything. What it found is kept by `fork`, `save`, `load` and `view`. `AttentionInfo.error` is what
+    was measured so far.
 
     A segment that the next window will need is built a little at each call of `attend`; no merge shows as a pause. Where
     many tokens were appended without a query, the first `attend` seals them all.

@@ -126,6 +126,21 @@ def test_the_measured_error_is_about_the_true_one():
     assert by_k.attend(query[:, -1:], return_info=True)[1].error is None
 
 
+@pytest.mark.parametrize("window, group", [(16, 1), (32, 3), (64, 1), (256, 3)])
+def test_steps_are_measured_now_and_then_however_much_is_sealed(window, group):
+    """One in about 100, half as many where 32 windows are sealed, and so on: more are between them than queries are kept."""
+    query, key, value = tokens(3800, group=group)
+    cache = icecore.KVCache(2, DIM, tolerance=0.1, window=window, sinks=SINKS)
+    run(cache, query / 2, key, value, [2400])
+    rows = []
+    for _ in range(14):
+        run(cache, query / 2, key, value, [1] * 100)
+        rows.append(cache.attend(query[:, -1:], return_info=True)[1].error_rows[0])
+    spacing = max(window // max(32 // group, 8), 1)  # between queries that are kept
+    between = -(-96 // spacing) * spacing * (1 + 3800 // window // 32)
+    assert max(1300 // between - 1, 1) <= rows[-1] - rows[0] <= 1300 // 90 + 33  # thoroughly once
+
+
 def test_until_eight_tokens_queries_are_known_all_is_opened():
     query, key, value = tokens(1000)
     query /= 2

@@ -21,6 +21,7 @@ typedef struct {
 typedef struct {
     double rows, norm, squared_norm;                            /* sums of w, w |o| and w^2 |o|^2 */
     double error[ICE_GRID], squared[ICE_GRID], cross[ICE_GRID]; /* of w e, w^2 e^2, w^2 e |o| */
+    double largest[ICE_GRID];                                   /* w e of the row where that is largest */
     double means[ICE_GRID], far[ICE_GRID];  /* of w m^2, w m f: m the mass of means, f of what they stand for */
     double near[ICE_GRID], nodes[ICE_GRID]; /* of w (keys of opened cells), w (nodes scored) */
     double keys, exact;                     /* of w (sealed keys), w (keys that are exact anyway) */

@@ -24,14 +24,14 @@ typedef struct {
 } ice_query_sum;
 
 typedef struct {
-    int64_t group;            /* query heads of a key head; 0: no query has been seen */
-    int64_t noted;            /* queries of tokens before this one are in what follows */
-    int64_t first, sums;      /* blocks first .. first + sums - 1 */
-    ice_query_sum **sum;      /* NULL: none of a block's queries */
-    int64_t kept, capacity;   /* the newest of the sampled queries */
-    int64_t unmeasured;       /* of these, so many of the newest */
-    int64_t *position;        /* kept, ascending */
-    float *query;             /* kept x query heads x dim */
+    int64_t group;          /* query heads of a key head; 0: no query has been seen */
+    int64_t noted;          /* queries of tokens before this one are in what follows */
+    int64_t first, sums;    /* blocks first .. first + sums - 1 */
+    ice_query_sum **sum;    /* NULL: none of a block's queries */
+    int64_t kept, capacity; /* the newest of the sampled queries */
+    int64_t unmeasured; /* sampled queries since some were measured; no longer kept, they are counted all the same */
+    int64_t *position;  /* kept, ascending */
+    float *query;       /* kept x query heads x dim */
     ice_rule *rule, *applied; /* query heads: as measured; as attended: a head that is exact opens all */
     ice_measured *measured;
     int known;             /* whether the rules come from a measurement, or from the caller */

@@ -267,7 +267,7 @@ static void map_queries(mapping *m, icecore_cache *c, const int64_t *sequence,
     for (int part = 0; part < QUERY_PARTS; part++) left[part] = (array[part]->count - place[part]) / size[part];
     if (!is_within(group, left[RULES]) || !is_within(sums, left[SUMS]) || !is_within(sums, blocks - c->sealed) ||
         !is_within(kept, left[POSITIONS]) || !is_within(kept, group ? left[QUERIES] / group : 0) ||
-        !is_within(sequence[ICE_SEQUENCE_UNMEASURED], kept) || !is_within(sequence[ICE_SEQUENCE_LAST], blocks) ||
+        !is_within(sequence[ICE_SEQUENCE_UNMEASURED], c->length) || !is_within(sequence[ICE_SEQUENCE_LAST], blocks) ||
         !is_within(sequence[ICE_SEQUENCE_RENEWED], blocks) || (c->moments && sums)) {
         ice_refuse(&m->reader, "sequence", "has a number that is out of range");
         return;

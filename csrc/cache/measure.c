@@ -56,11 +56,11 @@ void ice_cache_plan_measuring(ice_cache_call *call) {
         (call->renews || !is_decoding(call))) {
         wanted = ice_measured_queries(q->group, call->renews);
     } else if (is_decoding(call) && c->sealed > 0) {
-        wanted = q->unmeasured / decoding_step(c);
-        call->usable = usable < q->unmeasured ? usable : q->unmeasured;
+        call->usable = ice_min(usable, q->unmeasured);
+        wanted = ice_min(q->unmeasured / decoding_step(c), call->usable);
         call->fading = pow(ICE_FADING, (double)wanted / (double)ice_measured_queries(q->group, 0));
     }
-    call->measured = call->usable < wanted ? call->usable : wanted;
+    call->measured = ice_min(call->usable, wanted);
     if (call->measured > 0) call->measuring = MEASURED_BEFORE;
 }
 

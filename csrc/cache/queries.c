@@ -59,8 +59,7 @@ void ice_queries_forget(icecore_cache *c, int64_t first, int64_t end) {
 void ice_queries_truncate(icecore_cache *c, int64_t length) {
     ice_cache_queries *q = &c->queries;
     ice_queries_forget(c, q->first, (length + c->options.block - 1) / c->options.block);
-    while (q->kept && q->position[q->kept - 1] >= length) q->kept--;
-    if (q->unmeasured > q->kept) q->unmeasured = q->kept;
+    for (; q->kept && q->position[q->kept - 1] >= length; q->kept--) q->unmeasured -= q->unmeasured > 0;
     if (q->noted > length) q->noted = length;
     if (q->last > c->sealed) q->last = c->sealed; /* what is sealed from here on is measured anew */
     if (q->renewed > c->sealed) q->renewed = c->sealed;
@@ -167,7 +166,7 @@ static void keep(icecore_cache *c, const icecore_attention *seen, int64_t first,
             ice_load_query(seen, ice_active_kernels(), (ice_row){0, h, position - offset}, 1.0f,
                            q->query + q->kept * row + h * dim);
         q->kept++;
-        if (q->unmeasured < q->capacity) q->unmeasured++;
+        q->unmeasured++;
     }
 }
 
