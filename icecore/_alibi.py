@@ -12,6 +12,8 @@ import numpy as np
 from icecore._arrays import FLOAT32, MAX_DIM, Problem, widened
 
 DIM = MAX_DIM - 1  # of queries and keys, at most
+#: Scores and lse are off by what a slope times the number of keys loses in float32: 0.008 where that is so large.
+MAX_BIAS = 2.0**17
 
 
 def check_alibi(problem, causal, **others):
@@ -24,6 +26,11 @@ def check_alibi(problem, causal, **others):
     dim = problem.query.shape[-1]
     if dim > DIM:
         raise ValueError(f"query has a last axis of {dim}; expected at most {DIM} with alibi_slopes and k or tolerance")
+
+
+def are_too_steep(slopes, keys):
+    """Whether float32 would round what they take off scores too much."""
+    return slopes.max(initial=0.0) * keys > MAX_BIAS
 
 
 def with_positions(problem, scale, slopes):

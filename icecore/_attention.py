@@ -80,7 +80,8 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         query is taken off, ``slope * |S - L + i - j|`` of query i and key j; 0 to 1e6 (the published ones go from 2 ** (-8 / H)
         to 2 ** -8). Positions are the same with causal=True and without: the last query stands at the last key, and so an
         attention over a part of the keys has others. With k or a tolerance only where causal, and without softcap, sink_logits
-        and metric: places are then one more component of queries and keys, in float32 (d <= 575).
+        and metric: places are then one more component of queries and keys, in float32 (d <= 575), which rounds scores and lse
+        by 6e-8 of the slope times S. Where that is above 0.008, as by no published slope up to 131,072 keys, the call is exact.
     attn_mask : array_like, optional
         Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest
         finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In

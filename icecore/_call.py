@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from icecore import _cost_model, _native
-from icecore._alibi import row_constants, with_positions
+from icecore._alibi import are_too_steep, row_constants, with_positions
 from icecore._arrays import (
     NO_MASK,
     Mask,
@@ -102,10 +102,12 @@ class Call:
         elif s.is_exact:
             info = self._exact(s.window, s.sinks)
         else:
-            pays = False
+            pays, slopes = False, self.scores.alibi_slopes
             if p.query.size and p.key.size:
                 pays, predicted = self._near_far_pays()
-            near_far = self._near_far if self.scores.alibi_slopes is None else self._near_far_by_position
+            if slopes is not None and are_too_steep(slopes, p.key.shape[2]):
+                pays = False
+            near_far = self._near_far if slopes is None else self._near_far_by_position
             info = near_far() if pays else self._exact(None, 0)
         return replace(info, predicted=predicted) if self.return_info else None
 

@@ -181,6 +181,16 @@ def test_a_long_call_takes_the_near_far_path(isa):
     np.testing.assert_allclose(lse, expected_lse, atol=0.1)
 
 
+@pytest.mark.parametrize("slope", [20.0, 1e6])
+def test_slopes_that_hide_scores_in_float32_are_attended_exactly(slope):
+    query, key, value = inputs((2, 8192, 32), (1, 8192, 32), 16)
+    options = {"causal": True, "alibi_slopes": np.float32([slope, 0.001]), "return_lse": True}
+    out, lse, info = icecore.attention(query, key, value, tolerance=0.05, return_info=True, **options)
+    assert info.path == "exact"
+    for array, expected in zip((out, lse), icecore.attention(query, key, value, **options), strict=True):
+        assert_same_bits(array, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("how", "message"),
