@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import json
+import shutil
 
 import pytest
 
@@ -330,6 +332,50 @@ def test_tokens_that_were_padding_cannot_be_seen_later(model):
         continued(model, own, tokens(2, 1), attention_mask=torch.ones(2, 92, dtype=torch.long))
 
 
+@pytest.mark.parametrize("keep", (60, 23, 10, 1))
+def test_rows_are_cropped_into_their_padding(model, keep):
+    mask = torch.ones(2, keep + 100, dtype=torch.long)
+    mask[0, :23] = 0
+
+    def results(cache):
+        """Logits of the tokens that are no padding."""
+        seen = []
+
+        def more(new, mask):
+            end = cache.get_seq_length() + new
+            logits = continued(model, cache, tokens(len(mask), new, seed=end), attention_mask=mask[:, :end])
+            seen.append(logits[mask[:, end - new : end].bool()])
+
+        more(90, mask)
+        more(1, mask)
+        cache.crop(keep - 91)
+        for _ in range(3):
+            more(1, mask)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        cache.batch_repeat_interleave(2)
+        more(25, mask[[1, 1, 0, 0]])
+        cache.crop(-27)
+        more(2, mask[[1, 1, 0, 0]])
+        return seen
+
+    own = near_far(model, min_length=1)
+    pairs = zip(results(own), results(transformers.DynamicCache(config=model.config)), strict=True)
+    assert all(torch.allclose(*pair, atol=0.03) for pair in pairs)
+    assert own.get_seq_length() == keep + 3
+
+
+def test_a_row_that_is_all_padding_yet_begins_later(model):
+    """Without a new cache at each token: the other row's stays."""
+    own, mask = near_far(model), torch.ones(2, 100, dtype=torch.long)
+    mask[1, :97] = 0
+    for end, new in ((90, 90), (91, 1)):
+        continued(model, own, tokens(2, new, seed=end), attention_mask=mask[:, :end])
+    held = own.layers[0]._cache
+    for end in range(92, 100):
+        continued(model, own, tokens(2, 1, seed=end), attention_mask=mask[:, :end])
+    assert own.layers[0]._cache is held and held.lengths.tolist() == [99, 2]
+
+
 # ---- Files ----
 
 
@@ -368,6 +414,12 @@ def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path, model):
         NearFarCache.load(tmp_path / "missing", model.config)
     with pytest.raises(ValueError, match="is not a usable cache of this model: it has the layers"):
         NearFarCache.load(tmp_path / "prompt", small_model("gemma3").config)
+    other = copy.deepcopy(model.config)
+    other.num_key_value_heads = 4
+    with pytest.raises(ValueError, match="its model has num_key_value_heads 2; this one has 4"):
+        NearFarCache.load(tmp_path / "prompt", other)
+    with pytest.raises(TypeError, match=r"config must be a transformers.PreTrainedConfig such as model.config, got LlamaFor"):
+        NearFarCache.load(tmp_path / "prompt", model)
     for name in ("dense.safetensors", "layer1.safetensors", "cache.json"):
         file = tmp_path / "prompt" / name
         whole = file.read_bytes()
@@ -375,6 +427,15 @@ def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path, model):
         with pytest.raises(ValueError, match="is not a usable cache of this model"):
             NearFarCache.load(tmp_path / "prompt", model.config)
         file.write_bytes(whole)
+    about = json.loads((tmp_path / "prompt" / "cache.json").read_text())
+    about["layers"][0]["firsts"] = [0, 0, 0]
+    (tmp_path / "other").mkdir()
+    for file in (tmp_path / "prompt").iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "other" / "cache.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="the cache has 2 rows, and 3 tokens at which rows begin; expected 2 of each"):
+        NearFarCache.load(tmp_path / "other", model.config)
+    shutil.rmtree(tmp_path / "other")
     NearFarCache.load(tmp_path / "prompt", model.config)
     assert [entry.name for entry in tmp_path.iterdir()] == ["prompt"]
 
@@ -394,6 +455,12 @@ def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path, model):
 def test_wrong_arguments_are_refused(model, arguments, error, match):
     with pytest.raises(error, match=match):
         NearFarCache(model.config, **arguments)
+
+
+@pytest.mark.parametrize("config", (None, "llama", small_model("llama")), ids=("None", "str", "model"))
+def test_what_is_no_configuration_is_refused(config):
+    with pytest.raises(TypeError, match=rf"config must be a transformers.PreTrainedConfig .* got {type(config).__name__}"):
+        NearFarCache(config)
 
 
 def test_models_of_windows_alone_are_refused():

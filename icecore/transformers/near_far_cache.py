@@ -7,12 +7,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 import icecore
 from icecore.transformers.near_far_layer import NearFarLayer
 
-VERSION = 3
+VERSION = 4
+#: What of a configuration two models have in common that may share a cache.
+SHARED = ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 class NearFarCache(Cache):
@@ -45,6 +48,7 @@ class NearFarCache(Cache):
     def __init__(self, config, *, tolerance=None, k=None, window=None, sinks=None, dtype=None, min_length=2048):
         options = {"tolerance": tolerance, "k": k, "window": window, "sinks": sinks, "dtype": dtype}
         options = {name: value for name, value in options.items() if value is not None}
+        _check_config(config)
         icecore.KVCache(1, 1, **options)
         if isinstance(min_length, bool) or not isinstance(min_length, int) or min_length < 1:
             raise ValueError(f"min_length must be an integer of at least 1, got {min_length!r}")
@@ -57,6 +61,8 @@ class NearFarCache(Cache):
             raise ValueError(f"the model has no layer of full attention, only {kinds}; expected a DynamicCache")
         super().__init__(layers=layers)
         self._arguments = {**options, "min_length": min_length}
+        decoder = config.get_text_config(decoder=True)
+        self._model = {name: getattr(decoder, name, None) for name in SHARED}
 
     @property
     def nbytes(self):
@@ -113,7 +119,7 @@ class NearFarCache(Cache):
             about.append({"kind": type(layer).__name__, **content})
             tensors |= {f"{i}.{name}": tensor for name, tensor in states.items()}
         save_file(tensors, folder / "dense.safetensors")
-        content = {"version": VERSION, "arguments": self._arguments, "layers": about}
+        content = {"version": VERSION, "model": self._model, "arguments": self._arguments, "layers": about}
         (folder / "cache.json").write_text(json.dumps(content))
 
     @classmethod
@@ -142,6 +148,7 @@ class NearFarCache(Cache):
 
     @classmethod
     def _opened(cls, path, config, opener):
+        _check_config(config)
         path = Path(path)
         text = (path / "cache.json").read_text()
         try:
@@ -157,6 +164,9 @@ class NearFarCache(Cache):
         kinds, expected = [layer["kind"] for layer in about["layers"]], [type(layer).__name__ for layer in new.layers]
         if kinds != expected:
             raise ValueError(f"it has the layers {kinds}; the model has {expected}")
+        for name, own in new._model.items():
+            if about["model"][name] != own:
+                raise ValueError(f"its model has {name} {about['model'][name]}; this one has {own}")
         tensors = load_file(path / "dense.safetensors")
         for i, (layer, content) in enumerate(zip(new.layers, about["layers"], strict=True)):
             states = {name: tensors[f"{i}.{name}"] for name in ("keys", "values") if f"{i}.{name}" in tensors}
@@ -167,3 +177,8 @@ class NearFarCache(Cache):
                 layer.lazy_initialization(states["keys"], states["values"])
                 layer.keys, layer.values, layer.cumulative_length = states["keys"], states["values"], content["length"]
         return new
+
+
+def _check_config(config):
+    if not isinstance(config, PreTrainedConfig):
+        raise TypeError(f"config must be a transformers.PreTrainedConfig such as model.config, got {type(config).__name__}")

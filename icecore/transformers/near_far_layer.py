@@ -106,6 +106,7 @@ class NearFarLayer(CacheLayerMixin):
         length = max(0, self._length + tokens_to_remove)
         if self._cache is not None:
             self._cache.truncate(np.clip(length - np.array(self._firsts), 0, self._cache.lengths))
+            self._firsts = [min(first, length) for first in self._firsts]  # a row may begin right after what it holds
         self._length, self._moved = length, min(self._moved, length)
         if not length:
             self._cache = self._firsts = None
@@ -169,7 +170,9 @@ class NearFarLayer(CacheLayerMixin):
     def _catch_up(self, firsts, query=None):
         """Give the cache the tokens it lacks."""
         if self._firsts != firsts:
-            self._begin_rows(firsts)
+            if self._firsts is None or not self._only_empty_rows_differ(firsts):
+                self._begin_rows(firsts)
+            self._firsts = list(firsts)
         held, lacking = self._length - self._moved, None
         new = held
         if not self._moved or max(firsts) > self._moved:  # rows lack different numbers of tokens
@@ -181,17 +184,21 @@ class NearFarLayer(CacheLayerMixin):
             queries = None if query is None else as_array(query[:, :, tokens].to(self.dtype))
             self._cache.append(keys, values, queries, lengths=lacking, padding_side="left")
 
+    def _only_empty_rows_differ(self, firsts):
+        """Whether rows that begin elsewhere now hold nothing yet, and begin after all that is in the cache only."""
+        return all(new == old or (not held and new >= self._moved)
+                   for new, old, held in zip(firsts, self._firsts, self._cache.lengths.tolist(), strict=True))
+
     def _begin_rows(self, firsts):
         """A new cache of rows that begin at these tokens."""
         if self._moved:
-            if any(new < old for new, old in zip(firsts, self._firsts, strict=True)):
+            if any(new < min(old, self._moved) for new, old in zip(firsts, self._firsts, strict=True)):
                 raise ValueError(f"rows begin at tokens {firsts} now, and began at {self._firsts}; expected no token that was "
                                  "padding before")
             self._read_back()
         keys, values = self._buffers
         options = {"dtype": _NAMES[self.dtype], **self._options}
         self._cache = icecore.KVCache(keys.shape[1], keys.shape[3], value_dim=values.shape[3], batch=len(firsts), **options)
-        self._firsts = list(firsts)
 
     def _move(self):
         """Once the cache has all tokens, let go of them here; a single one's place is taken by the next."""
@@ -252,8 +259,9 @@ class NearFarLayer(CacheLayerMixin):
         if firsts is None and self._moved:
             raise ValueError(f"{self._moved} tokens are in a cache that is not there")
         if firsts is not None:
-            if cache.batch != len(firsts) or cache.batch != len(buffers[0]):
-                raise ValueError(f"there are {cache.batch} rows in the cache; expected {len(buffers[0])}")
+            if not cache.batch == len(firsts) == len(buffers[0]):
+                raise ValueError(f"the cache has {cache.batch} rows, and {len(firsts)} tokens at which rows begin; expected "
+                                 f"{len(buffers[0])} of each")
             self._cache, self._firsts = cache, firsts
             if any(first + held > max(self._length, first) or first + held < min(self._moved, self._length)
                    for held, first in zip(cache.lengths.tolist(), firsts, strict=True)):
