@@ -286,7 +286,9 @@ class Index:
 
         Notes
         -----
-        Among equal scores that were compared exactly the smaller id comes first. `tune` finds budgets for a wanted recall.
+        Among equal scores the smaller id comes first. With `exact` the smallest ids are what is found, however many are equal:
+        copies of a vector, and scores that float32 holds without rounding. Otherwise that is so of what was compared exactly;
+        which of very many copies that are depends on the cells in which they lie. `tune` finds budgets for a wanted recall.
         With two levels default budgets adapt to the vectors and to each query. Independent directions of equal length have no
         structure that a tree could use: nearly all are compared then, in 8 bits.
 

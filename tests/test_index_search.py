@@ -77,7 +77,6 @@ def small_integers(draw):
 
 @given(data=small_integers(), k=st.integers(1, 70), metric=st.sampled_from(METRICS))
 def test_ties_go_to_the_smaller_id(isa, data, k, metric):
-    """Among all that are compared exactly; `exact` keeps a quarter more than k for that."""
     vectors, ids, queries = data
     order = np.argsort(ids)
     index = filled(vectors, ids, metric=metric)
@@ -86,8 +85,7 @@ def test_ties_go_to_the_smaller_id(isa, data, k, metric):
             rows, expected = reference.search_exact(vectors[order], query, k, metric)
             assert count == len(rows)
             np.testing.assert_array_equal(scores[:count], expected)
-            if "retrieve" in options or len(ids) <= k + k // 4:
-                np.testing.assert_array_equal(found[:count], ids[order][rows])
+            np.testing.assert_array_equal(found[:count], ids[order][rows])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -97,6 +95,32 @@ def test_many_ties(isa, metric, count):
     vectors, ids = np.ones((count, 8), np.float32), np.arange(count)[::-1].copy()
     index = filled(vectors, ids, metric=metric)
     np.testing.assert_array_equal(index.search(vectors[:3], 5, retrieve=count).ids, [[0, 1, 2, 3, 4]] * 3)
+
+
+@pytest.mark.parametrize("metric", ("ip", "l2", "cosine"))
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kinds", (1, 7))
+@pytest.mark.parametrize("order", ("reversed", "random", "negative"))
+def test_of_more_ties_than_are_kept_the_smallest_ids_are_found(isa, order, kinds, dtype, metric):
+    count, dim = 3 * SEGMENT, 37
+    ids = {"reversed": np.arange(count)[::-1], "random": np.random.default_rng(0).permutation(count),
+           "negative": -np.arange(count)}[order]
+    base, own = normal(1, kinds, dim), np.arange(count) % kinds
+    base /= np.linalg.norm(base, axis=1, keepdims=True)  # a copy of the query is the nearest by every metric
+    index = icecore.Index(dim, metric=metric, dtype=dtype)
+    for part in np.split(np.arange(count), [5, SEGMENT + 50, count - 70]):
+        index.add(base[own[part]], ids[part])
+    best = np.sort(ids[own == 0])
+    for k in (1, 5, 40):
+        assert index.search(base[0], k, exact=True).ids.tolist() == best[:k].tolist()
+        assert index.search(base[0], k, exact=True, filter=best[::3]).ids.tolist() == best[::3][:k].tolist()
+
+
+@pytest.mark.parametrize("num_composite", (0, 2))
+def test_of_ties_among_codes_and_candidates_of_lists_the_smallest_ids_are_found(isa, num_composite):
+    count = 2 * SEGMENT
+    index = filled(np.ones((count, 8), np.float32), np.arange(count)[::-1], num_composite=num_composite)
+    assert index.search(np.ones(8, np.float32), 6, visit=10**6).ids.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @variants

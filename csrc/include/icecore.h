@@ -707,9 +707,11 @@ typedef struct {
     int threads;
 } icecore_search;
 
-/* ids, scores: queries x k, best first, ties by the smaller id; places left over hold -1 and NaN.  Scores are inner
- * products or squared distances in float32.  counts: queries.  visited: NULL, or queries: vectors and means that the
- * query was compared with. queries: contiguous, finite. */
+/* ids, scores: queries x k, best first, ties by the smaller id; places left over hold -1 and NaN.  With `exact` of ties
+ * the smallest ids are found, for copies of a vector and for scores that float32 holds without rounding; else they come
+ * first of what was compared exactly, and codes decide what that is.  Scores are inner products or squared distances in
+ * float32.  counts: queries.  visited: NULL, or queries: vectors and means that the query was compared with.
+ * queries: contiguous, finite. */
 icecore_status icecore_index_search(icecore_index *index, const float *queries, int64_t count,
                                     const icecore_search *search, int64_t *ids, float *scores, int64_t *counts,
                                     int64_t *visited);

@@ -1,12 +1,14 @@
 /* The best of many scores for each of many queries: buffers that are cut back to the best when they are full.
  *
- * Among equal scores the smaller number wins, so what is kept depends on the set of entries alone, not on their order.
+ * Among equal scores the smaller id wins, where the numbers are slots, else the smaller number: what is kept depends on
+ * the set of entries alone, not on their order.
  */
 #ifndef ICE_COLLECTOR_H
 #define ICE_COLLECTOR_H
 
 #include <math.h>
 
+#include "index/slots.h"
 #include "kernels/kernels.h"
 
 typedef struct {
@@ -16,21 +18,35 @@ typedef struct {
     int32_t *numbers;       /* what has these scores */
     int64_t *count;         /* queries */
     float *threshold;       /* queries: scores below are not wanted */
+    const ice_slots *slots; /* of which the numbers are; NULL: of nodes */
+    uint64_t *spare;        /* capacity */
 } ice_collector;
 
-static inline void ice_collector_clear(ice_collector *c, int64_t queries, int64_t keep) {
+static inline void ice_collector_clear(ice_collector *c, int64_t queries, int64_t keep, const ice_slots *slots) {
     c->keep = keep;
+    c->slots = slots;
     for (int64_t q = 0; q < queries; q++) {
         c->count[q] = 0;
         c->threshold[q] = -INFINITY;
     }
 }
 
+/* Of `count` entries that reach the bound, more than are kept, leaves those above it and the smallest ids of those that
+ * equal it. */
+void ice_collector_cut_ties(const ice_collector *c, float *scores, int32_t *numbers, int64_t count, float bound);
+
 /* Cuts a query back to its best. */
 static inline void ice_collector_cut(ice_collector *c, int64_t query) {
     if (c->count[query] <= c->keep) return;
-    c->threshold[query] = c->kernels->keep_largest(c->scores + query * c->capacity, c->numbers + query * c->capacity,
-                                                   c->count[query], c->keep);
+    float *scores = c->scores + query * c->capacity;
+    int32_t *numbers = c->numbers + query * c->capacity;
+    if (c->slots) {
+        const int64_t reach =
+            c->kernels->keep_reaching(scores, numbers, c->count[query], c->keep, &c->threshold[query]);
+        if (reach > c->keep) ice_collector_cut_ties(c, scores, numbers, reach, c->threshold[query]);
+    } else {
+        c->threshold[query] = c->kernels->keep_largest(scores, numbers, c->count[query], c->keep);
+    }
     c->count[query] = c->keep;
 }
 

@@ -61,6 +61,7 @@ static size_t lay_out(const ice_search_call *call, void *scratch, ice_search_spa
     w->spare =
         ice_arena_take(&a, ice_max(ice_max(ICE_LISTS_SPARE(listed), 2 * listed * o->composites), 3 * call->capacity),
                        sizeof(uint64_t));
+    w->collector.spare = w->spare;
     w->coded = ice_arena_take(&a, call->capacity, sizeof(float));
     w->final_scores = ice_arena_take(&a, call->capacity, sizeof(float));
     w->final_slots = ice_arena_take(&a, call->capacity, sizeof(int32_t));
@@ -113,7 +114,7 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
     memset(w.visited, 0, (size_t)w.count * sizeof *w.visited);
     const ice_forest *f = &call->forest;
     if (call->exact) {
-        ice_collector_clear(&w.collector, w.count, call->keep);
+        ice_collector_clear(&w.collector, w.count, call->keep, &call->index->slots);
         ice_scan_exactly(&w, NULL, call->index->slots.count);
     } else {
         const int lists = call->index->options.composites > 0;
@@ -131,12 +132,12 @@ static void search_chunk(void *context, int64_t number, void *scratch) {
                 ice_pick_from_roots(&w);
                 continue;
             }
-            ice_collector_clear(&w.collector, w.count, ice_min(call->keep_nodes, below));
+            ice_collector_clear(&w.collector, w.count, ice_min(call->keep_nodes, below), NULL);
             ice_scan_leading(&w, layer);
             ice_scan_others(&w, layer);
             ice_pick_parents(&w, layer + 1);
         }
-        ice_collector_clear(&w.collector, w.count, call->keep);
+        ice_collector_clear(&w.collector, w.count, call->keep, &call->index->slots);
         if (f->segments && !lists) ice_scan_leading(&w, f->layers - 1);
         ice_scan_exactly(&w, call->index->open, call->index->open_count); /* few of which pass the threshold by now */
         if (f->segments && !lists) ice_scan_others(&w, f->layers - 1);

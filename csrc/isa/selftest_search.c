@@ -16,7 +16,7 @@
 #define U 0x1p-24
 
 const char *const ice_search_kernel_names[ICE_SEARCH_KERNELS] = {
-    "code_scores", "find_at_least", "nth_largest",     "keep_largest",      "rank",
+    "code_scores", "find_at_least", "nth_largest",     "keep_reaching",     "keep_largest", "rank",
     "encode",      "encode_lane",   "gathered_scores", "squared_distances", "chebyshev",
 };
 
@@ -135,6 +135,28 @@ static void compare_nth_largest(test *t) {
             if (t->variant % 2 == 0 && reach != wanted) fail(t, "too many reach the threshold");
             (void)above;
         }
+    ice_free(scores);
+}
+
+static void compare_keep_reaching(test *t) {
+    if (t->count < 2) return;
+    float *scores = floats(t, t->count), copy[MAX_COUNT], bound;
+    int32_t numbers[MAX_COUNT];
+    int64_t keep = 1 + (int64_t)ice_random_below(&t->random, (uint64_t)t->count - 1);
+    for (int which = 0; which < 2; which++) {
+        memcpy(copy, scores, (size_t)t->count * sizeof *scores);
+        for (int i = 0; i < t->count; i++) numbers[i] = i;
+        int64_t kept = (which ? t->fast : t->plain)->keep_reaching(copy, numbers, t->count, keep, &bound);
+        int64_t at = 0, above = 0;
+        for (int i = 0; i < t->count; i++) {
+            above += scores[i] > bound;
+            if (scores[i] < bound) continue;
+            if (at >= kept || numbers[at] != i || copy[at] != scores[i]) fail(t, "kept the wrong ones");
+            at++;
+        }
+        if (at != kept) fail(t, "did not keep all that reach the bound");
+        if (kept < keep || (kept > keep && above >= keep)) fail(t, "kept too few, or too many without ties");
+    }
     ice_free(scores);
 }
 
@@ -310,8 +332,9 @@ static void compare_chebyshev(test *t) {
 
 /* In the order of the names. */
 static void (*const compare[ICE_SEARCH_KERNELS])(test *) = {
-    compare_code_scores, compare_find_at_least, compare_nth_largest,     compare_keep_largest,      compare_rank,
-    compare_encode,      compare_encode_lane,   compare_gathered_scores, compare_squared_distances, compare_chebyshev,
+    compare_code_scores, compare_find_at_least, compare_nth_largest, compare_keep_reaching,   compare_keep_largest,
+    compare_rank,        compare_encode,        compare_encode_lane, compare_gathered_scores, compare_squared_distances,
+    compare_chebyshev,
 };
 
 int ice_selftest_search(int number, const ice_kernels *plain, const ice_kernels *fast, char *reason, size_t size,

@@ -7,7 +7,7 @@
 #include "kernels/kernels.h"
 
 /* Kernels that are compared, and their names. */
-#define ICE_SEARCH_KERNELS 10
+#define ICE_SEARCH_KERNELS 11
 extern const char *const ice_search_kernel_names[ICE_SEARCH_KERNELS];
 
 /* Compares one of them with the scalar one on all its cases.  Returns the number of failures, the first of them told in

@@ -112,7 +112,7 @@ static ALWAYS_INLINE int64_t how_many(const float *scores, int64_t count, float 
 
 /* The bound is found by bisection on the scores' order as integers; it ends as soon as a bound keeps just the wanted
  * number. */
-static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_t keep) {
+static int64_t keep_reaching(float *scores, int32_t *numbers, int64_t count, int64_t keep, float *bound) {
     vf top = vf_set1(scores[0]), bottom = top;
     int64_t whole = count - count % VF_WIDTH;
     for (int64_t i = 0; i < whole; i += VF_WIDTH) {
@@ -135,29 +135,34 @@ static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_
             high = middle;
         }
     }
-    const float bound = ice_unordered((uint32_t)low);
+    const float least = ice_unordered((uint32_t)low);
     int64_t kept = 0;
-    if (reach == keep) {
-        for (int64_t i = 0; i < count; i++) { /* without a branch: half of them stay */
-            float score = scores[i];
-            scores[kept] = score;
-            numbers[kept] = numbers[i];
-            kept += score >= bound;
-        }
-        return bound;
+    for (int64_t i = 0; i < count; i++) { /* without a branch: half of them stay */
+        float score = scores[i];
+        scores[kept] = score;
+        numbers[kept] = numbers[i];
+        kept += score >= least;
     }
-    /* more than wanted only where scores equal the bound: of these, those with a number up to `last` stay, found by
-     * bisection too */
+    *bound = least;
+    return kept;
+}
+
+/* Of scores that equal the bound those with a number up to `last` stay, found by bisection too. */
+static float keep_largest(float *scores, int32_t *numbers, int64_t count, int64_t keep) {
+    float bound;
+    const int64_t reach = keep_reaching(scores, numbers, count, keep, &bound);
+    if (reach == keep) return bound;
     int64_t above = 0, first = -1, last = INT32_MAX; /* too few have a number up to `first`, enough up to `last` */
-    for (int64_t i = 0; i < count; i++) above += scores[i] > bound;
+    for (int64_t i = 0; i < reach; i++) above += scores[i] > bound;
     while (last - first > 1) {
         int64_t middle = first + (last - first) / 2, found = above;
-        for (int64_t i = 0; i < count; i++) found += (scores[i] == bound) & (numbers[i] <= middle);
+        for (int64_t i = 0; i < reach; i++) found += (scores[i] == bound) & (numbers[i] <= middle);
         if (found >= keep) last = middle;
         else first = middle;
     }
-    for (int64_t i = 0; i < count; i++) {
-        if (scores[i] < bound || (scores[i] == bound && numbers[i] > last)) continue;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < reach; i++) {
+        if (scores[i] == bound && numbers[i] > last) continue;
         scores[kept] = scores[i];
         numbers[kept++] = numbers[i];
     }

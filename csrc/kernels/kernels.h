@@ -259,6 +259,9 @@ typedef struct {
      * scores tie, to the precision of 32 halvings of the range of the best.  Depends on the lane's scores alone.  No
      * NaN. */
     void (*nth_largest)(const float *scores, int64_t count, int lanes, int64_t wanted, float *threshold);
+    /* Keeps the entries whose scores reach *bound, in their order, and returns how many: `keep` < count, or more where
+     * scores tie with the keep-th largest, which the bound is then.  No NaN. */
+    int64_t (*keep_reaching)(float *scores, int32_t *numbers, int64_t count, int64_t keep, float *bound);
     /* Keeps the `keep` < count entries with the largest scores, the smaller numbers among equals, in their order;
      * returns a bound that all of them reach and that no score left out exceeds.  No NaN. */
     float (*keep_largest)(float *scores, int32_t *numbers, int64_t count, int64_t keep);

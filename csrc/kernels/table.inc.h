@@ -71,6 +71,7 @@ const ice_kernels KERNEL_TABLE = {
     .code_scores = code_scores,
     .find_at_least = find_at_least,
     .nth_largest = nth_largest,
+    .keep_reaching = keep_reaching,
     .keep_largest = keep_largest,
     .rank = rank,
     .encode = encode,
