@@ -87,8 +87,14 @@ def save(form, parameters, give, path):
         write(form, parameters, give, file)
 
 
+def contents(path):
+    """The file as an array of uint8, in memory."""
+    return np.fromfile(_checked(path), np.uint8)
+
+
 def mapped(path):
     """The file as an array of uint8, read as it is used."""
+    path = _checked(path)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
     try:
@@ -97,6 +103,13 @@ def mapped(path):
         if error.errno == errno.ENOMEM:
             raise MemoryError(f"icecore: no address space left to map {path}") from error
         raise
+
+
+def _checked(path):
+    """TypeError for what is no path: a number would be a file that is open."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
+    return path
 
 
 class Refused(ValueError):

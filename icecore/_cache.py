@@ -449,7 +449,7 @@ class KVCache:
         ValueError
             If the file is not a saved cache, is damaged (by its checksum, and by `validate`'s rules), or is of another version.
         """
-        return cls._read(np.fromfile(path, np.uint8), path, own=True)
+        return cls._read(_array_file.contents(path), path, own=True)
 
     @classmethod
     def view(cls, path):

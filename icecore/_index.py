@@ -38,7 +38,8 @@ class Index:
         Width of a vector, 1 to 16384.
     metric : {"ip", "l2", "cosine"}
         Largest inner product, smallest squared distance or largest cosine. For cosines vectors are stored as unit vectors; zero
-        vectors, which have no direction, are refused.
+        vectors, which have no direction, are refused. float16 and bfloat16 round these unit vectors: cosines are off by up to
+        0.0005 and 0.004, and may exceed 1 by as much.
     num_composite : int
         0: the vectors under an opened parent are all scored in 8-bit codes, many queries at a time; the fast way. At least 1:
         that many composite indices of the published P-DCI at each parent, for few queries or very many dimensions of which few
@@ -50,9 +51,11 @@ class Index:
     promotion : float, optional
         Share of a level's vectors promoted to the next. Default: ``n ** (-1 / num_levels)`` for a segment of n vectors.
     dtype : {"float32", "float16", "bfloat16"}
-        Storage of the vectors. Searching a float32 index takes about 1.4 times the vectors' own memory.
+        Storage of the vectors. A float32 index takes 1.3 to 1.5 times the vectors' own memory from 3000 vectors of 64 numbers
+        on; narrower vectors take more (of 16 numbers 1.8 times, of 2 five times), and so do fewer.
     seed : int
-        Of the sampling and of the directions. Equal calls on equal seeds give equal results, for any number of threads.
+        At least 0: of the sampling and of the directions. Equal calls on equal seeds give equal results, for any number of
+        threads.
     capacity : int
         Vectors to make room for at once, as `reserve` does.
 
@@ -467,7 +470,7 @@ class Index:
         ValueError
             If the file is not a saved index, is damaged (by its checksum, and by `validate`'s rules), or is of another version.
         """
-        return cls._loaded(np.fromfile(path, np.uint8), path)
+        return cls._loaded(_array_file.contents(path), path)
 
     @classmethod
     def view(cls, path):

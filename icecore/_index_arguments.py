@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 from contextlib import suppress
 
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import integer, plain
+from icecore._arrays import check_seed, integer, plain
 
 #: By their numbers in the core; cosines are inner products of unit vectors.
 METRICS = {"ip": 0, "l2": 1, "cosine": 0}
@@ -43,11 +42,7 @@ def check_parameters(dim, metric, num_composite, num_simple, num_levels, promoti
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", getattr(dtype, "name", None))
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    try:
-        seed = operator.index(seed) % 2**64
-    except TypeError:
-        raise TypeError(f"seed must be an integer, got {type(seed).__name__}") from None
-    return {"dim": dim, "metric": metric, **counts, "promotion": promotion, "dtype": name, "seed": seed}
+    return {"dim": dim, "metric": metric, **counts, "promotion": promotion, "dtype": name, "seed": check_seed(seed)}
 
 
 def native_options(p):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import platform
 import sys
 
@@ -85,7 +86,8 @@ def set_isa(name):
     Parameters
     ----------
     name : str or None
-        One of the usable names of `show_config`. ``ICECORE_ISA`` in the environment does the same at start.
+        One of the usable names of `show_config`. ``ICECORE_ISA`` in the environment does the same at start; calls raise a
+        RuntimeError where it names another.
 
     Raises
     ------
@@ -109,11 +111,16 @@ def config():
         "machine": platform.machine(),
         "isa built": _native.built_isas(),
         "isa usable": _native.usable_isas(),
-        "isa active": _native.isa(),
+        "isa active": _active_isa(),
         "openmp": _native.has_openmp(),
         "threads": get_num_threads(),
         "tuning": _cost_model.origin(),
     }
+
+
+def _active_isa():
+    name = _native.isa()
+    return name if name != "none" else f"none (ICECORE_ISA is {os.environ.get('ICECORE_ISA')!r}, which is not usable here)"
 
 
 def show_config(file=None):

@@ -1,5 +1,7 @@
 """The C core behind typed memoryviews: unwrap, one call without the GIL, check the status.  No logic lives here."""
 
+import os
+
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc

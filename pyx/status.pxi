@@ -11,7 +11,7 @@ cdef int check(icecore_status status, id=None) except -1:
         raise MemoryError("icecore: out of memory")
     if status == ICECORE_ERROR_ISA:
         raise RuntimeError(
-            "icecore: the instruction set asked for (ICECORE_ISA or set_isa) is not usable here; "
+            f"ICECORE_ISA is {os.environ.get('ICECORE_ISA')!r}, an instruction set that is not usable here; "
             f"usable: {', '.join(usable_isas())}"
         )
     if status == ICECORE_ERROR_ABSENT:

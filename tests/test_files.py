@@ -93,6 +93,12 @@ def test_names_may_be_as_long_as_the_system_allows(tmp_path, name):
     assert len(icecore.KVCache.load(path)) == 0
 
 
+@pytest.mark.parametrize("open_file", [icecore.Index.load, icecore.Index.view, icecore.KVCache.load, icecore.KVCache.view])
+def test_what_is_no_path_is_refused(open_file):
+    with pytest.raises(TypeError, match=r"path must be a str or an os\.PathLike, got int"):
+        open_file(123)
+
+
 def test_what_killed_processes_left_goes_with_the_next_save(tmp_path):
     path = tmp_path / "file"
     for _ in range(3):

@@ -63,6 +63,8 @@ BAD_PARAMETERS = [
     ({"dtype": 7}, (TypeError, ValueError), "dtype must be one of .*7"),
     ({"seed": 1.5}, TypeError, "seed must be an integer, got float"),
     ({"seed": "1"}, TypeError, "seed must be an integer, got str"),
+    ({"seed": True}, TypeError, "seed must be an integer, got a bool"),
+    ({"seed": -5}, ValueError, "seed must be at least 0, got -5"),
     ({"capacity": -1}, ValueError, "capacity must be at least 0, got -1"),
     ({"capacity": 2.0}, TypeError, "capacity must be an integer, got float"),
     ({"capacity": 2**60}, MemoryError, "memory"),
@@ -91,8 +93,8 @@ def test_a_dtype_by_any_name(dtype):
     assert icecore.Index(DIM, dtype=dtype).dtype == "float16"
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 2**200, np.int64(5), True])
-def test_any_integer_is_a_seed(seed):
+@pytest.mark.parametrize("seed", [0, 2**64, 2**200, np.int64(5)])
+def test_any_integer_from_0_on_is_a_seed(seed):
     icecore.Index(DIM, num_composite=1, seed=seed).add(np.ones((3, DIM)))
 
 

@@ -148,6 +148,12 @@ def test_no_ids_are_left():
     index.add(np.ones((2, 2)), [3, 2**63 - 1])
     assert set(index) == {3, 2**63 - 2, 2**63 - 1}
     assert index.validate()
+    index = icecore.Index(2)
+    index.add(np.ones(2), [2**63 - 1])
+    for own in (index, index.copy()):
+        with pytest.raises(ValueError, match=f"ids is None, but {2**63 - 1} is nearly used; expected ids to be given"):
+            own.add(np.ones(2))
+        assert own.validate()
 
 
 def test_longer_keys_later():

@@ -207,8 +207,8 @@ print(icecore.attention(x, x, x)[0, 0])
     lines = done.stdout.splitlines()
     errors = [line for line in lines if line.startswith("error:")]
     assert len(errors) == 2
-    assert all("ICECORE_ISA" in line and "usable: scalar" in line for line in errors)
-    assert "isa active:  none" in lines
+    assert all("ICECORE_ISA is 'pentium'" in line and "usable: scalar" in line for line in errors)
+    assert "isa active:  none (ICECORE_ISA is 'pentium', which is not usable here)" in lines
     assert lines[-1] == "1.0"
 
 

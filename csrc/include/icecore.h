@@ -726,7 +726,7 @@ typedef struct {
     int64_t removed;                         /* slots that wait for a merge to give them back */
     int64_t open;                            /* vectors in the open block */
     int64_t slots, segments, cells, merging; /* merging: segments that a pending merge will replace */
-    int64_t next_id;                         /* one above the largest id ever added, at least 0 */
+    int64_t next_id;                         /* one above the largest id ever added, 0 .. INT64_MAX */
     int64_t bytes;                           /* memory held, mapped files not counted */
     int read_only;
 } icecore_index_state;

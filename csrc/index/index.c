@@ -208,7 +208,7 @@ static icecore_status put(icecore_index *index, const icecore_addition *a, int32
     retire(index, old, count);
     index->used += count;
     for (int64_t i = 0; i < count; i++)
-        if (a->ids[i] >= index->next_id && a->ids[i] < INT64_MAX) index->next_id = a->ids[i] + 1;
+        if (a->ids[i] >= index->next_id) index->next_id = a->ids[i] < INT64_MAX ? a->ids[i] + 1 : INT64_MAX;
     ice_merge_settle(index);
     return ICECORE_OK;
 }
