@@ -39,6 +39,18 @@ def integer(value, name, minimum):
     return min(number, MAX_INTEGER)
 
 
+def flag(value, name):
+    """`value` as a bool: True or False, as NumPy's or as 1 and 0 too."""
+    if isinstance(value, bool):  # nearly always
+        return value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, np.bool_) or (isinstance(value, numbers.Integral) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be a bool, got {value!r}" if np.ndim(value) == 0 else
+                    f"{name} must be a bool, got {type(value).__name__}")
+
+
 def check_seed(seed):
     clipped = integer(seed, "seed", 0)
     return clipped if clipped < MAX_INTEGER else operator.index(seed) % 2**64
@@ -263,7 +275,7 @@ def check_scale(scale, dim):
         return 1.0 / math.sqrt(dim)
     if isinstance(scale, np.ndarray) and scale.ndim == 0:
         scale = scale[()]
-    if not isinstance(scale, (numbers.Real, np.floating, np.integer)):
+    if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"scale must be a number, got {type(scale).__name__}")
     if not abs(scale) <= float(np.finfo(np.float32).max):
         raise ValueError(f"scale must be finite, got {scale}")

@@ -11,6 +11,7 @@ from icecore._arrays import (
     check_out,
     check_problem,
     check_scores,
+    flag,
     integer,
     native_problem,
     native_result,
@@ -147,7 +148,7 @@ def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False,
     Thread safe: calls may run at once, on separate `out`. The GIL is released. Ctrl-C interrupts long calls.
     """
     threads = threads_for_call(num_threads) or 0
-    problem = check_problem(query, key, value)
+    problem, causal = check_problem(query, key, value), flag(causal, "causal")
     scores = check_scores(scale, softcap, sink_logits, problem.query.shape[1], problem.query.shape[-1])
     block_size = integer(block_size, "block_size", 1)
     given = plain(indices, "indices")
@@ -160,9 +161,9 @@ def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False,
     result = native_result(out, problem)
     lse = np.empty(problem.shape[:3], np.float32) if return_lse else None
     if problem.is_double:
-        bad = _reference(problem, lists, block_size, bool(causal), scores, result, lse)
+        bad = _reference(problem, lists, block_size, causal, scores, result, lse)
     else:
-        own = native_problem(problem, as_four(result), lse, scores, NO_MASK, causal=bool(causal), threads=threads)
+        own = native_problem(problem, as_four(result), lse, scores, NO_MASK, causal=causal, threads=threads)
         bad = _native.attend_indices(own, lists, 0 if block_size == 1 else block_size)
     if bad is not None:
         raise _bad_index(given, lists, bad, problem, block_size)

@@ -16,6 +16,7 @@ from icecore._arrays import (
     check_ranges,
     check_scores,
     check_seed,
+    flag,
     integer,
     native_result,
     refuse_names,
@@ -175,7 +176,7 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     if far_field is not None or visit is not None:
         selector, k = _deprecated_selector(far_field, visit, selector, k)
     threads, seed = threads_for_call(num_threads) or 0, check_seed(seed)
-    problem, causal = check_problem(query, key, value), bool(causal)
+    problem, causal = check_problem(query, key, value), flag(causal, "causal")
 
     masks = {"attn_mask": attn_mask, "key_ranges": key_ranges}
     ways = causal, plan, selector, masks, {"k": k, "tolerance": tolerance, "window": window, "sinks": sinks, "metric": metric}

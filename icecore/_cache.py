@@ -189,14 +189,14 @@ class KVCache:
         if values.dtype != keys.dtype:
             raise TypeError(f"values has dtype {values.dtype}, but keys has {keys.dtype}; expected one dtype")
         if values.shape[2] != keys.shape[2]:
-            raise ValueError(f"values has shape {values.shape}, but keys has {keys.shape}; expected as many tokens")
+            self._refuse_counts(values, "values", keys)
         if queries is not None:
             queries = self._checked(queries, "queries", None, self.dim)
             self._check_heads(queries)
             if queries.dtype != keys.dtype:
                 raise TypeError(f"queries has dtype {queries.dtype}, but keys has {keys.dtype}; expected one dtype")
             if queries.shape[2] != keys.shape[2]:
-                raise ValueError(f"queries has shape {queries.shape}, but keys has {keys.shape}; expected as many tokens")
+                self._refuse_counts(queries, "queries", keys)
             queries = native_view(queries) if queries.size else None
         rows = self._own_rows(lengths, padding_side, keys, "keys")
         with self._alone():
@@ -515,6 +515,10 @@ class KVCache:
                 at = tuple(int(i) for i in np.argwhere(large)[0])
                 raise ValueError(f"{name} holds {numbers[at]:.6g}, which {stored} cannot hold; expected magnitudes below "
                                  f"{OVERFLOW[stored]:.6g}") from None
+
+    def _refuse_counts(self, array, name, keys):
+        shape, expected = (checked.shape if self.batch is not None else checked.shape[1:] for checked in (array, keys))
+        raise ValueError(f"{name} has shape {shape}, but keys has {expected}; expected as many tokens")
 
     def _own_rows(self, lengths, padding_side, array, name):
         """The slice of each sequence's own rows of a checked array."""

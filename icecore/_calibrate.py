@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icecore import _cost_model
-from icecore._arrays import check_problem, integer, widened
+from icecore._arrays import check_problem, flag, integer, widened
 from icecore._attention import attention
 from icecore._call import attend_by
 from icecore._metric import query_metric
@@ -91,7 +91,7 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     cheapest at one price of squared error for all layers, at which the error is just within nine tenths of the tolerance on
     that half and on the one held out. Times are those of the cost model (``python -m icecore tune``), not of the clock.
     """
-    tolerance = check_tolerance(tolerance)
+    tolerance, causal = check_tolerance(tolerance), flag(causal, "causal")
     if tolerance is None:
         raise TypeError("tolerance must be a number, got None")
     windows = [integer(window, "windows", 1) for window in windows] if causal else [None]
@@ -107,7 +107,7 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
             raise ValueError(f"query has shape {np.shape(query)}; expected (heads, length, dim)")
         check_problem(query, key, value)
         arrays = (widened(np.asarray(a)).astype(np.float32) for a in (query, key, value))
-        measured[layer] = _measure(*arrays, tolerance, bool(causal), windows, cell_sizes, causal and window_alone)
+        measured[layer] = _measure(*arrays, tolerance, causal, windows, cell_sizes, causal and window_alone)
         length = max(length, np.shape(key)[1])
 
     if callable(captures):
@@ -117,7 +117,7 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
             take(*capture)
     if not measured:
         raise ValueError("captures holds no layer")
-    return _choose(measured, tolerance, bool(causal), length)
+    return _choose(measured, tolerance, causal, length)
 
 
 def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_alone):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icecore import _native
-from icecore._arrays import FLOAT64, MAX_DIM, check_array, integer, native_dtype, native_view, plain, widened
+from icecore._arrays import FLOAT64, MAX_DIM, check_array, flag, integer, native_dtype, native_view, plain, widened
 from icecore._runtime import threads_for_call
 from icecore._settings import MAX_KEYS
 
@@ -68,6 +68,7 @@ def indexer_top_k(query, key, weights, k, /, *, causal=False, num_threads=None):
     if key.dtype != query.dtype:
         raise TypeError(f"key has dtype {key.dtype}, but query has {query.dtype}; expected one dtype")
     *batch, heads, queries, dim = query.shape
+    causal = flag(causal, "causal")
     if heads < 1:
         raise ValueError(f"query has shape {query.shape}; expected at least one head")
     if key.ndim != query.ndim - 1 or key.shape[:-2] != tuple(batch) or key.shape[-1] != dim:
@@ -83,12 +84,12 @@ def indexer_top_k(query, key, weights, k, /, *, causal=False, num_threads=None):
     if query.dtype == FLOAT64:
         from icecore import reference
 
-        indices = reference.indexer_top_k(query, key, widened(weights), k, causal=bool(causal))
+        indices = reference.indexer_top_k(query, key, widened(weights), k, causal=causal)
     else:
         indices = np.full((len(query), 1, queries, count), -1, np.int32)
         if indices.size:
             rows = native_view(query), native_view(key[:, None])
-            _native.indexer_top_k(native_dtype(query.dtype), *rows, weights, bool(causal), indices[:, 0], threads)
+            _native.indexer_top_k(native_dtype(query.dtype), *rows, weights, causal, indices[:, 0], threads)
     return indices if batch else indices[0]
 
 

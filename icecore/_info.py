@@ -14,9 +14,9 @@ from icecore._settings import window_sides
 ROWS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionInfo:
-    """What a call did; ``print(info)`` says it in words.
+    """What a call did; ``print(info)`` says it in words. Equal to itself alone.
 
     Attributes
     ----------
@@ -75,7 +75,8 @@ class AttentionInfo:
         if self.near_keys.size:
             lines.append(f"near keys per query: median {np.median(self.near_keys):.0f}, max {self.near_keys.max()}")
             mass = self.captured_mass
-            lines.append(f"captured mass: median {np.median(mass):.4f}, min {mass.min():.4f}")
+            if not np.isnan(mass).all():  # a selector does not know it
+                lines.append(f"captured mass: median {np.median(mass):.4f}, min {mass.min():.4f}")
             if self.missed_mass_bound is not None:
                 bound = self.missed_mass_bound
                 lines.append(f"missed-mass bound: median {np.median(bound):.4f}, max {bound.max():.4f}")

@@ -25,7 +25,8 @@ def merge_states(outs, lses):
     Raises
     ------
     TypeError
-        If an array of `outs` is of a dtype that `attention` never returns, such as integers, or an array is masked.
+        If an array of `outs` is of a dtype that `attention` never returns, such as integers, an array is masked, or one
+        argument is no sequence.
     ValueError
         Empty or unequal sequences, or shapes that differ.
 
@@ -35,17 +36,17 @@ def merge_states(outs, lses):
     every part saw no key (lse -inf) the result is 0 and -inf. `sink_logits` belong to one of the parts, no matter which: each
     part that is given them counts them.
     """
-    outs = [plain(o, f"outs[{n}]") for n, o in enumerate(outs)]
-    lses = [plain(s, f"lses[{n}]") for n, s in enumerate(lses)]
+    outs, lses = _parts(outs, "outs"), _parts(lses, "lses")
     if not outs or len(outs) != len(lses):
         raise ValueError(f"outs and lses must be equally many and not empty, got {len(outs)} and {len(lses)}")
     for n, (o, s) in enumerate(zip(outs, lses, strict=True)):
         if o.dtype.name not in (*NATIVE_DTYPES, "float64"):
             expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
             raise TypeError(f"outs[{n}] has dtype {o.dtype}; expected {expected}")
-        if o.shape != outs[0].shape or s.shape != outs[0].shape[:-1]:
-            expected = f"{outs[0].shape} and {outs[0].shape[:-1]}"
-            raise ValueError(f"outs and lses must have shapes {expected}, got {o.shape} and {s.shape}")
+        if o.shape != outs[0].shape:
+            raise ValueError(f"outs[{n}] has shape {o.shape}; expected that of outs[0], {outs[0].shape}")
+        if s.shape != o.shape[:-1]:
+            raise ValueError(f"lses[{n}] has shape {s.shape}; expected {o.shape[:-1]}, as outs[{n}] has {o.shape}")
     stacked = np.stack([s.astype(np.float64) for s in lses])
     top = stacked.max(axis=0)
     shift = np.where(np.isneginf(top), 0.0, top)
@@ -57,3 +58,11 @@ def merge_states(outs, lses):
     # a part that saw nothing adds nothing, whatever its out holds
     parts = (np.where(w[..., None] == 0.0, 0.0, w[..., None] * widened(o)) for w, o in zip(share, outs, strict=True))
     return narrowed(sum(parts), outs[0].dtype), lse.astype(np.float32)
+
+
+def _parts(parts, name):
+    try:
+        parts = list(parts)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of arrays, got {type(parts).__name__}") from None
+    return [plain(part, f"{name}[{n}]") for n, part in enumerate(parts)]

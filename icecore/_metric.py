@@ -6,7 +6,7 @@ import base64
 
 import numpy as np
 
-from icecore._arrays import integer, plain, widened
+from icecore._arrays import NATIVE_DTYPES, integer, plain, widened
 
 #: Queries that are looked at, of each head.
 SAMPLE = 1024
@@ -33,6 +33,8 @@ def query_metric(query, num_kv_heads):
 
     Raises
     ------
+    TypeError
+        A dtype that is none of these, such as complex numbers.
     ValueError
         Shapes that do not fit.
 
@@ -45,6 +47,9 @@ def query_metric(query, num_kv_heads):
     O(1024 H d^2) time. Thread safe.
     """
     query = plain(query, "query")
+    if query.dtype.kind not in "fiu" and query.dtype.name not in NATIVE_DTYPES:
+        expected = "float32, float16, bfloat16 (or its bits as uint16) or float64"
+        raise TypeError(f"query has dtype {query.dtype}; expected {expected}")
     num_kv_heads = integer(num_kv_heads, "num_kv_heads", 1)
     if query.ndim < 3 or query.shape[-3] % num_kv_heads:
         expected = f"(..., heads, length, dim), heads a multiple of {num_kv_heads}"
@@ -92,10 +97,13 @@ def check_metric(metric, num_kv_heads, dim):
     if metric is None:
         return None
     try:
+        given = np.asarray(metric)
+        if given.dtype.kind == "c":
+            raise TypeError
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(metric, np.float32)
+            array = np.ascontiguousarray(given, np.float32)
     except (TypeError, ValueError):
-        raise TypeError(f"metric must be an array of numbers, got {type(metric).__name__}") from None
+        raise TypeError(f"metric must be an array of numbers, got {_described(metric)}") from None
     expected = (num_kv_heads, dim, dim)
     if array.shape not in (expected, expected[:2]):
         raise ValueError(f"metric has shape {array.shape}; expected {expected}, second moments of the queries of each key "
@@ -110,3 +118,7 @@ def check_metric(metric, num_kv_heads, dim):
     if not np.allclose(array, array.swapaxes(1, 2), rtol=1e-3, atol=1e-3 * float(diagonal.max())):
         raise ValueError("metric must be symmetric: second moments E[q q^T] of queries")
     return array
+
+
+def _described(metric):
+    return f"an array of {metric.dtype}" if isinstance(metric, np.ndarray) else type(metric).__name__

@@ -98,6 +98,8 @@ class LayerPlan:
     dim: int
 
     def __post_init__(self):
+        if not isinstance(self.causal, (bool, np.bool_)):
+            raise TypeError(f"causal must be a bool, got {self.causal!r}")
         if check_tolerance(self.tolerance) is None:
             raise ValueError("tolerance is missing")
         integer(self.dim, "dim", 1)

@@ -67,6 +67,8 @@ def window_sides(window):
 def check_window(window):
     """`window` of exact attention as an int or a tuple of two."""
     if not isinstance(window, (tuple, list)):
+        if not hasattr(window, "__index__") or np.ndim(window):
+            raise TypeError(f"window must be an integer, got {type(window).__name__}; a pair is a tuple (left, right)")
         return integer(window, "window", 0)
     if len(window) != 2:
         raise ValueError(f"window has {len(window)} numbers; expected (left, right)")

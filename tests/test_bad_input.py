@@ -105,6 +105,13 @@ BAD_OPTIONS = [
     ({"scale": np.nan}, ValueError, "scale must be finite, got nan"),
     ({"scale": -np.inf}, ValueError, "scale must be finite, got -inf"),
     ({"scale": "big"}, TypeError, "scale must be a number, got str"),
+    ({"scale": True}, TypeError, "scale must be a number, got bool"),
+    ({"causal": "x"}, TypeError, "causal must be a bool, got 'x'"),
+    ({"causal": 2}, TypeError, "causal must be a bool, got 2"),
+    ({"causal": None}, TypeError, "causal must be a bool, got None"),
+    ({"causal": np.ones(2, bool)}, TypeError, "causal must be a bool, got ndarray"),
+    ({"window": np.array([1, 2])}, TypeError, r"window must be an integer, got ndarray; a pair is a tuple \(left, right\)"),
+    ({"window": "4"}, TypeError, "window must be an integer, got str; a pair"),
     ({"scale": "0.5"}, TypeError, "scale must be a number, got str"),
     ({"scale": 1j}, TypeError, "scale must be a number, got complex"),
     ({"scale": np.ones(3)}, TypeError, "scale must be a number, got ndarray"),
@@ -263,7 +270,7 @@ def test_other_masked_arrays_are_refused():
 
 
 def test_numbers_may_be_arrays_without_dimensions():
-    options = {"tolerance": 0.05, "scale": 0.1}
+    options = {"tolerance": 0.05, "scale": 0.1, "causal": False}
     expected = icecore.attention(QUERY, KEY, VALUE, **options)
     given = icecore.attention(QUERY, KEY, VALUE, **{name: np.array(number) for name, number in options.items()})
     np.testing.assert_array_equal(given, expected)

@@ -615,12 +615,14 @@ def test_bad_calls_change_nothing():
     stats = cache.stats
     for error, message, call in [
         (ValueError, r"keys has shape \(3, 100, 16\); expected \(2, tokens, 16\)", lambda: cache.append(query[:3], value)),
-        (ValueError, "values has shape .* as many tokens", lambda: cache.append(key, value[:, :5])),
+        (ValueError, r"values has shape \(2, 5, 16\), but keys has \(2, 100, 16\); expected as many tokens",
+         lambda: cache.append(key, value[:, :5])),
         (TypeError, "values has dtype float16, but keys", lambda: cache.append(key, value.astype(np.float16))),
         (TypeError, "keys has dtype float64", lambda: cache.append(key.astype(float), value)),
         (ValueError, r"queries has shape \(100, 16\); expected \(heads, tok", lambda: cache.append(key, value, query[0])),
         (ValueError, "queries has 3 heads; expected a multiple of num_kv_heads=2", lambda: cache.append(key, value, query[:3])),
-        (ValueError, "queries has shape .* but keys has .* as many tokens", lambda: cache.append(key, value, query[:, :5])),
+        (ValueError, r"queries has shape \(6, 5, 16\), but keys has \(2, 100, 16\); expected as many tokens",
+         lambda: cache.append(key, value, query[:, :5])),
         (TypeError, "queries has dtype float16, but keys", lambda: cache.append(key, value, query.astype(np.float16))),
         (ValueError, "queries has 3 heads; expected a multiple of num_kv_heads=2", lambda: cache.attend(query[:3])),
         (ValueError, "queries has 200 rows, but the cache holds 100", lambda: cache.attend(np.repeat(query, 2, axis=1))),

@@ -247,6 +247,7 @@ def test_a_cache_is_attention_in_its_metric(dtype, own, tmp_path):
         (np.broadcast_to(np.tri(DIM), (KEY_HEADS, DIM, DIM)), ValueError, "metric must be symmetric"),
         ("queries", TypeError, "metric must be an array of numbers, got str"),
         ({}, TypeError, "metric must be an array of numbers, got dict"),
+        (np.ones((KEY_HEADS, DIM)) * 1j, TypeError, "metric must be an array of numbers, got an array of complex128"),
     ],
 )
 def test_bad_metrics(metric, error, message):
@@ -255,6 +256,12 @@ def test_bad_metrics(metric, error, message):
         icecore.attention(*arrays, k=40, metric=metric)
     with pytest.raises(error, match=message):
         icecore.KVCache(KEY_HEADS, DIM, metric=metric)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, object, bool])
+def test_moments_of_what_are_no_real_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"query has dtype {np.dtype(dtype)}; expected float32, float16"):
+        icecore.query_metric(np.ones((2, 100, 4)).astype(dtype), 1)
 
 
 def test_what_a_metric_does_not_go_with():

@@ -69,6 +69,29 @@ def test_forks_go_their_own_ways():
         np.testing.assert_array_equal(values[:, -5:], -expected[1])
 
 
+def test_rows_of_another_model_are_refused():
+    rows = np.zeros((2, 5, 8), np.float32)
+    cache = KeyValueCache()
+    cache.write(0, rows, rows)
+    cache.advance(5)
+    with pytest.raises(ValueError, match="layer 1 holds 0 of 5 tokens: the cache is of another model"):
+        cache.write(1, rows, rows)
+    for other, name in ((rows[:1], "keys"), (rows[..., :4], "keys")):
+        with pytest.raises(ValueError, match=rf"layer 0 holds {name} of \(heads, width\) \(2, 8\), got .*: the cache is of"):
+            cache.write(0, other, rows)
+    with pytest.raises(ValueError, match=r"layer 0 holds values of \(heads, width\) \(2, 8\), got \(2, 4\)"):
+        cache.write(0, rows, rows[..., :4])
+
+
+@pytest.mark.parametrize("length", [1.5, "1", None])
+def test_truncation_to_what_is_no_number_of_tokens(length):
+    cache = KeyValueCache()
+    cache.advance(3)
+    with pytest.raises(TypeError, match=f"length must be an integer, got {type(length).__name__}"):
+        cache.truncate(length)
+    assert cache.length == 3
+
+
 @pytest.mark.parametrize("length", [-1, 1])
 def test_truncation_to_more_than_is_held(length):
     with pytest.raises(ValueError, match=rf"length must lie in 0\.\.0, the tokens held, got {length}"):

@@ -173,7 +173,7 @@ def test_settings_that_change_nothing_are_accepted(tmp_path, change):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_theta": 1e3, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"attention_bias": True}, "attention_bias=True is not supported; expected False$"),
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"model_type": ["llama"]}, r"model_type is \['llama'\]"),
         ({"model_type": None}, "model_type is None"),

@@ -352,6 +352,42 @@ def test_options_that_no_layer_can_have_are_refused_although_there_is_no_layer(t
         nn.NearFarCache.load(path)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tolerance": 2}, ValueError, "tolerance must be above 0 and below 1, got 2"),
+        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
+        ({"foo": 1}, TypeError, "unexpected keyword argument 'foo'"),
+        ({"batch": 2}, TypeError, "unexpected keyword argument 'batch'"),
+        ({"plan": 3}, TypeError, "plan must be a Plan, as calibrate returns it, got int"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(options, error, message):
+    with pytest.raises(error, match=message):
+        nn.NearFarCache(**options)
+
+
+def test_truncation_to_no_number_of_tokens_is_refused():
+    cache = nn.NearFarCache(**OPTIONS)
+    nn.forward(random_weights(), TOKENS[:50], cache=cache)
+    with pytest.raises(TypeError, match="length must be an integer, got float"):
+        cache.truncate(1.5)
+    assert cache.length == 50
+
+
+def test_a_cache_of_another_model_is_refused_where_a_window_slides():
+    cache = nn.NearFarCache(**OPTIONS)
+    nn.forward(random_weights(), TOKENS[:50], cache=cache)
+    rows = np.zeros((2, 1, 8), np.float32)
+    with pytest.raises(ValueError, match="layer 0 holds 0 of 50 tokens: the cache is of another model"):
+        cache.attend(nn.exact_attention, 0, rows, rows, rows, window=8)
+
+
+def test_what_is_no_cache_is_refused():
+    with pytest.raises(TypeError, match="cache must be a KeyValueCache or a NearFarCache, got int"):
+        nn.generate(random_weights(), TOKENS[:50], max_new_tokens=3, cache=3)
+
+
 def saved_with_sliding(tmp_path, length=40):
     """A saved cache of a layer that sees all and one with a window."""
     cache, rows = nn.NearFarCache(k=8), np.random.default_rng(0).standard_normal((2, length, 8), np.float32)

@@ -341,6 +341,7 @@ HEAD = ("layers", "3", "heads", 0)
         ((*HEAD, "thresholds"), [0.1] * 2, "thresholds must be as many as tolerances"),
         ((*HEAD, "thresholds"), [0.1, 0.1, 0], "thresholds must be .* finite and above 0"),
         ((*HEAD, "metric"), [0] * 64, "unexpected keyword argument 'metric'"),
+        (("layers", "3", "causal"), "no", "causal must be a bool, got 'no'"),
         (("layers", "3", "dim"), 0, "dim must be at least 1, got 0"),
         ((*HEAD, "colour"), "blue", "unexpected keyword argument 'colour'"),
     ],

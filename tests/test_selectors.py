@@ -50,6 +50,13 @@ def test_float64_is_computed_by_the_oracle(selector):
     np.testing.assert_allclose(out, oracle(*wide, causal=True, **asdict(selector), **seed)[0], atol=1e-12)
 
 
+def test_what_it_does_not_know_is_not_told_and_infos_compare(isa):
+    given = arrays(np.random.default_rng(7), 2, 1, 60, 50, 16, 3)
+    info, other = (icecore.attention(*given, selector=Pages(16), return_info=True)[1] for _ in range(2))
+    assert np.isnan(info.captured_mass).all() and "nan" not in str(info) and "near keys per query" in str(info)
+    assert info == info and info != other and len({info, other}) == 2
+
+
 @pytest.mark.parametrize("selector", [PDCI(7, 200), TopK(7)])
 def test_of_equal_scores_as_many_are_kept_as_k_says(isa, selector):
     """Every key four times, and one value for all: the top seven scores are four equal ones and three of the next."""

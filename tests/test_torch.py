@@ -194,6 +194,26 @@ def test_arrays_of_tensors_share_their_memory():
     assert_same(out, query, key, value, is_causal=True, enable_gqa=True)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 2, dtype=torch.float8_e4m3fn),
+        torch.eye(2).to_sparse(),
+        torch._neg_view(torch.ones(2, 2)),
+        torch.ones(2, 2, dtype=torch.complex64).conj(),
+    ],
+    ids=["float8", "sparse", "negated", "conjugate"],
+)
+def test_tensors_without_an_array_are_refused_by_name(tensor):
+    with pytest.raises(TypeError, match=rf"key is a tensor \({tensor.dtype}, .*\) without an array of its memory; expected a"):
+        icecore.torch.as_array(tensor, "key")
+
+
+def test_a_scale_may_be_a_tensor_of_one_number():
+    arrays = inputs((2, 5, 16), (2, 9, 16), 16)
+    assert torch.equal(attention(*arrays, scale=torch.tensor(0.5)), attention(*arrays, scale=0.5))
+
+
 def test_the_door_for_arrays_says_where_tensors_go():
     query, key, value = inputs((2, 5, 16), (2, 9, 16), 16, torch.bfloat16)
     hint = r"is a tensor that NumPy does not take \(.*\); expected icecore\.torch\.as_array\(key\), or icecore\.torch\."

@@ -1,5 +1,7 @@
 """The keys and values of the tokens seen so far, in buffers that grow by doubling."""
 
+import operator
+
 import numpy as np
 
 
@@ -32,9 +34,20 @@ class KeyValueCache:
         -------
         keys, values : ndarray, (key_heads, length + n, head_width) float32
             Views of the buffers; good until the next `write` to this layer.
+
+        Raises
+        ------
+        ValueError
+            Where the tokens held are of another model: of no such layer, or of other heads or widths.
         """
         end = self.length + key.shape[1]
         keys, values = self._buffers.get(layer, (key[:, :0], value[:, :0]))
+        if self.length and layer not in self._buffers:
+            raise ValueError(f"layer {layer} holds 0 of {self.length} tokens: the cache is of another model")
+        for held, new, name in ((keys, key, "keys"), (values, value, "values")):
+            if held.shape[::2] != new.shape[::2] and self.length:
+                raise ValueError(f"layer {layer} holds {name} of (heads, width) {held.shape[::2]}, got {new.shape[::2]}: the "
+                                 "cache is of another model")
         if end > keys.shape[1]:
             capacity = max(end, 2 * self.length)
             keys, values = (self._grown(buffer, capacity) for buffer in (keys, values))
@@ -83,8 +96,7 @@ class KeyValueCache:
 
     def truncate(self, length):
         """Hold the first `length` tokens only."""
-        check_length(length, self.length)
-        self.length = length
+        self.length = check_length(length, self.length)
 
     def _grown(self, buffer, capacity):
         """A buffer of the given capacity with the same first `length` rows."""
@@ -95,6 +107,11 @@ class KeyValueCache:
 
 
 def check_length(length, held):
-    """ValueError unless a cache that holds `held` tokens can be cut to `length`."""
-    if not 0 <= length <= held:
-        raise ValueError(f"length must lie in 0..{held}, the tokens held, got {length}")
+    """`length` as an int to which a cache that holds `held` tokens can be cut, or an error."""
+    try:
+        number = operator.index(length)
+    except TypeError:
+        raise TypeError(f"length must be an integer, got {type(length).__name__}") from None
+    if not 0 <= number <= held:
+        raise ValueError(f"length must lie in 0..{held}, the tokens held, got {number}")
+    return number

@@ -71,6 +71,9 @@ def forward_batch(weights, sequences, *, attention=exact_attention, caches=None)
         raise ValueError("sequences must hold at least one sequence of tokens")
     if caches is not None and (len(caches) != len(sequences) or len(set(map(id, caches))) < len(caches)):
         raise ValueError(f"caches must be {len(sequences)} different ones, one for each sequence, got {len(caches)}")
+    for cache in caches or ():
+        if not hasattr(cache, "attend"):
+            raise TypeError(f"cache must be a KeyValueCache or a NearFarCache, got {type(cache).__name__}")
     config = weights.config
     sequences = [checked_tokens(tokens, config.vocabulary) for tokens in sequences]
     positions = []

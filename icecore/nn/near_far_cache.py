@@ -30,6 +30,19 @@ FOLDER = re.compile("save-[0-9a-f]{16}")
 FORGOTTEN = 24 * 3600
 
 
+def _check_options(plan, options):
+    """Refuse what no layer can have, before there is one."""
+    for name in options.keys() & {"num_kv_heads", "dim", "value_dim", "batch"}:
+        raise TypeError(f"NearFarCache() got an unexpected keyword argument {name!r}: layers have their model's")
+    if plan is None:
+        icecore.KVCache(1, 1, **options | {"metric": None})
+        return
+    if not isinstance(plan, icecore.Plan):
+        raise TypeError(f"plan must be a Plan, as calibrate returns it, got {type(plan).__name__}")
+    for layer in plan.layers.values():
+        icecore.KVCache(len(layer.heads), layer.dim, plan=layer, **options)
+
+
 def _holds_caches(path):
     """Whether a folder is one of saved caches, perhaps of a first one on its way, or an empty one."""
     if not path.is_dir():
@@ -120,6 +133,11 @@ class NearFarCache:
     **options
         Of `icecore.KVCache`: ``tolerance`` or ``k``, ``window``, ``dtype`` and others.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Arguments that `icecore.KVCache` would refuse.
+
     Attributes
     ----------
     length : int
@@ -132,6 +150,7 @@ class NearFarCache:
             raise ValueError(f"last_exact must be at least 0, got {last_exact}")
         if options.get("metric") is not None:
             options["metric"] = np.asarray(options["metric"]).tolist()  # for cache.json
+        _check_options(plan, options)
         self._options = options
         self._layers = {}  # layer -> icecore.KVCache
         self._sliding = KeyValueCache()
@@ -263,10 +282,7 @@ class NearFarCache:
         if not FOLDER.fullmatch(about["folder"]):
             raise ValueError(f"its folder is {about['folder']!r}; expected save- and 16 digits")
         plan, folder = None if about["plan"] is None else icecore.Plan.from_content(about["plan"]), path / about["folder"]
-        options = about["options"]
-        if plan is None:
-            icecore.KVCache(1, 1, **options | {"metric": None})  # refuses what no layer can have, before there is one
-        new = cls(plan=plan, last_exact=about["last_exact"], **options)
+        new = cls(plan=plan, last_exact=about["last_exact"], **about["options"])
         new.length = operator.index(about["length"])
         if new.length < 0:
             raise ValueError(f"its length is {new.length}")
@@ -293,6 +309,5 @@ class NearFarCache:
 
     def truncate(self, length):
         """Hold the first `length` tokens only."""
-        check_length(length, self.length)
-        self.length = length
-        self._sliding.truncate(length)
+        self.length = check_length(length, self.length)
+        self._sliding.truncate(self.length)

@@ -83,7 +83,7 @@ class Settings(dict):
         for name, expected in values.items():
             value = self.get(name)
             if value is not None and value not in expected:
-                allowed = " or ".join(map(repr, expected or (None,)))
+                allowed = " or ".join(dict.fromkeys(map(repr, expected or (None,))))
                 raise ValueError(f"{name}={reprlib.repr(value)} is not supported; expected {allowed}")
 
     def _value(self, name, default):

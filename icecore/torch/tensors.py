@@ -23,7 +23,8 @@ def as_array(tensor, name="tensor"):
     Raises
     ------
     TypeError, ValueError
-        What is no tensor, is not on the CPU, or requires grad while gradients are on.
+        What is no tensor, is not on the CPU, requires grad while gradients are on, or is of a kind that NumPy has no array of:
+        float8, sparse, quantized, or a view whose sign or conjugate is pending.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}; arrays go to icecore.attention")
@@ -33,7 +34,11 @@ def as_array(tensor, name="tensor"):
         raise ValueError(f"{name} requires grad, and icecore has no gradients; expected a call under torch.no_grad(), "
                          f"or {name}.detach()")
     tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    try:
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} is a tensor ({tensor.dtype}, {tensor.layout}) without an array of its memory; expected a "
+                        f"dense one of numbers that NumPy has, or bfloat16 ({error})") from error
 
 
 def _tensor(array, dtype):
@@ -55,7 +60,8 @@ def attention(query, key, value, /, *, out=None, **options):
         Result: shape (..., L, d_v), query's dtype, sharing no memory with the inputs.
     **options
         Of `icecore.attention`, under its names and with its meaning: ``causal=True`` is aligned bottom-right, and query heads
-        may share key heads. `attn_mask`, `key_ranges`, `metric`, `sink_logits` and `alibi_slopes` may be tensors.
+        may share key heads. `attn_mask`, `key_ranges`, `metric`, `sink_logits` and `alibi_slopes` may be tensors,
+        and `scale` one of a single number.
 
     Returns
     -------
@@ -79,6 +85,9 @@ def attention(query, key, value, /, *, out=None, **options):
         if isinstance(options.get(name), Tensor):
             given = options[name]
             options[name] = as_array(given.float() if given.dtype == torch.bfloat16 else given, name)
+    scale = options.get("scale")
+    if isinstance(scale, Tensor) and scale.ndim == 0:
+        options["scale"] = scale.item()
     result = icecore.attention(*arrays, out=None if out is None else as_array(out, "out"), **options)
     parts = list(result) if isinstance(result, tuple) else [result]
     parts[0] = _tensor(parts[0], query.dtype) if out is None else out
