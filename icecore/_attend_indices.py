@@ -93,7 +93,7 @@ def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False,
 
     Parameters
     ----------
-    query : array_like, shape (..., H, L, d), (H, L, d) or (L, d)
+    query : array_like, shape (B, H, L, d), (H, L, d) or (L, d)
         float32, float16, bfloat16 (``ml_dtypes.bfloat16``, or its bits as uint16). float64 is computed by the slow oracle
         in ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
     key : array_like, shape (..., H_k, S, d)

@@ -39,13 +39,13 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
 
     Parameters
     ----------
-    query : array_like, shape (..., H, L, d), (H, L, d) or (L, d)
+    query : array_like, shape (B, H, L, d), (H, L, d) or (L, d)
         float32, float16, bfloat16 (``ml_dtypes.bfloat16``, or its bits as uint16). float64 is computed by the slow oracle
         in ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
-    key : array_like, shape (..., H_k, S, d)
+    key : array_like, shape (B, H_k, S, d), (H_k, S, d) or (S, d)
         Same dtype and number of dimensions; H must be a multiple of H_k (grouped-query attention: query head h reads key
         head ``h // (H // H_k)``). 1 <= d <= 576.
-    value : array_like, shape (..., H_k, S, d_v)
+    value : array_like, shape (B, H_k, S, d_v), (H_k, S, d_v) or (S, d_v)
         1 <= d_v <= 576; it may be a view of `key`, as ``key[..., :512]`` of a shared latent.
     k : int, optional
         Near-field keys per query besides sinks and window. None, or k >= S: exact attention. Otherwise keys are grouped in
@@ -85,9 +85,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
         by 6e-8 of the slope times S. Where that is above 0.008, as by no published slope up to 131,072 keys, the call is exact.
     attn_mask : array_like, optional
         Broadcasts to (..., L, S). bool: True keeps. Floating: added to the scaled scores; -inf hides a key, and the lowest
-        finite number does where another key is left (a row of nothing else is the mean of all values, as in PyTorch). In
-        near/far attention hidden keys count neither near nor far; cells of which some keys are hidden or biased are opened, so
-        that scattered masks leave little to gain, while padding, documents and windows leave most.
+        finite number of float32, bfloat16 or float64 does where another key is left (a row of nothing else is the mean of all
+        values, as in PyTorch; float16's lowest, -65504, is a number like others). In near/far attention hidden keys count
+        neither near nor far; cells of which some keys are hidden or biased are opened, so that scattered masks leave little to
+        gain, while padding, documents and windows leave most.
     key_ranges : array_like of integers, optional
         Two or three axes, broadcasts to (B, L, 2): the first key that a query may see and the one behind its last,
         ``0 <= first <= end <= S``, where they are equal none. It sees no other key, sinks included; causality, windows,
@@ -103,16 +104,17 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     metric : array_like, (H_k, d, d) or (H_k, d), optional
         With k or tolerance: second moments of queries (`query_metric`), or their diagonals, which say which keys are near one
         another; no score changes. Default: with causal=True those of the queries that stand at the keys of each sealed segment,
-        so that no row depends on a later one; else those of this call's queries. A chunk (queries of the last tokens only)
-        knows no queries of the tokens before it: segments there take the metric of its first window of queries with a
-        tolerance, which is exact, and of their own keys with k. ``np.ones((H_k, d))`` is none.
+        so that, up to rounding, no row depends on a later one; else those of this call's queries. A chunk (queries of the last
+        tokens only) knows no queries of the tokens before it: segments there take the metric of its first window of queries
+        with a tolerance, which is exact, and of their own keys with k. ``np.ones((H_k, d))`` is none.
     last_exact : int, default 0
-        With k, tolerance or a plan: the last so many queries attend exactly. Where a prompt ends, the answer may hang on one
-        key, which an error that is a mean over many rows does not protect.
+        With k, tolerance, a plan or a selector: the last so many queries attend exactly. Where a prompt ends, the answer may
+        hang on one key, which an error that is a mean over many rows does not protect.
     selector : str or an instance of a class of `icecore.selectors`, optional
         Another method of choosing keys, for comparisons, with its own parameters: ``icecore.selectors.Pages(k=64)``. By name
         with its defaults: ``"pages"``. It always runs where it leaves out keys, and takes no k, tolerance, plan, window, sinks,
-        mask, key_ranges or metric.
+        mask, key_ranges, metric or alibi_slopes. All others go with it: causal, scale, softcap, sink_logits, lengths,
+        last_exact, return_lse, return_info, out.
     return_lse : bool, default False
         Also return the natural logarithm of the sum of exponentials (sink logits included: of what the result was divided by),
         float32, shape (..., L). With a tolerance half its error
@@ -155,7 +157,10 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     that it computes is always chosen.
 
     In near/far attention queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively,
-    unless the tolerance is below 0.01; sums are in float32.
+    unless the tolerance is below 0.015; sums are in float32.
+
+    Values are summed before they are divided by the sum of their weights: where the largest magnitude times S passes float32
+    (3.4e38), results may be infinite.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
     O(L (window + k + S / 256 + cells of expanded parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of

@@ -89,8 +89,10 @@ class KVCache:
 
     Memory: the keys and values in `dtype`, about a tenth for summaries (int8: an eighth for scales, a seventh for summaries;
     int4: a quarter, nearly a half), and while a merge is prepared the merged segment (at most 2048 tokens or two sevenths of
-    all) once more: from 8192 tokens on never more than 1.55 times the keys and values (int8: 0.51 times those of float32,
-    int4: 0.36), with a large offset 1.65 times (0.56, 0.45).
+    all) once more. From 8192 tokens on that is never more than 1.55 times the keys and values (int8: 0.51 times those of
+    float32, int4: 0.36), with a large offset 1.65 times (0.56, 0.45), where `dim` and `value_dim` are at least 32 and multiples
+    of 16. int8 and int4 pay for other widths up to the next multiple. Narrower heads pay more for summaries: of 16 up to 1.62
+    times (0.54, 0.39), with a large offset 1.7 (0.6, 0.5); of 8 1.75 times (0.66, 0.66), of 4 2.2 times (0.97, 1.2).
     Time of a step: about that of window + near keys + summaries (`AttentionInfo`).
 
     Thread safety: calls on one cache, a batch included, wait for each other. Forks are caches of their own. Methods release the
@@ -372,7 +374,8 @@ class KVCache:
     def evict(self, before):
         """Forget tokens before token `before`, the sinks aside: a sliding history.
 
-        Whole segments go, so some of these tokens may stay for a while; they never come back. Positions stay what they are.
+        Whole segments go, so some of these tokens may stay for a while; they never come back. Positions stay what they are. A
+        cache that attends with alibi_slopes has no segments, and forgets nothing.
 
         Parameters
         ----------

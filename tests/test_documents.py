@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from model_files import load_decoder, random_tokens
+
+import icecore
+from icecore import nn
 
 ROOT = Path(__file__).parents[1]
 CORE = {path: path.read_text() for path in sorted(ROOT.glob("csrc/*/*.[ch]"))}
@@ -35,6 +39,17 @@ def test_the_way_of_a_query_is_there(step):
 def test_a_word_of_the_glossary_is_in_the_code(word):
     name = re.split(r"[.\->]+", word)[-1]
     assert (ROOT / "csrc" / word).is_file() or any(re.search(rf"\b{name}\b", text) for text in CORE.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_the_attention_of_the_models_page_runs_for_every_family(tmp_path, family):
+    text = (ROOT / "docs/models.md").read_text()
+    names = {"icecore": icecore}
+    exec(re.search(r"^def attention\(.*?(?=^\S)", text, re.S | re.M)[0], names)
+    weights = load_decoder(tmp_path, family)
+    tokens = random_tokens(40)
+    hidden, exact = nn.forward(weights, tokens, attention=names["attention"]), nn.forward(weights, tokens)
+    assert abs(hidden - exact).max() < 1e-4  # so few keys are attended to exactly
 
 
 @pytest.mark.parametrize("room", sorted({path.parent.name for path in ROOT.glob("csrc/*/README.md")} - {"simd"}))

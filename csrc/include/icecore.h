@@ -190,9 +190,9 @@ icecore_status icecore_attend_exact(const icecore_attention *problem);
  * does not help either, or costs more than exact attention, the head is exact.  A causal head is exact on rounded
  * numbers, if there are such and twice what rounding was found to do is within the tolerance; then it is so also where
  * near/far attention costs more than that does (rounded_price).  Causal: rows of earlier blocks measure for later ones,
- * and rows that see fewer than three sealed blocks are exact; a row depends on no later one.  Not causal:
- * 48 rows of each head are measured first.  Where these, or causal those of one step, are fewer than about
- * 1 / tolerance (causal: 0.6 / tolerance), two to four times as many are.
+ * and rows that see fewer than three sealed blocks are exact; up to rounding a row depends on no later one.  Not
+ * causal: 48 rows of each head are measured first.  Where these, or causal those of one step, are fewer than about 1 /
+ * tolerance (causal: 0.6 / tolerance), two to four times as many are.
  *
  * causal: keys are sealed in blocks of `block`; a query in block b attends exactly to the first `sinks` keys and to the
  * keys from block b-1 on, and by cells to all between; the sealed blocks form segments as a binary counter does.

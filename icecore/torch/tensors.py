@@ -52,10 +52,10 @@ def attention(query, key, value, /, *, out=None, **options):
 
     Parameters
     ----------
-    query : Tensor, shape (..., H, L, d), (H, L, d) or (L, d)
+    query : Tensor, shape (B, H, L, d), (H, L, d) or (L, d)
         float32, float16, bfloat16 or float64, any strides.
-    key : Tensor, shape (..., H_k, S, d)
-    value : Tensor, shape (..., H_k, S, d_v)
+    key : Tensor, shape (B, H_k, S, d), (H_k, S, d) or (S, d)
+    value : Tensor, shape (B, H_k, S, d_v), (H_k, S, d_v) or (S, d_v)
     out : Tensor, optional
         Result: shape (..., L, d_v), query's dtype, sharing no memory with the inputs.
     **options

@@ -37,9 +37,10 @@ def register(name="icecore", *, tolerance=None, k=None, window=None, sinks=None,
 
     Notes
     -----
-    Whatever icecore does not compute is computed by transformers' own functions, and a warning says so once: gradients,
-    dropout, other devices, float64 and widths above 576 by its sdpa function; soft caps and other changes of the scores by the
-    model's eager function. A keyword of an attention module that is not known is an error. `report` counts.
+    Soft caps, logits of sinks, position biases and indices of an indexer are computed. Whatever icecore does not compute is
+    computed by transformers' own functions, and a warning says so once: gradients, dropout, other devices, float64 and widths
+    above 576, by its sdpa function, or by the model's eager function where there is a soft cap or a sink, which sdpa lacks. A
+    keyword of an attention module that is not known is an error. `report` counts.
 
     Masks of padding, sliding windows, chunks, packed sequences, prefixes and blocks are kept as the first and the last key of
     each query; only those with holes, and those that users give in four dimensions, are arrays of queries x keys.
