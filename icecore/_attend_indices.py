@@ -96,10 +96,10 @@ def attend_indices(query, key, value, indices, /, *, block_size=1, causal=False,
     query : array_like, shape (B, H, L, d), (H, L, d) or (L, d)
         float32, float16, bfloat16 (``ml_dtypes.bfloat16``, or its bits as uint16). float64 is computed by the slow oracle
         in ``icecore.reference``. Any strides; copied if the last axis is not contiguous.
-    key : array_like, shape (..., H_k, S, d)
+    key : array_like, shape (B, H_k, S, d), (H_k, S, d) or (S, d)
         Same dtype and number of dimensions; H must be a multiple of H_k (grouped-query attention: query head h reads key
         head ``h // (H // H_k)``). 1 <= d <= 576.
-    value : array_like, shape (..., H_k, S, d_v)
+    value : array_like, shape (B, H_k, S, d_v), (H_k, S, d_v) or (S, d_v)
         1 <= d_v <= 576; it may be a view of `key`, as ``key[..., :512]`` of a shared latent.
     indices : array_like of integers
         The keys of each query. Broadcasts to (..., H, L, K); an axis of H_k in place of H gives all query heads of a key head
