@@ -268,16 +268,16 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
 
 # The model in force ------------------------------------------------------------------------------------------
 
-#: By ``python -m icecore tune``: amx on two cores of a Xeon, the others on two of an AMD EPYC (Zen 5). Guessed: neon, with
-#: multiply-adds at twice what avx2 takes.
+#: By ``python -m icecore tune``: amx on two cores of a Xeon, avx2 on two of an AMD EPYC, Zen 3, the others on two of a Zen 5.
+#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2.
 SHIPPED = {
     "scalar": CostModel(
         product_float32=0.11, product_bfloat16=0.109, weight=2.39, query=0, rounded=0, node=4.03, choice=14.9,
         near_float32=0.195, near_bfloat16=0, distance=0.179, sealed=1.34, sealed_row=141,
     ),
     "avx2": CostModel(
-        product_float32=0.017, product_bfloat16=0.0177, weight=0.272, query=1.23, rounded=0, node=1.22, choice=1.93,
-        near_float32=0.0306, near_bfloat16=0, distance=0.0311, sealed=1.26, sealed_row=74.2,
+        product_float32=0.0233, product_bfloat16=0.0299, weight=0.816, query=3.89, rounded=0, node=1.56, choice=6.38,
+        near_float32=0.0613, near_bfloat16=0, distance=0, sealed=7.97, sealed_row=486,
     ),
     "avx512": CostModel(
         product_float32=0.00881, product_bfloat16=0.00911, weight=0.112, query=1.57, rounded=0, node=1.29, choice=1.08,
