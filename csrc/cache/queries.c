@@ -60,6 +60,7 @@ void ice_queries_truncate(icecore_cache *c, int64_t length) {
     ice_cache_queries *q = &c->queries;
     ice_queries_forget(c, q->first, (length + c->options.block - 1) / c->options.block);
     for (; q->kept && q->position[q->kept - 1] >= length; q->kept--) q->unmeasured -= q->unmeasured > 0;
+    q->unmeasured = ice_min(q->unmeasured, length);
     if (q->noted > length) q->noted = length;
     if (q->last > c->sealed) q->last = c->sealed; /* what is sealed from here on is measured anew */
     if (q->renewed > c->sealed) q->renewed = c->sealed;

@@ -68,10 +68,11 @@ static ALWAYS_INLINE void weighted_rows(const float *weights, int64_t count, con
         weighted_columns(weights, count, dtype, rows, anywhere, t, scale, accumulator);
     for (; t < value_dim; t += VF_WIDTH) {
         int n = value_dim - t < VF_WIDTH ? (int)(value_dim - t) : VF_WIDTH;
-        vf sum = vf_zero();
+        vf sum[2] = {vf_zero(), vf_zero()}; /* as above: equal columns have equal sums */
         for (int64_t j = 0; j < count; j++)
-            sum = vf_fma(vf_set1(weights[j]), load_row(dtype, row_at(rows, anywhere, dtype, j, t), 0, n), sum);
-        vf_store_n(accumulator + t, vf_fma(vf_load_n(accumulator + t, n), scale, sum), n);
+            sum[j % 2] =
+                vf_fma(vf_set1(weights[j]), load_row(dtype, row_at(rows, anywhere, dtype, j, t), 0, n), sum[j % 2]);
+        vf_store_n(accumulator + t, vf_fma(vf_load_n(accumulator + t, n), scale, vf_add(sum[0], sum[1])), n);
     }
 }
 

@@ -15,6 +15,8 @@ THRESHOLDS = 2.0 * 1.2 ** -np.arange(112.0)
 MASS_SHARE = 0.5
 #: What a row's keys and nodes may cost more than by the loosest threshold that passes, for rows unlike those measured.
 SPARE = 0.05
+#: A row more than were met may miss as much as the worst of them did by a threshold so many levels looser, twice as loose.
+LOOSER = 4
 #: Queries that are so many times as long as the longest measured are unlike them: their softmax is as much sharper.
 LONGER = 1.5
 #: Curves end at this part of the tolerance, unless no threshold up to there will do.
@@ -131,13 +133,24 @@ def loosest(passes):
     return int(failing[-1]) + 1 if len(failing) else 0
 
 
-def passing_level(error, standard_error, tolerance):
+def doubt(curves):
+    """What a head's error may be above that of its rows: a standard error, or one row more that misses, (G,).
+
+    Before more rows are known, one more may miss as much as any of these did by a threshold LOOSER levels looser.
+    """
+    _, standard_error = head_error(curves)
+    largest = row_errors(curves).max(axis=0)[np.maximum(np.arange(len(THRESHOLDS)) - LOOSER, 0)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.maximum(standard_error, largest / sum(np.linalg.norm(c.exact_out) for c in curves))
+
+
+def passing_level(error, doubt, tolerance):
     """The level of the largest threshold that passes, as do all smaller ones; their number where the smallest does not.
 
-    error, standard_error : (G,), or of the levels that were traced
-        To pass is to have error + standard_error <= tolerance.
+    error, doubt : (G,), or of the levels that were traced
+        To pass is to have error + doubt <= tolerance.
     """
-    return loosest(error + standard_error <= tolerance)
+    return loosest(error + doubt <= tolerance)
 
 
 def caution_of(errors, sizes, tolerance, weights=None):
@@ -165,13 +178,13 @@ def choose_level(curves, tolerance, *, exact, prices=(1.0, 1.0), caution=0):
 
     exact : float, keys that each row attends to anyway; prices : of a near key and of a node, by exact attention's of a key.
     """
-    error, standard_error = head_error(curves)
+    error, doubts = head_error(curves)[0], doubt(curves)
     near, nodes = (np.mean([getattr(c, name) for c in curves], axis=0) for name in ("near", "nodes"))
     levels = int(np.abs(np.log(THRESHOLDS * TRACED / tolerance)).argmin()) + 1  # that are traced
-    level = passing_level(error[:levels], standard_error[:levels], tolerance)
+    level = passing_level(error[:levels], doubts[:levels], tolerance)
     if level + caution >= levels:
         levels = len(THRESHOLDS)
-        level = passing_level(error, standard_error, tolerance)
+        level = passing_level(error, doubts, tolerance)
     if level == levels:
         return None
     return finest_for_little(min(level + caution, levels - 1), (prices[0] * near + prices[1] * nodes)[:levels], exact)
