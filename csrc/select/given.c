@@ -122,12 +122,13 @@ typedef struct {
 /* Reads on until there are ICE_KEY_BLOCK visible keys or the list ends; 0 when there are none.  An index outside the
  * keys is never used as an address, whatever has happened to the array since it was checked. */
 static int next_block(gather_block *b) {
-    const icecore_indices *x = b->indices;
+    const icecore_indices x = *b->indices; /* a copy, which no store can change: its fields stay in registers */
     const icecore_attention *p = b->problem;
+    const int64_t list = b->list, end = b->end;
     int64_t chosen[ICE_KEY_BLOCK], found = 0, i = b->next; /* found < ICE_KEY_BLOCK wherever it is an index */
-    for (; i < x->count && found < ICE_KEY_BLOCK; i++) {
-        chosen[found] = index_at(x, b->list + i * x->index_stride);
-        found += (uint64_t)chosen[found] < (uint64_t)b->end;
+    for (; i < x.count && found < ICE_KEY_BLOCK; i++) {
+        chosen[found] = index_at(&x, list + i * x.index_stride);
+        found += (uint64_t)chosen[found] < (uint64_t)end;
     }
     const int64_t element = (int64_t)ice_element_size(p->key_dtype);
     const int64_t key_step = p->key.row_stride * element, value_step = p->value.row_stride * element;
