@@ -5,7 +5,8 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 
-#define PACKED_KEYS 2048 /* in a task; whole packs */
+#define PACKED_KEYS 2048 /* in a task; whole blocks of keys */
+#define THIRDS 3
 
 typedef struct {
     const icecore_attention *problem;
@@ -23,8 +24,61 @@ static int copies_keys(const icecore_attention *p) {
 
 static int64_t packed_rows(const icecore_attention *p) { return (p->keys + ICE_PACKED - 1) / ICE_PACKED * ICE_PACKED; }
 
+int ice_in_thirds(const icecore_attention *p, const ice_kernels *kernels) {
+    const ice_thirds_kernels *thirds = kernels->thirds;
+    return thirds && p->key_dtype != ICECORE_BFLOAT16 && p->dim % thirds->dim_multiple == 0 &&
+           p->value_dim % thirds->value_dim_multiple == 0;
+}
+
+/* Whole cache lines, so that the next head begins with one. */
+static int64_t block_flags(const icecore_attention *p) {
+    const int64_t line = ICE_ALIGNMENT / (int64_t)sizeof(uint16_t),
+                  blocks = (p->keys + ICE_KEY_BLOCK - 1) / ICE_KEY_BLOCK;
+    return (blocks + line - 1) / line * line;
+}
+
 int64_t ice_packed_numbers(const icecore_attention *p) {
+    if (p->key_dtype != ICECORE_BFLOAT16) return THIRDS * packed_rows(p) * (p->value_dim + p->dim) + block_flags(p);
     return packed_rows(p) * (p->value_dim + (copies_keys(p) ? p->dim : 0));
+}
+
+/* In the order values, keys, flags. */
+static ice_packed_head thirds_of(const icecore_attention *p, const uint16_t *packed) {
+    const uint16_t *keys = packed + THIRDS * packed_rows(p) * p->value_dim;
+    return (ice_packed_head){packed, keys, keys + THIRDS * packed_rows(p) * p->dim};
+}
+
+/* Rows of a head as float32: where they lie, or widened into `buffer`. */
+static const float *float_rows(const packing *own, const icecore_tensor *tensor, int64_t width, ice_row first,
+                               int64_t count, float *buffer, int64_t *stride) {
+    const icecore_attention *p = own->problem;
+    *stride = p->key_dtype == ICECORE_FLOAT32 ? tensor->row_stride : width;
+    if (p->key_dtype == ICECORE_FLOAT32) return ice_address(tensor, p->key_dtype, first.batch, first.head, first.query);
+    for (int64_t j = 0; j < count; j++)
+        own->kernels->to_float32(p->key_dtype,
+                                 ice_address(tensor, p->key_dtype, first.batch, first.head, first.query + j),
+                                 buffer + j * width, width);
+    return buffer;
+}
+
+/* Packs `count` keys from key `first` on, whole blocks but for the last. */
+static void pack_thirds(const packing *own, uint16_t *packed, int64_t head, int64_t first, int64_t count) {
+    const icecore_attention *p = own->problem;
+    const ice_thirds_kernels *thirds = own->kernels->thirds;
+    const ice_packed_head to = thirds_of(p, packed);
+    float buffer[ICE_PACKED * ICECORE_MAX_DIM];
+    for (int64_t j = 0, stride; j < count; j += ICE_PACKED) {
+        const int64_t at = first + j, rows = ice_min(count - j, ICE_PACKED);
+        const ice_row from = {head / p->key_heads, head % p->key_heads, at};
+        uint16_t *keys = packed + (to.keys - packed) + THIRDS * at * p->dim,
+                 *values = packed + THIRDS * at * p->value_dim,
+                 *whole = packed + (to.whole - packed) + at / ICE_KEY_BLOCK;
+        if (at % ICE_KEY_BLOCK == 0) *whole = 0;
+        const float *source = float_rows(own, &p->key, p->dim, from, rows, buffer, &stride);
+        if (!thirds->pack_keys(source, stride, rows, p->dim, keys)) *whole = 1;
+        source = float_rows(own, &p->value, p->value_dim, from, rows, buffer, &stride);
+        if (!thirds->pack_values(source, stride, rows, p->value_dim, values)) *whole = 1;
+    }
 }
 
 static void pack_task(void *context, int64_t index, void *scratch) {
@@ -34,6 +88,10 @@ static void pack_task(void *context, int64_t index, void *scratch) {
     const int64_t number = index % own->heads, head = own->first_head + number,
                   first = index / own->heads * PACKED_KEYS, count = ice_min(p->keys - first, PACKED_KEYS);
     uint16_t *packed = own->packed + number * ice_packed_numbers(p);
+    if (p->key_dtype != ICECORE_BFLOAT16) {
+        pack_thirds(own, packed, head, first, count);
+        return;
+    }
     own->kernels->bf16->pack_values(ice_value_at(p, head, first), p->value.row_stride, count, p->value_dim,
                                     packed + first * p->value_dim);
     if (!copies_keys(p)) return;
@@ -50,7 +108,8 @@ icecore_status ice_pack_heads(const icecore_attention *problem, const ice_kernel
 }
 
 ice_packed_head ice_packed_head_of(const icecore_attention *p, const uint16_t *packed, int64_t number) {
-    if (!packed) return (ice_packed_head){NULL, NULL};
+    if (!packed) return (ice_packed_head){NULL, NULL, NULL};
     const uint16_t *values = packed + number * ice_packed_numbers(p);
-    return (ice_packed_head){values, copies_keys(p) ? values + packed_rows(p) * p->value_dim : NULL};
+    if (p->key_dtype != ICECORE_BFLOAT16) return thirds_of(p, values);
+    return (ice_packed_head){values, copies_keys(p) ? values + packed_rows(p) * p->value_dim : NULL, NULL};
 }

@@ -90,20 +90,25 @@ static void attend_in_float32(ice_tile *tile, const icecore_attention *p, int64_
                       tile->lanes, ICE_PANEL, tile->accumulator);
 }
 
+/* What kernels of bfloat16, or of thirds, need of a tile. */
+static ice_bf16_panel panel_of(const ice_tile *tile, const uint16_t *queries, float scale, const ice_alibi *alibi) {
+    return (ice_bf16_panel){.queries = queries,
+                            .dim = tile->problem->dim,
+                            .value_dim = tile->problem->value_dim,
+                            .lanes = tile->lanes,
+                            .scale = scale,
+                            .cap = tile->cap,
+                            .maximum = tile->maximum,
+                            .sum = tile->sum,
+                            .correction = tile->correction,
+                            .accumulator = tile->accumulator,
+                            .alibi = alibi};
+}
+
 /* By the bfloat16 kernels.  keys NULL: the scores are the bias. */
 static void attend_by_bf16(ice_tile *tile, const uint16_t *keys, int64_t stride, const uint16_t *packed_values,
                            int64_t count, const float *bias, const ice_alibi *alibi) {
-    const ice_bf16_panel own = {.queries = tile->query_pairs,
-                                .dim = tile->problem->dim,
-                                .value_dim = tile->problem->value_dim,
-                                .lanes = tile->lanes,
-                                .scale = tile->scale,
-                                .cap = tile->cap,
-                                .maximum = tile->maximum,
-                                .sum = tile->sum,
-                                .correction = tile->correction,
-                                .accumulator = tile->accumulator,
-                                .alibi = alibi};
+    const ice_bf16_panel own = panel_of(tile, tile->query_pairs, tile->scale, alibi);
     tile->kernels->bf16->panel_attend(&own, keys, stride, packed_values, count, bias);
 }
 
@@ -143,11 +148,27 @@ static void attend_in_bf16(ice_tile *tile, const icecore_attention *p, int64_t f
     ice_add_nonfinite(&given, tile->scores, tile->lanes, ICE_PANEL, tile->accumulator);
 }
 
+/* Whether thirds hold the tile's rows and these keys. */
+static int are_in_thirds(const ice_tile *tile, int64_t first, int64_t end) {
+    int whole = tile->query_thirds == NULL;
+    for (int64_t block = first / ICE_KEY_BLOCK; block * ICE_KEY_BLOCK < end && !whole; block++)
+        whole = tile->packed.whole[block];
+    return !whole;
+}
+
+static void attend_in_thirds(ice_tile *tile, int64_t first, int64_t count, const float *bias) {
+    const icecore_attention *p = tile->problem;
+    const ice_bf16_panel own = panel_of(tile, tile->query_thirds, 1.0f, ice_tile_alibi_from(tile, first));
+    tile->kernels->thirds->panel_attend(&own, tile->packed.keys + 3 * first * p->dim,
+                                        tile->packed.values + 3 * first * p->value_dim, count, bias);
+}
+
 static void attend_block(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t count,
                          const call_keys *keys) {
     int hidden;
     const float *bias = find_bias(tile, first, count, keys, &hidden);
     if (tile->query_pairs) attend_in_bf16(tile, source, first, count, bias, hidden);
+    else if (are_in_thirds(tile, first, first + count)) attend_in_thirds(tile, first, count, bias);
     else attend_in_float32(tile, source, first, count, bias, hidden);
 }
 
@@ -160,7 +181,8 @@ static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, 
     const int64_t keys = tile->problem->keys, block = first + ICE_KEY_BLOCK;
     if (!tile->packed.values) return ice_min(block, end);
     seen_end = ice_min(seen_end, first + MAX_STRETCH);
-    if (tile->problem->mask_kind == ICECORE_MASK_NONE && first >= seen_begin && seen_end > block)
+    if (tile->problem->mask_kind == ICECORE_MASK_NONE && first >= seen_begin && seen_end > block &&
+        (tile->query_pairs || are_in_thirds(tile, first, seen_end)))
         return seen_end < keys ? seen_end - (seen_end - first) % ICE_PACKED : keys;
     return ice_min(ice_min(first + (end - first + ICE_PACKED - 1) / ICE_PACKED * ICE_PACKED, block), keys);
 }
@@ -171,8 +193,9 @@ void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int6
     find_seen_by_all(tile, &seen_begin, &seen_end);
     while (first < to && !ice_interrupted()) {
         const int64_t end = end_of_stretch(tile, first, to, ice_max(seen_begin, from), ice_min(seen_end, to));
-        if (end - first > ICE_KEY_BLOCK) attend_in_bf16(tile, source, first, end - first, NULL, 0);
-        else attend_block(tile, source, first, end - first, &keys);
+        if (end - first <= ICE_KEY_BLOCK) attend_block(tile, source, first, end - first, &keys);
+        else if (tile->query_thirds) attend_in_thirds(tile, first, end - first, NULL);
+        else attend_in_bf16(tile, source, first, end - first, NULL, 0);
         first = end;
     }
 }

@@ -17,14 +17,21 @@ static void lay_out(ice_tile *tile, const icecore_attention *p, ice_arena *a) {
     tile->bias = ice_arena_take(a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
     tile->keys = ice_arena_take(a, ICE_KEY_BLOCK * p->dim, sizeof(float));
     tile->values = ice_arena_take(a, ICE_KEY_BLOCK * p->value_dim, sizeof(float));
+    tile->thirds_room = ice_arena_take(a, (1 - pairs) * 3 * ICE_PANEL * p->dim, sizeof(uint16_t));
     tile->packed_values = ice_arena_take(a, pairs * ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
 }
 
 size_t ice_tile_bytes(const icecore_attention *problem) {
-    ice_tile none;
-    ice_arena arena = {NULL, 0};
-    lay_out(&none, problem, &arena);
-    return arena.used;
+    size_t most = 0;
+    for (int i = 0; i < 2; i++) { /* keys that are rounded, and as they were given, share scratch */
+        icecore_attention own = *problem;
+        own.key_dtype = i ? ICECORE_BFLOAT16 : ICECORE_FLOAT32;
+        ice_tile none;
+        ice_arena arena = {NULL, 0};
+        lay_out(&none, &own, &arena);
+        if (arena.used > most) most = arena.used;
+    }
+    return most;
 }
 
 static void round_query(ice_tile *tile, int lane) {
@@ -61,7 +68,8 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->scale = (float)(p->scale * ICE_LOG2_E);
     tile->cap = (float)(p->softcap * ICE_LOG2_E);
     tile->has_panel = 0;
-    tile->packed = (ice_packed_head){NULL, NULL};
+    tile->packed = (ice_packed_head){NULL, NULL, NULL};
+    tile->query_thirds = NULL;
     tile->pending.count = tile->pending.pieces = 0;
     if (ice_panel_dtype(p, kernels) != ICECORE_BFLOAT16) tile->query_pairs = tile->rounded_rows = NULL;
     for (int lane = 0; lane < lanes; lane++) {
@@ -132,6 +140,8 @@ void ice_tile_begin_panel(ice_tile *tile) {
         kernels->bf16->pack_queries(tile->queries, p->dim, tile->query_pairs);
         for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) tile->queries[i] *= tile->scale;
     }
+    if (tile->packed.whole && kernels->thirds->pack_queries(tile->queries, p->dim, tile->thirds_room))
+        tile->query_thirds = tile->thirds_room;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         tile->maximum[lane] = -INFINITY;
         tile->sum[lane] = 0.0f;

@@ -38,8 +38,10 @@ typedef struct {
 
     /* by panel; spare lanes are as the last row */
     int has_panel;
-    float *queries;                    /* dim x ICE_PANEL, times scale */
-    uint16_t *query_pairs;             /* for the bfloat16 kernels; NULL: everything in float32 */
+    float *queries;         /* dim x ICE_PANEL, times scale */
+    uint16_t *query_pairs;  /* for the bfloat16 kernels; NULL: everything in float32 */
+    uint16_t *query_thirds; /* for those of thirds; NULL: as float32 */
+    uint16_t *thirds_room;
     float *maximum, *sum, *correction; /* ICE_PANEL each */
     float *accumulator;                /* value_dim x ICE_PANEL */
     float *scores, *bias;              /* ICE_KEY_BLOCK x ICE_PANEL */
@@ -63,7 +65,7 @@ const ice_alibi *ice_tile_alibi_from(ice_tile *tile, int64_t first);
 /* What it takes off a lane's scores of keys first .. first + count - 1. */
 void ice_tile_alibi_row(const ice_tile *tile, int lane, int64_t first, int64_t count, float *scores);
 
-/* Scratch of a tile. */
+/* Scratch of a tile, whatever the type of its keys. */
 size_t ice_tile_bytes(const icecore_attention *problem);
 
 /* Loads a key head's rows from first_row on: `rows` of them, or as many as a panel holds.  Their states start with the

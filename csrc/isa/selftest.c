@@ -113,6 +113,7 @@ int icecore_selftest(const char *isa, char *report, int64_t report_size) {
     failures += report_all(t, ice_selftest_cells, report, report_size);
     failures += report_search(t, report, report_size);
     if (kernels->bf16) failures += report_all(t, ice_selftest_bf16, report, report_size);
+    if (kernels->thirds) failures += report_all(t, ice_selftest_thirds, report, report_size);
     ice_free(t);
     return failures;
 }

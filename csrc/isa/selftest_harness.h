@@ -225,6 +225,7 @@ typedef struct {
 } ice_comparison;
 
 /* Each ends with a NULL name. */
-extern const ice_comparison ice_selftest_rows[], ice_selftest_panels[], ice_selftest_cells[], ice_selftest_bf16[];
+extern const ice_comparison ice_selftest_rows[], ice_selftest_panels[], ice_selftest_cells[], ice_selftest_bf16[],
+    ice_selftest_thirds[];
 
 #endif

@@ -80,7 +80,7 @@ typedef struct {
 /* Rows of values that kernels pack together. */
 #define ICE_PACKED 32
 
-/* A panel on its way through keys of bfloat16. */
+/* A panel on its way through keys of bfloat16, or of float32 in thirds. */
 typedef struct {
     const uint16_t *queries; /* pairs, as pack_queries makes them */
     int64_t dim, value_dim;
@@ -132,6 +132,22 @@ typedef struct {
                         int64_t count, const float *bias, int64_t bias_stride);
 } ice_bf16_kernels;
 
+/* Panel kernels on float32 numbers in thirds, three bfloat16 numbers whose sum each is, for machines that multiply
+ * bfloat16 many times faster.  What packs says whether thirds hold all numbers; where they do not, for some are not
+ * finite, above 2^60, or all of them below 2^-60, what was packed is not to be used. */
+typedef struct {
+    int dim_multiple, value_dim_multiple; /* widths this set can do */
+    /* panel: dim x ICE_PANEL; pairs: three times as many, pairs as of ice_bf16_kernels for each third. */
+    int (*pack_queries)(const float *panel, int64_t dim, uint16_t *pairs);
+    /* Room for 3 x `count` rounded up to ICE_PACKED rows; what follows a multiple of ICE_PACKED rows begins so many
+     * times three rows further on. */
+    int (*pack_keys)(const float *keys, int64_t stride, int64_t count, int64_t dim, uint16_t *packed);
+    int (*pack_values)(const float *values, int64_t stride, int64_t count, int64_t value_dim, uint16_t *packed);
+    /* As that of ice_bf16_kernels, but that weights are not rounded; what it sums is as near as float32's own sums. */
+    void (*panel_attend)(const ice_bf16_panel *panel, const uint16_t *packed_keys, const uint16_t *packed_values,
+                         int64_t count, const float *bias);
+} ice_thirds_kernels;
+
 /* Queries of a search in 8-bit codes, side by side.  Their bytes lie in fours: quads[(t / 4 * ICE_PANEL + lane) * 4 + t
  * % 4], within [-127, 127]; missing ones are 0. */
 typedef struct {
@@ -143,8 +159,9 @@ typedef struct {
 
 typedef struct {
     const char *isa;
-    int width;                    /* floats in a vector */
-    const ice_bf16_kernels *bf16; /* NULL where bfloat16 is widened to float32 instead */
+    int width;                        /* floats in a vector */
+    const ice_bf16_kernels *bf16;     /* NULL where bfloat16 is widened to float32 instead */
+    const ice_thirds_kernels *thirds; /* NULL where float32 is multiplied as it is */
 
     /* ---- kernels/convert.inc.h ---- */
 

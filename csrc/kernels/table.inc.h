@@ -38,11 +38,15 @@
 #ifndef KERNEL_BF16
 #define KERNEL_BF16 NULL
 #endif
+#ifndef KERNEL_THIRDS
+#define KERNEL_THIRDS NULL
+#endif
 
 const ice_kernels KERNEL_TABLE = {
     .isa = KERNEL_ISA,
     .width = VF_WIDTH,
     .bf16 = KERNEL_BF16,
+    .thirds = KERNEL_THIRDS,
     .to_float32 = to_float32,
     .from_float32 = from_float32,
     .split = split,

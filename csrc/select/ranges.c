@@ -14,6 +14,9 @@
 #define MIN_PRODUCTS ((int64_t)1 << 18)
 /* Heads are packed once for all their tiles, as many at a time as take this many bytes, at least one. */
 #define MAX_PACKED_BYTES ((int64_t)64 << 20)
+/* From so many tiles on, panels multiply float32 in thirds: splitting keys and values costs as much as four tiles gain.
+ */
+#define MIN_TILES_IN_THIRDS 6
 /* Tiles of a task, at most, tasks that each thread is to have for them to be more than one, and bytes of the packed
  * keys and values of a stretch. */
 #define MAX_TOGETHER 4
@@ -97,12 +100,20 @@ static int threads_for(const icecore_attention *p) {
  * many tiles share them. */
 static void share_stretches(exact_call *call) {
     const icecore_attention *p = call->problem;
-    const int64_t row_bytes = (p->dim + p->value_dim) * (int64_t)sizeof *call->packed;
+    const int64_t parts = p->key_dtype == ICECORE_BFLOAT16 ? 1 : 3,
+                  row_bytes = parts * (p->dim + p->value_dim) * (int64_t)sizeof *call->packed;
     const int64_t fit = STRETCH_BYTES / row_bytes / ICE_KEY_BLOCK * ICE_KEY_BLOCK;
     call->stretch = ice_max(fit, ICE_KEY_BLOCK);
     if (p->keys <= call->stretch || call->splits > 1) return;
     const int64_t each = call->heads * call->tiles / (TASKS_PER_THREAD * threads_for(p));
     call->together = ice_max(1, ice_min(each, MAX_TOGETHER));
+}
+
+static int are_packed(const exact_call *call) {
+    const icecore_attention *p = call->problem;
+    if (p->keys == 0 || call->tiles == 1) return 0;
+    if (ice_in_thirds(p, call->kernels)) return call->tiles >= MIN_TILES_IN_THIRDS;
+    return ice_panel_dtype(p, call->kernels) == ICECORE_BFLOAT16;
 }
 
 /* Heads by the group, so that packed ones take no more than their share of memory. */
@@ -111,7 +122,7 @@ static icecore_status attend_tiles(exact_call *call) {
     const int64_t heads = p->batch * p->key_heads;
     icecore_status status = ICECORE_OK;
     call->heads = heads;
-    if (call->tiles > 1 && p->keys > 0 && ice_panel_dtype(p, call->kernels) == ICECORE_BFLOAT16) {
+    if (are_packed(call)) {
         const int64_t maximum = MAX_PACKED_BYTES / (ice_packed_numbers(p) * (int64_t)sizeof *call->packed);
         if (maximum < heads) call->heads = ice_max(maximum, 1);
         call->packed = ice_alloc(call->heads * ice_packed_numbers(p), sizeof *call->packed);
