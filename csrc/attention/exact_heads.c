@@ -49,7 +49,8 @@ void ice_attend_exact_heads(const ice_head_view *view, const icecore_attention *
         const int64_t member = i % group, first = s->first_query + i / group * ICE_PANEL;
         const ice_rule *rule = view->rules ? &view->rules[member] : NULL;
         if (rule && !rule->exact) continue;
-        const int rounded = rule && rule->exact != ICE_EXACT && !s->is_first && p->key.data;
+        const int rounded =
+            given->key_dtype == p->key_dtype || (rule && rule->exact != ICE_EXACT && !s->is_first && p->key.data);
         attend_exactly(view, rounded ? p : given, view->head % p->key_heads * group + member, first, s->end_query,
                        scratch);
     }
