@@ -162,7 +162,9 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     Values are summed before they are divided by the sum of their weights: where the largest magnitude times S passes float32
     (3.4e38), results may be infinite.
 
-    Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread. Near/far: about
+    Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread, and on processors that multiply bfloat16, with more than a
+    few rows, once more the keys and values of the heads in hand (AMX, float32: 1.5 times), up to 64 MB or of one head. Rounded:
+    a copy of keys and values in 16 bits besides. Near/far: about
     O(L (window + k + S / 256 + cells of expanded parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of
     keys and values (of 16 bits where they are rounded, and then one more). Selectors say theirs.
 

@@ -128,7 +128,8 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
     size, share = np.linalg.norm(exact, axis=-1) @ halves, query.shape[1] / exact.shape[1]
     metric = query_metric(query, key_heads)  # samples have no queries where most of their keys stand
     threads, model = get_num_threads(), _cost_model.model_in_force()
-    stored = _cost_model.stores_bfloat16(False, rounds(tolerance))
+    multiplied = _cost_model.multiplied(query.shape[2], value.shape[2], group * query.shape[1], bfloat16=False,
+                                        rounding=rounds(tolerance))
     options = [[] for _ in range(key_heads)]
 
     def run(settings):
@@ -147,7 +148,7 @@ def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_a
 
     def one_head(**more):
         shape = (1, group, query.shape[1], query.shape[2], key.shape[1], value.shape[2])
-        return _cost_model.count_work(shape, 1, causal=causal, bfloat16=False, stored_bfloat16=stored, k=1, threads=threads,
+        return _cost_model.count_work(shape, 1, causal=causal, **multiplied, k=1, threads=threads,
                                       tolerance=tolerance, sinks=DEFAULT_SINKS if causal else 0, **more)
 
     work = one_head(window=windows[0], cell_size=cell_sizes[0])

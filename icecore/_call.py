@@ -21,7 +21,16 @@ from icecore._arrays import (
     native_problem,
     widened,
 )
-from icecore._info import AttentionInfo, exact_info, info_of, new_errors, new_report, visible_share, visited_fraction
+from icecore._info import (
+    AttentionInfo,
+    error_fields,
+    exact_info,
+    info_of,
+    new_errors,
+    new_report,
+    visible_share,
+    visited_fraction,
+)
 from icecore._metric import query_metric
 from icecore._settings import EXACT, Settings, rounds, window_sides
 
@@ -102,13 +111,15 @@ class Call:
         elif s.is_exact:
             info = self._exact(s.window, s.sinks)
         else:
-            pays, slopes = False, self.scores.alibi_slopes
+            path, slopes = "exact", self.scores.alibi_slopes
             if p.query.size and p.key.size:
-                pays, predicted = self._near_far_pays()
-            if slopes is not None and are_too_steep(slopes, p.key.shape[2]):
-                pays = False
-            near_far = self._near_far if slopes is None else self._near_far_by_position
-            info = near_far() if pays else self._exact(None, 0)
+                path, predicted = self._choose()
+            if path == "exact" or (slopes is not None and are_too_steep(slopes, p.key.shape[2])):
+                info = self._exact(None, 0)
+            elif path == "rounded":
+                info = self._rounded()
+            else:
+                info = self._near_far() if slopes is None else self._near_far_by_position()
         return replace(info, predicted=predicted) if self.return_info else None
 
     def _attend_last(self, count, info):
@@ -139,22 +150,33 @@ class Call:
         selector._attend(self._native(), self.seed, near)
         return AttentionInfo(selector.name, near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
 
-    def _near_far_pays(self):
-        """Whether near/far is expected to be faster than exact attention, and the expected seconds of both."""
+    def _choose(self):
+        """The path that is expected to be fastest, and the expected seconds of each."""
         work, model = self._work(), _cost_model.model_in_force()
         if self.mask.ranges is not None:  # exact attention reads no key outside of them
             work = replace(work, pairs=work.pairs * visible_share(self.mask.ranges, self.problem.key.shape[2], self.causal))
         predicted = model.predict(work)
-        return _cost_model.near_far_pays(work, predicted, model), predicted
+        return _cost_model.choose(work, predicted, model), predicted
 
     def _work(self):
         p, s, bfloat16 = self.problem, self.settings, self.problem.native_dtype == _native.BFLOAT16
+        _, heads, queries, dim, _, value_dim = p.shape
+        multiplied = _cost_model.multiplied(dim, value_dim, queries * (heads // p.key.shape[1]), bfloat16=bfloat16,
+                                            rounding=rounds(s.tolerance))
+        if self.scores.alibi_slopes is not None:
+            multiplied["stored_bfloat16"] = False
         return _cost_model.count_work(
-            p.shape, p.key.shape[1], causal=self.causal, bfloat16=bfloat16,
-            stored_bfloat16=self.scores.alibi_slopes is None and _cost_model.stores_bfloat16(bfloat16, rounds(s.tolerance)),
-            k=s.k, tolerance=s.tolerance, window=s.window, sinks=s.sinks, cell_size=s.cell_size,
-            threads=self.threads or _native.default_threads(),
+            p.shape, p.key.shape[1], causal=self.causal, **multiplied, k=s.k, tolerance=s.tolerance, window=s.window,
+            sinks=s.sinks, cell_size=s.cell_size, threads=self.threads or _native.default_threads(),
         )
+
+    def _rounded(self):
+        report = new_errors(self.problem.shape[:3])
+        _native.attend_rounded(self._native(), self._options(), _native.Report(**report))
+        self._note_errors(report["error"], report["standard_error"])
+        if not self.return_info:
+            return None
+        return replace(self._exact_info(None, 0), path="rounded", **error_fields(report))
 
     def _near_far(self):
         s, shape = self.settings, self.problem.shape[:3]

@@ -16,14 +16,12 @@ import numpy as np
 from icecore import _native, _tuning_file
 from icecore._schedule import near_far_steps
 
-#: Instruction sets that multiply bfloat16: near/far attention rounds to it there.
-NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 #: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
 MARGIN = 1.1
-#: Of exact attention's time: what a call may spend on sealing and measuring to find that a tolerance needs exact attention.
+#: Of the other path's time: what a call may spend on sealing and measuring to find that a tolerance needs that.
 TRIAL = 0.12
-#: Causal: what measuring costs a call whose heads turn out to be exact, by rows that are measured once at its end.
-TIMES_MEASURED = 3
+#: Rows of a key head that are attended twice to find what rounding does (csrc/attention/rounded.c).
+ROUNDED_ROWS = 48
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,9 @@ class Work:
         Key heads, which share sealing out, and threads.
     causal : bool
         Sealing then goes on beside attending, else before it.
-    bfloat16, stored_bfloat16 : bool
-        Whether exact attention gets bfloat16, and whether near/far attention multiplies it.
+    bfloat16, stored_bfloat16, thirds : bool
+        Whether exact attention gets bfloat16, whether near/far attention multiplies it, and whether exact attention multiplies
+        float32 in three parts of it (matrix tiles).
     counted : bool
         Whether k says how many keys are near, not a tolerance.
     queries : float
@@ -69,6 +68,7 @@ class Work:
     causal: bool
     bfloat16: bool
     stored_bfloat16: bool
+    thirds: bool
     counted: bool
     queries: float
     pairs: float
@@ -87,8 +87,9 @@ class CostModel:
 
     Attributes
     ----------
-    product_float32, product_bfloat16 : float
-        A multiply-add of the panel kernels, with inputs of that type (widened where the machine has no bfloat16).
+    product_float32, product_bfloat16, product_thirds : float
+        A multiply-add of the panel kernels, with inputs of that type (widened where the machine has no bfloat16); of float32 in
+        three parts, where exact attention multiplies it so.
     weight : float
         A softmax weight, whatever the widths.
     query : float
@@ -101,6 +102,8 @@ class CostModel:
         The same, on top, where k is given: finding the risk above which cells hold k keys.
     near_float32, near_bfloat16 : float
         A multiply-add with a near key, which only some queries of a panel share; by the type of storage.
+    measured : float
+        A multiply-add of a sampled row with a key of a cell: exact, and again for the error of every threshold.
     distance : float
         A multiply-add of a key's distance to a mean.
     sealed, sealed_row : float
@@ -109,6 +112,7 @@ class CostModel:
 
     product_float32: float
     product_bfloat16: float
+    product_thirds: float
     weight: float
     query: float
     rounded: float
@@ -116,6 +120,7 @@ class CostModel:
     choice: float
     near_float32: float
     near_bfloat16: float
+    measured: float
     distance: float
     sealed: float
     sealed_row: float
@@ -126,10 +131,14 @@ class CostModel:
             if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 <= cost < math.inf:
                 raise ValueError(f"{name} must be a finite number, at least 0, got {cost!r}")
 
+    def _pair(self, work):
+        """Of a query and a key of exact attention."""
+        product = self.product_thirds if work.thirds else self.product_float32
+        return work.width * (self.product_bfloat16 if work.bfloat16 else product) + self.weight
+
     def exact_seconds(self, work):
         """``pairs (width product + weight) + queries width query``, shared by the threads."""
-        product = self.product_bfloat16 if work.bfloat16 else self.product_float32
-        scored = work.pairs * (work.width * product + self.weight)
+        scored = work.pairs * self._pair(work)
         return 1e-9 * (scored + work.queries * work.width * self.query) / work.threads
 
     def sealing_seconds(self, work):
@@ -150,36 +159,46 @@ class CostModel:
         scored = (work.window_pairs + work.nodes) * (work.width * product + self.weight) + work.nodes * node
         return 1e-9 * (scored + work.width * (work.near_pairs * near + work.queries * query))
 
+    def measuring_seconds(self, work):
+        """``measured_pairs width measured``, of all threads together."""
+        return 1e-9 * work.measured_pairs * work.width * self.measured
+
     def near_far_seconds(self, work):
-        """Both shared by the threads; of sealing, at most one thread does a key head's at a time.
+        """Sealing, with measuring, and attending, shared by the threads; of sealing, at most one thread does a key head's at a
+        time.
 
         Where heads may be exact on rounded numbers (causal, with a tolerance), no more than that takes if all of them are.
         """
-        sealing, attending = self.sealing_seconds(work), self.attending_seconds(work)
+        sealing = self.sealing_seconds(work) + self.measuring_seconds(work)
+        attending = self.attending_seconds(work)
         alone = sealing / min(work.threads, work.heads)
         if not work.causal:
             return alone + attending / work.threads
         seconds = max((sealing + attending) / work.threads, alone)
         if work.counted or not work.stored_bfloat16 or work.bfloat16:
             return seconds
-        rounding = 1e-9 * work.queries * work.width * self.rounded / work.threads
-        return min(seconds, self.exact_seconds(replace(work, bfloat16=True)) + rounding + self.trial_seconds(work))
+        return min(seconds, self.rounded_seconds(work) + self.trial_seconds(work))
+
+    def rounded_seconds(self, work):
+        """Exact attention on rounded numbers, after sampled rows have shown what rounding does."""
+        rounding = work.queries * work.width * self.rounded
+        sampled = work.heads * ROUNDED_ROWS * work.pairs / work.queries * (work.width * self.product_float32 + self.weight)
+        return self.exact_seconds(replace(work, bfloat16=True)) + 1e-9 * (rounding + sampled) / work.threads
 
     def trial_seconds(self, work):
         """What a call loses whose tolerance turns out to need exact attention: sealing, and measuring as the keys double.
 
         Causal: heads that are exact seal anew only where the keys have doubled, which is about a third of all sealing.
         """
-        near = self.near_bfloat16 if work.stored_bfloat16 else self.near_float32
-        measuring = 1e-9 * work.measured_pairs * work.width * near
+        sealing, measuring = self.sealing_seconds(work), self.measuring_seconds(work)
         if work.causal:
-            return (self.sealing_seconds(work) / 3 + measuring) / work.threads
-        return (self.sealing_seconds(work) + measuring) / min(work.threads, work.heads)
+            return (sealing / 3 + measuring) / work.threads
+        return (sealing + measuring) / min(work.threads, work.heads)
 
     def prices(self, work):
         """What a near key, a scored cell or parent, and a key of exact attention on rounded numbers cost in keys of exact
         attention: keyword arguments of the core."""
-        exact = work.width * (self.product_bfloat16 if work.bfloat16 else self.product_float32) + self.weight
+        exact = self._pair(work)
         near, product = self.near_float32, self.product_float32
         if work.stored_bfloat16:
             near, product = self.near_bfloat16, self.product_bfloat16
@@ -191,21 +210,32 @@ class CostModel:
         }
 
     def predict(self, work):
-        """{"exact": seconds, "near_far": seconds}."""
-        return {"exact": self.exact_seconds(work), "near_far": self.near_far_seconds(work)}
+        """{"exact": seconds, "near_far": seconds}; with a tolerance, where numbers can be rounded, "rounded" as well."""
+        seconds = {"exact": self.exact_seconds(work), "near_far": self.near_far_seconds(work)}
+        if work.stored_bfloat16 and not (work.bfloat16 or work.counted):
+            seconds["rounded"] = self.rounded_seconds(work)
+        return seconds
 
 
 COEFFICIENTS = tuple(field.name for field in fields(CostModel))
 
 
-def near_far_pays(work, predicted, model):
-    """Whether the near/far path is to be taken. Where no key is far it could gain by rounding alone, and is not.
+def choose(work, predicted, model):
+    """The path to take: "exact", "rounded" or "near_far". Where no key is far near/far could gain by rounding alone.
 
-    With a tolerance it is tried where it can be faster and where finding out that it is not costs little.
+    With a tolerance, near/far is predicted at its cheapest: it is tried where finding out that it is not costs little, or where
+    it may gain more by the ratio than a trial may lose.
     """
-    if work.sealed_pairs == 0 or not MARGIN * predicted["near_far"] < predicted["exact"]:
-        return False
-    return work.counted or model.trial_seconds(work) <= TRIAL * predicted["exact"]
+    exact, near_far, rounded = (predicted.get(path, math.inf) for path in ("exact", "near_far", "rounded"))
+    other = "rounded" if MARGIN * rounded < exact else "exact"
+    best = predicted[other]
+    if work.sealed_pairs == 0 or not MARGIN * near_far < best:
+        return other
+    if work.counted:
+        return "near_far"
+    trial = model.trial_seconds(work)
+    pays = trial <= TRIAL * best or (other == "rounded" and near_far * (best + trial) < best * best)
+    return "near_far" if pays else other
 
 
 # What a call has to do ---------------------------------------------------------------------------------------
@@ -226,13 +256,18 @@ def expected_nodes(sealed, k, tolerance, cell_size):
     return sealed / cell_size * (1 / 16 + cells)
 
 
-def stores_bfloat16(bfloat16, rounding):
-    """Whether near/far attention multiplies bfloat16: given as such or rounded, where the machine can."""
-    return (bfloat16 or rounding) and _native.isa() in NATIVE_BFLOAT16
+def multiplied(dim, value_dim, rows, *, bfloat16, rounding):
+    """As what numbers of these widths are multiplied, with so many query rows of a key head, as fields of `Work`: near/far
+    attention multiplies bfloat16 that is given as such or rounded, where the machine can."""
+    return {
+        "bfloat16": bfloat16,
+        "stored_bfloat16": (bfloat16 or rounding) and _native.multiplies_bfloat16(dim, value_dim),
+        "thirds": not bfloat16 and _native.multiplies_in_thirds(dim, value_dim, rows),
+    }
 
 
 @functools.lru_cache(maxsize=1024)  # the layers of a model ask for the same
-def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolerance, window, sinks, cell_size, threads):
+def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, thirds, k, tolerance, window, sinks, cell_size, threads):
     """The `Work` of one call, with the near keys and nodes to be expected.
 
     `shape` is (batch, query_heads, queries, dim, keys, value_dim), keys > 0; `window` is used where causal.
@@ -251,6 +286,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         causal=causal,
         bfloat16=bfloat16,
         stored_bfloat16=stored_bfloat16,
+        thirds=thirds,
         counted=tolerance is None,
         queries=float(queries * group * heads),
         pairs=pairs,
@@ -258,9 +294,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
         nodes=float(rows @ expected_nodes(sealed, k, tolerance, cell_size)),
         near_pairs=0.0 if tolerance is not None else float(rows @ expected_near_keys(sealed, k, cell_size)),
         sealed_pairs=float(rows @ sealed),
-        measured_pairs=heads * float(sealed.max(initial=0) * steps.measured_rows.max(initial=0)) * (
-            TIMES_MEASURED if causal else 1
-        ),
+        measured_pairs=heads * float(steps.sealed_keys @ steps.measured_rows),
         distances=heads * float(steps.distances.sum()),
         sealed_rows=heads * float(steps.built_keys.sum()),
     )
@@ -269,31 +303,38 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, k, tolera
 # The model in force ------------------------------------------------------------------------------------------
 
 #: By ``python -m icecore tune``: amx on two cores of a Xeon, avx2 on two of an AMD EPYC, Zen 3, the others on two of a Zen 5.
-#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2.
+#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; `measured` but amx's, by what it is beside near ones
+#: on the Xeon.
 SHIPPED = {
     "scalar": CostModel(
-        product_float32=0.11, product_bfloat16=0.109, weight=2.39, query=0, rounded=0, node=4.03, choice=14.9,
-        near_float32=0.195, near_bfloat16=0, distance=0.179, sealed=1.34, sealed_row=141,
+        product_float32=0.11, product_bfloat16=0.109, product_thirds=0, weight=2.39, query=0,
+        rounded=0, node=4.03, choice=14.9, near_float32=0.195, near_bfloat16=0,
+        measured=0.49, distance=0.179, sealed=1.34, sealed_row=141,
     ),
     "avx2": CostModel(
-        product_float32=0.0233, product_bfloat16=0.0299, weight=0.816, query=3.89, rounded=0, node=1.56, choice=6.38,
-        near_float32=0.0613, near_bfloat16=0, distance=0, sealed=7.97, sealed_row=486,
+        product_float32=0.0233, product_bfloat16=0.0299, product_thirds=0, weight=0.816, query=3.89,
+        rounded=0, node=1.56, choice=6.38, near_float32=0.0613, near_bfloat16=0,
+        measured=0.149, distance=0, sealed=7.97, sealed_row=486,
     ),
     "avx512": CostModel(
-        product_float32=0.00881, product_bfloat16=0.00911, weight=0.112, query=1.57, rounded=0, node=1.29, choice=1.08,
-        near_float32=0.0177, near_bfloat16=0, distance=0.0204, sealed=1.27, sealed_row=64.1,
+        product_float32=0.00881, product_bfloat16=0.00911, product_thirds=0, weight=0.112, query=1.57,
+        rounded=0, node=1.29, choice=1.08, near_float32=0.0177, near_bfloat16=0,
+        measured=0.0469, distance=0.0204, sealed=1.27, sealed_row=64.1,
     ),
     "avx512_bf16": CostModel(
-        product_float32=0.00903, product_bfloat16=0.00519, weight=0.115, query=0.765, rounded=1.05, node=1.38, choice=0.803,
-        near_float32=0.0144, near_bfloat16=0.0133, distance=0.0127, sealed=0.997, sealed_row=86.1,
+        product_float32=0.00903, product_bfloat16=0.00519, product_thirds=0, weight=0.115, query=0.765,
+        rounded=1.05, node=1.38, choice=0.803, near_float32=0.0144, near_bfloat16=0.0133,
+        measured=0.0386, distance=0.0127, sealed=0.997, sealed_row=86.1,
     ),
     "amx": CostModel(
-        product_float32=0.0107, product_bfloat16=0.00113, weight=0.219, query=2.2, rounded=0.786, node=4.8, choice=0,
-        near_float32=0.0211, near_bfloat16=0.0121, distance=0, sealed=4.43, sealed_row=145,
+        product_float32=0.0103, product_bfloat16=0.000765, product_thirds=0.00703, weight=0.253, query=2.32, rounded=0.989,
+        node=4.49, choice=0.797, near_float32=0.0253, near_bfloat16=0.0126, measured=0.0686, distance=0, sealed=4.83,
+        sealed_row=130,
     ),
     "neon": CostModel(
-        product_float32=0.034, product_bfloat16=0.0354, weight=0.272, query=1.23, rounded=0, node=1.22, choice=1.93,
-        near_float32=0.0612, near_bfloat16=0, distance=0.0622, sealed=1.26, sealed_row=74.2,
+        product_float32=0.034, product_bfloat16=0.0354, product_thirds=0, weight=0.272, query=1.23,
+        rounded=0, node=1.22, choice=1.93, near_float32=0.0612, near_bfloat16=0,
+        measured=0.153, distance=0.0622, sealed=1.26, sealed_row=74.2,
     ),
 }
 

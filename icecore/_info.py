@@ -21,7 +21,8 @@ class AttentionInfo:
     Attributes
     ----------
     path : str
-        ``"exact"``, ``"near_far"`` or a selector's name; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take
+        ``"exact"``, ``"rounded"`` (exact attention on numbers rounded to bfloat16, in the key heads where sampled rows keep the
+        tolerance), ``"near_far"`` or a selector's name; ``"reference"`` for float64; ``"mixed"`` where a plan's heads take
         different ones. On the near/far path, rows and heads that had to be exact show it by ``summaries`` of 0 and a captured
         mass of 1.
     near_keys : ndarray of int32, shape (..., L)
@@ -44,7 +45,8 @@ class AttentionInfo:
         Time spent ``"sealing"``, ``"attending"`` and ``"measuring"``, all threads together. None where the path is not
         near/far.
     predicted : dict of str to float, or None
-        Seconds that ``"exact"`` and ``"near_far"`` were expected to take, by which the path was chosen (see
+        Seconds that ``"exact"``, ``"near_far"`` and, where there is a choice of it, ``"rounded"`` were expected to take, by
+        which the path was chosen (see
         ``python -m icecore tune``). With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
         None where there was no choice.
     error : ndarray of float32, shape (..., H), or None
@@ -53,7 +55,7 @@ class AttentionInfo:
         mass (the error of lse) counts as one more component. Of near/far rows alone, and 0 where a head was exact; NaN where no
         row was measured. With k: the same of 32 rows of the result. An estimate from `error_rows` rows, give or take
         `error_standard_error`: on a language model within 1.5 times of the true one for eight or nine heads in ten, for
-        fewer where few rows make most of the error. None where the path is not near/far.
+        fewer where few rows make most of the error. None where the path is exact.
     error_standard_error : ndarray of float32, shape (..., H), or None
     error_rows : ndarray of int32, shape (..., H), or None
     """
@@ -96,8 +98,9 @@ class AttentionInfo:
     def _reason(self):
         if self.predicted is None:
             return "no choice"
-        exact, near_far = (f"{1e3 * self.predicted[path]:.2f} ms" for path in ("exact", "near_far"))
-        return f"expected to take {exact} exact, {near_far} near/far"
+        names = {"exact": "exact", "rounded": "rounded", "near_far": "near/far"}
+        times = (f"{1e3 * self.predicted[path]:.2f} ms {name}" for path, name in names.items() if path in self.predicted)
+        return f"expected to take {', '.join(times)}"
 
 
 def new_report(shape):
@@ -112,13 +115,19 @@ def new_errors(shape):
     return {name: np.empty(shape[:2], dtype) for name, dtype in types.items()}
 
 
+def error_fields(report):
+    """Of `new_errors`, filled, by their names in an `AttentionInfo`."""
+    names = {"error": "error", "error_standard_error": "standard_error", "error_rows": "error_rows"}
+    return {field: report.get(name) for field, name in names.items()}
+
+
 def info_of(report, visited):
     """The `AttentionInfo` of near/far attention, of what the core has filled."""
     seconds = report.get("seconds")
     return AttentionInfo(
         "near_far", report["near_count"], report["captured_mass"], report.get("missed_bound"), report["summaries"], visited,
         None if seconds is None else dict(zip(("sealing", "attending", "measuring"), map(float, seconds), strict=True)),
-        error=report.get("error"), error_standard_error=report.get("standard_error"), error_rows=report.get("error_rows"),
+        **error_fields(report),
     )
 
 
@@ -194,7 +203,8 @@ def join_infos(parts, size, shape):
 
     def sums(name):
         parts = [getattr(info, name) for info in infos if getattr(info, name) is not None]
-        return {key: sum(part[key] for part in parts) for key in parts[0]} if parts else None
+        common = [key for key in parts[0] if all(key in part for part in parts)] if parts else []
+        return {key: sum(part[key] for part in parts) for key in common} if parts else None
 
     paths = {info.path for info in infos}
     return AttentionInfo(

@@ -12,6 +12,21 @@ def attend_exact(Problem problem not None):
     check(status)
 
 
+def multiplies_bfloat16(int64_t dim, int64_t value_dim):
+    return bool(icecore_multiplies_bfloat16(dim, value_dim))
+
+
+def multiplies_in_thirds(int64_t dim, int64_t value_dim, int64_t rows):
+    return bool(icecore_multiplies_in_thirds(dim, value_dim, rows))
+
+
+def attend_rounded(Problem problem not None, NearFar options not None, Report report not None):
+    cdef icecore_status status
+    with nogil:
+        status = icecore_attend_rounded(&problem.c, &options.c, &report.c)
+    check(status)
+
+
 def attend_near_far(Problem problem not None, NearFar options not None, Report report not None):
     cdef icecore_status status
     with nogil:

@@ -93,6 +93,10 @@ cdef extern from "icecore.h" nogil:
         int32_t *error_rows
         double *seconds
 
+    int icecore_multiplies_bfloat16(int64_t dim, int64_t value_dim)
+    int icecore_multiplies_in_thirds(int64_t dim, int64_t value_dim, int64_t rows)
+    icecore_status icecore_attend_rounded(const icecore_attention *problem, const icecore_near_far *options,
+                                          const icecore_report *report)
     icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
                                            const icecore_report *report)
 

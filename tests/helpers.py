@@ -36,6 +36,10 @@ _PRECISION = {
 }
 
 
+#: Instruction sets whose panels multiply bfloat16.
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
+
+
 def normal(seed, *shape, dtype="float32"):
     """Standard normal numbers."""
     return encode(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)

@@ -5,14 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, decode, encode, inputs, mean_row_error, near_far
+from helpers import NATIVE_BFLOAT16, assert_same_bits, decode, encode, inputs, mean_row_error, near_far
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import icecore
 from icecore import reference
-from icecore._cost_model import NATIVE_BFLOAT16
 from icecore._settings import CELL_SIZE
 from icecore.reference.codes import hadamard_matrix
 

@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import inputs
+from helpers import NATIVE_BFLOAT16, inputs
 
 import icecore
 from icecore import _cost_model, _native, _tune, _tuning_file
@@ -20,13 +20,13 @@ from icecore._cost_model import COEFFICIENTS, SHIPPED, CostModel, count_work, ex
 from icecore.selectors import PDCI
 
 COSTS = CostModel(
-    product_float32=2.0, product_bfloat16=1.0, weight=10.0, query=3.0, rounded=4.0, node=20.0, choice=5.0, near_float32=7.0,
-    near_bfloat16=6.0, distance=0.5, sealed=0.25, sealed_row=30.0,
+    product_float32=2.0, product_bfloat16=1.0, product_thirds=1.5, weight=10.0, query=3.0, rounded=4.0, node=20.0, choice=5.0,
+    near_float32=7.0, near_bfloat16=6.0, measured=9.0, distance=0.5, sealed=0.25, sealed_row=30.0,
 )
 WORK = _cost_model.Work(
-    width=8, dim=3, heads=2, threads=4, causal=True, bfloat16=False, stored_bfloat16=False, counted=True, queries=5.0,
-    pairs=1000.0, window_pairs=400.0, nodes=50.0, near_pairs=60.0, sealed_pairs=600.0, measured_pairs=0.0, distances=700.0,
-    sealed_rows=80.0,
+    width=8, dim=3, heads=2, threads=4, causal=True, bfloat16=False, stored_bfloat16=False, thirds=False, counted=True,
+    queries=5.0, pairs=1000.0, window_pairs=400.0, nodes=50.0, near_pairs=60.0, sealed_pairs=600.0, measured_pairs=0.0,
+    distances=700.0, sealed_rows=80.0,
 )
 BY_TOLERANCE = dataclasses.replace(WORK, counted=False, near_pairs=0.0, measured_pairs=90.0)
 
@@ -58,16 +58,52 @@ def test_bfloat16_and_tolerance_by_hand():
     work = dataclasses.replace(WORK, bfloat16=True, stored_bfloat16=True, counted=False)
     assert COSTS.exact_seconds(work) == pytest.approx(1e-9 * (1000 * (8 * 1 + 10) + 5 * 8 * 3) / 4)
     assert COSTS.attending_seconds(work) == pytest.approx(1e-9 * (450 * (8 + 10) + 50 * 20 + 60 * 8 * 6 + 5 * 8 * 7))
+    thirds = dataclasses.replace(WORK, thirds=True)  # of exact attention alone
+    assert COSTS.exact_seconds(thirds) == pytest.approx(1e-9 * (1000 * (8 * 1.5 + 10) + 5 * 8 * 3) / 4)
+    assert COSTS.attending_seconds(thirds) == COSTS.attending_seconds(WORK)
+
+
+def test_the_rounded_path_by_hand():
+    """As exact attention of bfloat16, with rounding, and 48 rows of each of 2 heads over 1000 / 5 keys as float32."""
+    work = dataclasses.replace(BY_TOLERANCE, stored_bfloat16=True)
+    sampled = 2 * 48 * 200 * (8 * 2 + 10)
+    expected = 1e-9 * (1000 * (8 + 10) + 5 * 8 * 3 + 5 * 8 * 4 + sampled) / 4
+    assert COSTS.rounded_seconds(work) == pytest.approx(expected)
+    assert COSTS.predict(work)["rounded"] == COSTS.rounded_seconds(work)
+    for other in ({"bfloat16": True}, {"stored_bfloat16": False}, {"counted": True}):
+        assert "rounded" not in COSTS.predict(dataclasses.replace(work, **other))
+
+
+def choice(exact, near_far, rounded=None, trial=0.0, **changes):
+    class Model:
+        def trial_seconds(self, work):
+            return trial
+
+    predicted = {"exact": exact, "near_far": near_far} | ({} if rounded is None else {"rounded": rounded})
+    return _cost_model.choose(dataclasses.replace(BY_TOLERANCE, **changes), predicted, Model())
+
+
+def test_the_choice():
+    assert choice(10, 9.5) == "exact"  # not faster by enough
+    assert choice(10, 9) == "near_far"
+    assert choice(10, 9, sealed_pairs=0.0) == "exact"
+    assert choice(10, 5, trial=1.2) == "near_far"
+    assert choice(10, 5, trial=1.3) == "exact"  # a trial would cost too much
+    assert choice(10, 5, trial=1.3, counted=True) == "near_far"
+    assert choice(10, 5, rounded=9.5, trial=1.3) == "exact"  # nor is rounding faster by enough
+    assert choice(10, 5, rounded=4) == "rounded"
+    assert choice(10, 5, rounded=6) == "near_far"
+    # 6 / 4 may be gained where (6 + trial) / 6 may be lost
+    assert choice(10, 4, rounded=6, trial=2.9) == "near_far"
+    assert choice(10, 4, rounded=6, trial=3.1) == "rounded"
 
 
 def test_what_a_trial_costs_by_hand():
     """Sealing, of which a causal call whose heads turn out to be exact does a third, and measuring."""
-    sealing, measuring = COSTS.sealing_seconds(WORK), 1e-9 * 90 * 8 * 7
+    sealing, measuring = COSTS.sealing_seconds(WORK), 1e-9 * 90 * 8 * 9
     assert COSTS.trial_seconds(BY_TOLERANCE) == pytest.approx((sealing / 3 + measuring) / 4)
     before = dataclasses.replace(BY_TOLERANCE, causal=False)
     assert COSTS.trial_seconds(before) == pytest.approx((sealing + measuring) / 2)
-    stored = dataclasses.replace(BY_TOLERANCE, stored_bfloat16=True)
-    assert COSTS.trial_seconds(stored) == pytest.approx((sealing / 3 + 1e-9 * 90 * 8 * 6) / 4)
 
 
 def test_prices_are_by_a_key_of_exact_attention():
@@ -85,9 +121,7 @@ def test_prices_are_by_a_key_of_exact_attention():
 def test_near_far_with_a_tolerance_takes_no_longer_than_exact_attention_on_rounded_numbers():
     """Causal calls whose numbers are rounded for it: where all heads turn out to be exact so, after a trial."""
     work = dataclasses.replace(BY_TOLERANCE, stored_bfloat16=True, nodes=1e9)
-    rounding = 1e-9 * work.queries * 8 * COSTS.rounded / work.threads
-    exact = COSTS.exact_seconds(dataclasses.replace(work, bfloat16=True))
-    assert COSTS.near_far_seconds(work) == pytest.approx(exact + rounding + COSTS.trial_seconds(work))
+    assert COSTS.near_far_seconds(work) == pytest.approx(COSTS.rounded_seconds(work) + COSTS.trial_seconds(work))
     for other in ({"bfloat16": True}, {"causal": False}, {"counted": True}):
         assert COSTS.near_far_seconds(dataclasses.replace(work, **other)) > 1
 
@@ -110,15 +144,15 @@ def test_shipped_costs_cover_all_instruction_sets():
     assert set(SHIPPED) >= {"scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon"}
     for model in SHIPPED.values():
         assert min(model.product_float32, model.product_bfloat16, model.near_float32) > 0
-    assert all(SHIPPED[isa].near_bfloat16 > 0 for isa in _cost_model.NATIVE_BFLOAT16)
+    assert all(SHIPPED[isa].near_bfloat16 > 0 for isa in NATIVE_BFLOAT16)
 
 
 # ---- Counting ----
 
 
 def work_of(queries, keys, window, sinks, **options):
-    settings = {"causal": window is not None, "bfloat16": False, "stored_bfloat16": False, "k": 10, "tolerance": None,
-                "cell_size": 16, "threads": 1}
+    settings = {"causal": window is not None, "bfloat16": False, "stored_bfloat16": False, "thirds": False}
+    settings |= {"k": 10, "tolerance": None, "cell_size": 16, "threads": 1}
     return count_work((2, 6, queries, 5, keys, 7), 3, window=window, sinks=sinks, **(settings | options))
 
 
@@ -180,9 +214,9 @@ def test_with_a_tolerance_near_far_is_counted_at_its_cheapest(window):
     assert work.sealed_pairs == by_k.sealed_pairs - exact
     for name in ("pairs", "distances", "sealed_rows"):
         assert getattr(work, name) == getattr(by_k, name)
-    last = 992 if window is None else 18 * 50 - 8  # sealed keys of the last query
-    rows = 48 * 2 if window is None else 3 * 16 * 2
-    assert work.measured_pairs == 6 * last * rows
+    # 16 queries of both heads when 13 blocks of 50 are sealed, 6 of them after each of the next three; the last for none
+    measured = 48 * 2 * 992 if window is None else 32 * 642 + 12 * (692 + 742 + 792)
+    assert work.measured_pairs == 6 * measured
 
 
 @pytest.mark.parametrize("length", [100, 200])
@@ -202,11 +236,15 @@ def test_near_keys_and_nodes_to_be_expected():
     assert expected_near_keys(1e6, 30, 16) == pytest.approx(30 + 0.9 * 16)
 
 
-def test_bfloat16_is_stored_where_it_is_native(isa):
-    native = isa in _cost_model.NATIVE_BFLOAT16
-    assert not _cost_model.stores_bfloat16(False, False)
-    assert _cost_model.stores_bfloat16(False, True) == native
-    assert _cost_model.stores_bfloat16(True, False) == native
+def test_as_what_numbers_are_multiplied(isa):
+    native = isa in NATIVE_BFLOAT16
+    for bfloat16, rounding in ((False, False), (False, True), (True, False)):
+        found = _cost_model.multiplied(64, 32, 300, bfloat16=bfloat16, rounding=rounding)
+        stored = native and (bfloat16 or rounding)
+        assert found == {"bfloat16": bfloat16, "stored_bfloat16": stored, "thirds": isa == "amx" and not bfloat16}
+    assert not _cost_model.multiplied(64, 32, 100, bfloat16=False, rounding=True)["thirds"]
+    odd = _cost_model.multiplied(33, 31, 300, bfloat16=False, rounding=True)
+    assert odd == {"bfloat16": False, "stored_bfloat16": False, "thirds": False}
 
 
 # ---- The choice ----
@@ -363,8 +401,9 @@ def test_a_bad_file_brings_one_warning_and_the_shipped_costs(tuning_file, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, info = icecore.attention(*arrays, k=20, return_info=True)
-    work = count_work((1, 2, 300, 8, 300, 8), 1, causal=False, bfloat16=False, k=20, tolerance=None, window=None, sinks=0,
-                      stored_bfloat16=_cost_model.stores_bfloat16(False, True), cell_size=16, threads=icecore.get_num_threads())
+    multiplied = _cost_model.multiplied(8, 8, 600, bfloat16=False, rounding=True)
+    work = count_work((1, 2, 300, 8, 300, 8), 1, causal=False, **multiplied, k=20, tolerance=None, window=None, sinks=0,
+                      cell_size=16, threads=icecore.get_num_threads())
     assert info.predicted == SHIPPED[_native.isa()].predict(work)
     _tuning_file.save(COSTS, _native.isa(), 2)  # and it can be written anew
     assert _cost_model.model_in_force() == COSTS
@@ -440,13 +479,13 @@ def test_fit_finds_the_costs_of_made_up_times():
     cases = []
     for tokens, dim, causal in [(600, 8, False), (900, 24, False), (1700, 8, True), (2100, 24, True), (5000, 16, False)]:
         arrays = tuple(np.zeros((heads, tokens, dim), np.float32) for heads in (_tune.HEADS, _tune.KEY_HEADS, _tune.KEY_HEADS))
-        for options in [*_tune.NEAR_FAR, _tune.UNROUNDED]:
+        for options in [*_tune.NEAR_FAR, _tune.UNROUNDED, _tune.MEASURED]:
             for stored in (False, True):
                 work = _tune.expected_work(arrays, causal, options)
-                work = dataclasses.replace(work, stored_bfloat16=stored, bfloat16=stored)
-                near_far = COSTS.near_far_seconds(work)
-                cases.append(_tune.Case(arrays, causal, options, work, COSTS.sealing_seconds(work), [near_far]))
-                cases.append(_tune.Case(arrays, causal, {}, work, 0.0, [COSTS.exact_seconds(work)]))
+                work = dataclasses.replace(work, stored_bfloat16=stored, bfloat16=stored, thirds=not stored and dim == 16)
+                near_far, parts = COSTS.near_far_seconds(work), (COSTS.sealing_seconds(work), COSTS.measuring_seconds(work))
+                cases.append(_tune.Case(arrays, causal, options, work, *parts, [near_far]))
+                cases.append(_tune.Case(arrays, causal, {}, work, 0.0, 0.0, [COSTS.exact_seconds(work)]))
     found = _tune.fit(cases)
     for name in COEFFICIENTS:
         assert getattr(found, name) == pytest.approx(getattr(COSTS, name), rel=1e-3), name

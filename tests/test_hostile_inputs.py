@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import head_error, inputs
+from helpers import NATIVE_BFLOAT16, head_error, inputs
 from hostile_inputs import CASES, GENERATORS, hostile, idle, with_offset, with_spread
 from hypothesis import given, settings
 
@@ -112,10 +112,11 @@ def test_heads_without_structure_are_exact_but_for_rounding_that_the_tolerance_a
     exact = icecore.attention(*arrays, causal=causal)
     out, info = icecore.attention(*arrays, causal=causal, tolerance=0.05, return_info=True)
     error = head_error(out[:, -500:], exact[:, -500:])
-    if causal and isa in ("avx512_bf16", "amx"):  # which multiply rounded numbers
+    if isa in NATIVE_BFLOAT16:
         assert (error > 1e-4).all()
         assert (error < 0.01).all()
-        np.testing.assert_allclose(info.error, head_error(out[:, 3000:], exact[:, 3000:]), rtol=0.5)
+        rows = slice(3000, None) if causal and info.path == "near_far" else slice(None)
+        np.testing.assert_allclose(info.error, head_error(out[:, rows], exact[:, rows]), rtol=0.5)
     else:
         assert (error < 1e-5).all()
     rounding = head_error(out[:, -500:], exact[:, -500:]).max()

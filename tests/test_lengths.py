@@ -27,7 +27,7 @@ def own(count, rows, side):
 
 @pytest.fixture
 def always_near_far(monkeypatch):
-    monkeypatch.setattr(icecore._cost_model, "near_far_pays", lambda *_: True)
+    monkeypatch.setattr(icecore._cost_model, "choose", lambda *_: "near_far")
 
 
 @pytest.mark.filterwarnings("ignore:.* ended above:RuntimeWarning")

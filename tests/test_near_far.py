@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from helpers import (
+    NATIVE_BFLOAT16,
     NearFar,
     as_four,
     assert_exact,
@@ -32,7 +33,6 @@ RISKY = {"k": 1, "threshold": 0.02}  # instead of a count
 DIAGONAL = np.stack([np.diag(4.0 ** np.random.default_rng((4, head)).integers(-3, 4, 16)) for head in range(2)])
 MIXED = np.random.default_rng(5).standard_normal((2, 16, 16)) * np.exp2(np.linspace(-2, 2, 16))
 MOMENTS = MIXED.swapaxes(1, 2) @ MIXED / 16
-NATIVE_BFLOAT16 = ("avx512_bf16", "amx")
 each_setting = pytest.mark.parametrize("options", SETTINGS, ids=["causal", "both"])
 #: Measured thresholds, in the metric that a call finds itself.
 MEASURED = [CAUSAL | {"k": 1, "tolerance": 0.1}, BOTH_WAYS | {"k": 1, "tolerance": 0.1}]
@@ -185,7 +185,7 @@ def test_masks_broadcast_as_on_the_exact_path(dtype, shape):
         with _cost_model.use(_cost_model.NearFarAlways()):  # all keys are near, or a cell of one is its mean
             out, lse = icecore.attention(query, key, value, k=299, **options)
         expected, expected_lse = icecore.attention(query, key, value, **options)
-        rounded = dtype == "float32" and _native.isa() in _cost_model.NATIVE_BFLOAT16
+        rounded = dtype == "float32" and _native.isa() in NATIVE_BFLOAT16
         np.testing.assert_allclose(decode(out), decode(expected), atol=2e-2 if rounded or dtype == "bfloat16" else 1e-5)
         np.testing.assert_allclose(lse, expected_lse, atol=5e-2 if rounded else 1e-5)
 

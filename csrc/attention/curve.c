@@ -144,8 +144,7 @@ static void attend_cells(ice_traced_tile *own) {
 
 /* ---- A tile ---- */
 
-/* The problem of the sampled queries alone; where they stand is not in it. */
-static icecore_attention sampled_problem(const icecore_attention *p, const ice_sample *s) {
+icecore_attention ice_sampled_problem(const icecore_attention *p, const ice_sample *s) {
     const int64_t first = s->position[0] - (p->keys - p->queries),
                   step = s->count > 1 ? s->position[1] - s->position[0] : 1;
     icecore_attention own = *p;
@@ -245,7 +244,7 @@ static void trace_tile(ice_traced_tile *own, const ice_sample *s, const ice_rule
 
 /* How far rounding moves the outputs of the first rows. */
 static void measure_rounding(const ice_traced_tile *own, const ice_sample *s, int lanes, ice_curve *found) {
-    const icecore_attention given = sampled_problem(s->given, s);
+    const icecore_attention given = ice_sampled_problem(s->given, s);
     ice_tile tile;
     ice_tile_begin(&tile, &given, s->kernels, s->batch, s->key_head, 0, lanes, own->scratch);
     ice_tile_place(&tile, s->position);
@@ -272,7 +271,7 @@ size_t ice_trace_bytes(const icecore_attention *problem, int64_t levels, int64_t
 void ice_trace(const ice_sample *s, const ice_rule *rules, int levels, ice_curve *found, int with_rounding,
                void *memory) {
     const int64_t rows = s->count * ice_group(s->problem);
-    ice_traced_tile own = {.problem = sampled_problem(s->problem, s), .levels = levels};
+    ice_traced_tile own = {.problem = ice_sampled_problem(s->problem, s), .levels = levels};
     ice_arena arena = {memory, 0};
     lay_out(&own, s->problem, s->stack->levels, s->stack->nodes, &arena);
     for (int64_t row = 0; row < rows; row += ICE_PANEL) {

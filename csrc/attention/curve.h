@@ -26,6 +26,9 @@ typedef struct {
     int renew;         /* whether heads that score all cells try parents again, and rounding is measured too */
 } ice_sample;
 
+/* The problem, as attended or as given, of the sampled queries alone; where they stand is not in it. */
+icecore_attention ice_sampled_problem(const icecore_attention *problem, const ice_sample *sample);
+
 /* Scratch of tracing over at most so many levels, and cells and parents. */
 size_t ice_trace_bytes(const icecore_attention *problem, int64_t levels, int64_t nodes);
 /* The curves of a sample's rows over the first `levels` thresholds, query by query and within a query head by head;

@@ -7,9 +7,6 @@
 #include "attention/near_far_tile.h"
 #include "base/parallel.h"
 
-/* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys,
- * for an error of the output far below the tolerance. */
-#define MASS_SHARE 0.25
 /* So many rows, with what is left of older ones, are the least that a threshold is chosen by. */
 #define MIN_ROWS 8.0
 /* Rows whose error is so many times the tolerance by the rule in force are of another kind than those before. */
@@ -69,7 +66,7 @@ static double squared_rounding(const ice_measured *m) {
 static double error_at(const ice_curve *row, int g, double scale, const ice_measured *m) {
     const double mass = (double)row->means[g] * scale - (double)row->far[g],
                  norm = (double)row->norm * (double)row->norm;
-    return sqrt((double)row->distance[g] + norm * (MASS_SHARE * mass * mass + squared_rounding(m)));
+    return sqrt((double)row->distance[g] + norm * (ICE_MASS_SHARE * mass * mass + squared_rounding(m)));
 }
 
 static int is_usable(const ice_curve *row) {
@@ -84,16 +81,20 @@ static double error_by(const ice_measured *m, const ice_rule *rule, const ice_cu
     return rule->exact ? 0.0 : error_at(row, nearest_level(rule->threshold), exp2((double)rule->log2_mass), m);
 }
 
+void ice_add_error(ice_error_sums *sums, double weight, double error, double norm) {
+    sums->error += weight * error;
+    sums->norm += weight * norm;
+    sums->squared += weight * weight * error * error;
+    sums->cross += weight * weight * error * norm;
+    sums->squared_norm += weight * weight * norm * norm;
+    sums->rows++;
+}
+
 static void test_row(ice_measured *m, const ice_rule *rule, const ice_curve *row, double weight) {
     if (rule->exact == ICE_UNKNOWN) return; /* nothing was in force */
     const double error = ice_is_unlike(rule, row->squared_query) ? 0.0 : error_by(m, rule, row),
                  norm = (double)row->norm;
-    m->tested.error += weight * error;
-    m->tested.norm += weight * norm;
-    m->tested.squared += weight * weight * error * error;
-    m->tested.cross += weight * weight * error * norm;
-    m->tested.squared_norm += weight * weight * norm * norm;
-    m->tested.rows++;
+    ice_add_error(&m->tested, weight, error, norm);
 }
 
 /* What earlier rows weigh beside these, `group` apart: no more than the fewest when these are of another kind. */
@@ -182,7 +183,7 @@ static void forget(ice_measured *m) {
     *m = (ice_measured){.rounding = m->rounding, .rounding_weight = m->rounding_weight, .tested = m->tested};
 }
 
-static double standard_error(const ice_error_sums *x) {
+double ice_standard_error(const ice_error_sums *x) {
     const double ratio = x->error / x->norm,
                  variance = x->squared - 2.0 * ratio * x->cross + ratio * ratio * x->squared_norm;
     return sqrt(fmax(variance, 0.0)) / x->norm;
@@ -191,7 +192,7 @@ static double standard_error(const ice_error_sums *x) {
 /* What the error at a level may be above that of the rows: a standard error, or one row more that misses. */
 static double doubt_at(const ice_measured *m, int g) {
     const ice_error_sums rows = {m->error[g], m->norm, m->squared[g], m->cross[g], m->squared_norm, 0};
-    return fmax(standard_error(&rows), m->largest[g > LOOSER ? g - LOOSER : 0] / m->norm);
+    return fmax(ice_standard_error(&rows), m->largest[g > LOOSER ? g - LOOSER : 0] / m->norm);
 }
 
 /* The loosest level such that it and all finer ones keep the tolerance with its doubt added; -1 where the finest does
@@ -376,9 +377,9 @@ void ice_measure(const ice_sample *s, ice_measured *measured, ice_rule *rules, v
             if (is_usable(&own.found[row])) test_row(&measured[i], &rules[i], &own.found[row], s->stands_for);
 }
 
-void ice_report_error(const icecore_report *report, int64_t head, const ice_measured *m) {
-    const int known = m && m->tested.norm > 0.0;
-    if (report->error) report->error[head] = known ? (float)(m->tested.error / m->tested.norm) : NAN;
-    if (report->standard_error) report->standard_error[head] = known ? (float)standard_error(&m->tested) : NAN;
-    if (report->error_rows) report->error_rows[head] = m ? (int32_t)m->tested.rows : 0;
+void ice_report_error(const icecore_report *report, int64_t head, const ice_error_sums *tested) {
+    const int known = tested->norm > 0.0;
+    if (report->error) report->error[head] = known ? (float)(tested->error / tested->norm) : NAN;
+    if (report->standard_error) report->standard_error[head] = known ? (float)ice_standard_error(tested) : NAN;
+    if (report->error_rows) report->error_rows[head] = (int32_t)tested->rows;
 }

@@ -17,6 +17,14 @@ typedef struct {
     int64_t rows;
 } ice_error_sums;
 
+void ice_add_error(ice_error_sums *sums, double weight, double error, double norm);
+/* Of error / norm. */
+double ice_standard_error(const ice_error_sums *sums);
+
+/* The relative error of the mass counts half, and here its square: with all of it pictures need twice the near keys,
+ * for an error of the output far below the tolerance. */
+#define ICE_MASS_SHARE 0.25
+
 /* What the sampled rows of a query head have shown so far; the older a row, the less it weighs. */
 typedef struct {
     double rows, norm, squared_norm;                            /* sums of w, w |o| and w^2 |o|^2 */
@@ -69,8 +77,7 @@ size_t ice_measure_bytes(const icecore_attention *problem, int64_t levels, int64
 /* Tests the rules in force on the rows, then renews them.  measured, rules: of the key head's query heads. */
 void ice_measure(const ice_sample *sample, ice_measured *measured, ice_rule *rules, void *scratch);
 
-/* Writes the tested error of a query head, its standard error, NaN where no row was tested, and the number of rows.
- * measured NULL: none was. */
-void ice_report_error(const icecore_report *report, int64_t head, const ice_measured *measured);
+/* Writes the tested error of a query head, its standard error, NaN where no row was tested, and the number of rows. */
+void ice_report_error(const icecore_report *report, int64_t head, const ice_error_sums *tested);
 
 #endif

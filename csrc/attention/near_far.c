@@ -247,9 +247,12 @@ static int64_t plan_steps(near_far_call *call) {
 
 /* ---- The call ---- */
 
-/* Whether anything but sealing reads keys and values.  Else they are not copied, and cells come from keys that are not
- * rounded yet. */
-static int reads_keys(const icecore_attention *p) { return p->causal || p->sinks > 0 || ice_hides_keys(p); }
+/* Whether anything but sealing reads keys and values: exact heads do, which only measuring finds.  Else they are not
+ * copied. */
+static int reads_keys(const near_far_call *call) {
+    const icecore_attention *p = call->given;
+    return p->causal || p->sinks > 0 || ice_hides_keys(p) || ice_is_measuring(call->options);
+}
 
 /* Before anything is measured. */
 static void begin_rules(near_far_call *call) {
@@ -266,8 +269,9 @@ static void begin_rules(near_far_call *call) {
 
 static void report_call(const near_far_call *call) {
     const icecore_report *report = call->report;
+    const ice_error_sums none = {0};
     for (int64_t i = 0; i < call->heads * ice_group(call->problem); i++)
-        ice_report_error(report, i, call->measured ? &call->measured[i] : NULL);
+        ice_report_error(report, i, call->measured ? &call->measured[i].tested : &none);
     if (!report->seconds) return;
     report->seconds[0] = 1e-9 * (double)(call->sealing - call->measuring);
     report->seconds[1] = 1e-9 * (double)call->attending;
@@ -323,33 +327,20 @@ static int are_right(const icecore_attention *p, const icecore_near_far *o) {
            ice_are_moments(o->moments, p->key_heads, p->dim);
 }
 
-/* Where panels multiply bfloat16 and keys are of another type, these are rounded, less a centre if they have one.
- * *centre and *copies: to be freed, also after a failure. */
-static icecore_status round_keys(near_far_call *call, icecore_attention *used, float **centre, uint16_t **copies) {
+/* Where panels multiply bfloat16 and keys are of another type, these are rounded, less a centre if they have one. */
+static icecore_status round_keys(near_far_call *call, ice_rounded *rounded) {
     const icecore_attention *given = call->given;
-    icecore_attention rounded = *given; /* what panels multiply */
-    rounded.key_dtype = ICECORE_BFLOAT16;
-    if (!call->options->rounding || given->key_dtype == ICECORE_BFLOAT16 || given->keys == 0 ||
-        ice_panel_dtype(&rounded, call->kernels) != ICECORE_BFLOAT16)
-        return ICECORE_OK;
-    if (!given->softcap && !given->sink_logits) { /* these need whole scores */
-        *centre = ice_alloc(given->batch * given->key_heads * given->dim, sizeof **centre);
-        if (!*centre) return ICECORE_ERROR_MEMORY;
-        if (ice_find_centres(given, call->kernels, call->options->block, *centre)) call->centre = *centre;
-    }
-    if (reads_keys(given)) {
-        call->source = used;
-        return ice_round_problem(given, call->kernels, call->centre, used, copies);
-    }
-    *used = rounded;
-    used->key.data = used->value.data = NULL;
-    return ICECORE_OK;
+    if (!call->options->rounding || !ice_can_be_rounded(given, call->kernels)) return ICECORE_OK;
+    const icecore_status status = ice_round(given, call->kernels, call->options->block, reads_keys(call), rounded);
+    call->centre = rounded->centre;
+    if (given->causal || given->sinks > 0 || ice_hides_keys(given)) call->source = call->problem;
+    return status;
 }
 
 static icecore_status pack_heads(near_far_call *call) {
     const icecore_attention *p = call->problem;
     const int64_t heads = p->batch * p->key_heads;
-    if (!reads_keys(p) || p->keys == 0 || ice_panel_dtype(p, call->kernels) != ICECORE_BFLOAT16) return ICECORE_OK;
+    if (!reads_keys(call) || p->keys == 0 || ice_panel_dtype(p, call->kernels) != ICECORE_BFLOAT16) return ICECORE_OK;
     call->packed = ice_alloc(heads * ice_packed_numbers(p), sizeof *call->packed);
     return call->packed ? ice_pack_heads(p, call->kernels, 0, heads, call->packed) : ICECORE_ERROR_MEMORY;
 }
@@ -362,20 +353,17 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
     if (ice_is_empty(problem)) return ICECORE_OK;
     icecore_near_far clipped = *options;
     clipped.block = ice_clipped_block(problem, options->block);
-    icecore_attention used = *problem;
-    float *centre = NULL;
-    uint16_t *copies = NULL;
-    near_far_call call = {.problem = &used,
+    ice_rounded rounded = {*problem, NULL, NULL};
+    near_far_call call = {.problem = &rounded.problem,
                           .given = problem,
                           .source = problem,
                           .options = &clipped,
                           .report = report ? report : &ice_no_report,
                           .kernels = ice_active_kernels()};
-    status = round_keys(&call, &used, &centre, &copies);
+    status = round_keys(&call, &rounded);
     if (status == ICECORE_OK) status = pack_heads(&call);
     if (status == ICECORE_OK) status = attend(&call);
     ice_free(call.packed);
-    ice_free(copies);
-    ice_free(centre);
+    ice_free_rounded(&rounded);
     return status;
 }

@@ -72,16 +72,42 @@ int ice_find_centres(const icecore_attention *p, const ice_kernels *kernels, int
     return any;
 }
 
-icecore_status ice_round_problem(const icecore_attention *p, const ice_kernels *kernels, const float *centre,
-                                 icecore_attention *copied, uint16_t **copies) {
+/* On copies of the keys, less the centre, and values. */
+static icecore_status copy_problem(const icecore_attention *p, const ice_kernels *kernels, ice_rounded *rounded) {
     const int64_t heads = p->batch * p->key_heads;
-    *copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), sizeof **copies);
-    if (!*copies) return ICECORE_ERROR_MEMORY;
-    copying c = {p, kernels, centre, *copies, *copies + heads * p->keys * p->dim};
-    *copied = *p;
-    copied->key_dtype = ICECORE_BFLOAT16;
-    copied->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
-    copied->value =
+    icecore_attention *own = &rounded->problem;
+    uint16_t *copies = rounded->copies = ice_alloc(heads * p->keys * (p->dim + p->value_dim), sizeof *copies);
+    if (!copies) return ICECORE_ERROR_MEMORY;
+    copying c = {p, kernels, rounded->centre, copies, copies + heads * p->keys * p->dim};
+    own->key = (icecore_tensor){c.keys, p->key_heads * p->keys * p->dim, p->keys * p->dim, p->dim};
+    own->value =
         (icecore_tensor){c.values, p->key_heads * p->keys * p->value_dim, p->keys * p->value_dim, p->value_dim};
     return ice_parallel_for((p->keys + COPIED_ROWS - 1) / COPIED_ROWS * heads, p->threads, 1, copy_task, &c);
+}
+
+int ice_can_be_rounded(const icecore_attention *p, const ice_kernels *kernels) {
+    icecore_attention rounded = *p;
+    rounded.key_dtype = ICECORE_BFLOAT16;
+    return p->key_dtype != ICECORE_BFLOAT16 && p->keys > 0 && ice_panel_dtype(&rounded, kernels) == ICECORE_BFLOAT16;
+}
+
+icecore_status ice_round(const icecore_attention *given, const ice_kernels *kernels, int64_t block, int copied,
+                         ice_rounded *rounded) {
+    *rounded = (ice_rounded){*given, NULL, NULL};
+    rounded->problem.key_dtype = ICECORE_BFLOAT16;
+    rounded->problem.key.data = rounded->problem.value.data = NULL;
+    if (!given->softcap && !given->sink_logits) { /* these need whole scores */
+        rounded->centre = ice_alloc(given->batch * given->key_heads * given->dim, sizeof *rounded->centre);
+        if (!rounded->centre) return ICECORE_ERROR_MEMORY;
+        if (!ice_find_centres(given, kernels, block, rounded->centre)) {
+            ice_free(rounded->centre);
+            rounded->centre = NULL;
+        }
+    }
+    return copied ? copy_problem(given, kernels, rounded) : ICECORE_OK;
+}
+
+void ice_free_rounded(ice_rounded *rounded) {
+    ice_free(rounded->copies);
+    ice_free(rounded->centre);
 }

@@ -10,9 +10,20 @@
  * whether any is not 0. */
 int ice_find_centres(const icecore_attention *problem, const ice_kernels *kernels, int64_t block, float *centre);
 
-/* The same problem on copies of its keys, less `centre` (or NULL), and values, in bfloat16.  *copies: to be freed, also
- * after a failure. */
-icecore_status ice_round_problem(const icecore_attention *problem, const ice_kernels *kernels, const float *centre,
-                                 icecore_attention *copied, uint16_t **copies);
+/* A problem as panels of bfloat16 multiply it. */
+typedef struct {
+    icecore_attention problem;
+    float *centre;    /* of each head, which its keys lack; NULL: nothing */
+    uint16_t *copies; /* keys and values; NULL: as they were given, or, of a rounded problem, none: its data are NULL */
+} ice_rounded;
+
+/* Whether panels multiply bfloat16, once the problem's keys are rounded to it. */
+int ice_can_be_rounded(const icecore_attention *problem, const ice_kernels *kernels);
+
+/* Rounds a problem that can be; its copies only where they are asked for.  *rounded: to be freed, also after a failure.
+ */
+icecore_status ice_round(const icecore_attention *given, const ice_kernels *kernels, int64_t block, int copied,
+                         ice_rounded *rounded);
+void ice_free_rounded(ice_rounded *rounded);
 
 #endif

@@ -130,6 +130,7 @@ void ice_cache_note_measuring(const ice_cache_call *call) {
 void ice_cache_report_errors(const ice_cache_call *call) {
     const ice_cache_queries *q = &call->cache->queries;
     const int known = q->group == ice_group(&call->problem); /* without rows there may never have been a query */
+    const ice_error_sums none = {0};
     for (int64_t i = 0; i < call->problem.query_heads; i++)
-        ice_report_error(&call->report, i, known ? &q->measured[i] : NULL);
+        ice_report_error(&call->report, i, known ? &q->measured[i].tested : &none);
 }

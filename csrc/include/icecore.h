@@ -153,6 +153,10 @@ typedef struct {
  * the keys (at most 32); where bfloat16 is multiplied natively four times as much per thread, and copies of values, and
  * of keys whose rows do not fill cache lines: of as many heads as take 64 MB, at least one. */
 icecore_status icecore_attend_exact(const icecore_attention *problem);
+/* Whether panels multiply bfloat16 of these widths as it is, and whether exact attention multiplies other types in three
+ * parts of bfloat16, with so many query rows of a key head. */
+int icecore_multiplies_bfloat16(int64_t dim, int64_t value_dim);
+int icecore_multiplies_in_thirds(int64_t dim, int64_t value_dim, int64_t rows);
 
 /* Near/far attention: a treecode for softmax.  Sinks, the local window and the keys of opened cells count exactly, all
  * others by means.
@@ -241,6 +245,14 @@ typedef struct {
 /* report: NULL, or what is asked for. */
 icecore_status icecore_attend_near_far(const icecore_attention *problem, const icecore_near_far *options,
                                        const icecore_report *report);
+
+/* Exact attention on queries, keys, values and weights rounded to bfloat16, in key heads where what rounding does to
+ * sampled rows, and as much more as one row like the worst or a standard error, is within the tolerance of each query
+ * head; the others are exact as they were given.  Of the options:
+ * tolerance and head_tolerance; of the report: the errors.  ICECORE_ERROR_VALUE where there is no tolerance,
+ * with ALiBi, and where panels do not multiply bfloat16 or get it anyway. */
+icecore_status icecore_attend_rounded(const icecore_attention *problem, const icecore_near_far *options,
+                                      const icecore_report *report);
 
 /* What icecore_attend_near_far does, as far as shapes and options tell: in steps, each of which is the queries that see
  * the same sealed keys.  Of one key head, masks aside. */

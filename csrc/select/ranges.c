@@ -109,6 +109,20 @@ static void share_stretches(exact_call *call) {
     call->together = ice_max(1, ice_min(each, MAX_TOGETHER));
 }
 
+static int64_t tiles_of(int64_t rows) { return (rows + ICE_PANEL - 1) / ICE_PANEL; }
+
+int icecore_multiplies_in_thirds(int64_t dim, int64_t value_dim, int64_t rows) {
+    const icecore_attention p = {.dim = dim, .value_dim = value_dim};
+    const ice_kernels *kernels = ice_active_kernels();
+    return kernels && ice_in_thirds(&p, kernels) && tiles_of(rows) >= MIN_TILES_IN_THIRDS;
+}
+
+int icecore_multiplies_bfloat16(int64_t dim, int64_t value_dim) {
+    const icecore_attention p = {.dim = dim, .value_dim = value_dim, .key_dtype = ICECORE_BFLOAT16};
+    const ice_kernels *kernels = ice_active_kernels();
+    return kernels && ice_panel_dtype(&p, kernels) == ICECORE_BFLOAT16;
+}
+
 static int are_packed(const exact_call *call) {
     const icecore_attention *p = call->problem;
     if (p->keys == 0 || call->tiles == 1) return 0;
@@ -164,7 +178,7 @@ static void merge_parts(const exact_call *call) {
 }
 
 static int64_t splits_of(const icecore_attention *p) {
-    const int64_t tiles = p->batch * p->key_heads * ((ice_query_rows(p) + ICE_PANEL - 1) / ICE_PANEL);
+    const int64_t tiles = p->batch * p->key_heads * tiles_of(ice_query_rows(p));
     const int64_t by_tasks = (WANTED_TASKS + tiles - 1) / tiles, by_keys = p->keys / MIN_KEYS;
     return ice_max(1, ice_min(by_tasks, by_keys));
 }
@@ -176,7 +190,7 @@ icecore_status icecore_attend_exact(const icecore_attention *problem) {
     exact_call call = {.problem = problem,
                        .without_sinks = *problem,
                        .kernels = ice_active_kernels(),
-                       .tiles = (ice_query_rows(problem) + ICE_PANEL - 1) / ICE_PANEL,
+                       .tiles = tiles_of(ice_query_rows(problem)),
                        .together = 1,
                        .stretch = problem->keys,
                        .splits = splits_of(problem)};

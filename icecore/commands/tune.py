@@ -55,7 +55,8 @@ def table(cases, model):
     lines.append(f"{_tune.HEADS} query heads on {_tune.KEY_HEADS}, float32; milliseconds, measured (and predicted):")
     lines.append(f"  {'':24}{'exact':>20}{'near/far, k=' + str(_tune.SHOWN['k']):>20}")
     float32 = [case for case in cases if not case.work.bfloat16]
-    of_both = ([case for case in float32 if case.options == options] for options in ({}, _tune.SHOWN))
+    shown = [case for case in float32 if (*case.arrays[0].shape[1:], case.causal) in _tune.SHAPES]
+    of_both = ([case for case in shown if case.options == options] for options in ({}, _tune.SHOWN))
     for (tokens, dim, causal), exact, near_far in zip(_tune.SHAPES, *of_both, strict=True):
         name = f"{tokens} tokens, d={dim}{', causal' * causal}"
         predicted = 1e3 * model.exact_seconds(exact.work), 1e3 * model.near_far_seconds(near_far.work)
