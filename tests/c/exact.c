@@ -121,6 +121,57 @@ static void bfloat16_tiles(void) {
             }
 }
 
+/* So many rows that float32 goes through matrix tiles in thirds; some keys are larger than these hold. */
+static void thirds(void) {
+    static const int64_t dims[] = {32, 96}, keys[] = {1, 31, 33, 160, 300}, queries[] = {289, 330};
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 5; j++)
+            for (int k = 0; k < 4; k++) {
+                problem s = one_head(queries[k % 2], keys[j], dims[i], 16 + 32 * i);
+                s.p.dtype = k < 2 ? ICECORE_FLOAT32 : ICECORE_FLOAT16;
+                s.p.causal = k % 2;
+                s.pad = 7 * i;
+                problem_allocate(&s);
+                if (k == 0) { /* where 1e20 times a query overflows nothing */
+                    float *key = (float *)s.p.key.data;
+                    key[0] = 1e20f;
+                    s.p.scale = 1e-20f;
+                }
+                expect_exact(&s);
+                problem_free(&s);
+            }
+}
+
+/* Within a tolerance, and exact where rounding breaks it: by what is left where the machine has nothing to round to. */
+static void rounded(void) {
+    for (int i = 0; i < 8; i++) {
+        problem s = one_head(i & 1 ? 7 : 130, 210, 64, 32);
+        s.p.batch = 2;
+        s.p.key_heads = 2;
+        s.p.query_heads = 6;
+        s.p.causal = i >> 1 & 1;
+        s.p.dtype = i & 4 ? ICECORE_FLOAT16 : ICECORE_FLOAT32;
+        problem_allocate(&s);
+        float error[12], standard_error[12];
+        int32_t rows[12];
+        const icecore_report report = {.error = error, .standard_error = standard_error, .error_rows = rows};
+        icecore_near_far options = {.tolerance = 1e-7f};
+        const icecore_status status = icecore_attend_rounded(&s.p, &options, &report);
+        EXPECT(status == (icecore_multiplies_bfloat16(64, 32) ? ICECORE_OK : ICECORE_ERROR_VALUE));
+        if (status == ICECORE_OK) {
+            expect_attention(&s, 0);
+            for (int h = 0; h < 12; h++) EXPECT(error[h] == 0.0f && rows[h] >= 7);
+            options.tolerance = 0.1f;
+            EXPECT(icecore_attend_rounded(&s.p, &options, &report) == ICECORE_OK);
+            for (int h = 0; h < 12; h++) EXPECT(error[h] > 0.0f && error[h] < 0.1f && standard_error[h] >= 0.0f);
+            EXPECT(problem_gaps_are_clear(&s));
+            options.tolerance = 0.0f;
+            EXPECT(icecore_attend_rounded(&s.p, &options, NULL) == ICECORE_ERROR_VALUE);
+        }
+        problem_free(&s);
+    }
+}
+
 /* Few rows and many keys: the keys are split between tasks and the parts merged. */
 static void long_decode(void) {
     for (int window = -1; window <= 5000; window += 5001) {
@@ -202,6 +253,8 @@ void exact_tests(void) {
     check_run("exact attention: grouped heads and batches", heads_and_batches);
     check_run("exact attention: 16-bit types, layouts, gaps between rows", dtypes_and_layouts);
     check_run("exact attention: bfloat16 at the edges of tiles", bfloat16_tiles);
+    check_run("exact attention: float32 in thirds", thirds);
+    check_run("exact attention: rounded where that keeps a tolerance", rounded);
     check_run("exact attention: split keys", long_decode);
     check_run("exact attention: masks, broadcast along any axis", masks);
     check_run("exact attention: no lse asked for", without_lse);

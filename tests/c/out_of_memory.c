@@ -7,7 +7,8 @@
 #include "tensors.h"
 
 static problem some_keys(int causal, int64_t queries) {
-    problem s = one_head(queries, queries == 1 ? 5000 : 100, 4, 4);
+    problem s =
+        one_head(queries, queries == 1 ? 5000 : 100, 32, 32); /* widths that are rounded and split, where any are */
     s.p.query_heads = s.p.key_heads = 2;
     s.p.causal = causal;
     s.p.threads = 1;
@@ -16,6 +17,12 @@ static problem some_keys(int causal, int64_t queries) {
 }
 
 static icecore_status exact(const problem *s) { return icecore_attend_exact(&s->p); }
+
+static icecore_status rounded(const problem *s) {
+    const icecore_near_far options = {.tolerance = 0.1f};
+    const int can_be = icecore_multiplies_bfloat16(s->p.dim, s->p.value_dim);
+    return can_be ? icecore_attend_rounded(&s->p, &options, NULL) : icecore_attend_exact(&s->p);
+}
 
 static icecore_status near_far(const problem *s) {
     const icecore_near_far options = {.near_keys = 4, .block = 8, .cell_size = 2};
@@ -189,9 +196,11 @@ static void expect_errors(icecore_status (*call)(const problem *s), int causal, 
 static void exact_attention(void) {
     expect_errors(exact, 0, 1);
     expect_errors(exact, 0, 50);
+    expect_errors(exact, 0, 300);
 }
 
 static void near_far_attention(void) {
+    expect_errors(rounded, 0, 50);
     expect_errors(near_far, 0, 50);
     expect_errors(near_far, 1, 50);
     expect_errors(pdci, 0, 50);
