@@ -1,13 +1,15 @@
-"""Whether attention(k=, tolerance=) takes the faster path: its time against both paths, around the lengths where they cross.
+"""Whether attention(k=, tolerance=) takes the fastest path: its time against all paths, around the lengths where they cross.
 
     python bench/bench_path_choice.py
 
-Exact attention, near/far attention (forced) and the call that chooses take turns; figures are medians in milliseconds,
+Exact attention, near/far attention and, with a tolerance, the rounded path (both forced), and the call that chooses take turns;
+figures are medians in milliseconds,
 predicted ones in brackets, ratios those of the same turns. Where no key is far the forced call is exact, too. SmolLM2's and
 DINOv2's queries, keys and values (data.py, index_data.py), cut to their first tokens.
 """
 
 import argparse
+import math
 
 import ml_dtypes
 import numpy as np
@@ -21,8 +23,21 @@ from icecore import _cost_model
 
 METHODS = {"k=64": {"k": 64}, "k=256": {"k": 256}, "tolerance 0.05": {"tolerance": 0.05}}
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-#: A choice is wrong when the path not taken is faster by more than this factor; what noise leaves open is below it.
+#: A choice is wrong when a path not taken is faster by more than this factor; what noise leaves open is below it.
 WRONG = 1.1
+
+
+class Always:
+    """A cost model by which one path is always taken."""
+
+    def __init__(self, path):
+        self.path, self.prices = path, _cost_model.NearFarAlways.prices
+
+    def predict(self, work):
+        return {path: 0.0 if path == self.path else math.inf for path in ("exact", "near_far", "rounded")}
+
+    def trial_seconds(self, work):
+        return 0.0
 
 
 def compare(name, arrays, causal):
@@ -31,24 +46,29 @@ def compare(name, arrays, causal):
     def exact():
         return icecore.attention(*arrays, causal=causal)
 
-    def forced(options):
-        with _cost_model.use(_cost_model.NearFarAlways()):
+    def forced(path, options):
+        with _cost_model.use(_cost_model.NearFarAlways() if path == "near_far" else Always(path)):
             return icecore.attention(*arrays, causal=causal, **options)
 
+    infos = {
+        method: icecore.attention(*arrays, causal=causal, return_info=True, **options)[1] for method, options in METHODS.items()
+    }
     calls = {"exact": exact}
     for method, options in METHODS.items():
-        calls[f"forced {method}"] = lambda o=options: forced(o)
+        for path in infos[method].predicted:
+            if path != "exact":
+                calls[f"{path} {method}"] = lambda p=path, o=options: forced(p, o)
         calls[method] = lambda o=options: icecore.attention(*arrays, causal=causal, **o)
     # no rest: all calls share their threads, and those of a short call that has to wake them first come late
     seconds = alternate(calls, 31 if arrays[0].shape[2] <= 2048 else 5, rest=0)
     cells, found = [], []
-    for method, options in METHODS.items():
-        info = icecore.attention(*arrays, causal=causal, return_info=True, **options)[1]
-        times = {"exact": seconds["exact"], "near_far": seconds[f"forced {method}"]}
+    for method, info in infos.items():
+        times = {path: seconds["exact" if path == "exact" else f"{path} {method}"] for path in info.predicted}
         ms = {path: f"{1e3 * np.median(times[path]):.2f} ({1e3 * info.predicted[path]:.2f})" for path in times}
-        other = "exact" if info.path == "near_far" else "near_far"
-        ratio, wrong = np.median(seconds[method] / times["exact"]), bool(np.median(times[info.path] / times[other]) > WRONG)
-        cells += [ms["near_far"], f"{info.path.replace('_', '/')}{' (wrong)' * wrong}, {ratio:.2f}"]
+        ratio = np.median(seconds[method] / times["exact"])
+        wrong = any(np.median(times[info.path] / other) > WRONG for other in times.values())
+        cells += [", ".join(text for path, text in ms.items() if path != "exact")]
+        cells += [f"{info.path.replace('_', '/')}{' (wrong)' * wrong}, {ratio:.2f}"]
         found.append((ratio, wrong))
     print(f"| {name} | {ms['exact']} | {' | '.join(cells)} |", flush=True)
     return found
