@@ -44,7 +44,8 @@ typedef struct {
     float *keys;          /* FAR x DIM */
     uint16_t *short_keys; /* the same in bfloat16 */
     uint16_t packed[(ICE_KEY_BLOCK + ICE_PACKED) * DIM];
-    int64_t place; /* where the next rows are read */
+    uint16_t thirds[3][3 * (ICE_KEY_BLOCK + ICE_PACKED) * DIM]; /* of queries, keys, values */
+    int64_t place;                                              /* where the next rows are read */
 } inputs;
 
 /* ---- Kernels ---- */
@@ -87,6 +88,19 @@ static void short_attend(inputs *in) {
     in->kernels->bf16->panel_attend(&panel, in->short_keys, DIM, in->packed, ICE_KEY_BLOCK, NULL);
 }
 
+static void attend_in_thirds(inputs *in) {
+    const ice_bf16_panel panel = {.queries = in->thirds[0],
+                                  .dim = DIM,
+                                  .value_dim = DIM,
+                                  .lanes = ICE_PANEL,
+                                  .scale = 1.0f,
+                                  .maximum = in->maximum,
+                                  .sum = in->sum,
+                                  .correction = in->correction,
+                                  .accumulator = in->accumulator};
+    in->kernels->thirds->panel_attend(&panel, in->thirds[1], in->thirds[2], ICE_KEY_BLOCK, NULL);
+}
+
 static void cell_risk(inputs *in) {
     const ice_node_facts facts = {in->facts[0], in->facts[1], in->facts[2], in->facts[3], in->facts[4]};
     const ice_spreads spreads = {in->sum, in->maximum, in->correction};
@@ -122,26 +136,28 @@ static void short_row_scores_near(inputs *in) { short_row_scores(in, NEAR); }
 static void short_row_scores_far(inputs *in) { short_row_scores(in, FAR); }
 
 #define PANEL_PRODUCTS (2.0 * BLOCK * DIM)
+#define THIRDS_PRODUCTS 6 /* of thirds, for one of float32 */
 #define ROW_PRODUCTS (2.0 * NEAR * DIM)
 
 static const struct {
     const char *name;
     void (*run)(inputs *in);
     double float32, bfloat16, exponentials, bytes; /* of a run */
-    int read_from;
+    int read_from, in_thirds;
 } kernels[] = {
-    {"panel, float32: scores", scores, PANEL_PRODUCTS, 0, 0, 0, NOTHING},
-    {"panel, float32: softmax", softmax, 0, 0, BLOCK, 0, NOTHING},
-    {"panel, float32: weighted sum", weighted_sum, PANEL_PRODUCTS, 0, 0, 0, NOTHING},
-    {"panel, float32: all three", attend, 2 * PANEL_PRODUCTS, 0, BLOCK, 0, NOTHING},
-    {"panel, bfloat16: scores", short_scores, 0, PANEL_PRODUCTS, 0, 0, NOTHING},
-    {"panel, bfloat16: all three", short_attend, 0, 2 * PANEL_PRODUCTS, BLOCK, 0, NOTHING},
-    {"row, float32: scores, from a cache", row_scores, ROW_PRODUCTS, 0, 0, 4.0 * NEAR * DIM, IN_CACHE},
-    {"row, float32: scores, from memory", row_scores_far, ROW_PRODUCTS, 0, 0, 4.0 * NEAR * DIM, IN_MEMORY},
-    {"row, float32: weighted sum, from memory", row_sum_far, ROW_PRODUCTS, 0, 0, 4.0 * NEAR * DIM, IN_MEMORY},
-    {"row, bfloat16: scores, from a cache", short_row_scores_near, ROW_PRODUCTS, 0, 0, 2.0 * NEAR * DIM, IN_CACHE},
-    {"row, bfloat16: scores, from memory", short_row_scores_far, ROW_PRODUCTS, 0, 0, 2.0 * NEAR * DIM, IN_MEMORY},
-    {"panel: risk of cells", cell_risk, 0, 0, 0, 0, NOTHING},
+    {"panel, float32: scores", scores, PANEL_PRODUCTS, 0, 0, 0, NOTHING, 0},
+    {"panel, float32: softmax", softmax, 0, 0, BLOCK, 0, NOTHING, 0},
+    {"panel, float32: weighted sum", weighted_sum, PANEL_PRODUCTS, 0, 0, 0, NOTHING, 0},
+    {"panel, float32: all three", attend, 2 * PANEL_PRODUCTS, 0, BLOCK, 0, NOTHING, 0},
+    {"panel, bfloat16: scores", short_scores, 0, PANEL_PRODUCTS, 0, 0, NOTHING, 0},
+    {"panel, bfloat16: all three", short_attend, 0, 2 * PANEL_PRODUCTS, BLOCK, 0, NOTHING, 0},
+    {"panel, float32 in thirds: all three", attend_in_thirds, 0, 2 * PANEL_PRODUCTS, BLOCK, 0, NOTHING, 1},
+    {"row, float32: scores, from a cache", row_scores, ROW_PRODUCTS, 0, 0, 4.0 * NEAR * DIM, IN_CACHE, 0},
+    {"row, float32: scores, from memory", row_scores_far, ROW_PRODUCTS, 0, 0, 4.0 * NEAR * DIM, IN_MEMORY, 0},
+    {"row, float32: weighted sum, from memory", row_sum_far, ROW_PRODUCTS, 0, 0, 4.0 * NEAR * DIM, IN_MEMORY, 0},
+    {"row, bfloat16: scores, from a cache", short_row_scores_near, ROW_PRODUCTS, 0, 0, 2.0 * NEAR * DIM, IN_CACHE, 0},
+    {"row, bfloat16: scores, from memory", short_row_scores_far, ROW_PRODUCTS, 0, 0, 2.0 * NEAR * DIM, IN_MEMORY, 0},
+    {"panel: risk of cells", cell_risk, 0, 0, 0, 0, NOTHING, 0},
 };
 #define KERNELS ((int)(sizeof kernels / sizeof *kernels))
 
@@ -170,11 +186,12 @@ static void report(const char *isa, const peaks *peak, inputs *in) {
     for (int i = 0; i < KERNELS; i++) {
         const int is_short = kernels[i].bfloat16 > 0;
         if (is_short && !in->kernels->bf16) continue;
+        if (kernels[i].in_thirds && !in->kernels->thirds) continue;
         memset(in->sum, 0, sizeof in->sum);
         in->place = 0;
         const double seconds = seconds_of(kernels[i].run, in);
         double products = kernels[i].float32 / peak->float32;
-        if (is_short) products += kernels[i].bfloat16 / peak->bfloat16;
+        if (is_short) products += kernels[i].bfloat16 / peak->bfloat16 * (kernels[i].in_thirds ? THIRDS_PRODUCTS : 1);
         const double exponentials = kernels[i].exponentials / peak->exponentials;
         double least = is_short && peak->apart ? longer(products, exponentials) : products + exponentials;
         if (kernels[i].read_from) least = longer(least, kernels[i].bytes / peak->bytes[kernels[i].read_from]);
@@ -228,6 +245,11 @@ int main(int count, char **arguments) {
         if (in->kernels->bf16) {
             in->kernels->bf16->pack_queries(in->panel, DIM, in->pairs);
             in->kernels->bf16->pack_values(in->short_keys, DIM, ICE_KEY_BLOCK, DIM, in->packed);
+        }
+        if (in->kernels->thirds) {
+            in->kernels->thirds->pack_queries(in->panel, DIM, in->thirds[0]);
+            in->kernels->thirds->pack_keys(in->keys, DIM, ICE_KEY_BLOCK, DIM, in->thirds[1]);
+            in->kernels->thirds->pack_values(in->keys, DIM, ICE_KEY_BLOCK, DIM, in->thirds[2]);
         }
         for (int lane = 0; lane < ICE_PANEL; lane++) in->maximum[lane] = in->correction[lane] = 1.0f;
         report(sets[i].isa, &found[i], in);
