@@ -153,8 +153,8 @@ typedef struct {
  * the keys (at most 32); where bfloat16 is multiplied natively four times as much per thread, and copies of values, and
  * of keys whose rows do not fill cache lines: of as many heads as take 64 MB, at least one. */
 icecore_status icecore_attend_exact(const icecore_attention *problem);
-/* Whether panels multiply bfloat16 of these widths as it is, and whether exact attention multiplies other types in three
- * parts of bfloat16, with so many query rows of a key head. */
+/* Whether panels multiply bfloat16 of these widths as it is, and whether exact attention multiplies other types in
+ * three parts of bfloat16, with so many query rows of a key head. */
 int icecore_multiplies_bfloat16(int64_t dim, int64_t value_dim);
 int icecore_multiplies_in_thirds(int64_t dim, int64_t value_dim, int64_t rows);
 
