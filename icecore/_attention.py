@@ -156,14 +156,14 @@ def attention(query, key, value, /, *, k=None, tolerance=None, plan=None, causal
     come out as NaN. With a selector keys that are not finite reach the queries that choose them, and a NaN among the scores
     that it computes is always chosen.
 
-    In near/far attention queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively,
+    With k or a tolerance queries, keys, values and weights are rounded to bfloat16 on machines that multiply it natively,
     unless the tolerance is below 0.015; sums are in float32.
 
     Values are summed before they are divided by the sum of their weights: where the largest magnitude times S passes float32
     (3.4e38), results may be infinite.
 
     Exact: O(L S (d + d_v)) time; extra memory under 8 MB a thread, and on processors that multiply bfloat16, with more than a
-    few rows, once more the keys and values of the heads in hand (AMX, float32: 1.5 times), up to 64 MB or of one head. Rounded:
+    few rows, once more the keys and values of the heads in hand (AMX: 6 bytes a number), up to 64 MB or of one head. Rounded:
     a copy of keys and values in 16 bits besides. Near/far: about
     O(L (window + k + S / 256 + cells of expanded parents) (d + d_v) + S^2 / 256 d) time and, for a moment, up to two copies of
     keys and values (of 16 bits where they are rounded, and then one more). Selectors say theirs.

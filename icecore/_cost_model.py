@@ -1,4 +1,4 @@
-"""What exact and near/far attention will cost on this machine, so that a call can take the faster path.
+"""What a call's paths (exact, rounded, near/far) will cost on this machine, so that it can take the fastest.
 
 What a call has to do is counted (`Work`) and priced by a `CostModel`: the one that ``python -m icecore tune`` measured on this
 machine, or the one shipped for the instruction set.
@@ -20,8 +20,9 @@ from icecore._schedule import near_far_steps
 MARGIN = 1.1
 #: Of the other path's time: what a call may spend on sealing and measuring to find that a tolerance needs that.
 TRIAL = 0.12
-#: Rows of a key head that are attended twice to find what rounding does (csrc/attention/rounded.c).
-ROUNDED_ROWS = 48
+#: About so many rows of a key head are attended twice to find what rounding does, and so many queries at least
+#: (csrc/attention/rounded.c).
+SAMPLED_ROWS, MIN_SAMPLED = 48, 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Work:
         Pairs of a query and a key of a cell.
     measured_pairs : float
         With a tolerance: pairs of a sampled query and a key of a cell.
+    sampled_pairs : float
+        Pairs of a query that the rounded path samples and a key.
     distances : float
         (key, mean) distances of sealing.
     sealed_rows : float
@@ -77,6 +80,7 @@ class Work:
     near_pairs: float
     sealed_pairs: float
     measured_pairs: float
+    sampled_pairs: float
     distances: float
     sealed_rows: float
 
@@ -89,7 +93,7 @@ class CostModel:
     ----------
     product_float32, product_bfloat16, product_thirds : float
         A multiply-add of the panel kernels, with inputs of that type (widened where the machine has no bfloat16); of float32 in
-        three parts, where exact attention multiplies it so.
+        three parts, where exact attention multiplies it so (of sets that do not, as float32).
     weight : float
         A softmax weight, whatever the widths.
     query : float
@@ -167,7 +171,7 @@ class CostModel:
         """Sealing, with measuring, and attending, shared by the threads; of sealing, at most one thread does a key head's at a
         time.
 
-        Where heads may be exact on rounded numbers (causal, with a tolerance), no more than that takes if all of them are.
+        Causal, with a tolerance: no more than it takes if all heads turn out to be exact on rounded numbers.
         """
         sealing = self.sealing_seconds(work) + self.measuring_seconds(work)
         attending = self.attending_seconds(work)
@@ -182,23 +186,28 @@ class CostModel:
     def rounded_seconds(self, work):
         """Exact attention on rounded numbers, after sampled rows have shown what rounding does."""
         rounding = work.queries * work.width * self.rounded
-        sampled = work.heads * ROUNDED_ROWS * work.pairs / work.queries * (work.width * self.product_float32 + self.weight)
-        return self.exact_seconds(replace(work, bfloat16=True)) + 1e-9 * (rounding + sampled) / work.threads
+        sampled = work.sampled_pairs * (work.width * (self.product_float32 + self.product_bfloat16) + 2 * self.weight)
+        shared = rounding / work.threads + sampled / min(work.threads, work.heads)
+        return self.exact_seconds(replace(work, bfloat16=True)) + 1e-9 * shared
 
     def trial_seconds(self, work):
-        """What a call loses whose tolerance turns out to need exact attention: sealing, and measuring as the keys double.
+        """What a call loses whose tolerance turns out to need exact attention: sealing, measuring, and that its heads are not
+        multiplied in thirds.
 
         Causal: heads that are exact seal anew only where the keys have doubled, which is about a third of all sealing.
         """
         sealing, measuring = self.sealing_seconds(work), self.measuring_seconds(work)
+        slower = 0.0
+        if work.thirds and not work.stored_bfloat16:
+            slower = self.exact_seconds(replace(work, thirds=False)) - self.exact_seconds(work)
         if work.causal:
-            return (sealing / 3 + measuring) / work.threads
-        return (sealing + measuring) / min(work.threads, work.heads)
+            return (sealing / 3 + measuring) / work.threads + slower
+        return (sealing + measuring) / min(work.threads, work.heads) + slower
 
     def prices(self, work):
-        """What a near key, a scored cell or parent, and a key of exact attention on rounded numbers cost in keys of exact
-        attention: keyword arguments of the core."""
-        exact = self._pair(work)
+        """What a near key, a scored cell or parent, and a key of exact attention on rounded numbers cost in keys of an exact
+        head: keyword arguments of the core."""
+        exact = self._pair(replace(work, thirds=False))
         near, product = self.near_float32, self.product_float32
         if work.stored_bfloat16:
             near, product = self.near_bfloat16, self.product_bfloat16
@@ -295,6 +304,7 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, thirds, k
         near_pairs=0.0 if tolerance is not None else float(rows @ expected_near_keys(sealed, k, cell_size)),
         sealed_pairs=float(rows @ sealed),
         measured_pairs=heads * float(steps.sealed_keys @ steps.measured_rows),
+        sampled_pairs=pairs / max(queries, 1) * min(max(SAMPLED_ROWS // group, MIN_SAMPLED), queries),
         distances=heads * float(steps.distances.sum()),
         sealed_rows=heads * float(steps.built_keys.sum()),
     )
@@ -303,26 +313,26 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, thirds, k
 # The model in force ------------------------------------------------------------------------------------------
 
 #: By ``python -m icecore tune``: amx on two cores of a Xeon, avx2 on two of an AMD EPYC, Zen 3, the others on two of a Zen 5.
-#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; `measured` but amx's, by what it is beside near ones
-#: on the Xeon.
+#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; and `measured` of all but amx: near keys times what
+#: the same set took for measuring, by near keys, on the Xeon.
 SHIPPED = {
     "scalar": CostModel(
-        product_float32=0.11, product_bfloat16=0.109, product_thirds=0, weight=2.39, query=0,
+        product_float32=0.11, product_bfloat16=0.109, product_thirds=0.11, weight=2.39, query=0,
         rounded=0, node=4.03, choice=14.9, near_float32=0.195, near_bfloat16=0,
         measured=0.49, distance=0.179, sealed=1.34, sealed_row=141,
     ),
     "avx2": CostModel(
-        product_float32=0.0233, product_bfloat16=0.0299, product_thirds=0, weight=0.816, query=3.89,
+        product_float32=0.0233, product_bfloat16=0.0299, product_thirds=0.0233, weight=0.816, query=3.89,
         rounded=0, node=1.56, choice=6.38, near_float32=0.0613, near_bfloat16=0,
         measured=0.149, distance=0, sealed=7.97, sealed_row=486,
     ),
     "avx512": CostModel(
-        product_float32=0.00881, product_bfloat16=0.00911, product_thirds=0, weight=0.112, query=1.57,
+        product_float32=0.00881, product_bfloat16=0.00911, product_thirds=0.00881, weight=0.112, query=1.57,
         rounded=0, node=1.29, choice=1.08, near_float32=0.0177, near_bfloat16=0,
         measured=0.0469, distance=0.0204, sealed=1.27, sealed_row=64.1,
     ),
     "avx512_bf16": CostModel(
-        product_float32=0.00903, product_bfloat16=0.00519, product_thirds=0, weight=0.115, query=0.765,
+        product_float32=0.00903, product_bfloat16=0.00519, product_thirds=0.00903, weight=0.115, query=0.765,
         rounded=1.05, node=1.38, choice=0.803, near_float32=0.0144, near_bfloat16=0.0133,
         measured=0.0386, distance=0.0127, sealed=0.997, sealed_row=86.1,
     ),
@@ -332,7 +342,7 @@ SHIPPED = {
         sealed_row=130,
     ),
     "neon": CostModel(
-        product_float32=0.034, product_bfloat16=0.0354, product_thirds=0, weight=0.272, query=1.23,
+        product_float32=0.034, product_bfloat16=0.0354, product_thirds=0.034, weight=0.272, query=1.23,
         rounded=0, node=1.22, choice=1.93, near_float32=0.0612, near_bfloat16=0,
         measured=0.153, distance=0.0622, sealed=1.26, sealed_row=74.2,
     ),

@@ -26,7 +26,7 @@ COSTS = CostModel(
 WORK = _cost_model.Work(
     width=8, dim=3, heads=2, threads=4, causal=True, bfloat16=False, stored_bfloat16=False, thirds=False, counted=True,
     queries=5.0, pairs=1000.0, window_pairs=400.0, nodes=50.0, near_pairs=60.0, sealed_pairs=600.0, measured_pairs=0.0,
-    distances=700.0, sealed_rows=80.0,
+    sampled_pairs=70.0, distances=700.0, sealed_rows=80.0,
 )
 BY_TOLERANCE = dataclasses.replace(WORK, counted=False, near_pairs=0.0, measured_pairs=90.0)
 
@@ -64,11 +64,11 @@ def test_bfloat16_and_tolerance_by_hand():
 
 
 def test_the_rounded_path_by_hand():
-    """As exact attention of bfloat16, with rounding, and 48 rows of each of 2 heads over 1000 / 5 keys as float32."""
+    """As exact attention of bfloat16, with rounding, and sampled rows both ways, which the 2 key heads share."""
     work = dataclasses.replace(BY_TOLERANCE, stored_bfloat16=True)
-    sampled = 2 * 48 * 200 * (8 * 2 + 10)
-    expected = 1e-9 * (1000 * (8 + 10) + 5 * 8 * 3 + 5 * 8 * 4 + sampled) / 4
-    assert COSTS.rounded_seconds(work) == pytest.approx(expected)
+    sampled = 70 * (8 * (2 + 1) + 2 * 10)
+    expected = (1000 * (8 + 10) + 5 * 8 * 3 + 5 * 8 * 4) / 4 + sampled / 2
+    assert COSTS.rounded_seconds(work) == pytest.approx(1e-9 * expected)
     assert COSTS.predict(work)["rounded"] == COSTS.rounded_seconds(work)
     for other in ({"bfloat16": True}, {"stored_bfloat16": False}, {"counted": True}):
         assert "rounded" not in COSTS.predict(dataclasses.replace(work, **other))
@@ -104,12 +104,16 @@ def test_what_a_trial_costs_by_hand():
     assert COSTS.trial_seconds(BY_TOLERANCE) == pytest.approx((sealing / 3 + measuring) / 4)
     before = dataclasses.replace(BY_TOLERANCE, causal=False)
     assert COSTS.trial_seconds(before) == pytest.approx((sealing + measuring) / 2)
+    thirds = dataclasses.replace(BY_TOLERANCE, thirds=True)  # in which its exact heads are not multiplied
+    slower = 1e-9 * 1000 * 8 * (2 - 1.5) / 4
+    assert COSTS.trial_seconds(thirds) == pytest.approx((sealing / 3 + measuring) / 4 + slower)
 
 
 def test_prices_are_by_a_key_of_exact_attention():
     exact = 8 * 2 + 10
     plain = {"near_price": 8 * 7 / exact, "node_price": (8 * 2 + 10 + 20) / exact, "rounded_price": 1}
     assert COSTS.prices(WORK) == pytest.approx(plain)
+    assert COSTS.prices(dataclasses.replace(WORK, thirds=True)) == pytest.approx(plain)  # not by that of exact attention alone
     rounded = dataclasses.replace(WORK, stored_bfloat16=True)
     shorter = {"near_price": 8 * 6 / exact, "node_price": (8 + 10 + 20) / exact, "rounded_price": (8 + 10) / exact}
     assert COSTS.prices(rounded) == pytest.approx(shorter)
@@ -186,6 +190,7 @@ def test_causal_counts(queries, keys, window, sinks):
     assert work.sealed_pairs == pytest.approx(12 * (pairs - in_window))
     assert work.near_pairs == pytest.approx(12 * near)
     assert work.sealed_rows == 6 * rows
+    assert work.sampled_pairs == pytest.approx(work.pairs * min(24, queries) / queries)  # 48 rows of 2 query heads
     assert (work.nodes > 1) == (near > 0)
 
 

@@ -44,8 +44,8 @@ typedef struct {
     float *keys;          /* FAR x DIM */
     uint16_t *short_keys; /* the same in bfloat16 */
     uint16_t packed[(ICE_KEY_BLOCK + ICE_PACKED) * DIM];
-    uint16_t thirds[3][3 * (ICE_KEY_BLOCK + ICE_PACKED) * DIM]; /* of queries, keys, values */
-    int64_t place;                                              /* where the next rows are read */
+    uint16_t thirds[3][ICE_THIRDS * (ICE_KEY_BLOCK + ICE_PACKED) * DIM]; /* of queries, keys, values */
+    int64_t place;                                                       /* where the next rows are read */
 } inputs;
 
 /* ---- Kernels ---- */

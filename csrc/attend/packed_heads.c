@@ -6,7 +6,6 @@
 #include "base/parallel.h"
 
 #define PACKED_KEYS 2048 /* in a task; whole blocks of keys */
-#define THIRDS 3
 
 typedef struct {
     const icecore_attention *problem;
@@ -38,25 +37,23 @@ static int64_t block_flags(const icecore_attention *p) {
 }
 
 int64_t ice_packed_numbers(const icecore_attention *p) {
-    if (p->key_dtype != ICECORE_BFLOAT16) return THIRDS * packed_rows(p) * (p->value_dim + p->dim) + block_flags(p);
+    if (p->key_dtype != ICECORE_BFLOAT16) return ICE_THIRDS * packed_rows(p) * (p->value_dim + p->dim) + block_flags(p);
     return packed_rows(p) * (p->value_dim + (copies_keys(p) ? p->dim : 0));
 }
 
-/* In the order values, keys, flags. */
-static ice_packed_head thirds_of(const icecore_attention *p, const uint16_t *packed) {
-    const uint16_t *keys = packed + THIRDS * packed_rows(p) * p->value_dim;
-    return (ice_packed_head){packed, keys, keys + THIRDS * packed_rows(p) * p->dim};
-}
+/* Where a head's keys and flags lie, behind its values. */
+static int64_t keys_at(const icecore_attention *p) { return ICE_THIRDS * packed_rows(p) * p->value_dim; }
+static int64_t flags_at(const icecore_attention *p) { return keys_at(p) + ICE_THIRDS * packed_rows(p) * p->dim; }
 
 /* Rows of a head as float32: where they lie, or widened into `buffer`. */
-static const float *float_rows(const packing *own, const icecore_tensor *tensor, int64_t width, ice_row first,
-                               int64_t count, float *buffer, int64_t *stride) {
+static const float *float_rows(const packing *own, const icecore_tensor *tensor, int64_t width, int64_t head,
+                               int64_t first, int64_t count, float *buffer, int64_t *stride) {
     const icecore_attention *p = own->problem;
+    const int64_t batch = head / p->key_heads, key_head = head % p->key_heads;
     *stride = p->key_dtype == ICECORE_FLOAT32 ? tensor->row_stride : width;
-    if (p->key_dtype == ICECORE_FLOAT32) return ice_address(tensor, p->key_dtype, first.batch, first.head, first.query);
+    if (p->key_dtype == ICECORE_FLOAT32) return ice_address(tensor, p->key_dtype, batch, key_head, first);
     for (int64_t j = 0; j < count; j++)
-        own->kernels->to_float32(p->key_dtype,
-                                 ice_address(tensor, p->key_dtype, first.batch, first.head, first.query + j),
+        own->kernels->to_float32(p->key_dtype, ice_address(tensor, p->key_dtype, batch, key_head, first + j),
                                  buffer + j * width, width);
     return buffer;
 }
@@ -65,19 +62,16 @@ static const float *float_rows(const packing *own, const icecore_tensor *tensor,
 static void pack_thirds(const packing *own, uint16_t *packed, int64_t head, int64_t first, int64_t count) {
     const icecore_attention *p = own->problem;
     const ice_thirds_kernels *thirds = own->kernels->thirds;
-    const ice_packed_head to = thirds_of(p, packed);
     float buffer[ICE_PACKED * ICECORE_MAX_DIM];
-    for (int64_t j = 0, stride; j < count; j += ICE_PACKED) {
-        const int64_t at = first + j, rows = ice_min(count - j, ICE_PACKED);
-        const ice_row from = {head / p->key_heads, head % p->key_heads, at};
-        uint16_t *keys = packed + (to.keys - packed) + THIRDS * at * p->dim,
-                 *values = packed + THIRDS * at * p->value_dim,
-                 *whole = packed + (to.whole - packed) + at / ICE_KEY_BLOCK;
-        if (at % ICE_KEY_BLOCK == 0) *whole = 0;
-        const float *source = float_rows(own, &p->key, p->dim, from, rows, buffer, &stride);
-        if (!thirds->pack_keys(source, stride, rows, p->dim, keys)) *whole = 1;
-        source = float_rows(own, &p->value, p->value_dim, from, rows, buffer, &stride);
-        if (!thirds->pack_values(source, stride, rows, p->value_dim, values)) *whole = 1;
+    for (int64_t at = first, stride; at < first + count; at += ICE_PACKED) {
+        const int64_t rows = ice_min(first + count - at, ICE_PACKED);
+        uint16_t *keys = packed + keys_at(p) + ICE_THIRDS * at * p->dim,
+                 *values = packed + ICE_THIRDS * at * p->value_dim, *beyond = packed + flags_at(p) + at / ICE_KEY_BLOCK;
+        if (at % ICE_KEY_BLOCK == 0) *beyond = 0;
+        const float *source = float_rows(own, &p->key, p->dim, head, at, rows, buffer, &stride);
+        if (!thirds->pack_keys(source, stride, rows, p->dim, keys)) *beyond = 1;
+        source = float_rows(own, &p->value, p->value_dim, head, at, rows, buffer, &stride);
+        if (!thirds->pack_values(source, stride, rows, p->value_dim, values)) *beyond = 1;
     }
 }
 
@@ -110,6 +104,6 @@ icecore_status ice_pack_heads(const icecore_attention *problem, const ice_kernel
 ice_packed_head ice_packed_head_of(const icecore_attention *p, const uint16_t *packed, int64_t number) {
     if (!packed) return (ice_packed_head){NULL, NULL, NULL};
     const uint16_t *values = packed + number * ice_packed_numbers(p);
-    if (p->key_dtype != ICECORE_BFLOAT16) return thirds_of(p, values);
+    if (p->key_dtype != ICECORE_BFLOAT16) return (ice_packed_head){values, values + keys_at(p), values + flags_at(p)};
     return (ice_packed_head){values, copies_keys(p) ? values + packed_rows(p) * p->value_dim : NULL, NULL};
 }

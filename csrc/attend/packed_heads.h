@@ -10,8 +10,7 @@
 typedef struct {
     const uint16_t *values; /* NULL: nothing is packed */
     const uint16_t *keys;   /* keys x dim; NULL: where the problem has them */
-    const uint16_t
-        *whole; /* thirds: of each ICE_KEY_BLOCK keys, whether only whole numbers hold them; NULL: bfloat16 */
+    const uint16_t *beyond; /* thirds: of each ICE_KEY_BLOCK keys, whether they do not hold some; NULL: bfloat16 */
 } ice_packed_head;
 
 /* Whether panels multiply the problem's numbers in thirds, once they are packed. */

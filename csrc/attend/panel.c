@@ -150,17 +150,17 @@ static void attend_in_bf16(ice_tile *tile, const icecore_attention *p, int64_t f
 
 /* Whether thirds hold the tile's rows and these keys. */
 static int are_in_thirds(const ice_tile *tile, int64_t first, int64_t end) {
-    int whole = tile->query_thirds == NULL;
-    for (int64_t block = first / ICE_KEY_BLOCK; block * ICE_KEY_BLOCK < end && !whole; block++)
-        whole = tile->packed.whole[block];
-    return !whole;
+    int beyond = tile->query_thirds == NULL;
+    for (int64_t block = first / ICE_KEY_BLOCK; block * ICE_KEY_BLOCK < end && !beyond; block++)
+        beyond = tile->packed.beyond[block];
+    return !beyond;
 }
 
 static void attend_in_thirds(ice_tile *tile, int64_t first, int64_t count, const float *bias) {
     const icecore_attention *p = tile->problem;
     const ice_bf16_panel own = panel_of(tile, tile->query_thirds, 1.0f, ice_tile_alibi_from(tile, first));
-    tile->kernels->thirds->panel_attend(&own, tile->packed.keys + 3 * first * p->dim,
-                                        tile->packed.values + 3 * first * p->value_dim, count, bias);
+    tile->kernels->thirds->panel_attend(&own, tile->packed.keys + ICE_THIRDS * first * p->dim,
+                                        tile->packed.values + ICE_THIRDS * first * p->value_dim, count, bias);
 }
 
 static void attend_block(ice_tile *tile, const icecore_attention *source, int64_t first, int64_t count,
@@ -188,6 +188,7 @@ static int64_t end_of_stretch(const ice_tile *tile, int64_t first, int64_t end, 
 }
 
 void ice_panel_attend_keys(ice_tile *tile, const icecore_attention *source, int64_t from, int64_t to) {
+    if (from >= to) return;
     const call_keys keys = {from, to, from < ice_tile_visible(tile).sink_end};
     int64_t seen_begin, seen_end, first = tile->packed.values ? from - from % ICE_PACKED : from;
     find_seen_by_all(tile, &seen_begin, &seen_end);

@@ -17,7 +17,7 @@ static void lay_out(ice_tile *tile, const icecore_attention *p, ice_arena *a) {
     tile->bias = ice_arena_take(a, ICE_KEY_BLOCK * ICE_PANEL, sizeof(float));
     tile->keys = ice_arena_take(a, ICE_KEY_BLOCK * p->dim, sizeof(float));
     tile->values = ice_arena_take(a, ICE_KEY_BLOCK * p->value_dim, sizeof(float));
-    tile->thirds_room = ice_arena_take(a, (1 - pairs) * 3 * ICE_PANEL * p->dim, sizeof(uint16_t));
+    tile->thirds_room = ice_arena_take(a, (1 - pairs) * ICE_THIRDS * ICE_PANEL * p->dim, sizeof(uint16_t));
     tile->packed_values = ice_arena_take(a, pairs * ICE_KEY_BLOCK * p->value_dim, sizeof(uint16_t));
 }
 
@@ -140,7 +140,7 @@ void ice_tile_begin_panel(ice_tile *tile) {
         kernels->bf16->pack_queries(tile->queries, p->dim, tile->query_pairs);
         for (int64_t i = 0; i < p->dim * ICE_PANEL; i++) tile->queries[i] *= tile->scale;
     }
-    if (tile->packed.whole && kernels->thirds->pack_queries(tile->queries, p->dim, tile->thirds_room))
+    if (tile->packed.beyond && kernels->thirds->pack_queries(tile->queries, p->dim, tile->thirds_room))
         tile->query_thirds = tile->thirds_room;
     for (int lane = 0; lane < ICE_PANEL; lane++) {
         tile->maximum[lane] = -INFINITY;

@@ -299,7 +299,6 @@ static icecore_status attend(near_far_call *call) {
         const int64_t levels = problem->causal ? ice_stack_max_levels(problem->keys, options->block) : 1;
         int64_t measured = 0; /* queries at once */
         for (int64_t i = 0; i < call->steps && measuring; i++) measured = ice_max(measured, call->step[i].measured);
-        /* a tile of what was given is not larger than one of the problem, whose keys may be bfloat16 besides */
         const size_t bytes = measured ? ice_measure_bytes(problem, levels, nodes, measured)
                                       : ice_selection_bytes(problem, levels, nodes);
         status = ice_parallel_for(tasks, problem->threads, bytes, run_task, call);

@@ -151,7 +151,8 @@ typedef struct {
  * FlashAttention, arXiv 2205.14135).  No array of queries x keys exists.  Extra memory: per thread 0.2 MB at a width
  * of 64 to 1.1 MB at 576; for short query sides batch * query_heads * queries * value_dim * 4 bytes for each split of
  * the keys (at most 32); where bfloat16 is multiplied natively four times as much per thread, and copies of values, and
- * of keys whose rows do not fill cache lines: of as many heads as take 64 MB, at least one. */
+ * of keys whose rows do not fill cache lines, or of other types with matrix tiles both at 6 bytes a number: of as many
+ * heads as take 64 MB, at least one. */
 icecore_status icecore_attend_exact(const icecore_attention *problem);
 /* Whether panels multiply bfloat16 of these widths as it is, and whether exact attention multiplies other types in
  * three parts of bfloat16, with so many query rows of a key head. */
@@ -191,7 +192,7 @@ int icecore_multiplies_in_thirds(int64_t dim, int64_t value_dim, int64_t rows);
  * within the tolerance; or a smaller one, by which later rows have kept the tolerance so far, and at which a row costs
  * up to a twentieth more.  Rows whose query is more than 1.5 times as long as the longest lately measured open all
  * cells.  Where no threshold keeps the tolerance, parents are no longer trusted and all cells are scored; where that
- * does not help either, or costs more than exact attention, the head is exact.  A causal head is exact on rounded
+ * does not help either, or costs more than exact attention, the head is exact.  A head is exact on rounded
  * numbers, if there are such and twice what rounding was found to do is within the tolerance; then it is so also where
  * near/far attention costs more than that does (rounded_price).  Causal: rows of earlier blocks measure for later ones,
  * and rows that see fewer than three sealed blocks are exact; up to rounding a row depends on no later one.  Not
@@ -248,9 +249,9 @@ icecore_status icecore_attend_near_far(const icecore_attention *problem, const i
 
 /* Exact attention on queries, keys, values and weights rounded to bfloat16, in key heads where what rounding does to
  * sampled rows, and as much more as one row like the worst or a standard error, is within the tolerance of each query
- * head; the others are exact as they were given.  Of the options:
- * tolerance and head_tolerance; of the report: the errors.  ICECORE_ERROR_VALUE where there is no tolerance,
- * with ALiBi, and where panels do not multiply bfloat16 or get it anyway. */
+ * head; the others are exact as they were given.  Of the options: tolerance and head_tolerance; of the report: the
+ * errors.  Numbers above 3.39e38 become infinite.  ICECORE_ERROR_VALUE where there is no tolerance, with ALiBi, and
+ * where panels do not multiply bfloat16 or get it anyway. */
 icecore_status icecore_attend_rounded(const icecore_attention *problem, const icecore_near_far *options,
                                       const icecore_report *report);
 

@@ -112,7 +112,7 @@ static ALWAYS_INLINE float tile_step_scores(const ice_bf16_panel *p, const uint1
     float now = p->scale > SMALLEST_SCALE ? 1.0f : p->scale, later = keys && now == 1.0f ? p->scale : 1.0f;
     const uint16_t *own = keys ? keys + first * parts * stride : NULL;
     if (!keys) memset(out, 0, (size_t)(groups * STEP_PRODUCTS) * sizeof *out);
-    else if (present == TILE_PAIRED || parts == THIRDS) /* thirds are packed: zeros behind the last */
+    else if (present == TILE_PAIRED || parts == ICE_THIRDS) /* thirds are packed: zeros behind the last */
         tile_products(p->queries, p->dim, own, stride, out, by_group, groups, parts);
     else tile_products_of_last(p->queries, p->dim, own, stride, present, out, by_group, groups);
     for (int g = 0; g < groups && capped; g++) tile_cap(out + g * STEP_PRODUCTS, p->scale, p->cap);
@@ -141,7 +141,7 @@ static ALWAYS_INLINE void tile_attend(const ice_bf16_panel *p, const uint16_t *k
                                       const int parts) {
     float products[GROUPS * STEP_PRODUCTS] __attribute__((aligned(64))),
         correction[ICE_PANEL] __attribute__((aligned(64)));
-    uint16_t pairs[GROUPS * THIRDS * UNIT_NUMBERS] __attribute__((aligned(64)));
+    uint16_t pairs[GROUPS * ICE_THIRDS * UNIT_NUMBERS] __attribute__((aligned(64)));
     const int is_packed = keys && stride == p->dim;
     for (int64_t first = 0; first < count; first += UNIT_KEYS) {
         const int64_t left = count - first;

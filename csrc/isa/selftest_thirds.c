@@ -1,7 +1,6 @@
 /* Selftest: panels of float32 in thirds, against the scalar float32 kernels. */
 #include "isa/selftest_harness.h"
 
-#define THIRDS 3
 /* Of results, for each product of a score within 16. */
 #define TOLERANCE 3e-6f
 /* Of scores within about 16. */
@@ -23,9 +22,9 @@ static void compare_thirds_queries(selftest *t) {
     t->dim = (int)round_up(t->dim, thirds->dim_multiple);
     if (t->dim > MAX_DIM) return;
     const int64_t numbers = (int64_t)t->dim * ICE_PANEL;
-    static uint16_t pairs[GUARD + THIRDS * BLOCK + GUARD];
+    static uint16_t pairs[GUARD + ICE_THIRDS * BLOCK + GUARD];
     fill_panel(t, t->panel, t->dim);
-    fill_untouched(pairs, GUARD + THIRDS * BLOCK + GUARD);
+    fill_untouched(pairs, GUARD + ICE_THIRDS * BLOCK + GUARD);
     const int held = thirds->pack_queries(t->panel, t->dim, pairs + GUARD);
     if (held != hold(t->panel, numbers)) fail(t, "thirds %s", held ? "do not hold this" : "are refused");
     for (int64_t i = 0; i < t->dim && held; i++)
@@ -35,8 +34,9 @@ static void compare_thirds_queries(selftest *t) {
                               ice_bfloat16_to_float(first[2 * numbers]);
             if (sum != t->panel[i * ICE_PANEL + lane]) fail(t, "thirds lose a bit");
         }
-    for (int64_t i = 0; i < GUARD + THIRDS * BLOCK + GUARD; i++)
-        if ((i < GUARD || i >= GUARD + THIRDS * numbers) && pairs[i] != UNTOUCHED) fail(t, "packed outside its room");
+    for (int64_t i = 0; i < GUARD + ICE_THIRDS * BLOCK + GUARD; i++)
+        if ((i < GUARD || i >= GUARD + ICE_THIRDS * numbers) && pairs[i] != UNTOUCHED)
+            fail(t, "packed outside its room");
 }
 
 static void expect_room(selftest *t, const uint16_t *packed, int64_t room, int64_t all) {
@@ -47,8 +47,8 @@ static void expect_room(selftest *t, const uint16_t *packed, int64_t room, int64
 /* A bias or none, ALiBi or none, a fresh panel or one on its way. */
 static void compare_thirds_attend(selftest *t) {
     const ice_thirds_kernels *thirds = t->fast->thirds;
-    enum { ROOM = THIRDS * MAX_COUNT * MAX_DIM, ALL = GUARD + ROOM + GUARD };
-    static uint16_t pairs[THIRDS * BLOCK], packed[2][ALL];
+    enum { ROOM = ICE_THIRDS * MAX_COUNT * MAX_DIM, ALL = GUARD + ROOM + GUARD };
+    static uint16_t pairs[ICE_THIRDS * BLOCK], packed[2][ALL];
     static float values[MAX_COUNT * MAX_DIM], biases[BLOCK], scores[BLOCK];
     const int value_dim = t->gap ? 80 : MAX_DIM;
     const int64_t room = round_up(t->count, ICE_PACKED);
@@ -72,10 +72,10 @@ static void compare_thirds_attend(selftest *t) {
     for (int i = 0; i < 2; i++) fill_untouched(packed[i], ALL);
     const int queries = thirds->pack_queries(t->panel, t->dim, pairs);
     const int keys = thirds->pack_keys(t->raw, t->dim + t->gap, t->count, t->dim, packed[0] + GUARD);
-    expect_room(t, packed[0], THIRDS * room * t->dim, ALL);
+    expect_room(t, packed[0], ICE_THIRDS * room * t->dim, ALL);
     if (keys != hold(t->rows, (int64_t)t->count * t->dim)) fail(t, "keys: thirds %s", keys ? "do not fit" : "fit");
     const int fit = thirds->pack_values(values, value_dim, t->count, value_dim, packed[1] + GUARD);
-    expect_room(t, packed[1], THIRDS * room * value_dim, ALL);
+    expect_room(t, packed[1], ICE_THIRDS * room * value_dim, ALL);
     if (fit != hold(values, (int64_t)t->count * value_dim)) fail(t, "values: thirds %s", fit ? "do not fit" : "fit");
     if (!queries || !keys || !fit) return; /* then nobody multiplies what was packed */
     const float *bias = t->count % 8 ? biases : NULL;

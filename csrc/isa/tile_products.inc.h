@@ -13,14 +13,13 @@
 #define UNIT_KEYS (UNIT_STEPS * TILE_PAIRED)
 #define UNIT_NUMBERS (UNIT_STEPS * TILE_NUMBERS) /* pairs of a unit, of one group and part */
 #define PANEL_ROW_BYTES (ICE_PANEL * 4)          /* of scores, of accumulators, and of pairs */
-#define THIRDS 3
 
 #if ICE_PANEL != 3 * TILE || TILE_PAIRED != ICE_PACKED
 #error "three tiles cover a panel, and values are packed by steps"
 #endif
 
-/* `groups`, how many tiles b there are, and `parts`, how many bfloat16 numbers make one of the caller's (1, or THIRDS:
- * thirds_tiles.inc.h), are constants wherever these are inlined. */
+/* `groups`, how many tiles b there are, and `parts`, how many bfloat16 numbers make one of the caller's (1, or
+ * ICE_THIRDS: thirds_tiles.inc.h), are constants wherever these are inlined. */
 
 /* ---- Two tiles a by up to three tiles b ----
  *
@@ -153,7 +152,7 @@ static ALWAYS_INLINE void thirds_products(const uint16_t *queries, int64_t dim, 
 /* The products of 32 keys and all groups of queries.  Thirds: stride = dim. */
 static ALWAYS_INLINE void tile_products(const uint16_t *queries, int64_t dim, const uint16_t *keys, int64_t stride,
                                         float *out, tile_layout at, const int groups, const int parts) {
-    if (parts == THIRDS) {
+    if (parts == ICE_THIRDS) {
         thirds_products(queries, dim, keys, out, at, groups);
         return;
     }
@@ -171,11 +170,11 @@ static ALWAYS_INLINE void thirds_sum_values(const uint16_t *values, int64_t valu
                                             float *accumulator, const int groups) {
     float sums[TILE * ICE_PANEL] __attribute__((aligned(64)));
     tile_thirds a = {values, TILE_PAIRED * sizeof *values, TILE_PAIRED * value_dim, 0},
-                b = {pairs, TILE_PAIRED * sizeof *pairs, UNIT_NUMBERS, THIRDS * UNIT_NUMBERS};
+                b = {pairs, TILE_PAIRED * sizeof *pairs, UNIT_NUMBERS, ICE_THIRDS * UNIT_NUMBERS};
     tiles_zero(groups);
     for (int step = 0; step < steps; step++) {
         thirds_multiply(&a, &b, groups);
-        a.numbers += THIRDS * TILE_PAIRED * value_dim;
+        a.numbers += ICE_THIRDS * TILE_PAIRED * value_dim;
         b.numbers += TILE_NUMBERS;
     }
     tiles_store(sums, in_panel, groups, 0);
@@ -187,7 +186,7 @@ static ALWAYS_INLINE void thirds_sum_values(const uint16_t *values, int64_t valu
 /* accumulator += the values of a unit's steps times its weights; of 16 components, or of 32. */
 static ALWAYS_INLINE void tile_sum_values(const uint16_t *values, int64_t value_dim, const uint16_t *pairs, int steps,
                                           float *accumulator, const int groups, const int both, const int parts) {
-    if (parts == THIRDS) {
+    if (parts == ICE_THIRDS) {
         thirds_sum_values(values, value_dim, pairs, steps, accumulator, groups);
         if (both)
             thirds_sum_values(values + TILE_NUMBERS, value_dim, pairs, steps, accumulator + TILE * ICE_PANEL, groups);

@@ -22,7 +22,7 @@ static ALWAYS_INLINE __m512i tile_pair(vf low, vf high) {
 /* The same as `parts`, side by side in the steps of a unit. */
 static ALWAYS_INLINE void tile_store_pairs(uint16_t *pairs, vf low, vf high, const int parts) {
     const __m512i first = _mm512_set1_epi32((int)0xFFFF0000);
-    if (parts != THIRDS) {
+    if (parts != ICE_THIRDS) {
         _mm512_storeu_si512(pairs, tile_pair(low, high));
         return;
     }
@@ -60,7 +60,7 @@ static ALWAYS_INLINE void tile_raise(const tile_lanes *lanes, vf top, __mmask16 
 static ALWAYS_INLINE vf tile_weight(vf x, const int parts) {
     const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     vf p;
-    if (parts != THIRDS) {
+    if (parts != ICE_THIRDS) {
         p = vf_fma(f, vf_set1(0.013426684674f), vf_set1(0.052242472702f));
         p = vf_fma(f, p, vf_set1(0.24128020608f));
         p = vf_fma(f, p, vf_set1(0.69304484467f));
@@ -132,7 +132,7 @@ static __attribute__((noinline)) void tile_raised_of_one(const float *products, 
 
 static __attribute__((noinline)) void tile_raised_of_thirds(const float *products, float scale, const tile_lanes *lanes,
                                                             uint16_t *unit_pairs, int step, __mmask16 large) {
-    tile_weights_raised(products, scale, lanes, unit_pairs, step, large, THIRDS);
+    tile_weights_raised(products, scale, lanes, unit_pairs, step, large, ICE_THIRDS);
 }
 
 /* Weights of a unit's 32 keys number `step`: 16 pairs of keys for 16 lanes, behind those of the earlier ones. A sum
@@ -144,6 +144,7 @@ static ALWAYS_INLINE void tile_weights(const float *products, float scale, const
     const vf sum = tile_weigh(products, vf_set1(scale), less, unit_pairs + step * TILE_NUMBERS, keys, values, parts);
     const __mmask16 large = _mm512_cmp_ps_mask(sum, vf_set1(LARGEST_SUM), _CMP_NLE_UQ);
     if (__builtin_expect(large != 0, 0))
-        (parts != THIRDS ? tile_raised_of_one : tile_raised_of_thirds)(products, scale, lanes, unit_pairs, step, large);
+        (parts != ICE_THIRDS ? tile_raised_of_one : tile_raised_of_thirds)(products, scale, lanes, unit_pairs, step,
+                                                                           large);
     else vf_store(lanes->sum, vf_add(vf_load(lanes->sum), sum));
 }

@@ -132,9 +132,12 @@ typedef struct {
                         int64_t count, const float *bias, int64_t bias_stride);
 } ice_bf16_kernels;
 
+/* Bfloat16 numbers that make one of float32. */
+#define ICE_THIRDS 3
+
 /* Panel kernels on float32 numbers in thirds, three bfloat16 numbers whose sum each is, for machines that multiply
- * bfloat16 many times faster.  What packs says whether thirds hold all numbers; where they do not, for some are not
- * finite, above 2^60, or all of them below 2^-60, what was packed is not to be used. */
+ * bfloat16 many times faster.  What packs says whether thirds hold the numbers; where some are not finite or above
+ * 2^60, or all of them below 2^-60, they do not, and what was packed is not to be used. */
 typedef struct {
     int dim_multiple, value_dim_multiple; /* widths this set can do */
     /* panel: dim x ICE_PANEL; pairs: three times as many, pairs as of ice_bf16_kernels for each third. */

@@ -100,7 +100,7 @@ static int threads_for(const icecore_attention *p) {
  * many tiles share them. */
 static void share_stretches(exact_call *call) {
     const icecore_attention *p = call->problem;
-    const int64_t parts = p->key_dtype == ICECORE_BFLOAT16 ? 1 : 3,
+    const int64_t parts = p->key_dtype == ICECORE_BFLOAT16 ? 1 : ICE_THIRDS,
                   row_bytes = parts * (p->dim + p->value_dim) * (int64_t)sizeof *call->packed;
     const int64_t fit = STRETCH_BYTES / row_bytes / ICE_KEY_BLOCK * ICE_KEY_BLOCK;
     call->stretch = ice_max(fit, ICE_KEY_BLOCK);

@@ -35,7 +35,8 @@ def run(arguments):
         cases = _tune.measured(arguments.seconds)
         model = _tune.fit(cases)
         print(table(cases, model))
-    free = [name for name in PRODUCTS if not getattr(model, name) > 0]
+    products = PRODUCTS + ("product_thirds",) * any(case.work.thirds for case in cases)
+    free = [name for name in products if not getattr(model, name) > 0]
     if free:
         print(f"not saved: by these times {' and '.join(free)} would cost nothing; measure again when the machine is less busy,"
               " or longer (--seconds)", file=sys.stderr)
