@@ -19,7 +19,7 @@ from icecore._schedule import near_far_steps
 #: Near/far is taken when it is expected to be faster by this factor: nobody knows before how many keys will be near.
 MARGIN = 1.1
 #: Of the other path's time: what a call may spend on sealing and measuring to find that a tolerance needs that.
-TRIAL = 0.12
+TRIAL = 0.16
 #: About so many rows of a key head are attended twice to find what rounding does, and so many queries at least
 #: (csrc/attention/rounded.c).
 SAMPLED_ROWS, MIN_SAMPLED = 48, 8
@@ -313,8 +313,8 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, thirds, k
 # The model in force ------------------------------------------------------------------------------------------
 
 #: By ``python -m icecore tune``: amx on two cores of a Xeon, avx2 on two of an AMD EPYC, Zen 3, the others on two of a Zen 5.
-#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; and `measured` of all but amx: near keys times what
-#: the same set took for measuring, by near keys, on the Xeon.
+#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; and `measured` of all but amx, which is 2.4 to 2.9 times
+#: what a near key takes, as the same sets had it on the Xeon.
 SHIPPED = {
     "scalar": CostModel(
         product_float32=0.11, product_bfloat16=0.109, product_thirds=0.11, weight=2.39, query=0,

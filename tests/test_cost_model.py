@@ -87,10 +87,10 @@ def test_the_choice():
     assert choice(10, 9.5) == "exact"  # not faster by enough
     assert choice(10, 9) == "near_far"
     assert choice(10, 9, sealed_pairs=0.0) == "exact"
-    assert choice(10, 5, trial=1.2) == "near_far"
-    assert choice(10, 5, trial=1.3) == "exact"  # a trial would cost too much
-    assert choice(10, 5, trial=1.3, counted=True) == "near_far"
-    assert choice(10, 5, rounded=9.5, trial=1.3) == "exact"  # nor is rounding faster by enough
+    assert choice(10, 5, trial=1.6) == "near_far"
+    assert choice(10, 5, trial=1.7) == "exact"  # a trial would cost too much
+    assert choice(10, 5, trial=1.7, counted=True) == "near_far"
+    assert choice(10, 5, rounded=9.5, trial=1.7) == "exact"  # nor is rounding faster by enough
     assert choice(10, 5, rounded=4) == "rounded"
     assert choice(10, 5, rounded=6) == "near_far"
     # 6 / 4 may be gained where (6 + trial) / 6 may be lost
