@@ -313,8 +313,8 @@ def count_work(shape, key_heads, *, causal, bfloat16, stored_bfloat16, thirds, k
 # The model in force ------------------------------------------------------------------------------------------
 
 #: By ``python -m icecore tune``: amx on two cores of a Xeon, avx2 on two of an AMD EPYC, Zen 3, the others on two of a Zen 5.
-#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; and `measured` of all but amx, which is 2.4 to 2.9 times
-#: what a near key takes, as the same sets had it on the Xeon.
+#: Guessed: neon, with multiply-adds at twice what Zen 5 takes with avx2; and `measured` of all but amx, which is 2.4 to 2.9
+#: times what a near key takes, as the same sets had it on the Xeon.
 SHIPPED = {
     "scalar": CostModel(
         product_float32=0.11, product_bfloat16=0.109, product_thirds=0.11, weight=2.39, query=0,
