@@ -184,11 +184,13 @@ class CostModel:
         return min(seconds, self.rounded_seconds(work) + self.trial_seconds(work))
 
     def rounded_seconds(self, work):
-        """Exact attention on rounded numbers, after sampled rows have shown what rounding does."""
+        """Exact attention on rounded numbers, after sampled rows have shown what rounding does.
+
+        All of it by threads, as exact attention is, so that the choice between the two does not depend on their number.
+        """
         rounding = work.queries * work.width * self.rounded
         sampled = work.sampled_pairs * (work.width * (self.product_float32 + self.product_bfloat16) + 2 * self.weight)
-        shared = rounding / work.threads + sampled / min(work.threads, work.heads)
-        return self.exact_seconds(replace(work, bfloat16=True)) + 1e-9 * shared
+        return self.exact_seconds(replace(work, bfloat16=True)) + 1e-9 * (rounding + sampled) / work.threads
 
     def trial_seconds(self, work):
         """What a call loses whose tolerance turns out to need exact attention: sealing, measuring, and that its heads are not

@@ -64,11 +64,12 @@ def test_bfloat16_and_tolerance_by_hand():
 
 
 def test_the_rounded_path_by_hand():
-    """As exact attention of bfloat16, with rounding, and sampled rows both ways, which the 2 key heads share."""
+    """As exact attention of bfloat16, with rounding, and sampled rows both ways."""
     work = dataclasses.replace(BY_TOLERANCE, stored_bfloat16=True)
     sampled = 70 * (8 * (2 + 1) + 2 * 10)
-    expected = (1000 * (8 + 10) + 5 * 8 * 3 + 5 * 8 * 4) / 4 + sampled / 2
-    assert COSTS.rounded_seconds(work) == pytest.approx(1e-9 * expected)
+    expected = 1e-9 * (1000 * (8 + 10) + 5 * 8 * 3 + 5 * 8 * 4 + sampled)
+    for threads in (1, 4, 100):
+        assert COSTS.rounded_seconds(dataclasses.replace(work, threads=threads)) == pytest.approx(expected / threads)
     assert COSTS.predict(work)["rounded"] == COSTS.rounded_seconds(work)
     for other in ({"bfloat16": True}, {"stored_bfloat16": False}, {"counted": True}):
         assert "rounded" not in COSTS.predict(dataclasses.replace(work, **other))
