@@ -98,7 +98,7 @@ static void compare_thirds_attend(selftest *t) {
     for (int lane = 0; lane < t->lanes; lane++) {
         if (isnan(state[0][1][lane]) != isnan(state[1][1][lane])) fail(t, "a NaN is lost or made up");
         if (t->kind != ORDINARY) continue; /* wide ones cancel as their order has it */
-        if (state[1][0][lane] > state[0][0][lane] + 1e-4f || state[0][0][lane] > state[1][0][lane] + 16.0f)
+        if (state[1][0][lane] > state[0][0][lane] + 1e-3f || state[0][0][lane] > state[1][0][lane] + 16.0f)
             fail(t, "the maximum %g is not %g", (double)state[1][0][lane], (double)state[0][0][lane]);
         for (int i = 0; i < value_dim; i++) {
             const float one = plain(t, 0)[i * ICE_PANEL + lane] / state[0][1][lane],
