@@ -103,14 +103,6 @@ static void expect_attended(selftest *t, ice_state wanted, ice_state found, int 
     }
 }
 
-/* Of a few keys to both sides. */
-static void fill_alibi(selftest *t, ice_alibi *a) {
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        a->slope[lane] = 0.5f + 0.5f * uniform(t);
-        a->offset[lane] = -(float)ice_random_below(&t->random, (uint64_t)t->count + 1);
-    }
-}
-
 /* All lanes or every other one: each is near the plain one, and what it is alone. */
 static void compare_bf16_rows_attend(selftest *t) {
     const ice_bf16_kernels *bf16 = t->fast->bf16;

@@ -95,6 +95,14 @@ static inline void fill_rows(selftest *t, int64_t count, int64_t width) {
     }
 }
 
+/* ALiBi of a few keys to both sides. */
+static inline void fill_alibi(selftest *t, ice_alibi *a) {
+    for (int lane = 0; lane < ICE_PANEL; lane++) {
+        a->slope[lane] = 0.5f + 0.5f * uniform(t);
+        a->offset[lane] = -(float)ice_random_below(&t->random, (uint64_t)t->count + 1);
+    }
+}
+
 /* ---- Outputs ---- */
 
 static inline void fill_untouched(uint16_t *target, int64_t count) {

@@ -16,6 +16,11 @@ static int hold(const float *x, int64_t count) {
     return largest == 0.0f || largest >= 0x1p-60f;
 }
 
+static void expect_room(selftest *t, const uint16_t *packed, int64_t room, int64_t all) {
+    for (int64_t i = 0; i < all; i++)
+        if ((i < GUARD || i >= GUARD + room) && packed[i] != UNTOUCHED) fail(t, "packed outside its room");
+}
+
 /* The sum of its thirds is every number, bit for bit. */
 static void compare_thirds_queries(selftest *t) {
     const ice_thirds_kernels *thirds = t->fast->thirds;
@@ -34,14 +39,7 @@ static void compare_thirds_queries(selftest *t) {
                               ice_bfloat16_to_float(first[2 * numbers]);
             if (sum != t->panel[i * ICE_PANEL + lane]) fail(t, "thirds lose a bit");
         }
-    for (int64_t i = 0; i < GUARD + ICE_THIRDS * BLOCK + GUARD; i++)
-        if ((i < GUARD || i >= GUARD + ICE_THIRDS * numbers) && pairs[i] != UNTOUCHED)
-            fail(t, "packed outside its room");
-}
-
-static void expect_room(selftest *t, const uint16_t *packed, int64_t room, int64_t all) {
-    for (int64_t i = 0; i < all; i++)
-        if ((i < GUARD || i >= GUARD + room) && packed[i] != UNTOUCHED) fail(t, "packed outside its room");
+    expect_room(t, pairs, ICE_THIRDS * numbers, GUARD + ICE_THIRDS * BLOCK + GUARD);
 }
 
 /* A bias or none, ALiBi or none, a fresh panel or one on its way. */
@@ -80,10 +78,7 @@ static void compare_thirds_attend(selftest *t) {
     if (!queries || !keys || !fit) return; /* then nobody multiplies what was packed */
     const float *bias = t->count % 8 ? biases : NULL;
     ice_alibi alibi;
-    for (int lane = 0; lane < ICE_PANEL; lane++) {
-        alibi.slope[lane] = 0.5f + 0.5f * uniform(t);
-        alibi.offset[lane] = -(float)ice_random_below(&t->random, (uint64_t)t->count + 1);
-    }
+    fill_alibi(t, &alibi);
     const ice_alibi *lower = t->lanes % 3 ? &alibi : NULL;
     const ice_bf16_panel panel = {pairs,       t->dim,      value_dim,   t->lanes,   1.0f, cap,
                                   state[1][0], state[1][1], state[1][2], fast(t, 0), lower};
