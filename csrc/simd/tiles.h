@@ -23,20 +23,23 @@ typedef struct {
     uint8_t rows[16];
 } tile_configuration;
 
+/* Constant data: compilers may take the instruction to read no more than its first bytes, and drop stores behind them.
+ */
+#define EACH_TILE(x) {x, x, x, x, x, x, x, x}
+static const tile_configuration full_tiles
+    __attribute__((aligned(64))) = {.palette = 1, .row_bytes = EACH_TILE(64), .rows = EACH_TILE(16)};
+#undef EACH_TILE
+
 /* Before the first and after the last tile operation of a kernel, on each thread. */
-static inline void tiles_begin(void) {
-    tile_configuration configuration __attribute__((aligned(64)));
-    memset(&configuration, 0, sizeof configuration);
-    configuration.palette = 1;
-    for (int i = 0; i < 8; i++) {
-        configuration.row_bytes[i] = 64;
-        configuration.rows[i] = 16;
-    }
-    _tile_loadconfig(&configuration);
-}
+#define tiles_begin() _tile_loadconfig(&full_tiles)
 #define tiles_end() _tile_release()
 #define tile_zero(tile) _tile_zero(tile)
-#define tile_load(tile, address, stride) _tile_loadd(tile, address, stride)
+/* Some compilers' headers do not tell them that the instruction reads memory: what it reads must have been stored. */
+#define tile_load(tile, address, stride)    \
+    do {                                    \
+        __asm__ volatile("" ::: "memory");  \
+        _tile_loadd(tile, address, stride); \
+    } while (0)
 #define tile_store(tile, address, stride) _tile_stored(tile, address, stride)
 #define tile_float_product(c, a, b) _tile_dpbf16ps(c, a, b)
 
