@@ -151,12 +151,11 @@ class Call:
         return AttentionInfo(selector.name, near, np.full(near.shape, np.nan, np.float32)) if self.return_info else None
 
     def _choose(self):
-        """The path that is expected to be fastest, and the expected seconds of each."""
+        """The path that is expected to take the least work, and, where that is asked for, the expected seconds of each."""
         work, model = self._work(), _cost_model.model_in_force()
         if self.mask.ranges is not None:  # exact attention reads no key outside of them
             work = replace(work, pairs=work.pairs * visible_share(self.mask.ranges, self.problem.key.shape[2], self.causal))
-        predicted = model.predict(work)
-        return _cost_model.choose(work, predicted, model), predicted
+        return _cost_model.choose(work, model), model.predict(work) if self.return_info else None
 
     def _work(self):
         p, s, bfloat16 = self.problem, self.settings, self.problem.native_dtype == _native.BFLOAT16

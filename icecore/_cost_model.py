@@ -184,10 +184,7 @@ class CostModel:
         return min(seconds, self.rounded_seconds(work) + self.trial_seconds(work))
 
     def rounded_seconds(self, work):
-        """Exact attention on rounded numbers, after sampled rows have shown what rounding does.
-
-        All of it by threads, as exact attention is, so that the choice between the two does not depend on their number.
-        """
+        """Exact attention on rounded numbers, after sampled rows have shown what rounding does."""
         rounding = work.queries * work.width * self.rounded
         sampled = work.sampled_pairs * (work.width * (self.product_float32 + self.product_bfloat16) + 2 * self.weight)
         return self.exact_seconds(replace(work, bfloat16=True)) + 1e-9 * (rounding + sampled) / work.threads
@@ -231,12 +228,15 @@ class CostModel:
 COEFFICIENTS = tuple(field.name for field in fields(CostModel))
 
 
-def choose(work, predicted, model):
+def choose(work, model):
     """The path to take: "exact", "rounded" or "near_far". Where no key is far near/far could gain by rounding alone.
 
+    By what all threads do together, so that the same inputs take the same path whatever their number.
     With a tolerance, near/far is predicted at its cheapest: it is tried where finding out that it is not costs little, or where
     it may gain more by the ratio than a trial may lose.
     """
+    work = replace(work, threads=1)
+    predicted = model.predict(work)
     exact, near_far, rounded = (predicted.get(path, math.inf) for path in ("exact", "near_far", "rounded"))
     other = "rounded" if MARGIN * rounded < exact else "exact"
     best = predicted[other]

@@ -45,9 +45,8 @@ class AttentionInfo:
         Time spent ``"sealing"``, ``"attending"`` and ``"measuring"``, all threads together. None where the path is not
         near/far.
     predicted : dict of str to float, or None
-        Seconds that ``"exact"``, ``"near_far"`` and, where there is a choice of it, ``"rounded"`` were expected to take, by
-        which the path was chosen (see
-        ``python -m icecore tune``). With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
+        Seconds that ``"exact"``, ``"near_far"`` and, where there is a choice of it, ``"rounded"`` were expected to take on the
+        call's threads (see ``python -m icecore tune``). The path was chosen by what they take on one. With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
         None where there was no choice.
     error : ndarray of float32, shape (..., H), or None
         With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds

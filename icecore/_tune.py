@@ -161,6 +161,6 @@ def crossover(model, causal):
     for tokens in range(256, 32769, 256):
         arrays = tuple(np.broadcast_to(np.float32(0), (heads, tokens, 64)) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
         work = expected_work(arrays, causal, SHOWN)
-        if _cost_model.choose(work, model.predict(work), model) == "near_far":
+        if _cost_model.choose(work, model) == "near_far":
             return f"from {tokens} tokens on"
     return "not up to 32768 tokens"

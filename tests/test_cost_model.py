@@ -77,11 +77,13 @@ def test_the_rounded_path_by_hand():
 
 def choice(exact, near_far, rounded=None, trial=0.0, **changes):
     class Model:
+        def predict(self, work):
+            return {"exact": exact, "near_far": near_far} | ({} if rounded is None else {"rounded": rounded})
+
         def trial_seconds(self, work):
             return trial
 
-    predicted = {"exact": exact, "near_far": near_far} | ({} if rounded is None else {"rounded": rounded})
-    return _cost_model.choose(dataclasses.replace(BY_TOLERANCE, **changes), predicted, Model())
+    return _cost_model.choose(dataclasses.replace(BY_TOLERANCE, **changes), Model())
 
 
 def test_the_choice():
@@ -97,6 +99,21 @@ def test_the_choice():
     # 6 / 4 may be gained where (6 + trial) / 6 may be lost
     assert choice(10, 4, rounded=6, trial=2.9) == "near_far"
     assert choice(10, 4, rounded=6, trial=3.1) == "rounded"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_choice_does_not_depend_on_the_threads(causal):
+    """Although few key heads keep few threads busy while keys are sealed."""
+    rng, paths = np.random.default_rng(3), set()
+    for _ in range(200):
+        work = dataclasses.replace(
+            BY_TOLERANCE, causal=causal, heads=1, stored_bfloat16=bool(rng.integers(2)), counted=bool(rng.integers(2)),
+            **{name: 10 ** rng.uniform(0, 4) for name in ("sealed_rows", "nodes", "near_pairs", "measured_pairs", "distances")},
+        )
+        chosen = {_cost_model.choose(dataclasses.replace(work, threads=threads), COSTS) for threads in (1, 2, 7, 64)}
+        assert len(chosen) == 1
+        paths |= chosen
+    assert paths == {"exact", "near_far", "rounded"}
 
 
 def test_what_a_trial_costs_by_hand():
