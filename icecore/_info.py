@@ -46,8 +46,8 @@ class AttentionInfo:
         near/far.
     predicted : dict of str to float, or None
         Seconds that ``"exact"``, ``"near_far"`` and, where there is a choice of it, ``"rounded"`` were expected to take on the
-        call's threads (see ``python -m icecore tune``). The path was chosen by what they take on one. With a tolerance: of near/far at its cheapest, since what it needs is measured in the call.
-        None where there was no choice.
+        call's threads (see ``python -m icecore tune``). The path was chosen by what they take on one. With a tolerance: of
+        near/far at its cheapest, since what it needs is measured in the call. None where there was no choice.
     error : ndarray of float32, shape (..., H), or None
         With a tolerance: what ``sum |out - exact| / sum |exact|`` of each query head was on sampled rows, with the thresholds
         that were in force before these rows were known (not causal: with those they led to); half the relative error of the

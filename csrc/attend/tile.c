@@ -44,6 +44,16 @@ static void round_query(ice_tile *tile, int lane) {
     else tile->kernels->from_float32(ICECORE_BFLOAT16, tile->query_rows + lane * p->dim, rounded, p->dim);
 }
 
+/* Rows that lie apart: all of them are on their way from memory before the first is read. */
+static void prefetch_queries(const ice_tile *tile) {
+    const icecore_attention *p = tile->problem;
+    for (int lane = 0; lane < tile->lanes; lane++) {
+        const ice_row row = ice_tile_row(tile, lane);
+        const char *query = ice_address(&p->query, p->dtype, row.batch, row.head, row.query);
+        ice_prefetch(query, query + (size_t)p->dim * ice_element_size(p->dtype));
+    }
+}
+
 /* Before the first key, but for a sink's logit: a key without a value. */
 static ice_state start(const ice_tile *tile, int lane, int64_t head) {
     const icecore_attention *p = tile->problem;
@@ -72,6 +82,7 @@ void ice_tile_begin(ice_tile *tile, const icecore_attention *p, const ice_kernel
     tile->query_thirds = NULL;
     tile->pending.count = tile->pending.pieces = 0;
     if (ice_panel_dtype(p, kernels) != ICECORE_BFLOAT16) tile->query_pairs = tile->rounded_rows = NULL;
+    prefetch_queries(tile);
     for (int lane = 0; lane < lanes; lane++) {
         const ice_row row = ice_tile_row(tile, lane);
         tile->visible[lane] = ice_visible_keys(p, batch, row.query);

@@ -116,14 +116,6 @@ static inline const ice_spread *ice_spread_of(const ice_selection *t, const ice_
     return &t->spread[from - t->view.stack->level];
 }
 
-/* So much of a large cell: the processor sees the rest coming. */
-#define PREFETCHED 8192
-
-static inline void ice_prefetch(const char *rows, const char *end) {
-    if (end - rows > PREFETCHED) end = rows + PREFETCHED;
-    for (; rows < end; rows += 64) __builtin_prefetch(rows);
-}
-
 /* A cell's rows: on their way from memory while others are summed (measured: 4 to 9 % of a call's time at 8k to 128k).
  */
 static inline void ice_prefetch_cell(const icecore_segment *s, int64_t cell) {
