@@ -277,8 +277,8 @@ def check_scale(scale, dim):
         scale = scale[()]
     if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"scale must be a number, got {type(scale).__name__}")
-    if not abs(scale) <= float(np.finfo(np.float32).max):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if not abs(scale) <= MAX_SCORE:
+        raise ValueError(f"scale must lie from {-MAX_SCORE:g} to {MAX_SCORE:g}, got {scale}")
     return float(scale)
 
 

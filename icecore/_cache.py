@@ -211,7 +211,8 @@ class KVCache:
             if count > MAX_TOKENS - length:
                 raise ValueError(f"keys has {count} tokens, the cache {length}; expected at most {MAX_TOKENS} together")
         dtype, key_rows, value_rows = native_dtype(keys.dtype), native_view(keys), native_view(values)
-        if min(before) < _LOOKED_AT and len(sequences) > 1:  # what a sequence rounds as it grows, truncate does not bring back
+        # what a sequence rounds as it grows, and what it knows of queries, truncate does not bring back
+        if len(sequences) > 1 and (queries is not None or min(before) < _LOOKED_AT):
             sequences = [sequence.fork() for sequence in sequences]
         try:
             for i, (sequence, own) in enumerate(zip(sequences, rows, strict=True)):
@@ -437,7 +438,8 @@ class KVCache:
         The file holds the tokens as they are when the call begins; the cache may be used meanwhile. Segments that sequences of
         a batch share are written once. A segment in the making is not saved; it begins anew in the loaded cache.
         """
-        _array_file.save(FILE, parameters_of(self), self._give, path)
+        kept = self.fork()
+        _array_file.save(FILE, parameters_of(kept), kept._give, path)
 
     @classmethod
     def load(cls, path):
@@ -482,7 +484,8 @@ class KVCache:
 
     def __reduce__(self):
         buffer = io.BytesIO()
-        _array_file.write(FILE, parameters_of(self), self._give, buffer)
+        kept = self.fork()
+        _array_file.write(FILE, parameters_of(kept), kept._give, buffer)
         return _unpickle, (type(self), buffer.getvalue())
 
     # ---- Checks ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,8 +95,8 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     tolerance, causal = check_tolerance(tolerance), flag(causal, "causal")
     if tolerance is None:
         raise TypeError("tolerance must be a number, got None")
-    windows = [integer(window, "windows", 1) for window in windows] if causal else [None]
-    cell_sizes = [integer(size, "cell_sizes", 1) for size in cell_sizes]
+    windows = _integers(windows, "windows") if causal else [None]
+    cell_sizes = _integers(cell_sizes, "cell_sizes")
     measured, length = {}, 0
 
     def take(layer, query, key, value):
@@ -118,6 +119,15 @@ def calibrate(captures, *, tolerance, causal=True, windows=WINDOWS, cell_sizes=C
     if not measured:
         raise ValueError("captures holds no layer")
     return _choose(measured, tolerance, causal, length)
+
+
+def _integers(given, name):
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, got {given!r}")
+    numbers = [integer(number, name, 1) for number in given]
+    if not numbers:
+        raise ValueError(f"{name} is {given!r}; expected at least one integer")
+    return numbers
 
 
 def _measure(query, key, value, tolerance, causal, windows, cell_sizes, window_alone):

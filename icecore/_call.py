@@ -99,7 +99,7 @@ class Call:
 
     def _run_to_end(self, last_exact):
         info = self.run()
-        return self._attend_last(last_exact, info) if last_exact and not self.settings.is_exact else info
+        return self._attend_last(last_exact, info) if last_exact and self.settings.is_approximate else info
 
     def run(self):
         """Take the path that the settings name, or exact attention where near/far does not pay; an `AttentionInfo` or None."""
@@ -129,8 +129,8 @@ class Call:
         own = last.run()
         if self.lse is not None:
             self.lse[:, :, end] = last.lse
-        if info is None or info.path == own.path:
-            return info
+        if info is None:
+            return None
         for name, rows in (("near_keys", own.near_keys), ("captured_mass", own.captured_mass), ("missed_mass_bound", 0.0),
                            ("summaries", 0), ("visited_fraction", 1.0)):
             if getattr(info, name) is not None:

@@ -7,6 +7,7 @@ machine, or the one shipped for the instruction set.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 from dataclasses import dataclass, fields, replace
@@ -350,13 +351,13 @@ SHIPPED = {
     ),
 }
 
-_used = None
+_used: contextvars.ContextVar = contextvars.ContextVar("icecore_costs", default=None)
 
 
 def model_in_force():
     """The `CostModel` of this machine and instruction set."""
-    if _used is not None:
-        return _used
+    if (used := _used.get()) is not None:
+        return used
     isa = _native.isa()
     return _tuning_file.models(CostModel).get(isa) or SHIPPED.get(isa, SHIPPED["scalar"])
 
@@ -371,13 +372,12 @@ def origin():
 
 @contextlib.contextmanager
 def use(model):
-    """For measurements: calls of the whole process go by `model`, anything with its methods."""
-    global _used
-    before, _used = _used, model
+    """For measurements: calls of this thread go by `model`, anything with its methods."""
+    token = _used.set(model)
     try:
         yield
     finally:
-        _used = before
+        _used.reset(token)
 
 
 class NearFarAlways:

@@ -12,6 +12,8 @@ from icecore._settings import window_sides
 
 #: Of a mask, when near keys are counted.
 ROWS_AT_ONCE = 256
+#: Of bfloat16, the least of the lowest finite numbers that masks are made of.
+LOWEST = -3.3895313892515355e38
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +165,12 @@ def _visible_ranges(queries, keys, causal, window, sinks, ranges):
     return first, sink_end, begin, np.maximum(begin, end)
 
 
+def _left_by(bias):
+    """Which keys a mask that is added leaves, (rows, S): the lowest finite number hides them where another key is left."""
+    left = bias > LOWEST
+    return np.where(left.any(axis=1, keepdims=True), left, bias != -np.inf)
+
+
 def exact_info(shape, causal, window, sinks, mask):
     """Of exact attention: all visible keys are near, and hold all the mass."""
     keep, bias = mask.keep, mask.bias
@@ -175,7 +183,7 @@ def exact_info(shape, causal, window, sinks, mask):
     places = [np.atleast_2d(a) for a in seen]
     for b, h, first in itertools.product(range(batch), range(heads), range(0, queries, ROWS_AT_ONCE)):
         rows = slice(first, first + ROWS_AT_ONCE)
-        left = keep[b, h, rows] != 0 if keep is not None else bias[b, h, rows] != -np.inf  # (rows, S)
+        left = keep[b, h, rows] != 0 if keep is not None else _left_by(bias[b, h, rows])  # (rows, S)
         before = np.zeros((len(left), keys + 1), np.int32)  # keys left before each place
         np.cumsum(left, axis=1, out=before[:, 1:])
         at = np.arange(len(left))

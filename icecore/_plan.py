@@ -60,7 +60,8 @@ class HeadPlan:
         """As `attention` takes them, for this key head alone."""
         sinks = DEFAULT_SINKS if causal else 0
         if self.path != "near_far":
-            return Settings(None, window=self.window, sinks=sinks if self.path == "window" else 0)
+            window_alone = self.path == "window"
+            return Settings(None, window=self.window, sinks=sinks if window_alone else 0, window_alone=window_alone)
         # for the forecast of the cost; rounding goes by the plan's
         mean = max(float(np.mean(self.tolerances)), tolerance) if rounds(tolerance) else tolerance
         return Settings(

@@ -41,6 +41,7 @@ class Settings:
     head_threshold: np.ndarray | None = None
     head_cell_size: np.ndarray | None = None
     metric: np.ndarray | None = None
+    window_alone: bool = False  # exact, but of a window in place of all keys
     selector: Selector | None = None  # another method: its parameters are its own
     rounded: bool = True  # to bfloat16, where the machine multiplies it and the tolerance allows it
 
@@ -48,6 +49,11 @@ class Settings:
     def is_exact(self):
         """Whether queries attend to all keys of their window."""
         return self.k is None and self.selector is None
+
+    @property
+    def is_approximate(self):
+        """Whether queries miss keys that the caller did not hide from them, or see them from afar."""
+        return not self.is_exact or self.window_alone
 
 
 #: All visible keys.

@@ -386,7 +386,7 @@ def test_indices_that_cannot_be(indices, error, message):
 
 
 def test_other_arguments():
-    with pytest.raises(ValueError, match="scale must be finite"):
+    with pytest.raises(ValueError, match="scale must lie from"):
         icecore.attend_indices(QUERY, KEY, VALUE, [0], scale=np.nan)
     with pytest.raises(ValueError, match="num_threads"):
         icecore.attend_indices(QUERY, KEY, VALUE, [0], num_threads=0)

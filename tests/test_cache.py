@@ -632,7 +632,7 @@ def test_bad_calls_change_nothing():
         (ValueError, "queries has 3 heads; expected a multiple of num_kv_heads=2", lambda: cache.attend(query[:3])),
         (ValueError, "queries has 200 rows, but the cache holds 100", lambda: cache.attend(np.repeat(query, 2, axis=1))),
         (ValueError, "queries begin at token 0, but tokens before .* are sealed", lambda: cache.attend(query)),
-        (ValueError, "scale must be finite", lambda: cache.attend(query[:, :1], scale=np.inf)),
+        (ValueError, "scale must lie from", lambda: cache.attend(query[:, :1], scale=np.inf)),
         (ValueError, "out has shape", lambda: cache.attend(query[:, :1], out=np.empty((6, 2, DIM), np.float32))),
         (ValueError, "n must be at most the 100 tokens there are, got 101", lambda: cache.truncate(101)),
         (ValueError, "n must be at least 0", lambda: cache.truncate(-1)),

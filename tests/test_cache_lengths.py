@@ -345,3 +345,28 @@ def test_no_memory_for_one_sequence_changes_none():
         cache.append(key, value)
     cache._sequences = [*cache._sequences[:2], cache._sequences[2].sequence]
     assert same(cache, before)
+
+
+def test_a_failed_append_leaves_what_queries_taught_as_it_was():
+    """Of the sequences before the one that failed, too."""
+    rng = np.random.default_rng(6)
+
+    def rows(count, heads):
+        return rng.standard_normal((2, heads, count, 64)).astype(np.float32)
+
+    first, failing, rest = ((rows(n, 2), rows(n, 2), rows(n, 4)) for n in (100, 700, 2000))
+    failing[0][1, 0, 650, 0] = 3.4e38  # of the second sequence, and not a number of bfloat16
+    failing[2][...] *= np.exp2(np.linspace(-4, 4, 64))  # another metric
+    caches = [icecore.KVCache(2, 64, dtype="bfloat16", tolerance=0.05, window=64, batch=2) for _ in range(2)]
+    outs = []
+    for cache, fails in zip(caches, (False, True), strict=True):
+        cache.append(*first)
+        cache.attend(first[2])
+        if fails:
+            with pytest.raises(ValueError, match="keys"):
+                cache.append(*failing)
+        cache.append(*rest)
+        outs.append(cache.attend(rest[2]))
+        outs.append(cache.attend(rest[2][:, :, -1:]))
+    for before, after in zip(outs[:2], outs[2:], strict=True):
+        assert_same_bits(before, after)

@@ -66,6 +66,26 @@ def test_a_batch_is_one_cache_for_threads():
     assert set(held[0]) == {1.0, 2.0}
 
 
+def test_a_cache_is_saved_as_it_was_when_the_call_began(tmp_path, monkeypatch):
+    """Whatever becomes of it before the file is written, or meanwhile."""
+    token = np.random.default_rng(0).standard_normal((4, 1, 5, 8)).astype(np.float32)
+    cache = icecore.KVCache(1, 8, batch=4)
+    cache.append(token, token)
+    save = icecore._array_file.save
+
+    def late(form, parameters, give, path):
+        cache.reorder([0, 1])
+        cache.append(token[:2], token[:2])
+        save(form, parameters, give, path)
+
+    monkeypatch.setattr(icecore._array_file, "save", late)
+    cache.save(tmp_path / "cache")
+    saved = icecore.KVCache.load(tmp_path / "cache")
+    assert (saved.batch, len(saved)) == (4, 5)
+    np.testing.assert_array_equal(saved.keys(), token)
+    assert (cache.batch, len(cache)) == (2, 10)
+
+
 def test_a_signal_handler_that_uses_the_cache_it_interrupted_is_refused(alarm):
     query = np.random.default_rng(0).standard_normal((1, 12000, 64)).astype(np.float32)
     refused = []

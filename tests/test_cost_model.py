@@ -116,6 +116,25 @@ def test_the_choice_does_not_depend_on_the_threads(causal):
     assert paths == {"exact", "near_far", "rounded"}
 
 
+def test_a_model_to_use_is_of_its_own_thread():
+    """And whoever leaves first takes nobody else's away."""
+    before, entered, left = _cost_model.model_in_force(), threading.Event(), threading.Event()
+
+    def other():
+        with _cost_model.use(COSTS):
+            entered.set()
+            left.wait()
+
+    thread = threading.Thread(target=other)
+    with _cost_model.use(_cost_model.NearFarAlways()):
+        thread.start()
+        entered.wait()
+        assert isinstance(_cost_model.model_in_force(), _cost_model.NearFarAlways)
+    left.set()
+    thread.join()
+    assert _cost_model.model_in_force() is before
+
+
 def test_what_a_trial_costs_by_hand():
     """Sealing, of which a causal call whose heads turn out to be exact does a third, and measuring."""
     sealing, measuring = COSTS.sealing_seconds(WORK), 1e-9 * 90 * 8 * 9

@@ -226,9 +226,9 @@ def test_options_go_to_the_methods_that_take_them(tiny, monkeypatch, capsys, arg
         (["--samples", "0"], "samples must be at least 1, got 0"),
         (["--samples", "2", "--task", "perplexity", "--input", "manual", "--length", "300"],
          "samples is for none of the tasks perplexity, got 2"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be from 1 to 4096, got 0"),
         (["--json", "no/such/folder/file"], "--json: no folder"),
-        (["--resume", "."], "Is a directory"),
+        (["--resume", "."], "--resume: . is a folder; expected a file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -126,6 +126,16 @@ def test_info_counts_the_keys_a_mask_leaves(dtype, causal):
     np.testing.assert_array_equal(info.near_keys, np.broadcast_to(visible.sum(axis=1), (HEADS, 5)))
 
 
+@pytest.mark.parametrize("lowest", [np.finfo(np.float32).min, -3.3895313892515355e38])
+def test_info_counts_no_key_that_the_lowest_number_hides(lowest):
+    query, key, value = inputs((HEADS, 3, DIM), (2, 9, DIM), DIM)
+    mask = np.zeros((3, 9), np.float32)
+    mask[0, 4:], mask[1], mask[2, 0] = lowest, lowest, -np.inf
+    mask[1, 0] = -np.inf
+    info = icecore.attention(query, key, value, attn_mask=mask, return_info=True)[1]
+    np.testing.assert_array_equal(info.near_keys, np.broadcast_to([4, 8, 8], (HEADS, 3)))
+
+
 LOWEST, HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
@@ -163,11 +173,24 @@ def test_finite_numbers_of_any_size_never_hide_and_never_give_nan(isa, queries, 
     np.testing.assert_allclose(out, oracle[0], atol=0.02)
 
 
+@pytest.mark.parametrize("scale", [None, 4.0])
+@pytest.mark.parametrize("queries", [4, 60])
+def test_finite_numbers_of_any_size_where_bfloat16_is_multiplied(isa, queries, scale):
+    """Of a width that matrix tiles take, whose scores are scaled after the mask is added."""
+    query, key, value = inputs((HEADS, queries, 64), (2, KEYS, 64), 64, "bfloat16")
+    query = query * np.asarray(0.1, query.dtype)
+    mask = rows_of_extremes(queries, KEYS)
+    out, lse = icecore.attention(query, key, value, attn_mask=mask, scale=scale, return_lse=True)
+    assert_rows_of_extremes(out.astype(np.float32), value, 2)
+    assert np.isfinite(lse).all()
+
+
 @pytest.mark.parametrize(
     "options", [{"k": 40}, {"threshold": 0.01}, {"tolerance": 0.05}, {"k": 3000}], ids=str
 )
-def test_finite_numbers_of_any_size_in_near_far_attention(isa, options):
-    query, key, value = inputs((2, 60, DIM), (2, 3000, DIM), DIM)
+@pytest.mark.parametrize("dim", [DIM, 64])
+def test_finite_numbers_of_any_size_in_near_far_attention(isa, options, dim):
+    query, key, value = inputs((2, 60, dim), (2, 3000, dim), dim)
     mask = rows_of_extremes(60, 3000)
     result = near_far(query, key, value, attn_mask=mask, **options)
     assert_rows_of_extremes(result.out[0], value, 1)

@@ -44,6 +44,14 @@ def test_generation_ends_with_the_context(successor):
     assert nn.generate(successor, [1] * 6 + [3], max_new_tokens=100) == [4, 5, 6, 7]
 
 
+@pytest.mark.parametrize(("options", "held"), [({"max_new_tokens": 3}, 4), ({"max_new_tokens": 9, "stop": {6}}, 4)])
+def test_the_cache_holds_what_was_asked_of_the_model(successor, options, held):
+    """Not the last token where there was no need of what follows it."""
+    cache = nn.KeyValueCache()
+    nn.generate(successor, [2, 3], cache=cache, **options)
+    assert cache.length == held
+
+
 def test_callback_sees_each_token_as_it_comes(successor):
     seen = []
     assert nn.generate(successor, [3], max_new_tokens=5, callback=seen.append) == seen == [4, 5, 6, 7, 8]

@@ -367,6 +367,20 @@ def test_wrong_arguments_are_refused_at_once(options, error, message):
         nn.NearFarCache(**options)
 
 
+def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
+    cache = nn.NearFarCache(k=np.int64(24), window=np.int32(32), sinks=np.uint8(4), seed=np.int64(3))
+    nn.forward(random_weights(), TOKENS[:50], cache=cache)
+    cache.save(tmp_path / "cache")
+    assert nn.NearFarCache.load(tmp_path / "cache").length == 50
+    nn.NearFarCache(tolerance=np.float32(0.02)).save(tmp_path / "empty")
+
+
+def test_options_that_later_passes_would_not_have_are_refused():
+    query = np.zeros((3, 1, 8), np.float32)
+    with pytest.raises(TypeError, match="NearFarCache has no 'softcap'; expected window= alone"):
+        nn.NearFarCache(**OPTIONS).attend(None, 0, query, query, query, softcap=50.0)
+
+
 def test_truncation_to_no_number_of_tokens_is_refused():
     cache = nn.NearFarCache(**OPTIONS)
     nn.forward(random_weights(), TOKENS[:50], cache=cache)

@@ -79,6 +79,19 @@ def test_odd_queries_reach_neither_the_metric_nor_the_thresholds_of_others(isa, 
     assert errors[0] < 1.2 * errors[1] + 0.02
 
 
+@pytest.mark.parametrize("number", ODD)
+@pytest.mark.parametrize("options", [{"k": 16}, {"tolerance": 0.1}], ids=str)
+def test_a_row_that_sees_no_key_has_no_mass_whatever_its_query_is(isa, options, number):
+    """Where keys are rounded less their centre, too, whose score is added to lse."""
+    query, key, value = inputs((2, 300, 64), (1, 600, 64), 64)
+    key[..., 0] += 100.0
+    mask = np.ones((300, 600), bool)
+    mask[5], query[:, 5, 3] = False, number
+    out, lse = near_far(query, key, value, attn_mask=mask, cell_size=8, rounding=True, **options)[:2]
+    assert not out[0, :, 5].any() and (lse[0, :, 5] == -np.inf).all()
+    assert np.isfinite(np.delete(lse[0], 5, axis=1)).all()
+
+
 def test_a_query_of_nothing_but_zeros_is_a_query(isa):
     """All queries, or some: every key has the same weight."""
     query, key, value = inputs((2, 60, DIM), (1, KEYS, DIM), DIM)

@@ -127,11 +127,18 @@ def test_a_cache_of_a_model_asks_the_plan_for_each_layer():
         ([(0, *(a[0] for a in skewed(8)))], {}, r"query has shape \(8, 16\); expected \(heads, length, dim\)"),
         ([(0, *skewed(8))], {"tolerance": 1.5}, "tolerance must be above 0 and below 1, got 1.5"),
         ([(0, *skewed(8))], {"windows": (0,)}, "windows must be at least 1, got 0"),
+        ([(0, *skewed(8))], {"windows": ()}, r"windows is \(\); expected at least one integer"),
+        ([(0, *skewed(8))], {"cell_sizes": []}, r"cell_sizes is \[\]; expected at least one integer"),
     ],
 )
 def test_calibrations_that_cannot_be(captures, options, message):
     with pytest.raises(ValueError, match=message):
         icecore.calibrate(captures, **{"tolerance": 0.1, **options})
+
+
+def test_numbers_to_try_are_sequences():
+    with pytest.raises(TypeError, match="windows must be a sequence of integers, got 256"):
+        icecore.calibrate([(0, *skewed(8))], tolerance=0.1, windows=256)
 
 
 # ---- Calls by a plan ----
@@ -165,6 +172,20 @@ def test_paths_may_differ_within_a_layer(batch):
     sliding = icecore.attention(query, key, value, causal=True, window=64, sinks=16)
     assert_same_bits(out[..., :2, :, :], sliding[..., :2, :, :])
     assert_same_bits(out[..., 2:, :, :], icecore.attention(query, key, value, causal=True)[..., 2:, :, :])
+
+
+def test_the_last_queries_are_exact_whatever_a_head_is_blind_to():
+    query, key, value = skewed(600)
+    out, lse, info = icecore.attention(query, key, value, causal=True, plan=layer_plan(WINDOW, EXACT), last_exact=30,
+                                       return_lse=True, return_info=True)
+    whole, whole_lse = icecore.attention(query, key, value, causal=True, return_lse=True)
+    sliding = icecore.attention(query, key, value, causal=True, window=64, sinks=16)
+    for heads, rows, wanted in ((slice(0, 2), slice(0, -30), sliding), (slice(2, 4), slice(None), whole)):
+        assert_same_bits(out[heads, rows], wanted[heads, rows])
+    np.testing.assert_allclose(out[:2, -30:], whole[:2, -30:], atol=1e-5)
+    np.testing.assert_allclose(lse[:, -30:], whole_lse[:, -30:], atol=1e-5)
+    np.testing.assert_array_equal(info.near_keys[:, -30:], np.broadcast_to(np.arange(571, 601), (4, 30)))
+    np.testing.assert_array_equal(info.near_keys[0, 100:-30], 80)
 
 
 def test_masks_of_heads_reach_their_heads():

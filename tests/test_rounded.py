@@ -136,6 +136,20 @@ def test_batches_and_few_queries():
         assert (head_error(out.astype(np.float64), expected) <= 2.0**-7).all()
 
 
+def test_queries_that_see_no_key_may_hold_anything():
+    """Their lse is -inf although the score of the centre, which is added to it, is no number."""
+    rng = np.random.default_rng(4)
+    query, key, value = (rng.standard_normal((2, 3000, 64)).astype(np.float32) for _ in range(3))
+    key[..., 0] += 100.0
+    query[:, 5], query[:, 7, 3] = np.nan, np.inf
+    ranges = np.tile([0, 3000], (3000, 1))
+    ranges[[5, 7]] = 0
+    out, lse, info = icecore.attention(query, key, value, key_ranges=ranges, tolerance=0.05, return_lse=True, return_info=True)
+    assert info.path == "rounded"
+    assert not out[:, [5, 7]].any() and (lse[:, [5, 7]] == -np.inf).all()
+    assert np.isfinite(np.delete(lse, [5, 7], axis=1)).all()
+
+
 def test_same_bits_for_any_threads():
     arrays = inputs((4, 500, 64), (2, 800, 64), 64)
     results = []

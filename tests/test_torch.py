@@ -123,6 +123,22 @@ def test_packed_sequences_that_do_not_fit_are_refused():
         varlen_attention(query, key, value, good, good, window=(-2, 0))
 
 
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.05}, {"k": 2}])
+def test_packed_sequences_are_checked_before_the_first_is_written(options):
+    query, key, value = inputs((9, 2, 4), (9, 2, 4), 4)
+    good, out = [0, 4, 9], torch.full((9, 2, 4), 7.0)
+    for wrong in (torch.zeros(11, 2, 4), torch.zeros(8, 2, 4), torch.zeros(9, 2, 3)):
+        with pytest.raises(ValueError, match="out has shape"):
+            varlen_attention(query, key, value, good, good, out=wrong, **options)
+    for wrong in (torch.zeros(12, 2, 4), torch.zeros(7, 2, 4), torch.zeros(9, 1, 4)):
+        with pytest.raises(ValueError, match="expected equal totals and heads"):
+            varlen_attention(query, key, wrong, good, good, out=out, **options)
+    assert (out == 7.0).all()
+    both = torch.zeros(13, 2, 4)
+    with pytest.raises(ValueError, match="out overlaps query"):
+        varlen_attention(both[:9], key, value, good, good, out=both[4:], **options)
+
+
 # ---- attention ----
 
 
@@ -545,6 +561,12 @@ def test_calls_of_few_keys_are_exact(computed):
     with replace_sdpa(tolerance=0.1, min_keys=10):
         attend()
     assert [call[-1]["tolerance"] for call in computed] == [0.1, None]
+
+
+def test_calls_of_few_keys_have_their_threads(computed):
+    with replace_sdpa(tolerance=0.1, num_threads=1):
+        attend()
+    assert computed[0][-1]["num_threads"] == 1
 
 
 def test_arguments_of_the_replacement_may_have_their_names(computed):

@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -402,6 +403,11 @@ def test_a_saved_cache_goes_on_as_the_one_that_was_saved(tmp_path, family, opene
 
 def test_a_new_cache_is_saved_too(tmp_path, model):
     near_far(model).save(tmp_path / "new")
+    assert NearFarCache.load(tmp_path / "new", model.config).get_seq_length() == 0
+
+
+def test_numbers_of_numpy_are_kept_as_numbers(tmp_path, model):
+    NearFarCache(model.config, tolerance=np.float32(0.1), window=np.int64(64)).save(tmp_path / "new")
     assert NearFarCache.load(tmp_path / "new", model.config).get_seq_length() == 0
 
 

@@ -21,6 +21,7 @@ CASES = {
     "a step of decoding": ((3, 1, 1, 1000, 64), {"stride": 8, "threshold": 0.9}),
     "a tiny threshold": ((2, 1, 300, 900, 7), {"stride": 8, "threshold": 1e-9}),
     "another scale": ((2, 1, 300, 900, 7), {"stride": 8, "threshold": 0.8, "scale": -0.4}),
+    "a low soft cap": ((2, 1, 500, 500, 16), {"stride": 4, "threshold": 0.9, "softcap": 0.5}),
     "a soft cap and sink logits": (
         (2, 1, 300, 900, 16), {"stride": 8, "threshold": 0.8, "softcap": 2.0, "sink_logits": (1.0, -2.0)}),
 }
@@ -47,6 +48,8 @@ def test_a_score_is_the_mean_over_the_visible_pairs_of_an_antidiagonal():
     assert scores[1, 0] == pytest.approx(np.mean([query[4 + i] @ key[3 - i] for i in range(4)]))
     assert scores[1, 1] == pytest.approx(np.mean([query[7 - i] @ key[4 + i] for i in range(2)]))  # the others are later
     assert scores[0, 1] == -np.inf
+    low = antidiagonal_scores(query, key, np.arange(1, 9), 4, softcap=0.1)
+    assert low[0, 1] == -np.inf and low[1, 0] == pytest.approx(0.1 * np.tanh(scores[1, 0] / 0.1))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -30,7 +30,7 @@ icecore_status ice_check_problem(const icecore_attention *p) {
         p->dtype <= ICECORE_BFLOAT16 && p->key_dtype <= ICECORE_BFLOAT16 && p->mask_kind <= ICECORE_MASK_FLOAT32;
     int options = p->window_left >= -1 && p->window_right >= -1 && p->sinks >= 0 &&
                   (p->mask_kind == ICECORE_MASK_NONE || p->mask != NULL);
-    if (!kinds || !sizes || !dims || !heads || !options || !is_softcap(p->softcap) ||
+    if (!kinds || !sizes || !dims || !heads || !options || !(fabsf(p->scale) <= MAX_SCORE) || !is_softcap(p->softcap) ||
         !are_sink_logits(p->sink_logits, p->query_heads) || !are_alibi_slopes(p->alibi_slopes, p->query_heads))
         return ICECORE_ERROR_VALUE;
     if (!ice_is_empty(p) && (!p->query.data || !p->out.data || (p->keys > 0 && (!p->key.data || !p->value.data))))

@@ -180,6 +180,7 @@ void ice_tile_move_to_panel(ice_tile *tile) {
 void ice_add_centre(const ice_tile *tile, int lane, const float *centre, float *lse) {
     const int64_t dim = tile->problem->dim;
     float score;
+    if (*lse == -INFINITY) return; /* it sees no key, whatever its query is */
     tile->kernels->row_scores(tile->query_rows + lane * dim, dim, ICECORE_FLOAT32, centre, dim, 1, &score);
     *lse += (float)(ICE_LN_2 * (double)score);
 }

@@ -131,10 +131,12 @@ static void add_centre_task(void *context, int64_t query_head, void *scratch) {
     if (!scratch || !call->keeps[head]) return;
     for (int64_t i = 0; i < p->queries; i++) {
         const ice_row row = {batch, query_head % p->query_heads, i};
+        float *lse = &p->lse[ice_place_of(p, row)];
+        if (*lse == -INFINITY) continue; /* it sees no key, whatever its query is */
         ice_load_query(p, call->kernels, row, (float)p->scale, query);
         call->kernels->row_scores(query, p->dim, ICECORE_FLOAT32, call->rounded->centre + head * p->dim, p->dim, 1,
                                   &score);
-        p->lse[ice_place_of(p, row)] += score;
+        *lse += score;
     }
 }
 

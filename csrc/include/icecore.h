@@ -131,8 +131,8 @@ typedef struct {
     int64_t batch, query_heads, key_heads, queries, keys, dim, value_dim;
     icecore_tensor query, key, value; /* read only */
     icecore_tensor out;               /* must not overlap an input */
-    float *lse; /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
-    float scale;
+    float *lse;                /* NULL, or batch x query_heads x queries: natural log of the sum of exp(scores) */
+    float scale;               /* of a magnitude up to 1e30 */
     float softcap;             /* 0: none; else from 1e-30 to 1e30 */
     const float *sink_logits;  /* NULL, or query_heads: of magnitudes up to 1e30, or -inf for none */
     const float *alibi_slopes; /* NULL, or query_heads: from 0 to 1e6; of exact attention and of caches */

@@ -78,8 +78,8 @@ static void score_whole(const ice_tile *tile, int64_t row_group, int64_t first, 
     for (int64_t n = 0; n < count; n++) score[n] /= (float)rows;
 }
 
-/* The same of one group of which the rows see a part; -inf where they see nothing of the antidiagonal. */
-static void score_partly(const ice_tile *tile, int64_t row_group, int64_t key_group, space *s) {
+/* The same of one group of which the rows see a part; returns whether they see anything of the antidiagonal. */
+static int score_partly(const ice_tile *tile, int64_t row_group, int64_t key_group, space *s) {
     const icecore_attention *p = tile->problem;
     float sum = 0.0f, score;
     int pairs = 0;
@@ -92,10 +92,12 @@ static void score_partly(const ice_tile *tile, int64_t row_group, int64_t key_gr
         sum += score;
         pairs++;
     }
-    s->score[row_group * s->key_groups + key_group] = pairs ? sum / (float)pairs : -INFINITY;
+    s->score[row_group * s->key_groups + key_group] = sum / (float)pairs;
+    return pairs > 0;
 }
 
-/* Keys by the block, so that all groups of rows read them while they are near. */
+/* Capped; -inf of groups that rows do not see.  Keys by the block, so that all groups of rows read them while they are
+ * near. */
 static void score_groups(const ice_tile *tile, space *s) {
     const int64_t dim = tile->problem->dim, step = BLOCK / s->stride;
     for (int64_t row = 0; row < tile->lanes; row++) {
@@ -107,8 +109,12 @@ static void score_groups(const ice_tile *tile, space *s) {
             const int64_t rest = whole_groups(tile, s, m) - first, count = ice_min(rest, step);
             if (count > 0) score_whole(tile, m, first, count, s);
         }
-    for (int64_t m = 0; m < s->row_groups; m++)
-        for (int64_t n = whole_groups(tile, s, m); n < s->key_groups; n++) score_partly(tile, m, n, s);
+    for (int64_t m = 0; m < s->row_groups; m++) {
+        int64_t seen = whole_groups(tile, s, m);
+        while (seen < s->key_groups && score_partly(tile, m, seen, s)) seen++;
+        ice_tile_cap_row(tile, s->score + m * s->key_groups, seen);
+        for (int64_t n = seen; n < s->key_groups; n++) s->score[m * s->key_groups + n] = -INFINITY;
+    }
 }
 
 /* ---- Blocks by their mass ---- */
@@ -120,7 +126,6 @@ static double weigh_blocks(const ice_tile *tile, int64_t blocks, space *s, doubl
     memset(s->mass, 0, (size_t)blocks * sizeof *s->mass);
     for (int64_t m = 0; m < s->row_groups; m++) {
         float *weight = s->score + m * s->key_groups, maximum = -INFINITY, sum = 0.0f, correction;
-        ice_tile_cap_row(tile, weight, s->key_groups);
         tile->kernels->row_softmax(weight, s->key_groups, &maximum, &sum, &correction);
         if (sum == 0.0f) continue; /* it sees nothing */
         if (!(sum < INFINITY)) return NAN;

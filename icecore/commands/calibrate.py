@@ -65,8 +65,8 @@ def run(args):
         error(str(problem))
     with arguments.threads(args), progress(model.weights.config.layers) as tick:
         plan = icecore.calibrate(_watched(captures, tick), tolerance=args.tolerance, causal=not model.reads_images)
-    plan.save(args.output)
     print(plan)
+    plan.save(args.output)
     if args.plot:
         plan.plot(args.plot)
     return 0

@@ -8,6 +8,8 @@ import icecore
 from icecore import _native, _tune, _tuning_file
 from icecore._cost_model import COEFFICIENTS
 
+from .arguments import check
+
 
 def add_arguments(parser):
     """Add --seconds and --threads."""
@@ -24,8 +26,10 @@ def run(arguments):
     """Measure, print the table and write the file; status 1 if it cannot be written or the times make no sense."""
     if not arguments.seconds > 0:
         arguments.parser.error(f"--seconds must be above 0, got {arguments.seconds}")
-    if arguments.threads is not None and arguments.threads < 1:
-        arguments.parser.error(f"--threads must be at least 1, got {arguments.threads}")
+    try:
+        check(arguments)
+    except ValueError as problem:
+        arguments.parser.error(str(problem))
     if _tuning_file.path() is None:
         print(_tuning_file.NOWHERE, file=sys.stderr)
         return 1

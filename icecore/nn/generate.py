@@ -35,7 +35,8 @@ def generate(
     attention : callable, optional
         As in `forward`.
     cache : KeyValueCache or NearFarCache, optional
-        Holds the tokens before the prompt, if any, and grows by it and the new ones. Default: a new `KeyValueCache`.
+        Holds the tokens before the prompt, if any, and grows by it and the new ones, save the last where `max_new_tokens` or
+        the model's context ended the text. Default: a new `KeyValueCache`.
     temperature, top_k, top_p, seed
         As in `continue_from`.
     stop : collection of int, optional

@@ -30,17 +30,18 @@ FOLDER = re.compile("save-[0-9a-f]{16}")
 FORGOTTEN = 24 * 3600
 
 
-def _check_options(plan, options):
-    """Refuse what no layer can have, before there is one."""
+def _checked(plan, options):
+    """The options as a KVCache has them; what no layer can have is refused before there is one."""
     for name in options.keys() & {"num_kv_heads", "dim", "value_dim", "batch"}:
         raise TypeError(f"NearFarCache() got an unexpected keyword argument {name!r}: layers have their model's")
     if plan is None:
-        icecore.KVCache(1, 1, **options | {"metric": None})
-        return
+        cache = icecore.KVCache(1, 1, **options | {"metric": None})
+        return {name: value if name == "metric" else getattr(cache, name) for name, value in options.items()}
     if not isinstance(plan, icecore.Plan):
         raise TypeError(f"plan must be a Plan, as calibrate returns it, got {type(plan).__name__}")
     for layer in plan.layers.values():
-        icecore.KVCache(len(layer.heads), layer.dim, plan=layer, **options)
+        cache = icecore.KVCache(len(layer.heads), layer.dim, plan=layer, **options)
+    return {name: getattr(cache, name) for name in options}
 
 
 def _holds_caches(path):
@@ -150,13 +151,20 @@ class NearFarCache:
             raise ValueError(f"last_exact must be at least 0, got {last_exact}")
         if options.get("metric") is not None:
             options["metric"] = np.asarray(options["metric"]).tolist()  # for cache.json
-        _check_options(plan, options)
-        self._options = options
+        self._options = _checked(plan, options)
         self._layers = {}  # layer -> icecore.KVCache
         self._sliding = KeyValueCache()
 
     def attend(self, attention, layer, query, key, value, **options):
-        """Add a layer's new rows and attend to all it holds; arguments and result as of `KeyValueCache.attend`."""
+        """Add a layer's new rows and attend to all it holds; arguments and result as of `KeyValueCache.attend`.
+
+        Raises
+        ------
+        TypeError
+            An option other than `window`, which later passes would not have.
+        """
+        if others := options.keys() - {"window"}:
+            raise TypeError(f"NearFarCache has no {min(others)!r}; expected window= alone")
         if options.get("window") is not None:
             return self._sliding.attend(attention, layer, query, key, value, **options)
         if layer not in self._layers:

@@ -11,8 +11,8 @@ from icecore.reference.dense import capped, softmax_sum, visible_count, visible_
 ROWS, BLOCK = 48, 128
 
 
-def antidiagonal_scores(query, key, end, stride):
-    """(L, d), (S, d), (L,) -> (groups of rows, groups of keys): the mean of q_i . k_j over the antidiagonals.
+def antidiagonal_scores(query, key, end, stride, softcap=None):
+    """(L, d), (S, d), (L,) -> (groups of rows, groups of keys): the mean of q_i . k_j over the antidiagonals, capped.
 
     Groups are of `stride` rows and keys; the pairs of an antidiagonal are those with i + j = stride - 1 in their groups and
     j < end_i, and where there is none the score is -inf.
@@ -23,7 +23,7 @@ def antidiagonal_scores(query, key, end, stride):
     tiles = [np.pad(each, padding).reshape(-(-len(query) // stride), stride, -(-len(key) // stride), stride)
              for each in (np.where(on, query @ key.T, 0.0), on)]
     total, pairs = (each.sum(axis=(1, 3)) for each in tiles)
-    return np.where(pairs, total / np.maximum(pairs, 1), -np.inf)
+    return np.where(pairs, capped(total / np.maximum(pairs, 1), softcap), -np.inf)
 
 
 def choose_blocks(query, key, stride, threshold, softcap=None):
@@ -39,7 +39,7 @@ def choose_blocks(query, key, stride, threshold, softcap=None):
     for first in range(0, queries, ROWS):
         rows, blocks = slice(first, first + ROWS), end[first] // BLOCK
         own = key[: end[rows][-1]]
-        scores = capped(antidiagonal_scores(query[rows], own, end[rows], stride), softcap)
+        scores = antidiagonal_scores(query[rows], own, end[rows], stride, softcap)
         weights, _ = softmax_sum(scores, np.eye(scores.shape[1]))  # (groups of rows, groups of keys)
         weight = weights.sum(axis=0)
         opened = np.ones(blocks, bool)

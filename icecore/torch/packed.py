@@ -57,9 +57,13 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, /, *, causal
     starts = _check_starts(cu_seqlens_q, len(query), "q"), _check_starts(cu_seqlens_k, len(key), "k")
     if len(starts[0]) != len(starts[1]):
         raise ValueError(f"cu_seqlens_q is of {len(starts[0]) - 1} sequences and cu_seqlens_k of {len(starts[1]) - 1}")
-    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+    if value.shape[:2] != key.shape[:2]:
+        raise ValueError(f"value has shape {tuple(value.shape)} and key {tuple(key.shape)}; expected equal totals and heads")
     if out is None:
-        out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        out = query.new_empty(*query.shape[:2], value.shape[-1])
+    else:
+        _check_out(out, query, key, value)
+    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
     lse = query.new_empty(query.shape[:2], dtype=torch.float32) if return_lse else None
     result = out.transpose(0, 1)
     if options.get("k") is None and options.get("tolerance") is None:
@@ -74,6 +78,16 @@ def varlen_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, /, *, causal
         if return_lse:
             lse[:, own] = returned[1]
     return (out, lse) if return_lse else out
+
+
+def _check_out(out, query, key, value):
+    """Of all sequences, before the first is written; each call checks the rest."""
+    own, expected = as_array(out, "out"), (*query.shape[:2], value.shape[-1])
+    if out.shape != expected:
+        raise ValueError(f"out has shape {tuple(out.shape)}; expected {expected}")
+    for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
+        if np.shares_memory(own, as_array(tensor, name)):
+            raise ValueError(f"out overlaps {name}; expected memory of its own")
 
 
 def _check_starts(given, total, name):

@@ -23,7 +23,7 @@ class _Replacement(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _attend(self, query, key, *args, **kwargs):
-        options = self.options if key.shape[-2] >= self.min_keys else {}
+        options = self.options if key.shape[-2] >= self.min_keys else {"num_threads": self.options["num_threads"]}
         return scaled_dot_product_attention(query, key, *args, **kwargs, **options)
 
 

@@ -49,7 +49,8 @@ class NearFarCache(Cache):
         options = {"tolerance": tolerance, "k": k, "window": window, "sinks": sinks, "dtype": dtype}
         options = {name: value for name, value in options.items() if value is not None}
         _check_config(config)
-        icecore.KVCache(1, 1, **options)
+        cache = icecore.KVCache(1, 1, **options)
+        options = {name: getattr(cache, name) for name in options}
         if isinstance(min_length, bool) or not isinstance(min_length, int) or min_length < 1:
             raise ValueError(f"min_length must be an integer of at least 1, got {min_length!r}")
         layers = [
