@@ -58,7 +58,7 @@ def test_attend_indices(benchmark, count, sharing, dtype, method):
 
 
 def table(*columns):
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
 
 
 def row(*cells):
