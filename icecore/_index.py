@@ -22,6 +22,8 @@ DEFAULT_FIELD_OF_VIEW = 16
 DEFAULT_CANDIDATES = 64
 #: Range search: queries at a time, and neighbours that each is first asked for.
 RANGE_QUERIES, RANGE_FIRST = 256, 64
+#: Of bounds that are finite: distances that are beyond it became infinite.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Index:
@@ -158,7 +160,8 @@ class Index:
         ids : (n,) array of int, optional
             Distinct, and not in the index unless `replace` is given. Default: counting up from one above the largest ever used.
         progress : callable, optional
-            Called with (vectors done, n) from time to time. An exception raised in it ends the call. It must not use the index.
+            Called with (vectors done, n) whenever about a thousand have been sealed, so never where few are added. An exception
+            raised in it ends the call. It must not use the index.
         replace : bool
             Vectors of ids that are in the index are replaced.
         num_threads : int, optional
@@ -296,7 +299,9 @@ class Index:
         structure that a tree could use: nearly all are compared then, in 8 bits.
 
         Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or
-        as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite.
+        as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite. Squared
+        distances are of one scale for all vectors: where the sizes of most of a thousand differ by more than 2^32 from those of
+        most others, distances between the small ones may count as 0, and those of new large ones as infinite.
 
         The results have `k` columns even where the index holds fewer vectors: for all of them, ask for ``k=len(index)``.
 
@@ -344,8 +349,10 @@ class Index:
         rows, _ = self._checked(queries, "queries")
         if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
             raise TypeError(f"bound must be a number, got {type(bound).__name__}")
-        if math.isnan(bound):
+        if bound != bound:
             raise ValueError("bound must be a number, got nan")
+        if abs(bound) != math.inf:
+            bound = np.float32(min(max(bound, -LARGEST), LARGEST))
         filters = [check_filter(ids, name, len(rows)) for ids, name in ((filter, "filter"), (exclude, "exclude"))]
         if len(self) == 0:
             raise ValueError("the index is empty; add vectors before searching")
@@ -457,7 +464,7 @@ class Index:
         """Write to a file (safetensors): first under a temporary name beside it, then renamed.
 
         Merges that are under way are not saved; they begin anew in the loaded index. Removed vectors are not written; the means
-        of their cells, into which they went, are found anew by `compact`.
+        of their cells, into which they went, are: `compact` before saving finds them anew.
         """
         _array_file.save(FILE, self._parameters, self._native.write, path)
 

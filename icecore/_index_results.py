@@ -14,7 +14,7 @@ class SearchResult(NamedTuple):
     Attributes
     ----------
     ids : (n, k) int64
-        -1 where fewer than k were found.
+        -1 where fewer than k were found (`counts` tells it from a vector whose id is -1).
     scores : (n, k) float32
         Inner products or cosines (descending), or squared distances (ascending); NaN where `ids` is -1.
     counts : (n,) int64

@@ -26,6 +26,8 @@ QUANTIZED = {_native.INT8: 8, _native.INT4: 4}
 TEST_FACTOR = max(1, int(os.environ.get("ICECORE_TEST_FACTOR") or 1))
 
 FLOAT32_ROUNDOFF = 2.0**-24
+#: Of 2^x where weights are rounded to a shorter type anyway.
+EXP2_OF_ROUNDED = 3e-6
 # dtype name: (roundoff, spacing of the smallest numbers)
 _PRECISION = {
     "float64": (2.0**-53, 0.0),
@@ -122,6 +124,7 @@ def rounding_bound(query, key, value, weight_roundoff=0.0, attn_mask=None, scale
     sums = FLOAT32_ROUNDOFF * (np.sqrt(keys) + 16)
     total, lse = reference.attention(query, key, np.abs(value), attn_mask=attn_mask, scale=scale, softcap=softcap, **options)
     on_lse = score + sums + FLOAT32_ROUNDOFF * np.abs(np.where(np.isfinite(lse), lse, 0.0))
+    on_lse += EXP2_OF_ROUNDED if weight_roundoff else 0.0
     return (2 * score + sums + weight_roundoff)[..., None] * total, on_lse
 
 

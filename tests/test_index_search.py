@@ -656,3 +656,23 @@ def test_nothing_within_a_bound():
             index.search_within(normal(1, 4), bound)
     with pytest.raises(ValueError, match="the index is empty"):
         icecore.Index(4).search_within(normal(1, 4), 1.0)
+
+
+def test_bounds_beyond_float32_are_the_largest_distance():
+    index = icecore.Index(2, metric="l2")
+    index.add(np.float32([[0, 0], [1, 1], [1e30, 0]]))
+    found = index.search_within([0.0, 0.0], 1e39)
+    assert found.ids.tolist() == [0, 1]
+    assert index.search_within([0.0, 0.0], 10**400).ids.tolist() == [0, 1]
+    assert index.search_within([0.0, 0.0], np.inf).ids.tolist() == [0, 1, 2]
+    assert not len(index.search_within([0.0, 0.0], -(10**400)).ids)
+
+
+def test_many_equal_scores_are_ordered_by_id():
+    """In the time of sorting: with insertion this would take minutes."""
+    count = 60_000
+    ids = np.random.default_rng(0).permutation(count) - 1000
+    index = icecore.Index(4, metric="l2")
+    index.add(np.zeros((count, 4), np.float32), ids=ids)
+    found = index.search(np.zeros(4, np.float32), count, exact=True)
+    np.testing.assert_array_equal(found.ids.ravel(), np.sort(ids))

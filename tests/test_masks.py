@@ -185,6 +185,28 @@ def test_finite_numbers_of_any_size_where_bfloat16_is_multiplied(isa, queries, s
     assert np.isfinite(lse).all()
 
 
+def test_a_key_that_a_mask_hides_stays_hidden_whatever_its_score(isa):
+    """Scores of 4e9 beside the lowest finite number, of which one in a block is hidden for good."""
+    query, key, value = inputs((2, 60, 64), (1, 64, 64), 64, "bfloat16")
+    query[...], key[...] = 1e4, 0.0
+    key[:, 5] = 5e4  # 64 1e4 5e4 / 8
+    mask = np.zeros((60, 64), np.float32)
+    mask[:, 5], mask[:, 9] = LOWEST, -np.inf
+    out = icecore.attention(query, key, value, attn_mask=mask)
+    left = np.delete(value[0].astype(np.float64), [5, 9], axis=0).mean(axis=0)
+    np.testing.assert_allclose(out.astype(np.float64), np.broadcast_to(left, out.shape), atol=0.02)
+
+
+def test_a_value_that_is_no_number_shows_where_the_lowest_number_is_all_there_is(isa):
+    query, key, value = inputs((2, 64, 64), (1, 64, 64), 64, "bfloat16")
+    value[:, 3, 0] = np.inf
+    mask = np.zeros((64, 64), np.float32)
+    mask[40] = LOWEST
+    out = icecore.attention(query, key, value, causal=True, attn_mask=mask)
+    assert (out[:, 40, 0] == np.inf).all()
+    assert np.isfinite(out[:, 40, 1:].astype(np.float32)).all()
+
+
 @pytest.mark.parametrize(
     "options", [{"k": 40}, {"threshold": 0.01}, {"tolerance": 0.05}, {"k": 3000}], ids=str
 )

@@ -79,6 +79,23 @@ def test_odd_queries_reach_neither_the_metric_nor_the_thresholds_of_others(isa, 
     assert errors[0] < 1.2 * errors[1] + 0.02
 
 
+@pytest.mark.parametrize("scale", [0.125, 0.3, 1e-3, 7.0])
+@pytest.mark.parametrize("size", [3e2, 3e3, 3e4, 3e6, 3e9])
+def test_equal_scores_of_any_size_share_the_mass(isa, size, scale):
+    """Also where the rounding of a score is a power of two that weights do not reach."""
+    query, key, value = inputs((2, 64, 64), (1, 150, 64), 64, "bfloat16")
+    query[...], key[...] = size, size
+    out, lse = icecore.attention(query, key, value, scale=scale, return_lse=True)
+    wanted = value[0].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(out.astype(np.float64), np.broadcast_to(wanted, out.shape), atol=0.02)
+    held = float(key[0, 0, 0])
+    np.testing.assert_allclose(lse, scale * 64 * held**2 + np.log(150), rtol=1e-5)
+    key[:, ::2] = -key[:, ::2]
+    out = icecore.attention(query, key, value, scale=scale)
+    wanted = value[0, 1::2].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(out.astype(np.float64), np.broadcast_to(wanted, out.shape), atol=0.02)
+
+
 @pytest.mark.parametrize("number", ODD)
 @pytest.mark.parametrize("options", [{"k": 16}, {"tolerance": 0.1}], ids=str)
 def test_a_row_that_sees_no_key_has_no_mass_whatever_its_query_is(isa, options, number):

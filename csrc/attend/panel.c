@@ -112,6 +112,9 @@ static void attend_by_bf16(ice_tile *tile, const uint16_t *keys, int64_t stride,
     tile->kernels->bf16->panel_attend(&own, keys, stride, packed_values, count, bias);
 }
 
+/* No score is seen beside a bias of this: where nothing else is left, kernels may not tell such ones apart. */
+#define BEYOND_SCORES 0x1p100f
+
 /* The weights that hidden keys do not have, as float32, in the place of the panel's scores. */
 static void recall_weights(ice_tile *tile, const uint16_t *keys, int64_t stride, int64_t count, const float *bias,
                            const ice_alibi *alibi) {
@@ -123,7 +126,9 @@ static void recall_weights(ice_tile *tile, const uint16_t *keys, int64_t stride,
         for (int lane = 0; lane < tile->lanes; lane++) {
             float *score = &tile->scores[j * ICE_PANEL + lane];
             const float added = bias[j * ICE_PANEL + lane];
-            *score = added == -INFINITY ? 0.0f : exp2f(*score + added - tile->maximum[lane]);
+            if (added == -INFINITY) *score = 0.0f;
+            else if (added < -BEYOND_SCORES && tile->maximum[lane] < -BEYOND_SCORES) *score = 1.0f;
+            else *score = exp2f(*score + added - tile->maximum[lane]);
         }
 }
 

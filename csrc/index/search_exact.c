@@ -76,15 +76,37 @@ void ice_scan_exactly(ice_search_space *w, const int32_t *slots, int64_t count) 
     }
 }
 
-/* Ties by the smaller id: runs of equal scores, which are short, are put in order by insertion. */
+static int64_t id_of(const ice_search_call *call, int32_t slot) { return *ice_slot_id(&call->index->slots, slot); }
+
+/* Sinks slots[top] in a heap of `count` whose top is the largest id. */
+static void sink(const ice_search_call *call, int32_t *slots, int64_t top, int64_t count) {
+    const int32_t slot = slots[top];
+    const int64_t id = id_of(call, slot);
+    for (int64_t child; (child = 2 * top + 1) < count; top = child) {
+        if (child + 1 < count && id_of(call, slots[child + 1]) > id_of(call, slots[child])) child++;
+        if (id_of(call, slots[child]) <= id) break;
+        slots[top] = slots[child];
+    }
+    slots[top] = slot;
+}
+
+/* By heap: runs of equal scores are short, but where vectors are copies or of few values as long as what is asked for.
+ */
+static void order_by_id(const ice_search_call *call, int32_t *slots, int64_t count) {
+    for (int64_t top = count / 2 - 1; top >= 0; top--) sink(call, slots, top, count);
+    for (int64_t last = count - 1; last > 0; last--) {
+        const int32_t largest = slots[0];
+        slots[0] = slots[last];
+        slots[last] = largest;
+        sink(call, slots, 0, last);
+    }
+}
+
+/* Ties by the smaller id. */
 static void order_ties(const ice_search_call *call, const float *scores, int32_t *slots, int64_t count) {
-    for (int64_t i = 1; i < count; i++) {
-        if (scores[i] != scores[i - 1]) continue;
-        int32_t slot = slots[i];
-        int64_t id = *ice_slot_id(&call->index->slots, slot), j = i;
-        for (; j > 0 && scores[j - 1] == scores[i] && *ice_slot_id(&call->index->slots, slots[j - 1]) > id; j--)
-            slots[j] = slots[j - 1];
-        slots[j] = slot;
+    for (int64_t first = 0, end; first < count; first = end) {
+        for (end = first + 1; end < count && scores[end] == scores[first];) end++;
+        order_by_id(call, slots + first, end - first);
     }
 }
 

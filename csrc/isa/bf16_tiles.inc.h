@@ -70,20 +70,8 @@ static void tile_pack_values(const uint16_t *values, int64_t stride, int64_t cou
         }
 }
 
-/* A bias of scores that are scaled later: finite numbers beyond 2^30, which no score is seen beside,
- * go on from there by their bits, in their order, to less than 2^31.  Multiplied by the inverse of a scale larger ones
- * would hide keys as infinity does, and the rounding of what is multiplied again would decide which weigh something. */
-static ALWAYS_INLINE vf tile_bias(vf bias) {
-    const __m512i number = _mm512_castps_si512(bias), sign = _mm512_set1_epi32((int)0x80000000),
-                  magnitude = _mm512_andnot_si512(sign, number), largest = _mm512_castps_si512(vf_set1(0x1p30f));
-    const __mmask16 huge = _mm512_cmpgt_epi32_mask(magnitude, largest) &
-                           _mm512_cmplt_epi32_mask(magnitude, _mm512_castps_si512(vf_set1(INFINITY)));
-    const vf mapped = vf_add(vf_set1(0x1p30f), _mm512_cvtepi32_ps(_mm512_sub_epi32(magnitude, largest)));
-    const __m512i signed_again = _mm512_or_si512(_mm512_castps_si512(mapped), _mm512_and_si512(sign, number));
-    return vf_select(huge, _mm512_castsi512_ps(signed_again), bias);
-}
-
-/* products * factor + bias * bias_factor in the place of products; -inf where the bias is, and behind `count`. */
+/* products * factor + bias * bias_factor in the place of products; -inf where the bias is, and behind `count`.  What is
+ * finite stays so: no finite number of a mask hides a key. */
 static ALWAYS_INLINE void tile_add_bias(float *products, float factor, const float *bias, float bias_factor,
                                         int64_t count) {
     const vf hidden = vf_set1(-INFINITY);
@@ -91,9 +79,10 @@ static ALWAYS_INLINE void tile_add_bias(float *products, float factor, const flo
         vf score = hidden;
         if (j < count) {
             const vf own = vf_mul(vf_load(products + j * TILE), vf_set1(factor));
-            vf added = bias ? vf_load(bias + j * ICE_PANEL) : vf_zero();
-            if (bias_factor != 1.0f) added = tile_bias(added);
-            score = vf_select(vf_ge(hidden, added), hidden, vf_fma(added, vf_set1(bias_factor), own));
+            const vf added = bias ? vf_load(bias + j * ICE_PANEL) : vf_zero();
+            const vf sum = vf_fma(added, vf_set1(bias_factor), own);
+            score = vf_select(tile_finite(added) & tile_finite(own), tile_limited(sum), sum);
+            score = vf_select(vf_ge(hidden, added), hidden, score);
         }
         vf_store(products + j * TILE, score);
     }

@@ -3,8 +3,32 @@
  * The reference of a softmax moves only when a score is far above it, which the sum of the weights shows: there is no
  * pass that looks for maxima. */
 
+#include <float.h>
+
 #define LINE_BYTES 64      /* of a cache */
 #define LARGEST_SUM 256.0f /* of the weights of 32 keys; above it the reference is moved to the largest score */
+/* Scores from here on are rounded before the reference is subtracted, as it was: one operation for both would leave
+ * what rounding took, and weights of 2 to that power. */
+#define LARGEST_REFERENCE 0x1p24f
+
+static ALWAYS_INLINE vf tile_magnitude(vf x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)));
+}
+
+static ALWAYS_INLINE __mmask16 tile_finite(vf x) { return vf_ge(vf_set1(FLT_MAX), tile_magnitude(x)); }
+
+/* Within what is finite. */
+static ALWAYS_INLINE vf tile_limited(vf x) { return vf_max(vf_set1(-FLT_MAX), vf_min(vf_set1(FLT_MAX), x)); }
+
+/* products * factor, finite where they are. */
+static ALWAYS_INLINE vf tile_scaled(vf products, vf factor) {
+    const vf scaled = vf_mul(products, factor);
+    return vf_select(tile_finite(products), tile_limited(scaled), scaled);
+}
+
+static ALWAYS_INLINE __mmask16 tile_is_large(vf reference) {
+    return _mm512_cmp_ps_mask(tile_magnitude(reference), vf_set1(LARGEST_REFERENCE), _CMP_GT_OQ);
+}
 
 /* Sixteen lanes of a panel. */
 typedef struct {
@@ -111,16 +135,22 @@ static ALWAYS_INLINE vf tile_weigh(const float *products, vf factor, vf less, ui
 /* The same as tile_weights, after the references of the lanes in `large` have moved to their largest scores. */
 static ALWAYS_INLINE void tile_weights_raised(const float *products, float scale, const tile_lanes *lanes,
                                               uint16_t *unit_pairs, int step, __mmask16 large, const int parts) {
-    const vf factor = vf_set1(scale), nothing = vf_set1(-INFINITY);
-    vf top = vf_load(products);
+    const vf nothing = vf_set1(-INFINITY);
+    vf factor = vf_set1(scale), top = vf_load(products);
+    float scaled[STEP_PRODUCTS] __attribute__((aligned(64)));
     for (int j = 1; j < TILE_PAIRED; j++) top = vf_max(top, vf_load(products + j * TILE));
-    top = vf_mul(top, factor);
+    top = tile_scaled(top, factor);
     large &= _mm512_cmp_ps_mask(top, vf_load(lanes->maximum), _CMP_NLE_UQ);
     if (large) tile_raise(lanes, top, large, unit_pairs, step * TILE, parts);
     /* subtracting -inf from -inf would be NaN: with nothing visible subtract 0 */
     const vf maximum = vf_load(lanes->maximum);
     const vf less = vf_sub(vf_zero(), vf_select(vf_ge(nothing, maximum), vf_zero(), maximum));
     const tile_ahead none = {NULL, 0};
+    const __mmask16 first = tile_is_large(maximum); /* in these lanes */
+    for (int i = 0; i < STEP_PRODUCTS && first; i += TILE)
+        vf_store(scaled + i, vf_select(first, tile_scaled(vf_load(products + i), factor), vf_load(products + i)));
+    if (first) products = scaled;
+    factor = vf_select(first, vf_set1(1.0f), factor);
     const vf sum = tile_weigh(products, factor, less, unit_pairs + step * TILE_NUMBERS, none, none, parts);
     vf_store(lanes->sum, vf_add(vf_load(lanes->sum), sum));
 }
@@ -140,9 +170,9 @@ static __attribute__((noinline)) void tile_raised_of_thirds(const float *product
 static ALWAYS_INLINE void tile_weights(const float *products, float scale, const tile_lanes *lanes,
                                        uint16_t *unit_pairs, int step, tile_ahead keys, tile_ahead values,
                                        const int parts) {
-    const vf less = vf_sub(vf_zero(), vf_load(lanes->maximum));
+    const vf maximum = vf_load(lanes->maximum), less = vf_sub(vf_zero(), maximum);
     const vf sum = tile_weigh(products, vf_set1(scale), less, unit_pairs + step * TILE_NUMBERS, keys, values, parts);
-    const __mmask16 large = _mm512_cmp_ps_mask(sum, vf_set1(LARGEST_SUM), _CMP_NLE_UQ);
+    const __mmask16 large = _mm512_cmp_ps_mask(sum, vf_set1(LARGEST_SUM), _CMP_NLE_UQ) | tile_is_large(maximum);
     if (__builtin_expect(large != 0, 0))
         (parts != ICE_THIRDS ? tile_raised_of_one : tile_raised_of_thirds)(products, scale, lanes, unit_pairs, step,
                                                                            large);

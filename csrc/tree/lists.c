@@ -166,9 +166,12 @@ static icecore_status find_frame(ice_lists_builder *b, const ice_tree_plan *plan
 static icecore_status allocate_lists(const ice_tree_plan *plan, ice_tree *s) {
     const int composites = plan->composites, simples = plan->simples;
     ice_lists *lists = &s->lists;
-    lists->row = ice_owned_alloc(&s->owned, (int64_t)composites * s->count, sizeof(int32_t));
-    lists->projection = ice_owned_alloc(&s->owned, (int64_t)composites * simples * s->count, sizeof(float));
-    lists->sorted = ice_owned_alloc(&s->owned, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
+    /* what there was memory for before stays */
+    if (!lists->row) lists->row = ice_owned_alloc(&s->owned, (int64_t)composites * s->count, sizeof(int32_t));
+    if (!lists->projection)
+        lists->projection = ice_owned_alloc(&s->owned, (int64_t)composites * simples * s->count, sizeof(float));
+    if (!lists->sorted)
+        lists->sorted = ice_owned_alloc(&s->owned, (int64_t)composites * (simples - 1) * s->count, sizeof(float));
     if (!lists->row || !lists->projection || !lists->sorted) return ICECORE_ERROR_MEMORY;
     lists->composites = composites;
     lists->simples = simples;
