@@ -300,8 +300,8 @@ class Index:
 
         Vectors are compared relative to a centre and a scale, so that neither a common offset nor numbers as small as 1e-30 or
         as large as 1e37 change which are found. Their scores may lie outside float32: they become 0 or infinite. Squared
-        distances are of one scale for all vectors: where the sizes of most of a thousand differ by more than 2^32 from those of
-        most others, distances between the small ones may count as 0, and those of new large ones as infinite.
+        distances are of one scale for all vectors; a query whose neighbours are far smaller or larger than that is compared
+        with all vectors in float64.
 
         The results have `k` columns even where the index holds fewer vectors: for all of them, ask for ``k=len(index)``.
 

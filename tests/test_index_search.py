@@ -676,3 +676,36 @@ def test_many_equal_scores_are_ordered_by_id():
     index.add(np.zeros((count, 4), np.float32), ids=ids)
     found = index.search(np.zeros(4, np.float32), count, exact=True)
     np.testing.assert_array_equal(found.ids.ravel(), np.sort(ids))
+
+
+@pytest.mark.parametrize("composites", [0, 3])
+@pytest.mark.parametrize("exact", [True, False])
+def test_vectors_of_quite_another_size_do_not_decide_for_all(composites, exact):
+    """A block of vectors of 1e30 among ordinary ones, before and after they are merged, and tiny ones behind them."""
+    ordinary = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+    tiny = ordinary[:700] * np.float32(1e-12)
+    index = icecore.Index(8, metric="l2", num_composite=composites)
+    index.add(ordinary)
+    index.add(np.float32(1e30) * (1 + np.arange(1024, dtype=np.float32)[:, None] / 1024) * np.ones((1, 8), np.float32))
+    index.add(tiny)
+    every = np.concatenate([ordinary, np.float32(1e30) * (1 + np.arange(1024, dtype=np.float32)[:, None] / 1024)
+                            * np.ones((1, 8), np.float32), tiny]).astype(np.float64)
+    for _ in range(2):
+        for query in (ordinary[1500], ordinary[3] + np.float32(0.01), tiny[5] * np.float32(1.0001), np.float32(every[2500])):
+            found = index.search(query, 3, exact=exact)
+            distances = ((every - query) ** 2).sum(axis=1)
+            nearest = np.lexsort([np.arange(len(every)), distances])[:3]
+            assert found.ids.ravel().tolist() == nearest.tolist()
+            with np.errstate(over="ignore"):
+                np.testing.assert_allclose(found.scores.ravel(), distances[nearest].astype(np.float32), rtol=1e-5)
+        index.compact()
+
+
+def test_new_vectors_far_larger_than_the_others_are_told_apart():
+    index = icecore.Index(1, metric="l2")
+    index.add(np.linspace(0, 1e-8, 2000, dtype=np.float32)[:, None])
+    index.add(np.float32([[1e12], [2e12]]), ids=[5000, 5001])
+    found = index.search(np.float32([2.1e12]), 1, exact=True)
+    assert found.ids.ravel().tolist() == [5001]
+    assert found.scores.ravel() == pytest.approx(1e22, rel=1e-5)
+    assert index.search_within(np.float32([2.1e12]), 2e22).ids.tolist() == [5001]

@@ -91,10 +91,13 @@ static void answer(ice_search_space *w, int64_t q) {
     const int64_t k = call->search->k, row = ice_query_row(w, q);
     const int squared = call->index->options.metric == ICECORE_SQUARED_DISTANCE;
     int64_t found = ice_min(ice_compare_kept(w, q), k);
+    const int in_double = squared && ice_is_out_of_scale(w, q, found);
+    if (in_double) found = ice_find_in_double(w, q);
     for (int64_t i = 0; i < found; i++) {
         call->ids[row * k + i] = *ice_slot_id(&call->index->slots, w->final_slots[i]);
-        float score = w->final_scores[i] / w->scale[q];
-        call->scores[row * k + i] = squared ? -2.0f * (score / w->scale[q]) + 0.0f : score;
+        float score = w->final_scores[i];
+        if (!in_double) score /= w->scale[q];
+        call->scores[row * k + i] = squared && !in_double ? -2.0f * (score / w->scale[q]) + 0.0f : score;
     }
     for (int64_t i = found; i < k; i++) {
         call->ids[row * k + i] = -1;

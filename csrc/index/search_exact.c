@@ -1,4 +1,5 @@
 /* Exact scores: of all vectors in panels, of few one by one. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -163,4 +164,104 @@ int64_t ice_compare_kept(ice_search_space *w, int64_t q) {
     order_ties(call, w->final_scores, w->final_slots, count);
     if (call->unsure && !call->rows) call->unsure[ice_query_row(w, q)] = (uint8_t)is_unsure(w, q, scores, count);
     return count;
+}
+
+/* ---- Vectors of sizes that differ by more than float32 does ---- */
+
+/* Of halves of squared distances, whose sums of squares would lose digits. */
+#define SMALLEST_SCORE 0x1p-100f
+
+static const float *query_of(const ice_search_space *w, int64_t q) {
+    return w->call->queries + ice_query_row(w, q) * w->call->index->options.dim;
+}
+
+static int differ(const float *x, const float *y, int64_t dim) {
+    int found = 0;
+    for (int64_t t = 0; t < dim && !found; t++) found = x[t] != y[t];
+    return found;
+}
+
+int ice_is_out_of_scale(const ice_search_space *w, int64_t q, int64_t found) {
+    const ice_search_call *call = w->call;
+    const ice_slot_rows reader = {call->kernels, &call->index->slots, NULL};
+    if (found && w->final_scores[found - 1] == -INFINITY) return 1;
+    for (int64_t i = 0; i < found && w->final_scores[i] > -SMALLEST_SCORE; i++) {
+        const float *row = ice_read_slot_row(&reader, w->final_slots[i], w->rows);
+        if (differ(row, query_of(w, q), call->index->options.dim)) return 1;
+    }
+    return 0;
+}
+
+/* The nearest so far, the farthest on top; of equal ones the largest id. */
+typedef struct {
+    const ice_search_call *call;
+    double *distance;
+    int32_t *slot;
+    int64_t count;
+} nearest;
+
+static int is_nearer(const nearest *n, double distance, int32_t slot, int64_t than) {
+    if (distance != n->distance[than]) return distance < n->distance[than];
+    return id_of(n->call, slot) < id_of(n->call, n->slot[than]);
+}
+
+/* Sinks what is to stand on top of the first `count`. */
+static void place(nearest *n, double distance, int32_t slot, int64_t count) {
+    int64_t top = 0;
+    for (int64_t child; (child = 2 * top + 1) < count; top = child) {
+        if (child + 1 < count && is_nearer(n, n->distance[child], n->slot[child], child + 1)) child++;
+        if (!is_nearer(n, distance, slot, child)) break;
+        n->distance[top] = n->distance[child];
+        n->slot[top] = n->slot[child];
+    }
+    n->distance[top] = distance;
+    n->slot[top] = slot;
+}
+
+/* Before there are k: lets it rise from the end. */
+static void enter(nearest *n, double distance, int32_t slot) {
+    int64_t at = n->count++;
+    for (int64_t above; at > 0; at = above) {
+        above = (at - 1) / 2;
+        if (is_nearer(n, distance, slot, above)) break;
+        n->distance[at] = n->distance[above];
+        n->slot[at] = n->slot[above];
+    }
+    n->distance[at] = distance;
+    n->slot[at] = slot;
+}
+
+static void order(nearest *n) {
+    for (int64_t last = n->count - 1; last > 0; last--) {
+        const double distance = n->distance[last], farthest = n->distance[0];
+        const int32_t slot = n->slot[last], farthest_slot = n->slot[0];
+        place(n, distance, slot, last);
+        n->distance[last] = farthest;
+        n->slot[last] = farthest_slot;
+    }
+}
+
+int64_t ice_find_in_double(ice_search_space *w, int64_t q) {
+    const ice_search_call *call = w->call;
+    const int64_t dim = call->index->options.dim, slots = call->index->slots.count;
+    const ice_slot_rows reader = {call->kernels, &call->index->slots, NULL};
+    const float *query = query_of(w, q);
+    nearest n = {call, (double *)w->spare, w->final_slots, 0};
+    for (int64_t slot = 0; slot < slots; slot++) {
+        if (slot % ICE_KEY_BLOCK == 0 && ice_interrupted()) return 0;
+        if (!ice_is_wanted(call, (int32_t)slot)) continue;
+        const float *row = ice_read_slot_row(&reader, slot, w->rows);
+        double distance = 0.0;
+        for (int64_t t = 0; t < dim; t++) {
+            const double difference = (double)query[t] - (double)row[t];
+            distance += difference * difference;
+        }
+        w->visited[q]++;
+        if (n.count < call->search->k) enter(&n, distance, (int32_t)slot);
+        else if (is_nearer(&n, distance, (int32_t)slot, 0)) place(&n, distance, (int32_t)slot, n.count);
+    }
+    order(&n);
+    for (int64_t i = 0; i < n.count; i++)
+        w->final_scores[i] = n.distance[i] > (double)FLT_MAX ? INFINITY : (float)n.distance[i];
+    return n.count;
 }

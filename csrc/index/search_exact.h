@@ -15,5 +15,11 @@ void ice_compare_exactly(ice_search_space *w, int64_t q, const ice_tree *segment
  * do not tell apart are; of clustered and independent vectors, whatever their norms, hardly a query is. */
 #define ICE_UNSURE 4.0
 int64_t ice_compare_kept(ice_search_space *w, int64_t q);
+/* Whether a squared distance of the `found` best is out of what float32 holds on the call's scale: infinite, or next to
+ * 0 of a vector that is not the query.  The scale is one for all, and others may be of quite another size. */
+int ice_is_out_of_scale(const ice_search_space *w, int64_t q, int64_t found);
+/* The k nearest of all that are wanted in double: w->final_slots, and their squared distances in w->final_scores as far
+ * as float32 holds them; returns how many. */
+int64_t ice_find_in_double(ice_search_space *w, int64_t q);
 
 #endif
